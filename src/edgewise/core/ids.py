@@ -1,0 +1,70 @@
+"""Names of things: nodes, clients, runs, rounds, digests, tiers. Read `layout.py` next."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from enum import StrEnum
+from typing import NewType
+
+from edgewise.core.errors import InputError
+
+NodeId = NewType("NodeId", str)
+ClientId = NewType("ClientId", str)
+RunId = NewType("RunId", str)
+RequestId = NewType("RequestId", str)
+RoundNumber = NewType("RoundNumber", int)
+Epoch = NewType("Epoch", int)
+"""Incarnation of a node (its start time, ns) or of a plan (a counter); newer is larger."""
+Digest = NewType("Digest", str)
+"""`sha256` of some bytes, 64 hexadecimal characters."""
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+
+
+class Tier(StrEnum):
+    """Where a node stands, in the order data moves outward."""
+
+    DEVICE = "device"
+    EDGE = "edge"
+    CLOUD = "cloud"
+
+    @property
+    def rank(self) -> int:
+        """0 for device, 1 for edge, 2 for cloud."""
+        return TIERS.index(self)
+
+
+TIERS: tuple[Tier, ...] = (Tier.DEVICE, Tier.EDGE, Tier.CLOUD)
+
+
+def digest_of(data: bytes | bytearray | memoryview) -> Digest:
+    """Names bytes by their content.
+
+    Args:
+        data: Any bytes.
+
+    Returns:
+        The sha256 of `data` in hexadecimal.
+    """
+    return Digest(hashlib.sha256(data).hexdigest())
+
+
+def node_id(name: str) -> NodeId:
+    """Checks a node name, which becomes part of wire keys, files and certificates.
+
+    Args:
+        name: The wanted name.
+
+    Returns:
+        The same name, typed.
+
+    Raises:
+        InputError: If it is not 1-63 of `a-z 0-9 . _ -`, starting with a letter or digit.
+    """
+    if not _NAME.fullmatch(name):
+        raise InputError(
+            f"node name {name!r} is not usable in keys and certificates. Use 1-63 of the "
+            "characters a-z 0-9 . _ -, starting with a letter or a digit, e.g. 'device-1'."
+        )
+    return NodeId(name)

@@ -1,0 +1,148 @@
+"""Where an array's content comes from, as a property of the value.
+
+Every loader of examples and every door for inputs returns `Traced` arrays. Views, casts, slices, arithmetic
+and our own byte encodings keep the origin; only a computation with trained weights or a training step makes
+something new. The frame encoder asks `origins_of`, so no label has to be remembered by the code in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+Origins = frozenset[str]
+"""Data classes, e.g. {"raw"}; empty for what descends from no data source."""
+
+RAW = "raw"
+
+
+class TracedBytes(bytes):
+    """Bytes that remember the origin of what they encode."""
+
+    origins: Origins
+
+    def __new__(cls, data: bytes, origins: Iterable[str] = ()) -> TracedBytes:
+        made = super().__new__(cls, data)
+        made.origins = frozenset(origins)
+        return made
+
+
+class Traced(np.ndarray):
+    """A numpy array that remembers the data classes it descends from.
+
+    Example:
+        >>> image = traced(np.zeros((8, 8), np.float32), RAW)
+        >>> sorted(origins_of((image[1:] * 2).astype(np.uint8).tobytes()))
+        ['raw']
+    """
+
+    origins: Origins
+
+    def __array_finalize__(self, obj: Any) -> None:
+        self.origins = getattr(obj, "origins", frozenset())
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        origins = origins_of(*inputs)
+        out = kwargs.pop("out", None)
+        if out is not None:
+            kwargs["out"] = tuple(_plain(o) for o in out)
+        result = getattr(ufunc, method)(*(_plain(i) for i in inputs), **kwargs)
+        return _marked(result, origins)
+
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        origins = frozenset().union(*(origins_of(a) for a in _walk((args, kwargs))))
+        return _marked(func(*_strip(args), **_strip(kwargs)), origins)
+
+    def tobytes(self, *args: Any, **kwargs: Any) -> TracedBytes:
+        """The array's bytes, still knowing their origin."""
+        return TracedBytes(_plain(self).tobytes(*args, **kwargs), self.origins)
+
+
+def traced(array: Any, *origins: str) -> NDArray[Any]:
+    """Marks an array as descending from data classes.
+
+    Args:
+        array: Any array; it is not copied.
+        *origins: Data classes, e.g. `RAW`.
+
+    Returns:
+        A view that carries the union of its own and the new origins.
+    """
+    view = np.asarray(array).view(Traced)
+    view.origins = origins_of(array) | frozenset(origins)
+    return view
+
+
+def origins_of(*values: Any) -> Origins:
+    """The data classes that values descend from.
+
+    Args:
+        *values: Arrays (also plain views of traced ones), bytes, memoryviews, or anything else.
+
+    Returns:
+        The union of their origins; empty where nothing is known.
+    """
+    found: Origins = frozenset()
+    for value in values:
+        current = value
+        while current is not None:
+            found |= getattr(current, "origins", frozenset())
+            if isinstance(current, memoryview):
+                current = current.obj
+            else:
+                current = getattr(current, "base", None)
+    return found
+
+
+def derived(array: Any) -> NDArray[Any]:
+    """Declares an array a new thing: the output of a computation with trained weights.
+
+    Called in two places only, the stage runner and local training; the data policy then treats it
+    by what it is (a feature, an update), no longer by what it was computed from.
+
+    Args:
+        array: Any array.
+
+    Returns:
+        An untraced copy.
+    """
+    return np.array(_plain(array), copy=True, subok=False)
+
+
+def _plain(value: Any) -> Any:
+    return value.view(np.ndarray) if isinstance(value, Traced) else value
+
+
+def _strip(value: Any) -> Any:
+    if isinstance(value, Traced):
+        return _plain(value)
+    if isinstance(value, (list, tuple)):
+        return type(value)(_strip(v) for v in value)
+    if isinstance(value, dict):
+        return {k: _strip(v) for k, v in value.items()}
+    return value
+
+
+def _walk(value: Any) -> Iterator[Any]:
+    if isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _walk(inner)
+    elif isinstance(value, dict):
+        yield from _walk(list(value.values()))
+    else:
+        yield value
+
+
+def _marked(result: Any, origins: Origins) -> Any:
+    if isinstance(result, tuple):
+        return tuple(_marked(r, origins) for r in result)
+    if isinstance(result, list):
+        return [_marked(r, origins) for r in result]
+    if isinstance(result, np.ndarray) and origins:
+        marked = cast(Traced, result.view(Traced))
+        marked.origins = origins
+        return marked
+    return result

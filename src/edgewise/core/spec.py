@@ -1,0 +1,123 @@
+"""`Spec`: the words that build a part. A part never travels; its spec does."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+import msgspec
+
+from edgewise.core.errors import InputError, nearest
+from edgewise.core.ids import Digest, digest_of
+
+P = TypeVar("P")
+
+
+class Spec(msgspec.Struct, frozen=True):
+    """A part's name and the parameters that differ from nothing: `top_k(fraction=0.1)`.
+
+    Attributes:
+        name: The registry's word.
+        params: Keyword arguments; values are TOML values or specs.
+    """
+
+    name: str
+    params: dict[str, Any] = {}
+
+    def __str__(self) -> str:
+        inner = ", ".join(f"{k}={_text(v)}" for k, v in self.params.items())
+        return f"{self.name}({inner})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same words as a TOML or msgpack table: `{"name": "top_k", "fraction": 0.1}`."""
+        return {"name": self.name, **{k: _plain(v) for k, v in self.params.items()}}
+
+    @staticmethod
+    def of(value: Any) -> Spec:
+        """Reads a spec from a name, a table with `name`, or a spec.
+
+        Args:
+            value: `"int8"`, `{"name": "top_k", "fraction": 0.1}` or a Spec.
+
+        Returns:
+            The spec; nested tables with a `name` become specs too.
+
+        Raises:
+            InputError: If there is no name in it.
+        """
+        if isinstance(value, Spec):
+            return value
+        if isinstance(value, str):
+            return Spec(value)
+        if isinstance(value, Mapping) and "name" in value:
+            params = {k: _nested(v) for k, v in value.items() if k != "name"}
+            return Spec(str(value["name"]), params)
+        raise InputError(f"a part is written as a name or as a table with a 'name', found {value!r}.")
+
+    @property
+    def digest(self) -> Digest:
+        """Names what the spec builds."""
+        return digest_of(msgspec.msgpack.encode(self.to_dict(), order="deterministic"))
+
+
+def _nested(value: Any) -> Any:
+    if isinstance(value, Mapping) and "name" in value:
+        return Spec.of(value)
+    if isinstance(value, (list, tuple)):
+        return tuple(_nested(v) for v in value)
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Spec):
+        return value.to_dict()
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_text(v) for v in value) + "]"
+    return str(value) if isinstance(value, Spec) else repr(value)
+
+
+@cache
+def _plugins(kind: str) -> dict[str, Any]:
+    return {entry.name: entry.load() for entry in entry_points(group=f"edgewise.{kind}")}
+
+
+def build(kind: str, registry: Mapping[str, Callable[..., P]], value: Any) -> P:
+    """Builds a part from its words with the registry's builder or a plug-in's.
+
+    Args:
+        kind: What it is, for messages and the entry-point group: `codecs`, `algorithms`, …
+        registry: Built-in builders by name.
+        value: Anything `Spec.of` reads; nested specs of the same kind are built first.
+
+    Returns:
+        The part.
+
+    Raises:
+        InputError: If the name or a parameter is unknown; the nearest is suggested.
+    """
+    spec = Spec.of(value)
+    builders: dict[str, Callable[..., P]] = {**_plugins(kind), **registry}
+    if spec.name not in builders:
+        raise InputError(f"{kind} has no {spec.name!r}.{nearest(spec.name, builders)}")
+    builder = builders[spec.name]
+    accepted = inspect.signature(builder).parameters
+    args: list[Any] = []
+    params = dict(spec.params)
+    variadic = next((p.name for p in accepted.values() if p.kind is p.VAR_POSITIONAL), None)
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    for key in params:
+        if key not in accepted and not open_ended:
+            raise InputError(f"{spec.name} takes no {key!r}.{nearest(key, accepted)}")
+    if variadic is not None and variadic in params:
+        args = [build(kind, registry, v) if isinstance(v, Spec) else v for v in params.pop(variadic)]
+    params = {k: build(kind, registry, v) if isinstance(v, Spec) else v for k, v in params.items()}
+    return builder(*args, **params)

@@ -1,0 +1,1 @@
+"""The machines: membership, agent, coordinator, store."""

@@ -1,0 +1,1 @@
+"""Answering requests along a plan: profiler, stages, session, exits, fallback."""

@@ -1,0 +1,1 @@
+"""The loop that joins both halves: drift, hard examples, labels, gate, rollout."""

@@ -1,0 +1,1 @@
+"""What is trained and served: the task contract, the ONNX graph, a small zoo, model versions."""

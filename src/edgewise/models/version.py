@@ -1,0 +1,81 @@
+"""`ModelVersion`: a trained model as a value: digests, lineage, plan evidence, gate result."""
+
+from __future__ import annotations
+
+import msgspec
+
+from edgewise.core.ids import Digest, RunId
+
+
+class ExitEvidence(msgspec.Struct, frozen=True):
+    """How one exit behaved on calibration data, under one codec at the cut before it.
+
+    Attributes:
+        exit_index: 0 is the first exit; the last is the model's end.
+        codec: Spec text of the codec at the cut in front of the exit; "none" if uncut.
+        accuracy: Accuracy of the examples that leave here; NaN if none does.
+        accuracy_all: Accuracy if all examples left here.
+        exit_fraction: Share of all examples that leave here under `threshold`.
+        threshold: Confidence (top-1 softmax) needed to leave here; 0 for the last exit.
+        num_examples: Calibration examples behind these numbers.
+    """
+
+    exit_index: int
+    codec: str
+    accuracy: float
+    accuracy_all: float
+    exit_fraction: float
+    threshold: float
+    num_examples: int
+
+
+class GateResult(msgspec.Struct, frozen=True):
+    """Paired comparison of a candidate with a reference on the same examples.
+
+    Attributes:
+        passed: Whether the candidate may serve.
+        num_examples: Pairs compared.
+        reference_only_right: Reference right, candidate wrong.
+        candidate_only_right: Candidate right, reference wrong.
+        upper_bound_points: One-sided 95 % bound of the loss of accuracy, in percentage points.
+        limit_points: What the bound had to stay within.
+        reason: One sentence.
+    """
+
+    passed: bool
+    num_examples: int
+    reference_only_right: int
+    candidate_only_right: int
+    upper_bound_points: float
+    limit_points: float
+    reason: str
+
+
+class ModelVersion(msgspec.Struct, frozen=True):
+    """One version of a model.
+
+    Attributes:
+        number: Counter in the registry, from 1.
+        graph: Digest of the ONNX bytes, exits as outputs, weights inside.
+        weights: Digest of the flat float32 vector.
+        task: Task name.
+        run: Which run made it.
+        parent: Version it started from; 0 if from scratch.
+        training_domain: `cloud`, `hierarchical`, `edge` or `device`.
+        data: Which clients and how many examples each, by name.
+        evidence: Per exit and codec.
+        gate: Result of its gate; None before.
+        origin: `trained`, or `imported` for a user's own ONNX file.
+    """
+
+    number: int
+    graph: Digest
+    weights: Digest
+    task: str
+    run: RunId = RunId("")
+    parent: int = 0
+    training_domain: str = "hierarchical"
+    data: dict[str, int] = {}
+    evidence: tuple[ExitEvidence, ...] = ()
+    gate: GateResult | None = None
+    origin: str = "trained"

@@ -1,0 +1,1 @@
+"""Where to cut and where to run: profiles in, plans with predictions out. Pure."""

@@ -1,0 +1,1 @@
+"""Who may join and what may leave: certificates, signatures, access rules, data policy."""

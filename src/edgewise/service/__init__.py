@@ -1,0 +1,1 @@
+"""The HTTP face: the Open Inference Protocol and the report page."""

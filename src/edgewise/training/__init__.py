@@ -1,0 +1,1 @@
+"""Federated training: five parts joined by a protocol."""

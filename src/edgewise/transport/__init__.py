@@ -1,0 +1,1 @@
+"""How messages move: frames, key layout, loopback, zenoh, shaped links, bulk by digest."""

@@ -1,0 +1,277 @@
+"""A frame: one typed message with its tensors, versioned, length-limited, digest-checked, signable.
+
+    "EW" version:u8 flags:u8 header_length:u32 | header (msgpack) | message (msgpack) | tensors | digest 16 | signature
+
+The message is a msgspec struct of the layer that speaks; a frame does not know which. Tensors travel as raw
+little-endian bytes. A frame whose tensor descends from a data source that may not leave is refused by
+`encode_frame`, whatever the caller believes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.core.errors import FrameRefused
+from edgewise.core.ids import Epoch, NodeId
+from edgewise.core.provenance import Origins, origins_of
+from edgewise.ledger.entry import Purpose
+
+VERSION = 1
+MAX_FRAME_BYTES = 64 * 2**20
+MAGIC = b"EW"
+_PREFIX_BYTES = 8
+_DIGEST_BYTES = 16
+_MAX_DIMENSIONS = 8
+_DTYPES = frozenset(
+    ["float32", "float16", "float64", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "bool"]
+)
+
+M = TypeVar("M", bound=msgspec.Struct)
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A named array on its way over a link, with the data classes it descends from.
+
+    Attributes:
+        name: The receiver's key.
+        array: Any shape; a dtype of `_DTYPES`.
+        origins: Data classes; filled from the array itself, may only be added to.
+    """
+
+    name: str
+    array: NDArray[Any]
+    origins: Origins = frozenset()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "origins", self.origins | origins_of(self.array))
+
+
+class _TensorHeader(msgspec.Struct, frozen=True, array_like=True):
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    origins: tuple[str, ...] = ()
+
+
+class _Header(msgspec.Struct, frozen=True, array_like=True):
+    kind: str
+    purpose: Purpose
+    sender: NodeId
+    epoch: Epoch
+    sequence: int
+    deadline_s: float | None
+    run: str
+    message_bytes: int
+    tensors: tuple[_TensorHeader, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One message between two nodes.
+
+    Attributes:
+        kind: The message's tag, e.g. `update`; routes it and names it in the ledger.
+        message: msgpack bytes of the message struct.
+        tensors: What travels beside the message.
+        purpose: Priority class.
+        sender: Name of the sending node; proved by `signature` where state changes.
+        epoch: The sender's incarnation.
+        sequence: Counter of the sender's signed frames in this incarnation.
+        deadline_s: Seconds of work left when sent; None where the work has no deadline.
+        run: Run, version or plan it belongs to; for the ledger.
+        signature: Over everything before it; empty if unsigned.
+        signed_bytes: The exact bytes `signature` covers, kept by `decode_frame`.
+    """
+
+    kind: str
+    message: bytes = b"\xc0"
+    tensors: tuple[Tensor, ...] = ()
+    purpose: Purpose = Purpose.CONTROL
+    sender: NodeId = NodeId("")
+    epoch: Epoch = Epoch(0)
+    sequence: int = 0
+    deadline_s: float | None = None
+    run: str = ""
+    signature: bytes = b""
+    signed_bytes: bytes = field(default=b"", repr=False, compare=False)
+
+    def read(self, as_type: type[M]) -> M:
+        """Decodes the message.
+
+        Args:
+            as_type: The struct expected for this kind.
+
+        Returns:
+            The message.
+
+        Raises:
+            FrameRefused: If it is not one.
+        """
+        try:
+            return msgspec.msgpack.decode(self.message, type=as_type)
+        except msgspec.MsgspecError as error:
+            raise FrameRefused(
+                f"message {self.kind!r} from {self.sender!r} is not a {as_type.__name__}: {error}."
+            ) from error
+
+    def array(self, name: str) -> NDArray[Any]:
+        """One tensor by name.
+
+        Raises:
+            FrameRefused: If the frame has none of that name.
+        """
+        for tensor in self.tensors:
+            if tensor.name == name:
+                return tensor.array
+        raise FrameRefused(f"frame {self.kind!r} from {self.sender!r} carries no tensor {name!r}.")
+
+    @property
+    def origins(self) -> Origins:
+        """Data classes of all its tensors."""
+        return frozenset().union(*(t.origins for t in self.tensors))
+
+
+def make_frame(
+    kind: str,
+    message: msgspec.Struct | None = None,
+    tensors: Mapping[str, NDArray[Any]] | Iterable[Tensor] = (),
+    **fields: Any,
+) -> Frame:
+    """Makes a frame from a message struct and arrays.
+
+    Args:
+        kind: The message's tag.
+        message: Any msgspec struct.
+        tensors: Arrays by name, or `Tensor`s.
+        **fields: Other fields of `Frame`.
+
+    Returns:
+        The frame, unsigned and without sender (the transport's owner fills them).
+    """
+    if isinstance(tensors, Mapping):
+        tensors = tuple(Tensor(name, array) for name, array in tensors.items())
+    return Frame(kind, msgspec.msgpack.encode(message), tuple(tensors), **fields)
+
+
+def encode_frame(
+    frame: Frame,
+    *,
+    sign: Callable[[bytes], bytes] | None = None,
+    allow: Callable[[Origins], None] | None = None,
+) -> bytes:
+    """Writes a frame.
+
+    Args:
+        frame: What to send.
+        sign: Makes the signature; None leaves the frame unsigned.
+        allow: Raises PolicyViolation if data of these origins may not take this link; None refuses every origin.
+
+    Returns:
+        The bytes.
+
+    Raises:
+        PolicyViolation: From `allow`.
+        FrameRefused: If a dtype cannot travel, or the frame is larger than `MAX_FRAME_BYTES`, or carries
+            traced data and `allow` is None.
+    """
+    origins = frame.origins
+    if origins and allow is None:
+        raise FrameRefused(
+            f"frame {frame.kind!r} carries data of class {sorted(origins)} over a link without a data policy. "
+            "Give the transport a policy that grants it."
+        )
+    if allow is not None:
+        allow(origins)
+    headers, parts = [], []
+    for tensor in frame.tensors:
+        array = np.ascontiguousarray(np.asarray(tensor.array))
+        if str(array.dtype) not in _DTYPES:
+            raise FrameRefused(f"tensor {tensor.name!r} has dtype {array.dtype}, which cannot travel.")
+        shape = tuple(tensor.array.shape)
+        headers.append(_TensorHeader(tensor.name, str(array.dtype), shape, tuple(sorted(tensor.origins))))
+        parts.append(array.reshape(-1).view(np.uint8).data)
+    header = msgspec.msgpack.encode(
+        _Header(
+            frame.kind, frame.purpose, frame.sender, frame.epoch, frame.sequence, frame.deadline_s,
+            frame.run, len(frame.message), tuple(headers),
+        )
+    )  # fmt: skip
+    prefix = MAGIC + bytes((VERSION, 1 if sign else 0)) + len(header).to_bytes(4, "little")
+    content = b"".join((prefix, header, frame.message, *parts))
+    if len(content) > MAX_FRAME_BYTES:
+        raise FrameRefused(
+            f"frame {frame.kind!r} would have {len(content):,} bytes, the limit is {MAX_FRAME_BYTES:,}. "
+            "Send large values as a blob: announce the digest and let the receiver pull it."
+        )
+    signed = content + hashlib.blake2b(content, digest_size=_DIGEST_BYTES).digest()
+    return signed + sign(signed) if sign else signed
+
+
+def decode_frame(data: bytes | memoryview, *, max_bytes: int = MAX_FRAME_BYTES) -> Frame:
+    """Reads a frame; nothing in it is trusted before its digest and lengths are checked.
+
+    Args:
+        data: The bytes.
+        max_bytes: Length limit of this door.
+
+    Returns:
+        The frame; arrays are read-only views of `data`. The signature is kept, not verified.
+
+    Raises:
+        FrameRefused: If version, length, digest, dtype or shape is wrong.
+    """
+    data = bytes(data)
+    if len(data) > max_bytes + 4096 or len(data) < _PREFIX_BYTES + _DIGEST_BYTES or data[:2] != MAGIC:
+        raise FrameRefused(f"{len(data):,} bytes are not a frame of at most {max_bytes:,} bytes.")
+    if data[2] != VERSION:
+        raise FrameRefused(f"frame has version {data[2]}, this node speaks {VERSION}. Update the older node.")
+    start = _PREFIX_BYTES + int.from_bytes(data[4:8], "little")
+    try:
+        header = msgspec.msgpack.decode(data[_PREFIX_BYTES:start], type=_Header)
+    except msgspec.MsgspecError as error:
+        raise FrameRefused(f"frame header is not readable: {error}.") from error
+    offset = start + header.message_bytes
+    sizes = [_tensor_bytes(t) for t in header.tensors]
+    end = offset + sum(sizes)
+    signed_end = end + _DIGEST_BYTES
+    if header.message_bytes < 0 or signed_end > len(data) or (not data[3] and signed_end != len(data)):
+        raise FrameRefused(
+            f"frame {header.kind!r} from {header.sender!r} has {len(data):,} bytes, its header says {signed_end:,}."
+        )
+    if hashlib.blake2b(data[:end], digest_size=_DIGEST_BYTES).digest() != data[end:signed_end]:
+        raise FrameRefused(
+            f"frame {header.kind!r} from {header.sender!r} does not match its digest; it was changed on the way."
+        )
+    tensors = []
+    for meta, size in zip(header.tensors, sizes, strict=True):
+        array = np.frombuffer(data, np.dtype(meta.dtype), size // np.dtype(meta.dtype).itemsize, offset)
+        tensors.append(Tensor(meta.name, array.reshape(meta.shape), frozenset(meta.origins)))
+        offset += size
+    return Frame(
+        header.kind, data[start : start + header.message_bytes], tuple(tensors), header.purpose, header.sender,
+        header.epoch, header.sequence, header.deadline_s, header.run, data[signed_end:], data[:signed_end],
+    )  # fmt: skip
+
+
+def _tensor_bytes(meta: _TensorHeader) -> int:
+    if meta.dtype not in _DTYPES or len(meta.shape) > _MAX_DIMENSIONS or any(n < 0 for n in meta.shape):
+        raise FrameRefused(
+            f"tensor {meta.name!r} has dtype {meta.dtype!r} and shape {meta.shape}, which cannot travel."
+        )
+    size = np.dtype(meta.dtype).itemsize
+    for n in meta.shape:
+        size *= n
+    return size
+
+
+def stamped(frame: Frame, *, sender: NodeId, epoch: Epoch, sequence: int = 0) -> Frame:
+    """The same frame with its sender's name, incarnation and counter."""
+    return replace(frame, sender=sender, epoch=epoch, sequence=sequence)

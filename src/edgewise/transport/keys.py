@@ -1,0 +1,52 @@
+"""The one key layout. Every key of a fleet is made here and documented here.
+
+    ew/{fleet}/alive/{tier}/{node}/{epoch}      liveliness token of a node's incarnation
+    ew/{fleet}/node/{node}/{service}            query: one service of one node
+    ew/{fleet}/event/{node}                     publication: what a node tells whoever listens
+
+Services: `info` capability and certificate · `control` orders (signed) · `report` updates and folded sums to a
+server (signed) · `stage` one stage of a plan · `blob` chunks by digest · `progress` the worker's counter.
+Access rules let a node serve only `node/{its own name}/**` and declare only `alive/*/{its own name}/*`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgewise.core.ids import Epoch, NodeId, Tier
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Keys of one fleet.
+
+    Attributes:
+        fleet: The fleet's name; fleets on one fabric do not hear each other.
+    """
+
+    fleet: str = "main"
+
+    def alive(self, tier: Tier | str, node: NodeId | str, epoch: Epoch | str) -> str:
+        """Token of an incarnation; `"*"` in any place makes an expression to watch."""
+        return f"ew/{self.fleet}/alive/{tier}/{node}/{epoch}"
+
+    def service(self, node: NodeId | str, service: str) -> str:
+        """A service of a node; `"*"` as node asks all."""
+        return f"ew/{self.fleet}/node/{node}/{service}"
+
+    def event(self, node: NodeId | str) -> str:
+        """What a node publishes; `"*"` listens to all."""
+        return f"ew/{self.fleet}/event/{node}"
+
+    @staticmethod
+    def read_alive(key: str) -> tuple[Tier, NodeId, Epoch]:
+        """Parts of a token's key.
+
+        Args:
+            key: As made by `alive`.
+
+        Returns:
+            Tier, node and incarnation.
+        """
+        *_, tier, node, epoch = key.split("/")
+        return Tier(tier), NodeId(node), Epoch(int(epoch))

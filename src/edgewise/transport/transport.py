@@ -1,0 +1,86 @@
+"""The contract of everything that moves frames: loopback, shaped loopback, zenoh (plain, TLS, through a shaped link).
+
+Keys are made by `keys.py`; `*` stands for one chunk of a key. Handlers run on the event loop that opened the transport.
+The smallest complete implementation is `loopback.py`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from edgewise.transport.frame import Frame
+
+QueryHandler = Callable[[Frame], Awaitable[Frame]]
+"""Answers one query. An EdgewiseError it raises reaches the asker as RemoteError with code and message."""
+FrameHandler = Callable[[str, Frame], None]
+"""Takes (key, frame) of a publication."""
+PresenceHandler = Callable[[str, bool], None]
+"""Takes (token key, True when it appeared / False when it is gone)."""
+
+
+class Registration(Protocol):
+    """Something declared on a transport."""
+
+    async def close(self) -> None:
+        """Takes the declaration back."""
+        ...
+
+
+class Transport(ABC):
+    """One node's way to the others. Open with `async with`."""
+
+    @abstractmethod
+    async def query(self, key: str, frame: Frame, *, timeout_s: float) -> Frame:
+        """Asks the one node that serves `key`.
+
+        Args:
+            key: A service key.
+            frame: The question; its purpose decides its priority, answers inherit it.
+            timeout_s: Deadline of the work, at most; never infinite.
+
+        Returns:
+            The answer.
+
+        Raises:
+            Unreachable: If nobody serves the key, or the server is lost before it answered.
+            DeadlineExceeded: If no answer came by then.
+            RemoteError: If the handler raised.
+            FrameRefused: If the answer is not a frame.
+            PolicyViolation: If the frame carries data that may not take this link.
+        """
+
+    @abstractmethod
+    async def query_all(self, key: str, frame: Frame, *, timeout_s: float) -> list[Frame]:
+        """Asks every node that serves a key matching the expression; refusals and failures are left out."""
+
+    @abstractmethod
+    async def serve(self, key: str, handler: QueryHandler) -> Registration:
+        """Answers queries on `key` until closed."""
+
+    @abstractmethod
+    async def publish(self, key: str, frame: Frame) -> None:
+        """Tells whoever listens; small frames only, nothing waits for a slow listener."""
+
+    @abstractmethod
+    async def subscribe(self, key: str, handler: FrameHandler) -> Registration:
+        """Hears publications whose key matches the expression."""
+
+    @abstractmethod
+    async def declare_presence(self, key: str) -> Registration:
+        """Holds a liveliness token at `key` until closed or until this process is gone."""
+
+    @abstractmethod
+    async def watch_presence(self, key: str, handler: PresenceHandler) -> Registration:
+        """Reports tokens matching the expression: those there already, then each change."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Takes everything back; idempotent."""
+
+    async def __aenter__(self) -> Transport:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
