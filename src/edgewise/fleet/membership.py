@@ -1,0 +1,164 @@
+"""The coordinator's view of the fleet, as a pure step.
+
+Alive: the liveliness token is there and the worker moves. Gone: the token is gone (killed in milliseconds, frozen or
+cut off after the transport's lease). Suspected: the token is there but the worker has work and its counter stands
+still over `STALL_OBSERVATIONS` consecutive answers. A node that comes back with a newer epoch is alive again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+import msgspec
+
+from edgewise.core.ids import Epoch, NodeId, Tier
+from edgewise.fleet.messages import NodeInfo, Progress
+
+STALL_OBSERVATIONS = 3
+"""Consecutive equal counters of a busy worker until it is suspected; asked once a second while work is awaited."""
+
+
+class NodeState(StrEnum):
+    """What is believed of a node."""
+
+    ALIVE = "alive"
+    GONE = "gone"
+    SUSPECTED = "suspected"
+
+
+class NodeAppeared(msgspec.Struct, frozen=True, tag=True):
+    """A liveliness token appeared."""
+
+    node: NodeId
+    tier: Tier
+    epoch: Epoch
+
+
+class NodeVanished(msgspec.Struct, frozen=True, tag=True):
+    """A liveliness token is gone."""
+
+    node: NodeId
+    epoch: Epoch
+
+
+class NodeDescribed(msgspec.Struct, frozen=True, tag=True):
+    """A node told who it is."""
+
+    info: NodeInfo
+
+
+class ProgressObserved(msgspec.Struct, frozen=True, tag=True):
+    """A node's worker told its counter."""
+
+    node: NodeId
+    progress: Progress
+
+
+Event = NodeAppeared | NodeVanished | NodeDescribed | ProgressObserved
+
+
+class AskInfo(msgspec.Struct, frozen=True, tag=True):
+    """Ask a node who it is."""
+
+    node: NodeId
+
+
+class NodeLost(msgspec.Struct, frozen=True, tag=True):
+    """Tell whoever counts on a node that it cannot."""
+
+    node: NodeId
+    cause: str
+
+
+class NodeReady(msgspec.Struct, frozen=True, tag=True):
+    """Tell whoever waits for a node that it is here and known."""
+
+    info: NodeInfo
+
+
+Action = AskInfo | NodeLost | NodeReady
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One node as believed."""
+
+    node: NodeId
+    tier: Tier
+    epoch: Epoch
+    state: NodeState = NodeState.ALIVE
+    info: NodeInfo | None = None
+    cause: str = ""
+    counter: int = -1
+    stalls: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """All nodes ever seen, by name."""
+
+    members: dict[NodeId, Member] = field(default_factory=dict)
+
+    def alive(self, tier: Tier | None = None) -> tuple[Member, ...]:
+        """Members that are alive and described, in the order of their names."""
+        return tuple(
+            m
+            for _, m in sorted(self.members.items())
+            if m.state is NodeState.ALIVE and m.info is not None and (tier is None or m.tier is tier)
+        )
+
+
+def step(state: Membership, event: Event) -> tuple[Membership, tuple[Action, ...]]:
+    """Folds one event into the view.
+
+    Args:
+        state: The view so far.
+        event: What happened.
+
+    Returns:
+        The next view, and what to do.
+    """
+    match event:
+        case NodeAppeared(node, tier, epoch):
+            known = state.members.get(node)
+            if known is not None and (known.epoch > epoch or (known.epoch == epoch and known.state is NodeState.ALIVE)):
+                return state, ()
+            return _with(state, Member(node, tier, epoch)), (AskInfo(node),)
+        case NodeVanished(node, epoch):
+            known = state.members.get(node)
+            if known is None or known.epoch != epoch or known.state is NodeState.GONE:
+                return state, ()
+            cause = f"{node} is unreachable: its liveliness token is gone (process ended, frozen or cut off)"
+            return _with(state, replace(known, state=NodeState.GONE, cause=cause)), (NodeLost(node, cause),)
+        case NodeDescribed(info):
+            known = state.members.get(info.node)
+            if known is None or known.epoch > info.epoch:
+                return state, ()
+            return _with(state, replace(known, info=info, epoch=info.epoch)), (NodeReady(info),)
+        case ProgressObserved(node, progress):
+            return _observe(state, node, progress)
+
+
+def _observe(state: Membership, node: NodeId, progress: Progress) -> tuple[Membership, tuple[Action, ...]]:
+    known = state.members.get(node)
+    if known is None or known.state is NodeState.GONE:
+        return state, ()
+    moved = progress.counter != known.counter or not progress.busy
+    stalls = 0 if moved else known.stalls + 1
+    observed = replace(known, counter=progress.counter, stalls=stalls)
+    if moved:
+        back = known.state is NodeState.SUSPECTED and known.info is not None
+        observed = replace(observed, state=NodeState.ALIVE, cause="")
+        return _with(state, observed), ((NodeReady(known.info),) if back and known.info else ())
+    if stalls >= STALL_OBSERVATIONS and known.state is NodeState.ALIVE:
+        cause = (
+            f"{node} answers but its worker hangs: counter {progress.counter} did not move over "
+            f"{stalls} answers while it was to {progress.work or 'work'}"
+        )
+        return _with(state, replace(observed, state=NodeState.SUSPECTED, cause=cause)), (NodeLost(node, cause),)
+    return _with(state, observed), ()
+
+
+def _with(state: Membership, member: Member) -> Membership:
+    return Membership({**state.members, member.node: member})

@@ -1,0 +1,279 @@
+"""One node's process: identity, uplinks, signed messages, services. Roles (trainer, aggregator, …) register handlers here.
+
+A node serves on one uplink at a time: its home, or a standby while home is away (`uplink.py` decides). Every frame that
+changes state is checked where it arrives: certificate by our authority, name, tier, incarnation, sequence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+
+from edgewise.core.errors import EdgewiseError, FrameRefused, IdentityRefused, PolicyViolation, Unreachable
+from edgewise.core.ids import Epoch, NodeId, Tier
+from edgewise.fleet.messages import InfoRequest, Message, NodeInfo, Progress, ProgressRequest, kind_of
+from edgewise.ledger.entry import FrameCounter, Purpose
+from edgewise.security.identity import Identity, Verifier
+from edgewise.transport.blobs import FolderBlobs
+from edgewise.transport.bulk import fetch_blob, serve_blobs
+from edgewise.transport.frame import Frame, Tensor, make_frame
+from edgewise.transport.keys import Keys
+from edgewise.transport.transport import Registration, Transport
+
+log = logging.getLogger("edgewise.fleet")
+Arrays = Mapping[str, np.ndarray[Any, Any]] | Sequence[Tensor]
+Answer = tuple[Message, Arrays]
+Handler = Callable[[Any, Frame, NodeInfo], Awaitable[Answer | Message]]
+M = TypeVar("M", bound=Message)
+
+ORDER_TIMEOUT_S = 10.0
+"""Longest a node may take to take an order or a report (not to carry it out)."""
+
+
+@dataclass(slots=True)
+class Route:
+    """One kind of message on one service.
+
+    Attributes:
+        message: Its struct.
+        handler: (message, frame, sender's info) -> answer.
+        tiers: Tiers that may send it; None lets anybody who is certified.
+    """
+
+    message: type[Message]
+    handler: Handler
+    tiers: frozenset[Tier] | None
+
+
+@dataclass(slots=True)
+class Node:
+    """A node at run time.
+
+    Attributes:
+        identity: Name, tier and key.
+        epoch: This incarnation.
+        keys: Key layout.
+        uplinks: Home first, then standbys; a router node has one.
+        blobs: Values by digest.
+        verifier: Checks what others sign.
+        counter: Counts every frame.
+        describe: Makes this node's info.
+        progress: Makes the worker's counter.
+    """
+
+    identity: Identity
+    epoch: Epoch
+    keys: Keys
+    uplinks: list[Transport]
+    blobs: FolderBlobs
+    verifier: Verifier
+    counter: FrameCounter
+    describe: Callable[[], NodeInfo]
+    progress: Callable[[], Progress] = lambda: Progress(0, False)
+    attached: int = 0
+    _routes: dict[str, dict[str, Route]] = field(default_factory=dict)
+    _registrations: list[Registration] = field(default_factory=list)
+    _known: dict[NodeId, NodeInfo] = field(default_factory=dict)
+    _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+    refused: dict[str, int] = field(default_factory=dict)
+    on_failure: Callable[[str, BaseException], None] | None = None
+
+    @property
+    def name(self) -> NodeId:
+        """This node's name."""
+        return self.identity.node
+
+    @property
+    def transport(self) -> Transport:
+        """The uplink in use."""
+        return self.uplinks[self.attached]
+
+    def route(
+        self, service: str, message: type[M], handler: Callable[[M, Frame, NodeInfo], Awaitable[Answer | Message]], *tiers: Tier
+    ) -> None:
+        """Registers who handles a kind of message.
+
+        Args:
+            service: `control` or `report`.
+            message: The struct.
+            handler: Called on the event loop.
+            *tiers: Tiers that may send it; none given lets anybody certified.
+        """
+        self._routes.setdefault(service, {})[kind_of(message)] = Route(message, handler, frozenset(tiers) or None)
+
+    async def attach(self, index: int) -> None:
+        """Serves on an uplink: services, blobs and the liveliness token.
+
+        Args:
+            index: Which uplink; what was declared elsewhere is taken back.
+        """
+        await self.detach()
+        self.attached = index
+        transport = self.transport
+        for service in self._routes:
+            key = self.keys.service(self.name, service)
+            self._registrations.append(await transport.serve(key, self._dispatcher(service)))
+        self._registrations.append(await transport.serve(self.keys.service(self.name, "info"), self._answer_info))
+        self._registrations.append(await transport.serve(self.keys.service(self.name, "progress"), self._answer_progress))
+        self._registrations.append(await serve_blobs(transport, self.keys.service(self.name, "blob"), self.blobs))
+        token = self.keys.alive(self.identity.tier, self.name, self.epoch)
+        self._registrations.append(await transport.declare_presence(token))
+
+    async def detach(self) -> None:
+        """Takes every declaration back."""
+        while self._registrations:
+            registration = self._registrations.pop()
+            with contextlib.suppress(EdgewiseError):
+                await registration.close()
+
+    async def send(
+        self,
+        node: NodeId,
+        service: str,
+        message: Message,
+        tensors: Arrays = (),
+        *,
+        purpose: Purpose = Purpose.CONTROL,
+        timeout_s: float = ORDER_TIMEOUT_S,
+        run: str = "",
+    ) -> Frame:
+        """Sends a signed message to a node's service and waits for its answer.
+
+        Args:
+            node: To whom.
+            service: `control` or `report`.
+            message: What.
+            tensors: What travels beside it.
+            purpose: Priority class.
+            timeout_s: Deadline for the answer.
+            run: Run it belongs to, for the ledger.
+
+        Returns:
+            The answering frame, unread.
+
+        Raises:
+            TransportError: As `Transport.query`.
+        """
+        frame = make_frame(kind_of(message), message, tensors, purpose=purpose, run=run, deadline_s=timeout_s)
+        return await self.transport.query(self.keys.service(node, service), frame, timeout_s=timeout_s)
+
+    async def ask(self, node: NodeId, service: str, message: Message, answer: type[M], tensors: Arrays = (), **how: Any) -> M:
+        """`send`, then reads the answer as a struct."""
+        return (await self.send(node, service, message, tensors, **how)).read(answer)
+
+    async def fetch(self, ref: Any, *, progress: Callable[[int, int], None] | None = None) -> bytes:
+        """Pulls a blob from whoever holds it, unless it is here already.
+
+        Args:
+            ref: A `BlobRef`.
+            progress: Called with (bytes here, bytes in all).
+
+        Returns:
+            The bytes.
+        """
+        if not self.blobs.has(ref.digest):
+            key = self.keys.service(ref.holder, "blob")
+            await fetch_blob(self.transport, key, ref.digest, ref.size_bytes, self.blobs, progress=progress)
+        return self.blobs.read(ref.digest)
+
+    async def info_of(self, node: NodeId, *, fresh: bool = False) -> NodeInfo:
+        """Who a node is; asked once, its certificate checked, then remembered.
+
+        Args:
+            node: Whom.
+            fresh: Ask again.
+
+        Returns:
+            Its info.
+
+        Raises:
+            IdentityRefused: If its certificate is not by our authority or names another node or tier.
+            Unreachable: If it does not answer.
+        """
+        if fresh or node not in self._known:
+            reply = await self.transport.query(
+                self.keys.service(node, "info"), make_frame(kind_of(InfoRequest), InfoRequest()), timeout_s=ORDER_TIMEOUT_S
+            )
+            info = reply.read(NodeInfo)
+            proven, tier = self.verifier.learn(info.certificate.encode())
+            if proven != node or info.node != node or tier != info.tier:
+                self._refuse(f"{node} presents the certificate of {proven} ({tier})")
+                raise IdentityRefused(
+                    f"{node!r} ({info.tier}) presents a certificate of {proven!r} ({tier}). "
+                    "Each node needs its own certificate; issue one with `edgewise ca issue`."
+                )
+            self._known[node] = info
+        return self._known[node]
+
+    def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        """Runs something beside; what it raises is logged and reported, never lost."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._reap)
+        return task
+
+    async def close(self) -> None:
+        """Ends tasks, takes declarations back, closes the uplinks."""
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.detach()
+        for transport in self.uplinks:
+            await transport.close()
+
+    def _reap(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() or task.exception() is None:
+            return
+        error = task.exception()
+        assert error is not None
+        log.error("%s: %s failed: %s: %s", self.name, task.get_name(), type(error).__name__, error)
+        if self.on_failure is not None:
+            self.on_failure(task.get_name(), error)
+
+    def _dispatcher(self, service: str) -> Callable[[Frame], Awaitable[Frame]]:
+        async def dispatch(frame: Frame) -> Frame:
+            route = self._routes[service].get(frame.kind)
+            if route is None:
+                known = ", ".join(sorted(self._routes[service]))
+                raise FrameRefused(f"{self.name} takes no {frame.kind!r} on {service}. It takes {known}.")
+            sender = await self._verified(frame, route)
+            answer = await route.handler(frame.read(route.message), frame, sender)
+            message, tensors = answer if isinstance(answer, tuple) else (answer, ())
+            return make_frame(kind_of(message), message, tensors, purpose=frame.purpose, run=frame.run)
+
+        return dispatch
+
+    async def _verified(self, frame: Frame, route: Route) -> NodeInfo:
+        try:
+            known = self._known.get(frame.sender)
+            sender = await self.info_of(frame.sender, fresh=known is not None and known.epoch != frame.epoch)
+            self.verifier.check(frame.sender, frame.epoch, frame.sequence, frame.signature, frame.signed_bytes)
+        except (IdentityRefused, Unreachable) as error:
+            self._refuse(f"{frame.kind} in the name of {frame.sender or 'nobody'}")
+            log.warning("%s refuses %s in the name of %s: %s", self.name, frame.kind, frame.sender, error)
+            raise IdentityRefused(str(error), node=frame.sender) from error
+        if route.tiers is not None and sender.tier not in route.tiers:
+            self._refuse(f"{frame.kind} by {frame.sender}, a {sender.tier}")
+            raise PolicyViolation(
+                f"{frame.sender!r} is a {sender.tier}, {frame.kind!r} is taken from "
+                f"{', '.join(sorted(route.tiers))} only. Send it from a node of that tier."
+            )
+        return sender
+
+    def _refuse(self, what: str) -> None:
+        self.refused[what] = self.refused.get(what, 0) + 1
+
+    async def _answer_info(self, _: Frame) -> Frame:
+        info = self.describe()
+        return make_frame(kind_of(info), info)
+
+    async def _answer_progress(self, _: Frame) -> Frame:
+        progress = self.progress()
+        return make_frame(kind_of(ProgressRequest), progress)
