@@ -1,0 +1,83 @@
+# Every target sets up what it needs. Needs Python 3.11+ and make, nothing else.
+#   make demo          the whole loop on this machine        make test    everything that keeps it true
+#   make check         format, lint, types, layers           make smoke   examples and README, briefly
+# PYTHON=python3.12 chooses the interpreter. TORCH_INDEX=https://download.pytorch.org/whl/cpu fetches PyTorch's small
+# CPU build where the default package index offers only the large CUDA one.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_VERSION := 2.13.0
+TORCH_INDEX ?=
+DEMO_ARGS ?=
+TEST_ARGS ?=
+BENCH_ARGS ?= --short
+
+BIN := $(VENV)/bin
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --progress-bar off
+READY := $(VENV)/.edgewise-ready
+# One thread per process: the processes of a fleet share the cores.
+THREADS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.PHONY: demo test check bench bench-peers chaos smoke no-torch docs clean setup
+.DEFAULT_GOAL := test
+
+setup: $(READY)
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "Edgewise needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true). Run: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "setup 1/4  virtual environment in $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "setup 2/4  torch $(TORCH_VERSION) (first and alone, so that nothing else chooses its build)"
+	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==$(TORCH_VERSION)
+	@echo "setup 3/4  pinned requirements"
+	@$(PIP) -r requirements.lock
+	@echo "setup 4/4  edgewise itself"
+	@$(PIP) --no-deps -e .
+	@touch $@
+
+demo: $(READY)
+	@$(THREADS) $(BIN)/edgewise demo $(DEMO_ARGS)
+
+test: $(READY)
+	@$(THREADS) $(BIN)/python -m pytest --doctest-modules src tests $(TEST_ARGS)
+
+check: $(READY)
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: $(READY)
+	@set -e; for file in benchmarks/[a-z]*.py; do name=$$(basename $$file .py); \
+	  grep -q '__main__' $$file || continue; \
+	  echo "== $$name"; $(THREADS) $(BIN)/python -m benchmarks.$$name $(BENCH_ARGS); done
+
+# Peers live in environments of their own under .venvs/; they are never a dependency of ours.
+bench-peers: $(READY)
+	@set -e; for file in benchmarks/peers/requirements-*.txt; do \
+	  name=$$(basename $$file .txt); name=$${name#requirements-}; echo "peer $$name"; \
+	  test -x .venvs/$$name/bin/python || $(PYTHON) -m venv .venvs/$$name; \
+	  PIP_DISABLE_PIP_VERSION_CHECK=1 .venvs/$$name/bin/python -m pip install --quiet --progress-bar off -r $$file; done
+
+chaos: $(READY)
+	@$(THREADS) $(BIN)/python -m pytest -m live $(TEST_ARGS) tests
+
+smoke: $(READY)
+	@$(THREADS) $(BIN)/python -m pytest $(TEST_ARGS) tests/docs $(wildcard tests/examples)
+
+# Proves that a node without torch profiles, plans and serves: the lock has no torch line, so this environment has none.
+no-torch: $(READY)
+	@echo "no-torch 1/2  an environment without torch in .venvs/no-torch"
+	@test -x .venvs/no-torch/bin/python || $(PYTHON) -m venv .venvs/no-torch
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 .venvs/no-torch/bin/python -m pip install --quiet --progress-bar off -r requirements.lock
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 .venvs/no-torch/bin/python -m pip install --quiet --progress-bar off --no-deps -e .
+	@echo "no-torch 2/2  profile, plan, serve and infer there"
+	@$(THREADS) EDGEWISE_NO_TORCH_PYTHON=$(CURDIR)/.venvs/no-torch/bin/python $(BIN)/python -m pytest tests/live/test_no_torch.py $(TEST_ARGS)
+
+# Regenerates what is printed from the code: the CLI reference.
+docs: $(READY)
+	@$(BIN)/python docs/reference/generate.py
+
+clean:
+	rm -rf $(VENV) .venvs demo-report build dist bench-out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

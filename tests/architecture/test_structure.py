@@ -1,0 +1,107 @@
+"""The shape of the source tree: layers, light imports, docstrings, file lengths."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[2] / "src" / "edgewise"
+FILES = sorted(SOURCE.rglob("*.py"))
+HEAVY = {
+    "torch",
+    "scipy",
+    "sklearn",
+    "matplotlib",
+    "igraph",
+    "litestar",
+    "uvicorn",
+    "sqlalchemy",
+    "onnxruntime",
+    "zenoh",
+    "pandas",
+}
+LONG_FILES: dict[str, str] = {}
+"""Path below src/edgewise -> why it may be longer than 400 lines."""
+FORBIDDEN = re.compile("/" + r"work/|\." + r"library\b|/root/|/home/\w+/")
+"""Paths of one machine say nothing to a reader on another."""
+
+
+def name_of(file: Path) -> str:
+    return file.relative_to(SOURCE).as_posix()
+
+
+def modules_after(code: str) -> set[str]:
+    script = f"import sys\n{code}\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    return {name.partition(".")[0] for name in done.stdout.split()}
+
+
+def test_arrows_between_packages_point_one_way() -> None:
+    import_linter = Path(sys.executable).parent / "lint-imports"
+    done = subprocess.run(
+        [import_linter, "--no-cache"], cwd=SOURCE.parents[1], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+@pytest.mark.parametrize("code", ["import edgewise", "from edgewise.cli.main import run; run(['--help'])"])
+def test_importing_edgewise_pulls_nothing_heavy(code: str) -> None:
+    assert not modules_after(code) & HEAVY
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_a_module_says_what_lives_in_it(file: Path) -> None:
+    assert ast.get_docstring(ast.parse(file.read_text()))
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_a_file_is_short_enough_to_read(file: Path) -> None:
+    lines = len(file.read_text().splitlines())
+    assert lines <= 400 or LONG_FILES.get(name_of(file)), f"{lines} lines: split it by idea, or say why in LONG_FILES"
+
+
+def test_long_files_are_listed_only_while_they_are_long() -> None:
+    listed = {name: len((SOURCE / name).read_text().splitlines()) for name in LONG_FILES}
+    assert all(lines > 400 for lines in listed.values()), listed
+
+
+def public_definitions(file: Path) -> Iterator[tuple[str, str | None]]:
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            yield node.name, ast.get_docstring(node)
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_every_public_name_has_a_docstring(file: Path) -> None:
+    assert [name for name, text in public_definitions(file) if not text] == []
+
+
+def test_no_module_is_called_by_a_word_that_says_nothing() -> None:
+    vague = {"utils", "util", "helpers", "common", "misc", "base", "manager"}
+    assert [name_of(file) for file in FILES if file.stem in vague] == []
+
+
+def tracked_text(root: Path) -> Iterator[tuple[str, str]]:
+    listing = subprocess.run(["git", "ls-files"], cwd=root, capture_output=True, text=True, check=True, timeout=60)
+    for name in listing.stdout.splitlines():
+        file = root / name
+        if file.is_file() and file.suffix not in {".png", ".npz", ".onnx", ".gz"}:
+            yield name, file.read_text()
+
+
+def test_nothing_names_the_path_of_one_machine(repository: Path) -> None:
+    if not (repository / ".git").exists():
+        pytest.skip("not a git checkout")
+    found = [name for name, text in tracked_text(repository) if FORBIDDEN.search(text)]
+    assert found == []
+
+
+def test_no_pickle_anywhere() -> None:
+    calls = re.compile(r"\bimport (pickle|dill|cloudpickle|marshal)\b|allow_pickle=True|weights_only=False")
+    assert [name_of(file) for file in FILES if calls.search(file.read_text())] == []

@@ -1,0 +1,101 @@
+"""The door of the command line: help, misuse, errors, exit codes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from edgewise.cli import main
+from edgewise.core.errors import PlanInfeasible
+
+
+def failing_verb(error: BaseException) -> Any:
+    app = main.make_app()
+
+    @app.command()
+    def command(as_json: bool = main.typer.Option(False, "--json")) -> None:
+        raise error
+
+    return main.typer.main.get_command(app)
+
+
+def run_failing(monkeypatch: pytest.MonkeyPatch, error: BaseException, *args: str) -> int:
+    monkeypatch.setattr(main, "available_verbs", lambda: ["plan"])
+    monkeypatch.setattr(main, "load_verb", lambda verb: failing_verb(error))
+    return main.run(["plan", *args])
+
+
+def test_help_lists_the_verbs_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {verb} " in shown for verb in main.available_verbs())
+
+
+def test_no_verb_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run([]) == 0
+    assert "Usage: edgewise" in capsys.readouterr().out
+
+
+def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["--version"]) == 0
+    assert capsys.readouterr().out == f"edgewise {main.__version__}\n"
+
+
+def test_an_unknown_verb_is_misuse_and_the_nearest_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["docto"]) == 2
+    assert "there is no verb 'docto'. Did you mean 'doctor'?" in capsys.readouterr().err
+
+
+def test_an_unknown_option_is_misuse(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["doctor", "--jsn"]) == 2
+    assert "No such option: --jsn" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", main.available_verbs())
+def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = main.load_verb(verb)
+    for words in [[verb, name] for name in getattr(command, "commands", {})] or [[verb]]:
+        assert main.run([*words, "--help"]) == 0
+        shown = capsys.readouterr().out
+        assert "Example:\n" in shown
+        assert f"    edgewise {' '.join(words)}" in shown
+        assert "--json" in shown
+
+
+def test_our_error_is_a_sentence_with_its_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_failing(monkeypatch, PlanInfeasible("no plan. Allow more.", limit="energy")) == 1
+    assert capsys.readouterr().err == "error [plan.infeasible]: no plan. Allow more.\n"
+
+
+def test_json_asks_for_the_error_envelope(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_failing(monkeypatch, PlanInfeasible("no plan.", limit="energy"), "--json") == 1
+    envelope = json.loads(capsys.readouterr().err)
+    assert envelope == {"code": "plan.infeasible", "message": "no plan.", "fields": {"limit": "energy"}}
+
+
+def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_failing(monkeypatch, KeyboardInterrupt()) == 130
+
+
+def test_a_missing_file_is_named_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = FileNotFoundError(2, "No such file or directory", "job.toml")
+    assert run_failing(monkeypatch, error) == 1
+    assert "cannot use 'job.toml': No such file or directory." in capsys.readouterr().err
+
+
+def test_a_missing_torch_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_failing(monkeypatch, ModuleNotFoundError("No module named 'torch'", name="torch")) == 1
+    assert "torch is not installed, and only training needs it" in capsys.readouterr().err
+
+
+def test_another_missing_module_is_our_bug_and_shows_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModuleNotFoundError):
+        run_failing(monkeypatch, ModuleNotFoundError("No module named 'x'", name="x"))

@@ -1,0 +1,27 @@
+"""What every test may ask for; nothing here touches the network or another process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# One thread per process, before any BLAS is loaded: a fleet's processes share the cores, and so do tests.
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The folder that holds pyproject.toml."""
+    return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of larger real data, or a skip that says what to set."""
+    folder = os.environ.get("EDGEWISE_DATA")
+    if not folder:
+        pytest.skip("EDGEWISE_DATA is not set; this test needs the larger data sets")
+    return Path(folder)
