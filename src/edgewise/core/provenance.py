@@ -90,10 +90,7 @@ def origins_of(*values: Any) -> Origins:
         current = value
         while current is not None:
             found |= getattr(current, "origins", frozenset())
-            if isinstance(current, memoryview):
-                current = current.obj
-            else:
-                current = getattr(current, "base", None)
+            current = current.obj if isinstance(current, memoryview) else getattr(current, "base", None)
     return found
 
 

@@ -17,8 +17,8 @@ class Seeds:
         path: Names from the root, e.g. `("round", "3", "client", "device-1")`.
 
     Example:
-        >>> a = Seeds(1).at("round", 3).rng().integers(100)
-        >>> a == Seeds(1).at("round").at(3).rng().integers(100)
+        >>> a = int(Seeds(1).at("round", 3).rng().integers(100))
+        >>> a == int(Seeds(1).at("round").at(3).rng().integers(100))
         True
     """
 

@@ -1,0 +1,45 @@
+"""Files that are either whole or absent: what Edgewise keeps on disk is written through here."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+
+def write_atomic(path: str | Path, data: bytes, *, mode: int = 0o644) -> Path:
+    """Writes a file that a crash leaves either as it was or complete.
+
+    The bytes go to a temporary file of the same folder, reach the disk, and take the name in one step.
+
+    Args:
+        path: Where; missing folders are made.
+        data: The content.
+        mode: Permission bits; 0o600 for keys. They hold from the first byte on.
+
+    Returns:
+        The path.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+    return path
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,152 @@
+"""What a node's certificate says, and the one way to read it.
+
+    subject          CN = tier ("device", "edge", "cloud"), O = fleet
+    alternative      URI edgewise://{fleet}/{tier}/{node}, and for a node that listens its DNS names and addresses
+    key              P-256; signs frames and opens TLS links
+    purpose          client; server too on tiers that listen (edge, cloud)
+
+The tier is the common name because Zenoh's access rules match common names exactly and cannot change while a
+router runs (`docs/decisions/0002-certificate-names.md`). Issuing is in `authority.py`, checking in `identity.py`.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import ipaddress
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from edgewise.core.errors import InputError, nearest
+from edgewise.core.ids import NodeId, Tier, node_id
+
+SCHEME = "edgewise"
+SIGNATURE = ec.ECDSA(hashes.SHA256())
+"""Of certificates and frames: P-256 signs in a third of Ed25519's time here, and rustls takes both."""
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Whom a certificate names.
+
+    Attributes:
+        fleet: The fleet; also the authority's.
+        tier: Where the node stands.
+        node: The node's name, unique in the fleet.
+    """
+
+    fleet: str
+    tier: Tier
+    node: NodeId
+
+    @property
+    def uri(self) -> str:
+        """`edgewise://{fleet}/{tier}/{node}`."""
+        return f"{SCHEME}://{self.fleet}/{self.tier}/{self.node}"
+
+    @staticmethod
+    def of_uri(uri: str) -> Subject:
+        """Reads the name a certificate carries.
+
+        Raises:
+            InputError: If it is not `edgewise://fleet/tier/node`.
+        """
+        parts = urlsplit(uri)
+        names = parts.path.strip("/").split("/")
+        if parts.scheme != SCHEME or len(names) != 2 or names[0] not in {tier.value for tier in Tier}:
+            raise InputError(f"{uri!r} does not name a node. Needed is '{SCHEME}://fleet/tier/node'.")
+        return Subject(parts.netloc, Tier(names[0]), node_id(names[1]))
+
+    @property
+    def distinguished(self) -> x509.Name:
+        """The X.509 subject: common name = tier."""
+        return x509.Name(
+            [
+                x509.NameAttribute(NameOID.ORGANIZATION_NAME, self.fleet),
+                x509.NameAttribute(NameOID.COMMON_NAME, self.tier.value),
+            ]
+        )
+
+
+def subject_of(document: x509.Certificate | x509.CertificateSigningRequest) -> Subject:
+    """The node a certificate or request names.
+
+    Args:
+        document: Either; nothing in it is verified here.
+
+    Returns:
+        Fleet, tier and node.
+
+    Raises:
+        InputError: If it names none, or several.
+    """
+    uris = [name.value for name in _alternatives(document) if isinstance(name, x509.UniformResourceIdentifier)]
+    if len(uris) != 1:
+        raise InputError(f"a node's certificate names exactly one node, found {uris}. Issue it with 'edgewise ca'.")
+    return Subject.of_uri(uris[0])
+
+
+def hosts_of(document: x509.Certificate | x509.CertificateSigningRequest) -> tuple[str, ...]:
+    """DNS names and addresses under which the node may listen."""
+    return tuple(
+        str(name.value) for name in _alternatives(document) if isinstance(name, (x509.DNSName, x509.IPAddress))
+    )
+
+
+def alternative_names(subject: Subject, hosts: tuple[str, ...]) -> x509.SubjectAlternativeName:
+    """The extension that carries the node's name and its hosts."""
+    return x509.SubjectAlternativeName([x509.UniformResourceIdentifier(subject.uri), *map(_host, hosts)])
+
+
+def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """A private key as PKCS 8 PEM, which rustls reads."""
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def certificate_pem(certificate: x509.Certificate | x509.CertificateSigningRequest) -> bytes:
+    """The PEM of a certificate or request."""
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def tier_of(name: str) -> Tier:
+    """Reads a tier as a user writes it.
+
+    Raises:
+        InputError: If there is no such tier.
+    """
+    tiers = {tier.value: tier for tier in Tier}
+    if name not in tiers:
+        raise InputError(f"{name!r} is not a tier.{nearest(name, tiers)}")
+    return tiers[name]
+
+
+def purposes_of(tier: Tier) -> x509.ExtendedKeyUsage:
+    """Devices only dial; edges and clouds listen too, so only their keys can be a TLS server."""
+    listens = [ExtendedKeyUsageOID.SERVER_AUTH] if tier is not Tier.DEVICE else []
+    return x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH, *listens])
+
+
+def utc_now() -> dt.datetime:
+    """The wall clock certificates are judged by."""
+    return dt.datetime.now(dt.UTC)
+
+
+def _host(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
+
+
+def _alternatives(document: x509.Certificate | x509.CertificateSigningRequest) -> list[x509.GeneralName]:
+    try:
+        return list(document.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+    except x509.ExtensionNotFound:
+        return []

@@ -1,0 +1,56 @@
+"""A window over (epoch, sequence): each signed frame of a sender counts once, in any order, late ones not at all."""
+
+from __future__ import annotations
+
+import msgspec
+
+WINDOW = 1024
+"""Frames of one sender may overtake each other by this many."""
+
+
+class ReplayWindow(msgspec.Struct, frozen=True):
+    """What was seen of one sender, as a value that can be stored with the log.
+
+    Attributes:
+        epoch: The newest incarnation seen.
+        newest: The largest sequence number of that incarnation.
+        seen: Bit i is set if `newest - i` was seen.
+
+    Reference:
+        Kent, "IP Encapsulating Security Payload (ESP)", RFC 4303, section 3.4.3 (anti-replay window).
+        Differs: a newer incarnation of the sender starts a new window.
+    """
+
+    epoch: int = -1
+    newest: int = -1
+    seen: bytes = b""
+
+    def take(self, epoch: int, sequence: int) -> ReplayWindow | str:
+        """Accepts a frame, or says why not.
+
+        Args:
+            epoch: The frame's incarnation of its sender.
+            sequence: Its number in that incarnation, from 0.
+
+        Returns:
+            The next window, or `"stale_epoch"`, `"replayed"` or `"too_late"`.
+        """
+        if epoch < self.epoch:
+            return "stale_epoch"
+        if epoch > self.epoch:
+            return ReplayWindow(epoch, sequence, b"\x01")
+        bits = int.from_bytes(self.seen, "little")
+        if sequence > self.newest:
+            bits = (bits << min(sequence - self.newest, WINDOW)) | 1
+            return _window(epoch, sequence, bits)
+        age = self.newest - sequence
+        if age >= WINDOW:
+            return "too_late"
+        if bits >> age & 1:
+            return "replayed"
+        return _window(epoch, self.newest, bits | 1 << age)
+
+
+def _window(epoch: int, newest: int, bits: int) -> ReplayWindow:
+    bits &= (1 << WINDOW) - 1
+    return ReplayWindow(epoch, newest, bits.to_bytes((bits.bit_length() + 7) // 8, "little"))

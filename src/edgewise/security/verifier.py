@@ -1,0 +1,340 @@
+"""Who signed a frame: `Verifier` knows others' certificates and takes each signed frame of theirs once.
+
+A transport layer above passes the fields of its frames; this file knows no frame. Every refusal is an
+`IdentityRefused` whose `fields["reason"]` is one of `Reason`, is counted by (claimed name, proven name, reason)
+and is logged under `edgewise.security` with both names.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from enum import StrEnum
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from edgewise.core.errors import IdentityRefused, InputError
+from edgewise.core.ids import Tier
+from edgewise.security.certificates import SIGNATURE, Subject, subject_of, utc_now
+from edgewise.security.replay import ReplayWindow
+
+LOG = logging.getLogger("edgewise.security")
+_MAX_SUSPECTS = 64
+"""Keys tried to name the real signer of a forged frame; bounds what a flood can cost."""
+_MAX_COUNTED = 4096
+"""Distinct (claimed, proven, reason) counted; further ones fall under `…`."""
+
+
+class Reason(StrEnum):
+    """Why an identity was refused; stable words for callers, each with its own sentence."""
+
+    MISSING = "missing_certificate"
+    UNREADABLE = "unreadable_certificate"
+    WRONG_AUTHORITY = "wrong_authority"
+    WRONG_FLEET = "wrong_fleet"
+    WRONG_PURPOSE = "wrong_purpose"
+    WRONG_NAME = "wrong_name"
+    WRONG_TIER = "wrong_tier"
+    NOT_YET_VALID = "not_yet_valid"
+    EXPIRED = "expired"
+    REVOKED = "revoked"
+    UNSIGNED = "unsigned"
+    FORGED = "forged"
+    STALE_EPOCH = "stale_epoch"
+    REPLAYED = "replayed"
+    TOO_LATE = "too_late"
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    subject: Subject
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePublicKey
+
+
+class Verifier:
+    """What one node knows of others' certificates, and the frames it has taken from them; any thread may use it."""
+
+    def __init__(
+        self,
+        ca_pem: bytes,
+        *,
+        revoked: bytes | Collection[int] = (),
+        windows: dict[str, ReplayWindow] | None = None,
+        now: Callable[[], dt.datetime] = utc_now,
+    ) -> None:
+        """Makes a verifier.
+
+        Args:
+            ca_pem: The fleet's authority.
+            revoked: The authority's signed list (`revoked.crl`), or serial numbers.
+            windows: Replay windows of an earlier process, by sender, as `windows` gave them.
+            now: The wall clock.
+
+        Raises:
+            IdentityRefused: If the list is not signed by the authority.
+        """
+        self._ca = _read_certificate(ca_pem, "the authority")
+        self._now = now
+        self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._windows = dict(windows or {})
+        self._refused: Counter[tuple[str, str, str]] = Counter()
+        self._lock = threading.RLock()
+        self.revoke(revoked)
+
+    def revoke(self, revoked: bytes | Collection[int]) -> None:
+        """Replaces the list of revoked certificates.
+
+        Args:
+            revoked: `revoked.crl`, PEM, or serial numbers.
+
+        Raises:
+            IdentityRefused: If the list is not signed by the authority.
+        """
+        self._revoked = frozenset(_read_revocations(revoked, self._ca) if isinstance(revoked, bytes) else revoked)
+
+    def learn(self, certificate_pem: bytes, *, expected: str | None = None) -> Subject:
+        """Takes a node's certificate, after checking authority, validity, purpose, fleet and revocation.
+
+        Args:
+            certificate_pem: As the node shows it.
+            expected: The name under which it was shown; None where there was none.
+
+        Returns:
+            Whom it names. A newer certificate of the same name replaces the older.
+
+        Raises:
+            IdentityRefused: With the reason; counted and logged.
+        """
+        claimed = expected or "?"
+        try:
+            certificate = _read_certificate(certificate_pem, repr(claimed))
+            subject = self._judge(certificate)
+        except IdentityRefused as error:
+            self._count(claimed, "nobody", error)
+            raise
+        if expected is not None and subject.node != expected:
+            misnamed = _refusal(
+                Reason.WRONG_NAME,
+                f"{expected!r} showed the certificate of {subject.node!r}. Start the node with its own folder.",
+            )
+            self._count(expected, subject.node, misnamed)
+            raise misnamed
+        key = certificate.public_key()
+        assert isinstance(key, ec.EllipticCurvePublicKey)
+        with self._lock:
+            self._known[subject.node] = _Known(subject, certificate, key)
+            self._known.move_to_end(subject.node)
+        return subject
+
+    def check(
+        self,
+        sender: str,
+        epoch: int,
+        sequence: int,
+        signature: bytes,
+        signed_bytes: bytes,
+        *,
+        tiers: Collection[Tier] = tuple(Tier),
+        link: str = "",
+    ) -> Subject:
+        """Checks that a frame is from whom it says, is new, and may come from that tier.
+
+        Args:
+            sender: The name the frame claims.
+            epoch: The sender's incarnation.
+            sequence: The frame's number in it.
+            signature: The frame's signature; empty if unsigned.
+            signed_bytes: What it covers.
+            tiers: Tiers that may send this kind.
+            link: Name of the neighbour it came through, where known; for the log.
+
+        Returns:
+            Whom the certificate names.
+
+        Raises:
+            IdentityRefused: With the reason; counted and logged with the claimed and the proven name.
+        """
+        with self._lock:
+            known = self._known.get(sender)
+        error, proven = self._judge_frame(known, sender, signature, signed_bytes, tiers)
+        if error is None:
+            assert known is not None
+            error, proven = self._take(sender, epoch, sequence), sender
+            if error is None:
+                return known.subject
+        self._count(sender, proven or link or "nobody", error)
+        raise error
+
+    def knows(self, node: str) -> bool:
+        """Whether a certificate of that name was learned."""
+        with self._lock:
+            return node in self._known
+
+    @property
+    def windows(self) -> dict[str, ReplayWindow]:
+        """Replay windows by sender; store them where a restart must not take a frame twice."""
+        with self._lock:
+            return dict(self._windows)
+
+    @property
+    def refused(self) -> dict[tuple[str, str, str], int]:
+        """How many were refused, by (claimed name, proven name or link, reason)."""
+        with self._lock:
+            return dict(self._refused)
+
+    def _judge(self, certificate: x509.Certificate) -> Subject:
+        try:
+            certificate.verify_directly_issued_by(self._ca)
+        except (ValueError, TypeError, InvalidSignature):
+            raise _refusal(
+                Reason.WRONG_AUTHORITY,
+                f"the certificate of {_name(certificate)} was not issued by this fleet's authority. "
+                "Issue one with the authority whose ca.pem this node has.",
+            ) from None
+        self._judge_validity(certificate)
+        try:
+            subject = subject_of(certificate)
+        except InputError as error:
+            raise _refusal(Reason.UNREADABLE, error.message) from None
+        fleet = self._ca.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)[0].value
+        if subject.fleet != fleet:
+            raise _refusal(Reason.WRONG_FLEET, f"{subject.node!r} is of fleet {subject.fleet!r}, this is {fleet!r}.")
+        if not _is_client(certificate):
+            raise _refusal(
+                Reason.WRONG_PURPOSE,
+                f"the certificate of {subject.node!r} is not for nodes. Issue one with 'edgewise ca issue'.",
+            )
+        return subject
+
+    def _judge_validity(self, certificate: x509.Certificate) -> None:
+        name, now = _name(certificate), self._now()
+        if now > certificate.not_valid_after_utc:
+            raise _refusal(
+                Reason.EXPIRED,
+                f"the certificate of {name} expired {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC. "
+                "Issue a new one with 'edgewise ca issue'.",
+            )
+        if now < certificate.not_valid_before_utc:
+            raise _refusal(
+                Reason.NOT_YET_VALID,
+                f"the certificate of {name} is valid from {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC, "
+                f"this node's clock says {now:%Y-%m-%d %H:%M}. Set the clock.",
+            )
+        if certificate.serial_number in self._revoked:
+            raise _refusal(Reason.REVOKED, f"the certificate of {name} was revoked. Issue a new one if it may return.")
+
+    def _judge_frame(
+        self, known: _Known | None, sender: str, signature: bytes, signed_bytes: bytes, tiers: Collection[Tier]
+    ) -> tuple[IdentityRefused | None, str]:
+        if not signature:
+            return _refusal(
+                Reason.UNSIGNED, f"a frame claims to be from {sender!r} and is not signed. Frames of this kind are."
+            ), ""
+        if known is None:
+            proven = self._signer(signature, signed_bytes)
+            return _refusal(
+                Reason.MISSING,
+                f"no certificate of {sender!r} is known, its frame is signed by {proven or 'nobody known'}. "
+                "Have the node show its certificate first.",
+            ), proven
+        if not _is_signed(known, signature, signed_bytes):
+            proven = self._signer(signature, signed_bytes)
+            return _refusal(
+                Reason.FORGED,
+                f"a frame claims to be from {sender!r} and is signed by {proven or 'nobody known'}. It was refused.",
+            ), proven
+        try:
+            self._judge_validity(known.certificate)
+        except IdentityRefused as error:
+            return error, sender
+        if known.subject.tier not in tiers:
+            allowed = ", ".join(sorted(tiers))
+            return _refusal(
+                Reason.WRONG_TIER,
+                f"{sender!r} is of tier {known.subject.tier.value}, frames of this kind come from {allowed}.",
+            ), sender
+        return None, sender
+
+    def _take(self, sender: str, epoch: int, sequence: int) -> IdentityRefused | None:
+        with self._lock:
+            window = self._windows.get(sender, ReplayWindow())
+            taken = window.take(epoch, sequence)
+            if isinstance(taken, ReplayWindow):
+                self._windows[sender] = taken
+                return None
+        return _refusal(
+            Reason(taken),
+            f"frame {sequence} of {sender!r}, epoch {epoch}, is {taken.replace('_', ' ')}: the newest taken is "
+            f"{window.newest} of epoch {window.epoch}. Send it again under a new number.",
+        )
+
+    def _signer(self, signature: bytes, signed_bytes: bytes) -> str:
+        with self._lock:
+            suspects = list(reversed(self._known.values()))[:_MAX_SUSPECTS]
+        return next((k.subject.node for k in suspects if _is_signed(k, signature, signed_bytes)), "")
+
+    def _count(self, claimed: str, proven: str, error: IdentityRefused) -> None:
+        key = (claimed, proven, str(error.fields["reason"]))
+        with self._lock:
+            if key not in self._refused and len(self._refused) >= _MAX_COUNTED:
+                key = ("…", "…", key[2])
+            self._refused[key] += 1
+            times = self._refused[key]
+        error.fields.update(claimed=claimed, proven=proven)
+        if times & (times - 1) == 0:  # 1st, 2nd, 4th, … : a flood does not fill the disk
+            LOG.warning("refused %s: claimed %r, proven %r, %d times: %s", key[2], claimed, proven, times, error)
+
+
+def _refusal(reason: Reason, message: str) -> IdentityRefused:
+    return IdentityRefused(message, reason=reason.value)
+
+
+def _is_signed(known: _Known, signature: bytes, signed_bytes: bytes) -> bool:
+    try:
+        known.key.verify(signature, signed_bytes, SIGNATURE)
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _is_client(certificate: x509.Certificate) -> bool:
+    try:
+        usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound:
+        return False
+    return ExtendedKeyUsageOID.CLIENT_AUTH in usage and isinstance(certificate.public_key(), ec.EllipticCurvePublicKey)
+
+
+def _name(certificate: x509.Certificate) -> str:
+    try:
+        return repr(str(subject_of(certificate).node))
+    except InputError:
+        return repr(certificate.subject.rfc4514_string())
+
+
+def _read_certificate(pem: bytes, whose: str) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(pem)
+    except ValueError:
+        what = "no certificate" if not pem else "something that is not a certificate"
+        reason = Reason.UNREADABLE if pem else Reason.MISSING
+        raise _refusal(reason, f"{whose} showed {what}. Issue one with 'edgewise ca issue'.") from None
+
+
+def _read_revocations(crl_pem: bytes, ca: x509.Certificate) -> tuple[int, ...]:
+    key = ca.public_key()
+    try:
+        crl = x509.load_pem_x509_crl(crl_pem)
+    except ValueError as error:
+        raise _refusal(Reason.UNREADABLE, f"the revocation list is not readable: {error}.") from None
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not crl.is_signature_valid(key):
+        raise _refusal(Reason.WRONG_AUTHORITY, "the revocation list is not signed by this fleet's authority.")
+    return tuple(entry.serial_number for entry in crl)
