@@ -1,0 +1,72 @@
+"""Exact pieces of an ONNX graph: the nodes between given and wanted tensors, with their constants, unchanged."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from edgewise.core.errors import GraphError
+from edgewise.models.load import reads
+
+if TYPE_CHECKING:
+    from edgewise.models.graph import Graph, Tensor
+
+_IR_WITH_CONSTANT_INITIALIZERS = 4
+
+
+def extract_model(graph: Graph, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> bytes:
+    """What `Graph.extract` does; see there."""
+    import onnx
+
+    for name in (*inputs, *outputs):
+        graph.tensor(name)
+    if not outputs:
+        raise GraphError(f"a piece of graph {graph.name!r} must have at least one output tensor.")
+    kept, used = _backwards(graph, set(inputs), outputs)
+    whole = graph.model
+    piece = onnx.ModelProto()
+    piece.CopyFrom(whole)
+    piece.graph.Clear()
+    # Initializers that are not listed as inputs are constants only from this version of the format on.
+    piece.ir_version = max(whole.ir_version, _IR_WITH_CONSTANT_INITIALIZERS)
+    piece.graph.name = whole.graph.name or "piece"
+    piece.graph.node.extend(whole.graph.node[i] for i in kept)
+    piece.graph.initializer.extend(i for i in whole.graph.initializer if i.name in used)
+    piece.graph.sparse_initializer.extend(i for i in whole.graph.sparse_initializer if i.values.name in used)
+    piece.graph.input.extend(_value_info(graph.tensors[name]) for name in inputs)
+    piece.graph.output.extend(_value_info(graph.tensors[name]) for name in outputs)
+    data: bytes = piece.SerializeToString()
+    return data
+
+
+def _backwards(graph: Graph, given: set[str], outputs: tuple[str, ...]) -> tuple[list[int], set[str]]:
+    """Indices of the nodes that `outputs` need when `given` is there, and every name they read."""
+    nodes = graph.model.graph.node
+    producer = {o: i for i, node in enumerate(nodes) for o in node.output if o}
+    known = {i.name for i in graph.model.graph.initializer}
+    known |= {i.values.name for i in graph.model.graph.sparse_initializer}
+    kept, used, todo = set[int](), set[str](), [o for o in outputs if o not in given]
+    while todo:
+        name = todo.pop()
+        if name in used or name in given:
+            continue
+        used.add(name)
+        if name in producer:
+            if producer[name] not in kept:
+                kept.add(producer[name])
+                todo.extend(reads(nodes[producer[name]]))
+        elif name not in known:
+            raise GraphError(
+                f"the piece {sorted(given)} to {list(outputs)} of graph {graph.name!r} also needs {name!r}, which "
+                "is not given. Add it to the inputs, or cut at tensors that separate the graph."
+            )
+    return sorted(kept), used
+
+
+def _value_info(tensor: Tensor) -> Any:
+    import numpy as np
+    from onnx import helper
+
+    shape: list[int | str] = list(tensor.shape)
+    if tensor.symbolic_batch:
+        shape[0] = "batch"
+    return helper.make_tensor_value_info(tensor.name, helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)), shape)
