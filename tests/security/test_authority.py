@@ -50,14 +50,14 @@ def test_an_authority_is_not_overwritten(authority: Authority) -> None:
 
 
 def test_a_missing_authority_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no usable certificate authority .* Make one with 'edgewise ca init'"):
+    with pytest.raises(InputError, match=r"no usable certificate authority .* Make one with 'edgewise ca init'"):
         Authority.load(tmp_path)
 
 
 def test_an_authority_with_a_foreign_key_is_refused(authority: Authority, tmp_path: Path) -> None:
     create_authority(tmp_path / "ca", "other")
     shutil.copy(authority.folder / "ca.key", tmp_path / "ca" / "ca.key")
-    with pytest.raises(InputError, match="do not belong together. Restore both files"):
+    with pytest.raises(InputError, match=r"do not belong together. Restore both files"):
         Authority.load(tmp_path / "ca")
 
 
@@ -117,5 +117,5 @@ def test_a_uri_that_names_no_node_is_refused() -> None:
 
 def test_a_misspelt_tier_gets_a_suggestion() -> None:
     assert tier_of("edge") is Tier.EDGE
-    with pytest.raises(InputError, match="'devise' is not a tier. Did you mean 'device'"):
+    with pytest.raises(InputError, match=r"'devise' is not a tier. Did you mean 'device'"):
         tier_of("devise")

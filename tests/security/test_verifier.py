@@ -30,7 +30,7 @@ def verifier(authority: Authority, device: Identity, edge: Identity) -> Verifier
 def test_a_signed_frame_is_accepted_once(verifier: Verifier, device: Identity) -> None:
     signature = device.sign(b"frame")
     assert 64 <= len(signature) <= 72
-    assert verifier.check("device-1", 1, 0, signature, b"frame") == device.subject
+    assert verifier.check("device-1", 1, 0, signature, b"frame") == ("device-1", Tier.DEVICE)
     with pytest.raises(IdentityRefused, match="frame 0 of 'device-1', epoch 1, is replayed") as caught:
         verifier.check("device-1", 1, 0, signature, b"frame")
     assert caught.value.fields["reason"] == "replayed"
@@ -68,7 +68,7 @@ def test_a_forged_frame_does_not_use_up_the_true_senders_number(
 ) -> None:
     with pytest.raises(IdentityRefused, match="signed by edge-1"):
         verifier.check("device-1", 9, 9, edge.sign(b"x"), b"x")
-    assert verifier.check("device-1", 1, 0, device.sign(b"y"), b"y") == device.subject
+    assert verifier.check("device-1", 1, 0, device.sign(b"y"), b"y") == ("device-1", Tier.DEVICE)
 
 
 def test_a_changed_frame_is_refused(verifier: Verifier, device: Identity) -> None:
@@ -118,7 +118,7 @@ def test_invented_names_do_not_grow_the_counters_without_bound(
 
 def test_an_expired_certificate_is_refused(authority: Authority) -> None:
     expired = authority.issue("device-3", Tier.DEVICE, days=-0.001)
-    with pytest.raises(IdentityRefused, match="certificate of 'device-3' expired .* Issue a new one"):
+    with pytest.raises(IdentityRefused, match=r"certificate of 'device-3' expired .* Issue a new one"):
         Verifier(authority.ca_pem).learn(expired.certificate)
 
 
@@ -133,7 +133,7 @@ def test_a_certificate_that_expires_while_known_is_refused_from_then_on(authorit
 
 
 def test_a_clock_behind_the_certificate_is_named(authority: Authority, device: Identity) -> None:
-    with pytest.raises(IdentityRefused, match="is valid from .*this node's clock says .* Set the clock"):
+    with pytest.raises(IdentityRefused, match=r"is valid from .*this node's clock says .* Set the clock"):
         Verifier(authority.ca_pem, now=lambda: later(-30)).learn(device.certificate_pem)
 
 
@@ -188,7 +188,7 @@ def test_a_revoked_node_is_refused_and_a_new_certificate_is_not(tmp_path: Path) 
     verifier = Verifier(authority.ca_pem, revoked=(tmp_path / "revoked.crl").read_bytes())
     with pytest.raises(IdentityRefused, match="certificate of 'device-1' was revoked"):
         verifier.learn(old.certificate)
-    assert verifier.learn(authority.issue("device-1", Tier.DEVICE).certificate).node == "device-1"
+    assert verifier.learn(authority.issue("device-1", Tier.DEVICE).certificate) == ("device-1", Tier.DEVICE)
 
 
 def test_a_node_revoked_while_known_is_refused_from_then_on(verifier: Verifier, device: Identity) -> None:
@@ -206,7 +206,7 @@ def test_a_revocation_list_of_another_authority_is_refused(authority: Authority,
 
 
 def test_a_folder_without_certificate_says_what_to_copy(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no usable certificate in .* Copy ca.pem, node.pem and node.key there"):
+    with pytest.raises(InputError, match=r"no usable certificate in .* Copy ca.pem, node.pem and node.key there"):
         Identity.load(tmp_path)
 
 

@@ -12,7 +12,7 @@ Example:
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
     >>> authority = create_authority(folder / "ca", "main")
-    >>> _ = authority.issue("device-1", Tier.DEVICE).write(folder / "device-1")
+    >>> _ = authority.issue("device-1", Tier.DEVICE, folder=folder / "device-1")
     >>> sorted(path.name for path in (folder / "device-1").iterdir())
     ['ca.pem', 'node.key', 'node.pem']
 """
@@ -184,6 +184,8 @@ class Authority:
         tier: Tier | str,
         hosts: tuple[str, ...] = LOOPBACK,
         days: float = NODE_DAYS,
+        *,
+        folder: str | Path | None = None,
     ) -> CertificateFiles:
         """Makes key and certificate of one node.
 
@@ -192,6 +194,7 @@ class Authority:
             tier: Where it stands; a device's certificate cannot serve a TLS listener.
             hosts: DNS names and addresses it listens on; left out for devices, which only dial.
             days: Validity.
+            folder: Where to write the three files; None writes none yet.
 
         Returns:
             The three files; `write(folder)` puts them where the node is started.
@@ -201,7 +204,10 @@ class Authority:
         """
         key = ec.generate_private_key(ec.SECP256R1())
         subject = Subject(self.fleet, Tier(tier), node_id(node))
-        return self._sign(subject, key.public_key(), hosts, days, key_pem(key))
+        files = self._sign(subject, key.public_key(), hosts, days, key_pem(key))
+        if folder is not None:
+            files.write(folder)
+        return files
 
     def sign_request(
         self,

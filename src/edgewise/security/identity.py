@@ -8,10 +8,10 @@ Example:
     >>> authority = create_authority(folder / "ca", "main")
     >>> identity = Identity.load(authority.issue("device-1", Tier.DEVICE).write(folder / "device-1"))
     >>> verifier = Verifier(identity.ca_pem)
-    >>> verifier.learn(identity.certificate_pem).node
-    'device-1'
-    >>> verifier.check("device-1", 1, 0, identity.sign(b"frame"), b"frame").tier
-    <Tier.DEVICE: 'device'>
+    >>> verifier.learn(identity.certificate_pem)
+    ('device-1', <Tier.DEVICE: 'device'>)
+    >>> verifier.check("device-1", 1, 0, identity.sign(b"frame"), b"frame")
+    ('device-1', <Tier.DEVICE: 'device'>)
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from edgewise.core.errors import InputError
 from edgewise.core.ids import NodeId, Tier
-from edgewise.security.certificates import SIGNATURE, Subject, certificate_pem, utc_now
+from edgewise.security.certificates import SIGNATURE, Subject, certificate_pem, subject_of, utc_now
 from edgewise.security.verifier import Verifier
 
 
@@ -70,8 +70,8 @@ class Identity:
             raise InputError(
                 f"node.key and node.pem in {str(folder)!r} do not belong together. Copy both from the same issue."
             )
-        subject = Verifier(ca_pem, now=now).learn(certificate_pem(certificate))
-        return Identity(subject, certificate, ca_pem, folder, key)
+        Verifier(ca_pem, now=now).learn(certificate_pem(certificate))
+        return Identity(subject_of(certificate), certificate, ca_pem, folder, key)
 
     @property
     def node(self) -> NodeId:

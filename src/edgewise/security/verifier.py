@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from edgewise.core.errors import IdentityRefused, InputError
-from edgewise.core.ids import Tier
+from edgewise.core.ids import NodeId, Tier
 from edgewise.security.certificates import SIGNATURE, Subject, subject_of, utc_now
 from edgewise.security.replay import ReplayWindow
 
@@ -100,7 +100,7 @@ class Verifier:
         """
         self._revoked = frozenset(_read_revocations(revoked, self._ca) if isinstance(revoked, bytes) else revoked)
 
-    def learn(self, certificate_pem: bytes, *, expected: str | None = None) -> Subject:
+    def learn(self, certificate_pem: bytes, *, expected: str | None = None) -> tuple[NodeId, Tier]:
         """Takes a node's certificate, after checking authority, validity, purpose, fleet and revocation.
 
         Args:
@@ -108,7 +108,7 @@ class Verifier:
             expected: The name under which it was shown; None where there was none.
 
         Returns:
-            Whom it names. A newer certificate of the same name replaces the older.
+            Name and tier it proves. A newer certificate of the same name replaces the older.
 
         Raises:
             IdentityRefused: With the reason; counted and logged.
@@ -132,7 +132,7 @@ class Verifier:
         with self._lock:
             self._known[subject.node] = _Known(subject, certificate, key)
             self._known.move_to_end(subject.node)
-        return subject
+        return subject.node, subject.tier
 
     def check(
         self,
@@ -144,7 +144,7 @@ class Verifier:
         *,
         tiers: Collection[Tier] = tuple(Tier),
         link: str = "",
-    ) -> Subject:
+    ) -> tuple[NodeId, Tier]:
         """Checks that a frame is from whom it says, is new, and may come from that tier.
 
         Args:
@@ -157,7 +157,7 @@ class Verifier:
             link: Name of the neighbour it came through, where known; for the log.
 
         Returns:
-            Whom the certificate names.
+            Name and tier, proved.
 
         Raises:
             IdentityRefused: With the reason; counted and logged with the claimed and the proven name.
@@ -169,7 +169,7 @@ class Verifier:
             assert known is not None
             error, proven = self._take(sender, epoch, sequence), sender
             if error is None:
-                return known.subject
+                return known.subject.node, known.subject.tier
         self._count(sender, proven or link or "nobody", error)
         raise error
 
