@@ -1,1 +1,70 @@
-"""Fewer bytes on a link: one kind of value for updates going up and activations crossing a cut."""
+"""Fewer bytes on a link: one kind of value for updates going up and activations crossing a cut.
+
+    codec = make_codec({"name": "chain", "codecs": ["int8", "zstd"]})     # or chain(int8(), zstd())
+    payload, state = codec.encode(array, codec.init(array.shape), rng)    # keep `state` for the next array
+    tensors = payload_to_tensors(payload)                                 # into a frame; payload.shape into its message
+    array = codec.decode(payload_from_tensors(shape, tensors))            # raises FrameRefused on anything wrong
+
+The contract is `codec.py`; a codec is one file and one line of `CODECS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from edgewise.codecs.cast import cast
+from edgewise.codecs.chain import chain
+from edgewise.codecs.codec import Codec, Payload
+from edgewise.codecs.error_feedback import error_feedback
+from edgewise.codecs.int8 import int8
+from edgewise.codecs.none import none
+from edgewise.codecs.top_k import top_k
+from edgewise.codecs.wire import payload_from_bytes, payload_from_tensors, payload_to_bytes, payload_to_tensors
+from edgewise.codecs.zstd import zstd
+from edgewise.core.spec import build
+
+__all__ = [
+    "CODECS",
+    "Codec",
+    "Payload",
+    "cast",
+    "chain",
+    "error_feedback",
+    "int8",
+    "make_codec",
+    "none",
+    "payload_from_bytes",
+    "payload_from_tensors",
+    "payload_to_bytes",
+    "payload_to_tensors",
+    "top_k",
+    "zstd",
+]
+
+CODECS: dict[str, Callable[..., Codec]] = {
+    "cast": cast,
+    "chain": chain,
+    "error_feedback": error_feedback,
+    "int8": int8,
+    "none": none,
+    "top_k": top_k,
+    "zstd": zstd,
+}
+
+
+def make_codec(spec: Any) -> Codec:
+    """Builds a codec from its words.
+
+    Args:
+        spec: A name, a table with `name`, or a Spec, e.g. `{"name": "top_k", "fraction": 0.1}`.
+
+    Returns:
+        The codec.
+
+    Raises:
+        InputError: If a name or parameter is unknown.
+    """
+    if isinstance(spec, Codec):
+        return spec
+    return build("codecs", CODECS, spec)

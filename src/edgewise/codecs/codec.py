@@ -3,22 +3,31 @@
     array ── encode(array, state, rng) ──▶ Payload ── bytes ──▶ decode(payload) ──▶ array
                      └── next state (residual; () where a codec keeps none)
 
-The same codec serves an update (`float32[d]`), a cohort of updates (`[clients, d]`, row by row) and an
-activation of any shape. The smallest complete implementation is `cast.py`.
+The same codec serves an update (`float32[d]`), a cohort of updates (`[clients, d]`) and activations
+(`[batch, ...]`). The first axis of an array of two or more dimensions counts *rows*, and each row is coded alone: a
+cohort coded at once equals its clients coded one by one. The smallest complete implementation is `cast.py`; how
+payloads travel is `wire.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
+from edgewise.core.errors import FrameRefused, InputError
+from edgewise.core.provenance import origins_of, traced
 from edgewise.core.spec import Spec
 
 State = Any
+Shape = tuple[int, ...]
+
+MAX_ENTRIES = 2**28
+"""Largest array a payload may claim to stand for: 1 GiB of float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +39,7 @@ class Payload:
         arrays: What travels; `values` is the main one, which the next codec of a chain encodes.
     """
 
-    shape: tuple[int, ...]
+    shape: Shape
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     @property
@@ -38,10 +47,41 @@ class Payload:
         """Bytes of all arrays, without frame and header."""
         return sum(array.nbytes for array in self.arrays.values())
 
+    def array(self, name: str, dtype: DTypeLike, shape: tuple[int | None, ...]) -> NDArray[Any]:
+        """One array, checked as what comes from a wire must be.
+
+        Args:
+            name: Its name.
+            dtype: The dtype it must have.
+            shape: The shape it must have; None in a place accepts any length.
+
+        Returns:
+            The array.
+
+        Raises:
+            FrameRefused: If it is missing, or has another dtype or shape.
+        """
+        if name not in self.arrays:
+            raise FrameRefused(f"a payload of shape {self.shape} carries no {name!r}, only {sorted(self.arrays)}.")
+        found = self.arrays[name]
+        fits = len(found.shape) == len(shape) and all(
+            w is None or w == f for w, f in zip(shape, found.shape, strict=True)
+        )
+        if found.dtype != np.dtype(dtype) or not fits:
+            wanted = tuple("any" if n is None else n for n in shape)
+            raise FrameRefused(
+                f"array {name!r} of a payload of shape {self.shape} must be {np.dtype(dtype)}{wanted}, "
+                f"found {found.dtype}{found.shape}."
+            )
+        return found
+
 
 @dataclass(frozen=True, slots=True)
 class Codec:
     """An encoder-decoder pair.
+
+    Whatever the two functions do, a codec refuses to encode what is not finite (unless it is lossless), refuses to
+    decode a payload that does not give its shape or finite numbers, and carries origins over (`core/provenance`).
 
     Attributes:
         spec: The words that build it on the other end.
@@ -49,20 +89,93 @@ class Codec:
         encode: (float32 array, state, rng) -> (payload, next state).
         decode: payload -> float32 array of the payload's shape.
         lossless: decode(encode(x)) equals x to the last bit.
-        biased: E[decode(encode(x))] differs from x; wants `error_feedback` in training.
+        biased: What it loses does not average out over rounds and clients (it always shrinks the vector, as `top_k`
+            does); wants `error_feedback` in training.
+        values_shape: Shape of the float32 `values` in the payload of an array of that shape, where the next codec of
+            a chain may encode them; None where `values` are no longer float32.
+        pack, unpack: payload -> payload; for codecs that pack bytes of any payload, as `zstd`.
     """
 
     spec: Spec
-    init: Callable[[tuple[int, ...]], State]
+    init: Callable[[Shape], State]
     encode: Callable[[NDArray[np.float32], State, np.random.Generator], tuple[Payload, State]]
     decode: Callable[[Payload], NDArray[np.float32]]
     lossless: bool = False
     biased: bool = False
+    values_shape: Callable[[Shape], Shape] | None = None
+    pack: Callable[[Payload], Payload] | None = None
+    unpack: Callable[[Payload], Payload] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "encode", _guarded_encode(self.encode, str(self.spec), self.lossless))
+        object.__setattr__(self, "decode", _guarded_decode(self.decode, str(self.spec), self.lossless))
 
     def __repr__(self) -> str:
         return str(self.spec)
 
 
-def stateless(shape: tuple[int, ...]) -> State:
+def stateless(shape: Shape) -> State:
     """`init` of a codec that keeps no state."""
     return ()
+
+
+def same_shape(shape: Shape) -> Shape:
+    """`values_shape` of a codec whose values keep the array's shape."""
+    return shape
+
+
+def rows_of(shape: Shape) -> tuple[int, int]:
+    """How an array is coded: so many rows, so many entries in each.
+
+    Args:
+        shape: Of the whole array.
+
+    Returns:
+        (rows, entries per row): (1, d) for `[d]`, (clients, d) for `[clients, d]`.
+    """
+    return (1, prod(shape)) if len(shape) < 2 else (shape[0], prod(shape[1:]))
+
+
+def _guarded_encode(encode: Any, words: str, lossless: bool) -> Any:
+    def guarded(array: NDArray[np.float32], state: State, rng: np.random.Generator) -> tuple[Payload, State]:
+        origins = origins_of(array)
+        plain = np.ascontiguousarray(np.asarray(array), np.float32)
+        plain = plain.reshape(np.shape(array)).view(np.ndarray)
+        if not lossless and not np.isfinite(plain).all():
+            bad = np.flatnonzero(~np.isfinite(plain.ravel()))
+            raise InputError(
+                f"{words} cannot encode an array with {bad.size} of {plain.size} entries not finite "
+                f"(first at {bad[0]}). Finite values are needed; a diverged update wants a smaller learning rate."
+            )
+        payload, state = encode(plain, state, rng)
+        if origins:
+            payload = replace(payload, arrays={n: traced(a, *origins) for n, a in payload.arrays.items()})
+        return payload, state
+
+    return guarded
+
+
+def _guarded_decode(decode: Any, words: str, lossless: bool) -> Any:
+    def guarded(payload: Payload) -> NDArray[np.float32]:
+        check_shape(payload.shape)
+        origins = origins_of(*payload.arrays.values())
+        plain = {name: np.asarray(array) for name, array in payload.arrays.items()} if origins else payload.arrays
+        array: NDArray[np.float32] = decode(Payload(payload.shape, plain))
+        if array.shape != payload.shape or (not lossless and not np.isfinite(array).all()):
+            raise FrameRefused(f"a payload of shape {payload.shape} does not decode with {words} to finite numbers.")
+        return traced(array, *origins) if origins else array
+
+    return guarded
+
+
+def check_shape(shape: Shape) -> None:
+    """Refuses a shape that no honest sender writes.
+
+    Args:
+        shape: As found in a payload.
+
+    Raises:
+        FrameRefused: If it has more than 8 axes, a negative one, or more than `MAX_ENTRIES` entries.
+    """
+    if len(shape) > 8 or any(n < 0 for n in shape) or prod(shape) > MAX_ENTRIES:
+        raise FrameRefused(f"a payload claims shape {shape}; at most 8 axes and {MAX_ENTRIES:,} entries are accepted.")

@@ -11,6 +11,7 @@ broadcasts over the leading axis. Who runs local work is the engine's business (
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,12 @@ from edgewise.core.layout import Vector
 from edgewise.core.spec import Spec
 
 State = Any
+
+
+class BiasedUplink(UserWarning):
+    """A biased codec was joined without `error_feedback`."""
+
+
 Direction = Callable[[Vector, Vector, Vector], Vector]
 """(gradient, weights, received), each float32[..., d] -> the direction a local step descends."""
 
@@ -68,7 +75,7 @@ class Aggregator:
         spec: The words that build it.
         prepare: On the client: (update, weight, rng) -> (update, weight).
         init: d -> empty sum.
-        add: (sum, update, weight) -> sum; exact, so associative and commutative.
+        add: (sum, update[d] or [clients, d], weight or one per client) -> sum; exact, so associative and commutative.
         merge: (sum, sum) -> sum; folds of disjoint clients.
         finish: sum -> float32[d].
         to_arrays / from_arrays: The sum as named arrays for a frame, and back.
@@ -78,7 +85,7 @@ class Aggregator:
     spec: Spec
     prepare: Callable[[Vector, float, np.random.Generator], tuple[Vector, float]]
     init: Callable[[int], State]
-    add: Callable[[State, Vector, float], State]
+    add: Callable[[State, Vector, Any], State]
     merge: Callable[[State, State], State]
     finish: Callable[[State], Vector]
     to_arrays: Callable[[State], dict[str, np.ndarray[Any, Any]]]
@@ -116,6 +123,13 @@ class FederatedAlgorithm:
             raise MisfitError(
                 f"{self.aggregate.spec} reads single updates, {self.uplink.spec} hides them. "
                 "Use an aggregator that needs only the sum, e.g. weighted_mean()."
+            )
+        if self.uplink.biased:
+            warnings.warn(
+                f"the uplink {self.uplink} is biased: what it drops is lost for good and training may stall. "
+                f"Wrap it: error_feedback({self.uplink}).",
+                BiasedUplink,
+                stacklevel=3,
             )
 
     @property

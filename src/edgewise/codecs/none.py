@@ -1,0 +1,25 @@
+"""No coding: float32 as it is."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.codecs.codec import Codec, Payload, State, same_shape, stateless
+from edgewise.core.spec import Spec
+
+
+def none() -> Codec:
+    """Sends float32 entries as they are; the codec everything else is compared with.
+
+    Returns:
+        A lossless codec: float32[...] -> values float32[...].
+    """
+
+    def encode(array: NDArray[np.float32], state: State, rng: np.random.Generator) -> tuple[Payload, State]:
+        return Payload(array.shape, {"values": array}), state
+
+    def decode(payload: Payload) -> NDArray[np.float32]:
+        return payload.array("values", np.float32, payload.shape)
+
+    return Codec(Spec("none"), stateless, encode, decode, lossless=True, values_shape=same_shape)

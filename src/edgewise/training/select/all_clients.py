@@ -1,0 +1,26 @@
+"""Everyone, every round."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from edgewise.core.ids import ClientId, RoundNumber
+from edgewise.core.spec import Spec
+from edgewise.training.algorithm import Select
+
+
+def all_clients() -> Select:
+    """Takes every client that is there.
+
+    Returns:
+        The rule.
+    """
+
+    def choose(
+        clients: Sequence[ClientId], round_number: RoundNumber, rng: np.random.Generator
+    ) -> tuple[ClientId, ...]:
+        return tuple(clients)
+
+    return Select(Spec("all_clients"), choose)
