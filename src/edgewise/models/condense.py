@@ -24,6 +24,7 @@ _POINTWISE |= {"Tanh", "Erf", "Gelu", "Softplus", "Softsign", "Mish", "BatchNorm
 _POINTWISE |= {"Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Neg", "Abs", "Exp", "Log", "Reciprocal", "Min", "Max"}
 _POINTWISE |= {"Softmax", "LogSoftmax", "LayerNormalization", "ReduceMean", "Where", "Equal", "Not", "LRN"}
 _POINTWISE |= {"QuantizeLinear", "DequantizeLinear"}
+_REGION_WINDOW = 40
 _JOINED_ADD = {"Conv", "MatMul", "Gemm"}
 _WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Einsum", "ConvInteger"}
 _WEIGHTED |= {"MatMulInteger", "QLinearConv", "QLinearMatMul", "FusedConv", "FusedGemm", "FusedMatMul"}
@@ -236,8 +237,8 @@ def _regions(graph: Graph, users: dict[str, list[int]], exits: set[str]) -> Iter
     for root, first in users.items():
         if len(first) < 2:
             continue
-        inside, made = list[int](), {root}
-        for position in range(min(first), min(len(graph.nodes), min(first) + 40)):
+        inside, made, largest = list[int](), {root}, list[int]()
+        for position in range(min(first), min(len(graph.nodes), min(first) + _REGION_WINDOW)):
             node = graph.nodes[position]
             if set(node.inputs) <= made and node.op in _POINTWISE | _MOVES:
                 inside.append(position)
@@ -245,8 +246,9 @@ def _regions(graph: Graph, users: dict[str, list[int]], exits: set[str]) -> Iter
                 members = set(inside)
                 leaving = [n for n in made - {root} if n in exits or any(u not in members for u in users[n])]
                 if len(inside) > 1 and len(leaving) == 1 and leaving[0] in node.outputs:
-                    yield list(inside)
-                    break
+                    largest = list(inside)
+        if largest:
+            yield largest
 
 
 def _attach(graph: Graph, users: dict[str, list[int]], exits: set[str], union: _Union) -> None:

@@ -32,6 +32,7 @@ def extract_model(graph: Graph, inputs: tuple[str, ...], outputs: tuple[str, ...
     piece.graph.node.extend(whole.graph.node[i] for i in kept)
     piece.graph.initializer.extend(i for i in whole.graph.initializer if i.name in used)
     piece.graph.sparse_initializer.extend(i for i in whole.graph.sparse_initializer if i.values.name in used)
+    _keep_blocked_sums(piece.graph, graph, set(inputs))
     piece.graph.input.extend(_value_info(graph.tensors[name]) for name in inputs)
     piece.graph.output.extend(_value_info(graph.tensors[name]) for name in outputs)
     data: bytes = piece.SerializeToString()
@@ -60,6 +61,31 @@ def _backwards(graph: Graph, given: set[str], outputs: tuple[str, ...]) -> tuple
                 "is not given. Add it to the inputs, or cut at tensors that separate the graph."
             )
     return sorted(kept), used
+
+
+def _keep_blocked_sums(piece: Any, graph: Graph, given: set[str]) -> None:
+    """Lets a residual sum be fused in the piece as it is in the whole.
+
+    The runtime adds the skip connection inside the convolution's kernel only where the skip is in its blocked
+    layout, which a given tensor is not; the sum would then round in another order. A pooling of size one is the
+    identity and asks for that layout.
+    """
+    from onnx import helper
+
+    own_inputs = {t.name for t in graph.inputs}
+    made_by = {o: node.op_type for node in piece.node for o in node.output}
+    blocked = dict[str, str]()
+    for node in list(piece.node):
+        others = [made_by.get(i) for i in node.input]
+        if node.op_type not in ("Add", "Sum") or "Conv" not in others:
+            continue
+        for place, name in enumerate(node.input):
+            if name in given and name not in own_inputs and len(graph.tensors[name].shape) == 4:
+                blocked[name] = f"{name}__blocked"
+                node.input[place] = blocked[name]
+    for name, new in blocked.items():
+        pool = helper.make_node("MaxPool", [name], [new], name=new, kernel_shape=[1, 1])
+        piece.node.insert(0, pool)
 
 
 def _value_info(tensor: Tensor) -> Any:

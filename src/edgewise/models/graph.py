@@ -85,12 +85,13 @@ class Graph:
 
     Attributes:
         name: The model's own name.
-        digest: Of the bytes it was loaded from.
-        model_bytes: Those bytes, external data taken in.
+        digest: Of the bytes or the file it was loaded from.
+        model_bytes: The same model with external data taken in and float16 widened inside (see `widen.py`).
         inputs: What the model is given.
         outputs: The exits' logits, first exit first.
         nodes: Operators that depend on the input, in topological order.
         tensors: Every flowing tensor by name.
+        input_shapes: Shape of each input, symbolic axes settled.
     """
 
     name: str

@@ -11,6 +11,7 @@ from typing import Any
 from edgewise.core.errors import GraphError
 from edgewise.core.ids import digest_of
 from edgewise.models.graph import Graph, Node, Tensor
+from edgewise.models.widen import widen
 
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
 _OPSET_SURE = 21
@@ -21,6 +22,7 @@ def load_graph(source: bytes | str | Path, input_shapes: Shapes) -> Graph:
     """What `Graph.load` does; see there."""
     model, where = _read(source)
     _check(model, where)
+    changed = widen(model) or not isinstance(source, bytes)
     given = _settle_inputs(model, input_shapes, where)
     constants = _constants(model.graph)
     nodes = _flow(model, constants)
@@ -29,10 +31,11 @@ def load_graph(source: bytes | str | Path, input_shapes: Shapes) -> Graph:
     if not outputs:
         raise GraphError(f"{where} has no output that depends on its input. Export it with its logits as outputs.")
     nodes = tuple(_with_flops(node, tensors) for node in nodes)
-    raw = model.SerializeToString() if not isinstance(source, bytes) else source
+    original = source if isinstance(source, bytes) else Path(source).read_bytes()
+    kept = model.SerializeToString() if changed else original
     name = model.graph.name or "graph"
     inputs = tuple(tensors[i] for i in given)
-    return Graph(name, digest_of(raw), raw, inputs, outputs, nodes, tensors, dict(given))
+    return Graph(name, digest_of(original), kept, inputs, outputs, nodes, tensors, dict(given))
 
 
 def _read(source: bytes | str | Path) -> tuple[Any, str]:
@@ -198,7 +201,7 @@ def _constant_shapes(model: Any) -> dict[str, tuple[int, ...]]:
     found = {i.name: i for i in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Constant":
-            found.update({node.output[0]: a.t for a in node.attribute if a.name == "value"})
+            found.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
     return {
         name: tuple(value.dims)
         for name, value in found.items()

@@ -1,0 +1,52 @@
+"""Every planner on the same random problems: never better than the oracle, `min_cut` equal to it."""
+
+import numpy as np
+import pytest
+
+from edgewise.planning.planners import PLANNERS
+from edgewise.planning.planners.exhaustive import exhaustive
+from edgewise.planning.planners.min_cut import min_cut
+from edgewise.planning.problem import Flow, Problem, cost_of
+
+
+def random_problem(rng: np.random.Generator, tiers: int, groups: int) -> Problem:
+    """A DAG with shared tensors, an early exit, forbidden crossings, round trips and pins."""
+    price = tuple(tuple(float(s) for s in rng.exponential(1.0, tiers) * rng.choice([0.2, 1, 5])) for _ in range(groups))
+    stage = np.sort(rng.integers(0, 3, groups))
+    levels = [1.0, *np.sort(rng.uniform(0.0, 1.0, 2))[::-1]]
+    flows = []
+    for producer in range(-1, groups - 1):
+        later = np.arange(producer + 1, groups)
+        readers = rng.choice(later, size=min(len(later), int(rng.integers(1, 4))), replace=False)
+        crossing = rng.exponential(1.5, tiers - 1)
+        crossing[rng.random(tiers - 1) < 0.15] = np.inf
+        flows.append(Flow(producer, tuple(sorted(int(r) for r in readers)), tuple(float(c) for c in crossing)))
+    order = ((0, groups - 1),) if rng.random() < 0.3 else ()
+    pinned = ((int(rng.integers(groups)), int(rng.integers(tiers))),) if rng.random() < 0.2 else ()
+    fixed = tuple(float(f) for f in rng.exponential(1.0, tiers - 1))
+    return Problem(
+        price, tuple(levels[s] for s in stage), tuple(flows), fixed, float(rng.exponential(0.3)), order, pinned
+    )
+
+
+@pytest.mark.parametrize(("tiers", "groups", "count"), [(2, 8, 1200), (3, 6, 1000), (4, 4, 200)])
+def test_min_cut_equals_exhaustive_on_random_dags(tiers, groups, count):
+    rng = np.random.default_rng(tiers)
+    infeasible = 0
+    for _ in range(count):
+        problem = random_problem(rng, tiers, groups)
+        best, found = exhaustive(problem), min_cut(problem)
+        infeasible += not best.is_feasible
+        assert found.is_feasible == best.is_feasible
+        assert not best.is_feasible or found.cost == pytest.approx(best.cost, rel=1e-9)
+    assert infeasible < count / 2
+
+
+@pytest.mark.parametrize("name", PLANNERS)
+def test_no_planner_beats_the_oracle_and_each_states_its_true_cost(name):
+    rng = np.random.default_rng(7)
+    for _ in range(40):
+        problem = random_problem(rng, 3, 5)
+        found = PLANNERS[name](problem)
+        assert found.cost >= exhaustive(problem).cost * (1 - 1e-9)
+        assert not found.is_feasible or found.cost == cost_of(problem, found.tiers)
