@@ -50,3 +50,17 @@ class Keys:
         """
         *_, tier, node, epoch = key.split("/")
         return Tier(tier), NodeId(node), Epoch(int(epoch))
+
+
+def matches(expression: str, key: str) -> bool:
+    """Whether a key meets an expression in which `*` stands for one chunk.
+
+    Args:
+        expression: As made by `Keys` with `"*"` in some places.
+        key: A key without wildcards.
+
+    Returns:
+        True if every chunk is equal or wild.
+    """
+    wanted, found = expression.split("/"), key.split("/")
+    return len(wanted) == len(found) and all(w in ("*", f) for w, f in zip(wanted, found, strict=True))

@@ -1,0 +1,226 @@
+"""A fabric inside one process, for tests and simulation: frames are really encoded and decoded, links are ideal.
+
+fabric = LoopbackFabric()
+async with fabric.open("device-1") as device, fabric.open("edge-1") as edge: ...
+fabric.cut("edge-1")    # nobody reaches it, its tokens vanish
+fabric.heal("edge-1")   # everything it declared is back
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edgewise.core.errors import DeadlineExceeded, EdgewiseError, FrameRefused, Unreachable
+from edgewise.core.ids import Epoch, NodeId
+from edgewise.ledger.entry import FrameCounter
+from edgewise.transport.door import AllowOrigins, Door, Sign, Tap
+from edgewise.transport.frame import Frame
+from edgewise.transport.keys import matches
+from edgewise.transport.remote import answer, checked_reply, error_frame, seal_reply
+from edgewise.transport.transport import FrameHandler, PresenceHandler, QueryHandler, Registration, Transport
+
+
+@dataclass(eq=False, slots=True)
+class _Declared:
+    """Something a node declared; its own registration."""
+
+    owner: LoopbackTransport
+    what: str
+    key: str
+    handler: Callable[..., object] | None = None
+
+    async def close(self) -> None:
+        self.owner.fabric.withdraw(self)
+
+
+class LoopbackFabric:
+    """What loopback nodes share: who declared what, and who is cut off."""
+
+    def __init__(self) -> None:
+        self._declared: list[_Declared] = []
+        self._cut: set[NodeId] = set()
+        self._asked: dict[asyncio.Future[bytes], NodeId] = {}
+
+    def open(
+        self,
+        node: NodeId | str,
+        epoch: int = 1,
+        *,
+        counter: FrameCounter | None = None,
+        sign: Sign | None = None,
+        allow: AllowOrigins | None = None,
+        tap: Tap | None = None,
+    ) -> LoopbackTransport:
+        """Puts a node on the fabric.
+
+        Args:
+            node: Its name.
+            epoch: Its incarnation.
+            counter: As in `Door`, like the others.
+            sign: Signs control and training frames.
+            allow: The data policy.
+            tap: Sees every frame that leaves.
+
+        Returns:
+            Its transport.
+        """
+        name = NodeId(node)
+        return LoopbackTransport(self, Door(name, Epoch(epoch), counter or FrameCounter(name), sign, allow, tap))
+
+    def cut(self, node: NodeId | str) -> None:
+        """Cuts a node off; questions it was to answer or waits for become unreachable."""
+        tokens = [d for d in self._declared if d.what == "token" and d.owner.node == node]
+        for token in tokens:
+            self.tell_presence(token, False)
+        self._cut.add(NodeId(node))
+        for asked, server in list(self._asked.items()):
+            if server == node and not asked.done():
+                asked.set_exception(_lost(server))
+
+    def heal(self, node: NodeId | str) -> None:
+        """Reconnects a node."""
+        self._cut.discard(NodeId(node))
+        for token in [d for d in self._declared if d.what == "token" and d.owner.node == node]:
+            self.tell_presence(token, True)
+
+    def declare(self, declared: _Declared) -> _Declared:
+        """Adds a declaration."""
+        self._declared.append(declared)
+        return declared
+
+    def withdraw(self, declared: _Declared) -> None:
+        """Takes a declaration back; idempotent."""
+        if declared in self._declared:
+            self._declared.remove(declared)
+            if declared.what == "token":
+                self.tell_presence(declared, False)
+
+    def withdraw_all(self, owner: LoopbackTransport) -> None:
+        """Takes back all that a node declared; questions it was answering are lost."""
+        for declared in [d for d in self._declared if d.owner is owner]:
+            self.withdraw(declared)
+        for asked, server in list(self._asked.items()):
+            if server == owner.node and not asked.done():
+                asked.set_exception(_lost(server))
+
+    def find(self, asker: NodeId, what: str, key: str) -> list[_Declared]:
+        """What `asker` reaches: declarations of a sort whose key meets `key`."""
+        return [
+            d
+            for d in self._declared
+            if d.what == what and self.connected(asker, d.owner.node) and (matches(key, d.key) or matches(d.key, key))
+        ]
+
+    def connected(self, one: NodeId, other: NodeId) -> bool:
+        """Whether nothing is cut between two nodes."""
+        return one == other or (one not in self._cut and other not in self._cut)
+
+    def tell_presence(self, token: _Declared, is_there: bool) -> None:
+        """Tells every watcher that can see it about a token."""
+        for watcher in self.find(token.owner.node, "watch", token.key):
+            watcher.owner.deliver(watcher, token.key, is_there)
+
+    def ask(self, asker: LoopbackTransport, server: _Declared, data: bytes) -> asyncio.Future[bytes]:
+        """Hands a question to a server; the future is its answer's bytes."""
+        asked: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._asked[asked] = server.owner.node
+        asked.add_done_callback(lambda done: self._asked.pop(done, None))
+        server.owner.answer_to(server, data, asked, asker.node)
+        return asked
+
+
+class LoopbackTransport(Transport):
+    """One node of a `LoopbackFabric`."""
+
+    def __init__(self, fabric: LoopbackFabric, door: Door) -> None:
+        self.fabric = fabric
+        self.door = door
+        self.node = door.node
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def query(self, key: str, frame: Frame, *, timeout_s: float) -> Frame:
+        data = self.door.seal(frame, key)
+        servers = self.fabric.find(self.node, "serve", key)
+        if not servers:
+            raise Unreachable(f"nobody serves {key!r}. Check that the node is up and its name is right.", key=key)
+        try:
+            async with asyncio.timeout(timeout_s):
+                reply = await self.fabric.ask(self, servers[0], data)
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"no answer on {key!r} within {timeout_s:.3g} s.", key=key) from error
+        return checked_reply(self.door.open(reply))
+
+    async def query_all(self, key: str, frame: Frame, *, timeout_s: float) -> list[Frame]:
+        data = self.door.seal(frame, key)
+        asked = [self.fabric.ask(self, server, data) for server in self.fabric.find(self.node, "serve", key)]
+        if asked:
+            await asyncio.wait(asked, timeout=timeout_s)
+        answers = []
+        for future in asked:
+            if not future.done():
+                future.cancel()
+            elif future.exception() is None:
+                try:
+                    answers.append(checked_reply(self.door.open(future.result())))
+                except EdgewiseError:
+                    continue
+        return answers
+
+    async def serve(self, key: str, handler: QueryHandler) -> Registration:
+        return self.fabric.declare(_Declared(self, "serve", key, handler))
+
+    async def publish(self, key: str, frame: Frame) -> None:
+        data = self.door.seal(frame, key)
+        for listener in self.fabric.find(self.node, "listen", key):
+            listener.owner.deliver(listener, key, data)
+
+    async def subscribe(self, key: str, handler: FrameHandler) -> Registration:
+        return self.fabric.declare(_Declared(self, "listen", key, handler))
+
+    async def declare_presence(self, key: str) -> Registration:
+        token = self.fabric.declare(_Declared(self, "token", key))
+        self.fabric.tell_presence(token, True)
+        return token
+
+    async def watch_presence(self, key: str, handler: PresenceHandler) -> Registration:
+        watcher = self.fabric.declare(_Declared(self, "watch", key, handler))
+        for token in self.fabric.find(self.node, "token", key):
+            self.deliver(watcher, token.key, True)
+        return watcher
+
+    async def close(self) -> None:
+        self.fabric.withdraw_all(self)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def deliver(self, declared: _Declared, key: str, content: bytes | bool) -> None:
+        """Calls a handler in its turn on the event loop."""
+        asyncio.get_running_loop().call_soon(self._call, declared, key, content)
+
+    def _call(self, declared: _Declared, key: str, content: bytes | bool) -> None:
+        assert declared.handler is not None
+        declared.handler(key, self.door.open(content) if isinstance(content, bytes) else content)
+
+    def answer_to(self, server: _Declared, data: bytes, asked: asyncio.Future[bytes], asker: NodeId) -> None:
+        """Answers a question in a task of this node."""
+        task = asyncio.get_running_loop().create_task(self._answer(server, data, asked, asker))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, server: _Declared, data: bytes, asked: asyncio.Future[bytes], asker: NodeId) -> None:
+        assert server.handler is not None
+        try:
+            question = self.door.open(data)
+            reply = await answer(server.handler, question)  # type: ignore[arg-type]
+        except FrameRefused as error:
+            reply = error_frame(error)
+        sealed, _ = seal_reply(self.door, reply, server.key)
+        if not asked.done() and self.fabric.connected(self.node, asker):
+            asked.set_result(sealed)
+
+
+def _lost(server: NodeId) -> Unreachable:
+    return Unreachable(f"{server!r} was lost before it answered.", node_id=server)

@@ -1,0 +1,95 @@
+"""Threads that hand bytes to Zenoh, so that a full queue blocks a lane of one purpose and never the event loop."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edgewise.core.errors import Unreachable
+from edgewise.ledger.entry import Purpose
+
+LANES = 4
+MAX_QUEUED_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One hand-over.
+
+    Attributes:
+        send: Hands the bytes over; may block.
+        failed: Told of what `send` raised, on the lane's thread.
+        size_bytes: Bytes it holds while queued.
+    """
+
+    send: Callable[[], object]
+    failed: Callable[[Exception], object]
+    size_bytes: int
+
+
+class _Lane:
+    def __init__(self, name: str) -> None:
+        self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self.queued_bytes = 0
+        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        while (job := self.jobs.get()) is not None:
+            try:
+                job.send()
+            except Exception as error:  # the thread's own boundary: the job's owner is told
+                job.failed(error)
+            self.queued_bytes -= job.size_bytes
+
+
+class Sender:
+    """Lanes by purpose and destination; jobs of one lane keep their order."""
+
+    def __init__(self, node: str) -> None:
+        self._node = node
+        self._lanes: dict[tuple[Purpose, int], _Lane] = {}
+        self._closed = False
+
+    def submit(self, purpose: Purpose, destination: str, job: Job) -> None:
+        """Queues a hand-over; called from one thread.
+
+        Args:
+            purpose: Jobs of different purposes never wait for each other.
+            destination: Jobs to one destination keep their order.
+            job: What to do.
+
+        Raises:
+            Unreachable: If the transport is closed, or the lane is full because its link does not move.
+        """
+        if self._closed:
+            raise Unreachable(f"the transport of {self._node!r} is closed. Open a new one.")
+        index = zlib.crc32(destination.encode()) % LANES
+        lane = self._lanes.get((purpose, index))
+        if lane is None:
+            lane = self._lanes[purpose, index] = _Lane(f"send-{self._node}-{purpose}-{index}")
+        if lane.queued_bytes + job.size_bytes > MAX_QUEUED_BYTES:
+            raise Unreachable(
+                f"{lane.queued_bytes:,} bytes of {purpose} towards {destination!r} wait for a link that does not "
+                "take them. Wait until the link is back, or send less."
+            )
+        lane.queued_bytes += job.size_bytes
+        lane.jobs.put(job)
+
+    def close(self) -> None:
+        """Ends the lanes after what they hold; idempotent."""
+        self._closed = True
+        for lane in self._lanes.values():
+            lane.jobs.put(None)
+
+    def join(self, timeout_s: float) -> None:
+        """Waits for the lanes to end.
+
+        Args:
+            timeout_s: At most, for all of them.
+        """
+        for lane in self._lanes.values():
+            lane.thread.join(timeout_s / max(1, len(self._lanes)))

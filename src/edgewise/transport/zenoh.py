@@ -1,0 +1,320 @@
+"""Frames over Eclipse Zenoh: plain TCP on loopback, mutual TLS elsewhere.
+
+    settings = ZenohSettings(node_id("edge-1"), epoch, mode="router", listen=("tls/0.0.0.0:0",), tls=files)
+    async with await open_zenoh(settings) as transport:
+        print(transport.endpoints)          # ports resolved
+        await transport.serve(keys.service("edge-1", "info"), handler)
+
+Zenoh calls back on its own threads; everything is handed to the event loop that opened the transport. What
+leaves goes through `sender.py`, so a full queue never holds the event loop. Configuration: `zenoh_config.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import zenoh
+
+from edgewise.core.errors import DeadlineExceeded, EdgewiseError, FrameRefused, InputError, TransportError, Unreachable
+from edgewise.ledger.entry import FrameCounter, Purpose
+from edgewise.transport.door import Door
+from edgewise.transport.frame import Frame
+from edgewise.transport.remote import answer, checked_reply, error_frame, seal_reply
+from edgewise.transport.sender import Job, Sender
+from edgewise.transport.transport import FrameHandler, PresenceHandler, QueryHandler, Registration, Transport
+from edgewise.transport.zenoh_config import PRIORITIES, TlsFiles, ZenohSettings, resolved, zenoh_config
+
+__all__ = ["TlsFiles", "ZenohSettings", "ZenohTransport", "open_zenoh"]
+
+_LISTEN_ATTEMPTS = 5
+_EXPRESS = frozenset((Purpose.SERVING, Purpose.CONTROL))
+
+
+async def open_zenoh(settings: ZenohSettings) -> ZenohTransport:
+    """Opens a session and, if parents are given, waits until one of them answers.
+
+    Args:
+        settings: How this node joins.
+
+    Returns:
+        The transport; `endpoints` are where it listens.
+
+    Raises:
+        Unreachable: If no parent answers within `connect_timeout_s`; says why.
+        InputError: If an endpoint or TLS file cannot be used, or a port is taken.
+        SecurityError: If it would listen beyond loopback without TLS.
+    """
+    for attempt in range(_LISTEN_ATTEMPTS):
+        fixed = resolved(settings)
+        try:
+            session = await asyncio.to_thread(_open_session, fixed)
+        except zenoh.ZError as error:
+            is_race = fixed.listen != settings.listen and "in use" in str(error)
+            if is_race and attempt + 1 < _LISTEN_ATTEMPTS:
+                continue
+            raise _mapped(error, settings) from error
+        return ZenohTransport(fixed, session)
+    raise AssertionError("unreachable")
+
+
+def _open_session(settings: ZenohSettings) -> Any:
+    config = zenoh.Config()
+    for path, value in zenoh_config(settings).items():
+        config.insert_json5(path, json.dumps(value))
+    return zenoh.open(config)
+
+
+_ERRORS: tuple[tuple[str, type[EdgewiseError], str], ...] = (
+    ("in use", InputError, "the port of {listen} is in use. Choose another, or port 0 for a free one."),
+    ("listener", InputError, "cannot listen on {listen}: {cause}. Check address and TLS files."),
+    ("Unable to connect", Unreachable, "none of {connect} answers. Check address, port and certificates."),
+    ("closed", Unreachable, "the session of {node!r} is closed."),
+    ("key expression", InputError, "{cause}"),
+)
+"""The one table of Zenoh's errors: a part of its text, ours, and our sentence. Anything else is TransportError."""
+
+
+def _mapped(error: Exception, settings: ZenohSettings) -> EdgewiseError:
+    cause = str(error).split(" at /")[0].rstrip(". ")
+    words = {"listen": settings.listen, "connect": settings.connect, "node": settings.node, "cause": cause}
+    for text, kind, sentence in _ERRORS:
+        if text in str(error):
+            return kind(sentence.format(**words))
+    return TransportError(f"zenoh refused: {cause}.")
+
+
+@dataclass(eq=False, slots=True)
+class _Declared:
+    """A Zenoh declaration as a registration."""
+
+    entity: Any
+    loop: asyncio.AbstractEventLoop
+    is_open: bool = True
+
+    async def close(self) -> None:
+        if self.is_open:
+            self.is_open = False
+            with contextlib.suppress(zenoh.ZError):
+                await self.loop.run_in_executor(None, self.entity.undeclare)
+
+
+class ZenohTransport(Transport):
+    """One node's Zenoh session. Made by `open_zenoh`."""
+
+    def __init__(self, settings: ZenohSettings, session: Any) -> None:
+        self.settings = settings
+        self.endpoints = settings.listen
+        self.counter = settings.counter or FrameCounter(settings.node)
+        self.door = Door(settings.node, settings.epoch, self.counter, settings.sign, settings.allow, settings.tap)
+        self._session = session
+        self._loop = asyncio.get_running_loop()
+        self._sender = Sender(settings.node)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._asked: set[_Asked] = set()
+        self._is_open = True
+
+    async def query(self, key: str, frame: Frame, *, timeout_s: float) -> Frame:
+        asked = self._ask(key, frame, timeout_s, zenoh.QueryTarget.BEST_MATCHING)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await asked.first
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"no answer on {key!r} within {timeout_s:.3g} s.", key=key) from error
+        finally:
+            asked.drop()
+        if not asked.replies:
+            raise Unreachable(
+                f"nobody answers on {key!r}: no node serves it, or it was lost. Check that the node is up.", key=key
+            )
+        return checked_reply(self._opened(asked.replies[0]))
+
+    async def query_all(self, key: str, frame: Frame, *, timeout_s: float) -> list[Frame]:
+        asked = self._ask(key, frame, timeout_s, zenoh.QueryTarget.ALL)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await asked.finished
+        except TimeoutError:
+            pass
+        finally:
+            asked.drop()
+        answers = []
+        for reply in asked.replies:
+            with contextlib.suppress(EdgewiseError):
+                answers.append(checked_reply(self._opened(reply)))
+        return answers
+
+    async def serve(self, key: str, handler: QueryHandler) -> Registration:
+        def arrived(query: Any) -> None:
+            self._hand_over(self._start_answer, handler, query)
+
+        return await self._declare(lambda: self._session.declare_queryable(key, arrived, complete=True))
+
+    async def publish(self, key: str, frame: Frame) -> None:
+        data = self.door.seal(frame, key)
+
+        def put() -> None:
+            self._session.put(
+                key, data, congestion_control=zenoh.CongestionControl.DROP,
+                priority=_priority(frame.purpose), express=frame.purpose in _EXPRESS,
+            )  # fmt: skip
+
+        self._sender.submit(frame.purpose, key, Job(put, lambda error: None, len(data)))
+
+    async def subscribe(self, key: str, handler: FrameHandler) -> Registration:
+        def heard(key: str, data: bytes) -> None:
+            with contextlib.suppress(FrameRefused):  # counted by the door
+                handler(key, self.door.open(data))
+
+        def arrived(sample: Any) -> None:
+            self._hand_over(heard, str(sample.key_expr), bytes(sample.payload))
+
+        return await self._declare(lambda: self._session.declare_subscriber(key, arrived))
+
+    async def declare_presence(self, key: str) -> Registration:
+        return await self._declare(lambda: self._session.liveliness().declare_token(key))
+
+    async def watch_presence(self, key: str, handler: PresenceHandler) -> Registration:
+        def changed(sample: Any) -> None:
+            self._hand_over(handler, str(sample.key_expr), sample.kind == zenoh.SampleKind.PUT)
+
+        return await self._declare(lambda: self._session.liveliness().declare_subscriber(key, changed, history=True))
+
+    async def routers(self) -> list[str]:
+        """Zenoh ids of the routers this session is linked to, as `zenoh_id` makes them."""
+        return [str(zid) for zid in await asyncio.to_thread(self._session.info.routers_zid)]
+
+    async def close(self) -> None:
+        if not self._is_open:
+            return
+        self._is_open = False
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._sender.close()
+        await asyncio.to_thread(self._close_session)
+        for asked in list(self._asked):
+            asked.fail(Unreachable(f"the transport of {self.settings.node!r} is closed. Open a new one."))
+
+    def _close_session(self) -> None:
+        self._sender.join(0.5)
+        with contextlib.suppress(zenoh.ZError):
+            self._session.close()
+        self._sender.join(0.5)
+
+    async def _declare(self, make: Callable[[], Any]) -> _Declared:
+        try:
+            return _Declared(await asyncio.to_thread(make), self._loop)
+        except zenoh.ZError as error:
+            raise _mapped(error, self.settings) from error
+
+    def _hand_over(self, call: Callable[..., object], *args: object) -> None:
+        """Runs a call on the event loop, from one of Zenoh's threads."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is there to hear it
+            self._loop.call_soon_threadsafe(call, *args)
+
+    def _ask(self, key: str, frame: Frame, timeout_s: float, target: Any) -> _Asked:
+        data = self.door.seal(frame, key)
+        asked = _Asked(self)
+        replied, finished = asked.replied, asked.finish
+
+        def on_reply(reply: Any) -> None:
+            result = reply.ok if reply.ok is not None else reply.err
+            self._hand_over(replied, bytes(result.payload))
+
+        def get() -> None:
+            if asked.is_dropped:
+                return
+            self._session.get(
+                key, zenoh.handlers.Callback(on_reply, lambda: self._hand_over(finished)), target=target, payload=data,
+                consolidation=zenoh.ConsolidationMode.NONE, timeout=timeout_s + 1.0,
+                congestion_control=zenoh.CongestionControl.BLOCK, priority=_priority(frame.purpose),
+                express=frame.purpose in _EXPRESS, cancellation_token=asked.cancellation,
+            )  # fmt: skip
+
+        def failed(error: Exception) -> None:
+            self._hand_over(asked.fail, _mapped(error, self.settings))
+
+        self._asked.add(asked)
+        try:
+            self._sender.submit(frame.purpose, key, Job(get, failed, len(data)))
+        except Unreachable:
+            asked.drop()
+            raise
+        return asked
+
+    def _opened(self, data: bytes) -> Frame:
+        return self.door.open(data)
+
+    def _start_answer(self, handler: QueryHandler, query: Any) -> None:
+        task = self._loop.create_task(self._answer(handler, query))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, handler: QueryHandler, query: Any) -> None:
+        key, asker, purpose = str(query.key_expr), "", Purpose.CONTROL
+        try:
+            question = self.door.open(bytes(query.payload) if query.payload is not None else b"")
+            asker, purpose = question.sender, question.purpose
+            reply = await answer(handler, question)
+        except FrameRefused as error:
+            reply = error_frame(error)
+        data, is_error = seal_reply(self.door, reply, key)
+
+        def send() -> None:
+            with query:
+                if is_error:
+                    query.reply_err(data)
+                else:
+                    query.reply(key, data, express=purpose in _EXPRESS)
+
+        self._sender.submit(purpose, asker, Job(send, lambda error: None, len(data)))
+
+
+class _Asked:
+    """A question on its way: its replies, and whether more can come."""
+
+    def __init__(self, owner: ZenohTransport) -> None:
+        self._owner = owner
+        loop = asyncio.get_running_loop()
+        self.first: asyncio.Future[None] = loop.create_future()
+        self.finished: asyncio.Future[None] = loop.create_future()
+        self.replies: list[bytes] = []
+        self.cancellation = zenoh.CancellationToken()
+        self.is_dropped = False
+
+    def replied(self, data: bytes) -> None:
+        """Takes a reply."""
+        if not self.is_dropped:
+            self.replies.append(data)
+            if not self.first.done():
+                self.first.set_result(None)
+
+    def finish(self) -> None:
+        """No more replies can come: all servers answered or are lost."""
+        for future in (self.first, self.finished):
+            if not future.done():
+                future.set_result(None)
+
+    def fail(self, error: Exception) -> None:
+        """The question could not be sent."""
+        for future in (self.first, self.finished):
+            if not future.done():
+                future.set_exception(error)
+                future.exception()  # seen: only one of the two is awaited
+
+    def drop(self) -> None:
+        """Forgets the question, wherever it is."""
+        self.is_dropped = True
+        self._owner._asked.discard(self)
+        if not self.finished.done():
+            self.finished.cancel()
+            self.cancellation.cancel()  # type: ignore[no-untyped-call]
+
+
+def _priority(purpose: Purpose) -> Any:
+    return getattr(zenoh.Priority, PRIORITIES[purpose])
