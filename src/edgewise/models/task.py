@@ -51,12 +51,15 @@ class Task(ABC):
         name: Names the task in keys, reports and versions.
         input_shape: Shape of one example, without the batch axis.
         num_classes: Number of labels of a classification task; 0 otherwise.
+        objective: "cross_entropy" if `loss` is the plain mean cross entropy of a single output, which lets
+            an engine use its closed-form gradient; "" for anything else.
         settings: What the job's `[task]` table gives beside `file`.
     """
 
     name: str = "task"
     input_shape: tuple[int, ...] = ()
     num_classes: int = 0
+    objective: str = ""
 
     def __init__(self, **settings: Any) -> None:
         self.settings = settings
@@ -67,7 +70,7 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, outputs: Tensor | tuple[Tensor, ...], targets: Tensor) -> Tensor:
-        """The mean loss of a batch; a scalar."""
+        """The mean over a batch of a loss of each example; a scalar."""
 
     @abstractmethod
     def clients(self) -> Sequence[ClientId]:

@@ -136,8 +136,9 @@ def batches(num_examples: int, work: LocalWork, seeds: Seeds) -> list[NDArray[np
     if num_examples < 1:
         raise DataError("the client holds no examples, so it cannot train. Give it data or leave it out.")
     rng = seeds.at("batches").rng()
-    starts = range(work.batch_size, num_examples, work.batch_size)
-    return [part for _ in range(work.epochs) for part in np.split(rng.permutation(num_examples), starts)]
+    width = work.batch_size
+    orders = (rng.permutation(num_examples) for _ in range(work.epochs))
+    return [order[start : start + width] for order in orders for start in range(0, num_examples, width)]
 
 
 @dataclass(frozen=True, slots=True)
