@@ -1,6 +1,6 @@
 """A convolutional network with an early exit behind a narrow cut, and the loss that trains all exits at once.
 
-    image ─▶ head (device, ~0.9 MFLOP) ─▶ neck: cut of 128 values ─▶ tail (~10.8 MFLOP) ─▶ last exit
+    image ─▶ head (device, ~0.9 MFLOP) ─▶ neck: cut of 128 values ─▶ tail (~9.7 MFLOP) ─▶ last exit
                                              └─▶ exit 0 (2.6 kFLOP)
 
 One multiply-add counts as two operations. No batch norm: clients see few and skewed examples.
@@ -35,8 +35,8 @@ class MultiExitNet(nn.Module):  # type: ignore[misc]
         *,
         channels: tuple[int, int] = (16, 32),
         cut_channels: int = 8,
-        tail_channels: int = 96,
-        tail_depth: int = 4,
+        tail_channels: int = 128,
+        tail_depth: int = 2,
         num_classes: int = 10,
     ) -> None:
         super().__init__()

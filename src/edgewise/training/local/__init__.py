@@ -4,5 +4,10 @@
     result = engine.train(received, work, task.data(client), seeds)
     result.update, result.weight, result.loss
 
-`evaluate.py` runs a flat vector on examples. Only this package, the zoo and the export import torch.
+`evaluate.py` runs a flat vector on examples. Engines import torch; this package itself does not.
 """
+
+from edgewise.training.local.choose import ENGINES, EngineChoice, choose_engine, make_engine
+from edgewise.training.local.engine import LocalEngine, LocalResult, Progress
+
+__all__ = ["ENGINES", "EngineChoice", "LocalEngine", "LocalResult", "Progress", "choose_engine", "make_engine"]

@@ -14,16 +14,29 @@ from edgewise.core.seeds import Seeds
 from edgewise.models.flat import initial_vector
 from edgewise.models.task import Examples, Task
 from edgewise.training.algorithm import LocalWork
-from edgewise.training.local.dense import DenseEngine
 from edgewise.training.local.engine import LocalEngine
-from edgewise.training.local.sequential import SequentialEngine
-from edgewise.training.local.stacked import StackedEngine
 
-ENGINES: Mapping[str, Callable[[Task], LocalEngine]] = {
-    "sequential": SequentialEngine,
-    "stacked": StackedEngine,
-    "dense": DenseEngine,
-}
+
+def _sequential(task: Task) -> LocalEngine:
+    from edgewise.training.local.sequential import SequentialEngine
+
+    return SequentialEngine(task)
+
+
+def _stacked(task: Task) -> LocalEngine:
+    from edgewise.training.local.stacked import StackedEngine
+
+    return StackedEngine(task)
+
+
+def _dense(task: Task) -> LocalEngine:
+    from edgewise.training.local.dense import DenseEngine
+
+    return DenseEngine(task)
+
+
+ENGINES: Mapping[str, Callable[[Task], LocalEngine]] = {"sequential": _sequential, "stacked": _stacked, "dense": _dense}
+"""Builders by name; torch is imported when one is called."""
 LARGEST_STACKED = 200_000
 """Parameters above which stacking was never measured to pay on a CPU."""
 TOLERANCE = 1e-5
@@ -67,7 +80,7 @@ def make_engine(name: str, task: Task) -> LocalEngine:
 def choose_engine(
     task: Task,
     work: LocalWork,
-    sample: Sequence[Examples],
+    sample: Examples | Sequence[Examples],
     *,
     pinned: str = "",
     timer: Callable[[], float] = time.perf_counter,
@@ -77,7 +90,7 @@ def choose_engine(
     Args:
         task: What is trained.
         work: The job's local work.
-        sample: Examples of as many clients as work at once: one on a device, a cohort in a simulation.
+        sample: Examples of as many clients as work at once: one client's on a device, a cohort's in a simulation.
         pinned: A name that ends the matter; "" or "auto" to choose.
         timer: Seconds; an argument so that tests need no clock.
 
@@ -89,13 +102,14 @@ def choose_engine(
     """
     if pinned not in ("", "auto"):
         return EngineChoice(make_engine(pinned, task), {}, {})
-    if not sample:
+    clients = [sample] if isinstance(sample, Examples) else list(sample[:MAX_SAMPLE])
+    if not clients:
         raise InputError("an engine cannot be chosen without examples. Give those of at least one client.")
-    reference = SequentialEngine(task)
+    reference = make_engine("sequential", task)
     if reference.layout.size > LARGEST_STACKED:
         why = f"{reference.layout.size:,} parameters, more than {LARGEST_STACKED:,}"
         return EngineChoice(reference, {}, {"stacked": why, "dense": why})
-    trial = _Trial(initial_vector(task, Seeds(0)), work, list(sample[:MAX_SAMPLE]), timer)
+    trial = _Trial(initial_vector(task, Seeds(0)), work, clients, timer)
     expected, seconds = trial.run(reference)
     times, refused = {"sequential": seconds}, {}
     engines: dict[str, LocalEngine] = {"sequential": reference}
