@@ -305,22 +305,20 @@ def _build(graph: Graph, union: _Union, users: dict[str, list[int]], exits: set[
         sets.setdefault(union.find(position), []).append(position)
     made_by = {o: p for p, node in enumerate(graph.nodes) for o in node.outputs}
     order = _ordered(graph, union, sets, made_by)
-    raw = _raw_tensors(graph)
-    groups: list[Group] = []
-    for index, root in enumerate(order):
-        nodes = [graph.nodes[m] for m in sets[root]]
-        members = set(sets[root])
-        own = {o for n in nodes for o in n.outputs}
-        inputs = tuple(dict.fromkeys(i for n in nodes for i in n.inputs if i not in own))
-        outputs = tuple(
-            o for n in nodes for o in n.outputs if o in exits or any(u not in members for u in users.get(o, []))
-        )
-        heaviest = max(nodes, key=lambda n: n.flops)
-        weighted = any(is_weighted(n) for n in nodes)
-        name = f"g{index}.{heaviest.op}"
-        flops = sum(n.flops for n in nodes)
-        groups.append(Group(index, name, tuple(n.name for n in nodes), inputs, outputs, flops, weighted, 0))
-    return Condensed(graph, _with_exits(graph, groups), raw)
+    groups = [_group(graph, sorted(sets[root]), users, exits) for root in order]
+    staged = sorted(_with_exits(graph, groups), key=lambda group: group.exit_index)
+    named = (msgspec.structs.replace(g, index=i, name=f"g{i}.{g.name}") for i, g in enumerate(staged))
+    return Condensed(graph, tuple(named), _raw_tensors(graph))
+
+
+def _group(graph: Graph, members: list[int], users: dict[str, list[int]], exits: set[str]) -> Group:
+    nodes, inside = [graph.nodes[m] for m in members], set(members)
+    own = {o for n in nodes for o in n.outputs}
+    inputs = tuple(dict.fromkeys(i for n in nodes for i in n.inputs if i not in own))
+    outputs = tuple(o for n in nodes for o in n.outputs if o in exits or any(u not in inside for u in users.get(o, [])))
+    heaviest = max(nodes, key=lambda n: n.flops)
+    flops, weighted = sum(n.flops for n in nodes), any(is_weighted(n) for n in nodes)
+    return Group(0, heaviest.op, tuple(n.name for n in nodes), inputs, outputs, flops, weighted, 0)
 
 
 def _ordered(graph: Graph, union: _Union, sets: dict[int, list[int]], made_by: dict[str, int]) -> list[int]:
@@ -364,17 +362,16 @@ def _raw_tensors(graph: Graph) -> frozenset[str]:
     return frozenset(raw)
 
 
-def _with_exits(graph: Graph, groups: list[Group]) -> tuple[Group, ...]:
+def _with_exits(graph: Graph, groups: list[Group]) -> list[Group]:
+    """Adds to each group the first exit that needs it; ordering by it keeps producers before consumers."""
     first = [len(graph.outputs) - 1] * len(groups)
-    made = {o: g.index for g in groups for o in g.outputs}
-    for index, tensor in reversed(list(enumerate(graph.outputs))):
-        todo = [made[tensor.name]] if tensor.name in made else []
-        seen = set[int]()
+    made = {o: position for position, group in enumerate(groups) for o in group.outputs}
+    for index, tensor in enumerate(graph.outputs):
+        todo, seen = [made[tensor.name]] if tensor.name in made else [], set[int]()
         while todo:
-            group = todo.pop()
-            if group in seen:
-                continue
-            seen.add(group)
-            first[group] = min(first[group], index)
-            todo.extend(made[i] for i in groups[group].inputs if i in made)
-    return tuple(msgspec.structs.replace(g, exit_index=first[g.index]) for g in groups)
+            position = todo.pop()
+            if position not in seen:
+                seen.add(position)
+                first[position] = min(first[position], index)
+                todo.extend(made[i] for i in groups[position].inputs if i in made)
+    return [msgspec.structs.replace(group, exit_index=e) for group, e in zip(groups, first, strict=True)]

@@ -18,6 +18,7 @@ class ExitEvidence(msgspec.Struct, frozen=True):
         exit_fraction: Share of all examples that leave here under `threshold`.
         threshold: Confidence (top-1 softmax) needed to leave here; 0 for the last exit.
         num_examples: Calibration examples behind these numbers.
+        before: Earlier exits in use when this was measured, as (exit index, threshold); () if none was.
     """
 
     exit_index: int
@@ -27,6 +28,7 @@ class ExitEvidence(msgspec.Struct, frozen=True):
     exit_fraction: float
     threshold: float
     num_examples: int
+    before: tuple[tuple[int, float], ...] = ()
 
 
 class GateResult(msgspec.Struct, frozen=True):

@@ -82,7 +82,7 @@ class Solution(msgspec.Struct, frozen=True):
     @property
     def is_feasible(self) -> bool:
         """Whether there is an assignment at all."""
-        return np.isfinite(self.cost)
+        return bool(np.isfinite(self.cost))
 
 
 Planner = Callable[[Problem], Solution]
