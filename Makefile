@@ -76,7 +76,7 @@ no-torch: $(READY)
 
 # Regenerates what is printed from the code: the CLI reference.
 docs: $(READY)
-	@$(BIN)/python docs/reference/generate.py
+	@COLUMNS=100 $(BIN)/python docs/reference/generate.py
 
 clean:
 	rm -rf $(VENV) .venvs demo-report build dist bench-out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
