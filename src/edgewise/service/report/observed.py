@@ -1,0 +1,139 @@
+"""What a run observed, row by row: the tables and points of the report. Read `schema.py` next."""
+
+from __future__ import annotations
+
+import msgspec
+
+from edgewise.models.version import GateResult
+
+
+class SplitSizes(msgspec.Struct, frozen=True):
+    """Examples per part of the one disjoint division of the data; `public` is the share of train anybody may pool."""
+
+    train: int
+    calibration: int
+    gate: int
+    stream: int
+    public: int = 0
+
+
+class AuditRow(msgspec.Struct, frozen=True):
+    """Data of one client.
+
+    Attributes:
+        client: Who holds it.
+        examples: How many.
+        labels: Examples per class.
+        trains: Whether it takes part in training.
+    """
+
+    client: str
+    examples: int
+    labels: tuple[int, ...] = ()
+    trains: bool = True
+
+
+class RoundRow(msgspec.Struct, frozen=True):
+    """One round of one training run.
+
+    Attributes:
+        run: Which run, e.g. `first`, `after drift`, `uncoded`.
+        round: From 1.
+        loss: Mean training loss of its clients.
+        accuracy: Of the global model after it.
+        uplink_bytes: Sent by devices in it.
+        downlink_bytes: Received by devices in it.
+        seconds: Duration.
+        clients: Updates that counted.
+    """
+
+    run: str
+    round: int
+    loss: float | None = None
+    accuracy: float | None = None
+    uplink_bytes: int | None = None
+    downlink_bytes: int | None = None
+    seconds: float | None = None
+    clients: int | None = None
+
+
+class VersionRow(msgspec.Struct, frozen=True):
+    """One version and its gate.
+
+    Attributes:
+        number: In the registry.
+        what: e.g. `first training`, `after drift`, `deliberately bad`.
+        digest: Of the graph.
+        parent: Version it started from.
+        accuracy: On the gate set.
+        gate: Paired comparison; None if it had none.
+        outcome: `serving`, `refused`, `rolled back`, `replaced`.
+    """
+
+    number: int
+    what: str = ""
+    digest: str = ""
+    parent: int = 0
+    accuracy: float | None = None
+    gate: GateResult | None = None
+    outcome: str = ""
+
+
+class RequestRow(msgspec.Struct, frozen=True):
+    """One served request.
+
+    Attributes:
+        arrival_s: Scheduled arrival on the report's clock.
+        latency_ms: From the scheduled arrival; None if it was never answered.
+        predicted_ms: Of the path it took, from the plan's profile.
+        exit: Exit it left at.
+        phase: Phase of the stream.
+        by: Who answered, as in `FaultsSection.shares`.
+        right: Whether the answer was right; None if unlabelled.
+        warm_up: Left out of the comparison.
+    """
+
+    arrival_s: float
+    latency_ms: float | None = None
+    predicted_ms: float | None = None
+    exit: int | None = None
+    phase: str = ""
+    by: str = ""
+    right: bool | None = None
+    warm_up: bool = False
+
+
+class TimelineEntry(msgspec.Struct, frozen=True):
+    """Something that happened.
+
+    Attributes:
+        time_s: On the report's clock.
+        phase: Phase of the loop, e.g. `serving`, `drift`, `training`.
+        text: One sentence.
+        kind: `step` of the loop, `fault` injected or seen, or `plan` change.
+    """
+
+    time_s: float
+    phase: str
+    text: str
+    kind: str = "step"
+
+
+class ResourceRow(msgspec.Struct, frozen=True):
+    """What one node used.
+
+    Attributes:
+        node: Who.
+        tier: Where it stands.
+        cpu_seconds: User and system.
+        peak_memory_bytes: Peak resident memory.
+        energy_j: By the energy model or measured.
+        energy_source: `measured` or `modelled`.
+    """
+
+    node: str
+    tier: str
+    cpu_seconds: float | None = None
+    peak_memory_bytes: int | None = None
+    energy_j: float | None = None
+    energy_source: str = "modelled"

@@ -1,0 +1,269 @@
+"""The report's tables as HTML. Every text is escaped; every number is formatted here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+from edgewise.core.units import format_bytes
+from edgewise.service.report.rows import format_joules, kpi_rows
+from edgewise.service.report.schema import LevelRow, Report, is_unknown
+
+NONE = "–"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], classes: Sequence[str] = ()) -> str:
+    """A table.
+
+    Args:
+        head: Column names; one that starts with `#` is right-aligned.
+        rows: Cells, already HTML.
+        classes: Class of each row; () for none.
+
+    Returns:
+        HTML.
+    """
+    sides = [' class="n"' if name.startswith("#") else "" for name in head]
+    top = "".join(f"<th{side}>{escape(name.lstrip('#'))}</th>" for name, side in zip(head, sides, strict=True))
+    body = []
+    for index, row in enumerate(rows):
+        mark = f' class="{classes[index]}"' if index < len(classes) and classes[index] else ""
+        cells = "".join(f"<td{side}>{cell}</td>" for cell, side in zip(row, sides, strict=True))
+        body.append(f"<tr{mark}>{cells}</tr>")
+    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+
+
+def tag(text: str, kind: str = "") -> str:
+    """A small coloured label."""
+    return f'<span class="tag {kind}">{escape(text)}</span>'
+
+
+def yes_no(value: bool | None, good: bool = True) -> str:
+    """Yes in green, no in red, – if unknown; `good` says which answer is the good one."""
+    return NONE if value is None else tag("yes" if value else "no", "good" if value is good else "bad")
+
+
+def milliseconds(value: float | None) -> str:
+    """One decimal below 100 ms, none above."""
+    return NONE if is_unknown(value) or value is None else f"{value:.1f} ms" if value < 100 else f"{value:.0f} ms"
+
+
+def percent(value: float | None) -> str:
+    """One decimal."""
+    return NONE if is_unknown(value) else f"{value:.1%}"
+
+
+def size(value: float | None) -> str:
+    """Bytes with a unit."""
+    return NONE if is_unknown(value) or value is None else format_bytes(value)
+
+
+def joules(value: float | None) -> str:
+    """Joules with a prefix."""
+    return NONE if is_unknown(value) or value is None else format_joules(value)
+
+
+def plain(value: Any) -> str:
+    """Text or – for nothing."""
+    return NONE if value is None or value == "" else escape(str(value))
+
+
+def kpi_table(report: Report) -> str:
+    """The twelve KPIs."""
+    rows = [
+        (
+            escape(r.half),
+            f"<b>{escape(r.name)}</b>",
+            escape(r.text),
+            tag(r.source, r.source) if r.text != NONE else escape(r.source),
+        )
+        for r in kpi_rows(report)
+    ]
+    return table(("", "KPI", "#value", "how known"), rows)
+
+
+def level_table(levels: Sequence[LevelRow]) -> str:
+    """The seven levels with their latency stacked by stage."""
+    stages = list(dict.fromkeys(name for level in levels for name, _ in level.waterfall))
+    colours = {name: f"var(--s{index % 6 + 1})" for index, name in enumerate(stages)}
+    longest = max((sum(ms for _, ms in level.waterfall) for level in levels), default=0.0) or 1.0
+    rows, classes = [], []
+    for level in levels:
+        classes.append("chosen" if level.recommended else "" if level.feasible else "off")
+        rows.append(
+            (
+                f"<b>{level.level}</b>",
+                escape(" + ".join(level.tiers)) or NONE,
+                escape(level.training_domain),
+                milliseconds(level.predicted_p50_ms),
+                milliseconds(level.predicted_p95_ms),
+                _waterfall(level, colours, longest),
+                joules(level.device_energy_j),
+                size(level.egress_bytes),
+                percent(level.accuracy),
+                (tag("recommended", "good") + " " if level.recommended else "")
+                + ("" if level.feasible else tag("not allowed", "bad") + " ")
+                + escape(level.reason),
+            )
+        )
+    legend = "".join(f'<span><i style="background:{colours[s]}"></i>{escape(s)}</span>' for s in stages)
+    head = (
+        "level",
+        "computes",
+        "trained",
+        "#p50",
+        "#p95",
+        "longest path, by stage",
+        "#device energy",
+        "#egress",
+        "#accuracy",
+        "",
+    )
+    return table(head, rows, classes) + (f'<div class="legend">{legend}</div>' if legend else "")
+
+
+def _waterfall(level: LevelRow, colours: dict[str, str], longest: float) -> str:
+    if not level.waterfall:
+        return '<div class="fallbox"></div>'
+    bars = "".join(
+        f'<i style="width:{100 * ms / longest:.2f}%;background:{colours[name]}" title="{escape(name)}: {ms:.2f} ms"></i>'
+        for name, ms in level.waterfall
+    )
+    return f'<div class="fallbox"><div class="fall">{bars}</div></div>'
+
+
+def baseline_table(report: Report) -> str:
+    """The plan beside the baselines."""
+    plan = report.plan
+    mine = next((level for level in plan.levels if level.recommended), None)
+    first = (
+        f"<b>{plain(plan.name or 'the plan')}</b>",
+        milliseconds(plan.predicted_p50_ms),
+        milliseconds(plan.predicted_p95_ms),
+        milliseconds(plan.measured_p50_ms),
+        joules(mine.device_energy_j if mine else None),
+        size(mine.egress_bytes if mine else None),
+        percent(mine.accuracy if mine else None),
+        "the plan in force",
+    )
+    rows = [
+        (
+            escape(b.name),
+            milliseconds(b.predicted_p50_ms),
+            milliseconds(b.predicted_p95_ms),
+            milliseconds(b.measured_p50_ms),
+            joules(b.device_energy_j),
+            size(b.egress_bytes),
+            percent(b.accuracy),
+            ("" if b.allowed else tag("not allowed", "bad") + " ") + escape(b.reason),
+        )
+        for b in report.baselines
+    ]
+    head = ("", "#p50", "#p95", "#measured p50", "#device energy", "#egress", "#accuracy", "")
+    return table(head, [first, *rows], ["chosen", *("" if b.allowed else "off" for b in report.baselines)])
+
+
+def phase_table(report: Report) -> str:
+    """The phases of the stream."""
+    shares = list(dict.fromkeys(name for p in report.faults.phases for name in p.shares))
+    rows = [
+        (
+            f"<b>{escape(p.name)}</b>",
+            f"{p.start_s:.1f}–{p.end_s:.1f} s",
+            str(p.requests),
+            plain(p.answered_by_deadline),
+            percent(p.accuracy),
+            milliseconds(p.p50_ms),
+            milliseconds(p.p95_ms),
+            *(percent(p.shares.get(name, 0.0)) for name in shares),
+        )
+        for p in report.faults.phases
+    ]
+    head = ("phase", "when", "#requests", "#in time", "#accuracy", "#p50", "#p95", *(f"#{name}" for name in shares))
+    return table(head, rows)
+
+
+def version_table(report: Report) -> str:
+    """Versions and what their gates said."""
+    rows = [
+        (
+            f"<b>{v.number}</b>",
+            plain(v.what),
+            f"<code>{escape(v.digest[:12])}</code>" if v.digest else NONE,
+            str(v.parent) if v.parent else NONE,
+            percent(v.accuracy),
+            plain(v.gate.reason) if v.gate else NONE,
+            tag(
+                v.outcome,
+                "bad" if v.outcome in ("refused", "rolled back") else "good" if v.outcome == "serving" else "",
+            )
+            if v.outcome
+            else NONE,
+        )
+        for v in report.versions
+    ]
+    return table(("version", "from", "graph", "parent", "#accuracy", "gate", ""), rows)
+
+
+def label_table(report: Report) -> str:
+    """Label sources: share, agreement, and what left the devices for them."""
+    rows = [
+        (
+            f"<b>{escape(r.source)}</b>",
+            str(r.asked),
+            str(r.labelled),
+            percent(r.agreement),
+            size(r.feature_bytes_sent),
+            size(r.raw_bytes_sent),
+        )
+        for r in report.loop.labels
+    ]
+    return table(("label source", "#asked", "#labelled", "#agrees with truth", "#features sent", "#raw sent"), rows)
+
+
+def resource_table(report: Report) -> str:
+    """CPU seconds, peak memory and energy per node."""
+    rows = [
+        (
+            f"<b>{escape(r.node)}</b>",
+            escape(r.tier),
+            NONE if is_unknown(r.cpu_seconds) else f"{r.cpu_seconds:.2f} s",
+            size(r.peak_memory_bytes),
+            joules(r.energy_j),
+            tag(r.energy_source, r.energy_source) if not is_unknown(r.energy_j) else "",
+        )
+        for r in report.resources
+    ]
+    return table(("node", "tier", "#CPU time", "#peak memory", "#energy", ""), rows)
+
+
+def energy_table(report: Report) -> str:
+    """Parameters of the energy model."""
+    names = list(dict.fromkeys(name for p in report.energy_parameters.values() for name in p))
+    rows = [
+        (f"<b>{escape(tier)}</b>", *(f"{p[name]:g}" if name in p else NONE for name in names))
+        for tier, p in report.energy_parameters.items()
+    ]
+    return table(("energy model", *(f"#{name}" for name in names)), rows)
+
+
+def audit_table(report: Report) -> str:
+    """Data of each client."""
+    num = max((len(a.labels) for a in report.audit), default=0)
+    rows = [
+        (
+            f"<b>{escape(a.client)}</b>",
+            str(a.examples),
+            *(str(a.labels[i]) if i < len(a.labels) else NONE for i in range(num)),
+            "trains" if a.trains else "only infers",
+        )
+        for a in report.audit
+    ]
+    return table(("client", "#examples", *(f"#{i}" for i in range(num)), ""), rows)
+
+
+def unknown_table(report: Report) -> str:
+    """Null numbers and why."""
+    rows = [(f"<code>{escape(path)}</code>", escape(reason)) for path, reason in report.unknown.items()]
+    return table(("not known", "why"), rows)
