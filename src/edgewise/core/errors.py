@@ -12,6 +12,7 @@
     │   ├── Unreachable           transport.unreachable   nobody answers; says which cause
     │   ├── DeadlineExceeded      transport.deadline      the work's deadline has passed
     │   ├── FrameRefused          transport.frame   version, digest, size, epoch or shape is wrong
+    │   ├── Busy                  transport.busy    a bounded queue is full; the work was dropped
     │   └── RemoteError           transport.remote  the other side answered with an error
     ├── SecurityError             security
     │   ├── IdentityRefused       security.identity  certificate or signature is not acceptable
@@ -109,6 +110,12 @@ class FrameRefused(TransportError):
     """A frame with a wrong version, digest, size, epoch or shape."""
 
     code = "transport.frame"
+
+
+class Busy(TransportError):
+    """A bounded queue is full; the work was dropped, not queued."""
+
+    code = "transport.busy"
 
 
 class RemoteError(TransportError):

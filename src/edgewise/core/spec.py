@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -40,7 +41,7 @@ class Spec(msgspec.Struct, frozen=True):
         """Reads a spec from a name, a table with `name`, or a spec.
 
         Args:
-            value: `"int8"`, `{"name": "top_k", "fraction": 0.1}` or a Spec.
+            value: `"int8"`, `"top_k(fraction=0.1)"` as `str` writes it, `{"name": "top_k", "fraction": 0.1}` or a Spec.
 
         Returns:
             The spec; nested tables with a `name` become specs too.
@@ -51,7 +52,7 @@ class Spec(msgspec.Struct, frozen=True):
         if isinstance(value, Spec):
             return value
         if isinstance(value, str):
-            return Spec(value)
+            return _parsed(value) if value.endswith(")") else Spec(value)
         if isinstance(value, Mapping) and "name" in value:
             params = {k: _nested(v) for k, v in value.items() if k != "name"}
             return Spec(str(value["name"]), params)
@@ -61,6 +62,24 @@ class Spec(msgspec.Struct, frozen=True):
     def digest(self) -> Digest:
         """Names what the spec builds."""
         return digest_of(msgspec.msgpack.encode(self.to_dict(), order="deterministic"))
+
+
+def _parsed(text: str) -> Spec:
+    try:
+        call = _from_syntax(ast.parse(text, mode="eval").body)
+        if not isinstance(call, Spec):
+            raise ValueError(text)
+    except (SyntaxError, ValueError) as error:
+        raise InputError(f"{text!r} is not a part's text. Write it like 'top_k(fraction=0.1)' or 'int8'.") from error
+    return call
+
+
+def _from_syntax(node: ast.AST) -> Any:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
+        return Spec(node.func.id, {str(k.arg): _from_syntax(k.value) for k in node.keywords})
+    if isinstance(node, ast.List):
+        return tuple(_from_syntax(element) for element in node.elts)
+    return ast.literal_eval(node)
 
 
 def _nested(value: Any) -> Any:

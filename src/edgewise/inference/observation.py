@@ -1,0 +1,43 @@
+"""What one request cost and who answered it: measured, where a plan's `Prediction` is predicted."""
+
+from __future__ import annotations
+
+import msgspec
+
+from edgewise.core.ids import Digest, Epoch, NodeId, RequestId
+from edgewise.inference.session import Source
+
+
+class Observation(msgspec.Struct, frozen=True):
+    """One request, after its end.
+
+    Attributes:
+        request: Its name.
+        epoch: Epoch it began and ended on.
+        version: Model version.
+        plan: Digest of the plan.
+        source: Who answered.
+        exit_index: Where it left; None if nothing was ready in time.
+        cause: Why the full plan did not answer; "" if it did.
+        arrived_s: Arrival on the device's monotonic clock.
+        latency_s: From arrival to the answer, at the device, HTTP excluded.
+        deadline_s: Seconds it had.
+        served_by: Nodes that computed, in order.
+        stages: Seconds by stage in order, e.g. (("device compute", 0.004), ("device→edge", 0.012), …); what is
+            between nodes is the round trip less the stages beyond it.
+        payload_bytes: Bytes of cut payloads by boundary, e.g. (("device→edge", 512),).
+    """
+
+    request: RequestId
+    epoch: Epoch
+    version: int
+    plan: Digest
+    source: Source
+    exit_index: int | None
+    cause: str
+    arrived_s: float
+    latency_s: float
+    deadline_s: float
+    served_by: tuple[NodeId, ...] = ()
+    stages: tuple[tuple[str, float], ...] = ()
+    payload_bytes: tuple[tuple[str, int], ...] = ()

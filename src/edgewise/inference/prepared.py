@@ -1,0 +1,230 @@
+"""A plan made ready on one node: sessions built and warm, codecs made, recent costs remembered.
+
+Device and stage hosts run the same two things: `PreparedPlan.run_segment` in the worker's thread, and `ask` to hand
+over to the next tier.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.codecs import Codec, make_codec
+from edgewise.core.ids import Digest, RequestId, Tier
+from edgewise.inference.cuts import CutPayload, encode_cut
+from edgewise.inference.exits import first_exit
+from edgewise.inference.messages import STAGE_REQUEST, StageAnswer, StageRequest
+from edgewise.inference.peers import Target
+from edgewise.inference.stages import Stage, StageSet, Tensors, build_stages, cut_after, segment_of
+from edgewise.ledger.entry import Purpose
+from edgewise.models.graph import Graph
+from edgewise.planning.plan import ActivePlan, Exit, Plan
+from edgewise.transport.frame import make_frame
+
+_WINDOW = 64
+# A p99 from few runs is their maximum; a little above it covers the next one.
+_HEADROOM = 1.25
+# From the event loop to the worker's thread and back, on a busy machine.
+_DISPATCH_S = 0.002
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentResult:
+    """What a node's segment came to.
+
+    Attributes:
+        tensors: What is known now: what was given and what was computed.
+        exit: The exit that leaves, or the last one whose logits are there; None without.
+        leaves: Whether the request leaves here.
+        payload: The encoded cut; None if it leaves or the plan ends here.
+        stages: Seconds by stage.
+    """
+
+    tensors: Tensors
+    exit: Exit | None
+    leaves: bool
+    payload: CutPayload | None
+    stages: tuple[tuple[str, float], ...]
+
+
+@dataclass(slots=True)
+class PreparedPlan:
+    """A plan on one node.
+
+    Attributes:
+        active: The plan with its epoch and version.
+        digest: The plan's digest.
+        graph: The graph.
+        stages: Sessions.
+        codec: Of the cut that leaves this node; None if the plan ends here.
+        entry_codec: Of the cut that arrives here; None on the innermost node.
+        in_flight: Requests that began on this epoch and are open.
+        is_retired: Whether it is dropped once the last of them is done.
+        tail_seconds: Recent seconds of the local tail.
+        segment_seconds: Recent seconds of this node's segment, codec included.
+        remote_seconds: Recent seconds from offloading to the answer.
+    """
+
+    active: ActivePlan
+    digest: Digest
+    graph: Graph
+    stages: StageSet
+    codec: Codec | None
+    entry_codec: Codec | None
+    in_flight: int = 0
+    is_retired: bool = False
+    tail_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
+    segment_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
+    remote_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
+
+    @property
+    def plan(self) -> Plan:
+        """The plan itself."""
+        return self.active.plan
+
+    def tail_p99_s(self) -> float | None:
+        """Seconds the local tail of a request that arrives now may take, the work that goes first included.
+
+        The worker serves the earliest deadline first, so at worst the tails of all open requests and the job at hand
+        go first.
+
+        Returns:
+            The 99th percentile of recent runs with headroom; None without a tail.
+        """
+        if self.stages.tail is None:
+            return None
+        own = float(np.quantile(self.tail_seconds, 0.99)) if self.tail_seconds else 0.0
+        return _DISPATCH_S + _HEADROOM * (own * max(1, self.in_flight) + max(self.segment_seconds, default=0.0))
+
+    def usual_remote_s(self) -> float:
+        """Median seconds from offloading to the answer; 0 before the first."""
+        return median(self.remote_seconds) if self.remote_seconds else 0.0
+
+    def run_segment(
+        self, given: Mapping[str, NDArray[Any]], before: tuple[tuple[str, float], ...] = ()
+    ) -> SegmentResult:
+        """Runs this node's segment, decides its exits, encodes the cut; in the worker's thread.
+
+        Args:
+            given: Tensors that arrived.
+            before: Stages to put in front, e.g. decoding.
+
+        Returns:
+            The result.
+        """
+        tier, tensors, stages = self.stages.tier, dict(given), list(before)
+        if self.stages.stage is not None:
+            outputs, seconds = self.stages.stage.run(given)
+            tensors |= outputs
+            stages.append((f"{tier} compute", seconds))
+        here, is_leaving = first_exit(self.stages.exits, tensors) or (None, False)
+        payload = None
+        if self.stages.cut is not None and self.codec is not None and not is_leaving:
+            started = time.perf_counter()
+            payload = encode_cut(self.codec, self.stages.cut.tensors, tensors)
+            stages.append((f"{tier} codec", time.perf_counter() - started))
+        self.segment_seconds.append(sum(seconds for _, seconds in stages))
+        return SegmentResult(tensors, here, is_leaving or self.stages.cut is None, payload, tuple(stages))
+
+    def run_tail(self, tensors: Mapping[str, NDArray[Any]]) -> tuple[Tensors, float]:
+        """Runs the local tail; in the worker's thread."""
+        assert self.stages.tail is not None
+        outputs, seconds = self.stages.tail.run(tensors)
+        self.tail_seconds.append(seconds)
+        return outputs, seconds
+
+    def answer_tensors(self, here: Exit | None, tensors: Mapping[str, NDArray[Any]]) -> Tensors:
+        """What an answer carries: the exit's logits, or every output of a model without inner exits."""
+        if here is not None and len(self.plan.exits) > 1:
+            return {here.tensor: tensors[here.tensor]}
+        return {t.name: tensors[t.name] for t in self.graph.outputs if t.name in tensors}
+
+
+async def prepare_plan(active: ActivePlan, graph: Graph, tier: Tier, *, dilation: float = 1.0) -> PreparedPlan:
+    """Builds and warms everything a node needs for a plan, off the event loop.
+
+    Args:
+        active: The plan with epoch and version.
+        graph: Its graph.
+        tier: This node's tier.
+        dilation: This node's factor; the warm-up is not dilated.
+
+    Returns:
+        The prepared plan.
+    """
+    stages = await build_stages(graph, active.plan, tier, dilation=dilation)
+    incoming = next((c for c in active.plan.cuts if c.target is tier), None)
+    codec = None if stages.cut is None else make_codec(stages.cut.codec)
+    entry_codec = None if incoming is None else make_codec(incoming.codec)
+    prepared = PreparedPlan(active, active.plan.digest, graph, stages, codec, entry_codec)
+    await asyncio.get_running_loop().run_in_executor(None, _warm_up_all, prepared, dilation)
+    return prepared
+
+
+def _warm_up_all(prepared: PreparedPlan, dilation: float) -> None:
+    stages = prepared.stages
+    for stage, seconds in ((stages.stage, prepared.segment_seconds), (stages.tail, prepared.tail_seconds)):
+        if stage is not None:
+            seconds.append(dilation * warm_up(prepared.graph, stage))
+
+
+def warm_up(graph: Graph, stage: Stage) -> float:
+    """Runs a stage twice on zeros, undilated.
+
+    Args:
+        graph: Knows the shapes.
+        stage: What to run.
+
+    Returns:
+        Seconds of the second run.
+    """
+    feeds = {n: np.zeros(graph.tensor(n).shape, graph.tensor(n).dtype) for n in stage.inputs}
+    stage.compute(feeds)
+    started = time.perf_counter()
+    stage.compute(feeds)
+    return time.perf_counter() - started
+
+
+def is_local(plan: Plan, tier: Tier) -> bool:
+    """Whether a plan runs on one tier alone."""
+    return cut_after(plan, tier) is None and segment_of(plan, tier) is not None
+
+
+async def ask(
+    target: Target, prepared: PreparedPlan, payload: CutPayload, *, request: RequestId, timeout_s: float
+) -> tuple[StageAnswer, Tensors]:
+    """Hands a request over to the next tier.
+
+    Args:
+        target: Who runs it.
+        prepared: The plan it began on.
+        payload: The encoded cut.
+        request: Its name.
+        timeout_s: Seconds of work left.
+
+    Returns:
+        The answer and its tensors.
+
+    Raises:
+        TransportError: As `Transport.query`.
+    """
+    assert prepared.stages.cut is not None
+    active = prepared.active
+    message = StageRequest(
+        prepared.digest, active.epoch, active.version, prepared.stages.cut.target, request, payload.coded
+    )
+    frame = make_frame(
+        STAGE_REQUEST, message, payload.tensors,
+        purpose=Purpose.SERVING, deadline_s=timeout_s, run=f"version-{active.version}",
+    )  # fmt: skip
+    reply = await target.transport.query(target.key, frame, timeout_s=timeout_s)
+    answer = reply.read(StageAnswer)
+    return answer, {t.name: t.array for t in reply.tensors}

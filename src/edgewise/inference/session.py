@@ -1,0 +1,314 @@
+"""One request at the device, as `step(state, event) -> (state, actions)`: deadline, hedge, fallback. Pure.
+
+    RequestArrived ─▶ RunSegment ─▶ SegmentDone ─┬─ confident ─▶ Answer(plan)
+                                                 └─ Offload ─┬─▶ RemoteAnswered ─▶ Answer(plan | other edge)
+                                                             ├─▶ RemoteFailed ─▶ next target, own exit or local tail
+                                                             └─▶ timers: hedge ─▶ RunLocalTail, last call ─▶ own exit
+
+Every request ends in exactly one `Answer`, never later than its deadline less the margin; an `Answer` whose source is
+`NONE` says that nothing was computed in time, and why. The driver is `serving.py`; it drops events of ended requests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+
+class Source(StrEnum):
+    """Who gave the answer."""
+
+    PLAN = "plan"
+    """The plan as intended; an early exit that was confident is part of it."""
+    OTHER_EDGE = "other_edge"
+    """The plan's outer segments, on another node than the first choice."""
+    LOCAL_TAIL = "local_tail"
+    """The device computed on to an exit of its own after the cut."""
+    EDGE_EXIT = "edge_exit"
+    """An outer node's own exit, below its threshold, because the node behind it did not answer."""
+    DEVICE_EXIT = "device_exit"
+    """The device's own exit, below its threshold."""
+    NONE = "none"
+    """Nothing was ready in time."""
+
+
+class Timer(StrEnum):
+    """What a timer is for."""
+
+    HEDGE = "hedge"
+    LAST_CALL = "last_call"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestArrived:
+    """A request and what is known when it arrives.
+
+    Attributes:
+        at_s: Time of arrival.
+        deadline_s: Time by which it must be answered.
+        margin_s: How long before the deadline the last decision falls, for the way back to the client.
+        targets: Names of usable nodes for the next segment, best first; () if none is reachable.
+        home: The preferred node, usable or not; another's answer counts as `OTHER_EDGE`.
+        is_local: Whether the whole plan runs on the device.
+        has_head: Whether the device runs a segment before the cut.
+        tail_s: 99th percentile of the local work that hedges, waiting included; None without a local tail.
+        remote_s: Usual time from offloading to the answer; less than that left is no second try.
+    """
+
+    at_s: float
+    deadline_s: float
+    margin_s: float = 0.0
+    targets: tuple[str, ...] = ()
+    home: str = ""
+    is_local: bool = False
+    has_head: bool = True
+    tail_s: float | None = None
+    remote_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentDone:
+    """The device's segment ran; `exit_index` is its last exit if it has one, `leaves` whether the rule is met."""
+
+    at_s: float
+    exit_index: int | None = None
+    leaves: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentFailed:
+    """The device's segment could not run."""
+
+    at_s: float
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteAnswered:
+    """A target answered; `cause` says why it is not from as far out as the plan wanted."""
+
+    at_s: float
+    target: str
+    exit_index: int
+    cause: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFailed:
+    """A target failed; `cause` is its error's code and sentence."""
+
+    at_s: float
+    target: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class TailDone:
+    """The local tail ran; `exit_index` is where it ended."""
+
+    at_s: float
+    exit_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class TailFailed:
+    """The local tail could not run."""
+
+    at_s: float
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class TimerFired:
+    """A timer's time has come."""
+
+    at_s: float
+    timer: Timer
+
+
+Event = (
+    RequestArrived | SegmentDone | SegmentFailed | RemoteAnswered | RemoteFailed | TailDone | TailFailed | TimerFired
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RunSegment:
+    """Run the device's segment of the plan."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunLocalTail:
+    """Run the fallback from what the device has computed so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offload:
+    """Send the cut's payload to a target, which has `timeout_s` for it."""
+
+    target: str
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class StartTimer:
+    """Fire `timer` at `at_s`."""
+
+    timer: Timer
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The one end of a request.
+
+    Attributes:
+        source: Who answers.
+        exit_index: Which exit; None only if the source is `NONE`.
+        cause: Why the full plan did not answer; "" if it did.
+    """
+
+    source: Source
+    exit_index: int | None
+    cause: str = ""
+
+
+Action = RunSegment | RunLocalTail | Offload | StartTimer | Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """State of one request.
+
+    Attributes:
+        setup: What was known at arrival; None before.
+        remaining: Targets not tried yet.
+        trying: The target that is working; "" if none.
+        has_head_run: Whether the device's segment is done, so that cut tensors exist.
+        own_exit: The device's exit whose logits are at hand.
+        tail: `none`, `idle`, `running` or `failed`.
+        causes: What went wrong so far, in order.
+        answer: The end; None while the request is open.
+    """
+
+    setup: RequestArrived | None = None
+    remaining: tuple[str, ...] = ()
+    trying: str = ""
+    has_head_run: bool = False
+    own_exit: int | None = None
+    tail: str = "none"
+    causes: tuple[str, ...] = ()
+    answer: Answer | None = None
+
+
+Step = tuple[Session, tuple[Action, ...]]
+
+
+def step(state: Session, event: Event) -> Step:
+    """Decides what a request does next.
+
+    Args:
+        state: `Session()` at first, then what the last call returned.
+        event: What happened.
+
+    Returns:
+        The next state and what to do now. An ended request ignores every event.
+    """
+    if state.answer is not None:
+        return state, ()
+    if isinstance(event, RequestArrived):
+        return _arrived(state, event)
+    assert state.setup is not None, "the first event of a request is its arrival"
+    if isinstance(event, SegmentDone):
+        return _segment_done(state, event)
+    if isinstance(event, SegmentFailed):
+        return _end(state, Source.NONE, None, f"the device's segment failed: {event.cause}")
+    if isinstance(event, RemoteAnswered):
+        source = Source.PLAN if event.target == state.setup.home else Source.OTHER_EDGE
+        return _end(state, Source.EDGE_EXIT if event.cause else source, event.exit_index, event.cause)
+    if isinstance(event, RemoteFailed):
+        return _remote_failed(state, event)
+    if isinstance(event, TailDone):
+        cause = "" if state.causes else f"{state.trying or 'nobody'} had not answered when the local tail was done"
+        return _end(state, Source.LOCAL_TAIL, event.exit_index, cause)
+    if isinstance(event, TailFailed):
+        return _fall_back(replace(state, tail="failed", causes=(*state.causes, event.cause)), event.at_s)
+    return _timer_fired(state, event)
+
+
+def _arrived(state: Session, event: RequestArrived) -> Step:
+    tail = "none" if event.tail_s is None or event.is_local else "idle"
+    is_away = event.home and event.home not in event.targets
+    causes = (f"{event.home}: is unreachable or on trial",) if is_away else ()
+    state = replace(
+        state, setup=event, remaining=event.targets, tail=tail, has_head_run=not event.has_head, causes=causes
+    )
+    last_call = StartTimer(Timer.LAST_CALL, max(event.at_s, event.deadline_s - event.margin_s))
+    if event.has_head:
+        return state, (last_call, RunSegment())
+    state, actions = _offload(state, event.at_s)
+    return state, (last_call, *actions)
+
+
+def _segment_done(state: Session, event: SegmentDone) -> Step:
+    state = replace(state, has_head_run=True, own_exit=event.exit_index)
+    setup = state.setup
+    if event.leaves or (setup is not None and setup.is_local):
+        return _end(state, Source.PLAN, event.exit_index)
+    return _offload(state, event.at_s)
+
+
+def _offload(state: Session, at_s: float) -> Step:
+    """The next target, with a hedge at the latest time that local work still meets the deadline."""
+    setup = state.setup
+    assert setup is not None
+    if not state.remaining:
+        cause = state.causes or ("no node of the next tier is reachable",)
+        return _fall_back(replace(state, causes=cause), at_s)
+    target, *rest = state.remaining
+    actions: list[Action] = [Offload(target, max(setup.deadline_s - at_s, 0.0))]
+    if setup.tail_s is not None and state.own_exit is None and state.tail == "idle":
+        hedge_s = setup.deadline_s - setup.margin_s - setup.tail_s
+        actions.append(StartTimer(Timer.HEDGE, max(at_s, hedge_s)))
+    return replace(state, trying=target, remaining=tuple(rest)), tuple(actions)
+
+
+def _remote_failed(state: Session, event: RemoteFailed) -> Step:
+    setup = state.setup
+    assert setup is not None
+    if event.target != state.trying:
+        return state, ()
+    state = replace(state, trying="", causes=(*state.causes, f"{event.target}: {event.cause}"))
+    if state.remaining and event.at_s + setup.remote_s <= setup.deadline_s - setup.margin_s:
+        return _offload(state, event.at_s)
+    return _fall_back(state, event.at_s)
+
+
+def _fall_back(state: Session, at_s: float) -> Step:
+    """Answers from the device: its own exit if there is one, else the local tail."""
+    if state.own_exit is not None:
+        return _end(state, Source.DEVICE_EXIT, state.own_exit)
+    if state.tail == "idle":
+        return replace(state, tail="running"), (RunLocalTail(),)
+    if state.tail == "running" or state.trying:
+        return state, ()
+    return _end(state, Source.NONE, None)
+
+
+def _timer_fired(state: Session, event: TimerFired) -> Step:
+    if event.timer is Timer.HEDGE:
+        is_due = state.tail == "idle" and state.own_exit is None and state.has_head_run
+        return (replace(state, tail="running"), (RunLocalTail(),)) if is_due else (state, ())
+    if not state.has_head_run:
+        waiting = "the device's own segment was not done at the last call; the device is overloaded"
+    else:
+        waiting = f"{state.trying or 'nobody'} had not answered at the last call"
+    state = replace(state, causes=(*state.causes, waiting))
+    if state.own_exit is not None:
+        return _end(state, Source.DEVICE_EXIT, state.own_exit)
+    return _end(state, Source.NONE, None)
+
+
+def _end(state: Session, source: Source, exit_index: int | None, cause: str = "") -> Step:
+    causes = () if source is Source.PLAN else (*state.causes, *((cause,) if cause else ()))
+    answer = Answer(source, exit_index, "; ".join(causes))
+    return replace(state, answer=answer), (answer,)

@@ -1,0 +1,214 @@
+"""Stages: one ONNX Runtime session per segment of a plan, with time dilation for emulated slow nodes.
+
+`Stage.run` is called in the worker's thread (`worker.py`); `build_stages` makes every session a node needs for a plan
+before the plan is activated, so that switching is warm. Which output is a new thing and which is still raw data is
+decided here, and nowhere else on the serving side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.core.errors import InputError, PlanInfeasible
+from edgewise.core.ids import TIERS, Tier
+from edgewise.core.provenance import derived, origins_of, traced
+from edgewise.models.graph import Graph
+from edgewise.planning.plan import Cut, Exit, Plan, Segment
+
+Tensors = dict[str, NDArray[Any]]
+
+# Below this the wait is spun, for `time.sleep` returns late by about as much.
+_SPIN_S = 150e-6
+
+
+def make_session(model: bytes, *, threads: int = 1) -> Any:
+    """An ONNX Runtime session as every node of a fleet uses it.
+
+    Args:
+        model: ONNX bytes.
+        threads: Intra-op threads; they never spin, for several processes share a machine.
+
+    Returns:
+        An `onnxruntime.InferenceSession` on the CPU.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def wait_precisely(seconds: float) -> None:
+    """Waits in this thread to within tens of microseconds: sleeps, then spins the last 0.15 ms.
+
+    Args:
+        seconds: How long; nothing happens if it is not positive.
+    """
+    end = time.perf_counter() + seconds
+    if seconds > _SPIN_S:
+        time.sleep(seconds - _SPIN_S)
+    while time.perf_counter() < end:
+        pass
+
+
+class Stage:
+    """A segment that can run.
+
+    Attributes:
+        inputs: Tensors it needs.
+        outputs: Tensors it makes.
+        dilation: This node's factor s: a run that took t is followed by a wait of (s − 1) · t, t of that very run.
+        learned: Outputs that trained weights take part in: new things. The others keep their inputs' origin.
+    """
+
+    def __init__(
+        self,
+        model: bytes,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        *,
+        learned: Iterable[str] = (),
+        dilation: float = 1.0,
+    ) -> None:
+        if dilation < 1.0:
+            raise InputError(f"dilation is {dilation}, it must be >= 1. A node can be slowed down, not sped up.")
+        self.inputs, self.outputs = tuple(inputs), tuple(outputs)
+        self.dilation, self.learned = dilation, frozenset(learned)
+        self._session = make_session(model)
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> tuple[Tensors, float]:
+        """Computes the segment in the calling thread.
+
+        Args:
+            feeds: At least this stage's inputs.
+
+        Returns:
+            Outputs by name, and seconds taken, dilation included.
+        """
+        started = time.perf_counter()
+        values = self.compute(feeds)
+        if self.dilation > 1.0:
+            wait_precisely((self.dilation - 1.0) * (time.perf_counter() - started))
+        return self._owned(values, feeds), time.perf_counter() - started
+
+    def compute(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """The bare computation, undilated: what the profiler and the warm-up run."""
+        values: list[NDArray[Any]] = self._session.run(self.outputs, {n: np.asarray(feeds[n]) for n in self.inputs})
+        return values
+
+    def _owned(self, values: Sequence[NDArray[Any]], feeds: Mapping[str, NDArray[Any]]) -> Tensors:
+        origins = origins_of(*(feeds[name] for name in self.inputs))
+        keeps = origins and not self.learned.issuperset(self.outputs)
+        if not keeps:
+            return dict(zip(self.outputs, map(derived, values) if origins else values, strict=True))
+        return {
+            name: derived(value) if name in self.learned else traced(value, *origins)
+            for name, value in zip(self.outputs, values, strict=True)
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class StageSet:
+    """Everything one node runs for one plan.
+
+    Attributes:
+        plan: The plan.
+        tier: This node's place in it.
+        segment: Its segment; None if the tier runs nothing.
+        stage: The segment's session; None likewise.
+        exits: Exits this tier decides, in order of the model.
+        cut: What leaves for the next tier; None if the plan ends here.
+        tail: A device's own way on, from what it has to `tail_exit`; None if it is not needed.
+        tail_exit: Where the tail ends.
+    """
+
+    plan: Plan
+    tier: Tier
+    segment: Segment | None
+    stage: Stage | None
+    exits: tuple[Exit, ...]
+    cut: Cut | None
+    tail: Stage | None = None
+    tail_exit: Exit | None = None
+
+
+def segment_of(plan: Plan, tier: Tier) -> Segment | None:
+    """The segment a tier runs; None if it runs nothing."""
+    return next((s for s in plan.segments if s.tier is tier and s.groups), None)
+
+
+def cut_after(plan: Plan, tier: Tier) -> Cut | None:
+    """What crosses from a tier outward; None if the plan ends there."""
+    return next((c for c in plan.cuts if c.source is tier), None)
+
+
+def entry_tier(plan: Plan) -> Tier:
+    """The innermost tier that runs something."""
+    if not plan.tiers:
+        raise PlanInfeasible(f"plan {plan.name!r} has no segment that runs anything. Make it with the planner.")
+    return plan.tiers[0]
+
+
+async def build_stages(graph: Graph, plan: Plan, tier: Tier, *, dilation: float = 1.0) -> StageSet:
+    """Builds the sessions of one node off the event loop; activating them later costs nothing.
+
+    Args:
+        graph: The graph that the plan cuts.
+        plan: The plan.
+        tier: This node's tier.
+        dilation: This node's factor.
+
+    Returns:
+        The stages.
+
+    Raises:
+        PlanInfeasible: If the plan was made for another graph.
+    """
+    return await asyncio.get_running_loop().run_in_executor(None, _build, graph, plan, tier, dilation)
+
+
+def _build(graph: Graph, plan: Plan, tier: Tier, dilation: float) -> StageSet:
+    if plan.graph != graph.digest:
+        raise PlanInfeasible(
+            f"plan {plan.name!r} cuts graph {plan.graph[:12]}, this is graph {graph.digest[:12]}. "
+            "Make a plan from this graph's profile."
+        )
+    if not plan.exits:
+        raise PlanInfeasible(f"plan {plan.name!r} has no exit, so it never answers. The model's end is an exit.")
+    segment, cut = segment_of(plan, tier), cut_after(plan, tier)
+    exits = tuple(e for e in plan.exits if e.tier is tier)
+    stage = None if segment is None else make_stage(graph, segment.inputs, segment.outputs, dilation=dilation)
+    tail, tail_exit = None, None
+    if tier is TIERS[0] and cut is not None and not exits:
+        known = tuple(t.name for t in graph.inputs) if segment is None else cut.tensors
+        tail_exit = plan.exits[0]
+        tail = make_stage(graph, known, (tail_exit.tensor,), dilation=dilation)
+    return StageSet(plan, tier, segment, stage, exits, cut, tail, tail_exit)
+
+
+def make_stage(graph: Graph, inputs: Sequence[str], outputs: Sequence[str], *, dilation: float = 1.0) -> Stage:
+    """A stage from a piece of a graph.
+
+    Args:
+        graph: The graph.
+        inputs: Tensors given.
+        outputs: Tensors wanted.
+        dilation: This node's factor.
+
+    Returns:
+        The stage; building it takes 10-200 ms.
+    """
+    made = tuple(name for name in outputs if name not in inputs)
+    learned = set(made) - graph.condensed.raw_tensors
+    return Stage(graph.extract(inputs, made), inputs, made, learned=learned, dilation=dilation)

@@ -1,0 +1,121 @@
+"""The one thread of a node that computes: earliest deadline first, bounded, with a progress counter.
+
+ONNX Runtime releases the interpreter lock, so the event loop stays free. Work whose deadline has passed before it
+began is dropped and says so; a full queue refuses at the door. `completed` is what tells a stuck worker from a busy one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from edgewise.core.errors import Busy, DeadlineExceeded
+
+R = TypeVar("R")
+
+
+class Worker:
+    """Runs jobs one after the other in its own thread.
+
+    Attributes:
+        max_waiting: Jobs that may wait; one more is refused with `Busy`.
+        completed: Jobs finished or dropped since the start; answered without asking the thread.
+        refused: Jobs refused because the queue was full.
+        expired: Jobs dropped because their deadline had passed.
+    """
+
+    def __init__(self, name: str = "compute", *, max_waiting: int = 64) -> None:
+        self.max_waiting = max_waiting
+        self.completed = 0
+        self.refused = 0
+        self.expired = 0
+        self._jobs: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        self._wake = threading.Condition()
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def num_waiting(self) -> int:
+        """Jobs not begun yet."""
+        return len(self._jobs)
+
+    def run(self, job: Callable[[], R], *, deadline_s: float = float("inf")) -> asyncio.Future[R]:
+        """Queues a job; call it on an event loop.
+
+        Args:
+            job: Runs in the thread.
+            deadline_s: `time.monotonic` by which it must have begun; earlier deadlines run first.
+
+        Returns:
+            Its result, on the calling loop. Cancelling it drops the job if it has not begun.
+
+        Raises:
+            Busy: If `max_waiting` jobs wait already.
+        """
+        if len(self._jobs) >= self.max_waiting:
+            self.refused += 1
+            raise Busy(
+                f"{len(self._jobs)} jobs wait for this node's worker, the limit is {self.max_waiting}; this one is "
+                "dropped. Send less, or plan with more nodes."
+            )
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[R] = loop.create_future()
+
+        def settle(result: Any, error: BaseException | None) -> None:
+            if future.done():
+                return
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)
+
+        def call() -> None:
+            result, error = None, None
+            if future.cancelled():
+                return
+            try:
+                if self._is_closed:
+                    raise Busy("this node's worker was closed before the job began. Start the server again.")
+                if time.monotonic() > deadline_s:
+                    self.expired += 1
+                    raise DeadlineExceeded("the job's deadline passed while it waited for this node's worker.")
+                result = job()
+            except BaseException as caught:  # handed to whoever waits, on their loop
+                error = caught
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(settle, result, error)
+
+        with self._wake:
+            if self._is_closed:
+                raise Busy("this node's worker is closed. Start the server again.")
+            heapq.heappush(self._jobs, (deadline_s, next(self._order), call))
+            self._wake.notify()
+        return future
+
+    def close(self) -> None:
+        """Stops after the job at hand; waiting jobs fail with `Busy`."""
+        with self._wake:
+            self._is_closed = True
+            dropped, self._jobs = self._jobs, []
+            self._wake.notify()
+        for _, _, call in dropped:
+            call()
+        self._thread.join(timeout=5.0)
+
+    def _loop(self) -> None:
+        while True:
+            with self._wake:
+                while not self._jobs and not self._is_closed:
+                    self._wake.wait()
+                if self._is_closed:
+                    return
+                _, _, call = heapq.heappop(self._jobs)
+            call()
+            self.completed += 1

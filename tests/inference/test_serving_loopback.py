@@ -1,0 +1,332 @@
+"""Server and stage hosts over the loopback transport, in real time but without sleeping."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgewise.core.errors import Busy, InputError, PlanInfeasible
+from edgewise.core.ids import Epoch, NodeId, Tier
+from edgewise.inference.hosting import StageHost
+from edgewise.inference.messages import STAGE
+from edgewise.inference.observation import Observation
+from edgewise.inference.peers import Target
+from edgewise.inference.serving import Server, device_only_plan, local_server
+from edgewise.inference.session import Source
+from edgewise.inference.stages import make_session
+from edgewise.models.graph import Graph
+from edgewise.planning.plan import Plan
+from edgewise.transport.frame import Frame
+from edgewise.transport.keys import Keys
+from edgewise.transport.loopback import LoopbackFabric
+from edgewise.transport.transport import Registration
+from tests.inference.tiny import active, images, raw_plan, split_plan, three_tier_plan, two_exit_graph
+
+GRAPH = two_exit_graph()
+KEYS = Keys("test")
+
+
+def whole(graph: Graph, x: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+    return list(make_session(graph.whole).run(None, {"x": x}))
+
+
+@dataclass
+class World:
+    """A device and edges (and a cloud) on one fabric."""
+
+    fabric: LoopbackFabric
+    server: Server
+    hosts: dict[str, StageHost]
+    rows: list[Observation]
+    registrations: dict[str, Registration] = field(default_factory=dict)
+
+    async def install(self, plan: Plan, epoch: int = 1, version: int = 1, graph: Graph = GRAPH) -> None:
+        for host in self.hosts.values():
+            await host.prepare(active(plan, epoch, version), graph)
+        await self.server.prepare(active(plan, epoch, version), graph)
+        self.server.activate(Epoch(epoch))
+
+
+@asynccontextmanager
+async def world(*edges: str, cloud: bool = False) -> AsyncIterator[World]:
+    def allow(origins: object, key: str) -> None:
+        return None
+
+    fabric, rows = LoopbackFabric(), list[Observation]()
+    async with AsyncExitStack() as stack:
+        device = await stack.enter_async_context(fabric.open("device-1", allow=allow))
+        server = Server(NodeId("device-1"), on_observation=rows.append)
+        made = World(fabric, server, {}, rows)
+        names = [(name, Tier.EDGE) for name in edges] + ([("cloud-1", Tier.CLOUD)] if cloud else [])
+        for name, tier in names:
+            transport = await stack.enter_async_context(fabric.open(name, allow=allow))
+            host = made.hosts[name] = StageHost(NodeId(name), tier)
+            made.registrations[name] = await transport.serve(KEYS.service(name, STAGE), host.handle)
+            if cloud and tier is Tier.EDGE:
+                host.set_targets([Target(NodeId("cloud-1"), transport, KEYS.service("cloud-1", STAGE))])
+        server.set_targets([Target(NodeId(name), device, KEYS.service(name, STAGE)) for name in edges])
+        yield made
+        for node in (server, *made.hosts.values()):
+            await node.close()
+
+
+def hang(made: World, name: str) -> asyncio.Event:
+    """Makes a host take questions and never answer."""
+    asked = asyncio.Event()
+
+    async def handle(frame: Frame) -> Frame:
+        asked.set()
+        await asyncio.Event().wait()
+        return frame
+
+    made.registrations[name].handler = handle  # type: ignore[attr-defined]
+    return asked
+
+
+@pytest.mark.parametrize("plan", [split_plan(GRAPH), split_plan(GRAPH, exit_on_device=False), raw_plan(GRAPH)])
+def test_a_lossless_split_answers_as_the_uncut_model_to_the_last_bit(plan: Plan) -> None:
+    async def run() -> None:
+        async with world("edge-1") as made:
+            await made.install(plan)
+            for seed in range(5):
+                x = images(1 + seed % 2, seed)
+                served = await made.server.infer({"x": x})
+                assert served.observation.source is Source.PLAN
+                assert served.outputs["end"].tobytes() == whole(GRAPH, x)[1].tobytes()
+
+    asyncio.run(run())
+
+
+def test_three_tiers_relay_the_answer_and_name_who_computed() -> None:
+    async def run() -> None:
+        async with world("edge-1", cloud=True) as made:
+            await made.install(three_tier_plan(GRAPH))
+            x = images()
+            served = await made.server.infer({"x": x})
+            assert served.outputs["end"].tobytes() == whole(GRAPH, x)[1].tobytes()
+            assert served.observation.served_by == ("device-1", "edge-1", "cloud-1")
+            assert [name for name, _ in served.observation.payload_bytes] == ["device→edge", "edge→cloud"]
+            assert {"device compute", "edge compute", "cloud compute"} <= {n for n, _ in served.observation.stages}
+
+    asyncio.run(run())
+
+
+def test_a_confident_request_leaves_at_the_device_and_sends_nothing() -> None:
+    async def run() -> None:
+        async with world("edge-1") as made:
+            await made.install(split_plan(GRAPH, threshold=0.01))
+            x = images()
+            served = await made.server.infer({"x": x})
+            assert (served.observation.source, served.observation.exit_index) == (Source.PLAN, 0)
+            assert served.outputs["end"].tobytes() == whole(GRAPH, x)[0].tobytes()
+            assert served.observation.payload_bytes == ()
+            assert made.hosts["edge-1"].answered == 0
+
+    asyncio.run(run())
+
+
+def test_the_edge_answers_from_its_own_exit_when_the_cloud_is_lost() -> None:
+    async def run() -> None:
+        async with world("edge-1", cloud=True) as made:
+            await made.install(three_tier_plan(GRAPH))
+            made.fabric.cut("cloud-1")
+            served = await made.server.infer({"x": images()})
+            assert (served.observation.source, served.observation.exit_index) == (Source.EDGE_EXIT, 0)
+            assert "cloud-1" in served.observation.cause
+
+    asyncio.run(run())
+
+
+def test_another_edge_takes_over_when_home_is_cut_off() -> None:
+    async def run() -> None:
+        async with world("edge-1", "edge-2") as made:
+            await made.install(split_plan(GRAPH))
+            made.fabric.cut("edge-1")
+            x = images()
+            served = await made.server.infer({"x": x})
+            assert served.observation.source is Source.OTHER_EDGE
+            assert served.outputs["end"].tobytes() == whole(GRAPH, x)[1].tobytes()
+            assert "edge-1: transport.unreachable" in served.observation.cause
+
+    asyncio.run(run())
+
+
+def test_a_returned_edge_is_used_again_at_once() -> None:
+    async def run() -> None:
+        async with world("edge-1", "edge-2") as made:
+            await made.install(split_plan(GRAPH))
+            made.fabric.cut("edge-1")
+            made.server.peer_lost("edge-1")
+            away = await made.server.infer({"x": images()})
+            made.fabric.heal("edge-1")
+            made.server.peer_returned("edge-1")
+            back = await made.server.infer({"x": images()})
+            assert (away.observation.source, back.observation.source) == (Source.OTHER_EDGE, Source.PLAN)
+            assert away.observation.cause == "edge-1: is unreachable or on trial"
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("exit_on_device", [True, False])
+@pytest.mark.parametrize("fault", ["dies before", "dies in between", "hangs"])
+def test_every_request_is_answered_by_its_deadline_whatever_the_edge_does(fault: str, exit_on_device: bool) -> None:
+    async def run() -> None:
+        async with world("edge-1") as made:
+            await made.install(split_plan(GRAPH, exit_on_device=exit_on_device))
+            asked = hang(made, "edge-1")
+            if fault == "dies before":
+                made.fabric.cut("edge-1")
+            asks = [asyncio.ensure_future(made.server.infer({"x": images()}, deadline_s=0.5)) for _ in range(8)]
+            if fault == "dies in between":
+                await asked.wait()
+                made.fabric.cut("edge-1")
+            served = await asyncio.gather(*asks)
+            wanted = Source.DEVICE_EXIT if exit_on_device else Source.LOCAL_TAIL
+            assert {s.observation.source for s in served} == {wanted}
+            assert max(s.observation.latency_s for s in served) <= 0.5
+            assert all(s.observation.cause and s.outputs["end"].shape == (1, 10) for s in served)
+
+    asyncio.run(run())
+
+
+def test_a_hanging_edge_is_left_alone_after_its_first_failure() -> None:
+    async def run() -> None:
+        async with world("edge-1") as made:
+            await made.install(split_plan(GRAPH))
+            hang(made, "edge-1")
+            first = await made.server.infer({"x": images()}, deadline_s=0.3)
+            second = await made.server.infer({"x": images()}, deadline_s=0.3)
+            assert first.observation.latency_s > 0.2
+            assert second.observation.latency_s < 0.1
+            assert second.observation.source is Source.DEVICE_EXIT
+
+    asyncio.run(run())
+
+
+def test_requests_in_flight_finish_on_the_epoch_they_began_with() -> None:
+    async def run() -> None:
+        async with world("edge-1") as made:
+            await made.install(split_plan(GRAPH))
+            entered, release = asyncio.Event(), asyncio.Event()
+            answer = made.hosts["edge-1"].handle
+
+            async def slow(frame: Frame) -> Frame:
+                entered.set()
+                await release.wait()
+                return await answer(frame)
+
+            made.registrations["edge-1"].handler = slow  # type: ignore[attr-defined]
+            x = images()
+            old = asyncio.ensure_future(made.server.infer({"x": x}))
+            await entered.wait()
+            newer = two_exit_graph(seed=9)
+            await made.install(device_only_plan(newer), 2, 2, newer)
+            new = await made.server.infer({"x": x})
+            assert made.server.epochs == (1, 2)
+            release.set()
+            finished = await old
+            assert (finished.observation.epoch, finished.observation.version) == (1, 1)
+            assert finished.outputs["end"].tobytes() == whole(GRAPH, x)[1].tobytes()
+            assert (new.observation.epoch, new.observation.version) == (2, 2)
+            assert new.outputs["end"].tobytes() == whole(newer, x)[1].tobytes()
+            assert made.server.epochs == (2,)
+
+    asyncio.run(run())
+
+
+def test_a_plan_the_edge_does_not_know_is_refused_and_the_device_answers() -> None:
+    async def run() -> None:
+        async with world("edge-1") as made:
+            await made.install(split_plan(GRAPH))
+            await made.server.prepare(active(split_plan(GRAPH), 7), GRAPH)
+            made.server.activate(Epoch(7))
+            served = await made.server.infer({"x": images()})
+            assert served.observation.source is Source.DEVICE_EXIT
+            assert "is not prepared on 'edge-1'; prepared are epochs [1]" in served.observation.cause
+            assert made.hosts["edge-1"].refused == 1
+
+    asyncio.run(run())
+
+
+def test_a_stage_host_keeps_the_last_few_plans() -> None:
+    async def run() -> None:
+        host = StageHost(NodeId("edge-1"), Tier.EDGE, keep=2)
+        for epoch in (1, 2, 3):
+            await host.prepare(active(split_plan(GRAPH), epoch), GRAPH)
+        assert host.epochs == (2, 3)
+        await host.close()
+
+    asyncio.run(run())
+
+
+def test_alternatives_of_a_plan_map_stay_warm() -> None:
+    async def run() -> None:
+        async with world("edge-1") as made:
+            for epoch in (1, 2):
+                await made.install(split_plan(GRAPH), epoch)
+            assert made.server.epochs == (2,)
+            await made.server.prepare(active(split_plan(GRAPH), 3), GRAPH)
+            made.server.activate(Epoch(3), keep=[Epoch(2)])
+            assert made.server.epochs == (2, 3)
+
+    asyncio.run(run())
+
+
+def test_a_model_is_served_without_any_fleet() -> None:
+    async def run() -> None:
+        server = await local_server(GRAPH)
+        x = images(3)
+        served = await server.infer({"x": x})
+        early, end = whole(GRAPH, x)
+        assert served.outputs["end"].tobytes() == end.tobytes()
+        assert served.outputs["early"].tobytes() == early.tobytes()
+        await server.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"y": images()}, "the model has no input 'y'. Did you mean|the model has no input 'y'. Known: x"),
+        ({}, "input 'x' is missing, given are"),
+        ({"x": images().astype(np.float64)}, "input 'x' has dtype float64, the model takes float32"),
+        ({"x": images()[0]}, r"input 'x' has shape \[1, 8, 8\], the model takes \[n, 1, 8, 8\]"),
+        ({"x": images(0)}, r"input 'x' has shape \[0, 1, 8, 8\]"),
+    ],
+)
+def test_wrong_inputs_are_refused_with_what_was_needed(inputs: dict[str, Any], message: str) -> None:
+    async def run() -> None:
+        server = await local_server(GRAPH)
+        try:
+            with pytest.raises(InputError, match=message):
+                await server.infer(inputs)
+        finally:
+            await server.close()
+
+    asyncio.run(run())
+
+
+def test_a_server_without_a_plan_or_with_too_many_requests_refuses() -> None:
+    async def run() -> None:
+        server = Server(NodeId("device-1"), max_in_flight=0)
+        with pytest.raises(Busy, match="'device-1' has no active plan yet"):
+            await server.infer({"x": images()})
+        with pytest.raises(PlanInfeasible, match=r"epoch 4 is not prepared on 'device-1', prepared are \[\]"):
+            server.activate(Epoch(4))
+        await server.prepare(active(device_only_plan(GRAPH)), GRAPH)
+        server.activate(Epoch(1))
+        with pytest.raises(Busy, match="0 requests are open on 'device-1', this one is dropped"):
+            await server.infer({"x": images()})
+        assert server.refused == 1
+        with pytest.raises(PlanInfeasible, match="cuts graph"):
+            await server.prepare(active(device_only_plan(GRAPH)), two_exit_graph(seed=3))
+        await server.close()
+
+    asyncio.run(run())
