@@ -32,7 +32,7 @@ from cryptography.x509.oid import NameOID
 
 from edgewise.core.errors import IdentityRefused, InputError
 from edgewise.core.files import write_atomic
-from edgewise.core.ids import NodeId, Tier, node_id
+from edgewise.core.ids import Tier, node_id
 from edgewise.security.certificates import (
     LOOPBACK,
     Subject,
@@ -40,6 +40,7 @@ from edgewise.security.certificates import (
     certificate_pem,
     hosts_of,
     key_pem,
+    named_subject,
     purposes_of,
     subject_of,
     utc_now,
@@ -203,7 +204,7 @@ class Authority:
             InputError: If the name cannot be used.
         """
         key = ec.generate_private_key(ec.SECP256R1())
-        subject = Subject(self.fleet, Tier(tier), node_id(node))
+        subject = named_subject(self.fleet, tier, node)
         files = self._sign(subject, key.public_key(), hosts, days, key_pem(key))
         if folder is not None:
             files.write(folder)
@@ -244,7 +245,7 @@ class Authority:
         public = csr.public_key()
         if not isinstance(public, ec.EllipticCurvePublicKey):
             raise InputError(f"the request of {subject.node!r} has no P-256 key. Make it with 'edgewise ca request'.")
-        return self._sign(Subject(self.fleet, subject.tier, subject.node), public, hosts, days)
+        return self._sign(named_subject(self.fleet, subject.tier, subject.node), public, hosts, days)
 
     def revoke(self, node: str) -> int:
         """Puts every certificate of a node on the signed list.
@@ -329,7 +330,7 @@ def make_request(
     folder = Path(folder)
     if (folder / "node.key").exists():
         raise InputError(f"{str(folder)!r} already holds a node's key. Use it as it is, or choose another folder.")
-    subject = Subject(fleet, Tier(tier), NodeId(node_id(node)))
+    subject = named_subject(fleet, tier, node)
     key = ec.generate_private_key(ec.SECP256R1())
     builder = x509.CertificateSigningRequestBuilder().subject_name(
         x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject.tier.value)])

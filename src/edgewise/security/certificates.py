@@ -27,6 +27,8 @@ from edgewise.core.ids import NodeId, Tier, node_id
 SCHEME = "edgewise"
 SIGNATURE = ec.ECDSA(hashes.SHA256())
 """Of certificates and frames: P-256 signs in a third of Ed25519's time here, and rustls takes both."""
+TIER_NAMES = {"device": Tier.DEVICE, "edge": Tier.EDGE, "cloud": Tier.CLOUD}
+"""Names that begin with a tier's word are of that tier; routers rely on it (`access.py`)."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -121,10 +123,33 @@ def tier_of(name: str) -> Tier:
     Raises:
         InputError: If there is no such tier.
     """
-    tiers = {tier.value: tier for tier in Tier}
-    if name not in tiers:
-        raise InputError(f"{name!r} is not a tier.{nearest(name, tiers)}")
-    return tiers[name]
+    if name not in TIER_NAMES:
+        raise InputError(f"{name!r} is not a tier.{nearest(name, TIER_NAMES)}")
+    return TIER_NAMES[name]
+
+
+def named_subject(fleet: str, tier: Tier | str, node: str) -> Subject:
+    """A subject whose name does not pretend another tier.
+
+    Args:
+        fleet: The fleet.
+        tier: Where the node stands.
+        node: Its name.
+
+    Returns:
+        The subject.
+
+    Raises:
+        InputError: If the name cannot be used, or begins with another tier's word.
+    """
+    tier = tier_of(str(tier))
+    pretended = next((t for word, t in TIER_NAMES.items() if node.startswith(word)), tier)
+    if pretended is not tier:
+        raise InputError(
+            f"{node!r} is to be of tier {tier.value}, its name begins with {pretended.value!r}. Names that begin with "
+            f"a tier's word belong to that tier, because routers protect them; call it e.g. '{tier.value}-{node}'."
+        )
+    return Subject(fleet, tier, node_id(node))
 
 
 def purposes_of(tier: Tier) -> x509.ExtendedKeyUsage:
