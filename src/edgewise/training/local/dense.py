@@ -193,10 +193,11 @@ def _check_objective(task: Task, num_classes: int) -> None:
     targets = rng.integers(0, num_classes, (1, 5))
     losses, slope = _cross_entropy(logits, targets, np.full((1, 5), 0.2, np.float32))
     leaf = torch.from_numpy(logits[0]).requires_grad_()
-    loss = task.loss(leaf, torch.from_numpy(targets[0]))
-    (gradient,) = torch.autograd.grad(loss, leaf)
-    if abs(float(loss.detach()) - float(losses[0])) > 1e-5 or np.abs(gradient.numpy() - slope[0]).max() > 1e-5:
+    value = task.loss(leaf, torch.from_numpy(targets[0]))
+    (gradient,) = torch.autograd.grad(value, leaf)
+    loss = value.item()
+    if abs(loss - float(losses[0])) > 1e-5 or np.abs(gradient.numpy() - slope[0]).max() > 1e-5:
         raise MisfitError(
-            f"task {task.name!r} says objective 'cross_entropy', but its loss of a random batch is {float(loss):.6f}, "
+            f"task {task.name!r} says objective 'cross_entropy', but its loss of a random batch is {loss:.6f}, "
             f"the mean cross entropy is {float(losses[0]):.6f}. Leave the objective empty."
         )
