@@ -1,0 +1,156 @@
+"""Reading a user's own examples: an npz, an npy, or a folder of images or npy files, shaped as a model takes them.
+
+In an npz, inputs go by the model's names; a model of one input also takes the only array, or the one called `x`.
+Labels are optional and called `y`, `labels` or `targets`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.core.errors import DataError
+from edgewise.models.graph import Tensor
+
+TARGETS = ("y", "labels", "targets")
+INPUTS = ("x", "inputs", "input", "data")
+IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif"}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Examples of a model's inputs.
+
+    Attributes:
+        inputs: By input name, [n, ...] in the model's dtype.
+        targets: int64[n], or None without labels.
+        names: What each example is called: its file, or its index.
+    """
+
+    inputs: Mapping[str, NDArray[Any]]
+    targets: NDArray[np.int64] | None
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def example(self, index: int) -> dict[str, NDArray[Any]]:
+        """One example as a batch of one."""
+        return {name: array[index : index + 1] for name, array in self.inputs.items()}
+
+    def first(self, count: int) -> Source:
+        """The first examples."""
+        targets = None if self.targets is None else self.targets[:count]
+        return Source({name: array[:count] for name, array in self.inputs.items()}, targets, self.names[:count])
+
+
+def read_source(path: Path, wanted: Sequence[Tensor], scale: float = 1 / 255) -> Source:
+    """Reads examples for a model.
+
+    Args:
+        path: An npz, an npy, or a folder of images or npy files.
+        wanted: The model's inputs.
+        scale: What pixels of images are multiplied by.
+
+    Returns:
+        At least one example.
+
+    Raises:
+        DataError: If there is nothing to read, or it does not fit the model.
+    """
+    if path.is_dir():
+        return _read_folder(path, wanted, scale)
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        arrays = dict(loaded.items()) if isinstance(loaded, np.lib.npyio.NpzFile) else {INPUTS[0]: loaded}
+    except (ValueError, EOFError) as error:
+        raise DataError(f"{str(path)!r} is not an npz of plain arrays: {error}. Write it with numpy.savez.") from error
+    return _from_arrays(path, arrays, wanted)
+
+
+def _from_arrays(path: Path, arrays: dict[str, NDArray[Any]], wanted: Sequence[Tensor]) -> Source:
+    target = next((name for name in TARGETS if name in arrays), None)
+    candidates = {name: array for name, array in arrays.items() if name != target}
+    inputs = {tensor.name: _shaped(path, _pick(path, candidates, tensor, wanted), tensor) for tensor in wanted}
+    counts = {name: len(array) for name, array in inputs.items()}
+    if len(set(counts.values())) != 1 or min(counts.values()) == 0:
+        raise DataError(f"{str(path)!r} must hold one or more examples, as many of each input, found {counts}.")
+    num = next(iter(counts.values()))
+    targets = None if target is None else np.asarray(arrays[target]).ravel()
+    if targets is not None and (len(targets) != num or targets.dtype.kind not in "iub"):
+        raise DataError(
+            f"{target!r} in {str(path)!r} must be {num} whole numbers, one for each example, found "
+            f"{targets.dtype}[{len(targets)}]. Store class indices."
+        )
+    names = [str(index) for index in range(num)]
+    return Source(inputs, None if targets is None else targets.astype(np.int64), names)
+
+
+def _pick(path: Path, arrays: Mapping[str, NDArray[Any]], tensor: Tensor, wanted: Sequence[Tensor]) -> NDArray[Any]:
+    if tensor.name in arrays:
+        return arrays[tensor.name]
+    usual = next((name for name in INPUTS if name in arrays), None)
+    if len(wanted) == 1 and usual is not None:
+        return arrays[usual]
+    if len(wanted) == 1 and len(arrays) == 1:
+        return next(iter(arrays.values()))
+    raise DataError(
+        f"{str(path)!r} has no array for the input {tensor.name!r}, only {sorted(arrays)[:10]}. "
+        f"Store it under that name{' or as ' + repr(INPUTS[0]) if len(wanted) == 1 else ''}."
+    )
+
+
+def _shaped(path: Path, array: NDArray[Any], tensor: Tensor) -> NDArray[Any]:
+    one = tensor.shape[1:]
+    if array.dtype.kind not in "iufb":
+        raise DataError(f"{str(path)!r} holds {array.dtype} for input {tensor.name!r}, numbers are needed.")
+    if array.shape == one:
+        array = array[None]
+    if array.ndim < 1 or array.size != len(array) * tensor.num_entries // max(
+        1, tensor.shape[0] if tensor.shape else 1
+    ):
+        raise DataError(
+            f"{str(path)!r} holds shape {list(array.shape)} for input {tensor.name!r}, needed is "
+            f"[n, {', '.join(map(str, one))}]. Reshape it."
+        )
+    return np.ascontiguousarray(array.reshape(len(array), *one).astype(tensor.dtype))
+
+
+def _read_folder(folder: Path, wanted: Sequence[Tensor], scale: float) -> Source:
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGES | {".npy"})
+    if not files:
+        raise DataError(f"folder {str(folder)!r} has no images and no npy files. Give a folder of examples, or an npz.")
+    if len(wanted) != 1:
+        raise DataError(
+            f"a folder feeds a model of one input, this one has {len(wanted)}. Use an npz with their names."
+        )
+    tensor = wanted[0]
+    rows = [
+        _shaped(file, np.load(file) if file.suffix == ".npy" else _image(file, tensor, scale), tensor)[:1]
+        for file in files
+    ]
+    return Source({tensor.name: np.concatenate(rows)}, None, [file.name for file in files])
+
+
+def _image(file: Path, tensor: Tensor, scale: float) -> NDArray[np.float32]:
+    from PIL import Image, UnidentifiedImageError
+
+    if len(tensor.shape) != 4 or tensor.shape[1] not in (1, 3):
+        raise DataError(
+            f"image {str(file)!r} does not fit input {tensor.name!r} of shape {list(tensor.shape)}; images feed "
+            "[n, 1 or 3, height, width]. Use npy files."
+        )
+    _, channels, height, width = tensor.shape
+    try:
+        with Image.open(file) as image:
+            pixels = np.asarray(image.convert("L" if channels == 1 else "RGB").resize((width, height)), np.float32)
+    except UnidentifiedImageError as error:
+        raise DataError(f"{str(file)!r} is not an image that can be read. Remove it or convert it to PNG.") from error
+    return (pixels if channels == 1 else pixels.transpose(2, 0, 1)).reshape(1, channels, height, width) * np.float32(
+        scale
+    )
