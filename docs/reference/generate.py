@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import inspect
 import io
 import os
@@ -45,6 +46,11 @@ def find(place: str) -> Any:
     """Imports `module:name`."""
     module, name = place.split(":")
     return getattr(importlib.import_module(module), name)
+
+
+def exists(place: str) -> bool:
+    """Whether this installation has the module."""
+    return importlib.util.find_spec(place.split(":")[0]) is not None
 
 
 def first_line(thing: Any) -> str:
@@ -125,6 +131,8 @@ def settings_page() -> str:
     """Every key of every struct that a user writes."""
     text = [f'# Settings\n\n{NOTE}\nQuantities are written with their unit: `"20 Mbit/s"`, `"5 ms"`.\n']
     for heading, place in STRUCTS.items():
+        if not exists(place):
+            continue
         struct = find(place)
         said = attributes_of(struct)
         rows = [f"| `{f.name}` | {default_of(f)} | {said.get(f.name, '')} |" for f in msgspec.structs.fields(struct)]
