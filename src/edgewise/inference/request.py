@@ -21,6 +21,9 @@ from edgewise.inference.worker import Worker
 
 log = logging.getLogger(__name__)
 
+_MARGIN_FRACTION = 0.15
+_MAX_MARGIN_S = 0.03
+
 
 @dataclass(frozen=True, slots=True)
 class Served:
@@ -92,7 +95,7 @@ class LiveRequest:
         return session.RequestArrived(
             at_s=self._arrived_s,
             deadline_s=self._arrived_s + self._budget_s,
-            margin_s=min(0.1 * self._budget_s, 0.02),
+            margin_s=min(_MARGIN_FRACTION * self._budget_s, _MAX_MARGIN_S),
             targets=() if is_local else self._at.peers.usable(),
             home="" if is_local else self._at.peers.first,
             is_local=is_local,
