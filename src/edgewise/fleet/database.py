@@ -1,0 +1,169 @@
+"""One SQLite file under one writer: opening, locking, durability and errors. What is kept in it: `store.py`, `registry.py`.
+
+WAL with `synchronous=FULL`: when a transaction returns, it is on the disk, whatever happens to process or power next.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from edgewise.core.errors import StoreError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, MetaData
+
+FORMAT = 1
+"""Of our tables; kept in SQLite's `user_version`."""
+_CURES = {
+    "full": "Free some space on that disk, then start the node again; nothing that was acknowledged is lost.",
+    "not a database": "It is another kind of file or was overwritten. Restore a copy, or move it away to begin anew.",
+    "malformed": "The file is damaged. Restore a copy, or move it away to begin anew.",
+    "locked": "Another program holds it. Close that program; copy the file if you want to look into it.",
+    "readonly": "Give this user the right to write there, or choose another state folder.",
+    "unable to open": "Check that the folder exists and this user may write there.",
+}
+
+
+class Database:
+    """An open SQLite file; any thread may use it, one at a time."""
+
+    def __init__(self, path: Path, connection: Connection, lock_file: IO[str] | None) -> None:
+        self.path = path
+        self._connection = connection
+        self._lock_file = lock_file
+        self._lock = threading.RLock()
+
+    @staticmethod
+    def open(path: str | Path, *, read_only: bool = False) -> Database:
+        """Opens a file, or makes it.
+
+        Args:
+            path: Where; its folder is made.
+            read_only: Look into it while its writer runs; nothing can be changed.
+
+        Returns:
+            The open database.
+
+        Raises:
+            StoreError: If another process writes it, it is damaged, of a newer format, or cannot be opened.
+        """
+        path = Path(path)
+        with _as_store_error(path):
+            if not read_only:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            lock_file = None if read_only else _take_lock(path)
+            try:
+                return Database(path, _connect(path, read_only), lock_file)
+            except BaseException:
+                if lock_file is not None:
+                    lock_file.close()
+                raise
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """One transaction: on disk when the block ends, undone if it raises.
+
+        Raises:
+            StoreError: For what the disk or SQLite says.
+        """
+        with self._lock, _as_store_error(self.path), self._connection.begin():
+            yield self._connection
+
+    def create(self, tables: MetaData) -> None:
+        """Makes the tables that are not there yet; closes the file if it cannot, so that no lock is left behind."""
+        if self._lock_file is None:
+            return
+        try:
+            self._create(tables)
+        except BaseException:
+            self.close()
+            raise
+
+    def _create(self, tables: MetaData) -> None:
+        with self.transaction() as connection:
+            tables.create_all(connection)
+
+    def close(self) -> None:
+        """Closes the file and lets another writer in; idempotent."""
+        with self._lock:
+            self._connection.close()
+            self._connection.engine.dispose()
+            if self._lock_file is not None:
+                self._lock_file.close()
+                self._lock_file = None
+
+
+def _connect(path: Path, read_only: bool) -> Connection:
+    from sqlalchemy import create_engine
+    from sqlalchemy.pool import StaticPool
+
+    if read_only and not path.exists():
+        raise StoreError(f"there is no store at {str(path)!r}. Give the state folder of a node that has run.")
+    mode = "?mode=ro&uri=true" if read_only else "?mode=rwc&uri=true"
+    engine = create_engine(
+        f"sqlite:///file:{path.absolute()}{mode}",
+        poolclass=StaticPool,
+        connect_args={"check_same_thread": False, "timeout": 5.0},
+    )
+    connection = engine.connect()
+    try:
+        found = int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
+        if found > FORMAT:
+            raise StoreError(
+                f"{str(path)!r} has format {found}, this Edgewise reads up to {FORMAT}. Update Edgewise on this node."
+            )
+        if not read_only:
+            connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+            connection.exec_driver_sql("PRAGMA synchronous=FULL")
+            connection.exec_driver_sql(f"PRAGMA user_version={FORMAT}")
+        connection.commit()
+    except BaseException:
+        connection.close()
+        engine.dispose()
+        raise
+    return connection
+
+
+def _take_lock(path: Path) -> IO[str]:
+    file = path.with_name(path.name + ".lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise StoreError(
+            f"{str(path)!r} is being written by process {holder}; a log has one writer. "
+            "Stop that process, or give this node its own state folder.",
+            process=holder,
+        ) from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+@contextmanager
+def _as_store_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except StoreError:
+        raise
+    except Exception as error:
+        if not _is_storage(error):
+            raise
+        text = str(getattr(error, "orig", error))
+        cure = next((cure for word, cure in _CURES.items() if word in text), "Check disk and permissions.")
+        raise StoreError(f"the store {str(path)!r} failed: {text}. {cure}", path=str(path)) from error
+
+
+def _is_storage(error: Any) -> bool:
+    from sqlalchemy.exc import DBAPIError
+
+    return isinstance(error, (OSError, DBAPIError))
