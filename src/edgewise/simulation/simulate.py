@@ -1,0 +1,205 @@
+"""`simulate`: a job in virtual time. Same parts, same `step` functions, same seed tree as the live fleet.
+
+run = simulate(job)                       # a JobFile
+run.record.rounds[-1].metrics["accuracy"], run.vector
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgewise.core.errors import DataError
+from edgewise.core.ids import ClientId, RoundNumber, RunId, digest_of
+from edgewise.core.layout import Vector
+from edgewise.core.seeds import Seeds
+from edgewise.core.units import parse_duration
+from edgewise.models.flat import initial_vector
+from edgewise.models.task import Examples, Task
+from edgewise.simulation.cohort import VirtualClients
+from edgewise.simulation.costs import VirtualCosts, costs_of
+from edgewise.simulation.record import RoundRecord, RunRecord, SimulatedRun
+from edgewise.simulation.synchronous import Evaluate, Fails, OnRound, SynchronousSimulation, never
+from edgewise.training.algorithm import FederatedAlgorithm
+from edgewise.training.job import JobFile, make_task
+from edgewise.training.local import choose_engine
+from edgewise.training.protocols.folding import vector_to_bytes
+from edgewise.training.protocols.messages import Outcome, RunConfig
+
+
+@dataclass(frozen=True, slots=True)
+class SimulationOptions:
+    """How a run is simulated; none of it changes the model.
+
+    Attributes:
+        engine: Local engine by name; "" chooses by timing. (Engines agree within 1e-5 per round.)
+        costs: What the virtual clock charges.
+        evaluate_every: Rounds between evaluations on the test data; 0 evaluates the last only.
+        test_data: What to evaluate on; None takes the task's own.
+        on_round: Called with each closed round.
+    """
+
+    engine: str = ""
+    costs: VirtualCosts = VirtualCosts()
+    evaluate_every: int = 1
+    test_data: Examples | None = None
+    on_round: OnRound | None = None
+
+
+def simulate_rounds(
+    task: Task,
+    algorithm: FederatedAlgorithm,
+    *,
+    rounds: int,
+    seed: int = 0,
+    clients: Sequence[ClientId] = (),
+    quorum: int = 0,
+    round_deadline_s: float | None = None,
+    initial: Vector | None = None,
+    fails: Fails = never,
+    options: SimulationOptions = SimulationOptions(),
+) -> SimulatedRun:
+    """Synchronous rounds in virtual time.
+
+    Args:
+        task: What is learned.
+        algorithm: The five parts.
+        rounds: Rounds to do.
+        seed: The job's seed.
+        clients: Who may take part; by default all of the task. Clients without examples are left out.
+        quorum: Updates a round needs; 0 needs its whole cohort.
+        round_deadline_s: Virtual seconds a round may take; None waits.
+        initial: Model to start from; by default the seed tree's.
+        fails: Who drops out of which round.
+        options: How it is simulated.
+
+    Returns:
+        The record and the final model.
+
+    Raises:
+        DataError: If no client holds examples.
+    """
+    named = tuple(clients) or tuple(task.clients())
+    holding = tuple(client for client in named if len(task.data(client)))
+    if not holding:
+        raise DataError(f"none of the {len(named)} clients of task {task.name!r} holds examples. Check the split.")
+    model = initial_vector(task, Seeds(seed)) if initial is None else initial
+    sample = [task.data(client) for client in _first_cohort(algorithm, holding, seed)]
+    engine = choose_engine(task, algorithm.local, sample, pinned=options.engine).engine
+    data = vector_to_bytes(model)
+    config = RunConfig(
+        run=RunId("simulated"),
+        algorithm=algorithm.spec.to_dict(),
+        clients=holding,
+        num_rounds=rounds,
+        quorum=quorum or len(sample),
+        layout=engine.layout.digest,
+        num_entries=engine.layout.size,
+        initial_model=digest_of(data),
+        seed=seed,
+        round_deadline_s=round_deadline_s,
+    )
+    simulation = SynchronousSimulation(
+        config,
+        VirtualClients(task, algorithm, engine, seed),
+        {config.initial_model: data},
+        options.costs,
+        evaluator(task, rounds, options),
+        fails,
+        on_round=options.on_round,
+    )
+    vector = simulation.run()
+    assert simulation.outcome is not None
+    record = _record(task, algorithm, "synchronous", engine.name, seed, simulation.rounds, simulation.outcome)
+    return SimulatedRun(record, vector)
+
+
+def simulate(job: JobFile, *, folder: str = ".", options: SimulationOptions | None = None) -> SimulatedRun:
+    """Runs a job file in virtual time.
+
+    Args:
+        job: As loaded.
+        folder: What its task file is relative to.
+        options: How; costs and engine are the job's own.
+
+    Returns:
+        The record and the final model.
+
+    Raises:
+        TaskError: If the task cannot be used.
+        InputError: If a word of the job is unknown.
+    """
+    training = job.training
+    task = make_task(job.task.file, job.task.settings, folder=folder)
+    given = options or SimulationOptions()
+    used = SimulationOptions(
+        training.engine, costs_of(job.virtual), given.evaluate_every, given.test_data, given.on_round
+    )
+    common: dict[str, Any] = {"rounds": training.rounds, "seed": training.seed, "options": used}
+    return simulate_rounds(
+        task,
+        job.algorithm(),
+        quorum=training.quorum,
+        round_deadline_s=parse_duration(training.round_deadline) if training.round_deadline else None,
+        fails=drawn_dropouts(job.virtual.dropout_fraction, training.seed),
+        **common,
+    )
+
+
+def drawn_dropouts(fraction: float, seed: int) -> Fails:
+    """Clients that drop out at random, each round anew.
+
+    Args:
+        fraction: Probability.
+        seed: The job's seed.
+
+    Returns:
+        Whether a client fails in a round; always the same answer.
+    """
+    if fraction == 0:
+        return never
+
+    def fails(number: RoundNumber, client: ClientId) -> bool:
+        return bool(Seeds(seed).at("virtual", "dropout", number, client).rng().random() < fraction)
+
+    return fails
+
+
+def evaluator(task: Task, rounds: int, options: SimulationOptions) -> Evaluate:
+    """What judges the model after a round.
+
+    Args:
+        task: Its test data are used unless the options give others.
+        rounds: Number of rounds; the last is always evaluated.
+        options: How often.
+
+    Returns:
+        The function; it gives nothing where there are no test data.
+    """
+    from edgewise.training.local.evaluate import Evaluator
+
+    examples = options.test_data if options.test_data is not None else task.test_data()
+    judge = Evaluator(task)
+
+    def evaluate(number: RoundNumber, vector: Vector) -> dict[str, float]:
+        due = number == rounds or (options.evaluate_every and number % options.evaluate_every == 0)
+        return dict(judge.metrics(vector, examples)) if due and examples is not None else {}
+
+    return evaluate
+
+
+def _first_cohort(algorithm: FederatedAlgorithm, clients: Sequence[ClientId], seed: int) -> tuple[ClientId, ...]:
+    return algorithm.select.choose(clients, RoundNumber(1), Seeds(seed).at("round", 1, "select").rng())
+
+
+def _record(
+    task: Task,
+    algorithm: FederatedAlgorithm,
+    protocol: str,
+    engine: str,
+    seed: int,
+    rounds: Sequence[RoundRecord],
+    outcome: Outcome,
+) -> RunRecord:
+    return RunRecord(task.name, str(algorithm.spec), protocol, engine, seed, tuple(rounds), outcome)

@@ -1,0 +1,175 @@
+"""The job file: what `edgewise train` and `edgewise simulate` are given. One TOML file, the parts' own words.
+
+[task]
+file = "digits"                    # or a Python file with one Task class
+settings = { alpha = 0.5 }
+
+[training]
+algorithm = { name = "fed_avg", local = { name = "sgd", learning_rate = 0.05, epochs = 3 }, uplink = "int8" }
+rounds = 12
+protocol = "hierarchical"
+
+[virtual]                          # simulation only
+uplink = "20 Mbit/s"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from edgewise.core.errors import ConfigError
+from edgewise.core.units import parse_duration, parse_rate
+from edgewise.models.task import Task, load_task
+from edgewise.training.algorithm import FederatedAlgorithm
+from edgewise.training.algorithms import make_algorithm
+
+BUILT_IN_TASKS = ("digits",)
+
+
+class TaskTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[task]`.
+
+    Attributes:
+        file: A Python file with one Task class, relative to the job file; or a built-in name, e.g. `digits`.
+        settings: Passed to the class.
+    """
+
+    file: str
+    settings: dict[str, Any] = {}
+
+
+class TrainingTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[training]`.
+
+    Attributes:
+        algorithm: The words of the algorithm; a name or a table.
+        rounds: Rounds to do.
+        clients_per_round: Size of a uniformly drawn cohort; 0 takes everyone or what the algorithm says.
+        quorum: Updates a round needs; 0 needs the whole cohort.
+        protocol: Devices straight to the server, or through edges.
+        edge_rounds: Rounds of an edge between two reports to the cloud, κ2; hierarchical only.
+        edges: Which clients stand under which edge, for simulation; by default two edges take turns.
+        seed: The job's seed.
+        engine: Local engine by name; "" chooses by timing.
+        round_deadline: e.g. "30 s"; "" waits for the cohort as long as it makes progress.
+    """
+
+    algorithm: str | dict[str, Any] = "fed_avg"
+    rounds: int = 10
+    clients_per_round: int = 0
+    quorum: int = 0
+    protocol: Literal["synchronous", "hierarchical"] = "synchronous"
+    edge_rounds: int = 1
+    edges: dict[str, tuple[str, ...]] = {}
+    seed: int = 0
+    engine: str = ""
+    round_deadline: str = ""
+
+
+class VirtualTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[virtual]`: what the simulated clock charges.
+
+    Attributes:
+        uplink: Rate from a device to its server or edge.
+        downlink: Rate back.
+        round_trip: Round-trip time of that link.
+        wan: Rate between edge and cloud, both ways; hierarchical only.
+        wan_round_trip: Round-trip time of that link.
+        step_time: Time of one local step on a device.
+        dropout_fraction: Probability that a client fails in a round.
+    """
+
+    uplink: str = "20 Mbit/s"
+    downlink: str = "20 Mbit/s"
+    round_trip: str = "5 ms"
+    wan: str = "50 Mbit/s"
+    wan_round_trip: str = "20 ms"
+    step_time: str = "10 ms"
+    dropout_fraction: float = 0.0
+
+
+class JobFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A whole job.
+
+    Attributes:
+        task: What is learned.
+        training: How.
+        virtual: Costs under the virtual clock.
+    """
+
+    task: TaskTable
+    training: TrainingTable = TrainingTable()
+    virtual: VirtualTable = VirtualTable()
+
+    def algorithm(self) -> FederatedAlgorithm:
+        """The algorithm, with a uniform cohort where `clients_per_round` asks for one.
+
+        Returns:
+            The five parts.
+
+        Raises:
+            InputError: If a word is unknown.
+        """
+        words = self.training.algorithm
+        table = {"name": words} if isinstance(words, str) else dict(words)
+        if self.training.clients_per_round:
+            table = {"select": {"name": "uniform", "cohort_size": self.training.clients_per_round}, **table}
+        return make_algorithm(table)
+
+
+def make_task(source: str, settings: Mapping[str, Any], *, folder: str | Path = ".") -> Task:
+    """A task from a job's words.
+
+    Args:
+        source: A built-in name or a Python file.
+        settings: Passed to the class.
+        folder: What a relative file is relative to.
+
+    Returns:
+        The task.
+
+    Raises:
+        TaskError: If the file cannot be used.
+    """
+    if source == "digits":
+        from edgewise.training.tasks.digits import DigitsTask
+
+        return DigitsTask(**settings)
+    return load_task(Path(folder) / source, **settings)
+
+
+def check_job(job: JobFile) -> JobFile:
+    """Refuses numbers that no type can refuse.
+
+    Args:
+        job: As read.
+
+    Returns:
+        The same.
+
+    Raises:
+        ConfigError: It names the dotted key.
+        InputError: If a quantity is not written as one.
+    """
+    training, virtual = job.training, job.virtual
+    least = (
+        ("training.rounds", training.rounds, 1),
+        ("training.edge_rounds", training.edge_rounds, 1),
+        ("training.clients_per_round", training.clients_per_round, 0),
+        ("training.quorum", training.quorum, 0),
+    )
+    for key, value, lowest in least:
+        if value < lowest:
+            raise ConfigError(f"{key} must be at least {lowest}, got {value}.")
+    if not 0 <= virtual.dropout_fraction < 1:
+        raise ConfigError(f"virtual.dropout_fraction must be in 0 to 1 (1 excluded), got {virtual.dropout_fraction}.")
+    for rate in (virtual.uplink, virtual.downlink, virtual.wan):
+        parse_rate(rate)
+    times = (virtual.round_trip, virtual.wan_round_trip, virtual.step_time, training.round_deadline or "1 s")
+    for time in times:
+        parse_duration(time)
+    return job
