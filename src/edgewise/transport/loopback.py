@@ -139,9 +139,10 @@ class LoopbackTransport(Transport):
         self.door = door
         self.node = door.node
         self._tasks: set[asyncio.Task[None]] = set()
+        self._is_open = True
 
     async def query(self, key: str, frame: Frame, *, timeout_s: float) -> Frame:
-        data = self.door.seal(frame, key)
+        data = self._sealed(frame, key)
         servers = self.fabric.find(self.node, "serve", key)
         if not servers:
             raise Unreachable(f"nobody serves {key!r}. Check that the node is up and its name is right.", key=key)
@@ -153,7 +154,7 @@ class LoopbackTransport(Transport):
         return checked_reply(self.door.open(reply))
 
     async def query_all(self, key: str, frame: Frame, *, timeout_s: float) -> list[Frame]:
-        data = self.door.seal(frame, key)
+        data = self._sealed(frame, key)
         asked = [self.fabric.ask(self, server, data) for server in self.fabric.find(self.node, "serve", key)]
         if asked:
             await asyncio.wait(asked, timeout=timeout_s)
@@ -172,7 +173,7 @@ class LoopbackTransport(Transport):
         return self.fabric.declare(_Declared(self, "serve", key, handler))
 
     async def publish(self, key: str, frame: Frame) -> None:
-        data = self.door.seal(frame, key)
+        data = self._sealed(frame, key)
         for listener in self.fabric.find(self.node, "listen", key):
             listener.owner.deliver(listener, key, data)
 
@@ -190,7 +191,13 @@ class LoopbackTransport(Transport):
             self.deliver(watcher, token.key, True)
         return watcher
 
+    def _sealed(self, frame: Frame, key: str) -> bytes:
+        if not self._is_open:
+            raise Unreachable(f"the transport of {self.node!r} is closed. Open a new one.")
+        return self.door.seal(frame, key)
+
     async def close(self) -> None:
+        self._is_open = False
         self.fabric.withdraw_all(self)
         for task in list(self._tasks):
             task.cancel()

@@ -90,17 +90,16 @@ def _mapped(error: Exception, settings: ZenohSettings) -> EdgewiseError:
 
 @dataclass(eq=False, slots=True)
 class _Declared:
-    """A Zenoh declaration as a registration."""
+    """A Zenoh declaration as a registration; its transport keeps it, for Zenoh drops what Python forgets."""
 
     entity: Any
-    loop: asyncio.AbstractEventLoop
-    is_open: bool = True
+    kept_in: set[_Declared]
 
     async def close(self) -> None:
-        if self.is_open:
-            self.is_open = False
+        if self in self.kept_in:
+            self.kept_in.discard(self)
             with contextlib.suppress(zenoh.ZError):
-                await self.loop.run_in_executor(None, self.entity.undeclare)
+                await asyncio.to_thread(self.entity.undeclare)
 
 
 class ZenohTransport(Transport):
@@ -116,6 +115,7 @@ class ZenohTransport(Transport):
         self._sender = Sender(settings.node)
         self._tasks: set[asyncio.Task[None]] = set()
         self._asked: set[_Asked] = set()
+        self._declared: set[_Declared] = set()
         self._is_open = True
 
     async def query(self, key: str, frame: Frame, *, timeout_s: float) -> Frame:
@@ -197,6 +197,7 @@ class ZenohTransport(Transport):
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._sender.close()
         await asyncio.to_thread(self._close_session)
+        self._declared.clear()
         for asked in list(self._asked):
             asked.fail(Unreachable(f"the transport of {self.settings.node!r} is closed. Open a new one."))
 
@@ -208,9 +209,11 @@ class ZenohTransport(Transport):
 
     async def _declare(self, make: Callable[[], Any]) -> _Declared:
         try:
-            return _Declared(await asyncio.to_thread(make), self._loop)
+            declared = _Declared(await asyncio.to_thread(make), self._declared)
         except zenoh.ZError as error:
             raise _mapped(error, self.settings) from error
+        self._declared.add(declared)
+        return declared
 
     def _hand_over(self, call: Callable[..., object], *args: object) -> None:
         """Runs a call on the event loop, from one of Zenoh's threads."""
