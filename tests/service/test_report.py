@@ -24,6 +24,7 @@ from edgewise.service.report import (
     write_report,
 )
 from edgewise.service.report.page import render_page
+from edgewise.service.report.picture import write_picture
 from tests.service.made_up import made_up_report
 
 WANTED = {
@@ -168,3 +169,9 @@ def test_reading_something_else_says_so(tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text('{"kpis": 3}')
     with pytest.raises(InputError, match=r"is not a report: Expected `object`, got `int` - at `\$.kpis`"):
         read_report(tmp_path)
+
+
+def test_the_picture_is_a_png_of_the_promised_size(tmp_path: Path) -> None:
+    data = write_picture(made_up_report(), tmp_path / "images" / "run.png", dpi=50).read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    assert (int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")) == (500, 480)

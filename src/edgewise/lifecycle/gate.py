@@ -202,7 +202,7 @@ def _score(lost: NDArray[Any], gained: NDArray[Any], num: int, difference: float
 
 def _exact_p_value(lost: int, gained: int, num: int, difference: float) -> float:
     """Largest probability, over the share gained, of a score as low as the one seen, if the loss is `difference`."""
-    from scipy.stats import binom
+    from scipy.special import bdtr
 
     seen = float(_score(np.array([lost]), np.array([gained]), num, difference)[0])
     counts = np.arange(num + 1)
@@ -212,14 +212,20 @@ def _exact_p_value(lost: int, gained: int, num: int, difference: float) -> float
         extreme = _score(np.maximum(middle, 0), counts, num, difference) <= seen + 1e-9
         low, high = np.where(extreme, middle, low), np.where(extreme, high, middle - 1)
     least, most = max(0.0, -difference), (1 - difference) / 2
-    shares = least + (most - least) * np.linspace(0.0, 1.0, 61) ** 2  # denser where gates live: few pairs differ
-    largest = 0.0
-    for share in shares:
-        some = counts[(counts >= binom.ppf(1e-9, num, share)) & (counts <= binom.isf(1e-9, num, share))]
-        of_rest = min((share + difference) / (1 - share), 1.0)
-        tail = np.sum(binom.pmf(some, num, share) * binom.cdf(low[some], num - some, of_rest))
-        largest = max(largest, float(tail))
-    return largest
+    shares = least + (most - least) * np.linspace(0.0, 1.0, 61)[:, None] ** 2  # denser where gates live: few differ
+    chance = _binomial(counts, num, shares)
+    row, column = np.nonzero((chance > 1e-12) & (low >= 0))
+    share = shares[row, 0]
+    of_rest = np.minimum((share + difference) / (1 - share), 1.0)
+    tails = chance[row, column] * bdtr(low[column].astype(float), num - column, of_rest)
+    return float(np.bincount(row, tails, minlength=len(shares)).max())
+
+
+def _binomial(counts: NDArray[Any], num: int, shares: NDArray[Any]) -> NDArray[np.float64]:
+    from scipy.special import gammaln, xlog1py, xlogy
+
+    ways = gammaln(num + 1) - gammaln(counts + 1) - gammaln(num - counts + 1)
+    return np.asarray(np.exp(ways + xlogy(counts, shares) + xlog1py(num - counts, -shares)))
 
 
 def _sign_test(lost: int, gained: int) -> float:

@@ -94,7 +94,7 @@ def level_table(levels: Sequence[LevelRow]) -> str:
         rows.append(
             (
                 f"<b>{level.level}</b>",
-                escape(" + ".join(level.tiers)) or NONE,
+                f'<span class="w">{escape(" + ".join(level.tiers)) or NONE}</span>',
                 escape(level.training_domain),
                 milliseconds(level.predicted_p50_ms),
                 milliseconds(level.predicted_p95_ms),
