@@ -1,0 +1,76 @@
+"""Plans in words: the waterfall of every path, and a table's cells for the levels. Rendering is the CLI's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from edgewise.core.units import format_bytes
+from edgewise.planning.levels import LevelRow
+from edgewise.planning.plan import Plan
+
+LEVEL_COLUMNS = (
+    "level",
+    "runs on",
+    "model trained",
+    "p50 ms",
+    "p95 ms",
+    "device mJ",
+    "egress",
+    "accuracy",
+    "plan or reason",
+)
+
+
+def explain(plan: Plan) -> list[str]:
+    """Says where a plan's time goes.
+
+    Args:
+        plan: With predictions.
+
+    Returns:
+        Lines: a heading, then per exit its share and latency with every term above 1 µs.
+    """
+    predicted = plan.predicted
+    lines = [
+        f"{plan.name}: mean {predicted.latency_mean_s * 1e3:.2f} ms, p50 {predicted.latency_p50_s * 1e3:.2f} ms, "
+        f"p95 {predicted.latency_p95_s * 1e3:.2f} ms, accuracy {predicted.accuracy:.3f}, "
+        f"device {predicted.device_energy_j * 1e3:.3g} mJ (modelled), egress {format_bytes(predicted.egress_bytes)}"
+    ]
+    for cut in plan.cuts:
+        raw = ", the raw input" if cut.carries_raw else ""
+        size = format_bytes(cut.payload_bytes)
+        lines.append(f"  cut {cut.source}→{cut.target}: {', '.join(cut.tensors)} as {cut.codec}, {size}{raw}")
+    tiers = {e.index: e.tier for e in plan.exits}
+    for path in predicted.paths:
+        lines.append(
+            f"  exit {path.exit_index} on {tiers[path.exit_index]}: {path.fraction:.1%} of requests, {path.p50_s * 1e3:.2f} ms"
+        )
+        lines.extend(f"    {name:<26}{seconds * 1e3:9.3f} ms" for name, seconds in path.waterfall if seconds > 1e-6)
+    return lines
+
+
+def level_cells(rows: Iterable[LevelRow]) -> list[Sequence[str]]:
+    """The levels as text cells.
+
+    Args:
+        rows: From `plan_levels`.
+
+    Returns:
+        One row of `LEVEL_COLUMNS` per level.
+    """
+    return [_cells(row) for row in rows]
+
+
+def _cells(row: LevelRow) -> Sequence[str]:
+    head = (str(row.level), "+".join(row.tiers), row.training_domain)
+    if row.plan is None:
+        return (*head, "–", "–", "–", "–", "–", row.reason)
+    return (
+        *head,
+        f"{row.predicted_p50_ms:.2f}",
+        f"{row.predicted_p95_ms:.2f}",
+        f"{row.device_energy_j * 1e3:.3g}",
+        format_bytes(row.egress_bytes),
+        f"{row.accuracy:.3f}",
+        row.plan.name,
+    )

@@ -1,0 +1,276 @@
+"""The outer search: every exit policy, set of tiers, place of the exits and codec; inside each an exact min-cut.
+
+    candidates(table, policy, exits, codecs) -> plans, each optimal for its choice     `plan()` takes the best of them
+
+With the exits' tiers fixed, the share of requests that reaches a tier is known, so the expected cost of a placement
+is a sum over groups and crossing tensors, and the inner problem is a minimum cut. Choices whose cheapest thinkable
+cost is above the best plan so far are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import combinations, combinations_with_replacement, pairwise, product
+from math import inf, isnan
+
+import msgspec
+
+from edgewise.core.ids import TIERS, Tier
+from edgewise.planning.cost import KEEPS_THE_INPUT, CostTable
+from edgewise.planning.exits import ExitPolicy, ExitTable, OperatingPoint
+from edgewise.planning.plan import Plan
+from edgewise.planning.planners import min_cut
+from edgewise.planning.policy import Policy
+from edgewise.planning.predict import Placement, make_plan
+from edgewise.planning.problem import Flow, Planner, Problem, Solution
+
+
+class Prices(msgspec.Struct, frozen=True):
+    """What the inner planner minimises: a weighted sum.
+
+    Attributes:
+        seconds: Weight of latency.
+        joules: Weight of device energy, as seconds per joule.
+        sent_bytes: Weight of bytes leaving the device, as seconds per byte.
+        p95: Whether compute counts with its 95th percentile.
+    """
+
+    seconds: float = 1.0
+    joules: float = 0.0
+    sent_bytes: float = 0.0
+    p95: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Everything but the placement of the groups.
+
+    Attributes:
+        stops: Tiers a request visits, the device first.
+        exit_tiers: Of each exit in use; the last is the last stop.
+        codecs: Of each boundary between stops.
+        point: How the model behaves under them.
+    """
+
+    stops: tuple[Tier, ...]
+    exit_tiers: tuple[Tier, ...]
+    codecs: tuple[str, ...]
+    point: OperatingPoint
+
+    @cached_property
+    def reached(self) -> tuple[float, ...]:
+        """Share of requests that gets to each stop."""
+        leaving = list(zip(self.exit_tiers, self.point.fractions, strict=True))
+        return tuple(max(0.0, 1.0 - sum(f for t, f in leaving if t.rank < stop.rank)) for stop in self.stops)
+
+
+@dataclass(frozen=True)
+class Search:
+    """One search: costs, rules and what is known of the exits.
+
+    Attributes:
+        table: Costs.
+        policy: Limits.
+        exits: Evidence.
+        codecs: Spec texts tried at each boundary.
+        training_domain: Written into the plans.
+        planner: Solves the inner problem.
+        variant: `float32` or `int8`.
+        runs_on: If given, exactly these tiers run something; how a level is pinned.
+        max_accuracy_loss: How far exits and codecs may fall below the whole model's own accuracy, 0…1.
+    """
+
+    table: CostTable
+    policy: Policy
+    exits: ExitTable
+    codecs: Sequence[str] = ("none",)
+    training_domain: str = "hierarchical"
+    planner: Planner = min_cut
+    variant: str = "float32"
+    runs_on: frozenset[Tier] | None = None
+    max_accuracy_loss: float = 0.02
+
+    def choices(self, *, accurate: bool = True) -> Iterator[Choice]:
+        """Every choice the policy allows.
+
+        Args:
+            accurate: Leave out what is below the accuracy floor.
+
+        Yields:
+            Choices whose accuracy is known.
+        """
+        for policy in self.exits.policies:
+            for stops in self._stop_sets():
+                for codecs in self._codec_sets(len(stops) - 1):
+                    for inner in combinations_with_replacement(stops, len(policy) - 1):
+                        choice = self._choice(policy, stops, (*inner, stops[-1]), codecs)
+                        if choice is not None and (not accurate or self._is_accurate(choice.point.accuracy)):
+                            yield choice
+
+    def _is_accurate(self, accuracy: float) -> bool:
+        """Unknown accuracy (NaN) meets no floor but 0, and is that of the whole model."""
+        if isnan(accuracy):
+            return self.policy.min_accuracy <= 0
+        return accuracy >= max(self.policy.min_accuracy, self._whole_accuracy - self.max_accuracy_loss)
+
+    @cached_property
+    def _whole_accuracy(self) -> float:
+        whole = self.exits.at(((self.exits.num_exits - 1, 0.0),), ("none",))
+        return 0.0 if whole is None or isnan(whole.accuracy) else whole.accuracy
+
+    def _stop_sets(self) -> Iterator[tuple[Tier, ...]]:
+        """Sets of tiers, the device always first: the request enters there, though it may run nothing."""
+        outer = [t for t in self.table.tiers if t is not Tier.DEVICE and t in self.policy.allowed_tiers]
+        sets = ((Tier.DEVICE, *rest) for size in range(len(outer) + 1) for rest in combinations(outer, size))
+        yield from (s for s in sets if self.runs_on is None or set(s) - {Tier.DEVICE} == self.runs_on - {Tier.DEVICE})
+
+    def _codec_sets(self, boundaries: int) -> Iterator[tuple[str, ...]]:
+        """Codecs per boundary; two different lossy ones in a row have no evidence and are left out."""
+        for codecs in product(dict.fromkeys(self.codecs), repeat=boundaries):
+            if len(set(codecs) - KEEPS_THE_INPUT) <= 1:
+                yield codecs
+
+    def _choice(
+        self, policy: ExitPolicy, stops: tuple[Tier, ...], exit_tiers: tuple[Tier, ...], codecs: tuple[str, ...]
+    ) -> Choice | None:
+        seen = []
+        for tier in exit_tiers:
+            crossed = {c for c, stop in zip(codecs, stops[1:], strict=True) if stop.rank <= tier.rank}
+            seen.append(next(iter(crossed - KEEPS_THE_INPUT), "none"))
+        point = self.exits.at(policy, seen)
+        return None if point is None else Choice(stops, exit_tiers, codecs, point)
+
+    def outputs(self, policy: ExitPolicy) -> tuple[tuple[str, ...], ...]:
+        """Logits of each exit in use; without inner evidence all of a model's outputs are its end."""
+        names = [t.name for t in self.table.graph.outputs]
+        if not self.exits.rows:
+            return (tuple(names),)
+        return tuple((names[index],) for index, _ in policy)
+
+    def needed(self, policy: ExitPolicy) -> tuple[int, ...]:
+        """Indices of the groups that the exits in use depend on."""
+        condensed = self.table.graph.condensed
+        todo = [condensed.producer[name] for names in self.outputs(policy) for name in names]
+        found = set[int]()
+        while todo:
+            index = todo.pop()
+            if index >= 0 and index not in found:
+                found.add(index)
+                todo.extend(condensed.producer[t] for t in condensed.groups[index].inputs)
+        return tuple(sorted(found))
+
+    def problem(self, choice: Choice, prices: Prices) -> tuple[Problem, tuple[int, ...]]:
+        """The inner problem of a choice.
+
+        Args:
+            choice: Everything but the placement.
+            prices: What to minimise.
+
+        Returns:
+            The problem on stops as tiers, and the index of each of its groups in the condensed graph.
+        """
+        groups = self.needed(choice.point.policy)
+        position = {index: n for n, index in enumerate(groups)}
+        seconds = tuple(
+            tuple(
+                self._group_price(index, tier, r, prices) for tier, r in zip(choice.stops, choice.reached, strict=True)
+            )
+            for index in groups
+        )
+        condensed = self.table.graph.condensed
+        flows = tuple(
+            Flow(
+                position.get(condensed.producer[name], -1),
+                readers,
+                tuple(self._crossing_price(choice, b, name, prices) for b in range(len(choice.codecs))),
+            )
+            for name in condensed.tensors
+            if (readers := tuple(position[c] for c in condensed.consumers[name] if c in position))
+        )
+        pinned = {
+            position[condensed.producer[name]]: choice.stops.index(tier)
+            for names, tier in zip(self.outputs(choice.point.policy), choice.exit_tiers, strict=True)
+            for name in names
+        }
+        fixed = tuple(self._fixed_price(choice, b, prices) for b in range(len(choice.codecs)))
+        ones = (1.0,) * len(groups)
+        return Problem(seconds, ones, flows, fixed, 0.0, (), tuple(pinned.items())), groups
+
+    def _group_price(self, index: int, tier: Tier, reached: float, prices: Prices) -> float:
+        if tier not in self.policy.allowed_tiers or tier not in self.table.profiles:
+            return inf
+        seconds = self.table.group_seconds(tier, index, p95=prices.p95)
+        energy = self.table.energy.active_power_w * seconds if tier is Tier.DEVICE else 0.0
+        return reached * (prices.seconds * seconds + prices.joules * energy)
+
+    def _crossing_price(self, choice: Choice, boundary: int, name: str, prices: Prices) -> float:
+        source, target, codec = choice.stops[boundary], choice.stops[boundary + 1], choice.codecs[boundary]
+        raw = name in self.table.graph.condensed.raw_tensors
+        furthest = self.policy.raw_may_reach if raw else self.policy.features_may_reach
+        if (
+            target.rank > furthest.rank
+            or (raw and codec not in KEEPS_THE_INPUT)
+            or (not raw and codec in ("uint8", "png"))
+        ):
+            return inf
+        size = self.table.coded_bytes(codec, name)
+        seconds = self.table.transfer_s(source, target, size)
+        seconds += self.table.codec_seconds(source, codec, name) + self.table.codec_seconds(target, codec, name)
+        sent = prices.sent_bytes + prices.joules * self.table.energy.joules_per_byte
+        return choice.reached[boundary + 1] * (
+            prices.seconds * seconds + (sent * size if source is Tier.DEVICE else 0.0)
+        )
+
+    def _fixed_price(self, choice: Choice, boundary: int, prices: Prices) -> float:
+        source, target = choice.stops[boundary], choice.stops[boundary + 1]
+        energy = self.table.energy
+        size = self.table.links[0].frame_overhead_bytes if source is Tier.DEVICE else 0
+        joules = (energy.radio_tail_j if source is Tier.DEVICE else 0.0) + energy.joules_per_byte * size
+        price = prices.seconds * self.table.fixed_s(source, target) + prices.joules * joules + prices.sent_bytes * size
+        return choice.reached[boundary + 1] * price
+
+    def solve(self, choice: Choice, prices: Prices) -> Plan | None:
+        """The best placement of a choice.
+
+        Args:
+            choice: Everything but the placement.
+            prices: What to minimise.
+
+        Returns:
+            The plan; None if the choice's tiers or data rules forbid every placement.
+        """
+        problem, groups = self.problem(choice, prices)
+        solution = self._on_all(problem)
+        if not solution.is_feasible:
+            return None
+        tiers = {index: choice.stops[t] for index, t in zip(groups, solution.tiers, strict=True)}
+        if not set(choice.stops[1:-1]) <= set(tiers.values()):
+            return None  # a stop without work: the choice without that stop is the same plan, cheaper
+        codecs = dict(zip(pairwise(choice.stops), choice.codecs, strict=True))
+        placement = Placement(choice.point, choice.exit_tiers, tiers, codecs, self.outputs(choice.point.policy))
+        return make_plan(self.table, placement, self.training_domain, self.variant)
+
+    def _on_all(self, problem: Problem) -> Solution:
+        """Solves; where the device must run something but would not, tries each group that may be first."""
+        solution = self.planner(problem)
+        if self.runs_on is None or Tier.DEVICE not in self.runs_on or 0 in solution.tiers or not solution.is_feasible:
+            return solution
+        made = set(range(problem.num_groups)) - {u for f in problem.flows if f.producer >= 0 for u in f.consumers}
+        pinned = (msgspec.structs.replace(problem, pinned=(*problem.pinned, (n, 0))) for n in sorted(made))
+        return min((self.planner(p) for p in pinned), key=lambda s: s.cost)
+
+    def floor(self, choice: Choice, prices: Prices) -> float:
+        """A cost that no placement of a choice is below: every group at its cheapest, boundaries at their fixed cost."""
+        reached = list(zip(choice.stops, choice.reached, strict=True))
+        compute = sum(
+            min(self._group_price(index, tier, r, prices) for tier, r in reached)
+            for index in self.needed(choice.point.policy)
+        )
+        return compute + sum(self._fixed_price(choice, b, prices) for b in range(len(choice.codecs)))
+
+    def pinned_to(self, tiers: Sequence[Tier]) -> Search:
+        """The same search on fewer tiers."""
+        allowed = tuple(t for t in TIERS if t in tiers and t in self.policy.allowed_tiers)
+        return replace(self, policy=msgspec.structs.replace(self.policy, allowed_tiers=allowed))
