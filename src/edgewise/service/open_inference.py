@@ -1,0 +1,364 @@
+"""The Open Inference Protocol (KServe v2) over HTTP: Litestar on uvicorn, inside the caller's event loop.
+
+    door = await serve_http(server)                  # a `Server` of inference/serving.py, or several by name
+    print(door.port)                                 # the real one, also for port 0
+    await door.close()                               # within a second
+
+`infer` is a raw ASGI handler in front of the router, for it is on every request's path; the rest are ordinary Litestar routes. Any client of
+the protocol works unchanged, e.g. `tritonclient.http`. Answers carry `parameters`: exit_index, source, plan_epoch,
+model_version, cause.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import socket
+import zlib
+from collections.abc import Mapping
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import unquote
+
+import msgspec
+import uvicorn
+from litestar import Litestar, Request, Response, get
+from litestar.config.app import AppConfig
+from litestar.exceptions import HTTPException
+from litestar.types import ASGIApp, Receive, Scope, Send
+from numpy.typing import NDArray
+
+from edgewise.core.errors import Busy, ConfigError, EdgewiseError, InputError, SecurityError, nearest
+from edgewise.inference.request import Served
+from edgewise.models.graph import Tensor
+from edgewise.planning.plan import ActivePlan
+from edgewise.service.protocol import describe, read_request, write_answer
+
+log = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 64 * 2**20
+_LENGTH = b"inference-header-content-length"
+_LAST_REQUESTS_S = 0.5
+
+
+class Model(Protocol):
+    """What can be served at the door; `inference.serving.Server` is one."""
+
+    name: str
+
+    @property
+    def active(self) -> ActivePlan | None:
+        """The plan in force."""
+        ...
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The model's inputs."""
+        ...
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """What answers carry."""
+        ...
+
+    async def infer(
+        self, inputs: Mapping[str, NDArray[Any]], *, deadline_s: float | None = None, request: str = ""
+    ) -> Served:
+        """Serves one request."""
+        ...
+
+
+class UnknownModel(InputError):
+    """A model, or a version of it, that is not served here."""
+
+    code = "input.model"
+
+
+class BodyTooLarge(InputError):
+    """A request body beyond the door's bound."""
+
+    code = "input.size"
+
+
+class HttpServer:
+    """A running door.
+
+    Attributes:
+        host: Address it listens on.
+        port: The real port.
+    """
+
+    def __init__(self, server: uvicorn.Server, host: str, port: int, task: asyncio.Task[None]) -> None:
+        self.host, self.port = host, port
+        self._server, self._task = server, task
+
+    @property
+    def url(self) -> str:
+        """Base of every route."""
+        return f"http://{self.host}:{self.port}"
+
+    async def close(self) -> None:
+        """Stops listening; requests at hand get half a second."""
+        self._server.should_exit = True
+        await self._task
+
+
+class _Uvicorn(uvicorn.Server):
+    """Says when it listens, and leaves the process's signals to the process."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.is_up = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.is_up.set()
+
+    def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
+        return contextlib.nullcontext()
+
+
+async def serve_http(
+    models: Model | Mapping[str, Model],
+    host: str = "127.0.0.1",
+    port: int = 0,
+    *,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    tls: tuple[Path, Path] | None = None,
+    insecure: bool = False,
+) -> HttpServer:
+    """Opens the door on the running event loop.
+
+    Args:
+        models: What is served; several by name.
+        host: Address to listen on.
+        port: Port; 0 takes a free one.
+        max_body_bytes: Longer bodies are refused with 413.
+        tls: Certificate and key files, PEM.
+        insecure: Lets a non-loopback address be served without TLS.
+
+    Returns:
+        The door, listening.
+
+    Raises:
+        ConfigError: If the port is in use or the address is not this machine's.
+        SecurityError: If the address is not loopback, there is no TLS, and `insecure` is not said.
+    """
+    served = models if isinstance(models, Mapping) else {models.name: models}
+    if tls is None and not insecure and not _is_loopback(host):
+        raise SecurityError(
+            f"{host}:{port} is not a loopback address and there is no TLS; anybody on the network could use it. "
+            "Give a certificate and a key, or say --insecure."
+        )
+    app = make_app(served, max_body_bytes=max_body_bytes)
+    listener = _listen(host, port)
+    config = uvicorn.Config(
+        app, lifespan="off", log_config=None, log_level="warning",
+        access_log=False, ws="none", timeout_keep_alive=75,
+        ssl_certfile=None if tls is None else str(tls[0]), ssl_keyfile=None if tls is None else str(tls[1]),
+    )  # fmt: skip
+    config.timeout_graceful_shutdown = _LAST_REQUESTS_S  # type: ignore[assignment]
+    server = _Uvicorn(config)
+    task = asyncio.create_task(server.serve(sockets=[listener]), name="open-inference-http")
+    up = asyncio.create_task(server.is_up.wait())
+    await asyncio.wait({task, up}, return_when=asyncio.FIRST_COMPLETED)
+    up.cancel()
+    if task.done():
+        await task
+    return HttpServer(server, host, int(listener.getsockname()[1]), task)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # Without IPPROTO_TCP here, asyncio leaves Nagle's algorithm on for every accepted connection: 44 ms a request.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(256)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}. Choose another port, or 0 for a free one."
+        ) from error
+    listener.setblocking(False)
+    return listener
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return False
+
+
+def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTES) -> ASGIApp:
+    """The routes as an application, e.g. to be mounted elsewhere.
+
+    Args:
+        models: What is served, by name; looked up at each request, so it may change.
+        max_body_bytes: Longer bodies are refused.
+
+    Returns:
+        An ASGI application.
+    """
+
+    def find(name: str, version: str = "") -> tuple[Model, ActivePlan]:
+        if name not in models:
+            raise UnknownModel(f"no model {name!r} is served here.{nearest(name, models)}")
+        active = models[name].active
+        if active is None:
+            raise Busy(f"model {name!r} is not ready: it has no active plan yet. Try again soon.")
+        if version and version != str(active.version):
+            raise UnknownModel(f"model {name!r} has version {active.version} in force, not {version!r}.")
+        return models[name], active
+
+    @get(["/v2/health/live"], sync_to_thread=False)
+    def live() -> Response[dict[str, bool]]:
+        return Response({"live": True})
+
+    @get(["/v2/health/ready"], sync_to_thread=False)
+    def ready() -> Response[dict[str, bool]]:
+        is_ready = all(m.active is not None for m in models.values())
+        return Response({"ready": is_ready}, status_code=200 if is_ready else 503)
+
+    @get("/v2", sync_to_thread=False)
+    def server_metadata() -> dict[str, Any]:
+        return {"name": "edgewise", "version": package_version("edgewise"), "extensions": ["binary_tensor_data"]}
+
+    @get(["/v2/models/{name:str}", "/v2/models/{name:str}/versions/{version:str}"], sync_to_thread=False)
+    def model_metadata(request: Request[Any, Any, Any]) -> dict[str, Any]:
+        name = request.path_params["name"]
+        model, active = find(name, request.path_params.get("version", ""))
+        return {
+            "name": name,
+            "versions": [str(active.version)],
+            "platform": "onnxruntime_onnx",
+            "inputs": describe(model.inputs),
+            "outputs": describe(model.outputs),
+        }
+
+    @get(["/v2/models/{name:str}/ready", "/v2/models/{name:str}/versions/{version:str}/ready"], sync_to_thread=False)
+    def model_ready(request: Request[Any, Any, Any]) -> dict[str, Any]:
+        name = request.path_params["name"]
+        find(name, request.path_params.get("version", ""))
+        return {"name": name, "ready": True}
+
+    async def infer(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            status, body, length = 200, *await _infer(scope, receive)
+        except EdgewiseError as error:
+            status, body, length = _status(error), _error_body(error.message), None
+        except Exception as error:
+            log.exception("an inference request failed")
+            status, body, length = 500, _error_body(f"internal error: {type(error).__name__}: {error}"), None
+        headers = [(b"content-type", b"application/json" if length is None else b"application/octet-stream")]
+        headers.append((b"content-length", str(len(body)).encode()))
+        if length is not None:
+            headers.append((_LENGTH, str(length).encode()))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def _infer(scope: Scope, receive: Receive) -> tuple[bytes, int | None]:
+        if scope.get("method") != "POST":
+            raise InputError(f"infer is called with POST, found {scope.get('method')}.")
+        headers = dict(scope["headers"])
+        _, _, _, name, *version = unquote(scope["path"]).removesuffix("/").split("/")
+        model, _ = find(name, version[1] if len(version) > 2 else "")
+        body = _decompressed(await _read(receive, max_body_bytes), headers, max_body_bytes)
+        request = read_request(body, _header_length(headers))
+        served = await model.infer(request.inputs, deadline_s=request.deadline_s, request=request.id)
+        seen = served.observation
+        if not served.outputs:
+            raise Busy(f"nothing was ready by the deadline of {seen.deadline_s:.3f} s: {seen.cause}.")
+        parameters = {
+            "exit_index": seen.exit_index, "source": str(seen.source), "plan_epoch": seen.epoch,
+            "model_version": seen.version, "cause": seen.cause, "latency_ms": round(seen.latency_s * 1e3, 3),
+        }  # fmt: skip
+        return write_answer(name, str(seen.version), request, served.outputs, parameters)
+
+    handlers: Any = {EdgewiseError: _edgewise_error, HTTPException: _http_error}
+    routes = Litestar(
+        [live, ready, server_metadata, model_metadata, model_ready],
+        exception_handlers=handlers, logging_config=None, on_app_init=[_plain_app],
+    )  # fmt: skip
+
+    # In front of the router rather than mounted in it: Litestar cannot route path parameters to a raw handler.
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        is_infer = path.startswith("/v2/models/") and path.endswith("/infer")
+        await (infer if is_infer else routes)(scope, receive, send)
+
+    return app
+
+
+def _plain_app(config: AppConfig) -> AppConfig:
+    config.openapi_config = None
+    return config
+
+
+def _edgewise_error(request: Request[Any, Any, Any], error: EdgewiseError) -> Response[dict[str, str]]:
+    return Response({"error": error.message}, status_code=_status(error))
+
+
+def _http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[dict[str, str]]:
+    return Response({"error": f"{request.method} {request.url.path}: {error.detail}."}, status_code=error.status_code)
+
+
+def _status(error: EdgewiseError) -> int:
+    if isinstance(error, UnknownModel):
+        return 404
+    if isinstance(error, BodyTooLarge):
+        return 413
+    return 400 if isinstance(error, InputError) else 503
+
+
+def _error_body(message: str) -> bytes:
+    return msgspec.json.encode({"error": message})
+
+
+async def _read(receive: Receive, max_bytes: int) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise InputError("the client closed the connection before its request was complete.")
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > max_bytes:
+            raise BodyTooLarge(f"the request body has more than {max_bytes:,} bytes. Send less at once.")
+        if not message.get("more_body", False):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _header_length(headers: Mapping[bytes, bytes]) -> int | None:
+    text = headers.get(_LENGTH)
+    if text is None:
+        return None
+    if not text.isdigit():
+        raise InputError(f"Inference-Header-Content-Length is {text.decode('latin-1')!r}, it must be a number.")
+    return int(text)
+
+
+def _decompressed(body: bytes, headers: Mapping[bytes, bytes], max_bytes: int) -> bytes:
+    encoding = headers.get(b"content-encoding", b"identity").decode("latin-1")
+    if encoding == "identity":
+        return body
+    if encoding not in ("gzip", "deflate"):
+        raise InputError(f"content-encoding {encoding!r} is not offered. Send gzip, deflate or plain bytes.")
+    reader = zlib.decompressobj(zlib.MAX_WBITS | 32)
+    try:
+        plain = reader.decompress(body, max_bytes)
+    except zlib.error as error:
+        raise InputError(f"the body is not {encoding}: {error}.") from error
+    if reader.unconsumed_tail:
+        raise BodyTooLarge(f"the request body unpacks to more than {max_bytes:,} bytes. Send less at once.")
+    if not reader.eof:
+        raise InputError(f"the body is not {encoding}: it ends too early.")
+    return plain

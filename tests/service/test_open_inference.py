@@ -1,0 +1,260 @@
+"""The door, as clients of the protocol see it: tritonclient unchanged, raw HTTP, and everything that can be wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import http.client
+import json
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import tritonclient.http as triton
+
+from edgewise.core.errors import ConfigError, SecurityError
+from edgewise.core.ids import Epoch, NodeId
+from edgewise.inference.serving import Server, local_server
+from edgewise.inference.stages import make_session
+from edgewise.service.client import InferenceClient
+from edgewise.service.open_inference import HttpServer, serve_http
+from tests.inference.tiny import active, images, split_plan, two_exit_graph
+
+GRAPH = two_exit_graph()
+
+
+def at_door(check: Callable[[HttpServer], Any], **options: Any) -> Any:
+    """Serves the tiny model and runs a blocking client in a thread."""
+
+    async def run() -> Any:
+        server = await local_server(GRAPH, name="tiny", version=7)
+        door = await serve_http(server, **options)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(None, check, door)
+        finally:
+            await door.close()
+            await server.close()
+
+    return asyncio.run(run())
+
+
+def call(door: HttpServer, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, dict[str, Any]]:
+    connection = http.client.HTTPConnection(door.host, door.port, timeout=10)
+    try:
+        connection.request(method, path, body, {k.replace("_", "-"): v for k, v in headers.items()})
+        response = connection.getresponse()
+        return response.status, json.loads(response.read() or b"{}")
+    finally:
+        connection.close()
+
+
+def infer_body(**changes: Any) -> dict[str, Any]:
+    tensor = {"name": "x", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": images().ravel().tolist()} | changes
+    return {"id": "r1", "inputs": [tensor]}
+
+
+def ask(door: HttpServer, request: dict[str, Any], path: str = "/v2/models/tiny/infer") -> tuple[int, dict[str, Any]]:
+    return call(door, "POST", path, json.dumps(request).encode())
+
+
+@pytest.mark.parametrize("is_binary", [True, False])
+@pytest.mark.parametrize("compression", [None, "gzip", "deflate"])
+def test_tritonclient_works_unchanged(is_binary: bool, compression: str | None) -> None:
+    x = images(3)
+
+    def check(door: HttpServer) -> None:
+        with triton.InferenceServerClient(f"{door.host}:{door.port}") as client:
+            assert client.is_server_live()
+            assert client.is_server_ready()
+            assert client.is_model_ready("tiny")
+            assert client.is_model_ready("tiny", "7")
+            assert client.get_model_metadata("tiny")["inputs"] == [
+                {"name": "x", "datatype": "FP32", "shape": [-1, 1, 8, 8]}
+            ]
+            given = triton.InferInput("x", list(x.shape), "FP32")
+            given.set_data_from_numpy(x, binary_data=is_binary)
+            wanted = [triton.InferRequestedOutput("end", binary_data=is_binary)]
+            result = client.infer(
+                "tiny",
+                [given],
+                outputs=wanted,
+                request_id="r9",
+                timeout=2_000_000,
+                request_compression_algorithm=compression,
+            )
+            early_end = make_session(GRAPH.whole).run(None, {"x": x})
+            assert result.as_numpy("end").tobytes() == early_end[1].tobytes()
+            answer = result.get_response()
+            assert (answer["id"], answer["model_version"]) == ("r9", "7")
+            assert answer["parameters"]["exit_index"] == 1
+            assert answer["parameters"]["source"] == "plan"
+            assert answer["parameters"]["plan_epoch"] == 1
+
+    at_door(check)
+
+
+def test_our_own_client_works_too() -> None:
+    async def run() -> None:
+        server = await local_server(GRAPH, name="tiny")
+        door = await serve_http(server)
+        async with InferenceClient(door.host, door.port) as client:
+            reply = await client.infer("tiny", {"x": images()}, parameters={"deadline_ms": 500})
+            assert reply.outputs["end"].shape == (1, 10)
+        await door.close()
+        await server.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "error"),
+    [
+        ("/v2/models/tyni", 404, "no model 'tyni' is served here. Did you mean 'tiny'?"),
+        ("/v2/models/tiny/versions/3", 404, "model 'tiny' has version 7 in force, not '3'"),
+        ("/v2/nothing", 404, "GET /v2/nothing: Not Found."),
+        ("/v2/models/tiny/infer", 400, "infer is called with POST, found GET"),
+    ],
+)
+def test_wrong_paths_get_the_protocols_error_object(path: str, status: int, error: str) -> None:
+    found = at_door(lambda door: call(door, "GET", path))
+    assert (found[0], list(found[1])) == (status, ["error"])
+    assert error in found[1]["error"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"name": "z"}, "the model has no input 'z'"),
+        ({"datatype": "FP64"}, "input 'x' has dtype float64, the model takes float32"),
+        ({"datatype": "FLOAT"}, "input 'x' has datatype 'FLOAT'"),
+        ({"shape": [1, 64]}, "input 'x' has shape [1, 64], the model takes [n, 1, 8, 8]"),
+        ({"shape": [1, 1, 8, 9]}, "data of input 'x' is not FP32 of shape [1, 1, 8, 9]"),
+        ({"shape": [-1, 64]}, "input 'x' has shape [-1, 64], sizes cannot be negative"),
+        ({"data": ["a"]}, "data of input 'x' is not FP32"),
+        ({"data": [300], "datatype": "UINT8", "shape": [1]}, "data of input 'x' is not UINT8"),
+        ({"data": None}, "input 'x' has neither data nor binary_data_size"),
+        ({"parameters": {"binary_data_size": 3}}, "needs 256 bytes, binary_data_size is 3"),
+        ({"shape": "big"}, "the request's JSON is not an inference request"),
+    ],
+)
+def test_wrong_inputs_get_400_and_say_what_is_wrong(changes: dict[str, Any], error: str) -> None:
+    status, answer = at_door(lambda door: ask(door, infer_body(**changes)))
+    assert status == 400
+    assert error in answer["error"]
+
+
+@pytest.mark.parametrize(
+    ("request_change", "error"),
+    [
+        ({"outputs": [{"name": "fin"}]}, "the model has no output 'fin'"),
+        ({"outputs": [{"name": "end", "parameters": {"classification": 3}}]}, "the classification extension is not"),
+        ({"parameters": {"timeout": -5}}, "parameters.timeout is -5, it must be a positive time"),
+        ({"parameters": {"deadline_ms": "soon"}}, "parameters.deadline_ms is 'soon'"),
+        ({"parameters": {"binary_data_output": 1}}, "parameters.binary_data_output must be true or false"),
+        ({"inputs": [infer_body()["inputs"][0]] * 2}, "input 'x' is given twice"),
+    ],
+)
+def test_wrong_requests_get_400_and_say_what_is_wrong(request_change: dict[str, Any], error: str) -> None:
+    status, answer = at_door(lambda door: ask(door, infer_body() | request_change))
+    assert status == 400
+    assert error in answer["error"]
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "error"),
+    [
+        (b"{", {}, 400, "the request's JSON is not an inference request"),
+        (b"{}", {"Inference_Header_Content_Length": "9"}, 400, "Inference-Header-Content-Length is 9, the body has 2"),
+        (b"{}", {"Inference_Header_Content_Length": "x"}, 400, "Inference-Header-Content-Length is 'x'"),
+        (b'{"inputs":[]}z', {"Inference_Header_Content_Length": "13"}, 400, "1 bytes follow the last input"),
+        (b"z", {"Content_Encoding": "gzip"}, 400, "the body is not gzip"),
+        (b"z", {"Content_Encoding": "br"}, 400, "content-encoding 'br' is not offered"),
+        (b"z" * 5000, {}, 413, "the request body has more than 4,096 bytes"),
+        (gzip.compress(b"z" * 5000), {"Content_Encoding": "gzip"}, 413, "unpacks to more than 4,096 bytes"),
+    ],
+)
+def test_bodies_are_bounded_and_checked(body: bytes, headers: dict[str, str], status: int, error: str) -> None:
+    found = at_door(lambda door: call(door, "POST", "/v2/models/tiny/infer", body, **headers), max_body_bytes=4096)
+    assert found[0] == status
+    assert error in found[1]["error"]
+
+
+def test_a_model_without_a_plan_is_not_ready() -> None:
+    async def run() -> None:
+        door = await serve_http(Server(NodeId("device-1"), name="tiny"))
+        loop = asyncio.get_running_loop()
+        ready = await loop.run_in_executor(None, call, door, "GET", "/v2/health/ready")
+        asked = await loop.run_in_executor(None, ask, door, infer_body())
+        assert ready == (503, {"ready": False})
+        assert asked[0] == 503
+        assert "model 'tiny' is not ready" in asked[1]["error"]
+        await door.close()
+
+    asyncio.run(run())
+
+
+def test_a_request_that_nothing_answered_in_time_gets_503_with_the_cause() -> None:
+    async def run() -> None:
+        server = Server(NodeId("device-1"), name="tiny")
+        await server.prepare(active(split_plan(GRAPH)), GRAPH)
+        server.activate(Epoch(1))
+        blocked = server.worker.run(lambda: time.sleep(0.3))
+        door = await serve_http(server)
+        request = infer_body() | {"parameters": {"deadline_ms": 100}}
+        status, answer = await asyncio.get_running_loop().run_in_executor(None, ask, door, request)
+        assert status == 503
+        assert "nothing was ready by the deadline of 0.100 s: the device's own segment was not done" in answer["error"]
+        await blocked
+        await door.close()
+        await server.close()
+
+    asyncio.run(run())
+
+
+def test_accepted_connections_do_not_wait_for_nagle() -> None:
+    async def run() -> None:
+        server = await local_server(GRAPH, name="tiny")
+        door = await serve_http(server)
+        async with InferenceClient(door.host, door.port) as client:
+            await client.infer("tiny", {"x": images()})
+            accepted = [c.transport.get_extra_info("socket") for c in door._server.server_state.connections]
+            assert [s.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for s in accepted] == [1]
+        await door.close()
+        await server.close()
+
+    asyncio.run(run())
+
+
+def test_the_door_closes_within_a_second_with_a_request_at_hand() -> None:
+    async def run() -> float:
+        server = Server(NodeId("device-1"), name="tiny")
+        await server.prepare(active(split_plan(GRAPH)), GRAPH)
+        server.activate(Epoch(1))
+        door = await serve_http(server)
+        _, writer = await asyncio.open_connection(door.host, door.port)
+        writer.write(b"POST /v2/models/tiny/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        await writer.drain()
+        started = time.monotonic()
+        await door.close()
+        took = time.monotonic() - started
+        writer.close()
+        await server.close()
+        return took
+
+    assert asyncio.run(run()) < 1.0
+
+
+def test_a_port_in_use_and_an_open_address_are_refused() -> None:
+    async def run() -> None:
+        server = Server(NodeId("device-1"), name="tiny")
+        door = await serve_http(server)
+        with pytest.raises(ConfigError, match=rf"cannot listen on 127.0.0.1:{door.port}: Address already in use"):
+            await serve_http(server, port=door.port)
+        with pytest.raises(SecurityError, match="not a loopback address and there is no TLS"):
+            await serve_http(server, "0.0.0.0")
+        await door.close()
+        await server.close()
+
+    asyncio.run(run())
