@@ -6,12 +6,11 @@ run.record.rounds[-1].metrics["accuracy"], run.vector
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from edgewise.core.errors import DataError
-from edgewise.core.ids import ClientId, RoundNumber, RunId, digest_of
+from edgewise.core.errors import DataError, InputError
+from edgewise.core.ids import ClientId, NodeId, RoundNumber, RunId, digest_of
 from edgewise.core.layout import Vector
 from edgewise.core.seeds import Seeds
 from edgewise.core.units import parse_duration
@@ -19,13 +18,15 @@ from edgewise.models.flat import initial_vector
 from edgewise.models.task import Examples, Task
 from edgewise.simulation.cohort import VirtualClients
 from edgewise.simulation.costs import VirtualCosts, costs_of
-from edgewise.simulation.record import RoundRecord, RunRecord, SimulatedRun
-from edgewise.simulation.synchronous import Evaluate, Fails, OnRound, SynchronousSimulation, never
+from edgewise.simulation.hierarchical import HierarchicalSimulation
+from edgewise.simulation.record import RunRecord, SimulatedRun
+from edgewise.simulation.rounds import Evaluate, Fails, OnRound, Rounds, never
+from edgewise.simulation.synchronous import SynchronousSimulation
 from edgewise.training.algorithm import FederatedAlgorithm
 from edgewise.training.job import JobFile, make_task
 from edgewise.training.local import choose_engine
 from edgewise.training.protocols.folding import vector_to_bytes
-from edgewise.training.protocols.messages import Outcome, RunConfig
+from edgewise.training.protocols.messages import RunConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +58,11 @@ def simulate_rounds(
     quorum: int = 0,
     round_deadline_s: float | None = None,
     initial: Vector | None = None,
+    homes: Mapping[ClientId, NodeId] | None = None,
     fails: Fails = never,
     options: SimulationOptions = SimulationOptions(),
 ) -> SimulatedRun:
-    """Synchronous rounds in virtual time.
+    """Rounds in virtual time, flat or through edges.
 
     Args:
         task: What is learned.
@@ -71,6 +73,7 @@ def simulate_rounds(
         quorum: Updates a round needs; 0 needs its whole cohort.
         round_deadline_s: Virtual seconds a round may take; None waits.
         initial: Model to start from; by default the seed tree's.
+        homes: Edge of each client; given, the hierarchical protocol runs, else the flat one.
         fails: Who drops out of which round.
         options: How it is simulated.
 
@@ -100,19 +103,23 @@ def simulate_rounds(
         seed=seed,
         round_deadline_s=round_deadline_s,
     )
-    simulation = SynchronousSimulation(
+    kept = Rounds(
         config,
         VirtualClients(task, algorithm, engine, seed),
         {config.initial_model: data},
         options.costs,
         evaluator(task, rounds, options),
         fails,
-        on_round=options.on_round,
+        options.on_round,
     )
-    vector = simulation.run()
-    assert simulation.outcome is not None
-    record = _record(task, algorithm, "synchronous", engine.name, seed, simulation.rounds, simulation.outcome)
-    return SimulatedRun(record, vector)
+    driver = HierarchicalSimulation(kept, homes) if homes else SynchronousSimulation(kept)
+    vector = driver.run()
+    assert kept.outcome is not None
+    protocol = "hierarchical" if homes else "synchronous"
+    words = str(algorithm.spec)
+    return SimulatedRun(
+        RunRecord(task.name, words, protocol, engine.name, seed, tuple(kept.records), kept.outcome), vector
+    )
 
 
 def simulate(job: JobFile, *, folder: str = ".", options: SimulationOptions | None = None) -> SimulatedRun:
@@ -136,15 +143,42 @@ def simulate(job: JobFile, *, folder: str = ".", options: SimulationOptions | No
     used = SimulationOptions(
         training.engine, costs_of(job.virtual), given.evaluate_every, given.test_data, given.on_round
     )
-    common: dict[str, Any] = {"rounds": training.rounds, "seed": training.seed, "options": used}
     return simulate_rounds(
         task,
         job.algorithm(),
+        rounds=training.rounds,
+        seed=training.seed,
         quorum=training.quorum,
+        homes=homes_of(job, task.clients()) if training.protocol == "hierarchical" else None,
         round_deadline_s=parse_duration(training.round_deadline) if training.round_deadline else None,
         fails=drawn_dropouts(job.virtual.dropout_fraction, training.seed),
-        **common,
+        options=used,
     )
+
+
+def homes_of(job: JobFile, clients: Sequence[ClientId]) -> dict[ClientId, NodeId]:
+    """Which edge each client stands under.
+
+    Args:
+        job: Its `[training.edges]` says so; without it two edges share the clients in turn.
+        clients: All of them.
+
+    Returns:
+        Edge by client.
+
+    Raises:
+        InputError: If a client stands under no edge.
+    """
+    named = {ClientId(client): NodeId(edge) for edge, held in job.training.edges.items() for client in held}
+    if not named:
+        return {client: NodeId(f"edge-{index % 2 + 1}") for index, client in enumerate(clients)}
+    missing = [client for client in clients if client not in named]
+    if missing:
+        raise InputError(
+            f"clients {', '.join(missing[:10])} stand under no edge. List every client in [training.edges], "
+            "or leave the table out."
+        )
+    return {client: named[client] for client in clients}
 
 
 def drawn_dropouts(fraction: float, seed: int) -> Fails:
@@ -191,15 +225,3 @@ def evaluator(task: Task, rounds: int, options: SimulationOptions) -> Evaluate:
 
 def _first_cohort(algorithm: FederatedAlgorithm, clients: Sequence[ClientId], seed: int) -> tuple[ClientId, ...]:
     return algorithm.select.choose(clients, RoundNumber(1), Seeds(seed).at("round", 1, "select").rng())
-
-
-def _record(
-    task: Task,
-    algorithm: FederatedAlgorithm,
-    protocol: str,
-    engine: str,
-    seed: int,
-    rounds: Sequence[RoundRecord],
-    outcome: Outcome,
-) -> RunRecord:
-    return RunRecord(task.name, str(algorithm.spec), protocol, engine, seed, tuple(rounds), outcome)

@@ -51,7 +51,6 @@ class TrainingTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         clients_per_round: Size of a uniformly drawn cohort; 0 takes everyone or what the algorithm says.
         quorum: Updates a round needs; 0 needs the whole cohort.
         protocol: Devices straight to the server, or through edges.
-        edge_rounds: Rounds of an edge between two reports to the cloud, κ2; hierarchical only.
         edges: Which clients stand under which edge, for simulation; by default two edges take turns.
         seed: The job's seed.
         engine: Local engine by name; "" chooses by timing.
@@ -63,7 +62,6 @@ class TrainingTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     clients_per_round: int = 0
     quorum: int = 0
     protocol: Literal["synchronous", "hierarchical"] = "synchronous"
-    edge_rounds: int = 1
     edges: dict[str, tuple[str, ...]] = {}
     seed: int = 0
     engine: str = ""
@@ -158,7 +156,6 @@ def check_job(job: JobFile) -> JobFile:
     training, virtual = job.training, job.virtual
     least = (
         ("training.rounds", training.rounds, 1),
-        ("training.edge_rounds", training.edge_rounds, 1),
         ("training.clients_per_round", training.clients_per_round, 0),
         ("training.quorum", training.quorum, 0),
     )
