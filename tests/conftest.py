@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -25,3 +26,10 @@ def data_folder() -> Path:
     if not folder:
         pytest.skip("EDGEWISE_DATA is not set; this test needs the larger data sets")
     return Path(folder)
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port nobody listens on at this moment."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])

@@ -131,18 +131,17 @@ async def model_inputs(client: InferenceClient, model: str) -> tuple[Tensor, ...
         RemoteError: If there is no such model.
     """
     from edgewise.models.graph import Tensor
-    from edgewise.service.client import _DTYPES
+    from edgewise.service.protocol import DATATYPES
 
     status, _, body = await client.call("GET", f"/v2/models/{model}")
     if status != 200:
         raise RemoteError(
             f"the endpoint has no model {model!r} (status {status}): {body[:200].decode(errors='replace')}"
         )
-    described = json.loads(body)["inputs"]
-    types = {"FP32": "float32", "FP16": "float16"} | _DTYPES
+    types = {datatype: dtype for dtype, datatype in DATATYPES.items()}
     return tuple(
-        Tensor(i["name"], tuple(abs(size) for size in i["shape"]), types[i["datatype"]], i["shape"][0] < 0)
-        for i in described
+        Tensor(given["name"], tuple(map(abs, given["shape"])), types[given["datatype"]], given["shape"][0] < 0)
+        for given in json.loads(body)["inputs"]
     )
 
 

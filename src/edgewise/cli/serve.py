@@ -1,0 +1,109 @@
+"""`edgewise serve`: a user's own ONNX model on this machine alone, over the Open Inference Protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgewise.cli.output import AsJson, Output
+from edgewise.core.errors import InputError
+
+Shapes = Annotated[
+    list[str] | None, typer.Option("--input-shape", help="Fix open axes, e.g. image=1,3,224,224; repeat for several.")
+]
+
+
+def command(
+    onnx: Annotated[Path, typer.Argument(help="The model.")],
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    name: Annotated[str, typer.Option("--name", help="The model's name; default: the file's.")] = "",
+    dilation: Annotated[
+        float, typer.Option("--dilation", min=1.0, help="Emulate a device so many times slower.")
+    ] = 1.0,
+    input_shape: Shapes = None,
+    certificate: Annotated[Path | None, typer.Option("--certificate", help="PEM; with --key, serves TLS.")] = None,
+    key: Annotated[Path | None, typer.Option("--key", help="PEM.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Allow a non-loopback address without TLS.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Serve an ONNX model over the Open Inference Protocol, until ctrl-C or SIGTERM.
+
+    Example:
+      edgewise serve model.onnx --port 8000 --name digits
+    """
+    if (certificate is None) != (key is None):
+        raise InputError("TLS needs both --certificate and --key. Give the other one too.")
+    tls = (certificate, key) if certificate is not None and key is not None else None
+    served = name or onnx.stem
+    asyncio.run(
+        serve_model(Output(as_json), onnx, served, host, port, dilation, parse_shapes(input_shape), tls, insecure)
+    )
+
+
+async def serve_model(
+    out: Output,
+    onnx: Path,
+    name: str,
+    host: str,
+    port: int,
+    dilation: float,
+    shapes: dict[str, tuple[int, ...]],
+    tls: tuple[Path, Path] | None,
+    insecure: bool,
+) -> None:
+    """Serves a model until a signal asks to stop.
+
+    Args:
+        out: Says where it is served.
+        onnx: The model.
+        name: Its name at the door.
+        host: Address.
+        port: Port; 0 takes a free one.
+        dilation: Factor for emulating a slow device.
+        shapes: For inputs with open axes.
+        tls: Certificate and key.
+        insecure: Whether a non-loopback address may go without TLS.
+    """
+    from edgewise.inference.serving import local_server
+    from edgewise.models.graph import Graph
+    from edgewise.service.open_inference import serve_http
+
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    server = await local_server(Graph.load(onnx, shapes), name=name, dilation=dilation)
+    try:
+        door = await serve_http(server, host, port, tls=tls, insecure=insecure)
+        scheme = "http" if tls is None else "https"
+        out.event("serving", model=name, url=f"{scheme}://{door.host}:{door.port}")
+        await stop.wait()
+        await door.close()
+        out.event("stopped", model=name)
+    finally:
+        await server.close()
+
+
+def parse_shapes(texts: list[str] | None) -> dict[str, tuple[int, ...]]:
+    """Reads `--input-shape`.
+
+    Args:
+        texts: e.g. `["image=1,3,224,224"]`.
+
+    Returns:
+        Shape by input name.
+
+    Raises:
+        InputError: If one is written otherwise.
+    """
+    shapes = {}
+    for text in texts or ():
+        name, _, sizes = text.rpartition("=")
+        if not name or not all(size.isdigit() and int(size) > 0 for size in sizes.split(",")):
+            raise InputError(f"{text!r} is not an input's shape. Write it like 'image=1,3,224,224'.")
+        shapes[name] = tuple(int(size) for size in sizes.split(","))
+    return shapes
