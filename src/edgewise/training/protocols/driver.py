@@ -1,17 +1,17 @@
-"""The smallest driver of a protocol: in memory, one client after the other, no clock. The simulator's and tests' floor."""
+"""The smallest drivers of the protocols: in memory, no clock, one thing after the other. Tests and twins stand on them.
+
+`MemoryDriver` runs synchronous rounds, `MemoryHierarchy` (in `hierarchy_driver.py`) rounds over edges. A live driver
+does the same with a durable log, signed frames and a clock.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from edgewise.codecs import Payload, payload_to_bytes
-from edgewise.core.ids import ClientId, Digest, Epoch, RoundNumber, RunId, digest_of
+from edgewise.core.ids import ClientId, Digest, Epoch, RunId, digest_of
 from edgewise.core.layout import Vector
-from edgewise.core.seeds import Seeds
 from edgewise.training.algorithm import FederatedAlgorithm
 from edgewise.training.protocols.folding import vector_from_bytes, vector_to_bytes
 from edgewise.training.protocols.messages import (
@@ -23,10 +23,38 @@ from edgewise.training.protocols.messages import (
     StoreModel,
     UpdateReceived,
 )
-from edgewise.training.protocols.synchronous import RunState, make_step
+from edgewise.training.protocols.rounds import RunState
+from edgewise.training.protocols.synchronous import make_step
+from edgewise.training.protocols.virtual_clients import Asked, Train, VirtualClients
 
-Train = Callable[[ClientId, RoundNumber, Vector, Seeds], tuple[Vector, int, Mapping[str, float]]]
-"""(client, round, received model, the client's place in the seed tree) -> (update, number of examples, metrics)."""
+
+def make_config(
+    blobs: dict[Digest, bytes],
+    algorithm: FederatedAlgorithm,
+    run: str,
+    clients: Iterable[str],
+    model: Vector,
+    **fields: Any,
+) -> RunConfig:
+    """A config whose initial model is stored; one round, quorum is everyone, unless given.
+
+    Args:
+        blobs: Gets the initial model.
+        algorithm: Its words go into the config.
+        run: Name of the run.
+        clients: Who takes part.
+        model: float32[d].
+        **fields: Other fields of `RunConfig`.
+
+    Returns:
+        The config.
+    """
+    named, data = tuple(ClientId(c) for c in clients), vector_to_bytes(model)
+    initial = digest_of(data)
+    blobs[initial] = data
+    fields = {"quorum": len(named), "num_rounds": 1, "layout": Digest(""), **fields}
+    words = algorithm.spec.to_dict()
+    return RunConfig(RunId(run), words, named, num_entries=model.size, initial_model=initial, **fields)
 
 
 @dataclass(slots=True)
@@ -42,6 +70,7 @@ class MemoryDriver:
         state: The protocol's state.
 
     Example:
+        >>> import numpy as np
         >>> from edgewise.training.algorithms import fed_avg
         >>> driver = MemoryDriver(fed_avg(), lambda client, number, model, seeds: (1 - model, 10, {}))
         >>> driver.run(driver.config("demo", ["a", "b"], np.zeros(2, np.float32), num_rounds=1)).tolist()
@@ -54,7 +83,10 @@ class MemoryDriver:
     log: list[Event] = field(default_factory=list)
     actions: list[Action] = field(default_factory=list)
     state: RunState | None = None
-    uplink_states: dict[ClientId, Any] = field(default_factory=dict)
+    clients: VirtualClients = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.clients = VirtualClients(self.algorithm, self.train)
 
     def put(self, data: bytes) -> Digest:
         """Stores bytes."""
@@ -63,12 +95,8 @@ class MemoryDriver:
         return digest
 
     def config(self, run: str, clients: Iterable[str], model: Vector, **fields: Any) -> RunConfig:
-        """A config for this algorithm, its initial model stored; quorum is everyone unless given."""
-        named = tuple(ClientId(c) for c in clients)
-        fields = {"quorum": len(named), "num_rounds": 1, "layout": Digest(""), **fields}
-        initial = self.put(vector_to_bytes(model))
-        words = self.algorithm.spec.to_dict()
-        return RunConfig(RunId(run), words, named, num_entries=model.size, initial_model=initial, **fields)
+        """As `make_config`, with this driver's blobs and algorithm."""
+        return make_config(self.blobs, self.algorithm, run, clients, model, **fields)
 
     def feed(self, event: Event) -> tuple[Action, ...]:
         """Logs an event, steps, stores what is to be stored.
@@ -116,21 +144,10 @@ class MemoryDriver:
         Returns:
             The event.
         """
-        seeds = Seeds(config.seed).at("round", request.round, "client", client)
         received = vector_from_bytes(self.blobs[request.model], config.num_entries)
-        update, weight, metrics = self.train(client, request.round, received, seeds)
-        payload = self._encoded(client, update, weight, seeds)
-        digest = self.put(payload_to_bytes(payload))
-        return UpdateReceived(config.run, request.round, client, Epoch(epoch), weight, digest, dict(metrics))
-
-    def _encoded(self, client: ClientId, update: Vector, weight: int, seeds: Seeds) -> Payload:
-        update, _ = self.algorithm.aggregate.prepare(np.asarray(update, np.float32), weight, seeds.at("prepare").rng())
-        state = self.uplink_states.get(client)
-        if state is None:
-            state = self.algorithm.uplink.init(update.shape)
-        payload, state = self.algorithm.uplink.encode(update, state, seeds.at("uplink").rng())
-        self.uplink_states[client] = state
-        return payload
+        event, data = self.clients.answer(Asked(request.run, request.round, config.seed, received), client, epoch)
+        self.put(data)
+        return event
 
     @property
     def model(self) -> Vector:

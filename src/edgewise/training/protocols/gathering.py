@@ -5,12 +5,11 @@ Used by the flat protocol and by an edge of the hierarchical one. Pure values; n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from edgewise.core.errors import EdgewiseError
 from edgewise.core.ids import ClientId, Epoch, RoundNumber
 from edgewise.training.protocols.messages import Answer, Member, Refusal, UpdateReceived
 
@@ -144,22 +143,6 @@ def accepted(gathering: Gathering, event: UpdateReceived) -> Gathering:
 def quarantined(gathering: Gathering, client: ClientId, reason: str) -> Gathering:
     """The same without that client, for the rest of the run."""
     return dropped(with_member(gathering, client, quarantine=reason), client, f"in quarantine: {reason}")
-
-
-def fault_of(check: Callable[[], object]) -> str:
-    """What is wrong with an update's content.
-
-    Args:
-        check: Raises if something is.
-
-    Returns:
-        The message; "" if nothing is wrong.
-    """
-    try:
-        check()
-    except EdgewiseError as error:
-        return error.message
-    return ""
 
 
 def named(causes: Mapping[ClientId, str]) -> str:

@@ -1,7 +1,8 @@
 """Events and actions of a training run, as they stand in the coordinator's log. Vectors are named by digest.
 
 Events are facts in the past tense; a driver appends one to its log, then calls `step`, then carries out the actions.
-All of them are frozen msgspec structs with tags: `encode_event` and `decode_event` are the log's format.
+All of them are frozen msgspec structs with tags; `event_log.py` is the log's format, `regions.py` has the messages
+between cloud and edges.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from typing import Any
 
 import msgspec
 
-from edgewise.core.errors import StoreError
 from edgewise.core.ids import ClientId, Digest, Epoch, RoundNumber, RunId
 
 
@@ -168,43 +168,6 @@ class RunCancelled(Event, frozen=True, tag="run_cancelled"):
 
     run: RunId
     cause: str
-
-
-AnyEvent = (
-    RunStarted
-    | UpdateReceived
-    | UpdateInvalid
-    | ClientFailed
-    | ClientLost
-    | ClientReturned
-    | RoundTimedOut
-    | RunCancelled
-)
-_EVENTS = msgspec.msgpack.Decoder(AnyEvent)
-
-
-def encode_event(event: Event) -> bytes:
-    """An event as it stands in the log."""
-    return msgspec.msgpack.encode(event)
-
-
-def decode_event(data: bytes) -> Event:
-    """Reads an event of a log.
-
-    Args:
-        data: As written by `encode_event`.
-
-    Returns:
-        The event.
-
-    Raises:
-        StoreError: If the bytes are not an event.
-    """
-    try:
-        event: Event = _EVENTS.decode(data)
-        return event
-    except msgspec.MsgspecError as error:
-        raise StoreError(f"{len(data)} bytes in the log are not an event of a run: {error}.") from error
 
 
 class Action(msgspec.Struct, frozen=True):
