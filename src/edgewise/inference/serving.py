@@ -56,12 +56,14 @@ class Server:
         max_in_flight: int = 64,
         worker: Worker | None = None,
         on_observation: Callable[[Observation], None] = lambda observation: None,
+        on_served: Callable[[Tensors, Served], None] = lambda inputs, served: None,
     ) -> None:
         self.node, self.name, self.dilation = node, name, dilation
         self.default_deadline_s, self.max_in_flight = default_deadline_s, max_in_flight
         self.worker = worker or Worker(f"{node}-compute", max_waiting=2 * max_in_flight)
         self.refused = 0
         self._on_observation = on_observation
+        self._on_served = on_served
         self._peers = Peers(lambda: asyncio.get_running_loop().time())
         self._plans: dict[Epoch, PreparedPlan] = {}
         self._active: PreparedPlan | None = None
@@ -175,6 +177,7 @@ class Server:
             prepared.in_flight -= 1
             self._drop_idle()
         self._on_observation(served.observation)
+        self._on_served(checked, served)
         return served
 
     async def close(self) -> None:
