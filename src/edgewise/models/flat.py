@@ -87,8 +87,8 @@ def load_vector(module: nn.Module, vector: Vector) -> nn.Module:
     """
     import torch
 
-    tensors = layout_of(module).unflatten(np.asarray(vector, np.float32))
+    tensors = layout_of(module).unflatten(np.array(vector, np.float32))  # a copy: torch wants a writable one
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            parameter.copy_(torch.from_numpy(np.ascontiguousarray(tensors[name])))
+            parameter.copy_(torch.from_numpy(tensors[name]))
     return module
