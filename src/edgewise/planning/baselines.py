@@ -82,9 +82,9 @@ def _row(name: str, search: Search | None, tier: Tier, codec: str) -> BaselineRo
 def _allowed(plan: Plan, policy: Policy) -> tuple[bool, str]:
     tier = plan.tiers[0]
     if tier not in policy.allowed_tiers:
-        return False, f"tier {tier!r} is not allowed by the policy"
+        return False, f"tier '{tier}' is not allowed by the policy"
     if tier.rank > policy.raw_may_reach.rank:
-        return False, f"raw inputs may reach {policy.raw_may_reach!r} only"
+        return False, f"raw inputs may reach '{policy.raw_may_reach}' only"
     broken = violations(plan, policy)
     if broken:
         return False, f"{broken[0].name} would be {broken[0].value:.4g}, the policy says {broken[0].bound:.4g}"

@@ -123,7 +123,7 @@ def _level_row(search: Search, level: int, evidence: Mapping[str, Sequence[ExitE
             t for t in wanted if t not in search.policy.allowed_tiers
         ]
         why = "is not there" if missing[0] not in search.table.tiers else "is not allowed by the policy"
-        return LevelRow(level, wanted, domain, False, f"needs tier {missing[0]!r}, which {why}")
+        return LevelRow(level, wanted, domain, False, f"needs tier '{missing[0]}', which {why}")
     exits = ExitTable.of(evidence[domain], len(search.table.graph.outputs))
     searches = [replace(search.pinned_to(tuple(s)), exits=exits, training_domain=domain, runs_on=s) for s in usable]
     return _best_row(level, domain, wanted, searches)

@@ -1,0 +1,139 @@
+"""Seven levels, baselines, and 'do not collaborate' as an ordinary answer."""
+
+import msgspec
+import numpy as np
+import pytest
+
+from edgewise.core.ids import TIERS, Tier
+from edgewise.planning.baselines import baselines, png_bytes
+from edgewise.planning.choose import make_search
+from edgewise.planning.explain import LEVEL_COLUMNS, level_cells
+from edgewise.planning.levels import DOMAINS, level_of, margin_fraction, plan_levels, recommend, single_node_plans
+from edgewise.planning.policy import Policy
+from tests.planning.scenario import FAST, SLOW, WAN, evidence, graph, profiles
+
+FREE = Policy()
+EVIDENCE = {"cloud": evidence(0.98), "hierarchical": evidence(0.97), "edge": evidence(0.96), "device": evidence(0.95)}
+
+
+def search(policy=FREE, links=(FAST, WAN), tiers=None):
+    return make_search(graph(), tiers or profiles(), links, policy, evidence(), codecs=("none", "int8"))
+
+
+def test_every_level_runs_where_it_says_with_the_model_of_its_domain():
+    rows = plan_levels(search(), EVIDENCE)
+    assert [r.level for r in rows] == list(range(7))
+    assert all(r.feasible for r in rows)
+    for row in rows:
+        assert level_of(row.plan) == row.level
+        assert row.training_domain == row.plan.training_domain == DOMAINS[row.level]
+    running = [set(r.tiers) for r in rows]
+    assert running[0] == {Tier.CLOUD}
+    assert running[3] == running[6] == {Tier.DEVICE}
+    assert all(Tier.CLOUD in running[n] and len(running[n]) > 1 for n in (1, 4))
+    assert all(Tier.EDGE in running[n] and Tier.CLOUD not in running[n] for n in (2, 5))
+
+
+def test_levels_differ_in_accuracy_by_their_model():
+    rows = plan_levels(search(), EVIDENCE)
+    assert rows[3].accuracy > rows[6].accuracy
+
+
+def test_levels_that_send_raw_inputs_are_printed_with_the_reason():
+    rows = plan_levels(search(Policy(raw_may_reach=Tier.DEVICE)), EVIDENCE)
+    assert not rows[0].feasible
+    assert "raw_may_reach = device is binding" in rows[0].reason
+    assert np.isnan(rows[0].predicted_p50_ms)
+    assert rows[1].feasible
+
+
+def test_a_missing_tier_a_forbidden_tier_and_a_missing_model_are_reasons():
+    two = {t: p for t, p in profiles().items() if t is not Tier.CLOUD}
+    assert plan_levels(search(tiers=two), EVIDENCE)[0].reason == "needs tier 'cloud', which is not there"
+    inner = Policy(allowed_tiers=(Tier.DEVICE, Tier.EDGE))
+    assert plan_levels(search(inner), EVIDENCE)[4].reason == "needs tier 'cloud', which is not allowed by the policy"
+    reason = plan_levels(search(), {"cloud": evidence()})[6].reason
+    assert reason == "there is no model trained in domain 'device'"
+
+
+def test_a_private_fast_link_recommends_a_split_with_its_margin():
+    private = search(Policy(raw_may_reach=Tier.DEVICE))
+    found = recommend(private)
+    assert found.collaborate
+    alone = min(p.predicted.latency_p50_s for p in single_node_plans(private))
+    assert found.margin_fraction == pytest.approx(1 - found.plan.predicted.latency_p50_s / alone)
+    assert found.margin_fraction > 0.1
+
+
+def test_a_slow_link_recommends_not_to_collaborate():
+    found = recommend(search(Policy(raw_may_reach=Tier.DEVICE), links=(SLOW, WAN)))
+    assert not found.collaborate
+    assert "do not collaborate" in found.reason
+    assert found.level == 6
+
+
+def test_a_gain_under_the_margin_is_not_worth_a_second_node():
+    private = search(Policy(raw_may_reach=Tier.DEVICE))
+    found = recommend(private, min_margin_fraction=0.99)
+    assert found.plan.tiers == (Tier.DEVICE,)
+    assert "under the margin of 99%" in found.reason
+
+
+def test_where_no_single_node_is_allowed_the_split_is_recommended():
+    limit = 0.5 * single_node_plans(search(Policy(raw_may_reach=Tier.DEVICE)))[0].predicted.device_energy_j
+    found = recommend(search(Policy(raw_may_reach=Tier.DEVICE, max_device_energy_j=limit)))
+    assert found.collaborate
+    assert "no single node meets the policy" in found.reason
+
+
+def test_the_margin_over_itself_is_nothing():
+    alone = single_node_plans(search())
+    best = min(alone, key=lambda p: p.predicted.latency_p50_s)
+    assert margin_fraction(best, alone) == 0.0
+    assert margin_fraction(best, []) == 1.0
+
+
+def test_pinning_any_tiers_gives_only_legal_placements():
+    for size in range(1, 8):
+        tiers = tuple(t for n, t in enumerate(TIERS) if size >> n & 1)
+        for plan in single_node_plans(search().pinned_to(tiers)):
+            assert set(plan.tiers) <= set(tiers)
+
+
+def test_baselines_are_in_the_table_with_what_the_policy_says():
+    rows = {r.name: r for r in baselines(search(Policy(raw_may_reach=Tier.EDGE)))}
+    assert list(rows) == ["raw to edge", "raw to cloud", "PNG to cloud", "device only", "int8 on device"]
+    assert rows["raw to edge"].allowed
+    assert rows["raw to edge"].plan.cuts[0].payload_bytes == 64
+    assert rows["raw to cloud"].reason == "raw inputs may reach 'edge' only"
+    assert rows["device only"].plan.predicted.accuracy == pytest.approx(0.97)
+    assert rows["int8 on device"].reason == "there is no quantised model"
+    slower = rows["PNG to cloud"].predicted_p50_ms
+    assert slower > rows["raw to cloud"].predicted_p50_ms
+
+
+def test_a_baseline_without_its_tier_or_over_a_limit_says_so():
+    two = {t: p for t, p in profiles().items() if t is not Tier.CLOUD}
+    assert {r.name: r for r in baselines(search(tiers=two))}["raw to cloud"].reason == "there is no cloud"
+    limited = {r.name: r for r in baselines(search(Policy(max_latency_s=1e-3)))}
+    assert limited["device only"].reason.startswith("max_latency_s would be")
+    inner = {r.name: r for r in baselines(search(Policy(allowed_tiers=(Tier.DEVICE,))))}
+    assert inner["raw to edge"].reason == "tier 'edge' is not allowed by the policy"
+
+
+def test_png_size_is_that_of_a_real_file():
+    flat = np.zeros((8, 8), np.uint8)
+    assert 57 + 8 < png_bytes(flat) < 90
+    noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+    assert png_bytes(noise) > 8 * 8 * 3
+
+
+def test_level_cells_fill_every_column():
+    rows = plan_levels(search(Policy(raw_may_reach=Tier.DEVICE)), EVIDENCE)
+    assert all(len(cells) == len(LEVEL_COLUMNS) for cells in level_cells(rows))
+
+
+def test_levels_read_off_plans_that_no_row_lists():
+    plan = plan_levels(search(), EVIDENCE)[3].plan
+    assert level_of(msgspec.structs.replace(plan, training_domain="hierarchical")) == 6
+    assert level_of(msgspec.structs.replace(plan, training_domain="elsewhere", segments=())) == 6
