@@ -3,6 +3,12 @@
 Every loader of examples and every door for inputs returns `Traced` arrays. Views, casts, slices, arithmetic
 and our own byte encodings keep the origin; only a computation with trained weights or a training step makes
 something new. The frame encoder asks `origins_of`, so no label has to be remembered by the code in between.
+
+What keeps the origin: views (also `np.asarray` and `.view(np.ndarray)`), slices, casts, arithmetic, every numpy function,
+`tobytes`, memoryviews, pickles and deep copies. What loses it, because numpy or Python copies bytes without asking:
+`np.array(x)`, `np.asarray(x).copy()`, `np.ascontiguousarray` of a strided array, assignment into an untraced array, `tolist`, `bytearray`, other libraries' encoders.
+Code that does one of these between a loader and a frame marks its result with `traced(result, *origins_of(source))`;
+`docs/security.md` says what the second fence is.
 """
 
 from __future__ import annotations
@@ -17,6 +23,8 @@ Origins = frozenset[str]
 """Data classes, e.g. {"raw"}; empty for what descends from no data source."""
 
 RAW = "raw"
+_WRITERS = frozenset((np.copyto, np.put, np.place, np.putmask, np.put_along_axis, np.fill_diagonal))
+"""Numpy functions that write into their first argument."""
 
 
 class TracedBytes(bytes):
@@ -26,8 +34,37 @@ class TracedBytes(bytes):
 
     def __new__(cls, data: bytes, origins: Iterable[str] = ()) -> TracedBytes:
         made = super().__new__(cls, data)
-        made.origins = frozenset(origins)
+        made.origins = frozenset(origins) | getattr(data, "origins", frozenset())
         return made
+
+    def __bytes__(self) -> TracedBytes:
+        return self
+
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        return TracedBytes(found, self.origins) if isinstance(found, bytes) else found
+
+    def __add__(self, other: Any) -> TracedBytes:
+        return TracedBytes(super().__add__(other), self.origins | origins_of(other))
+
+    def __radd__(self, other: bytes) -> TracedBytes:
+        return TracedBytes(other + bytes(memoryview(self)), self.origins | origins_of(other))
+
+    def join(self, parts: Iterable[Any]) -> TracedBytes:
+        """As `bytes.join`, with the origins of the parts too."""
+        parts = list(parts)
+        return TracedBytes(super().join(parts), self.origins | origins_of(*parts))
+
+    def __reduce__(self) -> Any:
+        return TracedBytes, (bytes(memoryview(self)), sorted(self.origins))
+
+
+class _Held(np.ndarray):
+    """Stands between a plain array and its traced view.
+
+    Numpy skips bases of the same type: a plain view of a traced view of a plain array would point at the plain array,
+    past the traced one. With another type in between it points at the traced one.
+    """
 
 
 class Traced(np.ndarray):
@@ -49,12 +86,29 @@ class Traced(np.ndarray):
         out = kwargs.pop("out", None)
         if out is not None:
             kwargs["out"] = tuple(_plain(o) for o in out)
-        result = getattr(ufunc, method)(*(_plain(i) for i in inputs), **kwargs)
+        result = getattr(ufunc, method)(*(_plain(i) for i in inputs), **{k: _plain(v) for k, v in kwargs.items()})
+        for target in out or ():
+            if isinstance(target, Traced):
+                target.origins = target.origins | origins
         return _marked(result, origins)
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         origins = frozenset().union(*(origins_of(a) for a in _walk((args, kwargs))))
+        targets = [kwargs.get("out"), args[0] if func in _WRITERS else None]
+        for target in targets:
+            if isinstance(target, Traced):
+                target.origins = target.origins | origins
         return _marked(func(*_strip(args), **_strip(kwargs)), origins)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.origins = self.origins | origins_of(value)
+        super().__setitem__(index, value)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return traced(_plain(self).copy(), *self.origins)
+
+    def __reduce__(self) -> Any:
+        return _restore, (_plain(self).copy(), sorted(self.origins))
 
     def tobytes(self, *args: Any, **kwargs: Any) -> TracedBytes:
         """The array's bytes, still knowing their origin."""
@@ -71,9 +125,7 @@ def traced(array: Any, *origins: str) -> NDArray[Any]:
     Returns:
         A view that carries the union of its own and the new origins.
     """
-    view = np.asarray(array).view(Traced)
-    view.origins = origins_of(array) | frozenset(origins)
-    return view
+    return _view(np.asarray(array), origins_of(array) | frozenset(origins))
 
 
 def origins_of(*values: Any) -> Origins:
@@ -109,6 +161,16 @@ def derived(array: Any) -> NDArray[Any]:
     return np.array(_plain(array), copy=True, subok=False)
 
 
+def _restore(array: NDArray[Any], origins: Iterable[str]) -> NDArray[Any]:
+    return traced(array, *origins)
+
+
+def _view(array: NDArray[Any], origins: Origins) -> Traced:
+    view = cast(Traced, array.view(_Held).view(Traced))
+    view.origins = origins
+    return view
+
+
 def _plain(value: Any) -> Any:
     return value.view(np.ndarray) if isinstance(value, Traced) else value
 
@@ -139,7 +201,5 @@ def _marked(result: Any, origins: Origins) -> Any:
     if isinstance(result, list):
         return [_marked(r, origins) for r in result]
     if isinstance(result, np.ndarray) and origins:
-        marked = cast(Traced, result.view(Traced))
-        marked.origins = origins
-        return marked
+        return _view(result, origins | origins_of(result))
     return result
