@@ -1,0 +1,95 @@
+"""Plan evidence of a version: how its exits behave on calibration data, uncut and behind each codec at its narrowest cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.codecs import make_codec
+from edgewise.inference.stages import make_session
+from edgewise.models.condense import Frontier
+from edgewise.models.graph import Graph
+from edgewise.models.version import ExitEvidence
+from edgewise.planning.exits import measure_exits
+
+CODECS = ("none", "int8")
+
+
+def run_graph(model: bytes, feeds: dict[str, NDArray[Any]], outputs: Sequence[str] = ()) -> list[NDArray[Any]]:
+    """Runs ONNX bytes on a batch; a model fixed at batch 1 is run example by example.
+
+    Args:
+        model: ONNX bytes.
+        feeds: Arrays by input name, first axis n.
+        outputs: Names wanted; () for all.
+
+    Returns:
+        One array per output, first axis n.
+    """
+    session = make_session(model)
+    plain = {name: np.ascontiguousarray(np.asarray(array)) for name, array in feeds.items()}
+    names = list(outputs) or [o.name for o in session.get_outputs()]
+    num = len(next(iter(plain.values())))
+    if not isinstance(session.get_inputs()[0].shape[0], int):
+        return list(session.run(names, plain))
+    rows = [session.run(names, {k: v[i : i + 1] for k, v in plain.items()}) for i in range(num)]
+    return [np.concatenate(column) for column in zip(*rows, strict=True)]
+
+
+def narrowest_cut(graph: Graph) -> Frontier | None:
+    """The cut with the fewest bytes among those behind trained weights; None in a graph without an inner cut."""
+    raw = graph.condensed.raw_tensors
+    inner = [f for f in graph.condensed.cuts(1) if f.tensors and not set(f.tensors) & raw]
+    return min(inner, key=lambda f: (f.size_bytes, f.position), default=None)
+
+
+def plan_evidence(
+    source: bytes | Graph, inputs: NDArray[Any], targets: NDArray[Any], codecs: Sequence[str] = CODECS
+) -> tuple[ExitEvidence, ...]:
+    """Measures every exit policy of a graph on calibration data.
+
+    Args:
+        source: ONNX bytes or the graph.
+        inputs: float32[n, …].
+        targets: int[n]; without labels give the whole model's own answers, then accuracy means agreement.
+        codecs: Words of the codecs to try at the cut; `none` is always measured.
+
+    Returns:
+        Rows for `ModelVersion.evidence`.
+    """
+    graph = source if isinstance(source, Graph) else Graph.load(source)
+    name = graph.inputs[0].name
+    exits = [t.name for t in graph.outputs]
+    logits = {"none": _flat(run_graph(graph.whole, {name: inputs}, exits))}
+    cut = narrowest_cut(graph)
+    for codec in codecs:
+        if codec != "none" and cut is not None:
+            logits[codec] = _coded(graph, cut, codec, {name: inputs}, logits["none"], exits)
+    return measure_exits(logits, np.asarray(targets))
+
+
+def _coded(
+    graph: Graph,
+    cut: Frontier,
+    codec_words: str,
+    feeds: dict[str, NDArray[Any]],
+    uncoded: list[NDArray[Any]],
+    exits: list[str],
+) -> list[NDArray[Any]]:
+    codec = make_codec(codec_words)
+    head = graph.extract([t.name for t in graph.inputs], cut.tensors)
+    coded = {}
+    for tensor, array in zip(cut.tensors, run_graph(head, feeds, cut.tensors), strict=True):
+        array = np.asarray(array, np.float32)
+        payload, _ = codec.encode(array, codec.init(array.shape), np.random.default_rng(0))
+        coded[tensor] = codec.decode(payload)
+    behind = [e for e, group in zip(exits, graph.condensed.exit_groups, strict=True) if group >= cut.position]
+    run = dict(zip(behind, _flat(run_graph(graph.extract(cut.tensors, behind), coded, behind)), strict=True))
+    return [run.get(e, logits) for e, logits in zip(exits, uncoded, strict=True)]
+
+
+def _flat(arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+    return [np.asarray(a, np.float32).reshape(len(a), -1) for a in arrays]

@@ -1,0 +1,331 @@
+"""Measures what a graph costs on this node: `profile_graph` fills a `Profile` for the planner.
+
+    profile = await asyncio.to_thread(profile_graph, graph, node, Tier.DEVICE, dilation=30.0, cadence_s=0.02, budget_s=3.0)
+    check_fingerprint(profile, graph, dilation=30.0)          # before planning or serving from it
+
+Pieces between fusion-safe cuts are really cut out and run: rounds are interleaved (whole, head, tail, next cut, …) so that
+a slow minute of the machine hits all alike, and an idle gap as long as the serving cadence precedes every run, for small
+graphs run slower after idling. Dilation multiplies the numbers here; serving multiplies each request's own time. Nothing
+here needs torch. Blocks for the budget: call it off the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from platform import machine, processor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.codecs import make_codec
+from edgewise.core.errors import InputError, PlanInfeasible
+from edgewise.core.ids import Digest, Epoch, NodeId, RequestId, Tier
+from edgewise.inference.cuts import Coded, encode_cut
+from edgewise.inference.messages import STAGE_REQUEST, StageRequest
+from edgewise.inference.stages import Stage, Tensors, make_stage
+from edgewise.inference.worker import Worker
+from edgewise.models.condense import Frontier
+from edgewise.models.graph import Graph
+from edgewise.planning.profile import Fingerprint, GroupCost, Profile, SegmentCost
+from edgewise.transport.frame import decode_frame, encode_frame, make_frame
+
+THREADS = 1
+_MIN_ROUNDS = 7
+_BUILD_S = 0.01
+_CODEC_RUNS = 9
+_OVERHEAD_RUNS = 25
+
+
+@dataclass(slots=True)
+class _Piece:
+    """Groups first…last with what they are fed, and the seconds their runs took (undilated)."""
+
+    first: int
+    last: int
+    stage: Stage
+    feeds: Tensors
+    seconds: list[float] = field(default_factory=list)
+
+    def run(self, gap_s: float) -> None:
+        if gap_s > 0:
+            time.sleep(gap_s)
+        started = time.perf_counter()
+        self.stage.compute(self.feeds)
+        self.seconds.append(time.perf_counter() - started)
+
+    def cost(self, dilation: float) -> SegmentCost:
+        seconds = dilation * np.asarray(self.seconds)
+        middle = float(np.median(seconds))
+        mad = float(np.median(np.abs(seconds - middle)))
+        return SegmentCost(self.first, self.last, middle, float(np.quantile(seconds, 0.95)), mad, len(seconds))
+
+
+def profile_graph(
+    graph: Graph,
+    node: NodeId,
+    tier: Tier,
+    *,
+    dilation: float = 1.0,
+    cadence_s: float = 0.0,
+    budget_s: float = 3.0,
+    codecs: Sequence[str] = ("none", "int8"),
+    inputs: Tensors | None = None,
+    active_power_w: float = 0.0,
+    door_overhead_s: float = 0.0,
+    max_cuts: int = 12,
+    measures_memory: bool = True,
+) -> Profile:
+    """Measures segments, codecs, overhead and memory of a graph on this machine.
+
+    Args:
+        graph: The graph.
+        node: Who measures.
+        tier: Where it stands.
+        dilation: This node's factor, multiplied in.
+        cadence_s: Gap between requests in serving.
+        budget_s: Seconds of measuring, building sessions included; a very slow graph takes at least 7 rounds of one cut.
+        codecs: Spec texts of codecs to time.
+        inputs: Example inputs; zeros if None (sparse activations run as fast, but compress better).
+        active_power_w: Modelled power while computing.
+        door_overhead_s: Seconds a request spends at this node's HTTP door, added to the overhead.
+        max_cuts: Cuts measured, at most.
+        measures_memory: Whether to measure peak memory, in a child process of half a second.
+
+    Returns:
+        The profile; group costs sum to the median of the whole.
+
+    Raises:
+        InputError: If budget, cadence or dilation cannot be.
+    """
+    if budget_s <= 0 or cadence_s < 0 or dilation < 1:
+        raise InputError(
+            f"budget {budget_s} s, cadence {cadence_s} s, dilation {dilation} cannot be profiled with. "
+            "Needed are budget > 0, cadence >= 0 and dilation >= 1."
+        )
+    started = time.perf_counter()
+    feeds = inputs or {t.name: np.zeros(t.shape, t.dtype) for t in graph.inputs}
+    pieces = _pieces(graph, feeds, cadence_s, budget_s, max_cuts)
+    overhead_s = measure_overhead()
+    coding = {text: _codec_seconds_per_byte(text, pieces) for text in codecs}
+    _measure(pieces, cadence_s, started + budget_s)
+    costs = [piece.cost(dilation) for piece in pieces]
+    return Profile(
+        node,
+        tier,
+        fingerprint(graph, dilation=dilation, cadence_s=cadence_s),
+        _group_costs(graph, costs),
+        tuple(costs),
+        coding,
+        overhead_s + door_overhead_s,
+        active_power_w,
+        measure_memory(graph) if measures_memory else 0,
+    )
+
+
+def fingerprint(graph: Graph, *, dilation: float, cadence_s: float) -> Fingerprint:
+    """What a profile measured here and now stands for.
+
+    Args:
+        graph: The graph.
+        dilation: This node's factor.
+        cadence_s: Gap between runs.
+
+    Returns:
+        The fingerprint.
+    """
+    import onnxruntime
+
+    runtime = f"onnxruntime {onnxruntime.__version__} CPUExecutionProvider"
+    return Fingerprint(graph.digest, runtime, THREADS, _machine(), dilation, cadence_s)
+
+
+def check_fingerprint(profile: Profile, graph: Graph, *, dilation: float) -> None:
+    """Refuses a profile that was measured under something else than what runs here.
+
+    Args:
+        profile: To be planned from.
+        graph: What will run.
+        dilation: This node's factor.
+
+    Raises:
+        PlanInfeasible: If graph, runtime, threads, machine or dilation differ; cadence is a matter of load.
+    """
+    taken, now = profile.fingerprint, fingerprint(graph, dilation=dilation, cadence_s=profile.fingerprint.cadence_s)
+    for name in taken.__struct_fields__:
+        if getattr(taken, name) != getattr(now, name):
+            raise PlanInfeasible(
+                f"the profile of {profile.node!r} was measured with {name} {getattr(taken, name)!r}, here it is "
+                f"{getattr(now, name)!r}. Profile this graph on this node again."
+            )
+
+
+@cache
+def _machine() -> str:
+    name = processor()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        name = lines[0].partition(":")[2].strip() if lines else name
+    return f"{name or 'unknown processor'} {machine()}"
+
+
+def _pieces(graph: Graph, feeds: Tensors, gap_s: float, budget_s: float, max_cuts: int) -> list[_Piece]:
+    """The whole, then head and tail at as many cuts as the budget can measure well; all warm."""
+    condensed, last = graph.condensed, len(graph.condensed.groups) - 1
+    whole = _piece(graph, 0, last, feeds)
+    whole.run(0.0)
+    once_s = whole.seconds.pop()
+    # Head and tail together cost about one whole; their sessions take `_BUILD_S` or a few runs each.
+    per_cut_s = _MIN_ROUNDS * (once_s + 2 * gap_s) + 2 * max(_BUILD_S, 4 * once_s)
+    affordable = int((budget_s - _MIN_ROUNDS * (once_s + gap_s)) / per_cut_s)
+    pieces = [whole]
+    for cut in _useful(condensed.cuts(), max(1, min(affordable, max_cuts))):
+        head = _piece(graph, 0, cut.position - 1, feeds)
+        made = dict(zip(head.stage.outputs, head.stage.compute(feeds), strict=True))
+        pieces += [head, _piece(graph, cut.position, last, feeds | made)]
+    for piece in pieces:
+        piece.run(0.0)
+        piece.seconds.clear()
+    return pieces
+
+
+def _piece(graph: Graph, first: int, last: int, known: Tensors) -> _Piece:
+    names = [group.name for group in graph.condensed.groups[first : last + 1]]
+    stage = make_stage(graph, *graph.condensed.boundary(names))
+    return _Piece(first, last, stage, {name: known[name] for name in stage.inputs})
+
+
+def _useful(cuts: Iterable[Frontier], num: int) -> list[Frontier]:
+    """Cuts with one tensor smaller than all before first, then the others in order of size; back in graph order."""
+    inner = [cut for cut in cuts if cut.position > 0]
+    ranked, smallest = list[tuple[int, int, Frontier]](), float("inf")
+    for cut in inner:
+        is_record = cut.size_bytes < smallest
+        smallest = min(smallest, cut.size_bytes)
+        ranked.append((0 if is_record else len(cut.tensors), cut.size_bytes, cut))
+    chosen = [cut for _, _, cut in sorted(ranked, key=lambda r: r[:2])[:num]]
+    return sorted(chosen, key=lambda cut: cut.position)
+
+
+def _measure(pieces: Sequence[_Piece], gap_s: float, until: float) -> None:
+    while len(pieces[0].seconds) < _MIN_ROUNDS or time.perf_counter() < until:
+        for piece in pieces:
+            piece.run(gap_s)
+            if len(piece.seconds) > _MIN_ROUNDS and time.perf_counter() >= until:
+                return
+
+
+def _group_costs(graph: Graph, costs: Sequence[SegmentCost]) -> tuple[GroupCost, ...]:
+    """Group costs from the medians of heads: increments between measured cuts, shared by operations within.
+
+    Head medians are made monotone first and capped by the whole, so that no group costs less than nothing and all
+    sum to the whole.
+    """
+    groups, whole = graph.condensed.groups, costs[0]
+    heads = {c.last + 1: c.seconds for c in costs[1:] if c.first == 0}
+    known, latest = [(0, 0.0)], 0.0
+    for position, seconds in sorted(heads.items()):
+        latest = min(max(latest, seconds), whole.seconds)
+        known.append((position, latest))
+    known.append((len(groups), whole.seconds))
+    spread = whole.p95_seconds / whole.seconds if whole.seconds else 1.0
+    found: list[GroupCost] = []
+    for (start, before), (end, after) in pairwise(known):
+        flops = np.asarray([g.flops for g in groups[start:end]], float)
+        # Every group costs at least its dispatch, here a twentieth of its interval's even share.
+        shares = flops + max(flops.mean() if len(flops) else 0.0, 1.0) / 20
+        for group, share in zip(groups[start:end], shares / shares.sum(), strict=True):
+            seconds = float((after - before) * share)
+            found.append(GroupCost(group.name, seconds, seconds * spread))
+    return tuple(found)
+
+
+def _codec_seconds_per_byte(text: str, pieces: Sequence[_Piece]) -> float:
+    """Median seconds of encode + decode per uncoded byte, on the smallest real activation at a cut."""
+    codec = make_codec(text)
+    tails = [p for p in pieces[1:] if p.first > 0] or list(pieces[:1])
+    arrays = [a for p in tails for a in p.feeds.values() if a.dtype == np.float32]
+    if not arrays:
+        return 0.0
+    array: NDArray[Any] = min(arrays, key=lambda a: a.nbytes)
+    rng, seconds = np.random.default_rng(0), []
+    for _ in range(_CODEC_RUNS):
+        started = time.perf_counter()
+        payload, _state = codec.encode(array, codec.init(array.shape), rng)
+        codec.decode(payload)
+        seconds.append(time.perf_counter() - started)
+    return float(np.median(seconds)) / array.nbytes
+
+
+def measure_overhead() -> float:
+    """Fixed cost of one stage call on this node: worker's thread and back, a frame written and read.
+
+    Returns:
+        Median seconds.
+    """
+
+    async def calls() -> list[float]:
+        worker, codec, seconds = Worker("overhead"), make_codec("none"), []
+        value = np.zeros((1, 256), np.float32)
+        coded = (Coded("x", value.shape),)
+        message = StageRequest(Digest("0" * 64), Epoch(1), 1, Tier.EDGE, RequestId("r"), coded)
+
+        def job() -> None:
+            payload = encode_cut(codec, ("x",), {"x": value})
+            decode_frame(encode_frame(make_frame(STAGE_REQUEST, message, payload.tensors)))
+
+        for _ in range(_OVERHEAD_RUNS):
+            started = time.perf_counter()
+            await worker.run(job)
+            seconds.append(time.perf_counter() - started)
+        await asyncio.get_running_loop().run_in_executor(None, worker.close)
+        return seconds
+
+    return float(np.median(_in_own_loop(calls)))
+
+
+def _in_own_loop(work: Callable[[], Any]) -> list[float]:
+    with asyncio.Runner() as runner:
+        result: list[float] = runner.run(work())
+    return result
+
+
+_CHILD = """
+import resource, sys, psutil, numpy, onnxruntime
+from edgewise.inference.stages import make_session
+before = psutil.Process().memory_info().rss
+session = make_session(sys.argv[1])
+feeds = {i.name: numpy.zeros([n if isinstance(n, int) else 1 for n in i.shape], sys.argv[2 + k])
+         for k, i in enumerate(session.get_inputs())}
+session.run(None, feeds)
+print(max(0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before))
+"""
+
+
+def measure_memory(graph: Graph) -> int:
+    """Peak memory that loading and running the whole graph adds to a process, measured in a child process.
+
+    Args:
+        graph: The graph.
+
+    Returns:
+        Bytes: the child's peak resident set less what it held with the runtime imported.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgewise-") as folder:
+        path = Path(folder) / "whole.onnx"
+        path.write_bytes(graph.whole)
+        dtypes = [t.dtype for t in graph.inputs]
+        done = subprocess.run(
+            [sys.executable, "-c", _CHILD, str(path), *dtypes], capture_output=True, text=True, timeout=60, check=True
+        )
+    return int(done.stdout)
