@@ -1,0 +1,167 @@
+"""Large values in a folder, named by their content. A half-received one is kept and gone on with.
+
+{folder}/{digest}          a whole blob
+{folder}/{digest}.part     the first bytes of one that is still coming; its length says how many
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import re
+from pathlib import Path
+
+from edgewise.core.errors import StoreError
+from edgewise.core.files import write_atomic
+from edgewise.core.ids import Digest, digest_of
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_READ_BYTES = 2**20
+
+
+class FolderBlobs:
+    """Blobs of one node.
+
+    Example:
+        >>> import tempfile
+        >>> blobs = FolderBlobs(tempfile.mkdtemp())
+        >>> blobs.read(blobs.put(b"model"), offset=1, size=3)
+        b'ode'
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._fetching: dict[Digest, asyncio.Lock] = {}
+
+    def put(self, data: bytes) -> Digest:
+        """Keeps bytes, whole or not at all.
+
+        Args:
+            data: The blob.
+
+        Returns:
+            Its name.
+        """
+        digest = digest_of(data)
+        if not self.has(digest):
+            write_atomic(self.path(digest), data)
+        return digest
+
+    def has(self, digest: Digest) -> bool:
+        """Whether the whole blob is here."""
+        return self.path(digest).exists()
+
+    def path(self, digest: Digest) -> Path:
+        """Where the whole blob is or would be.
+
+        Raises:
+            StoreError: If `digest` is not one; it came from another node and becomes a file name.
+        """
+        if not _DIGEST.fullmatch(digest):
+            raise StoreError(f"{digest[:80]!r} is not a digest. A blob is named by 64 hexadecimal characters.")
+        return self.folder / digest
+
+    def size(self, digest: Digest) -> int:
+        """Bytes of a whole blob.
+
+        Raises:
+            StoreError: If it is not here.
+        """
+        try:
+            return self.path(digest).stat().st_size
+        except FileNotFoundError as error:
+            raise _missing(digest) from error
+
+    def read(self, digest: Digest, offset: int = 0, size: int | None = None) -> bytes:
+        """Reads a blob or a part of it.
+
+        Args:
+            digest: Which.
+            offset: First byte.
+            size: At most so many bytes; None reads to the end.
+
+        Returns:
+            The bytes; fewer where the blob ends.
+
+        Raises:
+            StoreError: If it is not here.
+        """
+        try:
+            with self.path(digest).open("rb") as file:
+                file.seek(offset)
+                return file.read(-1 if size is None else size)
+        except FileNotFoundError as error:
+            raise _missing(digest) from error
+
+    def partial_size(self, digest: Digest) -> int:
+        """Bytes from the start that are here already, of a blob that is still coming."""
+        try:
+            return self._partial(digest).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def write_at(self, digest: Digest, offset: int, data: bytes) -> None:
+        """Adds the next bytes of a blob that is still coming.
+
+        Args:
+            digest: Which.
+            offset: Where they belong; they must join what is here, so that the length tells what is there.
+            data: The bytes.
+
+        Raises:
+            StoreError: If they would leave a gap.
+        """
+        there = self.partial_size(digest)
+        if offset > there:
+            raise StoreError(f"bytes at {offset:,} of blob {digest[:12]} leave a gap: only {there:,} are here.")
+        with self._partial(digest).open("r+b" if there else "wb") as file:
+            file.seek(offset)
+            file.write(data)
+
+    def finish(self, digest: Digest) -> None:
+        """Checks a received blob and gives it its name.
+
+        Args:
+            digest: Which.
+
+        Raises:
+            StoreError: If its content is another; the bytes are thrown away.
+        """
+        partial = self._partial(digest)
+        if not partial.exists():
+            partial.touch()
+        found = _digest_of_file(partial)
+        if found != digest:
+            size = partial.stat().st_size
+            partial.unlink()
+            raise StoreError(
+                f"{size:,} bytes received as blob {digest[:12]} have digest {found[:12]}. They were thrown away; "
+                "fetch it again, from another node if this repeats."
+            )
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, self.path(digest))
+
+    def fetching(self, digest: Digest) -> asyncio.Lock:
+        """Held by whoever fetches a blob, so that it is fetched once."""
+        return self._fetching.setdefault(digest, asyncio.Lock())
+
+    def drop(self, digest: Digest) -> None:
+        """Forgets a blob and what is here of it; no error if there is nothing."""
+        self.path(digest).unlink(missing_ok=True)
+        self._partial(digest).unlink(missing_ok=True)
+
+    def _partial(self, digest: Digest) -> Path:
+        path = self.path(digest)
+        return path.with_name(path.name + ".part")
+
+
+def _digest_of_file(path: Path) -> Digest:
+    with path.open("rb") as file:
+        return Digest(hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def _missing(digest: Digest) -> StoreError:
+    return StoreError(f"blob {digest[:12]} is not in this node's store. Fetch it from a node that announced it.")

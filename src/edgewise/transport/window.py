@@ -1,0 +1,165 @@
+"""How many bytes a receiver asks for ahead, and in what pieces: pure arithmetic over chunk round trips.
+
+The receiver learns the rate of its link (the most it was delivered in one round trip, lately) and the round trip
+of an empty link (the least it saw, refreshed by a tiny chunk now and then). It asks for what the link holds
+in a round trip plus a few milliseconds' worth, so that the queue it builds delays an inference by no more.
+
+Reference:
+    Shalunov et al., "Low Extra Delay Background Transport (LEDBAT)", RFC 6817, 2012: a small fixed queueing delay.
+    Cardwell et al., "BBR: Congestion-Based Congestion Control", ACM Queue 14(5), 2016: rate and round-trip filters.
+    Differs: driven by the receiver, per chunk instead of per packet; no pacing and no gain cycle, since asking
+    for more than the link holds already shows a higher rate where there is one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+MIN_CHUNK_BYTES = 8 * 1024
+MAX_CHUNK_BYTES = 2**20
+PROBE_BYTES = 1024
+_CHUNK_S = 0.003
+_AHEAD_CHUNKS = 1.5
+_PROBE_EVERY_S = 5.0
+_RATE_WINDOW_S = 0.5
+_RATE_WINDOW_ROUND_TRIPS = 5
+_GROWTH = 1.25
+_FLAT_ROUNDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One chunk that came.
+
+    Attributes:
+        size_bytes: Its bytes.
+        asked_s: When it was asked for.
+        arrived_s: When it was here.
+        delivered_bytes: Bytes that arrived in between, with its own.
+    """
+
+    size_bytes: int
+    asked_s: float
+    arrived_s: float
+    delivered_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What the receiver knows of its link.
+
+    Attributes:
+        rates: Greatest delivered bytes per second of this and the last period.
+        round_trips_s: Least round trip of this and the last period.
+        rate_until_s: End of this period of `rates`.
+        probe_at_s: When the empty round trip is to be measured again.
+        is_starting: Doubles what it asks for while that brings more.
+        flat_rounds: Round trips without growth, while starting.
+        round_until_s: End of the present round trip.
+        best_rate: Rate at the last growth, while starting.
+    """
+
+    rates: tuple[float, float] = (0.0, 0.0)
+    round_trips_s: tuple[float, float] = (float("inf"), float("inf"))
+    rate_until_s: float = 0.0
+    probe_at_s: float = 0.0
+    is_starting: bool = True
+    flat_rounds: int = 0
+    round_until_s: float = 0.0
+    best_rate: float = 0.0
+
+    @property
+    def bytes_per_s(self) -> float:
+        """Estimated rate of the link."""
+        return max(self.rates)
+
+    @property
+    def round_trip_s(self) -> float:
+        """Estimated round trip of the empty link."""
+        return min(self.round_trips_s)
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes to ask for at once: about three milliseconds of the link."""
+        return max(MIN_CHUNK_BYTES, min(MAX_CHUNK_BYTES, int(self.bytes_per_s * _CHUNK_S) // 1024 * 1024))
+
+    @property
+    def limit_bytes(self) -> int:
+        """Bytes that may be asked for and not yet here."""
+        if self.bytes_per_s == 0.0:
+            return MIN_CHUNK_BYTES
+        holds = self.bytes_per_s * self.round_trip_s
+        if self.is_starting:
+            return int(max(2 * holds, 2 * self.chunk_bytes))
+        return int(holds + _AHEAD_CHUNKS * self.chunk_bytes)
+
+    def wants_probe(self, now: float) -> bool:
+        """Whether to let the link run empty and measure its round trip with a tiny chunk."""
+        return now >= self.probe_at_s
+
+
+def next_chunk(window: Window, asked_bytes: int, now: float) -> int:
+    """Decides what to ask for now.
+
+    Args:
+        window: What is known.
+        asked_bytes: Asked for and not yet here.
+        now: Seconds.
+
+    Returns:
+        Bytes to ask for; 0 to wait for an arrival.
+    """
+    if window.wants_probe(now):
+        return PROBE_BYTES if asked_bytes == 0 else 0
+    if asked_bytes == 0 or asked_bytes + window.chunk_bytes <= window.limit_bytes:
+        return window.chunk_bytes
+    return 0
+
+
+def arrived(window: Window, arrival: Arrival) -> Window:
+    """Learns from a chunk.
+
+    Args:
+        window: Before.
+        arrival: What came.
+
+    Returns:
+        The window after it.
+    """
+    now, took_s = arrival.arrived_s, max(1e-6, arrival.arrived_s - arrival.asked_s)
+    window = _learn_round_trip(window, now, took_s, is_probe=arrival.size_bytes <= PROBE_BYTES)
+    if arrival.size_bytes <= PROBE_BYTES:
+        return window
+    return _learn_rate(window, now, arrival.delivered_bytes / took_s)
+
+
+def lost(window: Window) -> Window:
+    """Starts anew after the way was lost; it may come back as another."""
+    return Window(probe_at_s=window.probe_at_s)
+
+
+def _learn_round_trip(window: Window, now: float, took_s: float, *, is_probe: bool) -> Window:
+    current, previous = window.round_trips_s
+    if is_probe:
+        return replace(window, round_trips_s=(took_s, current), probe_at_s=now + _PROBE_EVERY_S)
+    return replace(window, round_trips_s=(min(current, took_s), previous))
+
+
+def _learn_rate(window: Window, now: float, rate: float) -> Window:
+    current, previous = window.rates
+    until = window.rate_until_s
+    if now >= until:
+        current, previous = 0.0, current
+        until = now + max(_RATE_WINDOW_S, _RATE_WINDOW_ROUND_TRIPS * window.round_trip_s)
+    window = replace(window, rates=(max(current, rate), previous), rate_until_s=until)
+    if not window.is_starting or now < window.round_until_s:
+        return window
+    grew = window.bytes_per_s >= _GROWTH * window.best_rate
+    flat = 0 if grew else window.flat_rounds + 1
+    return replace(
+        window,
+        flat_rounds=flat,
+        is_starting=flat < _FLAT_ROUNDS,
+        best_rate=window.bytes_per_s if grew else window.best_rate,
+        round_until_s=now + window.round_trip_s,
+    )
