@@ -1,9 +1,9 @@
-"""When a request may leave at an inner classifier, how thresholds are chosen, and the evidence a version carries."""
+"""When a request may leave at an inner classifier, and how thresholds are chosen. Read `evidence.py` next."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,37 +31,39 @@ def confidence(logits: NDArray[Any]) -> NDArray[np.float64]:
     return best
 
 
-def leaves(logits: NDArray[Any], threshold: float) -> bool:
-    """Whether a request may leave here: every example of its batch is confident.
+class Decision(NamedTuple):
+    """What an exit rule came to.
+
+    Attributes:
+        exit: The exit that leaves, or the last one whose logits are there.
+        leaves: Whether the request leaves there.
+        confidence: Lowest top-1 softmax of the batch at that exit.
+    """
+
+    exit: Exit
+    leaves: bool
+    confidence: float
+
+
+def decide(exits: Iterable[Exit], tensors: Mapping[str, NDArray[Any]]) -> Decision | None:
+    """Finds the first exit whose rule is met: every example of the batch is confident.
 
     Args:
-        logits: float[n, classes].
-        threshold: Top-1 softmax needed; 0 at the end of the model.
+        exits: Exits decided here, in order of the model; a threshold of 0 always lets leave.
+        tensors: Logits by name, float[n, classes] each.
 
     Returns:
-        True if it leaves.
+        The decision; None without exits whose logits are there.
     """
-    return threshold <= 0.0 or bool((confidence(logits) >= threshold).all())
-
-
-def first_exit(exits: Iterable[Exit], tensors: Mapping[str, NDArray[Any]]) -> tuple[Exit, bool] | None:
-    """The first exit whose rule is met.
-
-    Args:
-        exits: Exits decided here, in order of the model.
-        tensors: Logits by name.
-
-    Returns:
-        (exit, True) if the request leaves; (the last exit whose logits are there, False) if not; None without exits.
-    """
-    latest: Exit | None = None
+    latest: Decision | None = None
     for here in exits:
         if here.tensor not in tensors:
             continue
-        latest = here
-        if leaves(tensors[here.tensor], here.threshold):
-            return here, True
-    return None if latest is None else (latest, False)
+        lowest = float(confidence(tensors[here.tensor]).min())
+        latest = Decision(here, lowest >= here.threshold, lowest)
+        if latest.leaves:
+            break
+    return latest
 
 
 def accuracy_lower_bound(num_right: int, num_examples: int, *, risk: float = 0.05) -> float:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from edgewise.codecs import Codec, make_codec
 from edgewise.core.ids import Digest, RequestId, Tier
 from edgewise.inference.cuts import CutPayload, encode_cut
-from edgewise.inference.exits import first_exit
+from edgewise.inference.exits import decide
 from edgewise.inference.messages import STAGE_REQUEST, StageAnswer, StageRequest
 from edgewise.inference.peers import Target
 from edgewise.inference.stages import Stage, StageSet, Tensors, build_stages, cut_after, segment_of
@@ -46,6 +46,7 @@ class SegmentResult:
         leaves: Whether the request leaves here.
         payload: The encoded cut; None if it leaves or the plan ends here.
         stages: Seconds by stage.
+        confidence: Lowest top-1 softmax of the batch at `exit`; None without.
     """
 
     tensors: Tensors
@@ -53,6 +54,7 @@ class SegmentResult:
     leaves: bool
     payload: CutPayload | None
     stages: tuple[tuple[str, float], ...]
+    confidence: float | None = None
 
 
 @dataclass(slots=True)
@@ -125,14 +127,22 @@ class PreparedPlan:
             outputs, seconds = self.stages.stage.run(given)
             tensors |= outputs
             stages.append((f"{tier} compute", seconds))
-        here, is_leaving = first_exit(self.stages.exits, tensors) or (None, False)
+        found = decide(self.stages.exits, tensors)
+        is_leaving = found is not None and found.leaves
         payload = None
         if self.stages.cut is not None and self.codec is not None and not is_leaving:
             started = time.perf_counter()
             payload = encode_cut(self.codec, self.stages.cut.tensors, tensors)
             stages.append((f"{tier} codec", time.perf_counter() - started))
         self.segment_seconds.append(sum(seconds for _, seconds in stages))
-        return SegmentResult(tensors, here, is_leaving or self.stages.cut is None, payload, tuple(stages))
+        return SegmentResult(
+            tensors,
+            None if found is None else found.exit,
+            is_leaving or self.stages.cut is None,
+            payload,
+            tuple(stages),
+            None if found is None else found.confidence,
+        )
 
     def run_tail(self, tensors: Mapping[str, NDArray[Any]]) -> tuple[Tensors, float]:
         """Runs the local tail; in the worker's thread."""
