@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,39 +31,37 @@ def confidence(logits: NDArray[Any]) -> NDArray[np.float64]:
     return best
 
 
-class Decision(NamedTuple):
-    """What an exit rule came to.
-
-    Attributes:
-        exit: The exit that leaves, or the last one whose logits are there.
-        leaves: Whether the request leaves there.
-        confidence: Lowest top-1 softmax of the batch at that exit.
-    """
-
-    exit: Exit
-    leaves: bool
-    confidence: float
-
-
-def decide(exits: Iterable[Exit], tensors: Mapping[str, NDArray[Any]]) -> Decision | None:
-    """Finds the first exit whose rule is met: every example of the batch is confident.
+def leaves(logits: NDArray[Any], threshold: float) -> bool:
+    """Whether a request may leave here: every example of its batch is confident.
 
     Args:
-        exits: Exits decided here, in order of the model; a threshold of 0 always lets leave.
-        tensors: Logits by name, float[n, classes] each.
+        logits: float[n, classes].
+        threshold: Top-1 softmax needed; 0 at the end of the model.
 
     Returns:
-        The decision; None without exits whose logits are there.
+        True if it leaves.
     """
-    latest: Decision | None = None
+    return threshold <= 0.0 or bool((confidence(logits) >= threshold).all())
+
+
+def decide(exits: Iterable[Exit], tensors: Mapping[str, NDArray[Any]]) -> tuple[Exit, bool] | None:
+    """Finds the first exit whose rule is met.
+
+    Args:
+        exits: Exits decided here, in order of the model.
+        tensors: Logits by name.
+
+    Returns:
+        (exit, True) if the request leaves; (the last exit whose logits are there, False) if not; None without exits.
+    """
+    latest: Exit | None = None
     for here in exits:
         if here.tensor not in tensors:
             continue
-        lowest = float(confidence(tensors[here.tensor]).min())
-        latest = Decision(here, lowest >= here.threshold, lowest)
-        if latest.leaves:
-            break
-    return latest
+        latest = here
+        if leaves(tensors[here.tensor], here.threshold):
+            return here, True
+    return None if latest is None else (latest, False)
 
 
 def accuracy_lower_bound(num_right: int, num_examples: int, *, risk: float = 0.05) -> float:

@@ -26,7 +26,6 @@ class Observation(msgspec.Struct, frozen=True):
         stages: Seconds by stage in order, e.g. (("device compute", 0.004), ("device→edge", 0.012), …); what is
             between nodes is the round trip less the stages beyond it.
         payload_bytes: Bytes of cut payloads by boundary, e.g. (("device→edge", 512),).
-        confidence: Lowest top-1 softmax of the batch at the device's own exit, left there or not; None without one.
         confidence: Top-1 softmax at the model's first exit, where the device computed it; what drift is seen in.
     """
 
@@ -43,5 +42,4 @@ class Observation(msgspec.Struct, frozen=True):
     served_by: tuple[NodeId, ...] = ()
     stages: tuple[tuple[str, float], ...] = ()
     payload_bytes: tuple[tuple[str, int], ...] = ()
-    confidence: float | None = None
     confidence: float | None = None

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from edgewise.codecs import Codec, make_codec
 from edgewise.core.ids import Digest, RequestId, Tier
 from edgewise.inference.cuts import CutPayload, encode_cut
-from edgewise.inference.exits import decide
+from edgewise.inference.exits import confidence, decide
 from edgewise.inference.messages import STAGE_REQUEST, StageAnswer, StageRequest
 from edgewise.inference.peers import Target
 from edgewise.inference.stages import Stage, StageSet, Tensors, build_stages, cut_after, segment_of
@@ -34,6 +34,8 @@ _WINDOW = 64
 _HEADROOM = 1.25
 # From the event loop to the worker's thread and back, on a busy machine.
 _DISPATCH_S = 0.002
+# Larger first outputs are no logits of a classifier.
+_MAX_LOGITS = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class SegmentResult:
         leaves: Whether the request leaves here.
         payload: The encoded cut; None if it leaves or the plan ends here.
         stages: Seconds by stage.
-        confidence: Lowest top-1 softmax of the batch at `exit`; None without.
+        confidence: Top-1 softmax at the model's first exit, of the first example, where it was computed here.
     """
 
     tensors: Tensors
@@ -127,8 +129,7 @@ class PreparedPlan:
             outputs, seconds = self.stages.stage.run(given)
             tensors |= outputs
             stages.append((f"{tier} compute", seconds))
-        found = decide(self.stages.exits, tensors)
-        is_leaving = found is not None and found.leaves
+        here, is_leaving = decide(self.stages.exits, tensors) or (None, False)
         payload = None
         if self.stages.cut is not None and self.codec is not None and not is_leaving:
             started = time.perf_counter()
@@ -136,13 +137,12 @@ class PreparedPlan:
             stages.append((f"{tier} codec", time.perf_counter() - started))
         self.segment_seconds.append(sum(seconds for _, seconds in stages))
         return SegmentResult(
-            tensors,
-            None if found is None else found.exit,
-            is_leaving or self.stages.cut is None,
-            payload,
-            tuple(stages),
-            None if found is None else found.confidence,
-        )
+            tensors, here, is_leaving or self.stages.cut is None, payload, tuple(stages), self._confidence(tensors)
+        )  # fmt: skip
+
+    def _confidence(self, tensors: Tensors) -> float | None:
+        logits = tensors.get(self.graph.outputs[0].name)
+        return None if logits is None or logits.size > _MAX_LOGITS else float(confidence(logits)[0])
 
     def run_tail(self, tensors: Mapping[str, NDArray[Any]]) -> tuple[Tensors, float]:
         """Runs the local tail; in the worker's thread."""

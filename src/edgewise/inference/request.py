@@ -11,7 +11,6 @@ from typing import Any
 from edgewise.core.errors import EdgewiseError, RemoteError
 from edgewise.core.ids import NodeId, RequestId
 from edgewise.inference import session
-from edgewise.inference.exits import confidence
 from edgewise.inference.messages import StageAnswer
 from edgewise.inference.observation import Observation
 from edgewise.inference.peers import Peers
@@ -239,11 +238,5 @@ class LiveRequest:
             self._request, active.epoch, active.version, self._prepared.digest, answer.source, answer.exit_index,
             answer.cause, self._arrived_s, self._loop.time() - self._arrived_s, self._budget_s,
             (*self._nodes, *(remote.served_by if remote else ())),
-            tuple(self._stages), (*sent, *(remote.payload_bytes if remote else ())), self._first_confidence(),
+            tuple(self._stages), (*sent, *(remote.payload_bytes if remote else ())), None if head is None else head.confidence,
         )  # fmt: skip
-
-    def _first_confidence(self) -> float | None:
-        first = self._prepared.graph.outputs[0].name
-        if self._head is None or first not in self._head.tensors:
-            return None
-        return float(confidence(self._head.tensors[first])[0])

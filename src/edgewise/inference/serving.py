@@ -57,14 +57,12 @@ class Server:
         worker: Worker | None = None,
         on_observation: Callable[[Observation], None] = lambda observation: None,
         on_served: Callable[[Tensors, Served], None] = lambda inputs, served: None,
-        on_served: Callable[[Tensors, Served], None] = lambda inputs, served: None,
     ) -> None:
         self.node, self.name, self.dilation = node, name, dilation
         self.default_deadline_s, self.max_in_flight = default_deadline_s, max_in_flight
         self.worker = worker or Worker(f"{node}-compute", max_waiting=2 * max_in_flight)
         self.refused = 0
         self._on_observation, self._on_served = on_observation, on_served
-        self._on_served = on_served
         self._peers = Peers(lambda: asyncio.get_running_loop().time())
         self._plans: dict[Epoch, PreparedPlan] = {}
         self._active: PreparedPlan | None = None
