@@ -16,6 +16,7 @@ from edgewise.ledger.entry import LedgerEntry
 from edgewise.models.version import ModelVersion
 from edgewise.planning.plan import Plan
 from edgewise.planning.profile import LinkState, Profile
+from edgewise.training.protocols.regions import RegionOrder, SumReport
 
 INLINE_BYTES = 64 * 1024
 """Values up to this size travel in the frame; larger ones are announced by digest and pulled."""
@@ -31,7 +32,7 @@ def kind_of(message: type[Message] | Message) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 
-class Ack(Message):
+class Ack(Message, frozen=True):
     """Yes, or why not.
 
     Attributes:
@@ -73,11 +74,11 @@ class Capability(msgspec.Struct, frozen=True):
     python: str
 
 
-class InfoRequest(Message):
+class InfoRequest(Message, frozen=True):
     """Asks a node who it is."""
 
 
-class NodeInfo(Message):
+class NodeInfo(Message, frozen=True):
     """Who a node is.
 
     Attributes:
@@ -113,11 +114,11 @@ class NodeInfo(Message):
     plan_epoch: int = 0
 
 
-class ProgressRequest(Message):
+class ProgressRequest(Message, frozen=True):
     """Asks the worker's counter."""
 
 
-class Progress(Message):
+class Progress(Message, frozen=True):
     """The worker's own counter: it moves while the worker works.
 
     Attributes:
@@ -131,7 +132,7 @@ class Progress(Message):
     work: str = ""
 
 
-class TrainOrder(Message):
+class TrainOrder(Message, frozen=True):
     """Do local work on a model and report the update.
 
     Attributes:
@@ -140,11 +141,8 @@ class TrainOrder(Message):
         algorithm: Words of the five parts.
         seed: The job's seed.
         layout: Digest of the layout the model has.
-        model: Where the model is, if it does not travel in the frame as tensor `model`.
         report_to: Server that takes the update.
-        clients: For an edge: clients to ask; empty for a device.
-        quorum: For an edge: updates it needs.
-        deadline_s: Work deadline of the round; None for none.
+        model: Where the model is, if it does not travel in the frame as tensor `model`.
         collected: Whether labelled hard examples join the client's data.
     """
 
@@ -155,13 +153,32 @@ class TrainOrder(Message):
     layout: Digest
     report_to: NodeId
     model: BlobRef | None = None
-    clients: tuple[ClientId, ...] = ()
-    quorum: int = 1
-    deadline_s: float | None = None
     collected: bool = False
 
 
-class UpdateReport(Message):
+class FoldOrder(Message, frozen=True):
+    """For an edge: gather a region's updates, fold them, forward one sum.
+
+    Attributes:
+        region: The protocol's order.
+        layout: Digest of the layout.
+        model: Where the model is.
+        collected: Whether labelled hard examples join the clients' data.
+    """
+
+    region: RegionOrder
+    layout: Digest
+    model: BlobRef
+    collected: bool = False
+
+
+class DismissOrder(Message, frozen=True):
+    """For an edge: the run has ended."""
+
+    run: RunId
+
+
+class UpdateReport(Message, frozen=True):
     """A client's update; the payload's arrays travel in the frame, or as one blob.
 
     Attributes:
@@ -185,31 +202,21 @@ class UpdateReport(Message):
     seconds: float = 0.0
 
 
-class SumReport(Message):
-    """An edge's folded sum of a round; forwarded once.
+class EdgeSum(Message, frozen=True):
+    """An edge's folded sum of a round; forwarded until it is acknowledged, counted once.
 
     Attributes:
-        run: Run.
-        round: Round.
-        edge: Who folded.
-        clients: Whose updates are in it.
-        missing: Who is not, and why.
-        weight: Sum of weights.
-        metrics: Weighted means of what clients measured.
-        payload: Where the arrays are, if not in the frame.
+        report: The protocol's report.
+        sum: Where the sum's bytes are.
+        uplink_bytes: Bytes of updates the edge took in for it.
     """
 
-    run: RunId
-    round: RoundNumber
-    edge: NodeId
-    clients: tuple[ClientId, ...]
-    missing: dict[str, str]
-    weight: float
-    metrics: dict[str, float]
-    payload: BlobRef | None = None
+    report: SumReport
+    sum: BlobRef
+    uplink_bytes: int = 0
 
 
-class SubmitRun(Message):
+class SubmitRun(Message, frozen=True):
     """An operator's wish to train. The template graph and, for a new model, the start travel as tensors.
 
     Attributes:
@@ -243,7 +250,7 @@ class SubmitRun(Message):
     register: bool = True
 
 
-class RunRequest(Message):
+class RunRequest(Message, frozen=True):
     """Asks how a run stands."""
 
     run: RunId
@@ -262,7 +269,7 @@ class RoundRecord(msgspec.Struct, frozen=True):
     downlink_bytes: int = 0
 
 
-class RunStatus(Message):
+class RunStatus(Message, frozen=True):
     """How a run stands: running or in its one terminal state, with the cause.
 
     Attributes:
@@ -282,36 +289,36 @@ class RunStatus(Message):
     model: str = ""
 
 
-class CancelRun(Message):
+class CancelRun(Message, frozen=True):
     """Stops a run; what is done stays."""
 
     run: RunId
 
 
-class ProfileOrder(Message):
+class ProfileOrder(Message, frozen=True):
     """Measure a graph's segments here, and the link to the parent.
 
     Attributes:
         graph: The ONNX bytes.
         budget_s: Seconds of measuring.
         cadence_s: Gap between runs, as in serving.
-        probe_link: Whether to measure the home link as well.
+        link_to: Node whose link is measured as well; "" for none.
     """
 
     graph: BlobRef
     budget_s: float = 3.0
     cadence_s: float = 0.0
-    probe_link: bool = True
+    link_to: NodeId = NodeId("")
 
 
-class ProfileAnswer(Message):
+class ProfileAnswer(Message, frozen=True):
     """A node's costs."""
 
     profile: Profile
     link: LinkState | None = None
 
 
-class InstallOrder(Message):
+class InstallOrder(Message, frozen=True):
     """Prepare a version and plans; activate one.
 
     Attributes:
@@ -319,52 +326,68 @@ class InstallOrder(Message):
         graph: Its ONNX bytes.
         plans: The plan, then the alternatives of its plan map, best first.
         epoch: Epoch of the first plan; alternatives follow.
-        activate: Whether to switch to it once warm.
         stage_nodes: For a device: nodes that run the next stage, in order of preference.
         deadline_s: Deadline of a request under these plans.
+        adapt: Whether a device may switch among these plans by what it observes.
+        link: The home link as planned with.
+        confidences: Calibration confidences of the first exit, the reference of the drift detector.
     """
 
     version: int
     graph: BlobRef
     plans: tuple[Plan, ...]
     epoch: Epoch
-    activate: bool = True
     stage_nodes: tuple[NodeId, ...] = ()
     deadline_s: float = 1.0
+    adapt: bool = False
+    link: LinkState | None = None
+    confidences: tuple[float, ...] = ()
 
 
-class Deploy(Message):
-    """An operator's wish to serve a version along plans, device by device."""
+class Deploy(Message, frozen=True):
+    """An operator's wish to serve a version along plans, device by device.
+
+    Attributes:
+        version: Version number.
+        plans: The plan, then the alternatives of its plan map.
+        deadline_s: Deadline of a request.
+        adapt: Whether devices may switch among the plans by what they observe.
+        link: The device's home link as planned with.
+        staged: Whether to go device by device and watch each stage's health.
+        min_requests: Requests a device serves before its stage is judged; 0 goes on at once.
+    """
 
     version: int
     plans: tuple[Plan, ...]
     deadline_s: float = 1.0
-    nodes: tuple[NodeId, ...] = ()
+    adapt: bool = False
+    link: LinkState | None = None
     staged: bool = True
+    min_requests: int = 0
 
 
-class Rollback(Message):
+class Rollback(Message, frozen=True):
     """Restores the version that served before."""
 
 
-class ListVersions(Message):
+class ListVersions(Message, frozen=True):
     """Asks the registry."""
 
 
-class Versions(Message):
+class Versions(Message, frozen=True):
     """The registry, oldest first, and the current version."""
 
     versions: tuple[ModelVersion, ...]
     current: int
 
 
-class GraphRequest(Message):
+class GraphRequest(Message, frozen=True):
     """Asks for a version's ONNX bytes, which travel as tensor `graph`."""
 
     version: int
 
 
-class RegisterVersion(Message):
+class RegisterVersion(Message, frozen=True):
     """A candidate from outside a run (imported, or deliberately bad); its graph travels as tensor `graph`."""
 
     task: str
@@ -372,11 +395,11 @@ class RegisterVersion(Message):
     parent: int = 0
 
 
-class LedgerRequest(Message):
+class LedgerRequest(Message, frozen=True):
     """Asks a node what it counted."""
 
 
-class LedgerAnswer(Message):
+class LedgerAnswer(Message, frozen=True):
     """What a node counted and used."""
 
     entries: tuple[LedgerEntry, ...]
@@ -386,7 +409,7 @@ class LedgerAnswer(Message):
     training_s: float = 0.0
 
 
-class FleetRequest(Message):
+class FleetRequest(Message, frozen=True):
     """Asks the coordinator for its view of the fleet."""
 
 
@@ -398,14 +421,58 @@ class NodeRow(msgspec.Struct, frozen=True):
     cause: str = ""
 
 
-class FleetAnswer(Message):
+class FleetAnswer(Message, frozen=True):
     """The coordinator's view."""
 
     nodes: tuple[NodeRow, ...]
     refused: dict[str, int] = {}
 
 
-class DriftReport(Message):
+class TrainFailed(Message, frozen=True):
+    """A client cannot do a round: no examples, another model, a broken task.
+
+    Attributes:
+        run: Run.
+        round: Round.
+        client: Who.
+        cause: Why; a sentence.
+    """
+
+    run: RunId
+    round: RoundNumber
+    client: ClientId
+    cause: str
+
+
+class Feedback(Message, frozen=True):
+    """True labels of requests a device answered; they stay on the device.
+
+    Attributes:
+        labels: Label by request id.
+    """
+
+    labels: dict[str, int]
+
+
+class HealthRequest(Message, frozen=True):
+    """Asks a device how its last requests under a version went."""
+
+    version: int
+    last: int = 50
+
+
+class Health(Message, frozen=True):
+    """How a device's last requests under a version went."""
+
+    node: NodeId
+    version: int
+    num_requests: int
+    num_errors: int
+    p95_latency_s: float
+    time: float
+
+
+class DriftReport(Message, frozen=True):
     """A device's inputs have drifted."""
 
     node: NodeId
@@ -415,5 +482,5 @@ class DriftReport(Message):
     num_hard: int
 
 
-class StopOrder(Message):
+class StopOrder(Message, frozen=True):
     """Ends the process cleanly."""

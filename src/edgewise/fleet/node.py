@@ -17,9 +17,12 @@ import numpy as np
 
 from edgewise.core.errors import EdgewiseError, FrameRefused, IdentityRefused, PolicyViolation, Unreachable
 from edgewise.core.ids import Epoch, NodeId, Tier
+from edgewise.core.provenance import Origins
 from edgewise.fleet.messages import InfoRequest, Message, NodeInfo, Progress, ProgressRequest, kind_of
 from edgewise.ledger.entry import FrameCounter, Purpose
-from edgewise.security.identity import Identity, Verifier
+from edgewise.security.data_policy import DataPolicy
+from edgewise.security.identity import Identity
+from edgewise.security.verifier import Verifier
 from edgewise.transport.blobs import FolderBlobs
 from edgewise.transport.bulk import fetch_blob, serve_blobs
 from edgewise.transport.frame import Frame, Tensor, make_frame
@@ -64,6 +67,7 @@ class Node:
         verifier: Checks what others sign.
         counter: Counts every frame.
         describe: Makes this node's info.
+        policy: What data may reach which tier.
         progress: Makes the worker's counter.
     """
 
@@ -75,6 +79,7 @@ class Node:
     verifier: Verifier
     counter: FrameCounter
     describe: Callable[[], NodeInfo]
+    policy: DataPolicy
     progress: Callable[[], Progress] = lambda: Progress(0, False)
     attached: int = 0
     _routes: dict[str, dict[str, Route]] = field(default_factory=dict)
@@ -83,6 +88,9 @@ class Node:
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
     refused: dict[str, int] = field(default_factory=dict)
     on_failure: Callable[[str, BaseException], None] | None = None
+    extra_services: dict[str, Callable[[Frame], Awaitable[Frame]]] = field(default_factory=dict)
+    coordinator: NodeId | None = None
+    _uplink_of: dict[NodeId, int] = field(default_factory=dict)
 
     @property
     def name(self) -> NodeId:
@@ -95,7 +103,11 @@ class Node:
         return self.uplinks[self.attached]
 
     def route(
-        self, service: str, message: type[M], handler: Callable[[M, Frame, NodeInfo], Awaitable[Answer | Message]], *tiers: Tier
+        self,
+        service: str,
+        message: type[M],
+        handler: Callable[[M, Frame, NodeInfo], Awaitable[Answer | Message]],
+        *tiers: Tier,
     ) -> None:
         """Registers who handles a kind of message.
 
@@ -119,8 +131,12 @@ class Node:
         for service in self._routes:
             key = self.keys.service(self.name, service)
             self._registrations.append(await transport.serve(key, self._dispatcher(service)))
+        for service, handler in self.extra_services.items():
+            self._registrations.append(await transport.serve(self.keys.service(self.name, service), handler))
         self._registrations.append(await transport.serve(self.keys.service(self.name, "info"), self._answer_info))
-        self._registrations.append(await transport.serve(self.keys.service(self.name, "progress"), self._answer_progress))
+        self._registrations.append(
+            await transport.serve(self.keys.service(self.name, "progress"), self._answer_progress)
+        )
         self._registrations.append(await serve_blobs(transport, self.keys.service(self.name, "blob"), self.blobs))
         token = self.keys.alive(self.identity.tier, self.name, self.epoch)
         self._registrations.append(await transport.declare_presence(token))
@@ -163,7 +179,9 @@ class Node:
         frame = make_frame(kind_of(message), message, tensors, purpose=purpose, run=run, deadline_s=timeout_s)
         return await self.transport.query(self.keys.service(node, service), frame, timeout_s=timeout_s)
 
-    async def ask(self, node: NodeId, service: str, message: Message, answer: type[M], tensors: Arrays = (), **how: Any) -> M:
+    async def ask(
+        self, node: NodeId, service: str, message: Message, answer: type[M], tensors: Arrays = (), **how: Any
+    ) -> M:
         """`send`, then reads the answer as a struct."""
         return (await self.send(node, service, message, tensors, **how)).read(answer)
 
@@ -198,11 +216,13 @@ class Node:
         """
         if fresh or node not in self._known:
             reply = await self.transport.query(
-                self.keys.service(node, "info"), make_frame(kind_of(InfoRequest), InfoRequest()), timeout_s=ORDER_TIMEOUT_S
+                self.keys.service(node, "info"),
+                make_frame(kind_of(InfoRequest), InfoRequest()),
+                timeout_s=ORDER_TIMEOUT_S,
             )
             info = reply.read(NodeInfo)
-            proven, tier = self.verifier.learn(info.certificate.encode())
-            if proven != node or info.node != node or tier != info.tier:
+            proven, tier = self.verifier.learn(info.certificate.encode(), expected=node)
+            if info.node != node or tier != info.tier:
                 self._refuse(f"{node} presents the certificate of {proven} ({tier})")
                 raise IdentityRefused(
                     f"{node!r} ({info.tier}) presents a certificate of {proven!r} ({tier}). "
@@ -210,6 +230,25 @@ class Node:
                 )
             self._known[node] = info
         return self._known[node]
+
+    def uplink_to(self, node: NodeId) -> Transport:
+        """The session that leads to a parent directly; the attached one for everybody else."""
+        return self.uplinks[self._uplink_of.get(node, self.attached)]
+
+    def set_parent(self, node: NodeId, index: int) -> None:
+        """Remembers which uplink leads to a node."""
+        self._uplink_of[node] = index
+
+    def allow(self, origins: Origins, key: str) -> None:
+        """The data policy of frames that leave: raises PolicyViolation if data of these classes may not go there.
+
+        Args:
+            origins: Data classes of the frame's tensors.
+            key: Where it goes; a node not known yet, and any answer, counts as the cloud.
+        """
+        parts = key.split("/")
+        known = self._known.get(NodeId(parts[3])) if len(parts) > 3 else None
+        self.policy.allow(origins, known.tier if known is not None else Tier.CLOUD)
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         """Runs something beside; what it raises is logged and reported, never lost."""

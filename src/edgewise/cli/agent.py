@@ -1,0 +1,62 @@
+"""`edgewise agent`: the process that every node runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from edgewise.cli.node_options import (
+    Capture,
+    Connect,
+    CrashAfter,
+    Dilation,
+    ExitWithParent,
+    Fleet,
+    Identity,
+    Insecure,
+    Listen,
+    Power,
+    RawMayReach,
+    Scout,
+    State,
+    run_node,
+)
+from edgewise.cli.output import AsJson
+
+
+def command(
+    tier: Annotated[str, typer.Option("--tier", help="Where the node stands: device, edge or cloud.")],
+    connect: Connect = None,
+    identity: Identity = "",
+    name: Annotated[str, typer.Option("--name", help="Node name; by default the certificate's.")] = "",
+    state: State = "",
+    listen: Listen = None,
+    fleet: Fleet = "main",
+    task: Annotated[str, typer.Option("--task", help="Task file installed on this node, or 'digits'.")] = "",
+    task_settings: Annotated[str, typer.Option("--task-settings", help="JSON passed to the task.")] = "",
+    client: Annotated[str, typer.Option("--client", help="Whose data the node holds; by default its own name.")] = "",
+    http: Annotated[str, typer.Option("--http", help="Host:port of the inference endpoint; port 0 picks one.")] = "",
+    model_name: Annotated[str, typer.Option("--model-name", help="The model's name at the endpoint.")] = "model",
+    engine: Annotated[str, typer.Option("--engine", help="Local engine; by default the fastest is chosen.")] = "",
+    dilation: Dilation = 1.0,
+    power: Power = 3.0,
+    raw_may_reach: RawMayReach = "device",
+    scout: Scout = False,
+    insecure: Insecure = False,
+    capture: Capture = "",
+    crash_after: CrashAfter = None,
+    exit_with_parent: ExitWithParent = False,
+    as_json: AsJson = False,
+) -> None:
+    """Join a fleet: train on this node's data, run stages of a plan, answer requests.
+
+    Example:
+        edgewise agent --tier device --identity device-1 --connect tls/10.0.0.5:7447 --task digits --http 127.0.0.1:8000
+    """
+    run_node(
+        as_json, exit_with_parent, tier=tier, connect=connect, identity=identity, name=name, state=state, listen=listen,
+        fleet=fleet, task=task, task_settings=task_settings, client=client, http=http, model_name=model_name,
+        engine=engine, dilation=dilation, active_power_w=power, raw_may_reach=raw_may_reach, scout=scout,
+        insecure=insecure, capture=capture, crash_after=crash_after,
+    )  # fmt: skip

@@ -1,0 +1,60 @@
+"""`edgewise coordinator`: the process that decides for a fleet."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from edgewise.cli.node_options import (
+    Capture,
+    Connect,
+    CrashAfter,
+    Dilation,
+    ExitWithParent,
+    Fleet,
+    Identity,
+    Insecure,
+    Listen,
+    Power,
+    RawMayReach,
+    Scout,
+    State,
+    run_node,
+)
+from edgewise.cli.output import AsJson
+
+
+def command(
+    listen: Listen = None,
+    identity: Identity = "",
+    name: Annotated[str, typer.Option("--name", help="Node name; by default the certificate's.")] = "",
+    state: State = "",
+    fleet: Fleet = "main",
+    tier: Annotated[str, typer.Option("--tier", help="Where it stands: cloud or edge.")] = "cloud",
+    connect: Connect = None,
+    holdout: Annotated[
+        str,
+        typer.Option("--holdout", help="npz with calibration_x, calibration_y, gate_x, gate_y for evidence and gate."),
+    ] = "",
+    dilation: Dilation = 1.0,
+    power: Power = 60.0,
+    raw_may_reach: RawMayReach = "device",
+    scout: Scout = False,
+    insecure: Insecure = False,
+    capture: Capture = "",
+    crash_after: CrashAfter = None,
+    exit_with_parent: ExitWithParent = False,
+    as_json: AsJson = False,
+) -> None:
+    """Start the node that decides: runs, versions, plans; its log and registry survive it.
+
+    Example:
+        edgewise coordinator --identity cloud --listen tls/127.0.0.1:7447 --state cloud-state
+    """
+    run_node(
+        as_json, exit_with_parent, coordinator=True, tier=tier, connect=connect, identity=identity, name=name,
+        state=state, listen=listen or ["tls/127.0.0.1:7447"], fleet=fleet, holdout=holdout, dilation=dilation,
+        active_power_w=power, raw_may_reach=raw_may_reach, scout=scout, insecure=insecure, capture=capture,
+        crash_after=crash_after,
+    )  # fmt: skip

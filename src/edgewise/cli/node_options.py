@@ -1,0 +1,75 @@
+"""Options that `agent` and `coordinator` share, and running a node until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from typing import Annotated, Any
+
+import typer
+
+from edgewise.cli.output import Output
+from edgewise.core.errors import InputError
+
+Connect = Annotated[list[str] | None, typer.Option("--connect", help="Endpoint of the parent; again for a standby.")]
+Listen = Annotated[list[str] | None, typer.Option("--listen", help="Endpoint to listen on, e.g. tls/127.0.0.1:7447.")]
+Identity = Annotated[str, typer.Option("--identity", help="Folder with ca.pem, node.pem and node.key.")]
+State = Annotated[str, typer.Option("--state", help="Folder for blobs, logs and the registry.")]
+Fleet = Annotated[str, typer.Option("--fleet", help="Name of the fleet.")]
+Dilation = Annotated[float, typer.Option("--dilation", help="Stretch inference compute, to emulate a slower machine.")]
+Power = Annotated[float, typer.Option("--power", help="Modelled power while computing, in watts.")]
+RawMayReach = Annotated[str, typer.Option("--raw-may-reach", help="Outermost tier raw data of this node may reach.")]
+Scout = Annotated[bool, typer.Option("--scout", help="Look for other nodes by multicast and gossip.")]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Allow a non-loopback address without TLS.")]
+Capture = Annotated[str, typer.Option("--capture", help="Folder for a plaintext copy of every frame sent (audits).")]
+CrashAfter = Annotated[int | None, typer.Option("--crash-after", hidden=True, help="Tests: die after that event.")]
+ExitWithParent = Annotated[bool, typer.Option("--exit-with-parent", hidden=True, help="End when stdin closes.")]
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def run_node(as_json: bool, exit_with_parent: bool, **given: Any) -> None:
+    """Runs a node until SIGTERM, ctrl-C or, if asked, the end of its standard input.
+
+    Args:
+        as_json: Print events as JSON lines.
+        exit_with_parent: End when standard input closes.
+        **given: Fields of `AgentSettings`, as the options gave them.
+    """
+    for variable in THREAD_VARIABLES:  # before numpy is imported: one thread per process
+        os.environ.setdefault(variable, "1")
+    from edgewise.core.ids import Tier
+    from edgewise.core.settings import setting
+    from edgewise.fleet.agent import run_agent
+    from edgewise.fleet.settings import AgentSettings
+    from edgewise.security.identity import Identity as NodeIdentity
+
+    output = Output(as_json)
+    if not given["identity"]:
+        raise InputError(
+            "no identity given. Say --identity FOLDER with ca.pem, node.pem and node.key; `edgewise ca issue` makes one."
+        )
+    name = given.pop("name") or str(NodeIdentity.load(given["identity"]).node)
+    tier, raw = given.pop("tier"), given.pop("raw_may_reach")
+    for word in (tier, raw):
+        if word not in tuple(Tier):
+            raise InputError(f"{word!r} is not a tier. Say device, edge or cloud.")
+    words = given.pop("task_settings", "") or "{}"
+    try:
+        task_settings = json.loads(words)
+    except ValueError as error:
+        raise InputError(f"--task-settings is not JSON: {error}. Write it like '{{\"seed\": 1}}'.") from error
+    state = given.pop("state") or os.path.join(str(setting("state")), name)
+    lists = {key: tuple(given.pop(key) or ()) for key in ("connect", "listen")}
+    settings = AgentSettings(
+        name=name, tier=Tier(tier), raw_may_reach=Tier(raw), state=state, task_settings=task_settings, **lists, **given
+    )
+    asyncio.run(run_agent(settings, output.event, open_door=_open_door, exit_with_parent=exit_with_parent))
+
+
+async def _open_door(server: Any, host: str, port: int) -> Any:
+    """Opens the inference endpoint; the web framework is imported by nodes that have one."""
+    from edgewise.service.open_inference import serve_http
+
+    return await serve_http(server, host, port)

@@ -1,0 +1,240 @@
+"""The process every node runs: opens the node, gives it its roles, serves until it is told to stop.
+
+device   trainer (if a task is installed) · serving with an inference endpoint · uplinks with a standby
+edge     aggregator · stage host
+cloud    stage host · coordinator (if asked to decide)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from edgewise.core.errors import EdgewiseError
+from edgewise.core.ids import ClientId, NodeId, Tier
+from edgewise.fleet import uplink
+from edgewise.fleet.aggregator import Aggregator
+from edgewise.fleet.capability import measure_capability
+from edgewise.fleet.connect import open_node
+from edgewise.fleet.coordinator import Coordinator
+from edgewise.fleet.messages import (
+    Ack,
+    Capability,
+    LedgerAnswer,
+    LedgerRequest,
+    NodeInfo,
+    Progress,
+    StopOrder,
+    TrainOrder,
+)
+from edgewise.fleet.node import Node
+from edgewise.fleet.serving import OpenDoor, Serving
+from edgewise.fleet.settings import AgentSettings
+from edgewise.fleet.trainer import Trainer
+from edgewise.ledger.resources import read_resources
+from edgewise.transport.keys import Keys
+from edgewise.transport.zenoh import ZenohTransport
+from edgewise.transport.zenoh_config import zenoh_id
+
+log = logging.getLogger("edgewise.fleet")
+Said = Callable[..., None]
+PARENT_WAIT_S = 3.0
+"""How long a starting node waits for its parent's token, to name it in its info."""
+
+
+class Agent:
+    """A running node with its roles. Open with `await Agent.open(settings)`."""
+
+    node: Node
+    serving: Serving
+
+    def __init__(self, settings: AgentSettings, capability: Capability, open_door: OpenDoor | None) -> None:
+        self.settings = settings
+        self._open_door = open_door
+        self.capability = capability
+        self.parent = NodeId("")
+        self.trainer: Trainer | None = None
+        self.aggregator: Aggregator | None = None
+        self.coordinator: Coordinator | None = None
+        self.stopped = asyncio.Event()
+        self.uplinks = uplink.Uplinks((True,))
+        self._parents: dict[int, NodeId] = {}
+        self._parent_known = asyncio.Event()
+        self._moving = asyncio.Lock()
+
+    @staticmethod
+    async def open(settings: AgentSettings, open_door: OpenDoor | None = None) -> Agent:
+        """Opens the node, registers its roles, serves.
+
+        Args:
+            settings: How.
+            open_door: Opens the inference endpoint of a device.
+
+        Returns:
+            The agent, serving.
+        """
+        capability = measure_capability(dilation=settings.dilation, active_power_w=settings.active_power_w)
+        agent = Agent(settings, capability, open_door)
+        agent.node = await open_node(settings, agent._describe)
+        try:
+            await agent._start()
+        except BaseException:
+            await agent.close()
+            raise
+        return agent
+
+    @property
+    def endpoint(self) -> str:
+        """Where it listens; "" if it does not."""
+        transport = self.node.uplinks[0]
+        listening = transport.endpoints if isinstance(transport, ZenohTransport) else ()
+        return listening[0] if listening else ""
+
+    async def close(self) -> None:
+        """Ends roles and sessions."""
+        for role in (self.coordinator, self.aggregator, getattr(self, "serving", None)):
+            if role is not None:
+                with contextlib.suppress(EdgewiseError):
+                    await role.close()
+        if self.trainer is not None:
+            self.trainer.close()
+        await self.node.close()
+
+    async def _start(self) -> None:
+        node, settings = self.node, self.settings
+        node.progress = self._progress
+        node.route("control", LedgerRequest, self._ledger, Tier.CLOUD)
+        node.route("control", StopOrder, self._stop, Tier.CLOUD)
+        self.serving = Serving(node, settings, self._open_door)
+        if settings.task:
+            self.trainer = Trainer(
+                node, settings.task, settings.task_settings, ClientId(settings.client or settings.name), settings.engine,
+                self.serving.collected,
+            )  # fmt: skip
+            node.route("control", TrainOrder, self.trainer.take, Tier.EDGE, Tier.CLOUD)
+            await self.trainer.load()
+        if settings.tier is Tier.EDGE and not settings.coordinator:
+            self.aggregator = Aggregator(node, Path(settings.state), crash_after=settings.crash_after)
+        if settings.coordinator:
+            self.coordinator = Coordinator(node, settings, self.serving.install)
+        await self.serving.open()
+        self.uplinks = uplink.Uplinks((True,) * len(node.uplinks))
+        for index in range(len(node.uplinks)):
+            await self._watch_uplink(index)
+        if settings.connect:
+            with contextlib.suppress(TimeoutError):  # the parent may be about to return; it is named when it does
+                async with asyncio.timeout(PARENT_WAIT_S):
+                    await self._parent_known.wait()
+        await node.attach(self.uplinks.attached)
+        for role in (self.aggregator, self.coordinator):
+            if role is not None:
+                await role.start()
+
+    def _describe(self) -> NodeInfo:
+        trainer = self.trainer
+        return NodeInfo(
+            node=self.node.name, tier=self.node.identity.tier, epoch=self.node.epoch,
+            certificate=self.node.identity.certificate_pem.decode(), parent=self.parent, capability=self.capability,
+            coordinator=self.settings.coordinator,
+            client=trainer.client if trainer else ClientId(""), task=trainer.task_name if trainer else "",
+            num_examples=trainer.num_examples if trainer else 0, label_counts=trainer.label_counts if trainer else {},
+            http_port=self.serving.http_port, version=self.serving.version, plan_epoch=self.serving.plan_epoch,
+        )  # fmt: skip
+
+    def _progress(self) -> Progress:
+        return self.trainer.progress() if self.trainer else Progress(0, False)
+
+    async def _ledger(self, *_: Any) -> LedgerAnswer:
+        used = read_resources()
+        return LedgerAnswer(
+            self.node.counter.entries(), used.cpu_s, used.peak_memory_bytes, self.serving.compute_s,
+            self.trainer.worker.seconds if self.trainer else 0.0,
+        )  # fmt: skip
+
+    async def _stop(self, *_: Any) -> Ack:
+        self.stopped.set()
+        return Ack()
+
+    async def _watch_uplink(self, index: int) -> None:
+        """Follows the token of the node an uplink leads to; names it by the router's Zenoh id."""
+        node = self.node
+        transport = node.uplinks[index]
+        if not isinstance(transport, ZenohTransport) or not self.settings.connect:
+            return
+        routers = set(await transport.routers())
+
+        def seen(key: str, there: bool) -> None:
+            tier, name, epoch = Keys.read_alive(key)
+            if tier is Tier.DEVICE or name == self.node.name:
+                return
+            known = self._parents.get(index)
+            if there and known is None and zenoh_id(name, epoch) in routers:
+                self._parents[index] = name
+                node.set_parent(name, index)
+                if index == 0:
+                    self.parent = name
+                    self._parent_known.set()
+            if self._parents.get(index) == name:
+                self.serving.peer_changed(name, there)
+                self.node.spawn(self._uplink_changed(index, there), f"uplink {index} of {self.node.name}")
+
+        await transport.watch_presence(self.node.keys.alive("*", "*", "*"), seen)
+
+    async def _uplink_changed(self, index: int, there: bool) -> None:
+        async with self._moving:
+            before = self.uplinks.attached
+            self.uplinks, actions = uplink.step(self.uplinks, uplink.UplinkChanged(index, there))
+            for action in actions:
+                log.warning("%s moves from uplink %d to %d", self.node.name, before, action.index)
+                await self.node.attach(action.index)
+
+
+async def run_agent(
+    settings: AgentSettings, said: Said, *, open_door: OpenDoor | None = None, exit_with_parent: bool = False
+) -> None:
+    """Runs a node until SIGTERM, SIGINT, a stop order, or the end of its standard input.
+
+    Args:
+        settings: How.
+        open_door: Opens the inference endpoint of a device.
+        said: Told `ready` with endpoint, http_port and pid, and `stopped`.
+        exit_with_parent: Whether the end of standard input ends the node.
+    """
+    logging.basicConfig(
+        level=os.environ.get("EDGEWISE_LOG", "INFO"), format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    agent = await Agent.open(settings, open_door)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, agent.stopped.set)
+    if exit_with_parent:
+        threading.Thread(target=_wait_for_end_of_input, args=(loop, agent.stopped), daemon=True).start()
+    try:
+        said(
+            "ready",
+            node=settings.name,
+            tier=str(settings.tier),
+            endpoint=agent.endpoint,
+            http_port=agent.serving.http_port,
+            pid=os.getpid(),
+        )
+        await agent.stopped.wait()
+    finally:
+        await agent.close()
+        said("stopped", node=settings.name)
+
+
+def _wait_for_end_of_input(loop: asyncio.AbstractEventLoop, stopped: asyncio.Event) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        while sys.stdin.buffer.read(4096):
+            pass
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(stopped.set)

@@ -1,0 +1,204 @@
+"""What every server of a round does: append the event to the log, step, act; take updates in durably.
+
+The coordinator and an edge share it: `RunDriver` folds events under a lock, `Inbox` turns a report into a stored payload.
+Durable before acknowledged: an update's payload is in the blob store and its event in the log before its sender hears yes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from typing import Any
+
+import numpy as np
+
+from edgewise.codecs.wire import payload_from_tensors, payload_to_bytes
+from edgewise.core.errors import FrameRefused, IdentityRefused
+from edgewise.core.ids import ClientId, Digest
+from edgewise.fleet.messages import INLINE_BYTES, Ack, BlobRef, NodeInfo, TrainOrder, UpdateReport
+from edgewise.fleet.node import Node
+from edgewise.fleet.store import EventLog
+from edgewise.training.protocols.event_log import decode_event, encode_event
+from edgewise.training.protocols.messages import (
+    AcceptUpdate,
+    Event,
+    Refusal,
+    RefuseUpdate,
+    RequestUpdate,
+    UpdateInvalid,
+    UpdateReceived,
+)
+from edgewise.transport.blobs import FolderBlobs
+from edgewise.transport.frame import Frame
+
+log = logging.getLogger("edgewise.fleet")
+
+
+class BlobMapping(MutableMapping[Digest, bytes]):
+    """The blob folder as the mapping that protocols read by digest."""
+
+    def __init__(self, blobs: FolderBlobs) -> None:
+        self._blobs = blobs
+
+    def __getitem__(self, digest: Digest) -> bytes:
+        if not self._blobs.has(digest):
+            raise KeyError(digest)
+        return self._blobs.read(digest)
+
+    def __setitem__(self, digest: Digest, data: bytes) -> None:
+        if not self._blobs.has(digest):
+            self._blobs.put(data)
+
+    def __delitem__(self, digest: Digest) -> None:
+        raise TypeError("a protocol never deletes a blob")
+
+    def __iter__(self) -> Iterator[Digest]:
+        raise TypeError("a blob folder is read by digest")
+
+    def __len__(self) -> int:
+        raise TypeError("a blob folder is read by digest")
+
+
+class RunDriver:
+    """Folds the events of one run, or of one edge.
+
+    Attributes:
+        name: Its name in the log.
+        state: As folded.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        step: Callable[[Any, Any], tuple[Any, tuple[Any, ...]]],
+        events: EventLog,
+        blobs: FolderBlobs,
+        perform: Callable[[Any], Awaitable[None]],
+        state: Any = None,
+    ) -> None:
+        self.name = name
+        self.state = state
+        self._step = step
+        self._events = events
+        self._blobs = BlobMapping(blobs)
+        self._perform = perform
+        self._lock = asyncio.Lock()
+
+    async def dispatch(self, event: Event) -> tuple[Any, ...]:
+        """Takes one event: log, fold, act.
+
+        Args:
+            event: What happened.
+
+        Returns:
+            The actions; they have been carried out, or are on their way.
+        """
+        async with self._lock:
+            data = encode_event(event)
+            await asyncio.to_thread(self._events.append, self.name, type(event).__name__, data)
+            actions = await asyncio.to_thread(self._fold, event)
+        for action in actions:
+            await self._perform(action)
+        return actions
+
+    def replay(self) -> int:
+        """Folds what the log has; returns how many events."""
+        entries = self._events.read(self.name)
+        for entry in entries:
+            self._fold(decode_event(entry.payload))
+        return len(entries)
+
+    def _fold(self, event: Event) -> tuple[Any, ...]:
+        self.state, actions = self._step(self.state, event)
+        for action in actions:
+            self._blobs.update(getattr(action, "blobs", {}))
+        return actions
+
+
+async def update_event(node: Node, report: UpdateReport, frame: Frame, sender: NodeInfo) -> Event:
+    """Stores an update's payload and makes its event.
+
+    Args:
+        node: The server's node.
+        report: What came.
+        frame: With the payload's arrays, unless `report.payload` says where it is.
+        sender: Who signed it.
+
+    Returns:
+        `UpdateReceived`, or `UpdateInvalid` if it cannot even be read.
+
+    Raises:
+        IdentityRefused: If the sender speaks for another client; nothing is stored.
+    """
+    check_client(sender, report.client)
+    try:
+        if report.payload is not None:
+            data = await node.fetch(report.payload)
+        else:
+            data = payload_to_bytes(payload_from_tensors(report.shape, {t.name: t.array for t in frame.tensors}))
+    except FrameRefused as error:
+        return UpdateInvalid(report.run, report.round, report.client, frame.epoch, error.message)
+    digest = await asyncio.to_thread(node.blobs.put, data)
+    weight = round(report.weight)
+    return UpdateReceived(report.run, report.round, report.client, frame.epoch, weight, digest, report.metrics)
+
+
+def check_client(sender: NodeInfo, client: ClientId) -> None:
+    """A node speaks for its own client only.
+
+    Raises:
+        IdentityRefused: If it does not; names both.
+    """
+    if sender.client != client:
+        log.warning(
+            "%s sends an update in the name of client %s; it is %s", sender.node, client, sender.client or "no client"
+        )
+        raise IdentityRefused(
+            f"{sender.node!r} holds the data of client {sender.client!r}, its update is in the name of {client!r}. "
+            "A node reports its own client only.",
+            node=sender.node,
+        )
+
+
+def answer_to(actions: tuple[Any, ...], client: ClientId) -> Ack:
+    """What the sender of an update hears.
+
+    Args:
+        actions: As dispatched.
+        client: Who sent it.
+
+    Returns:
+        Yes, or why not; a duplicate counts already, so that is a yes.
+    """
+    for action in actions:
+        if isinstance(action, AcceptUpdate) and action.client == client:
+            return Ack()
+        if isinstance(action, RefuseUpdate) and action.client == client:
+            return Ack(action.reason is Refusal.DUPLICATE, action.text, {"reason": str(action.reason)})
+    return Ack(False, "the run has ended; the update does not count", {"reason": "ended"})
+
+
+def train_order(
+    node: Node, request: RequestUpdate, *, algorithm: dict[str, Any], seed: int, layout: Digest, collected: bool
+) -> tuple[TrainOrder, dict[str, np.ndarray[Any, Any]]]:
+    """The order for a client's part of a round; a small model travels with it, a large one is named.
+
+    Args:
+        node: The server's node, which holds the model.
+        request: As the protocol asks.
+        algorithm: Words.
+        seed: The job's seed.
+        layout: Digest of the layout.
+        collected: Whether labelled hard examples join.
+
+    Returns:
+        The order and the tensors beside it.
+    """
+    model = node.blobs.read(request.model)
+    inline = len(model) <= INLINE_BYTES
+    order = TrainOrder(
+        request.run, request.round, algorithm, seed, layout, node.name,
+        None if inline else BlobRef(request.model, len(model), node.name), collected,
+    )  # fmt: skip
+    return order, {"model": np.frombuffer(model, np.float32)} if inline else {}

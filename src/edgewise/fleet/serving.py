@@ -1,0 +1,217 @@
+"""A node's serving role: installs versions and plans, profiles, answers stage requests or, on a device, clients.
+
+The HTTP door is given from outside (`open_door`), so that this layer imports no web framework.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+
+from edgewise.core.errors import InputError, TransportError
+from edgewise.core.ids import Epoch, NodeId, Tier
+from edgewise.fleet.adapting import Adapting
+from edgewise.fleet.messages import (
+    Ack,
+    DriftReport,
+    Feedback,
+    Health,
+    HealthRequest,
+    InstallOrder,
+    ProfileAnswer,
+    ProfileOrder,
+)
+from edgewise.fleet.node import Node
+from edgewise.fleet.probe import PROBE, answer_probe, probe_link
+from edgewise.fleet.settings import AgentSettings
+from edgewise.fleet.staying_good import StayingGood
+from edgewise.inference.hosting import StageHost
+from edgewise.inference.messages import STAGE
+from edgewise.inference.observation import Observation
+from edgewise.inference.peers import Target
+from edgewise.inference.request import Served
+from edgewise.inference.serving import Server
+from edgewise.inference.stages import Tensors
+from edgewise.models.graph import Graph
+from edgewise.models.task import Examples
+from edgewise.planning.plan import ActivePlan
+
+log = logging.getLogger("edgewise.fleet")
+KEPT_OBSERVATIONS = 2000
+
+
+class Door(Protocol):
+    """An open inference endpoint."""
+
+    port: int
+
+    async def close(self) -> None:
+        """Stops taking requests."""
+        ...
+
+
+OpenDoor = Callable[[Server, str, int], Awaitable[Door]]
+"""(server, host, port) -> the open door."""
+
+
+class Serving:
+    """Stage host on every node but devices; on a device the server behind its door.
+
+    Attributes:
+        http_port: Port of the door; 0 without one.
+        observations: The last requests, newest last.
+    """
+
+    def __init__(self, node: Node, settings: AgentSettings, open_door: OpenDoor | None = None) -> None:
+        self.node = node
+        self.http_port = 0
+        self.observations: list[Observation] = []
+        self.compute_s = 0.0
+        self._settings = settings
+        self._open_door = open_door
+        self._door: Door | None = None
+        self._graphs: dict[str, Graph] = {}
+        self._installed: InstallOrder | None = None
+        self.host: StageHost | None = None
+        self.server: Server | None = None
+        self.good = StayingGood(node.name, settings.buffer_bytes)
+        self.adapting: Adapting | None = None
+        if settings.tier is Tier.DEVICE:
+            self.server = Server(
+                node.name, name=settings.model_name, dilation=settings.dilation, on_observation=self._observed,
+                on_served=self._served,
+            )  # fmt: skip
+        else:
+            self.host = StageHost(node.name, settings.tier, dilation=settings.dilation, keep=16)
+
+    @property
+    def version(self) -> int:
+        """Model version in force; 0 if none."""
+        return self._installed.version if self._installed is not None else 0
+
+    @property
+    def plan_epoch(self) -> int:
+        """Plan in force; 0 if none."""
+        if self.server is not None and self.server.active is not None:
+            return int(self.server.active.epoch)
+        return int(self._installed.epoch) if self._installed is not None else 0
+
+    async def open(self) -> None:
+        """Registers routes and opens the door."""
+        self.node.route("control", InstallOrder, self.install, Tier.CLOUD)
+        self.node.route("control", ProfileOrder, self._profile, Tier.CLOUD)
+        self.node.route("control", HealthRequest, self._health, Tier.CLOUD)
+        if self.host is not None:
+            self.node.extra_services |= {STAGE: self.host.handle, PROBE: answer_probe}
+        if self.server is not None:
+            self.node.route("control", Feedback, self._feedback, Tier.CLOUD)
+            if self._settings.http and self._open_door is not None:
+                host, _, port = self._settings.http.rpartition(":")
+                self._door = await self._open_door(self.server, host or "127.0.0.1", int(port))
+                self.http_port = self._door.port
+
+    async def close(self) -> None:
+        """Closes door and workers."""
+        if self._door is not None:
+            await self._door.close()
+        for part in (self.server, self.host):
+            if part is not None:
+                await part.close()
+
+    def peer_changed(self, name: NodeId, there: bool) -> None:
+        """A node further out appeared or vanished."""
+        part = self.server or self.host
+        assert part is not None
+        (part.peer_returned if there else part.peer_lost)(name)
+
+    def collected(self) -> Examples | None:
+        """Labelled hard examples of this device; they stay here."""
+        return self.good.labelled()
+
+    async def install(self, order: InstallOrder, *_: Any) -> Ack:
+        graph = await self._graph(order)
+        for index, plan in enumerate(order.plans):
+            active = ActivePlan(Epoch(order.epoch + index), plan, order.version)
+            await (self.server or self.host).prepare(active, graph)  # type: ignore[union-attr]
+        targets = [
+            Target(name, self.node.uplink_to(name), self.node.keys.service(name, STAGE)) for name in order.stage_nodes
+        ]
+        if self.host is not None:
+            self.host.set_targets(targets)
+        if self.server is not None:
+            self.server.default_deadline_s = order.deadline_s
+            self.server.set_targets(targets)
+            epochs = [Epoch(order.epoch + index) for index in range(len(order.plans))]
+            self.server.activate(epochs[0], keep=epochs)
+            self.adapting = Adapting(self.server, order, self._switched) if order.adapt else None
+            self.good.installed(order)
+        self._installed = order
+        return Ack(details={"version": order.version, "epoch": int(order.epoch)})
+
+    async def _graph(self, order: InstallOrder | ProfileOrder) -> Graph:
+        digest = order.graph.digest
+        if digest not in self._graphs:
+            data = await self.node.fetch(order.graph)
+            self._graphs = {**dict(list(self._graphs.items())[-3:]), digest: await asyncio.to_thread(Graph.load, data)}
+        return self._graphs[digest]
+
+    async def _profile(self, order: ProfileOrder, *_: Any) -> ProfileAnswer:
+        from edgewise.inference.profiler import profile_graph
+
+        graph = await self._graph(order)
+        profile = await asyncio.to_thread(
+            profile_graph, graph, self.node.name, self._settings.tier, dilation=self._settings.dilation,
+            cadence_s=order.cadence_s, budget_s=order.budget_s, active_power_w=self._settings.active_power_w,
+        )  # fmt: skip
+        link = None
+        if order.link_to:
+            link = await probe_link(self.node.uplink_to(order.link_to), self.node.keys.service(order.link_to, PROBE))
+        return ProfileAnswer(profile, link)
+
+    async def _feedback(self, feedback: Feedback, *_: Any) -> Ack:
+        taken = self.good.label(feedback.labels)
+        return Ack(details={"taken": taken})
+
+    async def _health(self, request: HealthRequest, *_: Any) -> Health:
+        rows = [o for o in self.observations if o.version == request.version][-request.last :]
+        return Health(
+            self.node.name, request.version, len(rows), sum(o.source == "none" for o in rows),
+            float(np.quantile([o.latency_s for o in rows], 0.95)) if rows else 0.0, time.monotonic(),
+        )  # fmt: skip
+
+    def _switched(self, epoch: Epoch, why: str) -> None:
+        log.warning("%s switches to plan epoch %d: %s", self.node.name, epoch, why)
+        self.node.spawn(self._tell("plan_switched", {"epoch": int(epoch), "why": why}), "tell of a plan switch")
+
+    def _observed(self, observation: Observation) -> None:
+        self.observations.append(observation)
+        del self.observations[:-KEPT_OBSERVATIONS]
+        self.compute_s += sum(s for name, s in observation.stages if name.startswith(f"{self._settings.tier} "))
+        if self.adapting is not None:
+            self.adapting.observed(observation)
+
+    def _served(self, inputs: Tensors, served: Served) -> None:
+        alarm = self.good.served(inputs, served)
+        if alarm is not None:
+            self.node.spawn(self._report_drift(alarm), "report drift")
+
+    async def _report_drift(self, report: DriftReport) -> None:
+        coordinator = self.node.coordinator
+        if coordinator is None:
+            raise InputError(f"{self.node.name} sees drift but knows no coordinator to tell.")
+        try:
+            await self.node.ask(coordinator, "report", report, Ack)
+        except TransportError as error:
+            log.warning("%s could not tell of drift: %s", self.node.name, error)
+
+    async def _tell(self, kind: str, fields: dict[str, Any]) -> None:
+        from edgewise.transport.frame import Frame
+
+        frame = Frame(kind, msgspec.msgpack.encode({"node": self.node.name, **fields}))
+        await self.node.transport.publish(self.node.keys.event(self.node.name), frame)

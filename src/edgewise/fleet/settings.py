@@ -1,0 +1,63 @@
+"""What an operator says to start a node; the command line, `fleet.toml` and tests all make this one value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from edgewise.core.ids import Tier
+
+
+class AgentSettings(msgspec.Struct, frozen=True):
+    """One node.
+
+    Attributes:
+        name: Node name, as in its certificate.
+        tier: Where it stands.
+        identity: Folder with `ca.pem`, `node.pem`, `node.key`.
+        state: Folder for blobs, logs and the registry.
+        fleet: Name of the fleet.
+        connect: Endpoints of its parents: home first, then standbys.
+        listen: Endpoints it listens on (edge, cloud).
+        coordinator: Whether it decides for the fleet.
+        task: Task file installed on this node, or `digits`; "" trains nothing.
+        task_settings: Passed to the task.
+        client: Which client's data it holds; "" means its own name.
+        holdout: npz with calibration_x, calibration_y, gate_x, gate_y, for evidence and gate (coordinator).
+        dilation: Factor by which inference compute is stretched.
+        active_power_w: Modelled power while computing.
+        http: Host:port of the inference endpoint; "" for none, port 0 picks a free one.
+        model_name: Name of the model at the inference endpoint.
+        engine: Local engine, or "" to choose by a short timing.
+        buffer_bytes: Bound of the hard-example buffer.
+        raw_may_reach: Outermost tier raw data of this node may reach.
+        scout: Whether to look for other nodes by multicast and gossip.
+        insecure: Whether to go without TLS on a non-loopback address.
+        capture: Folder for a plaintext copy of every frame sent (tests and audits); "" for none.
+        crash_after: Kill this process right after its n-th logged event (tests only).
+    """
+
+    name: str
+    tier: Tier
+    identity: str
+    state: str
+    fleet: str = "main"
+    connect: tuple[str, ...] = ()
+    listen: tuple[str, ...] = ()
+    coordinator: bool = False
+    task: str = ""
+    task_settings: dict[str, Any] = {}
+    client: str = ""
+    holdout: str = ""
+    dilation: float = 1.0
+    active_power_w: float = 3.0
+    http: str = ""
+    model_name: str = "model"
+    engine: str = ""
+    buffer_bytes: int = 4 * 2**20
+    raw_may_reach: Tier = Tier.DEVICE
+    scout: bool = False
+    insecure: bool = False
+    capture: str = ""
+    crash_after: int | None = None

@@ -1,0 +1,85 @@
+"""`fleet.toml`: device classes, links and who holds what, for emulated fleets of real processes.
+
+[cloud]
+dilation = 1.0
+[edges]
+count = 2
+dilation = 4.0
+link = { rate = "50 Mbit/s", rtt = "20 ms" }
+[devices]
+per_edge = 4
+trainers_per_edge = 3
+dilation = 30.0
+link = { rate = "20 Mbit/s", rtt = "5 ms" }
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from edgewise.core.ids import Tier
+
+
+class LinkClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A kind of link.
+
+    Attributes:
+        rate: e.g. "20 Mbit/s", per direction.
+        rtt: Round trip added, e.g. "5 ms".
+        jitter: Added at random, one way.
+        loss_fraction: Share of segments that need a retransmission.
+    """
+
+    rate: str = "20 Mbit/s"
+    rtt: str = "5 ms"
+    jitter: str = "0 ms"
+    loss_fraction: float = 0.0
+
+
+class CloudClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The cloud node."""
+
+    dilation: float = 1.0
+    active_power_w: float = 60.0
+
+
+class EdgeClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Edge servers, and their link to the cloud."""
+
+    count: int = 2
+    dilation: float = 4.0
+    active_power_w: float = 15.0
+    link: LinkClass = LinkClass("50 Mbit/s", "20 ms")
+
+
+class DeviceClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Devices, and their links to the edges: home, and a standby to the next edge."""
+
+    per_edge: int = 4
+    trainers_per_edge: int = 3
+    dilation: float = 30.0
+    active_power_w: float = 3.0
+    link: LinkClass = LinkClass("20 Mbit/s", "5 ms")
+    standby: bool = True
+
+
+class FleetFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An emulated fleet.
+
+    Attributes:
+        name: Fleet name.
+        task: Task file or `digits`.
+        task_settings: Passed to the task.
+        raw_may_reach: Outermost tier raw data may reach.
+        cloud, edges, devices: The three tiers.
+    """
+
+    name: str = "emulated"
+    task: str = "digits"
+    task_settings: dict[str, Any] = {}
+    raw_may_reach: Tier = Tier.DEVICE
+    cloud: CloudClass = CloudClass()
+    edges: EdgeClass = EdgeClass()
+    devices: DeviceClass = DeviceClass()
