@@ -17,8 +17,10 @@ from edgewise.codecs.cast import cast
 from edgewise.codecs.chain import chain
 from edgewise.codecs.codec import Codec, Payload
 from edgewise.codecs.error_feedback import error_feedback
+from edgewise.codecs.int4 import int4
 from edgewise.codecs.int8 import int8
 from edgewise.codecs.none import none
+from edgewise.codecs.png import png
 from edgewise.codecs.top_k import top_k
 from edgewise.codecs.wire import payload_from_bytes, payload_from_tensors, payload_to_bytes, payload_to_tensors
 from edgewise.codecs.zstd import zstd
@@ -31,6 +33,7 @@ __all__ = [
     "cast",
     "chain",
     "error_feedback",
+    "int4",
     "int8",
     "make_codec",
     "none",
@@ -38,6 +41,7 @@ __all__ = [
     "payload_from_tensors",
     "payload_to_bytes",
     "payload_to_tensors",
+    "png",
     "top_k",
     "zstd",
 ]
@@ -46,8 +50,10 @@ CODECS: dict[str, Callable[..., Codec]] = {
     "cast": cast,
     "chain": chain,
     "error_feedback": error_feedback,
+    "int4": int4,
     "int8": int8,
     "none": none,
+    "png": png,
     "top_k": top_k,
     "zstd": zstd,
 }

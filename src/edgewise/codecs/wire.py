@@ -93,7 +93,7 @@ def payload_from_bytes(data: bytes) -> Payload:
     start = 4 + int.from_bytes(data[:4], "little")
     try:
         header = msgspec.msgpack.decode(data[4:start], type=_Header)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise FrameRefused(f"{len(data):,} bytes are not a payload: {error}.") from error
     check_shape(header.shape)
     arrays, offset = {}, start

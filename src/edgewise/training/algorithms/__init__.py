@@ -29,6 +29,8 @@ ALGORITHMS: dict[str, Callable[..., FederatedAlgorithm]] = {
     "federated": fed_avg,  # what `FederatedAlgorithm.spec` writes: all five parts spelled out
 }
 
+_OWN_SERVER = frozenset(["fed_adam", "fed_avg_m"])
+
 _SLOTS: dict[str, tuple[str, Mapping[str, Callable[..., Any]], type]] = {
     "select": ("select", SELECT, Select),
     "local": ("local", LOCAL_WORK, LocalWork),
@@ -62,6 +64,8 @@ def make_algorithm(words: Any) -> FederatedAlgorithm:
     params = {k: _part(k, v) if k in _SLOTS else v for k, v in spec.params.items()}
     if spec.name in ALGORITHMS:
         accepted = set(inspect.signature(ALGORITHMS[spec.name]).parameters) - {"settings"} | set(_SLOTS)
+        if spec.name in _OWN_SERVER:
+            accepted -= {"server"}
         for key in params:
             if key not in accepted:
                 raise InputError(f"{spec.name} takes no {key!r}.{nearest(key, accepted)}")

@@ -43,6 +43,6 @@ def decode_event(data: bytes) -> Event:
     """
     try:
         event: Event = _EVENTS.decode(data)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise StoreError(f"{len(data)} bytes in the log are not an event of a run: {error}.") from error
     return event
