@@ -105,6 +105,6 @@ class Layout(msgspec.Struct, frozen=True, dict=True):
         if flat.shape[-1] != self.size:
             raise InputError(f"a vector of this layout has {self.size} entries, found {flat.shape[-1]}.")
         return {
-            slot.name: flat[..., slot.offset : slot.offset + slot.size].reshape(*flat.shape[:-1], *slot.shape)
+            slot.name: flat[..., slot.offset : slot.offset + slot.size].reshape((*flat.shape[:-1], *slot.shape))
             for slot in self.slots
         }

@@ -7,9 +7,9 @@ import re
 from edgewise.core.errors import InputError
 
 _SCALE = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
-_RATE = re.compile(r"\s*([0-9.]+)\s*(|k|M|G)(bit|B)/s\s*")
-_SIZE = re.compile(r"\s*([0-9.]+)\s*(|k|M|G|Ki|Mi|Gi)B\s*")
-_TIME = re.compile(r"\s*([0-9.]+)\s*(us|ms|s|min|h)\s*")
+_RATE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(|k|M|G)(bit|B)/s\s*")
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(|k|M|G|Ki|Mi|Gi)B\s*")
+_TIME = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(us|ms|s|min|h)\s*")
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
 
 
