@@ -32,6 +32,9 @@ REGISTRIES = {
 
 STRUCTS = {
     "Node (`edgewise agent`, `edgewise coordinator`)": "edgewise.fleet.settings:AgentSettings",
+    "Job: `[task]`": "edgewise.training.job:TaskTable",
+    "Job: `[training]`": "edgewise.training.job:TrainingTable",
+    "Job: `[virtual]`": "edgewise.training.job:VirtualTable",
     "Policy (`policy.toml`)": "edgewise.planning.policy:Policy",
     "Fleet (`fleet.toml`)": "edgewise.simulation.fleet_file:FleetFile",
     "Fleet: `[cloud]`": "edgewise.simulation.fleet_file:CloudClass",
@@ -130,6 +133,9 @@ def errors_page() -> str:
 def settings_page() -> str:
     """Every key of every struct that a user writes."""
     text = [f'# Settings\n\n{NOTE}\nQuantities are written with their unit: `"20 Mbit/s"`, `"5 ms"`.\n']
+    if exists("edgewise.core.settings:SETTINGS"):
+        table = find("edgewise.core.settings:settings_table")()
+        text.append(f"## Of an operator\n\nEnvironment variables; `edgewise --help-settings` prints them.\n\n{table}\n")
     for heading, place in STRUCTS.items():
         if not exists(place):
             continue

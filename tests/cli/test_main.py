@@ -43,6 +43,11 @@ def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"edgewise {main.__version__}\n"
 
 
+def test_the_environment_variables_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["--help-settings"]) == 0
+    assert "`EDGEWISE_DATA`" in capsys.readouterr().out
+
+
 def test_an_unknown_verb_is_misuse_and_the_nearest_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["docto"]) == 2
     assert "there is no verb 'docto'. Did you mean 'doctor'?" in capsys.readouterr().err

@@ -119,9 +119,14 @@ def make_cli() -> Verbs:
     def edgewise(
         ctx: typer.Context,
         version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+        help_settings: bool = typer.Option(False, "--help-settings", help="Print the environment variables and exit."),
     ) -> None:
         if version:
             typer.echo(f"edgewise {__version__}")
+        elif help_settings:
+            from edgewise.core.settings import settings_table
+
+            typer.echo(settings_table())
         elif ctx.invoked_subcommand is None:
             typer.echo(ctx.get_help())
 

@@ -1,0 +1,213 @@
+"""`edgewise plan`: where a user's own model should run, and whether collaborating is worth it at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+
+from edgewise.cli.output import AsJson, Output
+from edgewise.cli.serve import Shapes, parse_shapes
+from edgewise.core.errors import DataError
+from edgewise.core.ids import NodeId, Tier
+from edgewise.core.units import parse_duration, parse_rate
+
+if TYPE_CHECKING:
+    from edgewise.cli.source import Source
+    from edgewise.models.graph import Graph
+    from edgewise.models.version import ExitEvidence
+    from edgewise.planning.profile import LinkState, Profile
+    from edgewise.planning.search import Search
+    from edgewise.simulation.fleet_file import FleetFile
+
+DOMAIN = "cloud"
+"""A model that was trained elsewhere counts as trained in the cloud: levels 0 to 3."""
+CODECS = ("none", "int8")
+
+
+def command(
+    onnx: Annotated[Path, typer.Argument(help="The model.")],
+    data: Annotated[Path, typer.Option("--data", help="Real inputs: npz (labels as `y`), npy or a folder.")],
+    policy: Annotated[Path | None, typer.Option("--policy", help="TOML: objective and limits; default: none.")] = None,
+    fleet: Annotated[
+        Path | None, typer.Option("--fleet", help="TOML: links, dilations and powers of the tiers.")
+    ] = None,
+    profile: Annotated[
+        list[Path] | None, typer.Option("--profile", help="A profile measured on another tier's machine; repeat.")
+    ] = None,
+    budget: Annotated[str, typer.Option("--budget", help="Time to measure this machine for.")] = "3 s",
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Use at most so many examples for accuracy.")] = 500,
+    input_shape: Shapes = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say where an ONNX model should run: seven levels with predictions, and the plan to use.
+
+    Tiers without a profile of their own are this machine's, stretched by the fleet file's dilation. Without labels the
+    accuracy is the agreement with the whole model.
+
+    Example:
+      edgewise plan model.onnx --data test.npz --policy policy.toml --fleet fleet.toml
+    """
+    from edgewise.cli.source import read_source
+    from edgewise.core.config import load_toml
+    from edgewise.models.graph import Graph
+    from edgewise.planning.choose import make_search
+    from edgewise.planning.policy import Policy
+    from edgewise.simulation.fleet_file import FleetFile
+
+    out = Output(as_json)
+    wanted = Policy() if policy is None else load_toml(policy, Policy)
+    file = FleetFile() if fleet is None else load_toml(fleet, FleetFile)
+    graph = Graph.load(onnx, parse_shapes(input_shape))
+    source = read_source(data, graph.inputs).first(limit)
+    given = read_profiles(profile or ())
+    profiles = {**measure(out, graph, file, source, parse_duration(budget), given), **given}
+    evidence, meaning = judge(graph, source)
+    codecs = CODECS if evidence else CODECS[:1]
+    search = make_search(graph, profiles, links_of(file), wanted, evidence, codecs=codecs, training_domain=DOMAIN)
+    _print(out, search, evidence, meaning)
+
+
+def measure(
+    out: Output, graph: Graph, file: FleetFile, source: Source, budget_s: float, given: Mapping[Tier, Profile]
+) -> dict[Tier, Profile]:
+    """Profiles the model here, once, and stretches the result to the tiers that have no profile of their own.
+
+    Args:
+        out: Shows progress.
+        graph: The model.
+        file: Dilation and power of each tier.
+        source: Real inputs.
+        budget_s: Time to measure for.
+        given: Profiles that were measured elsewhere.
+
+    Returns:
+        A profile for each tier that is not in `given`.
+    """
+    from edgewise.inference.profiler import profile_graph
+
+    tiers = {
+        Tier.DEVICE: (file.devices.dilation, file.devices.active_power_w),
+        Tier.EDGE: (file.edges.dilation, file.edges.active_power_w),
+        Tier.CLOUD: (file.cloud.dilation, file.cloud.active_power_w),
+    }
+    missing = [tier for tier in tiers if tier not in given]
+    if not missing:
+        return {}
+    with out.progress(f"measuring for {budget_s:g} s", 1) as advance:
+        here = profile_graph(
+            graph, NodeId("local"), Tier.DEVICE, budget_s=budget_s, codecs=CODECS, inputs=source.example(0)
+        )
+        advance("")
+    return {tier: stretched(here, tier, *tiers[tier]) for tier in missing}
+
+
+def stretched(profile: Profile, tier: Tier, dilation: float, power_w: float) -> Profile:
+    """A profile of this machine as that of a slower one.
+
+    Args:
+        profile: Measured here, undilated.
+        tier: Whom it shall stand for.
+        dilation: How many times slower segments run; codecs and overhead are not stretched.
+        power_w: Modelled power while computing.
+
+    Returns:
+        The profile.
+    """
+    change = msgspec.structs.replace
+    groups = (change(g, seconds=g.seconds * dilation, p95_seconds=g.p95_seconds * dilation) for g in profile.groups)
+    segments = (
+        change(
+            s, seconds=s.seconds * dilation, p95_seconds=s.p95_seconds * dilation, mad_seconds=s.mad_seconds * dilation
+        )
+        for s in profile.segments
+    )
+    return change(
+        profile, node=NodeId(f"emulated-{tier}"), tier=tier, groups=tuple(groups), segments=tuple(segments),
+        active_power_w=power_w, fingerprint=change(profile.fingerprint, dilation=dilation),
+    )  # fmt: skip
+
+
+def read_profiles(paths: Sequence[Path]) -> dict[Tier, Profile]:
+    """Reads profiles that `edgewise profile --out` wrote.
+
+    Args:
+        paths: Files.
+
+    Returns:
+        By tier.
+
+    Raises:
+        DataError: If a file is no profile.
+    """
+    from edgewise.planning.profile import Profile
+
+    found = {}
+    for path in paths:
+        try:
+            read = msgspec.json.decode(path.read_bytes(), type=Profile)
+        except msgspec.DecodeError as error:
+            raise DataError(
+                f"{str(path)!r} is not a profile: {error}. Make one with 'edgewise profile --out'."
+            ) from error
+        found[read.tier] = read
+    return found
+
+
+def links_of(file: FleetFile) -> tuple[LinkState, LinkState]:
+    """The links a fleet file declares: device–edge, edge–cloud.
+
+    Args:
+        file: The fleet file.
+    """
+    from edgewise.fleet.probe import JOULES_PER_BYTE
+    from edgewise.planning.profile import LinkState
+
+    first, second = (
+        LinkState(parse_rate(link.rate), parse_duration(link.rtt), joules_per_byte=JOULES_PER_BYTE)
+        for link in (file.devices.link, file.edges.link)
+    )
+    return first, second
+
+
+def judge(graph: Graph, source: Source) -> tuple[tuple[ExitEvidence, ...], str]:
+    """How the exits of a model behave on real inputs.
+
+    Args:
+        graph: The model.
+        source: Inputs, with labels or without.
+
+    Returns:
+        Evidence, and what its accuracy means. There is none for a model that is no classifier of one input.
+    """
+    from edgewise.inference.evidence import plan_evidence, run_graph
+
+    sizes = {tensor.num_entries for tensor in graph.outputs}
+    is_classifier = len(sizes) == 1 and all(tensor.num_entries == max(tensor.shape) for tensor in graph.outputs)
+    if len(graph.inputs) != 1 or not is_classifier or sizes == {1}:
+        return (), "unknown: the model is not a classifier of one input, so it runs to its end and uncoded"
+    inputs = source.inputs[graph.inputs[0].name]
+    if source.targets is not None:
+        return plan_evidence(graph, inputs, source.targets, CODECS), f"accuracy on {len(source)} labelled examples"
+    whole = run_graph(graph.whole, {graph.inputs[0].name: inputs}, [graph.outputs[-1].name])[0]
+    answers = whole.reshape(len(source), -1).argmax(-1)
+    meaning = f"agreement with the whole model on {len(source)} examples without labels"
+    return plan_evidence(graph, inputs, answers, CODECS), meaning
+
+
+def _print(out: Output, search: Search, evidence: tuple[ExitEvidence, ...], meaning: str) -> None:
+    from edgewise.planning.explain import LEVEL_COLUMNS, explain, level_cells
+    from edgewise.planning.levels import plan_levels, recommend
+
+    found: dict[str, Any] = {"accuracy_means": meaning}
+    found["levels"] = rows = plan_levels(search, {DOMAIN: evidence})
+    found["recommendation"] = chosen = recommend(search)
+    out.table("levels of edge intelligence, predicted", LEVEL_COLUMNS, level_cells(rows))
+    out.line(f"accuracy is {meaning}")
+    out.line(f"recommended, level {chosen.level}: {chosen.reason}")
+    for line in explain(chosen.plan):
+        out.line(line)
+    out.result(found)

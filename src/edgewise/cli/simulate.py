@@ -1,0 +1,106 @@
+"""`edgewise simulate`: a job in virtual time, with the parts and step functions of the live fleet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgewise.cli.output import AsJson, Output
+from edgewise.core.units import format_bytes
+
+if TYPE_CHECKING:
+    from edgewise.simulation.record import RoundRecord, RunRecord
+    from edgewise.training.job import JobFile
+
+
+def command(
+    job: Annotated[Path, typer.Argument(help="TOML: the task, how it is trained, what the virtual clock charges.")],
+    change: Annotated[list[str] | None, typer.Option("--set", help="Override a key, e.g. training.rounds=3.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved job and the audit, train nothing.")
+    ] = False,
+    model: Annotated[Path | None, typer.Option("--out", help="Write the trained model here, as ONNX.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a training job in virtual time, without processes or network.
+
+    Example:
+      edgewise simulate job.toml --set training.rounds=3
+    """
+    from edgewise.core.config import load_toml
+    from edgewise.core.files import write_atomic
+    from edgewise.models.export import export_template
+    from edgewise.models.weights import with_weights
+    from edgewise.simulation.simulate import SimulationOptions, simulate
+    from edgewise.training.job import JobFile, check_job
+    from edgewise.training.protocols.messages import OutcomeKind
+
+    out = Output(as_json)
+    file = check_job(load_toml(job, JobFile, change or ()))
+    task = print_audit(out, file, job.parent)
+    if dry_run:
+        out.line(f"algorithm {file.algorithm().spec}")
+        out.result({"job": file, "algorithm": str(file.algorithm().spec)})
+        return
+    with out.progress("round", file.training.rounds) as advance:
+        options = SimulationOptions(on_round=lambda record: advance(_words(record)))
+        run = simulate(file, folder=str(job.parent), options=options)
+    print_run(out, run.record)
+    if model is not None:
+        template, layout = export_template(task)
+        write_atomic(model, with_weights(template, layout, run.vector))
+        out.line(f"wrote {model}")
+    out.result(run.record)
+    if run.record.outcome.kind is not OutcomeKind.COMPLETED:
+        raise typer.Exit(1)
+
+
+def print_audit(out: Output, file: JobFile, folder: Path) -> Any:
+    """Prints who holds what, before anything is trained.
+
+    Args:
+        out: Where to.
+        file: The job.
+        folder: What its task file is relative to.
+
+    Returns:
+        The task.
+    """
+    from edgewise.datasets.audit import audit
+    from edgewise.training.job import make_task
+
+    task = make_task(file.task.file, file.task.settings, folder=folder)
+    out.line(str(audit({client: task.data(client).targets for client in task.clients()})))
+    return task
+
+
+def print_run(out: Output, record: RunRecord) -> None:
+    """Prints a run as a table of rounds.
+
+    Args:
+        out: Where to.
+        record: What happened.
+    """
+    rows = [
+        (r.round, len_text(r), r.client_metrics.get("loss", float("nan")), r.metrics.get("accuracy", float("nan")),
+         format_bytes(r.uplink_bytes), r.virtual_s)
+        for r in record.rounds
+    ]  # fmt: skip
+    out.table(
+        f"{record.task}: {record.algorithm}", ["round", "updates", "loss", "accuracy", "uplink", "virtual s"], rows
+    )
+    out.line(
+        f"{record.protocol}, engine {record.engine}, seed {record.seed}: {record.outcome.sentence} {record.outcome.cure}".rstrip()
+    )
+    out.line(f"uplink {format_bytes(record.uplink_bytes)}, downlink {format_bytes(record.downlink_bytes)}")
+
+
+def len_text(record: RoundRecord) -> str:
+    """How many updates came of how many asked."""
+    return f"{record.participants} of {record.participants + len(record.missing)}"
+
+
+def _words(record: RoundRecord) -> str:
+    return " ".join(f"{name} {value:.4f}" for name, value in record.metrics.items())

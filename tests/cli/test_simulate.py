@@ -1,0 +1,69 @@
+"""`edgewise simulate` runs a job file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from edgewise.cli.main import run
+
+JOB = """
+[task]
+file = "digits"
+settings = { clients = 3, sizes = { train = 150 }, model = {} }
+
+[training]
+algorithm = { name = "fed_avg", local = { name = "sgd", learning_rate = 0.05 }, uplink = "int8" }
+rounds = 1
+"""
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    (tmp_path / "job.toml").write_text(JOB)
+    return tmp_path / "job.toml"
+
+
+def test_a_job_runs_and_its_rounds_are_printed(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["simulate", str(job), "--out", str(job.with_name("model.onnx"))]) == 0
+    shown = capsys.readouterr()
+    assert "clients 3   examples 150" in shown.out
+    assert "3 of 3" in shown.out
+    assert "round 1/1" in shown.err
+    assert job.with_name("model.onnx").stat().st_size > 10_000
+
+
+def test_json_is_the_record(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["simulate", str(job), "--set", "training.algorithm.uplink=none", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert len(record["rounds"]) == 1
+    assert record["outcome"]["kind"] == "completed"
+    assert record["rounds"][0]["uplink_bytes"] > 0
+
+
+def test_a_dry_run_prints_the_resolved_job(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["simulate", str(job), "--dry-run", "--set", "training.rounds=7", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["job"]["training"]["rounds"] == 7
+    assert "int8" in answer["algorithm"]
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ("training.ronds=3", "training.ronds is not a setting. Did you mean 'rounds'?"),
+        ("training.rounds=0", "training.rounds must be"),
+        ("training.algorithm.name=fed_awg", "Did you mean 'fed_avg'?"),
+        ("task.file=nowhere.py", "does not exist"),
+    ],
+)
+def test_a_mistake_in_the_job_is_named(job: Path, change: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["simulate", str(job), "--set", change]) == 1
+    assert text in capsys.readouterr().err
+
+
+def test_a_missing_job_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["simulate", str(tmp_path / "job.toml")]) == 1
+    assert "does not exist" in capsys.readouterr().err
