@@ -49,6 +49,7 @@ async def infer(bench: Bench, stop: asyncio.Event, num: int | None = None) -> li
         scheduled = start + len(asked) * SPACING_S
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), max(0.0, scheduled - time.perf_counter()))
+            break
         asked.append(asyncio.create_task(one(scheduled)))
     await asyncio.gather(*asked)
     return latencies

@@ -15,7 +15,8 @@ from edgewise.core.ids import Epoch, NodeId
 from edgewise.ledger.entry import FrameCounter, Purpose
 from edgewise.transport.door import AllowOrigins, Sign, Tap
 
-SOCKET_BUFFER_BYTES = 16 * 1024
+SEND_BUFFER_BYTES = 128 * 1024
+KEEP_ALIVES_PER_LEASE = 16
 BATCH_BYTES = 8 * 1024
 QUEUE_BATCHES = {"control": 2, "real_time": 2, "interactive_high": 8, "interactive_low": 4,
                  "data_high": 4, "data": 2, "data_low": 8, "background": 16}  # fmt: skip
@@ -150,9 +151,11 @@ def zenoh_id(node: NodeId, epoch: Epoch) -> str:
 def zenoh_config(settings: ZenohSettings) -> dict[str, Any]:
     """The session's configuration, as Zenoh's own keys.
 
-    Socket buffers and batches are small so that what is already on its way ahead of an inference is
-    small; the queues behind them are ordered by priority. A blocked queue never closes its link: the
-    lease alone says that a link is lost.
+    Batches are small, so that an inference waits for few bytes of the batch before it and a slow link still
+    moves a batch within its lease; the queues are ordered by priority. The send buffer is bounded, but holds
+    a frame of 64 KiB: Zenoh does not flush TLS, so the tail of a write that found the buffer full waits for
+    the next write, at the latest a keep-alive. A blocked queue never closes its link: the lease alone says
+    that a link is lost.
 
     Args:
         settings: Resolved settings.
@@ -160,7 +163,7 @@ def zenoh_config(settings: ZenohSettings) -> dict[str, Any]:
     Returns:
         Values by Zenoh's configuration path.
     """
-    buffers = {"so_sndbuf": SOCKET_BUFFER_BYTES, "so_rcvbuf": SOCKET_BUFFER_BYTES}
+    buffers = {"so_sndbuf": SEND_BUFFER_BYTES}
     config: dict[str, Any] = {
         "id": zenoh_id(settings.node, settings.epoch),
         "mode": settings.mode,
@@ -177,6 +180,7 @@ def zenoh_config(settings: ZenohSettings) -> dict[str, Any]:
         "transport/link/tcp": buffers,
         "transport/link/tls": buffers | _tls_config(settings.tls),
         "transport/link/tx/lease": int(settings.lease_s * 1000),
+        "transport/link/tx/keep_alive": KEEP_ALIVES_PER_LEASE,
         "transport/link/tx/batch_size": BATCH_BYTES,
         "transport/link/tx/queue/size": QUEUE_BATCHES,
         "transport/link/tx/queue/congestion_control/block/wait_before_close": _NEVER_US,
