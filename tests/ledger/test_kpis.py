@@ -14,7 +14,6 @@ from edgewise.ledger.kpis import (
     inference_kpis,
     latency_ms,
     link_bytes,
-    prediction_error,
     training_kpis,
 )
 
@@ -101,8 +100,3 @@ def test_without_requests_every_number_is_unknown() -> None:
 def test_quantiles_are_in_milliseconds() -> None:
     found = latency_ms(np.arange(101) / 1000)  # 0…100 ms, evenly
     assert (found.p50, found.p95, found.p99) == pytest.approx((50.0, 95.0, 99.0))
-
-
-def test_prediction_error_is_the_median_of_relative_errors() -> None:
-    assert prediction_error([1.0, 2.0, 4.0], [1.1, 2.0, 2.0]) == pytest.approx(0.1)
-    assert prediction_error([], []) is None

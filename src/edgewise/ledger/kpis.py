@@ -6,7 +6,7 @@ A number nobody measured is None; the report says why.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -266,17 +266,3 @@ def inference_kpis(
         min(1.0, moved.raw_frames / num) if num else None,
         max(devices, default=None),
     )
-
-
-def prediction_error(measured_s: Sequence[float], predicted_s: Sequence[float]) -> float | None:
-    """Median over requests of |measured − predicted| / measured.
-
-    Args:
-        measured_s: Seconds per request.
-        predicted_s: Predicted seconds of the same requests.
-
-    Returns:
-        The median as a fraction; None for no request.
-    """
-    measured, predicted = np.asarray(measured_s, float), np.asarray(predicted_s, float)
-    return float(np.median(np.abs(measured - predicted) / measured)) if measured.size else None

@@ -9,6 +9,9 @@ How to use::
     write_report(report, Path("demo-report"))     # report.json, index.html; nothing is fetched from anywhere
     for row in kpi_rows(read_report(Path("demo-report"))): print(row.name, row.text, row.source)
 
+`convert.py` makes rows from the planner's, the session's and the loop's own values (`level_rows`, `baseline_rows`,
+`planner_answer`, `request_row`, `timeline_entries`, `resource_rows`, `audit_rows`); `picture.py` draws one PNG.
+
 Every part has a default, so a run that only trains, or only serves, has a report too: what is absent is not drawn, and a number nobody
 measured is null with its reason in `unknown`.
 """
