@@ -14,6 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,8 +120,28 @@ class LocalEngine(ABC):
         return np.broadcast_to(np.asarray(received, np.float32), wanted)
 
 
+def orders(num_examples: int, work: LocalWork, seeds: Seeds) -> list[NDArray[np.intp]]:
+    """In which order each epoch visits the examples: every epoch a fresh permutation.
+
+    Args:
+        num_examples: Examples of the client.
+        work: Says how many epochs.
+        seeds: The client's place in the seed tree.
+
+    Returns:
+        A permutation per epoch.
+
+    Raises:
+        DataError: If there are no examples.
+    """
+    if num_examples < 1:
+        raise DataError("the client holds no examples, so it cannot train. Give it data or leave it out.")
+    rng = seeds.at("batches").rng()
+    return [rng.permutation(num_examples) for _ in range(work.epochs)]
+
+
 def batches(num_examples: int, work: LocalWork, seeds: Seeds) -> list[NDArray[np.intp]]:
-    """Which examples each local step uses: every epoch a fresh permutation, the last batch may be smaller.
+    """Which examples each local step uses; the last batch of an epoch may be smaller.
 
     Args:
         num_examples: Examples of the client.
@@ -133,12 +154,9 @@ def batches(num_examples: int, work: LocalWork, seeds: Seeds) -> list[NDArray[np
     Raises:
         DataError: If there are no examples.
     """
-    if num_examples < 1:
-        raise DataError("the client holds no examples, so it cannot train. Give it data or leave it out.")
-    rng = seeds.at("batches").rng()
     width = work.batch_size
-    orders = (rng.permutation(num_examples) for _ in range(work.epochs))
-    return [order[start : start + width] for order in orders for start in range(0, num_examples, width)]
+    every = orders(num_examples, work, seeds)
+    return [order[start : start + width] for order in every for start in range(0, num_examples, width)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +166,8 @@ class Schedule:
     Attributes:
         order: Position in the cohort of each row.
         num_steps: Steps of each row, descending, so the active rows of a step are a prefix.
-        indices: int[clients, steps, batch]; padding repeats the client's example 0.
+        indices: int[clients, steps, batch]; padding repeats the client's example 0. Steps beyond a client's own are
+            not meant to be read.
         shares: float32[clients, steps, batch]; 1 / size of the batch, 0 for padding.
     """
 
@@ -176,13 +195,34 @@ def schedule(sizes: Sequence[int], work: LocalWork, seeds: Sequence[Seeds]) -> S
     Raises:
         DataError: If a client has no examples.
     """
-    every = [batches(size, work, place) for size, place in zip(sizes, seeds, strict=True)]
-    steps = np.array([len(parts) for parts in every])
-    order = np.argsort(-steps, kind="stable")
-    indices = np.zeros((len(sizes), int(steps.max()), work.batch_size), np.intp)
-    shares = np.zeros(indices.shape, np.float32)
-    for row, client in enumerate(order):
-        for step, part in enumerate(every[client]):
-            indices[row, step, : len(part)] = part
-            shares[row, step, : len(part)] = 1.0 / len(part)
-    return Schedule(order, steps[order], indices, shares)
+    width = work.batch_size
+    held = np.array(sizes)
+    per_epoch = -(-held // width)
+    ranks = np.argsort(-per_epoch, kind="stable")
+    longest = int(per_epoch.max())
+    # Each epoch of a client is one run of `longest` batches here; `_packed` then closes the gaps behind shorter ones.
+    indices = np.zeros((len(held), work.epochs, longest * width), np.intp)
+    for row, client in enumerate(ranks):
+        for epoch, order in enumerate(orders(sizes[client], work, seeds[client])):
+            indices[row, epoch, : len(order)] = order
+    sizes_of = np.clip(held[ranks, None] - np.arange(longest) * width, 0, width)
+    filled = np.arange(width) < sizes_of[:, :, None]
+    shares = np.where(filled, 1 / np.maximum(sizes_of, 1)[:, :, None], 0).astype(np.float32)
+    return Schedule(
+        ranks,
+        per_epoch[ranks] * work.epochs,
+        _packed(indices.reshape(len(held), work.epochs, longest, width), per_epoch[ranks]),
+        _packed(np.repeat(shares[:, None], work.epochs, axis=1), per_epoch[ranks]),
+    )
+
+
+def _packed(every: NDArray[Any], per_epoch: NDArray[np.intp]) -> NDArray[Any]:
+    """[clients, epochs, batches, width] -> [clients, steps, width], a client's own steps first."""
+    clients, epochs, longest, width = every.shape
+    flat = every.reshape(clients, epochs * longest, width)
+    if epochs == 1:
+        return flat
+    steps = np.arange(epochs * longest)
+    epoch, batch = steps // per_epoch[:, None], steps % per_epoch[:, None]
+    source = np.minimum(epoch, epochs - 1) * longest + batch
+    return np.take_along_axis(flat, source[:, :, None], axis=1)

@@ -84,7 +84,7 @@ class StackedEngine(LocalEngine):
                 flat -= work.learning_rate * work.direction(gradient, flat, start[:active])
                 if progress is not None:
                     progress(step + 1)
-        return to_results(plan, derived((weights - start).numpy()), losses.numpy(), [len(held) for held in examples])
+        return to_results(plan, (weights - start).numpy(), losses.numpy(), [len(held) for held in examples])
 
     def _weighted_loss(self, flat: Tensor, inputs: Tensor, targets: Tensor, shares: Tensor) -> Tensor:
         views = {s.name: flat[s.offset : s.offset + s.size].view(s.shape) for s in self.layout.slots}
@@ -113,17 +113,19 @@ def to_results(plan: Schedule, updates: Vector, losses: Vector, sizes: Sequence[
 
     Args:
         plan: The schedule the rows follow.
-        updates: float32[clients, d], rows as in the schedule.
+        updates: float32[clients, d], rows as in the schedule; each is copied, so the stack may be used again.
         losses: float32[clients, steps], mean loss of each batch.
         sizes: Examples of each client, in the cohort's order.
 
     Returns:
         One per client, in the cohort's order.
     """
-    counts = (plan.shares > 0).sum(axis=2)
+    counts = np.where(np.arange(losses.shape[1]) < plan.num_steps[:, None], (plan.shares > 0).sum(axis=2), 0)
     means = (losses * counts).sum(axis=1) / counts.sum(axis=1)
     made = {
-        int(client): LocalResult(updates[row], float(sizes[client]), float(means[row]), int(plan.num_steps[row]))
+        int(client): LocalResult(
+            derived(updates[row]), float(sizes[client]), float(means[row]), int(plan.num_steps[row])
+        )
         for row, client in enumerate(plan.order)
     }
     return [made[client] for client in range(len(sizes))]
