@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import asyncio
+import time
+
+import numpy as np
+import pytest
+
+from edgewise.core.errors import InputError, PlanInfeasible
+from edgewise.core.ids import Tier
+from edgewise.core.provenance import RAW, origins_of, traced
+from edgewise.inference.serving import device_only_plan
+from edgewise.inference.stages import Stage, build_stages, entry_tier, make_session, make_stage, wait_precisely
+from edgewise.planning.plan import Plan
+from tests.inference.tiny import images, rescaling_graph, split_plan, two_exit_graph
+
+
+def test_head_and_tail_give_the_wholes_bits() -> None:
+    graph, x = two_exit_graph(), images(2)
+    head, tail = make_stage(graph, ["x"], ["a"]), make_stage(graph, ["a"], ["end"])
+    made, _ = tail.run(head.run({"x": x})[0])
+    assert made["end"].tobytes() == make_session(graph.whole).run(["end"], {"x": x})[0].tobytes()
+
+
+def test_dilation_multiplies_the_time_of_that_very_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = make_stage(two_exit_graph(), ["x"], ["end"], dilation=5.0)
+    for seconds in (0.004, 0.009):
+
+        def compute(feeds: object, seconds: float = seconds) -> list[np.ndarray]:
+            wait_precisely(seconds)
+            return [np.zeros((1, 10), np.float32)]
+
+        monkeypatch.setattr(stage, "compute", compute)
+        best = min(stage.run({"x": images()})[1] for _ in range(5))
+        assert 5 * seconds <= best < 5 * seconds * 1.15
+
+
+def test_the_precise_wait_is_never_short_and_rarely_long() -> None:
+    late = []
+    for _ in range(20):
+        started = time.perf_counter()
+        wait_precisely(0.003)
+        late.append(time.perf_counter() - started - 0.003)
+    assert min(late) >= 0
+    assert np.median(late) < 0.001
+
+
+def test_a_dilation_below_one_is_refused() -> None:
+    with pytest.raises(InputError, match=r"dilation is 0\.5, it must be >= 1"):
+        make_stage(two_exit_graph(), ["x"], ["end"], dilation=0.5)
+
+
+def test_outputs_behind_trained_weights_are_new_and_others_keep_their_origin() -> None:
+    graph = rescaling_graph()
+    x = traced(np.ones((1, 4), np.float32), RAW)
+    rescaled, _ = make_stage(graph, ["x"], ["y"]).run({"x": x})
+    product, _ = make_stage(graph, ["y"], ["z"]).run(rescaled)
+    assert origins_of(rescaled["y"]) == {RAW}
+    assert origins_of(product["z"]) == frozenset()
+
+
+def test_what_was_not_traced_stays_untraced() -> None:
+    made, _ = make_stage(rescaling_graph(), ["x"], ["y"]).run({"x": np.ones((1, 4), np.float32)})
+    assert origins_of(made["y"]) == frozenset()
+
+
+@pytest.mark.parametrize(("exit_on_device", "has_tail"), [(True, False), (False, True)])
+def test_a_device_without_an_own_exit_gets_a_local_tail(exit_on_device: bool, has_tail: bool) -> None:
+    graph = two_exit_graph()
+    stages = asyncio.run(build_stages(graph, split_plan(graph, exit_on_device=exit_on_device), Tier.DEVICE))
+    assert (stages.tail is not None) == has_tail
+    edge = asyncio.run(build_stages(graph, split_plan(graph), Tier.EDGE))
+    assert edge.tail is None
+    assert edge.stage is not None
+    assert edge.stage.outputs == ("end",)
+
+
+def test_plans_that_cannot_run_are_refused() -> None:
+    graph = two_exit_graph()
+    with pytest.raises(PlanInfeasible, match="has no exit, so it never answers"):
+        asyncio.run(build_stages(graph, Plan("empty", graph.digest, ()), Tier.DEVICE))
+    with pytest.raises(PlanInfeasible, match="plan 'empty' has no segment that runs anything"):
+        entry_tier(Plan("empty", graph.digest, ()))
+    assert entry_tier(device_only_plan(graph)) is Tier.DEVICE
+    assert isinstance(asyncio.run(build_stages(graph, device_only_plan(graph), Tier.DEVICE)).stage, Stage)

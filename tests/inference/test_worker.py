@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from edgewise.core.errors import Busy, DeadlineExceeded
+from edgewise.inference.worker import Worker
+
+
+async def blocked(worker: Worker) -> tuple[threading.Event, asyncio.Future[bool]]:
+    """Occupies the worker until the event is set."""
+    begun, release = threading.Event(), threading.Event()
+
+    def job() -> bool:
+        begun.set()
+        return release.wait(10)
+
+    future = worker.run(job)
+    await asyncio.get_running_loop().run_in_executor(None, begun.wait, 10)
+    return release, future
+
+
+def test_the_earliest_deadline_goes_first_and_progress_is_counted() -> None:
+    async def run() -> None:
+        worker, order = Worker(), list[str]()
+        release, first = await blocked(worker)
+        now = asyncio.get_running_loop().time()
+        jobs = [
+            worker.run(lambda n=n: order.append(n), deadline_s=now + s) for n, s in (("b", 60), ("c", 90), ("a", 30))
+        ]
+        assert worker.completed == 0
+        release.set()
+        await asyncio.gather(first, *jobs)
+        assert order == ["a", "b", "c"]
+        worker.close()
+        assert worker.completed == 4
+
+    asyncio.run(run())
+
+
+def test_a_full_queue_says_what_it_drops() -> None:
+    async def run() -> None:
+        worker = Worker(max_waiting=1)
+        release, first = await blocked(worker)
+        second = worker.run(lambda: 2)
+        with pytest.raises(Busy, match="1 jobs wait for this node's worker, the limit is 1; this one is dropped"):
+            worker.run(lambda: 3)
+        assert worker.refused == 1
+        release.set()
+        assert (await first, await second) == (True, 2)
+        worker.close()
+        with pytest.raises(Busy, match="this node's worker is closed"):
+            worker.run(lambda: 4)
+
+    asyncio.run(run())
+
+
+def test_expired_and_cancelled_jobs_do_not_run() -> None:
+    async def run() -> None:
+        worker, ran = Worker(), list[int]()
+        release, first = await blocked(worker)
+        late = worker.run(lambda: ran.append(1), deadline_s=0.0)
+        gone = worker.run(lambda: ran.append(2))
+        gone.cancel()
+        release.set()
+        await first
+        with pytest.raises(DeadlineExceeded, match="the job's deadline passed while it waited"):
+            await late
+        assert worker.expired == 1
+        worker.close()
+        assert ran == []
+
+    asyncio.run(run())
+
+
+def test_closing_fails_the_jobs_that_wait_and_errors_reach_the_asker() -> None:
+    async def run() -> None:
+        worker = Worker()
+
+        def broken() -> None:
+            raise ValueError("broken")
+
+        with pytest.raises(ValueError, match="broken"):
+            await worker.run(broken)
+        release, first = await blocked(worker)
+        waiting = worker.run(lambda: 1)
+        closing = asyncio.get_running_loop().run_in_executor(None, worker.close)
+        with pytest.raises(Busy, match="was closed before the job began"):
+            await waiting
+        release.set()
+        await first
+        await closing
+
+    asyncio.run(run())
