@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -195,6 +196,27 @@ def test_a_node_revoked_while_known_is_refused_from_then_on(verifier: Verifier, 
     verifier.revoke([device.certificate.serial_number])
     with pytest.raises(IdentityRefused, match="was revoked"):
         verifier.check("device-1", 1, 0, device.sign(b"x"), b"x")
+
+
+def test_a_list_copied_to_the_node_takes_effect_at_the_next_frame(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    authority = create_authority(tmp_path / "ca", "main")
+    device, edge = (
+        Identity.load(authority.issue(name, tier).write(tmp_path / name))
+        for name, tier in (("device-1", Tier.DEVICE), ("edge-1", Tier.EDGE))
+    )
+    verifier = edge.verifier()
+    verifier.learn(device.certificate_pem)
+    verifier.check("device-1", 1, 0, device.sign(b"x"), b"x")
+    authority.revoke("device-1")
+    shutil.copy(tmp_path / "ca" / "revoked.crl", edge.folder)
+    with pytest.raises(IdentityRefused, match="was revoked"):
+        verifier.check("device-1", 1, 1, device.sign(b"x"), b"x")
+    (edge.folder / "revoked.crl").write_bytes(b"not a list")
+    with caplog.at_level(logging.ERROR, "edgewise.security"), pytest.raises(IdentityRefused, match="was revoked"):
+        verifier.check("device-1", 1, 2, device.sign(b"x"), b"x")
+    assert "is not used, the former list stands" in caplog.text
 
 
 def test_a_revocation_list_of_another_authority_is_refused(authority: Authority, tmp_path: Path) -> None:

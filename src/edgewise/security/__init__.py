@@ -6,15 +6,20 @@ How to use:
     authority.issue("device-1", Tier.DEVICE).write("device-1")      # one folder per node: ca.pem node.pem node.key
     identity = Identity.load("device-1")                            # on the node
     data = encode_frame(stamped(frame, ...), sign=identity.sign)    # a frame that changes state
-    verifier = Verifier(identity.ca_pem)                            # where it is consumed
+    verifier = identity.verifier()                                  # where it is consumed
     verifier.learn(pem_from_info, expected="device-1")              # once per node, from its `info` answer
     verifier.check(f.sender, f.epoch, f.sequence, f.signature, f.signed_bytes, tiers=[Tier.DEVICE])
+    config["transport/link/tls"] = tls_config("edge-1")             # Zenoh's sections
+    config["access_control"] = access_control("main")               # routers only
+    policy = DataPolicy(raw=Tier.DEVICE)                            # what may leave: encode_frame(..., allow=...)
 
 The threat model is in `docs/security.md`.
 """
 
+from edgewise.security.access import access_control, tls_config
 from edgewise.security.authority import Authority, CertificateFiles, create_authority, make_request
 from edgewise.security.certificates import Subject
+from edgewise.security.data_policy import DataPolicy, EgressAudit
 from edgewise.security.identity import Identity
 from edgewise.security.replay import ReplayWindow
 from edgewise.security.verifier import Reason, Verifier
@@ -22,11 +27,15 @@ from edgewise.security.verifier import Reason, Verifier
 __all__ = [
     "Authority",
     "CertificateFiles",
+    "DataPolicy",
+    "EgressAudit",
     "Identity",
     "Reason",
     "ReplayWindow",
     "Subject",
     "Verifier",
+    "access_control",
     "create_authority",
     "make_request",
+    "tls_config",
 ]

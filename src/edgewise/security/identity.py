@@ -7,7 +7,7 @@ Example:
     >>> folder = Path(tempfile.mkdtemp())
     >>> authority = create_authority(folder / "ca", "main")
     >>> identity = Identity.load(authority.issue("device-1", Tier.DEVICE).write(folder / "device-1"))
-    >>> verifier = Verifier(identity.ca_pem)
+    >>> verifier = identity.verifier()
     >>> verifier.learn(identity.certificate_pem)
     ('device-1', <Tier.DEVICE: 'device'>)
     >>> verifier.check("device-1", 1, 0, identity.sign(b"frame"), b"frame")
@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from edgewise.core.errors import InputError
 from edgewise.core.ids import NodeId, Tier
 from edgewise.security.certificates import SIGNATURE, Subject, certificate_pem, subject_of, utc_now
+from edgewise.security.replay import ReplayWindow
 from edgewise.security.verifier import Verifier
 
 
@@ -97,6 +98,17 @@ class Identity:
     def expires(self) -> dt.datetime:
         """End of the certificate's validity."""
         return self.certificate.not_valid_after_utc
+
+    def verifier(self, *, windows: dict[str, ReplayWindow] | None = None) -> Verifier:
+        """A verifier with this node's authority and the `revoked.crl` of its folder, whenever one is copied there.
+
+        Args:
+            windows: Replay windows of an earlier process.
+
+        Returns:
+            The verifier.
+        """
+        return Verifier(self.ca_pem, revoked=self.folder / "revoked.crl", windows=windows)
 
     def sign(self, data: bytes) -> bytes:
         """Signs bytes.

@@ -14,6 +14,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -66,7 +67,7 @@ class Verifier:
         self,
         ca_pem: bytes,
         *,
-        revoked: bytes | Collection[int] = (),
+        revoked: bytes | Path | Collection[int] = (),
         windows: dict[str, ReplayWindow] | None = None,
         now: Callable[[], dt.datetime] = utc_now,
     ) -> None:
@@ -74,7 +75,8 @@ class Verifier:
 
         Args:
             ca_pem: The fleet's authority.
-            revoked: The authority's signed list (`revoked.crl`), or serial numbers.
+            revoked: The authority's signed list (`revoked.crl`), its path, or serial numbers. A path is read again
+                whenever the file changes, so that a copied list takes effect at the next frame.
             windows: Replay windows of an earlier process, by sender, as `windows` gave them.
             now: The wall clock.
 
@@ -87,7 +89,12 @@ class Verifier:
         self._windows = dict(windows or {})
         self._refused: Counter[tuple[str, str, str]] = Counter()
         self._lock = threading.RLock()
-        self.revoke(revoked)
+        self._list_file = revoked if isinstance(revoked, Path) else None
+        self._list_stamp = -1
+        self._revoked: frozenset[int] = frozenset()
+        if not isinstance(revoked, Path):
+            self.revoke(revoked)
+        self._reload()
 
     def revoke(self, revoked: bytes | Collection[int]) -> None:
         """Replaces the list of revoked certificates.
@@ -228,8 +235,24 @@ class Verifier:
                 f"the certificate of {name} is valid from {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC, "
                 f"this node's clock says {now:%Y-%m-%d %H:%M}. Set the clock.",
             )
+        self._reload()
         if certificate.serial_number in self._revoked:
             raise _refusal(Reason.REVOKED, f"the certificate of {name} was revoked. Issue a new one if it may return.")
+
+    def _reload(self) -> None:
+        if self._list_file is None:
+            return
+        try:
+            stamp = self._list_file.stat().st_mtime_ns
+        except FileNotFoundError:
+            return
+        if stamp == self._list_stamp:
+            return
+        self._list_stamp = stamp
+        try:
+            self.revoke(self._list_file.read_bytes())
+        except IdentityRefused as error:
+            LOG.error("%s is not used, the former list stands: %s", self._list_file, error)
 
     def _judge_frame(
         self, known: _Known | None, sender: str, signature: bytes, signed_bytes: bytes, tiers: Collection[Tier]
