@@ -15,6 +15,7 @@ from edgewise.models.widen import widen
 
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
 _OPSET_SURE = 21
+_KEEPS_SIZE = {"DequantizeLinear", "Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze"}
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -177,7 +178,7 @@ def reads(node: Any) -> Iterator[str]:
 
 
 def _flow(model: Any, constants: set[str]) -> tuple[Node, ...]:
-    shapes = _constant_shapes(model)
+    shapes = _constant_shapes(model, constants)
     nodes, names = [], set[str]()
     for index, node in enumerate(model.graph.node):
         outputs = tuple(o for o in node.output if o)
@@ -192,8 +193,8 @@ def _flow(model: Any, constants: set[str]) -> tuple[Node, ...]:
     return tuple(nodes)
 
 
-def _constant_shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    """Shapes of the float constants of two or more entries, among them Constant nodes."""
+def _constant_shapes(model: Any, constants: set[str]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the float constants of two or more entries, also behind Constant nodes and casts."""
     import onnx
 
     floating = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}
@@ -202,11 +203,16 @@ def _constant_shapes(model: Any) -> dict[str, tuple[int, ...]]:
     for node in model.graph.node:
         if node.op_type == "Constant":
             found.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
-    return {
+    shapes = {
         name: tuple(value.dims)
         for name, value in found.items()
         if value.data_type in floating | integral and prod(value.dims) >= 2
     }
+    for node in model.graph.node:
+        # Weights may come through a node of constants, e.g. DequantizeLinear or Transpose, which keeps their size.
+        if node.op_type in _KEEPS_SIZE and node.input[0] in shapes and node.output[0] in constants:
+            shapes[node.output[0]] = shapes[node.input[0]]
+    return shapes
 
 
 def _tensors(model: Any, given: Shapes, nodes: tuple[Node, ...]) -> dict[str, Tensor]:

@@ -175,9 +175,10 @@ def find_best(
     Returns:
         The best plan that keeps every limit.
     """
+    choices = search.best_choices() if objective is not _inaccuracy else search.choices()
     prunes = objective is None and search.policy.objective == "latency"
     objective, prices = objective or OBJECTIVES[search.policy.objective], prices or _prices(search)
-    floors = [(search.floor(choice, prices), number, choice) for number, choice in enumerate(search.choices())]
+    floors = [(search.floor(choice, prices), number, choice) for number, choice in enumerate(choices)]
     # Constant for every plan, so the floors leave it out: the request is handled on the device in any case.
     door = search.table.overhead_s(Tier.DEVICE)
     best: Plan | None = None

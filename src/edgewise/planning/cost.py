@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from math import sqrt
 
@@ -193,6 +193,7 @@ def _runs(indices: Sequence[int]) -> list[tuple[int, int]]:
     return [(indices[a], indices[b]) for a, b in zip(starts, ends, strict=True)]
 
 
+@lru_cache(maxsize=65536)
 def _noise_bytes(codec: str, shape: tuple[int, ...], dtype: str) -> int:
     entries = int(np.prod(shape))
     if codec == "uint8" or codec == "png":

@@ -58,7 +58,7 @@ def make_plan(
     segments = tuple(_segment(table, placement, cuts, t) for t in TIERS if t.rank <= stops[-1].rank)
     predicted = predict(table, placement, stops, cuts)
     return Plan(
-        _name(running, cuts, placement),
+        _name(running, cuts, placement, len(table.graph.outputs)),
         table.graph.digest,
         segments,
         cuts,
@@ -67,6 +67,43 @@ def make_plan(
         predicted,
         training_domain=training_domain,
     )
+
+
+def placement_of(table: CostTable, plan: Plan) -> Placement:
+    """Reads a plan back, to predict it again under other costs.
+
+    Args:
+        table: Of the same graph.
+        plan: Any plan of it.
+
+    Returns:
+        The placement it was made from.
+    """
+    index = {g.name: g.index for g in table.graph.condensed.groups}
+    policy = tuple((e.index, e.threshold) for e in plan.exits)
+    point = OperatingPoint(policy, tuple(e.exit_fraction for e in plan.exits), plan.predicted.accuracy, 0)
+    names = {t.name for t in table.graph.outputs}
+    if len(plan.exits) > 1:
+        outputs: tuple[tuple[str, ...], ...] = tuple((e.tensor,) for e in plan.exits)
+    else:
+        outputs = (tuple(o for s in plan.segments for o in s.outputs if o in names),)
+    tiers = {index[name]: s.tier for s in plan.segments for name in s.groups}
+    codecs = {(c.source, c.target): c.codec for c in plan.cuts}
+    return Placement(point, tuple(e.tier for e in plan.exits), tiers, codecs, outputs)
+
+
+def repriced(table: CostTable, plan: Plan) -> Plan:
+    """The same plan with its prediction under other costs.
+
+    Args:
+        table: Costs as they are now.
+        plan: Any plan of the table's graph.
+
+    Returns:
+        The plan; everything but `predicted` is unchanged.
+    """
+    again = make_plan(table, placement_of(table, plan), plan.training_domain, plan.variant)
+    return msgspec.structs.replace(plan, predicted=again.predicted)
 
 
 def _crossing(table: CostTable, placement: Placement, source: Tier) -> tuple[str, ...]:
@@ -109,9 +146,11 @@ def _exits(placement: Placement) -> tuple[Exit, ...]:
     return tuple(exits)
 
 
-def _name(running: Sequence[Tier], cuts: Sequence[Cut], placement: Placement) -> str:
+def _name(running: Sequence[Tier], cuts: Sequence[Cut], placement: Placement, num_exits: int) -> str:
     coded = [cut.codec + (" raw" if cut.carries_raw else "") for cut in cuts]
     inner = [f"exit {i} at {t:.2f}" for i, t in placement.point.policy if t > 0]
+    last = placement.point.policy[-1][0]
+    inner += [f"to exit {last}"] if last < num_exits - 1 else []
     kind = "split " if len(running) > 1 else "all on "
     return ", ".join([kind + "|".join(running), *(["+".join(coded)] if coded else []), *inner])
 

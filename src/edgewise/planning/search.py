@@ -120,6 +120,18 @@ class Search:
         whole = self.exits.at(((self.exits.num_exits - 1, 0.0),), ("none",))
         return 0.0 if whole is None or isnan(whole.accuracy) else whole.accuracy
 
+    def best_choices(self) -> list[Choice]:
+        """Choices that can be the best: of those that differ in thresholds only, the undominated ones.
+
+        Where fewer requests get to every stop, every mean and quantile of latency, energy and bytes is lower, so
+        only accuracy could speak for the others, and all of these are accurate enough.
+        """
+        alike: dict[object, list[Choice]] = {}
+        for choice in self.choices():
+            exits = tuple(index for index, _ in choice.point.policy)
+            alike.setdefault((choice.stops, choice.exit_tiers, choice.codecs, exits), []).append(choice)
+        return [choice for same in alike.values() for choice in _undominated(same)]
+
     def _stop_sets(self) -> Iterator[tuple[Tier, ...]]:
         """Sets of tiers, the device always first: the request enters there, though it may run nothing."""
         outer = [t for t in self.table.tiers if t is not Tier.DEVICE and t in self.policy.allowed_tiers]
@@ -151,8 +163,18 @@ class Search:
 
     def needed(self, policy: ExitPolicy) -> tuple[int, ...]:
         """Indices of the groups that the exits in use depend on."""
+        outputs = self.outputs(policy)
+        if outputs not in self._needed:
+            self._needed[outputs] = self._ancestors(outputs)
+        return self._needed[outputs]
+
+    @cached_property
+    def _needed(self) -> dict[tuple[tuple[str, ...], ...], tuple[int, ...]]:
+        return {}
+
+    def _ancestors(self, outputs: tuple[tuple[str, ...], ...]) -> tuple[int, ...]:
         condensed = self.table.graph.condensed
-        todo = [condensed.producer[name] for names in self.outputs(policy) for name in names]
+        todo = [condensed.producer[name] for names in outputs for name in names]
         found = set[int]()
         while todo:
             index = todo.pop()
@@ -274,3 +296,11 @@ class Search:
         """The same search on fewer tiers."""
         allowed = tuple(t for t in TIERS if t in tiers and t in self.policy.allowed_tiers)
         return replace(self, policy=msgspec.structs.replace(self.policy, allowed_tiers=allowed))
+
+
+def _undominated(choices: Sequence[Choice]) -> list[Choice]:
+    kept: list[Choice] = []
+    for choice in sorted(choices, key=lambda c: (c.reached, -c.point.accuracy)):
+        if not any(all(a <= b for a, b in zip(k.reached, choice.reached, strict=True)) for k in kept):
+            kept.append(choice)
+    return kept
