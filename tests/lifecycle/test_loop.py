@@ -13,6 +13,7 @@ from edgewise.lifecycle import loop
 from edgewise.lifecycle.drift import ConfidenceObserved
 from edgewise.lifecycle.health import HealthLimits, HealthObserved
 from edgewise.lifecycle.loop import (
+    MAX_NOTES,
     CollectExamples,
     EndTurn,
     ExamplesHeld,
@@ -26,6 +27,7 @@ from edgewise.lifecycle.loop import (
     LoopSettings,
     LoopState,
     StartTraining,
+    TimelineNote,
     TrainingFailed,
     TrainingFinished,
 )
@@ -189,3 +191,9 @@ def test_events_of_another_phase_change_nothing() -> None:
         RollbackRequested("x", 1.0),
     ):
         assert loop.step(state, event) == (state, ())
+
+
+def test_the_timeline_is_bounded() -> None:
+    state = replace(loop.start(SETTINGS, 1, REFERENCE), timeline=(TimelineNote(0.0, "serving", "old"),) * MAX_NOTES)
+    state, _ = loop.step(replace(state, phase=LoopPhase.RETRAINING), TrainingFailed("no quorum", 1.0))
+    assert (len(state.timeline), state.timeline[-1].text) == (MAX_NOTES, "failed: no quorum")

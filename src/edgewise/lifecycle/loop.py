@@ -21,6 +21,10 @@ from edgewise.lifecycle.health import HealthLimits, HealthObserved
 from edgewise.lifecycle.rollout import EndRollout, RollbackRequested, RolloutAction, RolloutState
 
 
+MAX_NOTES = 1000
+"""Notes and outcomes a loop remembers; older ones go first. A turn makes about ten."""
+
+
 class LoopPhase(StrEnum):
     """Where the loop stands."""
 
@@ -176,8 +180,8 @@ class LoopState:
         rollout: The rollout of this turn, or of the last one, which can still be rolled back.
         watched: Confidences seen under the new version, per exit.
         num_failed: Turns that failed one after the other.
-        outcomes: Of every turn, in order.
-        timeline: What happened.
+        outcomes: Of every turn, in order; the last `MAX_NOTES`.
+        timeline: What happened; the last `MAX_NOTES`.
     """
 
     settings: LoopSettings
@@ -292,7 +296,7 @@ def _done(state: LoopState, reference: Mapping[int, tuple[float, ...]], time: fl
         former=state.reference,
         watched={},
         num_failed=0,
-        outcomes=(*state.outcomes, "done"),
+        outcomes=(*state.outcomes, "done")[-MAX_NOTES:],
     )
     return _enter(state, LoopPhase.SERVING, time, f"done: {cause}"), (EndTurn("done", cause, state.version),)
 
@@ -343,7 +347,7 @@ def _end_unchanged(state: LoopState, outcome: str, cause: str, time: float) -> O
         candidate=0,
         watched={},
         num_failed=num_failed,
-        outcomes=(*state.outcomes, outcome),
+        outcomes=(*state.outcomes, outcome)[-MAX_NOTES:],
     )
     text = f"{outcome.replace('_', ' ')}: {cause.removeprefix('refused: ')}"
     if num_failed >= state.settings.max_attempts:
@@ -356,4 +360,4 @@ def _enter(state: LoopState, phase: LoopPhase, time: float, text: str) -> LoopSt
 
 
 def _note(state: LoopState, time: float, text: str) -> LoopState:
-    return replace(state, timeline=(*state.timeline, TimelineNote(time, str(state.phase), text)))
+    return replace(state, timeline=(*state.timeline, TimelineNote(time, str(state.phase), text))[-MAX_NOTES:])

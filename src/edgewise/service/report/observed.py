@@ -87,7 +87,7 @@ class RequestRow(msgspec.Struct, frozen=True):
         latency_ms: From the scheduled arrival; None if it was never answered.
         predicted_ms: Of the path it took, from the plan's profile.
         exit: Exit it left at.
-        phase: Phase of the stream.
+        phase: Phase of the stream; that of the first request counts as the fault-free one.
         by: Who answered, as in `FaultsSection.shares`.
         right: Whether the answer was right; None if unlabelled.
         warm_up: Left out of the comparison.
