@@ -20,7 +20,6 @@ from edgewise.lifecycle.drift import ConfidenceObserved, DriftState
 from edgewise.lifecycle.health import HealthLimits, HealthObserved
 from edgewise.lifecycle.rollout import EndRollout, RollbackRequested, RolloutAction, RolloutState
 
-
 MAX_NOTES = 1000
 """Notes and outcomes a loop remembers; older ones go first. A turn makes about ten."""
 
