@@ -46,18 +46,20 @@ def name_of(block: Block) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", HERE, ids=name_of)
-def test_a_block_runs_as_it_stands(block: Block, tmp_path: Path) -> None:
+@pytest.mark.parametrize("page", sorted({block.page for block in HERE}), ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_blocks_of_a_page_run_one_after_the_other(page: Path, tmp_path: Path, free_port: int) -> None:
     for folder in ("examples", "docs"):
         if (ROOT / folder).exists():
             shutil.copytree(ROOT / folder, tmp_path / folder)
-    command = [sys.executable, "-c", block.code] if block.language == "python" else ["bash", "-euc", block.code]
     paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    done = subprocess.run(
-        command, cwd=tmp_path, env={**os.environ, "PATH": paths}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    for block in (block for block in HERE if block.page == page):
+        code = block.code.replace("8000", str(free_port))
+        command = [sys.executable, "-c", code] if block.language == "python" else ["bash", "-euc", code]
+        done = subprocess.run(
+            command, cwd=tmp_path, env={**os.environ, "PATH": paths}, stdin=subprocess.DEVNULL, capture_output=True,
+            text=True, timeout=200,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{name_of(block)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
 
 
 @pytest.mark.parametrize("block", ELSEWHERE, ids=name_of)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
@@ -12,7 +13,8 @@ import msgspec
 import typer
 
 from edgewise.cli.output import AsJson, Output
-from edgewise.core.errors import InputError, RemoteError
+from edgewise.core.errors import InputError, RemoteError, Unreachable
+from edgewise.core.units import parse_duration
 
 if TYPE_CHECKING:
     from edgewise.cli.source import Source
@@ -44,6 +46,7 @@ def command(
     model: Annotated[str, typer.Option("--model", help="The model's name there.")] = "model",
     limit: Annotated[int, typer.Option("--limit", min=1, help="Send at most so many examples.")] = 1000,
     scale: Annotated[float, typer.Option("--scale", help="Multiply image pixels by this.")] = 1 / 255,
+    wait: Annotated[str, typer.Option("--wait", help="Keep trying for so long until the model is served.")] = "0 s",
     show: Annotated[int, typer.Option("--show", min=0, help="Print so many answers one by one.")] = 10,
     as_json: AsJson = False,
 ) -> None:
@@ -55,7 +58,7 @@ def command(
       edgewise infer --source digits.npz --url http://127.0.0.1:8000 --model digits
     """
     out = Output(as_json)
-    answers = asyncio.run(ask_all(out, url, model, source, limit, scale))
+    answers = asyncio.run(ask_all(out, url, model, source, limit, scale, parse_duration(wait)))
     summary = summarise(answers)
     rows = [
         (a.name, a.predicted, "" if a.target is None else a.target, a.latency_ms, _where(a)) for a in answers[:show]
@@ -66,7 +69,9 @@ def command(
     out.result({**summary, "answers": answers})
 
 
-async def ask_all(out: Output, url: str, model: str, path: Path, limit: int, scale: float) -> list[Answered]:
+async def ask_all(
+    out: Output, url: str, model: str, path: Path, limit: int, scale: float, wait_s: float = 0.0
+) -> list[Answered]:
     """Sends every example, one after the other.
 
     Args:
@@ -76,6 +81,7 @@ async def ask_all(out: Output, url: str, model: str, path: Path, limit: int, sca
         path: The examples.
         limit: At most so many.
         scale: For images.
+        wait_s: Seconds to keep trying until the model is served.
 
     Returns:
         An answer per example.
@@ -86,13 +92,25 @@ async def ask_all(out: Output, url: str, model: str, path: Path, limit: int, sca
     host, port = endpoint_of(url)
     answers = []
     async with InferenceClient(host, port) as client:
-        source = read_source(path, await model_inputs(client, model), scale).first(limit)
+        inputs = await _when_served(client, model, wait_s)
+        source = read_source(path, inputs, scale).first(limit)
         with out.progress("inference", len(source)) as advance:
             for index in range(len(source)):
                 reply = await client.infer(model, source.example(index))
                 answers.append(_answered(source, index, reply))
                 advance("")
     return answers
+
+
+async def _when_served(client: InferenceClient, model: str, wait_s: float) -> tuple[Tensor, ...]:
+    until = time.monotonic() + wait_s
+    while True:
+        try:
+            return await model_inputs(client, model)
+        except (RemoteError, Unreachable):
+            if time.monotonic() >= until:
+                raise
+        await asyncio.sleep(0.1)
 
 
 def endpoint_of(url: str) -> tuple[str, int]:
