@@ -1,0 +1,234 @@
+"""What a request costs beyond computing and sending: python -m benchmarks.request_overhead
+
+tritonclient asks a device's HTTP door, once for a model served whole on the device, once for the same model split over
+Zenoh between two processes. In the same rounds bare ONNX Runtime computes the same pieces and a bare Zenoh query carries
+the same bytes to the same process; what a request takes above their sum is overhead. Nothing is shaped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import zenoh
+
+from benchmarks.report import Bar, close, print_row
+from edgewise.core.ids import Epoch, NodeId, Tier
+from edgewise.inference.hosting import StageHost
+from edgewise.inference.messages import STAGE
+from edgewise.inference.peers import Target
+from edgewise.inference.serving import Server, device_only_plan
+from edgewise.inference.stages import make_session
+from edgewise.models.graph import Graph, graph_from
+from edgewise.planning.plan import ActivePlan, Cut, Exit, Plan, Segment
+from edgewise.transport.keys import Keys
+from edgewise.transport.zenoh import ZenohSettings, open_zenoh
+
+LIMIT_S = 0.002
+KEYS = Keys("bench")
+BARE_KEY = "bare/echo"
+FRAME_BYTES = 400
+ANSWER_BYTES = 500
+CUT = "h2"
+
+
+def bench_graph() -> Graph:
+    """Four convolutions on float32[n, 3, 32, 32] with one classifier: 7.5 MFLOPs, a cut of 8 KiB after the second."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(0)
+    nodes, weights, channels = [], [], (3, 16, 8, 32, 32)
+    for index, (inner, outer) in enumerate(pairwise(channels), 1):
+        kernel = rng.normal(0, 0.2, (outer, inner, 3, 3)).astype(np.float32)
+        weights.append(numpy_helper.from_array(kernel, f"w{index}"))
+        source = "x" if index == 1 else f"h{index - 1}"
+        stride = 2 if index == 1 else 1
+        nodes.append(helper.make_node("Conv", [source, f"w{index}"], [f"c{index}"], pads=[1] * 4, strides=[stride] * 2))
+        nodes.append(helper.make_node("Relu", [f"c{index}"], [f"h{index}"]))
+    weights.append(numpy_helper.from_array(rng.normal(0, 0.2, (32, 10)).astype(np.float32), "w"))
+    nodes.append(helper.make_node("GlobalAveragePool", ["h4"], ["p"]))
+    nodes.append(helper.make_node("Flatten", ["p"], ["f"]))
+    nodes.append(helper.make_node("MatMul", ["f", "w"], ["end"]))
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 32, 32])
+    made = helper.make_tensor_value_info("end", TensorProto.FLOAT, ["n", 10])
+    graph = helper.make_graph(nodes, "bench", [given], [made], weights)
+    return graph_from(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+
+
+def split_plan(graph: Graph) -> Plan:
+    """Device to the cut, edge to the end, uncoded."""
+    size = graph.tensor(CUT).size_bytes
+    return Plan(
+        "split",
+        graph.digest,
+        (Segment(Tier.DEVICE, ("head",), ("x",), (CUT,)), Segment(Tier.EDGE, ("tail",), (CUT,), ("end",))),
+        (Cut(Tier.DEVICE, Tier.EDGE, (CUT,), "none", size),),
+        (Exit(0, "end", Tier.EDGE, 0.0, 1.0, 1.0),),
+    )
+
+
+async def edge() -> None:
+    """The edge's process: a stage host behind a Zenoh router, and a bare Zenoh queryable beside it."""
+    graph = bench_graph()
+    host = StageHost(NodeId("edge-1"), Tier.EDGE)
+    await host.prepare(ActivePlan(Epoch(1), split_plan(graph), 1), graph)
+    settings = ZenohSettings(NodeId("edge-1"), Epoch(1), mode="router", listen=("tcp/127.0.0.1:0",))
+    async with await open_zenoh(settings) as transport:
+        await transport.serve(KEYS.service("edge-1", STAGE), host.handle)
+        endpoint = transport.endpoints[0]
+        with bare_session(endpoint) as session:
+            answer = b"\0" * ANSWER_BYTES
+            queryable = session.declare_queryable(BARE_KEY, lambda query: query.reply(BARE_KEY, answer))
+            await told({"endpoint": endpoint})
+            queryable.undeclare()
+    await host.close()
+
+
+async def device(endpoint: str) -> None:
+    """The device's process: the same model served whole and split, behind one door."""
+    from edgewise.service.open_inference import serve_http
+
+    graph = bench_graph()
+    settings = ZenohSettings(NodeId("device-1"), Epoch(1), mode="client", connect=(endpoint,))
+    async with await open_zenoh(settings) as transport:
+        servers = {name: Server(NodeId("device-1"), name=name) for name in ("local", "split")}
+        for server, plan in zip(servers.values(), (device_only_plan(graph), split_plan(graph)), strict=True):
+            await server.prepare(ActivePlan(Epoch(1), plan, 1), graph)
+            server.activate(Epoch(1))
+        servers["split"].set_targets([Target(NodeId("edge-1"), transport, KEYS.service("edge-1", STAGE))])
+        door = await serve_http(servers)
+        await told({"port": door.port})
+        await door.close()
+        for server in servers.values():
+            await server.close()
+
+
+async def told(line: dict[str, Any]) -> None:
+    """Tells the parent where we are, then waits until it closes our input."""
+    print(json.dumps(line), flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+
+
+def bare_session(endpoint: str) -> Any:
+    """A Zenoh client without anything of ours."""
+    config = zenoh.Config()
+    for key, value in (
+        ("mode", '"client"'),
+        ("connect/endpoints", json.dumps([endpoint])),
+        ("scouting/multicast/enabled", "false"),
+        ("transport/shared_memory/enabled", "false"),
+    ):
+        config.insert_json5(key, value)
+    return zenoh.open(config)
+
+
+def start(stack: ExitStack, *role: str) -> dict[str, Any]:
+    """Starts a process of this benchmark; it ends with the stack."""
+    command = [sys.executable, "-m", "benchmarks.request_overhead", "--role", *role]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    stack.callback(process.stdout.close)
+    stack.callback(process.wait, 10)
+    stack.callback(process.stdin.close)
+    line: dict[str, Any] = json.loads(process.stdout.readline())
+    return line
+
+
+def timed(work: Callable[[], Any]) -> float:
+    """Seconds of one call."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def measure(rounds: int) -> dict[str, list[float]]:
+    """Interleaved seconds of each thing."""
+    import tritonclient.http as triton
+
+    graph = bench_graph()
+    x = np.random.default_rng(1).normal(size=(1, 3, 32, 32)).astype(np.float32)
+    whole, head, tail = (
+        make_session(m) for m in (graph.whole, graph.extract(["x"], [CUT]), graph.extract([CUT], ["end"]))
+    )
+    middle = head.run(None, {"x": x})[0]
+    question = b"\0" * (middle.nbytes + FRAME_BYTES)
+    with ExitStack() as stack:
+        endpoint = start(stack, "edge")["endpoint"]
+        port = start(stack, "device", "--endpoint", endpoint)["port"]
+        session = stack.enter_context(bare_session(endpoint))
+        client = stack.enter_context(triton.InferenceServerClient(f"127.0.0.1:{port}"))
+
+        def ask(model: str) -> None:
+            given = triton.InferInput("x", list(x.shape), "FP32")
+            given.set_data_from_numpy(x)
+            result = client.infer(model, [given])
+            source = result.get_response()["parameters"]["source"]
+            assert source == "plan", f"{model} was answered by {source}"
+
+        def bare_query() -> None:
+            replies = list(session.get(BARE_KEY, payload=question, timeout=5.0))
+            assert len(replies) == 1
+
+        things: dict[str, Callable[[], Any]] = {
+            "bare ONNX Runtime, whole": lambda: whole.run(None, {"x": x}),
+            "tritonclient, device only": lambda: ask("local"),
+            "bare ONNX Runtime, head": lambda: head.run(None, {"x": x}),
+            "bare ONNX Runtime, tail": lambda: tail.run(None, {CUT: middle}),
+            "bare Zenoh query of the same size": bare_query,
+            "tritonclient, split over Zenoh": lambda: ask("split"),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in things}
+        for index in range(rounds + rounds // 10):
+            for name, work in things.items():
+                took = timed(work)
+                if index >= rounds // 10:  # the first tenth warms up
+                    seconds[name].append(took)
+    return seconds
+
+
+def main() -> None:
+    """Runs the benchmark, or one of its processes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--short", action="store_true", help="100 rounds instead of 1,000")
+    parser.add_argument("--json", action="store_true", help="only the closing JSON line")
+    parser.add_argument("--role", choices=("edge", "device"), help=argparse.SUPPRESS)
+    parser.add_argument("--endpoint", default="", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.role:
+        asyncio.run(edge() if args.role == "edge" else device(args.endpoint))
+        return
+    seconds = measure(100 if args.short else 1000)
+    rows = {name: np.array(values) for name, values in seconds.items()}
+    alone = rows["tritonclient, device only"] - rows["bare ONNX Runtime, whole"]
+    pieces = rows["bare ONNX Runtime, head"] + rows["bare ONNX Runtime, tail"]
+    split = rows["tritonclient, split over Zenoh"] - pieces - rows["bare Zenoh query of the same size"]
+    overheads = {"device only": alone, "split": split}
+    if not args.json:
+        for name, values in (*seconds.items(), *((f"overhead, {n}", v) for n, v in overheads.items())):
+            print_row(name, [1e3 * float(v) for v in values], "ms")
+    bars = [
+        Bar(
+            f"median overhead of a request, {name}",
+            f"<= {LIMIT_S * 1e3:g} ms",
+            round(1e3 * statistics.median(values), 3),
+            statistics.median(values) <= LIMIT_S,
+        )
+        for name, values in overheads.items()
+    ]
+    figures = {f"{name}, median ms": round(1e3 * statistics.median(v), 4) for name, v in seconds.items()}
+    close("request_overhead", figures, bars)
+
+
+if __name__ == "__main__":
+    main()
