@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import zstandard
 
 from edgewise.core.errors import FrameRefused, InputError
 from edgewise.training.aggregate import fixed_point as fp
@@ -81,10 +82,20 @@ def test_a_cohort_larger_than_a_slice_equals_its_parts():
 
 
 def test_a_sum_travels_in_as_many_bytes_as_its_largest_entry_needs():
-    small = fp.add(fp.zero(1000), np.full(1000, 0.25, np.float32), 100)
-    # 100 · 2³⁸ < 2⁴⁵: 46 bits with the sign, 6 bytes.
-    assert fp.to_arrays(small)["planes"].shape == (6, 1000)
-    assert fp.to_arrays(fp.zero(1000))["planes"].shape == (1, 1000)
+    rng = np.random.default_rng(0)
+    small = fp.add(fp.zero(1000), rng.uniform(-0.25, 0.25, 1000).astype(np.float32), 100)
+    # 100 · 2³⁸ < 2⁴⁵: 46 bits with the sign, 6 planes.
+    arrays = fp.to_arrays(small)
+    assert arrays["lengths"].shape == (6,)
+    assert arrays["planes"].size <= 6 * 1001
+    assert fp.to_arrays(fp.zero(1000))["planes"].size < 40
+
+
+def test_a_sum_of_float32_updates_takes_less_than_five_bytes_an_entry():
+    rng = np.random.default_rng(0)
+    updates = (rng.normal(size=(3, 100_000)) * 0.01).astype(np.float32)
+    arrays = fp.to_arrays(fp.add(fp.zero(100_000), updates, [14, 20, 9]))
+    assert arrays["planes"].size < 5 * 100_000
 
 
 @pytest.mark.parametrize("value", [0.0, -0.0, 1e-12, -1e-12, 127 * 2.0**-40, 128 * 2.0**-40, -129 * 2.0**-40, -32768.0])
@@ -94,15 +105,41 @@ def test_every_width_comes_back(value):
     assert [integer_of(arrived, i) for i in range(3)] == [integer_of(total, i) for i in range(3)]
 
 
+def planes(*given, weight=1):
+    packed = [b"\x00" + bytes(g) for g in given]
+    return {
+        "planes": np.frombuffer(b"".join(packed), np.uint8),
+        "lengths": np.array([len(p) for p in packed], np.int64),
+        "weight": np.array([weight]),
+    }
+
+
+def claiming(size):
+    """The beginning of a packed plane whose header claims `size` entries."""
+    writer = zstandard.ZstdCompressor().compressobj(size=size)
+    return b"\x01" + writer.compress(bytes(9)) + writer.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+
+
+BOMB = claiming(2**28 + 1)
+
+
 @pytest.mark.parametrize(
     ("arrays", "text"),
     [
-        ({}, "travels as 'planes'"),
-        ({"planes": np.zeros((13, 2), np.uint8), "weight": np.ones(1, np.int64)}, "has 1 to 12 planes"),
-        ({"planes": np.zeros((0, 2), np.uint8), "weight": np.ones(1, np.int64)}, "has 1 to 12 planes"),
-        ({"planes": np.full((12, 2), 127, np.uint8), "weight": np.ones(1, np.int64)}, "out of the range"),
-        ({"planes": np.zeros((1, 2), np.uint8), "weight": np.array([-1])}, "out of the range"),
-        ({"planes": np.zeros((1, 2), np.uint8), "weight": np.array([2**39 + 1])}, "out of the range"),
+        ({}, "carries no 'planes'"),
+        (planes(*[[0, 0]] * 13), "has 1 to 12 planes"),
+        (planes([0, 0]) | {"lengths": np.array([7])}, "has 1 to 12 planes"),
+        (planes([0, 0]) | {"lengths": np.array([-1, 4])}, "has 1 to 12 planes"),
+        (planes([0, 0], [0]), r"have \[2, 1\] entries"),
+        (planes(*[[127, 127]] * 12), "out of the range"),
+        (planes(*[[0, 0]] * 11, [128, 128]), "out of the range"),
+        (planes([0, 0], weight=-1), "out of the range"),
+        (planes([0, 0], weight=2**39 + 1), "out of the range"),
+        (planes([0]) | {"planes": np.array([1, 9], np.uint8)}, "cannot be unpacked"),
+        (
+            planes([0]) | {"planes": np.frombuffer(BOMB, np.uint8), "lengths": np.array([len(BOMB)])},
+            "claims 268,435,457",
+        ),
     ],
 )
 def test_a_sum_that_no_edge_folds_is_refused(arrays, text):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import re
 
+import msgspec
 import numpy as np
 import pytest
 
 from edgewise.codecs import payload_to_bytes, top_k
 from edgewise.codecs.codec import Payload
 from edgewise.core.errors import StoreError
-from edgewise.core.ids import ClientId, Epoch, RoundNumber, RunId
+from edgewise.core.ids import ClientId, Digest, Epoch, RoundNumber, RunId
 from edgewise.core.seeds import Seeds
 from edgewise.training.algorithms import fed_adam, fed_avg
 from edgewise.training.protocols.driver import MemoryDriver
@@ -33,6 +34,7 @@ from edgewise.training.protocols.messages import (
     RunStarted,
     StoreModel,
     UpdateInvalid,
+    UpdateReceived,
 )
 from edgewise.training.protocols.synchronous import Phase, make_step, replay, resume
 
@@ -243,6 +245,18 @@ def test_a_bad_update_puts_its_sender_in_quarantine_and_the_round_goes_on(payloa
     bench.sent("c")
     assert bench.found(AnnounceRound).summary.missing["b"].startswith("in quarantine: ")
     assert bench.found(RequestUpdate).clients == ("a", "c")
+
+
+@pytest.mark.parametrize(("weight", "kept"), [(14.0, 14), (2.5, -1), (float("nan"), -1), (float("inf"), -1)])
+def test_a_weight_is_a_number_of_examples_in_the_log(weight, kept):
+    event = UpdateReceived(RunId("r"), RoundNumber(1), ClientId("b"), Epoch(1), weight, Digest("x"))
+    assert decode_event(encode_event(event)).weight == kept
+
+
+def test_an_update_that_counts_no_examples_puts_its_sender_in_quarantine():
+    bench = Bench(quorum=2)
+    bench.feed(msgspec.structs.replace(bench.made("b"), weight=2.5))
+    assert bench.found(Quarantine).reason.startswith("weight -1.0 is not a number of examples")
 
 
 def test_who_is_in_quarantine_stays_out_when_it_returns():

@@ -84,6 +84,11 @@ class Refusal(StrEnum):
     NO_EXAMPLES = "no_examples"
 
 
+def examples(weight: float) -> int:
+    """A weight as a number of examples: 14.0 is 14; what counts no examples becomes -1, which no round accepts."""
+    return int(weight) if float(weight).is_integer() else -1
+
+
 class Event(msgspec.Struct, frozen=True):
     """Something that happened to a run."""
 
@@ -120,6 +125,9 @@ class UpdateReceived(Event, frozen=True, tag="update_received"):
     weight: int
     payload: Digest
     metrics: dict[str, float] = {}
+
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "weight", examples(self.weight))
 
 
 class UpdateInvalid(Event, frozen=True, tag="update_invalid"):
