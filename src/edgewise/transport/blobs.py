@@ -12,9 +12,10 @@ import os
 import re
 from pathlib import Path
 
-from edgewise.core.errors import StoreError
+from edgewise.core.errors import PolicyViolation, StoreError
 from edgewise.core.files import write_atomic
 from edgewise.core.ids import Digest, digest_of
+from edgewise.core.provenance import origins_of
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _READ_BYTES = 2**20
@@ -43,7 +44,17 @@ class FolderBlobs:
 
         Returns:
             Its name.
+
+        Raises:
+            PolicyViolation: If the bytes descend from a data source; a blob is given to whoever asks by digest.
         """
+        origins = origins_of(data)
+        if origins:
+            raise PolicyViolation(
+                f"data of class {sorted(origins)} may not become a blob, because blobs go to whoever asks. "
+                "Send it in a frame, where the data policy decides.",
+                data_class=sorted(origins)[0],
+            )
         digest = digest_of(data)
         if not self.has(digest):
             write_atomic(self.path(digest), data)

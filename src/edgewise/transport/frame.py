@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from edgewise.core.errors import FrameRefused
 from edgewise.core.ids import Epoch, NodeId
-from edgewise.core.provenance import Origins, origins_of
+from edgewise.core.provenance import Origins, origins_of, traced
 from edgewise.ledger.entry import Purpose
 
 VERSION = 1
@@ -253,7 +253,9 @@ def decode_frame(data: bytes | memoryview, *, max_bytes: int = MAX_FRAME_BYTES) 
     tensors = []
     for meta, size in zip(header.tensors, sizes, strict=True):
         array = np.frombuffer(data, np.dtype(meta.dtype), size // np.dtype(meta.dtype).itemsize, offset)
-        tensors.append(Tensor(meta.name, array.reshape(meta.shape), frozenset(meta.origins)))
+        array = array.reshape(meta.shape)
+        # Traced again, so that a node which received granted data cannot pass it on beyond the grant by oversight.
+        tensors.append(Tensor(meta.name, traced(array, *meta.origins) if meta.origins else array))
         offset += size
     return Frame(
         header.kind, data[start : start + header.message_bytes], tuple(tensors), header.purpose, header.sender,

@@ -22,33 +22,15 @@ from typing import Any, Literal
 import msgspec
 
 from edgewise.core.errors import InputError
-from edgewise.transport.shape import Course, Shape
+from edgewise.transport.shape import Course, LinkSpec, Shape, split_address
+
+__all__ = ["Counter", "Link", "LinkSpec", "Outage", "Shape", "open_link"]
 
 Outage = Literal["black_hole", "cut"]
 _READ_BYTES = 2**16
 _SOCKET_BUFFER_BYTES = 16 * 1024
 _EARLY_S = 5e-5
 _RESET = struct.pack("ii", 1, 0)
-
-
-class LinkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A link to open.
-
-    Attributes:
-        name: For control and counters.
-        target: `host:port` it leads to.
-        shape: Both directions, unless `down` is given.
-        down: The way back, where it differs.
-        listen: `host:port` to listen on; port 0 is any free one.
-        seed: Of jitter and losses.
-    """
-
-    name: str
-    target: str
-    shape: Shape = Shape()
-    down: Shape | None = None
-    listen: str = "127.0.0.1:0"
-    seed: int = 0
 
 
 class Counter(msgspec.Struct):
@@ -70,8 +52,8 @@ async def open_link(spec: LinkSpec) -> Link:
     Raises:
         InputError: If an address is not `host:port`, or the listening port is taken.
     """
-    host, port = _address(spec.listen)
-    _address(spec.target)
+    host, port = split_address(spec.listen)
+    split_address(spec.target)
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SOCKET_BUFFER_BYTES)
@@ -126,7 +108,7 @@ class Link:
             InputError: If a value cannot be used.
         """
         if target is not None:
-            _address(target)
+            split_address(target)
             self._target = target
         if outage not in (None, "keep", "black_hole", "cut"):
             raise InputError(f"outage {outage!r} is not known. Use 'black_hole', 'cut' or null.")
@@ -195,7 +177,7 @@ class Link:
         task.add_done_callback(self._dialling.discard)
 
     async def _dial(self, near: socket.socket) -> None:
-        host, port = _address(self._target)
+        host, port = split_address(self._target)
         far = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
         far.setblocking(False)
         far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SOCKET_BUFFER_BYTES)
@@ -390,13 +372,6 @@ class _Pipe:
                 self._sink.shutdown(socket.SHUT_WR)
             self._connection.ended()
         return not is_end
-
-
-def _address(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise InputError(f"{text!r} is not an address. Write it like '127.0.0.1:7447'.")
-    return host.strip("[]"), int(port)
 
 
 def _reset(end: socket.socket) -> None:

@@ -10,6 +10,8 @@ import random
 
 import msgspec
 
+from edgewise.core.errors import InputError
+
 PACKET_BYTES = 1448
 _QUEUE_S = 0.1
 _MIN_QUEUE_BYTES = 16 * 1024
@@ -50,6 +52,26 @@ class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.bytes_per_s is None:
             return 2**16
         return max(PACKET_BYTES, min(2**16, int(_PIECE_S * self.bytes_per_s)))
+
+
+class LinkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A link to open.
+
+    Attributes:
+        name: For control and counters.
+        target: `host:port` it leads to.
+        shape: Both directions, unless `down` is given.
+        down: The way back, where it differs.
+        listen: `host:port` to listen on; port 0 is any free one.
+        seed: Of jitter and losses.
+    """
+
+    name: str
+    target: str
+    shape: Shape = Shape()
+    down: Shape | None = None
+    listen: str = "127.0.0.1:0"
+    seed: int = 0
 
 
 class Course:
@@ -125,3 +147,21 @@ class Course:
         self.shape = shape
         self.free_at = now
         self._last_due = arrived_until
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """Reads `host:port`.
+
+    Args:
+        text: A host name, IPv4 or `[IPv6]`, and a port.
+
+    Returns:
+        Host and port.
+
+    Raises:
+        InputError: If it is written otherwise.
+    """
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise InputError(f"{text!r} is not an address. Write it like '127.0.0.1:7447'.")
+    return host.strip("[]"), int(port)

@@ -22,6 +22,7 @@ import zenoh
 
 from edgewise.core.errors import DeadlineExceeded, EdgewiseError, FrameRefused, InputError, TransportError, Unreachable
 from edgewise.ledger.entry import FrameCounter, Purpose
+from edgewise.transport.diagnose import Finding, diagnose
 from edgewise.transport.door import Door
 from edgewise.transport.frame import Frame
 from edgewise.transport.remote import answer, checked_reply, error_frame, seal_reply
@@ -32,6 +33,7 @@ from edgewise.transport.zenoh_config import PRIORITIES, TlsFiles, ZenohSettings,
 __all__ = ["TlsFiles", "ZenohSettings", "ZenohTransport", "open_zenoh"]
 
 _LISTEN_ATTEMPTS = 5
+_DIAGNOSE_AFTER_S = 0.7
 _EXPRESS = frozenset((Purpose.SERVING, Purpose.CONTROL))
 
 
@@ -45,21 +47,49 @@ async def open_zenoh(settings: ZenohSettings) -> ZenohTransport:
         The transport; `endpoints` are where it listens.
 
     Raises:
-        Unreachable: If no parent answers within `connect_timeout_s`; says why.
+        Unreachable: If no parent answers within `connect_timeout_s`; says why (`diagnose.py`).
         InputError: If an endpoint or TLS file cannot be used, or a port is taken.
         SecurityError: If it would listen beyond loopback without TLS.
     """
-    for attempt in range(_LISTEN_ATTEMPTS):
-        fixed = resolved(settings)
-        try:
-            session = await asyncio.to_thread(_open_session, fixed)
-        except zenoh.ZError as error:
-            is_race = fixed.listen != settings.listen and "in use" in str(error)
-            if is_race and attempt + 1 < _LISTEN_ATTEMPTS:
-                continue
-            raise _mapped(error, settings) from error
-        return ZenohTransport(fixed, session)
-    raise AssertionError("unreachable")
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + settings.connect_timeout_s
+    diagnosis = loop.create_task(_diagnosed_later(settings))
+    try:
+        for attempt in range(_LISTEN_ATTEMPTS):
+            fixed = resolved(settings)
+            try:
+                session = await asyncio.to_thread(_open_session, fixed)
+                break
+            except zenoh.ZError as error:
+                is_race = fixed.listen != settings.listen and "in use" in str(error)
+                if is_race and attempt + 1 < _LISTEN_ATTEMPTS:
+                    continue
+                mapped = _mapped(error, settings)
+                raise await _explained(diagnosis) if isinstance(mapped, Unreachable) else mapped from error
+        transport = ZenohTransport(fixed, session)
+        if settings.mode == "router" and settings.connect and settings.must_connect:
+            try:
+                await asyncio.wait_for(transport.linked_up(), max(0.1, deadline - loop.time()))
+            except TimeoutError as error:
+                await transport.close()
+                raise await _explained(diagnosis) from error
+        return transport
+    finally:
+        diagnosis.cancel()
+
+
+async def _diagnosed_later(settings: ZenohSettings) -> list[Finding]:
+    """Looks for what is wrong with the parents, once the session has had time to come up."""
+    await asyncio.sleep(_DIAGNOSE_AFTER_S)
+    return list(await asyncio.gather(*(diagnose(endpoint, settings.tls) for endpoint in settings.connect)))
+
+
+async def _explained(diagnosis: asyncio.Task[list[Finding]]) -> Unreachable:
+    findings = await diagnosis
+    return Unreachable(
+        "no parent can be reached: " + " ".join(map(str, findings)),
+        causes=[finding.cause.value for finding in findings],
+    )
 
 
 def _open_session(settings: ZenohSettings) -> Any:
@@ -117,6 +147,20 @@ class ZenohTransport(Transport):
         self._asked: set[_Asked] = set()
         self._declared: set[_Declared] = set()
         self._is_open = True
+
+    async def linked_up(self) -> None:
+        """Waits until this node is connected to a router."""
+        linked = asyncio.Event()
+
+        def changed(event: Any) -> None:
+            if event.kind == zenoh.SampleKind.PUT and event.transport.whatami == zenoh.WhatAmI.ROUTER:
+                self._hand_over(linked.set)
+
+        watching = await self._declare(
+            lambda: self._session.info.declare_transport_events_listener(changed, history=True)
+        )
+        await linked.wait()
+        await watching.close()
 
     async def query(self, key: str, frame: Frame, *, timeout_s: float) -> Frame:
         asked = self._ask(key, frame, timeout_s, zenoh.QueryTarget.BEST_MATCHING)

@@ -27,6 +27,7 @@ PRIORITIES = {
     Purpose.BULK: "BACKGROUND",
 }
 _NEVER_US = 3_600_000_000
+_OPEN_TIMEOUT_MS = 3000
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ class ZenohSettings:
         insecure: Allows listening beyond loopback without TLS.
         lease_s: Silence after which a link counts as lost.
         connect_timeout_s: How long `open_zenoh` waits for a first connection.
+        must_connect: Whether a router without a parent is an error; a restarted edge may go on alone.
         counter: Counts frames; made if None.
         sign: Signs control and training frames.
         allow: The data policy.
@@ -85,6 +87,7 @@ class ZenohSettings:
     insecure: bool = False
     lease_s: float = 2.0
     connect_timeout_s: float = 4.0
+    must_connect: bool = True
     counter: FrameCounter | None = None
     sign: Sign | None = field(default=None, repr=False)
     allow: AllowOrigins | None = field(default=None, repr=False)
@@ -176,6 +179,7 @@ def zenoh_config(settings: ZenohSettings) -> dict[str, Any]:
         "scouting/gossip/enabled": settings.scout,
         "scouting/delay": 500 if settings.scout else 0,
         "transport/shared_memory/enabled": False,
+        "transport/unicast/open_timeout": _OPEN_TIMEOUT_MS,
         "transport/unicast/max_sessions": 100_000,
         "transport/link/tcp": buffers,
         "transport/link/tls": buffers | _tls_config(settings.tls),
