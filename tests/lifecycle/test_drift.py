@@ -69,6 +69,18 @@ def test_delay_is_what_the_growth_rate_of_the_best_bet_says() -> None:
     assert alarms[0].num_since == 3
 
 
+def test_delay_grows_as_the_ranks_come_closer_to_uniform() -> None:
+    # ranks Beta(a, 1) have KL = ln a − 1 + 1/a to uniform: 0.90 for a = 1/3, 0.31 for 1/2; ln(40,000) / KL = 12 and 34
+    for share, wanted in ((1 / 3, 11.8), (1 / 2, 34.5)):
+        delays = []
+        for seed in range(40):
+            rng = np.random.default_rng(seed)
+            state, _ = feed(drift_detector({0: rng.random(300)}), rng.random(150))
+            state, alarms = feed(state, rng.random(250) ** (1 / share), start=150)
+            delays.append(state.num_seen - 150 if alarms else 250)  # nothing is counted after the alarm
+        assert 0.6 * wanted < np.median(delays) < 1.6 * wanted
+
+
 def test_the_alarm_dates_the_change() -> None:
     since = []
     for seed in range(20):

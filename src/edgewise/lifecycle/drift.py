@@ -92,8 +92,10 @@ def drift_detector(
 
     The false alarm is bounded without any assumption on the confidences: among n undrifted requests its probability
     is at most n / threshold (1.5 % for 150 requests at the default). A drift is found after about
-    ln(threshold · ε-grid) / KL(ranks after the change ‖ uniform) requests; one that halves the median rank twice
-    takes 20-40. There is no window to choose: evidence restarts by itself. A request costs O(max_reference).
+    ln(threshold · number of bets) / KL(ranks after the change ‖ uniform) requests. In simulation (100 seeds, ranks
+    Beta(a, 1), default threshold): median rank 1/8, 14 requests (10th to 90th percentile 7-23); median rank 1/4, 35
+    (16-66). There is no window to choose: evidence restarts by itself. A request costs O(max_reference). The bound is
+    exact until a reference has grown to `max_reference`; from there on ranks are against a fixed sample.
 
     Args:
         reference: Per exit the confidences of the calibration set under the serving version.

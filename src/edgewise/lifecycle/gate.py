@@ -13,7 +13,7 @@ from edgewise.core.errors import GateRefused, InputError
 from edgewise.models.version import GateResult
 
 _EXACT_LIMIT = 3000
-"""Pairs up to which the bound is exact; above it the score bound is within 0.02 points of it."""
+"""Pairs up to which the bound is exact; above it the score bound, at 3,000 at most 0.014 points lower in ten cases tried."""
 
 
 class Improvement(msgspec.Struct, frozen=True):
@@ -152,7 +152,8 @@ def require(result: GateResult | Improvement, candidate: str) -> None:
 def loss_upper_bound(lost: int, gained: int, num: int, confidence: float = 0.95, *, exact: bool = True) -> float:
     """One-sided upper bound of a paired difference of proportions.
 
-    Exact (coverage ≥ `confidence` for every nuisance parameter) up to 3,000 pairs, the score bound above.
+    Up to 3,000 pairs exact: coverage ≥ `confidence` at each of 61 values of the nuisance parameter, the share gained
+    (a grid, not a proof between its points). Above that the score bound.
 
     Args:
         lost: Pairs only the reference has right.
