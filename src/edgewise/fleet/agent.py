@@ -153,9 +153,9 @@ class Agent:
         return self.trainer.progress() if self.trainer else Progress(0, False)
 
     async def _ledger(self, *_: Any) -> LedgerAnswer:
-        used = read_resources()
+        used = read_resources(self.node.name, self.node.identity.tier)
         return LedgerAnswer(
-            self.node.counter.entries(), used.cpu_s, used.peak_memory_bytes, self.serving.compute_s,
+            self.node.counter.entries(), used.cpu_seconds, used.peak_memory_bytes, self.serving.compute_s,
             self.trainer.worker.seconds if self.trainer else 0.0,
         )  # fmt: skip
 

@@ -19,7 +19,7 @@ from edgewise.security.data_policy import DataPolicy
 from edgewise.security.identity import Identity
 from edgewise.security.verifier import Verifier
 from edgewise.transport.blobs import FolderBlobs
-from edgewise.transport.diagnose import diagnose
+from edgewise.transport.diagnose import Cause, diagnose
 from edgewise.transport.keys import Keys
 from edgewise.transport.zenoh import TlsFiles, ZenohSettings, open_zenoh
 
@@ -84,8 +84,8 @@ def _files(folder: Path) -> tuple[Path, Path, Path]:
 async def _check(endpoints: tuple[str, ...], tls: TlsFiles) -> None:
     for endpoint in endpoints:
         found = await diagnose(endpoint, tls)
-        if not found.reachable:
-            raise Unreachable(f"{endpoint}: {found.sentence} {found.cure}", endpoint=endpoint)
+        if found.cause is not Cause.REACHABLE:
+            raise Unreachable(str(found), endpoint=endpoint, cause=str(found.cause))
 
 
 def _is_operator(settings: AgentSettings) -> bool:

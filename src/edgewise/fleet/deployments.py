@@ -242,7 +242,7 @@ class Deployments:
             version=deploy.version,
             graph=BlobRef(version.graph, self.versions.graph_size(deploy.version), holder),
             plans=deploy.plans, epoch=what.epoch, stage_nodes=stages, deadline_s=deploy.deadline_s,
-            adapt=deploy.adapt and tier is Tier.DEVICE, link=deploy.link,
+            inputs=deploy.inputs if tier is Tier.DEVICE else None,
             confidences=self.versions.confidences(deploy.version) if tier is Tier.DEVICE else (),
         )  # fmt: skip
 

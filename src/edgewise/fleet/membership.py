@@ -2,7 +2,7 @@
 
 Alive: the liveliness token is there and the worker moves. Gone: the token is gone (killed in milliseconds, frozen or
 cut off after the transport's lease). Suspected: the token is there but the worker has work and its counter stands
-still over `STALL_OBSERVATIONS` consecutive answers. A node that comes back with a newer epoch is alive again.
+still, by far longer than it ever did before it moved again. A node that comes back with a newer epoch is alive again.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import msgspec
 from edgewise.core.ids import Epoch, NodeId, Tier
 from edgewise.fleet.messages import NodeInfo, Progress
 
-STALL_OBSERVATIONS = 3
-"""Consecutive equal counters of a busy worker until it is suspected; asked once a second while work is awaited."""
+STALL_OBSERVATIONS = 10
+"""Consecutive equal counters of a busy worker, asked once a second, until it is suspected."""
+STALL_GAPS = 20
+"""A worker that was seen to move after g seconds of standing still is given this many times g: slow is not hung."""
 
 
 class NodeState(StrEnum):
@@ -92,6 +94,7 @@ class Member:
     cause: str = ""
     counter: int = -1
     stalls: int = 0
+    longest_gap: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +149,13 @@ def _observe(state: Membership, node: NodeId, progress: Progress) -> tuple[Membe
         return state, ()
     moved = progress.counter != known.counter or not progress.busy
     stalls = 0 if moved else known.stalls + 1
-    observed = replace(known, counter=progress.counter, stalls=stalls)
+    gap = max(known.longest_gap, known.stalls) if moved else known.longest_gap
+    observed = replace(known, counter=progress.counter, stalls=stalls, longest_gap=gap)
     if moved:
         back = known.state is NodeState.SUSPECTED and known.info is not None
         observed = replace(observed, state=NodeState.ALIVE, cause="")
         return _with(state, observed), ((NodeReady(known.info),) if back and known.info else ())
-    if stalls >= STALL_OBSERVATIONS and known.state is NodeState.ALIVE:
+    if stalls >= max(STALL_OBSERVATIONS, STALL_GAPS * gap) and known.state is NodeState.ALIVE:
         cause = (
             f"{node} answers but its worker hangs: counter {progress.counter} did not move over "
             f"{stalls} answers while it was to {progress.work or 'work'}"

@@ -13,8 +13,9 @@ import msgspec
 
 from edgewise.core.ids import ClientId, Digest, Epoch, NodeId, RoundNumber, RunId, Tier
 from edgewise.ledger.entry import LedgerEntry
-from edgewise.models.version import ModelVersion
+from edgewise.models.version import ExitEvidence, ModelVersion
 from edgewise.planning.plan import Plan
+from edgewise.planning.policy import Policy
 from edgewise.planning.profile import LinkState, Profile
 from edgewise.training.protocols.regions import RegionOrder, SumReport
 
@@ -318,6 +319,24 @@ class ProfileAnswer(Message, frozen=True):
     link: LinkState | None = None
 
 
+class PlanInputs(msgspec.Struct, frozen=True):
+    """What plans were made from, so that a device can weigh them anew when its link changes.
+
+    Attributes:
+        profiles: One per tier.
+        links: Device-edge, edge-cloud.
+        policy: Objective and limits.
+        evidence: Of the version, one row per exit, codec and threshold.
+        codecs: Names tried at the cut.
+    """
+
+    profiles: tuple[Profile, ...]
+    links: tuple[LinkState, ...]
+    policy: Policy
+    evidence: tuple[ExitEvidence, ...] = ()
+    codecs: tuple[str, ...] = ("none",)
+
+
 class InstallOrder(Message, frozen=True):
     """Prepare a version and plans; activate one.
 
@@ -328,8 +347,7 @@ class InstallOrder(Message, frozen=True):
         epoch: Epoch of the first plan; alternatives follow.
         stage_nodes: For a device: nodes that run the next stage, in order of preference.
         deadline_s: Deadline of a request under these plans.
-        adapt: Whether a device may switch among these plans by what it observes.
-        link: The home link as planned with.
+        inputs: What the plans were made from; a device given them may switch among the plans by what it observes.
         confidences: Calibration confidences of the first exit, the reference of the drift detector.
     """
 
@@ -339,8 +357,7 @@ class InstallOrder(Message, frozen=True):
     epoch: Epoch
     stage_nodes: tuple[NodeId, ...] = ()
     deadline_s: float = 1.0
-    adapt: bool = False
-    link: LinkState | None = None
+    inputs: PlanInputs | None = None
     confidences: tuple[float, ...] = ()
 
 
@@ -351,8 +368,7 @@ class Deploy(Message, frozen=True):
         version: Version number.
         plans: The plan, then the alternatives of its plan map.
         deadline_s: Deadline of a request.
-        adapt: Whether devices may switch among the plans by what they observe.
-        link: The device's home link as planned with.
+        inputs: What the plans were made from; given, devices may switch among the plans by what they observe.
         staged: Whether to go device by device and watch each stage's health.
         min_requests: Requests a device serves before its stage is judged; 0 goes on at once.
     """
@@ -360,8 +376,7 @@ class Deploy(Message, frozen=True):
     version: int
     plans: tuple[Plan, ...]
     deadline_s: float = 1.0
-    adapt: bool = False
-    link: LinkState | None = None
+    inputs: PlanInputs | None = None
     staged: bool = True
     min_requests: int = 0
 

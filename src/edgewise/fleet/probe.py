@@ -49,20 +49,21 @@ async def probe_link(transport: Transport, key: str, *, timeout_s: float = 20.0)
     Raises:
         TransportError: If the node does not answer.
     """
-    small = [await _one(transport, key, SMALL_BYTES, timeout_s) for _ in range(ROUND_TRIPS)]
+    small = [await probe_once(transport, key, SMALL_BYTES, timeout_s) for _ in range(ROUND_TRIPS)]
     rtt_s = median(small)
     size = 2048
     while True:
-        taken = await _one(transport, key, size, timeout_s)
+        taken = await probe_once(transport, key, size, timeout_s)
         if taken - rtt_s > ENOUGH_S or size >= MAX_BYTES:
             break
         size *= 4
-    again = [taken] + [await _one(transport, key, size, timeout_s) for _ in range(2)]
+    again = [taken] + [await probe_once(transport, key, size, timeout_s) for _ in range(2)]
     bytes_per_s = (size - SMALL_BYTES) / max(median(again) - rtt_s, 1e-6)
     return LinkState(bytes_per_s, rtt_s, joules_per_byte=JOULES_PER_BYTE, source="probed")
 
 
-async def _one(transport: Transport, key: str, size_bytes: int, timeout_s: float) -> float:
+async def probe_once(transport: Transport, key: str, size_bytes: int, timeout_s: float = 20.0) -> float:
+    """Seconds one frame of so many bytes takes there and its small answer back."""
     # Random bytes: nothing on the way may compress them.
     payload = np.random.default_rng(size_bytes).integers(0, 256, size_bytes, np.uint8)
     frame = make_frame("probe", Probed(size_bytes), {"data": payload}, purpose=Purpose.SERVING)

@@ -46,6 +46,10 @@ INDEX = RunId("runs")
 """Log of what was submitted and what became of it; each run has a log of its own beside."""
 
 
+RETRY_BASE_S = 0.5
+RETRY_MOST_S = 30.0
+
+
 class Submitted(msgspec.Struct, frozen=True):
     """A run as the log keeps it."""
 
@@ -73,6 +77,10 @@ class LiveRun:
         rounds: Closed rounds, for people.
         version: The version it made; 0 if none yet.
         opened_s: When the current round began.
+        uplink_bytes, downlink_bytes: Payloads of the current round.
+        timer: Of the round's deadline.
+        waiting: What the round waits for; "" while it goes on.
+        retries: How often missing clients were asked again in this round.
     """
 
     submitted: Submitted
@@ -83,6 +91,8 @@ class LiveRun:
     uplink_bytes: int = 0
     downlink_bytes: int = 0
     timer: asyncio.TimerHandle | None = None
+    waiting: str = ""
+    retries: int = 0
 
     @property
     def hierarchical(self) -> bool:
@@ -230,8 +240,8 @@ class Runs:
         await self._node.fetch(message.sum)
         if not live.hierarchical:
             raise InputError(f"run {message.report.run!r} is not hierarchical; it takes no sums.")
-        actions = await live.driver.dispatch(r.SumReceived(message.report, frame.epoch))
         live.uplink_bytes += message.uplink_bytes
+        actions = await live.driver.dispatch(r.SumReceived(message.report, frame.epoch))
         for action in actions:
             if isinstance(action, r.AcceptSum) and action.assignment == message.report.assignment:
                 return Ack()
@@ -304,7 +314,9 @@ class Runs:
             case m.AnnounceRound():
                 self._close_round(live, action.summary)
             case m.AnnounceWaiting():
+                live.waiting = action.sentence
                 self._told("run_waiting", {"run": run, "round": action.round, "sentence": action.sentence})
+                self._node.spawn(self._ask_missing(live, action.round), f"ask the missing of {run} again")
             case m.Quarantine():
                 self._told("quarantined", {"run": run, "client": action.client, "reason": action.reason})
             case m.EndRun():
@@ -348,6 +360,17 @@ class Runs:
         except EdgewiseError as error:
             log.warning("%s could not be asked for round %d: %s", region.edge, region.round, error)
 
+    async def _ask_missing(self, live: LiveRun, number: int) -> None:
+        """A round below its quorum asks those again who are missing but there: a late worker, a lost order."""
+        live.retries += 1
+        await asyncio.sleep(min(RETRY_BASE_S * 2.0**live.retries, RETRY_MOST_S))
+        state = live.state
+        if state is None or state.outcome is not None or state.gathering.round != number:
+            return
+        there = self._clients(live.submitted.wish.task)
+        for client in [c for c in state.gathering.missing if c in there]:
+            await live.driver.dispatch(m.ClientReturned(client, there[client].epoch))
+
     def _set_deadline(self, live: LiveRun, action: m.SetRoundDeadline) -> None:
         live.opened_s = time.monotonic()
         if live.timer is not None:
@@ -361,6 +384,7 @@ class Runs:
     def _close_round(self, live: LiveRun, summary: m.RoundSummary) -> None:
         record = _record(summary, time.monotonic() - live.opened_s, live.uplink_bytes, live.downlink_bytes)
         accuracy = self._accuracy(live, summary.model)
+        live.waiting, live.retries = "", 0
         live.rounds.append(msgspec.structs.replace(record, accuracy=accuracy))
         live.uplink_bytes = live.downlink_bytes = 0
         self._told("round_closed", {"run": live.submitted.run, "round": summary.round, "loss": record.loss})
@@ -439,7 +463,7 @@ def _record(summary: m.RoundSummary, seconds: float, uplink_bytes: int, downlink
 
 
 def _waiting_for(live: LiveRun) -> str:
-    if live.state is None:
-        return "not started"
+    if live.state is None or live.waiting:
+        return live.waiting or "not started"
     outstanding = live.state.gathering.outstanding
     return f"round {live.state.gathering.round} waits for {', '.join(outstanding)}" if outstanding else ""

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
-from edgewise.core.errors import InputError, TransportError
+from edgewise.core.errors import InputError, TransportError, Unreachable
 from edgewise.core.ids import Epoch, NodeId, Tier
 from edgewise.fleet.adapting import Adapting
 from edgewise.fleet.messages import (
@@ -28,7 +28,7 @@ from edgewise.fleet.messages import (
     ProfileOrder,
 )
 from edgewise.fleet.node import Node
-from edgewise.fleet.probe import PROBE, answer_probe, probe_link
+from edgewise.fleet.probe import PROBE, answer_probe, probe_link, probe_once
 from edgewise.fleet.settings import AgentSettings
 from edgewise.fleet.staying_good import StayingGood
 from edgewise.inference.hosting import StageHost
@@ -82,6 +82,7 @@ class Serving:
         self.server: Server | None = None
         self.good = StayingGood(node.name, settings.buffer_bytes)
         self.adapting: Adapting | None = None
+        self._probing: asyncio.Task[Any] | None = None
         if settings.tier is Tier.DEVICE:
             self.server = Server(
                 node.name, name=settings.model_name, dilation=settings.dilation, on_observation=self._observed,
@@ -149,10 +150,25 @@ class Serving:
             self.server.set_targets(targets)
             epochs = [Epoch(order.epoch + index) for index in range(len(order.plans))]
             self.server.activate(epochs[0], keep=epochs)
-            self.adapting = Adapting(self.server, order, self._switched) if order.adapt else None
+            self._adapt(order, graph, targets)
             self.good.installed(order)
         self._installed = order
         return Ack(details={"version": order.version, "epoch": int(order.epoch)})
+
+    def _adapt(self, order: InstallOrder, graph: Graph, targets: list[Target]) -> None:
+        if self._probing is not None:
+            self._probing.cancel()
+        self.adapting = self._probing = None
+        if order.inputs is None or self.server is None:
+            return
+
+        async def probe(size_bytes: int) -> float:
+            if not targets:
+                raise Unreachable("no stage node to probe.")
+            return await probe_once(targets[0].transport, self.node.keys.service(targets[0].node, PROBE), size_bytes)
+
+        self.adapting = Adapting(self.server, order, order.inputs, graph, probe, self._switched)
+        self._probing = self.node.spawn(self.adapting.keep_probing(), "link probes")
 
     async def _graph(self, order: InstallOrder | ProfileOrder) -> Graph:
         digest = order.graph.digest

@@ -183,19 +183,23 @@ class Trainer:
         else:
             self._task = load_task(self.task_source, **settings)
         self._examples = self._task.data(self.client)
+        from edgewise.training.local import make_engine  # imports torch now, not in the first round
+
+        if self.engine_name:
+            self._engine = make_engine(self.engine_name, self._task)
 
     def _train(self, order: TrainOrder, received: Any) -> tuple[UpdateReport, bytes]:
         from edgewise.training.algorithms import make_algorithm
         from edgewise.training.client import client_seeds, client_update
-        from edgewise.training.local import choose_engine, make_engine
+        from edgewise.training.local import choose_engine
 
         assert self._task is not None
         assert self._examples is not None
         algorithm = make_algorithm(order.algorithm)
         examples = _joined(self._examples, self.collected() if order.collected else None)
         if self._engine is None:
-            chosen = make_engine(self.engine_name, self._task) if self.engine_name else None
-            self._engine = chosen or choose_engine(self._task, algorithm.local, examples).engine
+            self._engine = choose_engine(self._task, algorithm.local, examples).engine
+            self.worker.counter += 1
         if self._engine.layout.digest != order.layout:
             raise TaskError(
                 f"task {self._task.name!r} on {self.node.name} has another model than run {order.run!r} "

@@ -182,7 +182,8 @@ class EmulatedFleet:
             connect=tuple(self._through(device, edge) for edge in self._parents(device)),
             active_power_w=self.file.devices.active_power_w, task=self.file.task if trains else "",
             task_settings=self.file.task_settings if trains else {},
-            client=f"client-{self.trainers.index(device)}" if trains else "", **self._common(device),
+            client=f"client-{self.trainers.index(device)}" if trains else "",
+            engine=self.file.devices.engine if trains else "", **self._common(device),
         )  # fmt: skip
 
 

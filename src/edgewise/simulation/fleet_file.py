@@ -55,7 +55,7 @@ class EdgeClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DeviceClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Devices, and their links to the edges: home, and a standby to the next edge."""
+    """Devices, and their links to the edges: home, and a standby to the next edge; `engine` does their local work."""
 
     per_edge: int = 4
     trainers_per_edge: int = 3
@@ -63,6 +63,7 @@ class DeviceClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     active_power_w: float = 3.0
     link: LinkClass = LinkClass("20 Mbit/s", "5 ms")
     standby: bool = True
+    engine: str = "sequential"
 
 
 class FleetFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
