@@ -4,6 +4,7 @@ import copy
 import pickle
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -164,3 +165,24 @@ def test_what_is_no_image_is_refused() -> None:
         encode_png(np.zeros(4))
     with pytest.raises(InputError, match=r"has values in 0…1\. Scale it"):
         encode_png(np.array([[2.0]]))
+
+
+def test_granted_data_is_traced_again_where_it_arrives() -> None:
+    from edgewise.security.data_policy import DataPolicy
+    from edgewise.transport.frame import decode_frame, encode_frame, make_frame
+
+    to_edge = make_frame("stage_request", tensors={"x": traced(IMAGES, RAW)})
+    arrived = decode_frame(encode_frame(to_edge, allow=lambda o: DataPolicy(raw=Tier.EDGE).allow(o, Tier.EDGE)))
+    assert np.array_equal(arrived.array("x"), IMAGES)
+    onward = make_frame("stage_request", tensors={"x": arrived.array("x")[1:]})
+    with pytest.raises(PolicyViolation, match="may not go further than tier edge"):
+        encode_frame(onward, allow=lambda o: DataPolicy(raw=Tier.EDGE).allow(o, Tier.CLOUD))
+
+
+def test_raw_data_does_not_become_a_blob(tmp_path: Path) -> None:
+    from edgewise.transport.blobs import FolderBlobs
+
+    for data in (traced(IMAGES, RAW).tobytes(), encode_png(traced(IMAGES[0], RAW))):
+        with pytest.raises(PolicyViolation, match=r"data of class \['raw'\] may not become a blob"):
+            FolderBlobs(tmp_path).put(data)
+    assert FolderBlobs(tmp_path).put(derived(traced(IMAGES, RAW)).tobytes())
