@@ -41,13 +41,16 @@ class CutPayload(msgspec.Struct, frozen=True):
     size_bytes: int
 
 
-def encode_cut(codec: Codec, names: Iterable[str], values: Mapping[str, NDArray[Any]]) -> CutPayload:
+def encode_cut(
+    codec: Codec, names: Iterable[str], values: Mapping[str, NDArray[Any]], rng: np.random.Generator
+) -> CutPayload:
     """Encodes the tensors of a cut.
 
     Args:
         codec: The cut's codec.
         names: Tensors that cross.
         values: At least those.
+        rng: For codecs that round at random.
 
     Returns:
         The payload; each of its tensors carries the data classes of what it encodes.
@@ -60,7 +63,7 @@ def encode_cut(codec: Codec, names: Iterable[str], values: Mapping[str, NDArray[
         if value.dtype != np.float32:
             arrays: dict[str, NDArray[Any]] = {f"{name}{_PLAIN}": np.ascontiguousarray(value)}
         else:
-            payload, _ = codec.encode(value, codec.init(value.shape), np.random.default_rng(0))
+            payload, _ = codec.encode(value, codec.init(value.shape), rng)
             arrays = payload_to_tensors(payload, f"{name}/")
         origins = origins_of(value)
         tensors.extend(Tensor(key, array, origins) for key, array in arrays.items())

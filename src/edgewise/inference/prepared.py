@@ -30,7 +30,7 @@ from edgewise.planning.plan import ActivePlan, Exit, Plan
 from edgewise.transport.frame import make_frame
 
 _WINDOW = 64
-# A p99 from few runs is their maximum; a little above it covers the next one.
+# A little above what was ever seen covers the next one.
 _HEADROOM = 1.25
 # From the event loop to the worker's thread and back, on a busy machine.
 _DISPATCH_S = 0.002
@@ -70,6 +70,7 @@ class PreparedPlan:
         stages: Sessions.
         codec: Of the cut that leaves this node; None if the plan ends here.
         entry_codec: Of the cut that arrives here; None on the innermost node.
+        rng: For codecs that round at random.
         in_flight: Requests that began on this epoch and are open.
         is_retired: Whether it is dropped once the last of them is done.
         tail_seconds: Recent seconds of the local tail.
@@ -83,6 +84,7 @@ class PreparedPlan:
     stages: StageSet
     codec: Codec | None
     entry_codec: Codec | None
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
     in_flight: int = 0
     is_retired: bool = False
     tail_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
@@ -101,11 +103,11 @@ class PreparedPlan:
         go first.
 
         Returns:
-            The 99th percentile of recent runs with headroom; None without a tail.
+            The slowest of the last 64 runs, which is their 99th percentile, with headroom; None without a tail.
         """
         if self.stages.tail is None:
             return None
-        own = float(np.quantile(self.tail_seconds, 0.99)) if self.tail_seconds else 0.0
+        own = max(self.tail_seconds, default=0.0)
         return _DISPATCH_S + _HEADROOM * (own * max(1, self.in_flight) + max(self.segment_seconds, default=0.0))
 
     def usual_remote_s(self) -> float:
@@ -133,7 +135,7 @@ class PreparedPlan:
         payload = None
         if self.stages.cut is not None and self.codec is not None and not is_leaving:
             started = time.perf_counter()
-            payload = encode_cut(self.codec, self.stages.cut.tensors, tensors)
+            payload = encode_cut(self.codec, self.stages.cut.tensors, tensors, self.rng)
             stages.append((f"{tier} codec", time.perf_counter() - started))
         self.segment_seconds.append(sum(seconds for _, seconds in stages))
         return SegmentResult(

@@ -275,13 +275,14 @@ def measure_overhead() -> float:
     """
 
     async def calls() -> list[float]:
-        worker, codec, seconds = Worker("overhead"), make_codec("none"), []
+        worker, codec, seconds = Worker("overhead"), make_codec("none"), list[float]()
+        rng = np.random.default_rng(0)
         value = np.zeros((1, 256), np.float32)
         coded = (Coded("x", value.shape),)
         message = StageRequest(Digest("0" * 64), Epoch(1), 1, Tier.EDGE, RequestId("r"), coded)
 
         def job() -> None:
-            payload = encode_cut(codec, ("x",), {"x": value})
+            payload = encode_cut(codec, ("x",), {"x": value}, rng)
             decode_frame(encode_frame(make_frame(STAGE_REQUEST, message, payload.tensors)))
 
         for _ in range(_OVERHEAD_RUNS):

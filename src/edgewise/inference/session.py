@@ -11,8 +11,11 @@ Every request ends in exactly one `Answer`, never later than its deadline less t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
+
+import msgspec
+from msgspec.structs import replace
 
 
 class Source(StrEnum):
@@ -176,8 +179,7 @@ class Answer:
 Action = RunSegment | RunLocalTail | Offload | StartTimer | Answer
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
+class Session(msgspec.Struct, frozen=True):
     """State of one request.
 
     Attributes:
