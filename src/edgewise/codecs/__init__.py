@@ -5,6 +5,7 @@
     tensors = payload_to_tensors(payload)                                 # into a frame; payload.shape into its message
     array = codec.decode(payload_from_tensors(shape, tensors))            # raises FrameRefused on anything wrong
 
+A codec's state (the residual of `error_feedback`) belongs to one client; `state_to_arrays` keeps it over a restart.
 The contract is `codec.py`; a codec is one file and one line of `CODECS`.
 """
 
@@ -21,6 +22,7 @@ from edgewise.codecs.int4 import int4
 from edgewise.codecs.int8 import int8
 from edgewise.codecs.none import none
 from edgewise.codecs.png import png
+from edgewise.codecs.stored_state import state_from_arrays, state_to_arrays
 from edgewise.codecs.top_k import top_k
 from edgewise.codecs.wire import payload_from_bytes, payload_from_tensors, payload_to_bytes, payload_to_tensors
 from edgewise.codecs.zstd import zstd
@@ -42,6 +44,8 @@ __all__ = [
     "payload_to_bytes",
     "payload_to_tensors",
     "png",
+    "state_from_arrays",
+    "state_to_arrays",
     "top_k",
     "zstd",
 ]
