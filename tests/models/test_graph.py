@@ -132,6 +132,14 @@ def test_shapes_that_cannot_be_inferred_are_measured_by_one_run():
     assert Graph.load(b.model((1, 1, 8, 8), ["y"])).tensors["y"].shape == (1, 10)
 
 
+def test_a_model_that_does_not_run_and_has_no_shapes_is_refused():
+    b = Builder()
+    x = b.op("NonZero", b.conv("input", (1, 4)))
+    b.op("Reshape", b.op("Cast", x, to=TensorProto.FLOAT), b.constant([1, 7], "int64"), out="y")
+    with pytest.raises(GraphError, match=r"cannot be inferred and the model does not run on zeros"):
+        Graph.load(b.model((1, 1, 8, 8), ["y"], classes=7))
+
+
 def test_a_piece_must_be_given_all_it_needs():
     graph = Graph.load(digits_cnn())
     with pytest.raises(GraphError, match=r"also needs 'input', which is not given"):

@@ -84,6 +84,16 @@ def test_measured_segments_replace_sums():
     assert found.predicted.latency_mean_s == pytest.approx(0.5 + 0.001)
 
 
+def test_a_range_with_a_gap_costs_at_most_the_measured_range_around_it():
+    last = len(graph().condensed.groups) - 1
+    pieces = (SegmentCost(0, last, 0.010, 0.011, 0.0, 9), SegmentCost(0, 0, 0.012, 0.013, 0.0, 9))
+    tiers = {Tier.DEVICE: profile(Tier.DEVICE, 30.0, segments=pieces)}
+    table = make_search(graph(), tiers, [], Policy()).table
+    assert table.segment_seconds(Tier.DEVICE, [0, last]) == (0.010, 0.011)
+    assert table.segment_seconds(Tier.DEVICE, [0]) == (0.012, 0.013)
+    assert table.segment_seconds(Tier.DEVICE, []) == (0.0, 0.0)
+
+
 def test_the_problem_costs_exactly_what_the_prediction_says():
     search = make_search(graph(), profiles(), [FAST, WAN], PRIVATE, evidence(), codecs=("none", "int8"))
     checked = 0

@@ -9,14 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import pairwise
-from math import sqrt
+from math import inf, sqrt
 
 import msgspec
 import numpy as np
 
 from edgewise.codecs import make_codec
 from edgewise.core.errors import InputError
-from edgewise.core.ids import TIERS, Tier
+from edgewise.core.ids import TIERS, Digest, Tier, digest_of
 from edgewise.models.graph import Graph
 from edgewise.planning.profile import LinkState, Profile
 
@@ -83,6 +83,11 @@ class CostTable:
         return tuple(t for t in TIERS if t in self.profiles and t.rank <= len(self.links))
 
     @cached_property
+    def digests(self) -> tuple[Digest, ...]:
+        """Names the profiles, from the device outward."""
+        return tuple(digest_of(msgspec.msgpack.encode(self.profiles[t])) for t in TIERS if t in self.profiles)
+
+    @cached_property
     def _by_group(self) -> dict[Tier, dict[str, tuple[float, float]]]:
         return {t: {g.group: (g.seconds, g.p95_seconds) for g in p.groups} for t, p in self.profiles.items()}
 
@@ -117,18 +122,20 @@ class CostTable:
             (median, 95th percentile).
         """
         wanted = sorted(indices)
+        if not wanted:
+            return 0.0, 0.0
         factor = self.slowdown.get(tier, 1.0)
         median, variance = 0.0, 0.0
         for first, last in _runs(wanted):
             measured = self._segments[tier].get((first, last))
-            parts = (
-                [measured]
-                if measured
-                else [self._by_group[tier][self.graph.condensed.groups[i].name] for i in range(first, last + 1)]
-            )
+            names = (self.graph.condensed.groups[i].name for i in range(first, last + 1))
+            parts = [measured] if measured else [self._by_group[tier][name] for name in names]
             median += sum(p[0] for p in parts)
             variance += sum(max(0.0, p[1] - p[0]) ** 2 for p in parts)
-        return median * factor, (median + sqrt(variance)) * factor
+        around = self._segments[tier].get((wanted[0], wanted[-1]), (inf, inf))
+        # Leaving groups out of a measured range cannot make it slower, though a call per run would.
+        best = min((median, median + sqrt(variance)), around)
+        return best[0] * factor, best[1] * factor
 
     def overhead_s(self, tier: Tier) -> float:
         """Fixed cost of a stage call on a tier; 0 for a tier without a profile, which only relays."""

@@ -66,6 +66,7 @@ def make_plan(
         variant,
         predicted,
         training_domain=training_domain,
+        profiles=table.digests,
     )
 
 

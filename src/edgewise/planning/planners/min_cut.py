@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from math import isinf
+from math import inf, isinf
 
 from edgewise.planning.problem import Problem, Solution, cost_of
 
@@ -31,77 +31,59 @@ def min_cut(problem: Problem) -> Solution:
         Differs: K tiers, early exits, round trips per boundary, reverse arcs (without them a consumer may be
         placed before its producer for free), forbidden crossings.
     """
-    if problem.num_tiers == 1 or problem.num_groups == 0:
-        tiers = (0,) * problem.num_groups
-        return _checked(problem, tiers)
     import igraph
 
-    arcs = _Arcs(problem)
-    finite = sum(c for _, _, c in arcs.all if not isinf(c))
-    forbidden = 2.0 * finite + 1.0
-    graph = igraph.Graph(arcs.num_nodes, [(a, b) for a, b, _ in arcs.all], directed=True)
-    flow = graph.mincut(_SOURCE, _SINK, capacity=[forbidden if isinf(c) else c for _, _, c in arcs.all])
-    source_side = set(flow.partition[0])
-    tiers = tuple(
-        sum(arcs.node(v, b) not in source_side for b in range(problem.num_tiers - 1)) for v in range(problem.num_groups)
-    )
-    return _checked(problem, tiers)
-
-
-def _checked(problem: Problem, tiers: tuple[int, ...]) -> Solution:
+    boundaries, groups = range(problem.num_tiers - 1), range(problem.num_groups)
+    arcs = [*_tiers(problem), *_precedence(problem)]
+    number = _node(problem, problem.num_groups, 0)
+    for start, price, readers, b in _charges(problem):
+        for rise, beyond in _steps(problem, readers):
+            arcs.append((start, number, price if isinf(price) else price * rise))
+            arcs.extend((number, _node(problem, u, b), inf) for u in beyond)
+            number += 1
+    if boundaries:
+        arcs.append((number, _SINK, problem.local_s))
+        arcs.extend((_node(problem, v, 0), number, inf) for v in groups)
+    forbidden = 2.0 * sum(capacity for _, _, capacity in arcs if not isinf(capacity)) + 1.0
+    network = igraph.Graph(number + 1, [(a, b) for a, b, _ in arcs], directed=True)
+    cut = network.mincut(_SOURCE, _SINK, capacity=[forbidden if isinf(c) else c for _, _, c in arcs])
+    inside = set(cut.partition[0])
+    tiers = tuple(sum(_node(problem, v, b) not in inside for b in boundaries) for v in groups)
     cost = cost_of(problem, tiers)
-    return Solution((), cost) if isinf(cost) else Solution(tiers, cost)
+    return Solution(() if isinf(cost) else tiers, cost)
 
 
-class _Arcs:
-    """The network's arcs; auxiliary nodes are numbered behind the groups' nodes."""
+def _node(problem: Problem, group: int, boundary: int) -> int:
+    return 2 + group * (problem.num_tiers - 1) + boundary
 
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        self.boundaries = range(problem.num_tiers - 1)
-        self.num_nodes = 2 + problem.num_groups * len(self.boundaries)
-        self.all: list[Arc] = [*self._groups(), *self._precedence()]
+
+def _tiers(problem: Problem) -> Iterator[Arc]:
+    pins = dict(problem.pinned)
+    for v, seconds in enumerate(problem.seconds):
+        nodes = [_node(problem, v, b) for b in range(problem.num_tiers - 1)]
+        for tier, (inner, outer) in enumerate(pairwise([_SINK, *nodes, _SOURCE])):
+            allowed = pins.get(v, tier) == tier and not isinf(seconds[tier])
+            yield outer, inner, problem.reach[v] * seconds[tier] if allowed else inf
+        yield from ((inner, outer, inf) for inner, outer in pairwise(nodes))
+
+
+def _precedence(problem: Problem) -> Iterator[Arc]:
+    pairs = {(f.producer, u) for f in problem.flows for u in f.consumers if f.producer >= 0}
+    for u, v in sorted(pairs | set(problem.order)):
+        yield from ((_node(problem, v, b), _node(problem, u, b), inf) for b in range(problem.num_tiers - 1))
+
+
+def _charges(problem: Problem) -> Iterator[tuple[int, float, tuple[int, ...], int]]:
+    """(start, price, readers, boundary): price · max{ρ of readers beyond} is due if start is within the boundary."""
+    for b, fixed in enumerate(problem.fixed_s):
+        yield _SOURCE, fixed, tuple(range(problem.num_groups)), b
         for flow in problem.flows:
-            for b in self.boundaries:
-                start = _SOURCE if flow.producer < 0 else self.node(flow.producer, b)
-                self._charge(start, flow.crossing_s[b], flow.consumers, b)
-        for b in self.boundaries:
-            self._charge(_SOURCE, problem.fixed_s[b], tuple(range(problem.num_groups)), b)
-        self._charge_local()
+            start = _SOURCE if flow.producer < 0 else _node(problem, flow.producer, b)
+            yield start, flow.crossing_s[b], flow.consumers, b
 
-    def node(self, group: int, boundary: int) -> int:
-        return 2 + group * len(self.boundaries) + boundary
 
-    def _groups(self) -> Iterator[Arc]:
-        last = len(self.boundaries) - 1
-        pins = dict(self.problem.pinned)
-        for v, seconds in enumerate(self.problem.seconds):
-            chain = [_SINK, *(self.node(v, b) for b in self.boundaries), _SOURCE]
-            for tier, (inner, outer) in enumerate(pairwise(chain)):
-                allowed = pins.get(v, tier) == tier and not isinf(seconds[tier])
-                yield outer, inner, self.problem.reach[v] * seconds[tier] if allowed else float("inf")
-            yield from ((self.node(v, b), self.node(v, b + 1), float("inf")) for b in range(last))
-
-    def _precedence(self) -> Iterator[Arc]:
-        pairs = {(f.producer, u) for f in self.problem.flows for u in f.consumers if f.producer >= 0}
-        for u, v in pairs | set(self.problem.order):
-            yield from ((self.node(v, b), self.node(u, b), float("inf")) for b in self.boundaries)
-
-    def _charge(self, start: int, price: float, readers: tuple[int, ...], boundary: int) -> None:
-        """Charges price · max{ρ of the readers beyond}: one auxiliary node per step of ρ."""
-        reach = self.problem.reach
-        below = 0.0
-        for level in sorted({reach[u] for u in readers}):
-            capacity = price if isinf(price) else price * (level - below)
-            if capacity > 0:
-                self.all.append((start, self.num_nodes, capacity))
-                beyond = (u for u in readers if reach[u] >= level)
-                self.all.extend((self.num_nodes, self.node(u, boundary), float("inf")) for u in beyond)
-                self.num_nodes += 1
-            below = level
-
-    def _charge_local(self) -> None:
-        self.all.append((self.num_nodes, _SINK, self.problem.local_s))
-        groups = range(self.problem.num_groups)
-        self.all.extend((self.node(v, 0), self.num_nodes, float("inf")) for v in groups)
-        self.num_nodes += 1
+def _steps(problem: Problem, readers: tuple[int, ...]) -> Iterator[tuple[float, list[int]]]:
+    below = 0.0
+    for level in sorted({problem.reach[u] for u in readers}):
+        yield level - below, [u for u in readers if problem.reach[u] >= level]
+        below = level
