@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -71,7 +72,8 @@ async def open_zenoh(settings: ZenohSettings) -> ZenohTransport:
             try:
                 await asyncio.wait_for(transport.linked_up(), max(0.1, deadline - loop.time()))
             except TimeoutError as error:
-                await transport.close()
+                # Closing waits for Zenoh's present attempt to connect; the cause need not wait for it.
+                threading.Thread(target=session.close, daemon=True).start()
                 raise await _explained(diagnosis) from error
         return transport
     finally:
@@ -175,7 +177,7 @@ class ZenohTransport(Transport):
             raise Unreachable(
                 f"nobody answers on {key!r}: no node serves it, or it was lost. Check that the node is up.", key=key
             )
-        return checked_reply(self._opened(asked.replies[0]))
+        return checked_reply(self.door.open(asked.replies[0]))
 
     async def query_all(self, key: str, frame: Frame, *, timeout_s: float) -> list[Frame]:
         asked = self._ask(key, frame, timeout_s, zenoh.QueryTarget.ALL)
@@ -189,7 +191,7 @@ class ZenohTransport(Transport):
         answers = []
         for reply in asked.replies:
             with contextlib.suppress(EdgewiseError):
-                answers.append(checked_reply(self._opened(reply)))
+                answers.append(checked_reply(self.door.open(reply)))
         return answers
 
     async def serve(self, key: str, handler: QueryHandler) -> Registration:
@@ -204,7 +206,7 @@ class ZenohTransport(Transport):
         def put() -> None:
             self._session.put(
                 key, data, congestion_control=zenoh.CongestionControl.DROP,
-                priority=_priority(frame.purpose), express=frame.purpose in _EXPRESS,
+                priority=_priority(frame.purpose), express=frame.purpose is Purpose.SERVING,
             )  # fmt: skip
 
         self._sender.submit(frame.purpose, key, Job(put, lambda error: None, len(data)))
@@ -293,9 +295,6 @@ class ZenohTransport(Transport):
             asked.drop()
             raise
         return asked
-
-    def _opened(self, data: bytes) -> Frame:
-        return self.door.open(data)
 
     def _start_answer(self, handler: QueryHandler, query: Any) -> None:
         task = self._loop.create_task(self._answer(handler, query))

@@ -19,7 +19,7 @@ SEND_BUFFER_BYTES = 128 * 1024
 KEEP_ALIVES_PER_LEASE = 16
 BATCH_BYTES = 8 * 1024
 QUEUE_BATCHES = {"control": 2, "real_time": 2, "interactive_high": 8, "interactive_low": 4,
-                 "data_high": 4, "data": 2, "data_low": 8, "background": 16}  # fmt: skip
+                 "data_high": 8, "data": 2, "data_low": 8, "background": 16}  # fmt: skip
 PRIORITIES = {
     Purpose.SERVING: "INTERACTIVE_HIGH",
     Purpose.CONTROL: "DATA_HIGH",
@@ -27,6 +27,7 @@ PRIORITIES = {
     Purpose.BULK: "BACKGROUND",
 }
 _NEVER_US = 3_600_000_000
+_DROP_AFTER_US = 20_000
 _OPEN_TIMEOUT_MS = 3000
 
 
@@ -188,6 +189,7 @@ def zenoh_config(settings: ZenohSettings) -> dict[str, Any]:
         "transport/link/tx/batch_size": BATCH_BYTES,
         "transport/link/tx/queue/size": QUEUE_BATCHES,
         "transport/link/tx/queue/congestion_control/block/wait_before_close": _NEVER_US,
+        "transport/link/tx/queue/congestion_control/drop/wait_before_drop": _DROP_AFTER_US,
     }
     if settings.access_control is not None:
         config["access_control"] = dict(settings.access_control)
