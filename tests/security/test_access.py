@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
 import socket
 import subprocess
@@ -209,6 +210,37 @@ def test_a_stranger_is_refused_and_nobody_is_disturbed(fabric: Fabric, strangers
         with pytest.raises(zenoh.ZError, match="Unable to connect"):
             zenoh.open(config)
         assert ask_until_answered(cloud, "ew/main/node/device-1/info") == ["undisturbed"]
+
+
+ROUTER = """
+import sys, zenoh
+from edgewise.security.access import log_refused_links
+log_refused_links()
+session = zenoh.open(zenoh.Config.from_file(sys.argv[1]))
+print("open", flush=True)
+sys.stdin.readline()
+session.close()
+print("closed")
+"""
+
+
+def test_a_router_logs_why_it_refused(fabric: Fabric, strangers: dict[str, Path], tmp_path: Path) -> None:
+    port = free_port()
+    folder = fabric.authority.issue("edge-2", Tier.EDGE).write(tmp_path / "edge-2")
+    (tmp_path / "edge-2.json5").write_text(str(configuration(folder, "router", listen=f"tls/127.0.0.1:{port}")))
+    words = [sys.executable, "-c", ROUTER, str(tmp_path / "edge-2.json5")]
+    env = {name: value for name, value in os.environ.items() if name != "RUST_LOG"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=env) as router:
+        assert router.stdout is not None
+        assert router.stdout.readline() == "open\n"
+        for folder in strangers.values():
+            with pytest.raises(zenoh.ZError, match="Unable to connect"):
+                zenoh.open(configuration(folder, "client", connect=f"tls/127.0.0.1:{port}"))
+        answers, log = router.communicate("\n", timeout=30)
+    assert answers == "closed\n"  # what a program reads is not mixed with the log
+    assert "invalid peer certificate: BadSignature" in log
+    assert "certificate expired" in log
 
 
 def test_a_device_cannot_pose_as_a_router(fabric: Fabric) -> None:

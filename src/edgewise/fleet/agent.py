@@ -40,6 +40,7 @@ from edgewise.fleet.serving import OpenDoor, Serving
 from edgewise.fleet.settings import AgentSettings
 from edgewise.fleet.trainer import Trainer
 from edgewise.ledger.resources import read_resources
+from edgewise.security.access import log_refused_links
 from edgewise.transport.keys import Keys
 from edgewise.transport.zenoh import ZenohTransport
 from edgewise.transport.zenoh_config import zenoh_id
@@ -211,6 +212,7 @@ async def run_agent(
     logging.basicConfig(
         level=os.environ.get("EDGEWISE_LOG", "INFO"), format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
+    log_refused_links()
     agent = await Agent.open(settings, open_door)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

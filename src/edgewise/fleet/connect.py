@@ -17,7 +17,6 @@ from edgewise.ledger.entry import FrameCounter
 from edgewise.security.access import access_control
 from edgewise.security.data_policy import DataPolicy
 from edgewise.security.identity import Identity
-from edgewise.security.verifier import Verifier
 from edgewise.transport.blobs import FolderBlobs
 from edgewise.transport.diagnose import Cause, diagnose
 from edgewise.transport.keys import Keys
@@ -50,7 +49,7 @@ async def open_node(settings: AgentSettings, describe: Callable[[], NodeInfo]) -
     tap = _capture(settings)
     node = Node(
         identity=identity, epoch=epoch, keys=Keys(settings.fleet), uplinks=[], policy=policy,
-        blobs=FolderBlobs(Path(settings.state) / "blobs"), verifier=Verifier(identity.ca_pem), counter=counter,
+        blobs=FolderBlobs(Path(settings.state) / "blobs"), verifier=identity.verifier(), counter=counter,
         describe=describe,
     )  # fmt: skip
     tls = TlsFiles(*_files(Path(settings.identity)))

@@ -16,7 +16,7 @@ How to use:
 The threat model is in `docs/security.md`.
 """
 
-from edgewise.security.access import access_control, tls_config
+from edgewise.security.access import access_control, log_refused_links, tls_config
 from edgewise.security.authority import Authority, CertificateFiles, create_authority, make_request
 from edgewise.security.certificates import Subject
 from edgewise.security.data_policy import DataPolicy, EgressAudit
@@ -36,6 +36,7 @@ __all__ = [
     "Verifier",
     "access_control",
     "create_authority",
+    "log_refused_links",
     "make_request",
     "tls_config",
 ]

@@ -14,6 +14,8 @@ the signature of its frames (`verifier.py`). See `docs/decisions/0002-certificat
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -97,6 +99,23 @@ def tls_config(folder: str | Path) -> dict[str, Any]:
         "verify_name_on_connect": True,
         "close_link_on_expiration": True,
     }
+
+
+def log_refused_links() -> None:
+    """Lets Zenoh say on standard error why it refused a link: no certificate, wrong authority, expired.
+
+    Call it once, where a process begins. Zenoh can only write to file descriptor 1, which is what a program reads
+    that asked for `--json`; so 1 is led to standard error, and `sys.stdout` writes to what 1 was. `RUST_LOG` overrides
+    what is said.
+    """
+    import zenoh
+
+    if sys.stdout is sys.__stdout__ and sys.stdout is not None and sys.stdout.fileno() == 1:
+        sys.stdout.flush()
+        was = os.dup(1)
+        os.dup2(2, 1)
+        sys.stdout = open(was, "w", buffering=1, encoding=sys.stdout.encoding)  # noqa: SIM115 - lives as long as we do
+    zenoh.init_log_from_env_or("error,zenoh_link_tls=warn")
 
 
 def _rule(
