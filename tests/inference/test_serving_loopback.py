@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgewise.core.errors import Busy, InputError, PlanInfeasible
+from edgewise.core.errors import Busy, FrameRefused, InputError, PlanInfeasible
 from edgewise.core.ids import Epoch, NodeId, Tier
 from edgewise.inference.hosting import StageHost
-from edgewise.inference.messages import STAGE
+from edgewise.inference.messages import STAGE, STAGE_REQUEST, StageRequest
 from edgewise.inference.observation import Observation
 from edgewise.inference.peers import Target
 from edgewise.inference.serving import Server, device_only_plan, local_server
@@ -22,7 +22,8 @@ from edgewise.inference.session import Source
 from edgewise.inference.stages import make_session
 from edgewise.models.graph import Graph
 from edgewise.planning.plan import Plan
-from edgewise.transport.frame import Frame
+from edgewise.transport.door import AllowOrigins
+from edgewise.transport.frame import Frame, make_frame
 from edgewise.transport.keys import Keys
 from edgewise.transport.loopback import LoopbackFabric
 from edgewise.transport.transport import Registration
@@ -53,11 +54,12 @@ class World:
         self.server.activate(Epoch(epoch))
 
 
-@asynccontextmanager
-async def world(*edges: str, cloud: bool = False) -> AsyncIterator[World]:
-    def allow(origins: object, key: str) -> None:
-        return None
+def anything(origins: object, key: str) -> None:
+    """A data policy that grants everything."""
 
+
+@asynccontextmanager
+async def world(*edges: str, cloud: bool = False, allow: AllowOrigins | None = anything) -> AsyncIterator[World]:
     fabric, rows = LoopbackFabric(), list[Observation]()
     async with AsyncExitStack() as stack:
         device = await stack.enter_async_context(fabric.open("device-1", allow=allow))
@@ -250,6 +252,62 @@ def test_a_plan_the_edge_does_not_know_is_refused_and_the_device_answers() -> No
             assert served.observation.source is Source.DEVICE_EXIT
             assert "is not prepared on 'edge-1'; prepared are epochs [1]" in served.observation.cause
             assert made.hosts["edge-1"].refused == 1
+
+    asyncio.run(run())
+
+
+def test_raw_inputs_do_not_pass_a_link_without_a_grant_and_the_device_answers() -> None:
+    async def run() -> None:
+        async with world("edge-1", allow=None) as made:
+            await made.install(raw_plan(GRAPH))
+            for _ in range(2):
+                served = await made.server.infer({"x": images()})
+                assert served.observation.source is Source.LOCAL_TAIL
+                assert "carries data of class ['raw'] over a link without a data policy" in served.observation.cause
+            await made.install(split_plan(GRAPH), 2)
+            assert (await made.server.infer({"x": images()})).observation.source is Source.PLAN
+
+    asyncio.run(run())
+
+
+def test_a_full_edge_says_so_and_the_device_answers() -> None:
+    async def run() -> None:
+        async with world("edge-1") as made:
+            await made.install(split_plan(GRAPH))
+            made.hosts["edge-1"].worker.max_waiting = 0
+            served = await made.server.infer({"x": images()})
+            assert served.observation.source is Source.DEVICE_EXIT
+            assert "0 jobs wait for this node's worker, the limit is 0" in served.observation.cause
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "order"}, "the stage service of 'edge-1' takes 'stage_request', found 'order'"),
+        ({"tier": Tier.CLOUD}, "tier cloud of plan 'split' is wanted, 'edge-1' is tier edge"),
+        ({"version": 5}, "epoch 1, version 5, is not prepared on 'edge-1'"),
+        ({"coded": ()}, r"lacks the tensors \['a'\] of its cut"),
+    ],
+)
+def test_a_stage_host_refuses_what_it_was_not_asked_for(change: dict[str, Any], message: str) -> None:
+    async def run() -> None:
+        host = StageHost(NodeId("edge-1"), Tier.EDGE)
+        plan = split_plan(GRAPH)
+        await host.prepare(active(plan), GRAPH)
+        fields = {
+            "plan": plan.digest,
+            "epoch": 1,
+            "version": 1,
+            "tier": Tier.EDGE,
+            "request": "r",
+            "coded": (),
+        } | change
+        kind = fields.pop("kind", STAGE_REQUEST)
+        with pytest.raises(FrameRefused, match=message):
+            await host.handle(make_frame(kind, StageRequest(**fields)))
+        await host.close()
 
     asyncio.run(run())
 

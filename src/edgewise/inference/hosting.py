@@ -15,11 +15,11 @@ import asyncio
 import time
 from collections.abc import Sequence
 
-from edgewise.core.errors import DeadlineExceeded, EdgewiseError, FrameRefused, RemoteError, Unreachable
+from edgewise.core.errors import DeadlineExceeded, EdgewiseError, FrameRefused, Unreachable
 from edgewise.core.ids import Epoch, NodeId, Tier
 from edgewise.inference.cuts import decode_cut
 from edgewise.inference.messages import STAGE_ANSWER, STAGE_REQUEST, StageAnswer, StageRequest
-from edgewise.inference.peers import Peers, Target
+from edgewise.inference.peers import Peers, Target, is_peers_fault
 from edgewise.inference.prepared import PreparedPlan, SegmentResult, ask, prepare_plan
 from edgewise.inference.stages import Tensors, segment_of
 from edgewise.inference.worker import Worker
@@ -179,7 +179,7 @@ class StageHost:
                 )
             except EdgewiseError as caught:
                 error = caught
-                if not isinstance(caught, RemoteError):
+                if is_peers_fault(caught):
                     self._peers.failed(node, left_s)
                 continue
             self._peers.succeeded(node)

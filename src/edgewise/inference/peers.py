@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from edgewise.core.errors import Busy, DeadlineExceeded, EdgewiseError, Unreachable
 from edgewise.core.ids import NodeId
 from edgewise.transport.transport import Transport
 
 _MAX_DOUBLINGS = 6
+_ITS_OWN = frozenset((Busy.code, DeadlineExceeded.code, "internal"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,18 @@ class Breaker:
     def succeeded(self) -> Breaker:
         """Asked as usual again."""
         return replace(self, failures=0, retry_at_s=0.0)
+
+
+def is_peers_fault(error: EdgewiseError) -> bool:
+    """Whether an error speaks against the node that was asked, rather than against the question.
+
+    Args:
+        error: What asking it raised.
+
+    Returns:
+        True if it is unreachable, late or full; a refused plan epoch or a forbidden payload is not its fault.
+    """
+    return isinstance(error, (Unreachable, DeadlineExceeded)) or error.fields.get("remote_code") in _ITS_OWN
 
 
 @dataclass(frozen=True, slots=True)

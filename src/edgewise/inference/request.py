@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from edgewise.core.errors import EdgewiseError, RemoteError
+from edgewise.core.errors import EdgewiseError
 from edgewise.core.ids import NodeId, RequestId
 from edgewise.inference import session
 from edgewise.inference.messages import StageAnswer
 from edgewise.inference.observation import Observation
-from edgewise.inference.peers import Peers
+from edgewise.inference.peers import Peers, is_peers_fault
 from edgewise.inference.prepared import PreparedPlan, SegmentResult, ask
 from edgewise.inference.session import Session, Source, step
 from edgewise.inference.stages import Tensors
@@ -189,7 +189,7 @@ class LiveRequest:
                 timeout_s=action.timeout_s,
             )
         except EdgewiseError as error:
-            if not isinstance(error, RemoteError):
+            if is_peers_fault(error):
                 peers.failed(node, self._budget_s)
             self._on(session.RemoteFailed(self._loop.time(), node, f"{error.code}: {error.message}"))
             return
