@@ -176,6 +176,15 @@ def test_an_edge_that_stays_away_costs_its_clients_the_round_at_the_deadline():
     assert run.model.tobytes() == flat_model(("c1", "c3"), num_rounds=1)
 
 
+def test_a_run_that_waits_for_an_edge_says_so():
+    run = hierarchy()
+    run.kill_edge(EDGES[0])
+    assert run.actions[-1].sentence.startswith(
+        "round 1 waits for edge edge-1 (its process ended), which holds the upda"
+    )
+    assert "of 3 clients" in run.actions[-1].sentence
+
+
 def test_a_run_ends_with_the_cause_where_too_few_clients_answer():
     run = hierarchy(quorum=3)
     run.kill_edge(EDGES[0])

@@ -9,9 +9,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from edgewise.codecs import payload_to_bytes, top_k
+from edgewise.codecs import payload_to_bytes
 from edgewise.codecs.codec import Payload
-from edgewise.core.errors import StoreError
+from edgewise.core.errors import FrameRefused, StoreError
 from edgewise.core.ids import ClientId, Digest, Epoch, RoundNumber, RunId
 from edgewise.core.seeds import Seeds
 from edgewise.training.algorithms import fed_adam, fed_avg
@@ -37,6 +37,8 @@ from edgewise.training.protocols.messages import (
     UpdateReceived,
 )
 from edgewise.training.protocols.synchronous import Phase, make_step, replay, resume
+from edgewise.training.select import uniform
+from edgewise.training.server import step
 
 SIZE = 5
 NAMES = ("a", "b", "c")
@@ -360,6 +362,43 @@ def test_a_log_that_does_not_begin_with_a_start_is_refused():
         decode_event(b"\x00")
 
 
-def test_a_biased_uplink_without_error_feedback_warns():
-    with pytest.warns(UserWarning, match=r"Wrap it: error_feedback\(top_k"):
-        fed_avg(uplink=top_k(0.1))
+def test_a_model_that_diverges_on_the_server_ends_the_run_with_the_last_good_one():
+    bench = Bench(fed_avg(server=step(1e38)), num_rounds=3)
+    for client in NAMES:
+        bench.sent(client)
+    outcome = bench.found(EndRun).outcome
+    assert outcome.kind is OutcomeKind.FAILED
+    assert re.search(
+        r"round 1: step\(learning_rate=1e\+38\) gives a model with \d of 5 entries not fini", outcome.sentence
+    )
+    assert (outcome.model, outcome.num_rounds) == (bench.config.initial_model, 0)
+
+
+def test_a_selection_below_the_quorum_fails_the_run_instead_of_waiting_for_ever():
+    bench = Bench(fed_avg(select=uniform(2)), quorum=3)
+    assert "uniform(cohort_size=2) chose 2 clients, the quorum is 3" in bench.found(EndRun).outcome.sentence
+
+
+def test_a_model_of_another_size_is_refused():
+    bench = Bench()
+    config = msgspec.structs.replace(bench.config, num_entries=SIZE + 1)
+    with pytest.raises(FrameRefused, match="a model of 6 entries has 24 bytes, found 20"):
+        make_step(fed_avg(), bench.driver.blobs)(None, RunStarted(config, {}))
+
+
+def test_a_second_start_and_events_of_strangers_change_nothing():
+    bench = Bench()
+    before = bench.state
+    bench.feed(RunStarted(bench.config, {}))
+    bench.feed(ClientLost(ClientId("stranger"), "gone"))
+    bench.feed(ClientFailed(RunId("other"), RoundNumber(1), ClientId("a"), Epoch(1), "x"))
+    bench.feed(UpdateInvalid(RunId("other"), RoundNumber(1), ClientId("a"), Epoch(1), "x"))
+    assert bench.state == before
+
+
+def test_a_loss_that_is_no_number_does_not_spoil_the_mean():
+    bench = Bench(num_rounds=1)
+    bench.feed(msgspec.structs.replace(bench.made("a"), metrics={"loss": float("nan")}))
+    bench.sent("b")
+    bench.sent("c")
+    assert bench.state.rounds[0].metrics == {"loss": 1.0}

@@ -90,6 +90,8 @@ def check_weight(weight: Any) -> NDArray[np.int64]:
     Raises:
         InputError: If one is not an integer in 0…2¹⁹.
     """
+    if type(weight) is int and 0 <= weight <= MAX_WEIGHT:
+        return np.array(weight, np.int64)
     given = np.asarray(weight, np.float64)
     ok = (given >= 0) & (given <= MAX_WEIGHT) & (given == np.floor(given))
     if not ok.all():

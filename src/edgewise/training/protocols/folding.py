@@ -14,10 +14,12 @@ from edgewise.core.errors import FrameRefused, InputError, StoreError
 from edgewise.core.ids import Digest, RoundNumber, digest_of
 from edgewise.core.layout import Vector
 from edgewise.training.algorithm import FederatedAlgorithm, State
-from edgewise.training.protocols.messages import RunConfig, StoreModel
+from edgewise.training.protocols.messages import Answer, RunConfig, StoreModel
 
 Blobs = Mapping[Digest, bytes]
 """Bytes by their digest; a name always gives the same bytes, so reading is a pure function."""
+
+_FOLD_ENTRIES = 2**20
 
 
 def blob(blobs: Blobs, digest: Digest) -> bytes:
@@ -98,6 +100,27 @@ def decode_update(codec: Codec, data: bytes, num_entries: int) -> Vector:
     if payload.shape != (num_entries,):
         raise FrameRefused(f"an update of this model has shape ({num_entries},), found {payload.shape}.")
     return codec.decode(payload)
+
+
+def fold(algorithm: FederatedAlgorithm, blobs: Blobs, answers: Iterable[Answer], num_entries: int) -> State:
+    """The sum of stored updates, in O(d) memory: a few megabytes of them are decoded at a time.
+
+    Args:
+        algorithm: Uplink and aggregator.
+        blobs: Holds the payloads.
+        answers: Accepted updates; their order changes nothing.
+        num_entries: d.
+
+    Returns:
+        The aggregator's sum.
+    """
+    total, listed = algorithm.aggregate.init(num_entries), list(answers)
+    height = max(1, _FOLD_ENTRIES // max(1, num_entries))
+    for start in range(0, len(listed), height):
+        part = listed[start : start + height]
+        updates = np.stack([decode_update(algorithm.uplink, blob(blobs, a.payload), num_entries) for a in part])
+        total = algorithm.aggregate.add(total, updates, np.array([a.weight for a in part]))
+    return total
 
 
 def mean_metrics(answers: Iterable[tuple[Mapping[str, float], int]]) -> dict[str, float]:

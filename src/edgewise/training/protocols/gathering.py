@@ -6,6 +6,7 @@ Used by the flat protocol and by an edge of the hierarchical one. Pure values; n
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any
 
 import msgspec
@@ -42,6 +43,12 @@ class Gathering(msgspec.Struct, frozen=True):
     def outstanding(self) -> tuple[ClientId, ...]:
         """Who was asked and may still answer."""
         return tuple(c for c in self.cohort if c not in self.answers and c not in self.missing)
+
+    @property
+    def is_settled(self) -> bool:
+        """Nobody is outstanding."""
+        # Answers and missing are disjoint parts of the cohort, so counting is enough.
+        return len(self.answers) + len(self.missing) >= len(self.cohort)
 
 
 def change(gathering: Gathering, **fields: Any) -> Gathering:
@@ -134,10 +141,15 @@ def counted_refusal(gathering: Gathering, reason: Refusal) -> Gathering:
 
 def accepted(gathering: Gathering, event: UpdateReceived) -> Gathering:
     """The same with the update counted; who was given up is back."""
-    answer = Answer(event.payload, event.weight, event.metrics)
+    # NaN would make equal states unequal.
+    metrics = {name: value for name, value in event.metrics.items() if isfinite(value)}
+    answers = {**gathering.answers, event.client: Answer(event.payload, event.weight, metrics)}
+    known = gathering.members[event.client]
+    if known.epoch == event.epoch and not known.absence and event.client not in gathering.missing:
+        return change(gathering, answers=answers)
     missing = {c: cause for c, cause in gathering.missing.items() if c != event.client}
     gathering = with_member(gathering, event.client, epoch=event.epoch, absence="")
-    return change(gathering, answers={**gathering.answers, event.client: answer}, missing=missing)
+    return change(gathering, answers=answers, missing=missing)
 
 
 def quarantined(gathering: Gathering, client: ClientId, reason: str) -> Gathering:

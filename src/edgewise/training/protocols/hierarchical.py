@@ -33,6 +33,7 @@ from edgewise.training.protocols.cloud_state import (
 from edgewise.training.protocols.folding import Blobs
 from edgewise.training.protocols.messages import (
     Action,
+    AnnounceWaiting,
     Answer,
     ClientLost,
     ClientReturned,
@@ -257,7 +258,13 @@ def _edge_lost(algorithm: FederatedAlgorithm, state: CloudState, event: EdgeLost
     ]
     state = msgspec.structs.replace(state, edges={**state.edges, event.edge: member}, homes=homes)
     if state.waits_for_edges and not event.homes:
-        return state, ()
+        if not open_clients:
+            return state, ()
+        sentence = (
+            f"round {state.run.gathering.round} waits for edge {event.edge} ({event.cause}), which holds the updates of "
+            f"{len(open_clients)} clients, until it returns or the round's deadline"
+        )
+        return state, (AnnounceWaiting(state.run.config.run, state.run.gathering.round, sentence),)
     state = _voided(state, event.edge, f"its edge {event.edge} is lost: {event.cause}")
     # A client that was given up with its edge before may turn up elsewhere later in the round.
     given_up = [c for c in event.homes if c in state.run.gathering.missing]
@@ -311,7 +318,7 @@ def _settled(
     algorithm: FederatedAlgorithm, blobs: Blobs, state: CloudState, actions: tuple[Action, ...]
 ) -> CloudResult:
     gathering = state.run.gathering
-    if state.run.phase is not Phase.OPEN or gathering.outstanding:
+    if state.run.phase is not Phase.OPEN or not gathering.is_settled:
         return state, actions
     if len(gathering.answers) >= state.run.config.quorum:
         return _close(algorithm, blobs, state, actions)

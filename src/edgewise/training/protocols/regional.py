@@ -18,7 +18,7 @@ from edgewise.training.algorithm import FederatedAlgorithm
 from edgewise.training.algorithms import make_algorithm
 from edgewise.training.protocols import gathering as g
 from edgewise.training.protocols.admission import Judged, admit, refuse, refuse_invalid
-from edgewise.training.protocols.folding import Blobs, arrays_to_bytes, blob, decode_update
+from edgewise.training.protocols.folding import Blobs, arrays_to_bytes, fold
 from edgewise.training.protocols.messages import (
     Action,
     ClientFailed,
@@ -244,7 +244,7 @@ def _after_forwarding(state: EdgeState, region: Region, event: Event) -> EdgeRes
 def _settled(
     algorithm_of: AlgorithmOf, blobs: Blobs, state: EdgeState, region: Region, actions: tuple[Action, ...]
 ) -> EdgeResult:
-    if region.gathering.outstanding:
+    if not region.gathering.is_settled:
         return state, actions
     data = _folded(algorithm_of(region.order.algorithm), blobs, region)
     report = _report(region, data)
@@ -253,10 +253,7 @@ def _settled(
 
 
 def _folded(algorithm: FederatedAlgorithm, blobs: Blobs, region: Region) -> bytes:
-    total = algorithm.aggregate.init(region.order.num_entries)
-    for answer in region.gathering.answers.values():
-        update = decode_update(algorithm.uplink, blob(blobs, answer.payload), region.order.num_entries)
-        total = algorithm.aggregate.add(total, update, answer.weight)
+    total = fold(algorithm, blobs, region.gathering.answers.values(), region.order.num_entries)
     return arrays_to_bytes(algorithm.aggregate.to_arrays(total))
 
 

@@ -19,7 +19,7 @@ from edgewise.core.seeds import Seeds
 from edgewise.training.algorithm import FederatedAlgorithm
 from edgewise.training.protocols import gathering as g
 from edgewise.training.protocols.admission import admit, refuse, refuse_invalid
-from edgewise.training.protocols.folding import Blobs, blob, decode_update
+from edgewise.training.protocols.folding import Blobs, fold
 from edgewise.training.protocols.messages import (
     Action,
     ClientFailed,
@@ -188,7 +188,7 @@ def _timed_out(algorithm: FederatedAlgorithm, blobs: Blobs, state: RunState, eve
 
 
 def _settled(algorithm: FederatedAlgorithm, blobs: Blobs, state: RunState, actions: tuple[Action, ...]) -> Result:
-    if state.phase is not Phase.OPEN or state.gathering.outstanding:
+    if state.phase is not Phase.OPEN or not state.gathering.is_settled:
         return state, actions
     if len(state.gathering.answers) >= state.config.quorum:
         return _close(algorithm, blobs, state, actions)
@@ -196,11 +196,7 @@ def _settled(algorithm: FederatedAlgorithm, blobs: Blobs, state: RunState, actio
 
 
 def _close(algorithm: FederatedAlgorithm, blobs: Blobs, state: RunState, actions: tuple[Action, ...]) -> Result:
-    num_entries = state.config.num_entries
-    total = algorithm.aggregate.init(num_entries)
-    for answer in state.gathering.answers.values():
-        update = decode_update(algorithm.uplink, blob(blobs, answer.payload), num_entries)
-        total = algorithm.aggregate.add(total, update, answer.weight)
+    total = fold(algorithm, blobs, state.gathering.answers.values(), state.config.num_entries)
     state, closing = closed(algorithm, blobs, state, total)
     if state.phase is Phase.ENDED:
         return state, actions + closing
