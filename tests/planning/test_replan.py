@@ -148,6 +148,7 @@ def test_estimates_follow_ratios_and_start_anew_after_two_surprises():
     steady = Estimate(np.log(100.0)).seen(110.0, 0.5)
     assert steady.value == pytest.approx((100 * 110) ** 0.5)
     assert steady.seen(1e4, 0.5).value == steady.value
+    assert steady.seen(0.0, 0.5) == steady.seen(float("nan"), 0.5) == steady
     assert steady.seen(1e4, 0.5).seen(1e4, 0.5).value == pytest.approx(1e4)
 
 

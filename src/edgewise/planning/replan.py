@@ -71,12 +71,14 @@ class Estimate(msgspec.Struct, frozen=True):
         """The estimate after an observation.
 
         Args:
-            value: What was observed, > 0.
+            value: What was observed; what is not a positive number says nothing and is passed over.
             smoothing: Weight of it, α.
 
         Returns:
             The new estimate.
         """
+        if not 0.0 < value < inf:
+            return self
         gap = log(value) - self.log_mean
         surprises = self.surprises + 1 if abs(gap) > max(_SURPRISE_SIGMAS * self.sigma, _SURPRISE_LEAST) else 0
         if surprises >= 2:
@@ -222,7 +224,7 @@ def _estimated(state: ReplanState, observation: Observation) -> ReplanState:
     if isinstance(observation, TierReturned):
         return change(state, lost=state.lost - {observation.tier})
     if isinstance(observation, SegmentObserved):
-        factor = observation.seconds / observation.profiled_s
+        factor = observation.seconds / observation.profiled_s if observation.profiled_s > 0 else 0.0
         known = state.slowdowns.get(observation.tier, Estimate(0.0))
         return change(state, slowdowns={**state.slowdowns, observation.tier: known.seen(factor, alpha)})
     at = observation.boundary
