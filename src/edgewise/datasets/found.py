@@ -42,13 +42,13 @@ def find(relative: str, *, folder: str | Path | None = None, sha256: str = "") -
         raise DataError(
             f"{relative!r} was looked for, but {VARIABLE} names no data folder. "
             f"Set {VARIABLE} to the folder that holds {relative}, "
-            "or fetch it: edgewise data fetch URL --sha256 DIGEST --to FOLDER."
+            "or fetch it with edgewise.datasets.found.fetch(url, sha256, folder)."
         )
     path = Path(named) / relative
     if not path.is_file():
         raise DataError(
             f"data file {str(path)!r} does not exist. Put it there, point {VARIABLE} elsewhere, "
-            "or fetch it: edgewise data fetch URL --sha256 DIGEST --to FOLDER."
+            "or fetch it with edgewise.datasets.found.fetch(url, sha256, folder)."
         )
     if sha256:
         _check(path, sha256)

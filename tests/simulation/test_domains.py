@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+
+from edgewise.core.errors import InputError
+from edgewise.core.provenance import origins_of
+from edgewise.simulation.domains import DOMAINS, DomainTraining, clients_by_edge, public_share, simulate_domain
+from edgewise.simulation.simulate import SimulationOptions, simulate_rounds
+from edgewise.training.algorithms import fed_avg
+
+
+@pytest.fixture
+def training(task, homes):
+    held = {client: edge for client, edge in homes.items() if len(task.data(client))}
+    return DomainTraining(task, fed_avg(), 5, held, options=SimulationOptions("sequential"))
+
+
+def test_owners_of_each_domain(training):
+    owners = {domain: set(simulate_domain(domain, training).vectors) for domain in DOMAINS}
+    assert owners == {
+        "cloud": {"cloud"},
+        "hierarchical": {"all"},
+        "edge": {"edge-1", "edge-2"},
+        "device": {"a", "b", "c", "e"},
+    }
+
+
+def test_every_domain_is_judged_on_the_same_test_data(training):
+    for domain in DOMAINS:
+        result = simulate_domain(domain, training)
+        assert set(result.accuracies) == set(result.vectors)
+        assert result.accuracy == pytest.approx(np.mean([m["accuracy"] for m in result.accuracies.values()]))
+        assert result.vector is result.vectors[result.representative]
+
+
+def test_the_hierarchical_domain_is_the_whole_run(training, task):
+    run = simulate_rounds(task, training.algorithm, rounds=5, options=training.options)
+    assert simulate_domain("hierarchical", training).vector.tobytes() == run.vector.tobytes()
+
+
+def test_the_public_share_is_a_fraction_of_every_client(training):
+    share = public_share(training)
+    assert len(share) == round(0.2 * 12) + round(0.2 * 30) + round(0.2 * 17) + round(0.2 * 9)
+    assert origins_of(share.inputs) == {"raw"}
+
+
+def test_clients_by_edge_keep_their_order(homes):
+    assert clients_by_edge(homes) == {"edge-1": ("a", "d", "e"), "edge-2": ("b", "c")}
+
+
+def test_an_unknown_domain_is_refused(training):
+    with pytest.raises(InputError, match=r"there is no training domain 'clod'. Did you mean 'cloud'"):
+        simulate_domain("clod", training)
+
+
+def test_a_public_share_of_nothing_is_refused(task, homes):
+    nothing = DomainTraining(task, fed_avg(), 1, homes, public_fraction=0.0)
+    with pytest.raises(InputError, match=r"public_fraction must be above 0 and at most 1, got 0\.0"):
+        simulate_domain("cloud", nothing)
