@@ -150,6 +150,32 @@ def test_a_piece_must_be_given_all_it_needs():
         graph.extract(["input"], [])
 
 
+def halved():
+    """The digits network in half precision."""
+    model = onnx.load_model_from_string(digits_cnn())
+    for value in [*model.graph.input, *model.graph.output]:
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    for tensor in model.graph.initializer:
+        array = onnx.numpy_helper.to_array(tensor).astype(np.float16)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    return model
+
+
+def test_half_precision_is_widened_inside_and_kept_at_the_doors():
+    graph = graph_from(halved())
+    assert {t.dtype for t in (*graph.inputs, *graph.outputs)} == {"float16"}
+    inner = {graph.tensors[t].dtype for g in graph.condensed.groups[:-1] for t in g.outputs} - {"float16"}
+    assert inner == {"float32"}
+    assert "exit_2" not in graph.condensed.raw_tensors
+
+
+def test_a_widened_model_loads_as_it_is():
+    graph = graph_from(halved())
+    again = Graph.load(graph.whole)
+    assert again.model_bytes == graph.whole
+    assert [g.name for g in again.condensed.groups] == [g.name for g in graph.condensed.groups]
+
+
 def test_only_what_no_weight_has_touched_is_raw():
     condensed = Graph.load(rearranged()).condensed
     first = condensed.groups[0]

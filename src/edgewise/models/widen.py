@@ -25,7 +25,7 @@ def widen(model: Any) -> bool:
     graph = model.graph
     initial = {i.name for i in graph.initializer}
     flowing = [v for v in graph.input if v.name not in initial and v.type.tensor_type.elem_type == half]
-    if not any(i.data_type == half for i in graph.initializer) and not flowing:
+    if not any(i.data_type == half for i in graph.initializer) and not _needs_casts(graph, {v.name for v in flowing}):
         return False
     leaving = [v.name for v in graph.output if v.type.tensor_type.elem_type == half]
     del graph.value_info[:]
@@ -35,6 +35,11 @@ def widen(model: Any) -> bool:
     _widen_constants(graph)
     _cast_at_the_doors(graph, [v.name for v in flowing], leaving)
     return True
+
+
+def _needs_casts(graph: Any, inputs: set[str]) -> bool:
+    """Whether a half-precision input is read by anything but a cast; after widening none is."""
+    return any(node.op_type != "Cast" and inputs & set(node.input) for node in graph.node)
 
 
 def _widen_constants(graph: Any) -> None:
