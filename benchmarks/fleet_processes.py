@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from edgewise.core.ids import Epoch, NodeId, Tier
-from edgewise.security import Authority, create_authority
+from edgewise.security import Authority, Identity, create_authority
 from edgewise.transport.blobs import FolderBlobs
 from edgewise.transport.bulk import fetch_blob, serve_blobs
 from edgewise.transport.frame import Frame, make_frame
@@ -68,7 +68,13 @@ async def fleet(folder: Path, shape: Shape) -> AsyncIterator[Bench]:
         stack.push_async_callback(link.close)
         way = f"tls/127.0.0.1:{ports['links']['link']}"
         device = await open_zenoh(
-            ZenohSettings(NodeId("device-1"), Epoch(1), connect=(way,), tls=TlsFiles.of(folder / "device-1"))
+            ZenohSettings(
+                NodeId("device-1"),
+                Epoch(1),
+                connect=(way,),
+                tls=TlsFiles.of(folder / "device-1"),
+                sign=Identity.load(folder / "device-1").sign,
+            )
         )
         await stack.enter_async_context(device)
         blobs = FolderBlobs(folder / "device-blobs")

@@ -55,7 +55,7 @@ class Door:
             PolicyViolation: If the policy does not let its data go there.
             FrameRefused: As `encode_frame`.
         """
-        sign = self.sign if frame.purpose in _SIGNED else None
+        sign = _addressing(self.sign, key) if self.sign and frame.purpose in _SIGNED else None
         sequence = next(self._sequence) if sign else 0
         frame = replace(frame, sender=self.node, epoch=self.epoch, sequence=sequence)
         data = encode_frame(frame, sign=sign, allow=self._allow_towards(key))
@@ -92,3 +92,20 @@ class Door:
 
     def _count(self, frame: Frame, direction: Direction, size_bytes: int) -> None:
         self.counter.count(frame.kind, frame.purpose, direction, size_bytes, run=frame.run, data_classes=frame.origins)
+
+
+def addressed(signed_bytes: bytes, key: str) -> bytes:
+    """What a signature covers: the frame and the key it goes to, so that nobody hands it to another node.
+
+    Args:
+        signed_bytes: The frame up to its digest, `Frame.signed_bytes`.
+        key: The service key it was sent to; the receiver's own.
+
+    Returns:
+        The bytes to sign, or to check.
+    """
+    return b"".join((signed_bytes, b"\0", key.encode()))
+
+
+def _addressing(sign: Sign, key: str) -> Sign:
+    return lambda signed_bytes: sign(addressed(signed_bytes, key))

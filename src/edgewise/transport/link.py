@@ -30,6 +30,8 @@ Outage = Literal["black_hole", "cut"]
 _READ_BYTES = 2**16
 _SOCKET_BUFFER_BYTES = 16 * 1024
 _EARLY_S = 5e-5
+_TCP_INFO_RECEIVED = 128
+"""Offset of `tcpi_bytes_received` in Linux's struct tcp_info."""
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -145,8 +147,13 @@ class Link:
             self._loop.add_reader(self._listener, self._accept)
 
     def counters_dict(self) -> dict[str, Any]:
-        """Counters as JSON values: per direction, and connections open and ever opened."""
-        ways = {way: msgspec.structs.asdict(counter) for way, counter in self.counters.items()}
+        """Counters as JSON values: per direction, and connections open and ever opened.
+
+        `kernel_bytes` is the kernel's own count of what open connections received, where it tells (Linux).
+        """
+        ways: dict[str, Any] = {way: msgspec.structs.asdict(counter) for way, counter in self.counters.items()}
+        for index, way in enumerate(("up", "down")):
+            ways[way]["kernel_bytes"] = sum(_kernel_received(each.ends[index]) for each in self._connections)
         return {**ways, "open": len(self._connections), "connections": self.num_connections}
 
     async def close(self) -> None:
@@ -372,6 +379,13 @@ class _Pipe:
                 self._sink.shutdown(socket.SHUT_WR)
             self._connection.ended()
         return not is_end
+
+
+def _kernel_received(end: socket.socket) -> int:
+    if not hasattr(socket, "TCP_INFO"):
+        return 0
+    info = end.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_RECEIVED + 8)
+    return int.from_bytes(info[_TCP_INFO_RECEIVED:], "little") if len(info) == _TCP_INFO_RECEIVED + 8 else 0
 
 
 def _reset(end: socket.socket) -> None:

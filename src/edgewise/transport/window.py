@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-MIN_CHUNK_BYTES = 8 * 1024
+MIN_CHUNK_BYTES = 12 * 1024
 MAX_CHUNK_BYTES = 2**20
 PROBE_BYTES = 1024
 _CHUNK_S = 0.003
-_AHEAD_CHUNKS = 1.5
+_AHEAD_CHUNKS = 1.25
 _PROBE_EVERY_S = 5.0
 _RATE_WINDOW_S = 0.5
 _RATE_WINDOW_ROUND_TRIPS = 5

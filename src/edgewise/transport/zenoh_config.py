@@ -17,7 +17,7 @@ from edgewise.transport.door import AllowOrigins, Sign, Tap
 
 SEND_BUFFER_BYTES = 128 * 1024
 KEEP_ALIVES_PER_LEASE = 16
-BATCH_BYTES = 8 * 1024
+BATCH_BYTES = 13 * 1024
 QUEUE_BATCHES = {"control": 2, "real_time": 2, "interactive_high": 8, "interactive_low": 4,
                  "data_high": 8, "data": 2, "data_low": 8, "background": 16}  # fmt: skip
 PRIORITIES = {
