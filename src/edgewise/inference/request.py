@@ -22,7 +22,7 @@ from edgewise.inference.worker import Worker
 log = logging.getLogger(__name__)
 
 _MARGIN_FRACTION = 0.15
-_MAX_MARGIN_S = 0.03
+_MAX_MARGIN_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)

@@ -157,7 +157,7 @@ async def serve_http(
     listener = _listen(host, port)
     config = uvicorn.Config(
         app, lifespan="off", log_config=None, log_level="warning",
-        access_log=False, ws="none", timeout_keep_alive=75,
+        access_log=False, proxy_headers=False, server_header=False, date_header=False, ws="none", timeout_keep_alive=75,
         ssl_certfile=None if tls is None else str(tls[0]), ssl_keyfile=None if tls is None else str(tls[1]),
     )  # fmt: skip
     config.timeout_graceful_shutdown = _LAST_REQUESTS_S  # type: ignore[assignment]
@@ -279,6 +279,7 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
         parameters = {
             "exit_index": seen.exit_index, "source": str(seen.source), "plan_epoch": seen.epoch,
             "model_version": seen.version, "cause": seen.cause, "latency_ms": round(seen.latency_s * 1e3, 3),
+            "served_by": ",".join(seen.served_by),
         }  # fmt: skip
         return write_answer(name, str(seen.version), request, served.outputs, parameters)
 
