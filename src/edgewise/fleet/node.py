@@ -25,6 +25,7 @@ from edgewise.security.identity import Identity
 from edgewise.security.verifier import Verifier
 from edgewise.transport.blobs import FolderBlobs
 from edgewise.transport.bulk import fetch_blob, serve_blobs
+from edgewise.transport.door import addressed
 from edgewise.transport.frame import Frame, Tensor, make_frame
 from edgewise.transport.keys import Keys
 from edgewise.transport.transport import Registration, Transport
@@ -282,18 +283,19 @@ class Node:
             if route is None:
                 known = ", ".join(sorted(self._routes[service]))
                 raise FrameRefused(f"{self.name} takes no {frame.kind!r} on {service}. It takes {known}.")
-            sender = await self._verified(frame, route)
+            sender = await self._verified(frame, route, service)
             answer = await route.handler(frame.read(route.message), frame, sender)
             message, tensors = answer if isinstance(answer, tuple) else (answer, ())
             return make_frame(kind_of(message), message, tensors, purpose=frame.purpose, run=frame.run)
 
         return dispatch
 
-    async def _verified(self, frame: Frame, route: Route) -> NodeInfo:
+    async def _verified(self, frame: Frame, route: Route, service: str) -> NodeInfo:
         try:
             known = self._known.get(frame.sender)
             sender = await self.info_of(frame.sender, fresh=known is not None and known.epoch != frame.epoch)
-            self.verifier.check(frame.sender, frame.epoch, frame.sequence, frame.signature, frame.signed_bytes)
+            signed = addressed(frame.signed_bytes, self.keys.service(self.name, service))
+            self.verifier.check(frame.sender, frame.epoch, frame.sequence, frame.signature, signed)
         except (IdentityRefused, Unreachable) as error:
             self._refuse(f"{frame.kind} in the name of {frame.sender or 'nobody'}")
             log.warning("%s refuses %s in the name of %s: %s", self.name, frame.kind, frame.sender, error)
