@@ -42,7 +42,13 @@ def test_flops_of_a_convolution_follow_from_its_shapes():
 def test_a_path_and_its_bytes_give_the_same_graph(tmp_path):
     path = tmp_path / "m.onnx"
     path.write_bytes(digits_cnn())
-    assert Graph.load(path).digest == Graph.load(digits_cnn()).digest
+    assert Graph.load(path).digest == Graph.load(digits_cnn()).digest == digest_of(path.read_bytes())
+
+
+@pytest.mark.parametrize("make", [lambda: onnx.load_model_from_string(digits_cnn()), lambda: halved()])
+def test_a_node_that_is_sent_the_bytes_has_the_same_digest(make):
+    graph = graph_from(make())
+    assert Graph.load(graph.model_bytes).digest == graph.digest
 
 
 def test_initializers_listed_as_inputs_are_constants():

@@ -85,8 +85,9 @@ class Graph:
 
     Attributes:
         name: The model's own name.
-        digest: Of the bytes or the file it was loaded from.
-        model_bytes: The same model with external data taken in and float16 widened inside (see `widen.py`).
+        digest: Of `model_bytes`; a node that is sent those bytes loads a graph of the same digest.
+        model_bytes: What it was loaded from, unchanged, or with external data taken in and float16 widened inside
+            (see `widen.py`) where there was any.
         inputs: What the model is given.
         outputs: The exits' logits, first exit first.
         nodes: Operators that depend on the input, in topological order.

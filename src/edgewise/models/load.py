@@ -21,9 +21,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 def load_graph(source: bytes | str | Path, input_shapes: Shapes) -> Graph:
     """What `Graph.load` does; see there."""
-    model, where = _read(source)
+    model, took_in, where = _read(source)
     _check(model, where)
-    changed = widen(model) or not isinstance(source, bytes)
+    changed = widen(model) or took_in
     given = _settle_inputs(model, input_shapes, where)
     constants = _constants(model.graph)
     nodes = _flow(model, constants)
@@ -36,10 +36,10 @@ def load_graph(source: bytes | str | Path, input_shapes: Shapes) -> Graph:
     kept = model.SerializeToString() if changed else original
     name = model.graph.name or "graph"
     inputs = tuple(tensors[i] for i in given)
-    return Graph(name, digest_of(original), kept, inputs, outputs, nodes, tensors, dict(given))
+    return Graph(name, digest_of(kept), kept, inputs, outputs, nodes, tensors, dict(given))
 
 
-def _read(source: bytes | str | Path) -> tuple[Any, str]:
+def _read(source: bytes | str | Path) -> tuple[Any, bool, str]:
     import onnx
 
     where = "the ONNX bytes" if isinstance(source, bytes) else f"ONNX file {str(source)!r}"
@@ -54,16 +54,15 @@ def _read(source: bytes | str | Path) -> tuple[Any, str]:
         raise GraphError(f"{where} is not readable as ONNX: {error}. Export or download it again.") from error
     if not model.graph.node:
         raise GraphError(f"{where} has no nodes: it is empty or not an ONNX model. Export or download it again.")
-    _take_in_external(model, source, where)
-    return model, where
+    return model, _take_in_external(model, source, where), where
 
 
-def _take_in_external(model: Any, source: bytes | str | Path, where: str) -> None:
+def _take_in_external(model: Any, source: bytes | str | Path, where: str) -> bool:
     import onnx
 
     external = [i.name for i in model.graph.initializer if i.data_location == onnx.TensorProto.EXTERNAL]
     if not external:
-        return
+        return False
     try:
         if isinstance(source, bytes):
             raise FileNotFoundError("bytes have no folder beside them")
@@ -73,6 +72,7 @@ def _take_in_external(model: Any, source: bytes | str | Path, where: str) -> Non
             f"{where} keeps {len(external)} tensors (first {external[0]!r}) in a file beside it that is not there: "
             f"{error}. Keep the data file beside the model and give its path, or export it as a single file."
         ) from error
+    return True
 
 
 def _check(model: Any, where: str) -> None:
