@@ -18,7 +18,7 @@ from edgewise.core.seeds import Seeds
 from edgewise.models.flat import layout_of
 from edgewise.models.task import Examples, Task
 from edgewise.training.algorithm import LocalWork
-from edgewise.training.local.engine import LocalEngine, LocalResult, Progress, schedule
+from edgewise.training.local.engine import LocalEngine, LocalResult, Progress, continued, schedule
 from edgewise.training.local.stacked import slice_width, to_results
 
 Batch = NDArray[np.float32]
@@ -85,7 +85,7 @@ class DenseEngine(LocalEngine):
         results: list[LocalResult] = []
         for start in range(0, len(examples), width):
             part = slice(start, start + width)
-            results += self._slice(rows[part], work, examples[part], seeds[part], progress)
+            results += self._slice(rows[part], work, examples[part], seeds[part], continued(progress, results))
         return results
 
     def _slice(

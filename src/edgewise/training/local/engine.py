@@ -26,7 +26,7 @@ from edgewise.models.task import Examples
 from edgewise.training.algorithm import LocalWork
 
 Progress = Callable[[int], None]
-"""Called after every local step with the steps done so far; raising from it stops the work."""
+"""Called after every step of the engine with a growing count; raising from it stops the work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +118,20 @@ class LocalEngine(ABC):
                 f"or {wanted}. Start from a version of the same task."
             )
         return np.broadcast_to(np.asarray(received, np.float32), wanted)
+
+
+def continued(progress: Progress | None, before: Sequence[LocalResult]) -> Progress | None:
+    """A progress callback for the next slice of a cohort: it goes on counting where the slices before ended.
+
+    Args:
+        progress: The caller's.
+        before: Results of the slices before.
+
+    Returns:
+        The callback; None if there is none.
+    """
+    done = sum(result.num_steps for result in before)
+    return None if progress is None else lambda steps: progress(done + steps)
 
 
 def orders(num_examples: int, work: LocalWork, seeds: Seeds) -> list[NDArray[np.intp]]:

@@ -16,7 +16,7 @@ from edgewise.core.seeds import Seeds
 from edgewise.models.flat import layout_of
 from edgewise.models.task import Examples, Task
 from edgewise.training.algorithm import LocalWork
-from edgewise.training.local.engine import LocalEngine, LocalResult, Progress, Schedule, schedule
+from edgewise.training.local.engine import LocalEngine, LocalResult, Progress, Schedule, continued, schedule
 from edgewise.training.local.sequential import one_thread, to_tensors
 
 STACK_BYTES = 8 << 20
@@ -56,7 +56,7 @@ class StackedEngine(LocalEngine):
         for start in range(0, len(examples), width):
             part = slice(start, start + width)
             with one_thread():
-                results += self._slice(rows[part], work, examples[part], seeds[part], progress)
+                results += self._slice(rows[part], work, examples[part], seeds[part], continued(progress, results))
         return results
 
     def _slice(
