@@ -29,6 +29,12 @@ ExitWithParent = Annotated[bool, typer.Option("--exit-with-parent", hidden=True,
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
+def one_thread() -> None:
+    """One thread per process, as many processes share a machine; must come before numpy is imported."""
+    for variable in THREAD_VARIABLES:
+        os.environ.setdefault(variable, "1")
+
+
 def run_node(as_json: bool, exit_with_parent: bool, **given: Any) -> None:
     """Runs a node until SIGTERM, ctrl-C or, if asked, the end of its standard input.
 
@@ -37,8 +43,7 @@ def run_node(as_json: bool, exit_with_parent: bool, **given: Any) -> None:
         exit_with_parent: End when standard input closes.
         **given: Fields of `AgentSettings`, as the options gave them.
     """
-    for variable in THREAD_VARIABLES:  # before numpy is imported: one thread per process
-        os.environ.setdefault(variable, "1")
+    one_thread()
     from edgewise.core.ids import Tier
     from edgewise.core.settings import setting
     from edgewise.fleet.agent import run_agent

@@ -304,12 +304,14 @@ class ProfileOrder(Message, frozen=True):
         budget_s: Seconds of measuring.
         cadence_s: Gap between runs, as in serving.
         link_to: Node whose link is measured as well; "" for none.
+        door_overhead_s: Seconds a request spends at the node's HTTP door, as measured by whoever asks.
     """
 
     graph: BlobRef
     budget_s: float = 3.0
     cadence_s: float = 0.0
     link_to: NodeId = NodeId("")
+    door_overhead_s: float = 0.0
 
 
 class ProfileAnswer(Message, frozen=True):

@@ -7,6 +7,7 @@ arrival, so that a server which falls behind cannot hide it (no coordinated omis
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -57,9 +58,15 @@ class InferenceClient:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for _, writer in self._free:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the free connections."""
+        while self._free:
+            _, writer = self._free.pop()
             writer.close()
-        self._free.clear()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
 
     async def infer(
         self, model: str, inputs: dict[str, NDArray[Any]], *, request_id: str = "", parameters: dict[str, Any] | None = None

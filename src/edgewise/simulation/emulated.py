@@ -37,7 +37,9 @@ class EmulatedFleet:
         settings: How each node was started.
     """
 
-    def __init__(self, file: FleetFile, folder: Path, *, holdout: Path | None = None, capture: bool = False) -> None:
+    def __init__(
+        self, file: FleetFile, folder: Path, *, holdout: Path | None = None, capture: Path | None = None
+    ) -> None:
         self.file = file
         self.folder = folder
         self.children: dict[str, Child] = {}
@@ -133,10 +135,6 @@ class EmulatedFleet:
         """A router's own address, for an operator beside it."""
         return str(self.children[name].ready["endpoint"])
 
-    def captured(self) -> list[Path]:
-        """Files with the plaintext of every frame sent, if captured."""
-        return sorted(self.folder.glob("capture/*"))
-
     async def set_link(self, source: str, target: str, **state: Any) -> None:
         """Changes a link while it runs: `bytes_per_s`, `delay_s`, `outage`."""
         await self.links.set(f"{source}→{target}", **state)
@@ -157,7 +155,7 @@ class EmulatedFleet:
         return edges if self.file.devices.standby else edges[:1]
 
     def _common(self, name: str) -> dict[str, Any]:
-        capture = str(self.folder / "capture") if self._capture else ""
+        capture = str(self._capture or "")
         return {
             "name": name, "identity": str(self.identity(name)), "state": str(self.folder / "state" / name),
             "fleet": self.file.name, "capture": capture, "raw_may_reach": self.file.raw_may_reach,
@@ -183,7 +181,7 @@ class EmulatedFleet:
             active_power_w=self.file.devices.active_power_w, task=self.file.task if trains else "",
             task_settings=self.file.task_settings if trains else {},
             client=f"client-{self.trainers.index(device)}" if trains else "",
-            engine=self.file.devices.engine if trains else "", **self._common(device),
+            engine=self.file.devices.engine if trains else "", model_name=Path(self.file.task).stem, **self._common(device),
         )  # fmt: skip
 
 

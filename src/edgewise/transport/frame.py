@@ -117,7 +117,7 @@ class Frame:
         """
         try:
             return msgspec.msgpack.decode(self.message, type=as_type)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise FrameRefused(
                 f"message {self.kind!r} from {self.sender!r} is not a {as_type.__name__}: {error}."
             ) from error
@@ -236,7 +236,7 @@ def decode_frame(data: bytes | memoryview, *, max_bytes: int = MAX_FRAME_BYTES) 
     start = _PREFIX_BYTES + int.from_bytes(data[4:8], "little")
     try:
         header = msgspec.msgpack.decode(data[_PREFIX_BYTES:start], type=_Header)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise FrameRefused(f"frame header is not readable: {error}.") from error
     offset = start + header.message_bytes
     sizes = [_tensor_bytes(t) for t in header.tensors]

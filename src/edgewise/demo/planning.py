@@ -1,0 +1,177 @@
+"""Stage 4: profile every tier, train the models that the other levels would serve, and ask the planner three questions."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from statistics import median
+
+import msgspec
+import numpy as np
+
+from edgewise.core.ids import ClientId, NodeId, Tier
+from edgewise.datasets.digits import to_raw
+from edgewise.demo.scenario import LOCAL, OPEN, PRIVATE, SLOW_BYTES_PER_S, UPLINK, Demo
+from edgewise.fleet.messages import BlobRef, ProfileAnswer, ProfileOrder
+from edgewise.inference.evidence import CODECS, plan_evidence
+from edgewise.models.compress.quantise import quantised
+from edgewise.models.export import export_template
+from edgewise.models.graph import Graph
+from edgewise.models.version import ExitEvidence
+from edgewise.models.weights import with_weights
+from edgewise.planning.baselines import baselines, png_bytes
+from edgewise.planning.choose import make_search
+from edgewise.planning.explain import LEVEL_COLUMNS, explain, level_cells
+from edgewise.planning.levels import plan_levels, recommend
+from edgewise.planning.profile import LinkState, Profile
+from edgewise.planning.search import Search
+from edgewise.service.client import InferenceClient
+from edgewise.service.report import PlanSection
+from edgewise.service.report.convert import baseline_rows, level_rows, planner_answer
+from edgewise.simulation.domains import DomainTraining, simulate_domain
+from edgewise.simulation.emulated import CLOUD
+from edgewise.simulation.simulate import SimulationOptions
+from edgewise.training.algorithms import make_algorithm
+
+DEADLINE_FACTOR = 3.0
+DOOR_PROBES = 40
+
+
+async def plan_all(demo: Demo) -> None:
+    """Profiles, asks, prints; the first answer is the demo's plan."""
+    graph = Graph.load(await demo.operator.graph(demo.version.number))
+    evidence = {"hierarchical": demo.version.evidence, **await asyncio.to_thread(_domain_evidence, demo)}
+    demo.happened("planning", "models of the other training domains are trained, to compare the levels")
+    profiles, links, int8 = await _profiles(demo, graph)
+    demo.search = _search(demo, graph, profiles, links, demo.version.evidence)
+    said = recommend(demo.search)
+    demo.plan = said.plan
+    demo.deadline_s = DEADLINE_FACTOR * said.plan.predicted.latency_p95_s
+    open_search = replace(demo.search, policy=OPEN)
+    slow = [msgspec.structs.replace(links[0], bytes_per_s=SLOW_BYTES_PER_S), links[1]]
+    questions = (
+        ("raw inputs never leave the device", said),
+        ("no policy", recommend(open_search)),
+        (
+            "raw inputs never leave the device, link at 64 kbit/s",
+            recommend(_search(demo, graph, profiles, slow, demo.version.evidence)),
+        ),
+    )
+    rows = plan_levels(demo.search, evidence)
+    compared = baselines(open_search, int8)
+    demo.show.table("Seven levels under 'raw inputs never leave the device'", LEVEL_COLUMNS, level_cells(rows))
+    demo.show.table(
+        "Without collaborating",
+        ("way", "p50 ms", "allowed with no policy"),
+        [(b.name, f"{b.predicted_p50_ms:.1f}", b.reason or "yes") for b in compared],
+    )
+    demo.show.table(
+        "Three answers",
+        ("question", "answer", "p50 ms", "p95 ms", "accuracy", "margin"),
+        [
+            (q, a.plan.name, f"{a.plan.predicted.latency_p50_s * 1e3:.1f}", f"{a.plan.predicted.latency_p95_s * 1e3:.1f}",
+             f"{a.plan.predicted.accuracy:.3f}", f"{a.margin_fraction:.0%}")
+            for q, a in questions
+        ],
+    )  # fmt: skip
+    for line in explain(demo.plan):
+        demo.show.line(f"  {line}")
+    demo.happened("planning", f"plan: {demo.plan.name}; {said.reason}")
+    demo.change(
+        answers=tuple(planner_answer(q, a) for q, a in questions),
+        baselines=baseline_rows(compared),
+        plan=PlanSection(
+            said.level, tuple(str(t) for t in said.plan.tiers), said.margin_fraction, said.plan.predicted.latency_p50_s * 1e3,
+            levels=level_rows(rows, said.level), name=said.plan.name, predicted_p95_ms=said.plan.predicted.latency_p95_s * 1e3,
+        ),
+    )  # fmt: skip
+
+
+def _search(
+    demo: Demo, graph: Graph, profiles: dict[Tier, Profile], links: list[LinkState], evidence: tuple[ExitEvidence, ...]
+) -> Search:
+    image = np.asarray(to_raw(demo.task.parts.calibration.inputs[0]))[0]
+    name = graph.inputs[0].name
+    sizes = {("uint8", name): image.nbytes, ("png", name): png_bytes(image)}
+    return make_search(graph, profiles, links, PRIVATE, evidence, codecs=CODECS, sizes=sizes)
+
+
+async def _profiles(demo: Demo, graph: Graph) -> tuple[dict[Tier, Profile], list[LinkState], Search]:
+    """Measures the graph on one node of each tier and the links between them, at the stream's own spacing."""
+    device = next(r.info for r in demo.nodes if r.info.node == demo.fleet.devices[0])
+    cadence = demo.settings.gap_s * len(demo.fleet.devices)
+    door_s = await _door_overhead(device.http_port, cadence / 8)
+    budget = demo.settings.profile_s
+    ref = _offer(demo, graph.model_bytes)
+    int8_graph = Graph.load(await asyncio.to_thread(_quantise, demo, graph))
+    whom = {Tier.DEVICE: device.node, Tier.EDGE: device.parent, Tier.CLOUD: NodeId(CLOUD)}
+    upward = {Tier.DEVICE: device.parent, Tier.EDGE: NodeId(CLOUD)}
+    answers: dict[Tier, ProfileAnswer] = {}
+    with demo.show.progress("  profiling", 4) as advance:
+        for tier, node in whom.items():
+            order = ProfileOrder(
+                ref,
+                budget,
+                cadence if tier is Tier.DEVICE else 0.0,
+                upward.get(tier, NodeId("")),
+                door_s if tier is Tier.DEVICE else 0.0,
+            )
+            answers[tier] = await demo.operator.profile(node, order)
+            advance(str(node))
+        order = ProfileOrder(_offer(demo, int8_graph.model_bytes), budget / 2, cadence, door_overhead_s=door_s)
+        small = await demo.operator.profile(device.node, order)
+        advance("int8 on the device")
+    profiles = {t: a.profile for t, a in answers.items()}
+    links = [a.link for t, a in answers.items() if a.link is not None]
+    parts = demo.task.parts.calibration
+    evidence = plan_evidence(int8_graph, parts.inputs, np.asarray(parts.targets), ("none",))
+    int8 = make_search(int8_graph, {Tier.DEVICE: small.profile}, [], OPEN, evidence, variant="int8")
+    for number, link in enumerate(links):
+        demo.show.line(
+            f"  link {number}: {link.bytes_per_s * 8e-6:.1f} Mbit/s, round trip {link.rtt_s * 1e3:.1f} ms ({link.source})"
+        )
+    return profiles, links, int8
+
+
+async def _door_overhead(port: int, gap_s: float) -> float:
+    """Median seconds a request spends at the device's HTTP door and in our client, without inference."""
+    taken = []
+    async with InferenceClient("127.0.0.1", port) as client:
+        for _ in range(DOOR_PROBES):
+            start = time.perf_counter()
+            await client.call("GET", "/v2/health/live")
+            taken.append(time.perf_counter() - start)
+            await asyncio.sleep(gap_s)
+    return median(taken)
+
+
+def _offer(demo: Demo, data: bytes) -> BlobRef:
+    """Puts bytes where nodes can pull them from the operator."""
+    return BlobRef(demo.operator.node.blobs.put(data), len(data), demo.operator.node.name)
+
+
+def _quantise(demo: Demo, graph: Graph) -> bytes:
+    inputs = np.asarray(demo.task.parts.calibration.inputs)[:100]
+    return quantised(graph, [{graph.inputs[0].name: inputs[i : i + 1]} for i in range(len(inputs))])
+
+
+def _domain_evidence(demo: Demo) -> dict[str, tuple[ExitEvidence, ...]]:
+    """Evidence of the models that levels 0-3 (pooled public share), 5 (one edge) and 6 (one device) would serve."""
+    task, settings = demo.task, demo.settings
+    clients, half = task.clients(), len(task.clients()) // 2
+    homes = {ClientId(c): NodeId(demo.fleet.edges[i // half]) for i, c in enumerate(clients)}
+    algorithm = make_algorithm({"name": "fed_avg", "local": LOCAL, "uplink": UPLINK})
+    training = DomainTraining(
+        task, algorithm, settings.domain_rounds, homes, settings.seed, options=SimulationOptions(engine="sequential")
+    )
+    template, layout = export_template(task)
+    calibration = task.parts.calibration
+    rows = {}
+    with demo.show.progress("  training domains", 3) as advance:
+        for domain in ("cloud", "edge", "device"):
+            result = simulate_domain(domain, training)
+            graph = with_weights(template, layout, result.vector)
+            rows[domain] = plan_evidence(graph, calibration.inputs, np.asarray(calibration.targets))
+            advance(f"{domain}: accuracy {result.accuracy:.3f}")
+    return rows

@@ -1,0 +1,149 @@
+"""The demo from beginning to end; nothing is left running, whatever happens."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from edgewise import __version__
+from edgewise.demo.planning import plan_all
+from edgewise.demo.scenario import TASK, Demo, DemoSettings, Show, fleet_file
+from edgewise.demo.serving import break_things, deploy, serve
+from edgewise.demo.staying_good import stay_good
+from edgewise.demo.training import train
+from edgewise.fleet.operator import connect_operator
+from edgewise.ledger.energy import ENERGY_MODELS, modelled_energy, printed
+from edgewise.ledger.entry import Direction
+from edgewise.ledger.kpis import training_kpis
+from edgewise.service.report import Report, ResourceRow, explained, kpi_rows, write_report
+from edgewise.service.report.picture import write_picture
+from edgewise.simulation.emulated import CLOUD, OPERATOR, EmulatedFleet, make_folder
+from edgewise.training.tasks.digits import DigitsTask
+
+JOIN_TIMEOUT_S = 60.0
+
+
+async def run_demo(settings: DemoSettings, show: Show, folder: Path, *, capture: Path | None = None) -> Report:
+    """Runs the main job on this machine and writes its report.
+
+    Args:
+        settings: How long and how large.
+        show: Where to show what happens.
+        folder: Where the report goes.
+        capture: Where to keep the plaintext of every frame sent, for audits; None keeps none.
+
+    Returns:
+        The report, as written.
+    """
+    with make_folder() as scratch:
+        task = DigitsTask(seed=settings.seed)
+        holdout = _write_holdout(task, Path(scratch))
+        fleet = EmulatedFleet(fleet_file(settings), Path(scratch), holdout=holdout, capture=capture)
+        demo = Demo(settings, show, Path(scratch), task, fleet)
+        try:
+            await _start(demo)
+            async with connect_operator(
+                fleet.identity(OPERATOR), fleet.endpoint(CLOUD), Path(scratch) / "operator", fleet.file.name
+            ) as demo.operator:
+                await _run(demo)
+        finally:
+            await fleet.stop()
+    report = _finished(demo)
+    write_report(report, folder)
+    write_picture(report, folder / "demo.png")
+    show.table("KPIs", ("KPI", "value", "source"), [(k.name, k.text, k.source) for k in kpi_rows(report)])
+    show.line(
+        f"report: {folder / 'index.html'} and {folder / 'report.json'}, {time.monotonic() - demo.start_s:.0f} s in all"
+    )
+    return report
+
+
+async def _start(demo: Demo) -> None:
+    demo.stage(1, "A fleet starts: 1 cloud, 2 edges, 8 devices, each a process, mutual TLS through shaped links")
+    with demo.show.progress("  starting", 4) as advance:
+        await demo.fleet.start(advance)
+    demo.happened("start", f"{len(demo.fleet.children)} nodes are up")
+
+
+async def _run(demo: Demo) -> None:
+    expected = len(demo.fleet.children)
+    demo.nodes = await demo.operator.wait_for_nodes(
+        lambda rows: sum(r.state == "alive" for r in rows) == expected, JOIN_TIMEOUT_S
+    )
+    demo.show.table(
+        "Nodes",
+        ("node", "tier", "parent", "GFLOP/s", "dilation", "client", "examples"),
+        [
+            (r.info.node, r.info.tier, r.info.parent, f"{r.info.capability.flops * 1e-9:.1f}", r.info.capability.dilation, r.info.client or "infers only", r.info.num_examples)
+            for r in demo.nodes
+        ],
+    )  # fmt: skip
+    demo.stage(2, "It trains federatedly: devices → edges → cloud; 3. the model becomes a version")
+    before = await demo.counted()
+    await train(demo)
+    after = await demo.counted()
+    _training_kpis(demo, before, after)
+    demo.stage(4, "It plans")
+    await plan_all(demo)
+    demo.stage(5, "It serves")
+    await deploy(demo)
+    await serve(demo)
+    demo.stage(6, "It survives")
+    await break_things(demo)
+    demo.stage(7, "It stays good")
+    await stay_good(demo)
+    demo.stage(8, "It reports")
+    await _resources(demo)
+
+
+def _write_holdout(task: DigitsTask, folder: Path) -> Path:
+    parts = task.parts
+    path = folder / "holdout.npz"
+    np.savez(
+        path, calibration_x=np.asarray(parts.calibration.inputs), calibration_y=np.asarray(parts.calibration.targets),
+        gate_x=np.asarray(parts.gate.inputs), gate_y=np.asarray(parts.gate.targets),
+    )  # fmt: skip
+    return path
+
+
+def _training_kpis(demo: Demo, before: dict, after: dict) -> None:  # type: ignore[type-arg]
+    done = demo.run.rounds
+    kpis = training_kpis(
+        demo.entries(before, after), demo.tiers, run=demo.run.run, loss=done[-1].loss, accuracy=done[-1].accuracy, rounds=len(done),
+        seconds=sum(r.seconds for r in done), energy_j=demo.training_energy_j(before, after),
+    )  # fmt: skip
+    demo.change(kpis=msgspec.structs.replace(demo.report.kpis, training=kpis))
+
+
+async def _resources(demo: Demo) -> None:
+    used = await demo.counted()
+    rows = []
+    for node, answer in used.items():
+        tier = demo.tiers[node]
+        sizes = {d: sum(e.size_bytes for e in answer.entries if e.direction is d) for d in Direction}
+        energy = modelled_energy(
+            ENERGY_MODELS[tier], cpu_seconds=answer.inference_s + answer.training_s, sent_bytes=sizes[Direction.SENT],
+            received_bytes=sizes[Direction.RECEIVED],
+        )  # fmt: skip
+        rows.append(ResourceRow(node, str(tier), answer.cpu_s, answer.peak_memory_bytes, energy.joules, energy.source))
+    demo.change(resources=tuple(rows))
+
+
+def _finished(demo: Demo) -> Report:
+    demo.change(
+        title=f"Edgewise demo: {TASK} on {len(demo.fleet.devices)} devices, {len(demo.fleet.edges)} edges and a cloud",
+        requests=tuple(demo.requests), timeline=tuple(demo.timeline), energy_parameters=printed(ENERGY_MODELS),
+        meta={"version": __version__, "seed": str(demo.settings.seed), "date": time.strftime("%Y-%m-%d")},
+    )  # fmt: skip
+    return explained(
+        demo.report,
+        {
+            "faults.failover_ms": "no request of that edge's devices was answered otherwise after the kill",
+            "loop.accuracy_after": "the gate refused the new version",
+            "loop.rolled_back": "the gate refused the new version, so there was nothing to roll back",
+            "loop.drift_delay_requests": "no alarm was heard during the drifted stream",
+        },
+    )

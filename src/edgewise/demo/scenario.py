@@ -1,0 +1,206 @@
+"""The demo's numbers, and what its stages share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from edgewise.core.ids import NodeId, Tier
+from edgewise.fleet.messages import LedgerAnswer, NodeRow, RunStatus
+from edgewise.fleet.operator import Operator
+from edgewise.ledger.energy import ENERGY_MODELS, modelled_energy
+from edgewise.ledger.entry import Direction, LedgerEntry, Purpose
+from edgewise.ledger.kpis import LEARNING
+from edgewise.models.version import ModelVersion
+from edgewise.planning.plan import Plan
+from edgewise.planning.policy import Policy
+from edgewise.planning.search import Search
+from edgewise.service.report import Report, RequestRow, TimelineEntry
+from edgewise.simulation.emulated import EmulatedFleet
+from edgewise.simulation.fleet_file import CloudClass, DeviceClass, EdgeClass, FleetFile, LinkClass
+from edgewise.training.tasks.digits import DigitsTask
+
+TASK = "digits"
+LOCAL = {"name": "sgd", "learning_rate": 0.05, "epochs": 2, "batch_size": 16}
+UPLINK = {"name": "int8", "rounding": "stochastic"}
+PRIVATE = Policy(raw_may_reach=Tier.DEVICE)
+OPEN = Policy()
+SLOW_BYTES_PER_S = 8_000.0
+"""64 kbit/s."""
+
+
+class DemoSettings(msgspec.Struct, frozen=True):
+    """How long and how large the demo is.
+
+    Attributes:
+        seed: Of data, training and drift.
+        rounds: Federated rounds of the first training, coded.
+        comparison_rounds: Rounds trained both coded and uncoded, for the comparison of bytes.
+        domain_rounds: Rounds of the models that levels 0-3, 5 and 6 would serve.
+        retraining_rounds: Rounds after the drift.
+        fault_free: Requests before the faults.
+        link_drop: Requests while a link is slow.
+        edge_kill: Requests around the death and return of an edge.
+        drifted: Drifted requests served by the old version.
+        gap_s: Time between arrivals.
+        profile_s: Seconds of profiling per node.
+    """
+
+    seed: int = 0
+    rounds: int = 12
+    comparison_rounds: int = 2
+    domain_rounds: int = 8
+    retraining_rounds: int = 6
+    fault_free: int = 240
+    link_drop: int = 120
+    edge_kill: int = 240
+    drifted: int = 320
+    gap_s: float = 0.03
+    profile_s: float = 3.0
+
+    @staticmethod
+    def short(seed: int = 0) -> DemoSettings:
+        """The same stages, fewer rounds and requests; for checks, not for figures."""
+        return DemoSettings(seed, 6, 1, 3, 4, 120, 60, 160, 200, 0.03, 2.0)
+
+
+class Show(Protocol):
+    """Where the demo shows what it does; `cli.output.Output` is one."""
+
+    def line(self, text: str = "") -> None:
+        """Prints a line."""
+        ...
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Prints a table."""
+        ...
+
+    def progress(self, description: str, total: int) -> AbstractContextManager[Callable[[str], None]]:
+        """Shows how far a piece of work is."""
+        ...
+
+
+def fleet_file(settings: DemoSettings) -> FleetFile:
+    """1 cloud, 2 edges, 8 devices: three of four devices under an edge train, one only infers."""
+    return FleetFile(
+        name="demo",
+        task=TASK,
+        task_settings={"seed": settings.seed},
+        cloud=CloudClass(dilation=1.0),
+        edges=EdgeClass(count=2, dilation=3.0, link=LinkClass("50 Mbit/s", "20 ms")),
+        devices=DeviceClass(per_edge=4, trainers_per_edge=3, dilation=30.0, link=LinkClass("20 Mbit/s", "5 ms")),
+    )
+
+
+Counted = dict[NodeId, LedgerAnswer]
+
+
+def _row(entry: LedgerEntry) -> tuple[Any, ...]:
+    return (entry.kind, entry.purpose, entry.direction, entry.run, entry.data_classes)
+
+
+@dataclass(slots=True)
+class Demo:
+    """What the stages share; each fills its part.
+
+    Attributes:
+        settings: Numbers.
+        show: Where to show.
+        folder: Throw-away folder of the fleet.
+        task: The digits task.
+        fleet: The processes.
+        operator: Connection to the coordinator.
+        nodes: Rows of the fleet.
+        run: The first training run's status.
+        version: What it made.
+        search: What plans are made from, under the demo's policy.
+        plan: The plan in force.
+        deadline_s: Of a request: three times the plan's predicted p95.
+        stream_sent: Phases of the stream so far.
+        report: What is known so far.
+        requests: All requests, for the plots.
+        timeline: What happened.
+        start_s: Zero of the report's clock.
+    """
+
+    settings: DemoSettings
+    show: Show
+    folder: Path
+    task: DigitsTask
+    fleet: EmulatedFleet
+    operator: Operator = field(init=False)
+    nodes: list[NodeRow] = field(default_factory=list)
+    run: RunStatus = field(init=False)
+    version: ModelVersion = field(init=False)
+    search: Search = field(init=False)
+    plan: Plan = field(init=False)
+    deadline_s: float = 1.0
+    stream_sent: list[Any] = field(default_factory=list)
+    report: Report = field(default_factory=Report)
+    requests: list[RequestRow] = field(default_factory=list)
+    timeline: list[TimelineEntry] = field(default_factory=list)
+    start_s: float = field(default_factory=time.monotonic)
+
+    def happened(self, phase: str, text: str, kind: str = "step") -> None:
+        """Adds to the timeline and shows it."""
+        entry = TimelineEntry(time.monotonic() - self.start_s, phase, text, kind)
+        self.timeline.append(entry)
+        self.show.line(f"  {entry.time_s:6.1f} s  {text}")
+
+    @property
+    def tiers(self) -> dict[NodeId, Tier]:
+        """Where each node stands."""
+        return {row.info.node: row.info.tier for row in self.nodes}
+
+    async def counted(self) -> dict[NodeId, LedgerAnswer]:
+        """What every node counted so far."""
+        return {node: await self.operator.ledger(node) for node in self.tiers}
+
+    def entries(self, before: Counted, after: Counted) -> list[LedgerEntry]:
+        """What was counted between two readings; a node that was restarted counts from its start."""
+        found = []
+        for node, answer in after.items():
+            known = {_row(e): e for e in before[node].entries} if node in before else {}
+            for entry in answer.entries:
+                old = known.get(_row(entry))
+                if old is not None and old.num_frames > entry.num_frames:
+                    old = None
+                frames, size = (old.num_frames, old.size_bytes) if old is not None else (0, 0)
+                change = {"num_frames": entry.num_frames - frames, "size_bytes": entry.size_bytes - size}
+                found.append(msgspec.structs.replace(entry, **change))
+        return found
+
+    def inference_energy_j(self, before: Counted, after: Counted) -> float:
+        """Modelled energy of computing and sending between two readings, all nodes."""
+        return self._energy_j(before, after, "inference_s", (Purpose.SERVING,))
+
+    def training_energy_j(self, before: Counted, after: Counted) -> float:
+        """The same for training."""
+        return self._energy_j(before, after, "training_s", LEARNING)
+
+    def _energy_j(self, before: Counted, after: Counted, seconds: str, purposes: Sequence[Purpose]) -> float:
+        total = 0.0
+        moved = [e for e in self.entries(before, after) if e.purpose in purposes]
+        for node, answer in after.items():
+            spent = max(0.0, getattr(answer, seconds) - (getattr(before[node], seconds) if node in before else 0.0))
+            sizes = {d: sum(e.size_bytes for e in moved if e.node == node and e.direction is d) for d in Direction}
+            model = ENERGY_MODELS[self.tiers[node]]
+            total += modelled_energy(
+                model, cpu_seconds=spent, sent_bytes=sizes[Direction.SENT], received_bytes=sizes[Direction.RECEIVED]
+            ).joules
+        return total
+
+    def stage(self, number: int, title: str) -> None:
+        """Shows the beginning of a stage."""
+        self.show.line()
+        self.show.line(f"{number}. {title}")
+
+    def change(self, **parts: Any) -> None:
+        """Fills parts of the report."""
+        self.report = msgspec.structs.replace(self.report, **parts)

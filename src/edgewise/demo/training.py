@@ -1,0 +1,96 @@
+"""Stage 2 and 3: federated training through the edges, coded beside uncoded; the result becomes a version."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from edgewise.core.errors import EdgewiseError
+from edgewise.core.seeds import Seeds
+from edgewise.datasets.audit import audit
+from edgewise.demo.scenario import LOCAL, TASK, UPLINK, Demo
+from edgewise.fleet.messages import RunStatus, SubmitRun
+from edgewise.fleet.operator import encode_layout
+from edgewise.models.export import export_template
+from edgewise.models.flat import initial_vector
+from edgewise.service.report import CodecSection, RoundRow, SplitSizes
+
+
+async def train(demo: Demo) -> None:
+    """Trains twice from the same seed: a few rounds uncoded, all rounds coded; registers the coded model."""
+    _print_data(demo)
+    graph, layout = export_template(demo.task)
+    tensors = {
+        "graph": np.frombuffer(graph, np.uint8),
+        "model": initial_vector(demo.task, Seeds(demo.settings.seed)),
+    }
+    packed, few = encode_layout(layout), demo.settings.comparison_rounds
+    uncoded = await follow(demo, _wish(demo, "uncoded", {"name": "none"}, few, packed, register=False), tensors)
+    coded = await follow(demo, _wish(demo, "first", UPLINK, demo.settings.rounds, packed), tensors)
+    demo.run = coded
+    versions = (await demo.operator.versions()).versions
+    demo.version = next(v for v in versions if v.number == coded.version)
+    uncoded_bytes = sum(r.uplink_bytes for r in uncoded.rounds)
+    coded_bytes = sum(r.uplink_bytes for r in coded.rounds[:few])
+    demo.change(
+        rounds=(*round_rows("uncoded", uncoded), *round_rows("first", coded)),
+        codec=CodecSection(
+            uncoded_bytes, coded_bytes, uncoded.rounds[-1].accuracy, coded.rounds[few - 1].accuracy, UPLINK["name"]
+        ),
+    )
+    demo.show.line(
+        f"  uplink of {few} rounds: {uncoded_bytes:,} bytes uncoded, {coded_bytes:,} as {UPLINK['name']} "
+        f"({uncoded_bytes / max(coded_bytes, 1):.2f} times fewer); accuracy {uncoded.rounds[-1].accuracy:.3f} and "
+        f"{coded.rounds[few - 1].accuracy:.3f}"
+    )
+    demo.happened(
+        "training", f"version {demo.version.number}: accuracy {coded.rounds[-1].accuracy:.3f} on calibration data"
+    )
+
+
+async def follow(demo: Demo, wish: SubmitRun, tensors: dict[str, Any]) -> RunStatus:
+    """Submits a run and shows its rounds until it ends.
+
+    Raises:
+        EdgewiseError: If it did not complete; with its cause.
+    """
+    run = await demo.operator.submit(wish, tensors)
+    shown = 0
+    with demo.show.progress(f"  {wish.name}: rounds", wish.num_rounds) as advance:
+        async for status in demo.operator.watch(run):
+            for done in status.rounds[shown:]:
+                advance(f"loss {done.loss:.3f} accuracy {done.accuracy:.3f} {done.seconds:.1f} s")
+            shown = len(status.rounds)
+    if status.state != "completed":
+        raise EdgewiseError(f"run {run} ended as {status.state}: {status.cause}")
+    return status
+
+
+def _wish(
+    demo: Demo, name: str, uplink: dict[str, Any], rounds: int, layout: bytes, *, register: bool = True
+) -> SubmitRun:
+    words = {"name": "fed_avg", "local": LOCAL, "uplink": uplink}
+    return SubmitRun(TASK, words, rounds, demo.settings.seed, layout, name=name, register=register)
+
+
+def round_rows(run: str, status: RunStatus) -> tuple[RoundRow, ...]:
+    """A run's rounds as the report has them."""
+    return tuple(
+        RoundRow(run, r.round, r.loss, r.accuracy, r.uplink_bytes, r.downlink_bytes, r.seconds, r.num_updates)
+        for r in status.rounds
+    )
+
+
+def _print_data(demo: Demo) -> None:
+    parts = demo.task.parts
+    held = {str(c): demo.task.data(c) for c in demo.task.clients()}
+    found = audit({c: e.targets for c, e in held.items()}, {c: e.inputs for c, e in held.items()})
+    sizes = parts.sizes
+    public = round(0.2 * sizes["train"])
+    demo.change(split=SplitSizes(**sizes, public=public), audit=audit_rows(found))
+    demo.show.line(
+        f"  {' · '.join(f'{name} {num}' for name, num in sizes.items())} examples, disjoint; {public} of train public"
+    )
+    for line in str(found).splitlines():
+        demo.show.line(f"  {line}")
