@@ -3,9 +3,11 @@ import pytest
 
 from edgewise.core.errors import InputError
 from edgewise.core.provenance import origins_of
+from edgewise.simulation.domain_pool import simulate_domains
 from edgewise.simulation.domains import DOMAINS, DomainTraining, clients_by_edge, public_share, simulate_domain
 from edgewise.simulation.simulate import SimulationOptions, simulate_rounds
 from edgewise.training.algorithms import fed_avg
+from edgewise.training.job import JobFile, TaskTable, TrainingTable
 
 
 @pytest.fixture
@@ -56,3 +58,17 @@ def test_a_public_share_of_nothing_is_refused(task, homes):
     nothing = DomainTraining(task, fed_avg(), 1, homes, public_fraction=0.0)
     with pytest.raises(InputError, match=r"public_fraction must be above 0 and at most 1, got 0\.0"):
         simulate_domain("cloud", nothing)
+
+
+@pytest.mark.slow
+def test_processes_do_not_change_the_result():
+    small = {"clients": 2, "model": {"tail_channels": 4, "tail_depth": 1}, "sizes": {"train": 100}}
+    job = JobFile(TaskTable("digits", small), TrainingTable(rounds=1, engine="sequential"))
+    seen = []
+    pooled = simulate_domains(job, ("cloud", "device"), on_result=seen.append)
+    alone = simulate_domains(job, ("cloud", "device"), processes=1)
+    assert list(pooled) == list(alone) == ["cloud", "device"]
+    assert {result.domain for result in seen} == {"cloud", "device"}
+    for domain in alone:
+        for owner, vector in alone[domain].vectors.items():
+            assert pooled[domain].vectors[owner].tobytes() == vector.tobytes()

@@ -40,7 +40,7 @@ def noisy(inputs: NDArray[np.float32], deviation: float, *, rng: np.random.Gener
 
 
 def drifted(
-    inputs: NDArray[np.float32], *, degrees: float = 25.0, deviation: float = 0.1, rng: np.random.Generator
+    inputs: NDArray[np.float32], *, degrees: float = 15.0, deviation: float = 0.1, rng: np.random.Generator
 ) -> NDArray[np.float32]:
     """Turns, then adds noise: the demo's drift.
 
