@@ -2,7 +2,7 @@
 
 The receiver learns the rate of its link (the most it was delivered in one round trip, lately) and the round trip
 of an empty link (the least it saw, refreshed by a tiny chunk now and then). It asks for what the link holds
-in a round trip plus a few milliseconds' worth, so that the queue it builds delays an inference by no more.
+in a round trip plus a chunk, so that the queue it builds delays an inference by no more.
 
 Reference:
     Shalunov et al., "Low Extra Delay Background Transport (LEDBAT)", RFC 6817, 2012: a small fixed queueing delay.
@@ -19,7 +19,8 @@ MIN_CHUNK_BYTES = 12 * 1024
 MAX_CHUNK_BYTES = 2**20
 PROBE_BYTES = 1024
 _CHUNK_S = 0.003
-_AHEAD_CHUNKS = 1.25
+_SLACK = 0.1
+"""Share of a chunk that must be missing before one more is asked for: a very slow link has one on its way."""
 _PROBE_EVERY_S = 5.0
 _RATE_WINDOW_S = 0.5
 _RATE_WINDOW_ROUND_TRIPS = 5
@@ -85,13 +86,13 @@ class Window:
 
     @property
     def limit_bytes(self) -> int:
-        """Bytes that may be asked for and not yet here."""
+        """Bytes that should be on their way: what the link holds, and a chunk; asked for in whole chunks."""
         if self.bytes_per_s == 0.0:
             return MIN_CHUNK_BYTES
         holds = self.bytes_per_s * self.round_trip_s
         if self.is_starting:
             return int(max(2 * holds, 2 * self.chunk_bytes))
-        return int(holds + _AHEAD_CHUNKS * self.chunk_bytes)
+        return int(holds + self.chunk_bytes)
 
     def wants_probe(self, now: float) -> bool:
         """Whether to let the link run empty and measure its round trip with a tiny chunk."""
@@ -111,7 +112,7 @@ def next_chunk(window: Window, asked_bytes: int, now: float) -> int:
     """
     if window.wants_probe(now):
         return PROBE_BYTES if asked_bytes == 0 else 0
-    if asked_bytes == 0 or asked_bytes + window.chunk_bytes <= window.limit_bytes:
+    if asked_bytes == 0 or asked_bytes + _SLACK * window.chunk_bytes < window.limit_bytes:
         return window.chunk_bytes
     return 0
 

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edgewise.core.errors import InputError, Unreachable
+from edgewise.core.ids import Epoch, NodeId
+from edgewise.transport.diagnose import Cause, Finding, diagnose
+from edgewise.transport.zenoh import TlsFiles, ZenohSettings, open_zenoh
+
+
+def timed(find: Callable[[], Awaitable[Finding]]) -> Finding:
+    start = time.monotonic()
+    finding = asyncio.run(find())
+    assert time.monotonic() - start < 5.0
+    return finding
+
+
+async def beside_a_node(folder: Path, name: str, ask: Callable[[str], Awaitable[Finding]]) -> Finding:
+    """Asks while a TLS node with that certificate listens."""
+    settings = ZenohSettings(NodeId(name), Epoch(1), "router", ("tls/127.0.0.1:0",), tls=TlsFiles.of(folder / name))
+    async with await open_zenoh(settings) as node:
+        return await ask(node.endpoints[0])
+
+
+def test_name_that_does_not_resolve() -> None:
+    finding = timed(lambda: diagnose("tcp/no-such-host.invalid:7447"))
+    assert finding.cause is Cause.NAME_UNKNOWN
+    assert "'no-such-host.invalid' does not resolve" in str(finding)
+
+
+def test_closed_port() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        finding = timed(lambda: diagnose(f"tcp/127.0.0.1:{free.getsockname()[1]}"))
+    assert finding.cause is Cause.REFUSED
+    assert "nothing listens" in finding.sentence
+
+
+def test_black_hole() -> None:
+    with ExitStack() as stack:
+        full = stack.enter_context(socket.socket())
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(3):  # the backlog is full: further greetings are not answered
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(full.getsockname())
+        finding = timed(lambda: diagnose(f"tcp/127.0.0.1:{full.getsockname()[1]}"))
+    assert finding.cause is Cause.BLACK_HOLE
+    assert "no answer at all" in finding.sentence
+
+
+def test_port_that_does_not_speak_tls(certificates: Path) -> None:
+    async def ask() -> Finding:
+        async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"220 mail.example ESMTP\r\n")
+            writer.close()
+
+        async with await asyncio.start_server(greet, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            return await diagnose(f"tls/127.0.0.1:{port}", TlsFiles.of(certificates / "device-1"))
+
+    assert timed(ask).cause is Cause.NOT_TLS
+
+
+def test_port_that_closes_at_once() -> None:
+    async def ask() -> Finding:
+        async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0) as server:
+            return await diagnose(f"tcp/127.0.0.1:{server.sockets[0].getsockname()[1]}")
+
+    assert timed(ask).cause is Cause.NO_ANSWER
+
+
+def test_port_that_never_answers_the_greeting(certificates: Path) -> None:
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        endpoint = f"tls/127.0.0.1:{mute.getsockname()[1]}"
+        finding = timed(lambda: diagnose(endpoint, TlsFiles.of(certificates / "device-1")))
+    assert finding.cause is Cause.NO_ANSWER
+
+
+@pytest.mark.parametrize(
+    ("server", "own", "cause"),
+    [
+        ("edge-1", "device-1", Cause.REACHABLE),
+        ("stranger", "device-1", Cause.SERVER_UNTRUSTED),
+        ("edge-1", "expired", Cause.CERTIFICATE_EXPIRED),
+        ("edge-1", "nowhere", Cause.CERTIFICATE_UNUSABLE),
+    ],
+)
+def test_certificates(certificates: Path, server: str, own: str, cause: Cause) -> None:
+    files = TlsFiles.of(certificates / own)
+    finding = timed(lambda: beside_a_node(certificates, server, lambda endpoint: diagnose(endpoint, files)))
+    assert finding.cause is cause
+
+
+def test_certificate_of_another_authority_is_refused_by_the_node(certificates: Path) -> None:
+    stranger = TlsFiles.of(certificates / "stranger")
+    files = replace(stranger, authority=certificates / "edge-1" / "ca.pem")  # trusts the fleet, is not trusted
+    finding = timed(lambda: beside_a_node(certificates, "edge-1", lambda endpoint: diagnose(endpoint, files)))
+    assert finding.cause is Cause.CERTIFICATE_REFUSED
+
+
+def test_server_whose_certificate_names_another_host(certificates: Path) -> None:
+    files = TlsFiles.of(certificates / "device-1")
+
+    async def ask() -> Finding:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        own = TlsFiles.of(certificates / "device-2")  # issued for no host
+        context.load_cert_chain(own.certificate, own.key)
+        async with await asyncio.start_server(lambda *_: None, "127.0.0.1", 0, ssl=context) as server:
+            return await diagnose(f"tls/127.0.0.1:{server.sockets[0].getsockname()[1]}", files)
+
+    assert timed(ask).cause in (Cause.SERVER_NAME, Cause.SERVER_UNTRUSTED)
+
+
+def test_tls_without_files() -> None:
+    assert asyncio.run(diagnose("tls/127.0.0.1:1")).cause is Cause.CERTIFICATE_UNUSABLE
+
+
+def test_unreadable_endpoint() -> None:
+    with pytest.raises(InputError, match="is not an endpoint"):
+        asyncio.run(diagnose("127.0.0.1:7447"))
+
+
+@pytest.mark.parametrize("mode", ["client", "router"])
+def test_opening_a_session_to_nowhere_says_why_within_five_seconds(mode: str) -> None:
+    async def scene() -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            endpoint = f"tcp/127.0.0.1:{free.getsockname()[1]}"
+            await open_zenoh(ZenohSettings(NodeId("n"), Epoch(1), mode, (), (endpoint,)))  # type: ignore[arg-type]
+
+    start = time.monotonic()
+    with pytest.raises(Unreachable, match=r"no parent can be reached: .*nothing listens on that port") as caught:
+        asyncio.run(scene())
+    assert time.monotonic() - start < 5.0
+    assert caught.value.fields["causes"] == ["refused"]

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgewise.core.errors import InputError, SecurityError, Unreachable
+from edgewise.core.ids import Epoch, NodeId
+from edgewise.ledger.entry import Direction, Purpose
+from edgewise.transport.frame import Frame, make_frame
+from edgewise.transport.link import LinkSpec, open_link
+from edgewise.transport.sender import MAX_QUEUED_BYTES, Job, Sender
+from edgewise.transport.zenoh import TlsFiles, ZenohSettings, open_zenoh
+from edgewise.transport.zenoh_config import resolved, split_endpoint, zenoh_config
+
+
+def settings(name: str = "n", **fields: Any) -> ZenohSettings:
+    return ZenohSettings(NodeId(name), Epoch(1), **fields)
+
+
+async def echo(question: Frame) -> Frame:
+    return make_frame("answer", tensors=question.tensors)
+
+
+def test_nodes_find_nobody_but_their_given_endpoints() -> None:
+    config = zenoh_config(settings())
+    assert config["scouting/multicast/enabled"] is config["scouting/gossip/enabled"] is False
+    assert config["transport/shared_memory/enabled"] is False
+    assert zenoh_config(settings(scout=True))["scouting/multicast/enabled"] is True
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "[::]", "edge.example"])
+def test_listening_beyond_loopback_without_tls_is_refused(host: str) -> None:
+    with pytest.raises(SecurityError, match=r"beyond this machine without TLS.*--insecure"):
+        resolved(settings(listen=(f"tcp/{host}:7447",)))
+    assert resolved(settings(listen=(f"tcp/{host}:7447",), insecure=True)).listen == (f"tcp/{host}:7447",)
+
+
+def test_loopback_may_be_plain_and_port_0_becomes_a_free_one() -> None:
+    (endpoint,) = resolved(settings(listen=("tcp/127.0.0.1:0",))).listen
+    assert split_endpoint(endpoint)[2] > 0
+
+
+def test_tls_endpoint_without_files_is_refused() -> None:
+    with pytest.raises(InputError, match="needs TLS files"):
+        resolved(settings(connect=("tls/127.0.0.1:1",)))
+
+
+@pytest.mark.parametrize("endpoint", ["udp/1.2.3.4:1", "tcp/host", "tcp/:1", "tcp/host:port", "host:1"])
+def test_endpoint_must_be_protocol_host_port(endpoint: str) -> None:
+    with pytest.raises(InputError, match="is not an endpoint"):
+        resolved(settings(connect=(endpoint,)))
+
+
+def test_taken_port_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        endpoint = f"tcp/127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(InputError, match=r"port of .* is in use"):
+            asyncio.run(open_zenoh(settings(mode="router", listen=(endpoint,))))
+
+
+def test_missing_key_file_is_named(certificates: Path) -> None:
+    files = TlsFiles(certificates / "edge-1" / "ca.pem", certificates / "edge-1" / "node.pem", certificates / "no.key")
+    with pytest.raises(InputError, match=r"cannot listen on .*Check address and TLS files"):
+        asyncio.run(open_zenoh(settings(mode="router", listen=("tls/127.0.0.1:0",), tls=files)))
+
+
+def test_registration_lives_without_being_kept() -> None:
+    async def scene() -> None:
+        async with await open_zenoh(settings("hub", mode="router", listen=("tcp/127.0.0.1:0",))) as hub:
+            await hub.serve("ew/f/node/hub/info", echo)
+            import gc
+
+            gc.collect()
+            reply = await hub.query("ew/f/node/hub/info", make_frame("ask"), timeout_s=10.0)
+            assert reply.sender == "hub"
+
+    asyncio.run(scene())
+
+
+def test_no_byte_passes_beside_the_link() -> None:
+    """Every byte of every frame is in the proxy's count; without the proxy nothing arrives."""
+
+    async def scene() -> None:
+        async with await open_zenoh(settings("hub", mode="router", listen=("tcp/127.0.0.1:0",))) as hub:
+            link = await open_link(LinkSpec("l", hub.endpoints[0].split("/")[1]))
+            leaf = await open_zenoh(settings("leaf", connect=(f"tcp/127.0.0.1:{link.port}",)))
+            await hub.serve("ew/f/node/hub/stage", echo)
+            before = link.counters_dict()
+            for purpose in Purpose:
+                x = {"x": np.random.default_rng(0).bytes(200_000)}
+                tensors = {"x": np.frombuffer(x["x"], np.uint8)}
+                await leaf.query(
+                    "ew/f/node/hub/stage", make_frame("ask", tensors=tensors, purpose=purpose), timeout_s=20.0
+                )
+            after = link.counters_dict()
+            for way, direction in (("up", Direction.SENT), ("down", Direction.RECEIVED)):
+                frames = sum(e.size_bytes for e in leaf.counter.entries() if e.direction is direction)
+                wire = after[way]["delivered_bytes"] - before[way]["delivered_bytes"]
+                assert frames <= wire <= 1.02 * frames
+            await link.close()
+            received = sum(e.num_frames for e in hub.counter.entries() if e.direction is Direction.RECEIVED)
+            with pytest.raises(Unreachable):
+                await leaf.query("ew/f/node/hub/stage", make_frame("ask"), timeout_s=20.0)
+            assert received == sum(e.num_frames for e in hub.counter.entries() if e.direction is Direction.RECEIVED)
+            await leaf.close()
+
+    asyncio.run(asyncio.wait_for(scene(), 60.0))
+
+
+def test_lane_that_does_not_move_is_refused_instead_of_filled() -> None:
+    sender = Sender("n")
+    import threading
+
+    stuck = threading.Event()
+    failures: list[Exception] = []
+    sender.submit(Purpose.BULK, "x", Job(stuck.wait, failures.append, MAX_QUEUED_BYTES))
+    with pytest.raises(Unreachable, match=r"bytes of bulk towards 'x' wait for a link"):
+        sender.submit(Purpose.BULK, "x", Job(stuck.wait, failures.append, 1))
+    stuck.set()
+    sender.close()
+    sender.join(5.0)
+    with pytest.raises(Unreachable, match="is closed"):
+        sender.submit(Purpose.BULK, "x", Job(stuck.wait, failures.append, 1))
+    assert failures == []
