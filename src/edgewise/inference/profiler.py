@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
@@ -43,7 +43,7 @@ THREADS = 1
 _MIN_ROUNDS = 7
 _BUILD_S = 0.01
 _CODEC_RUNS = 9
-_OVERHEAD_RUNS = 25
+_OVERHEAD_RUNS = 15
 
 
 @dataclass(slots=True)
@@ -56,9 +56,12 @@ class _Piece:
     feeds: Tensors
     seconds: list[float] = field(default_factory=list)
 
-    def run(self, gap_s: float) -> None:
-        if gap_s > 0:
-            time.sleep(gap_s)
+    def warm(self) -> None:
+        """One run that is not counted."""
+        self.stage.compute(self.feeds)
+
+    def run(self) -> None:
+        """One timed run."""
         started = time.perf_counter()
         self.stage.compute(self.feeds)
         self.seconds.append(time.perf_counter() - started)
@@ -115,7 +118,7 @@ def profile_graph(
     started = time.perf_counter()
     feeds = inputs or {t.name: np.zeros(t.shape, t.dtype) for t in graph.inputs}
     pieces = _pieces(graph, feeds, cadence_s, budget_s, max_cuts)
-    overhead_s = measure_overhead()
+    overhead_s = measure_overhead(cadence_s)
     coding = {text: _codec_seconds_per_byte(text, pieces) for text in codecs}
     _measure(pieces, cadence_s, started + budget_s)
     costs = [piece.cost(dilation) for piece in pieces]
@@ -183,10 +186,10 @@ def _pieces(graph: Graph, feeds: Tensors, gap_s: float, budget_s: float, max_cut
     """The whole, then head and tail at as many cuts as the budget can measure well; all warm."""
     condensed, last = graph.condensed, len(graph.condensed.groups) - 1
     whole = _piece(graph, 0, last, feeds)
-    whole.run(0.0)
+    whole.run()
     once_s = whole.seconds.pop()
     # Head and tail together cost about one whole; their sessions take `_BUILD_S` or a few runs each.
-    per_cut_s = _MIN_ROUNDS * (once_s + 2 * gap_s) + 2 * max(_BUILD_S, 4 * once_s)
+    per_cut_s = _MIN_ROUNDS * 2 * (once_s + gap_s) + 2 * max(_BUILD_S, 4 * once_s)
     affordable = int((budget_s - _MIN_ROUNDS * (once_s + gap_s)) / per_cut_s)
     pieces = [whole]
     for cut in _useful(condensed.cuts(), max(1, min(affordable, max_cuts))):
@@ -194,7 +197,7 @@ def _pieces(graph: Graph, feeds: Tensors, gap_s: float, budget_s: float, max_cut
         made = dict(zip(head.stage.outputs, head.stage.compute(feeds), strict=True))
         pieces += [head, _piece(graph, cut.position, last, feeds | made)]
     for piece in pieces:
-        piece.run(0.0)
+        piece.run()
         piece.seconds.clear()
     return pieces
 
@@ -218,11 +221,36 @@ def _useful(cuts: Iterable[Frontier], num: int) -> list[Frontier]:
 
 
 def _measure(pieces: Sequence[_Piece], gap_s: float, until: float) -> None:
-    while len(pieces[0].seconds) < _MIN_ROUNDS or time.perf_counter() < until:
-        for piece in pieces:
-            piece.run(gap_s)
-            if len(piece.seconds) > _MIN_ROUNDS and time.perf_counter() >= until:
-                return
+    """Runs all pieces in turn until the time is up, in a worker's thread woken by an event loop, as in serving.
+
+    Before each timed run the same piece ran one gap earlier, so that caches hold what they would hold in serving.
+    """
+
+    async def rounds() -> None:
+        worker = Worker("profile")
+        while len(pieces[0].seconds) < _MIN_ROUNDS or time.perf_counter() < until:
+            for piece in pieces:
+                if len(piece.seconds) > _MIN_ROUNDS and time.perf_counter() >= until:
+                    break
+                if gap_s > 0:
+                    await worker.run(piece.warm)
+                    await asyncio.sleep(gap_s)
+                    _write_and_read_a_frame()
+                await worker.run(piece.run)
+        await asyncio.get_running_loop().run_in_executor(None, worker.close)
+
+    with asyncio.Runner() as runner:
+        runner.run(rounds())
+
+
+def _write_and_read_a_frame() -> None:
+    """What surrounds a stage call on every node: a cut encoded, a frame written, checked and read."""
+    value = np.zeros((1, 256), np.float32)
+    message = StageRequest(
+        Digest("0" * 64), Epoch(1), 1, Tier.EDGE, RequestId("r"), (Coded("x", value.shape),)
+    )  # fmt: skip
+    payload = encode_cut(make_codec("none"), ("x",), {"x": value}, np.random.default_rng(0))
+    decode_frame(encode_frame(make_frame(STAGE_REQUEST, message, payload.tensors)))
 
 
 def _group_costs(graph: Graph, costs: Sequence[SegmentCost]) -> tuple[GroupCost, ...]:
@@ -251,13 +279,13 @@ def _group_costs(graph: Graph, costs: Sequence[SegmentCost]) -> tuple[GroupCost,
 
 
 def _codec_seconds_per_byte(text: str, pieces: Sequence[_Piece]) -> float:
-    """Median seconds of encode + decode per uncoded byte, on the smallest real activation at a cut."""
+    """Median seconds of encode + decode per uncoded byte, on the activation of median size at the measured cuts."""
     codec = make_codec(text)
     tails = [p for p in pieces[1:] if p.first > 0] or list(pieces[:1])
     arrays = [a for p in tails for a in p.feeds.values() if a.dtype == np.float32]
     if not arrays:
         return 0.0
-    array: NDArray[Any] = min(arrays, key=lambda a: a.nbytes)
+    array: NDArray[Any] = sorted(arrays, key=lambda a: a.nbytes)[len(arrays) // 2]
     rng, seconds = np.random.default_rng(0), []
     for _ in range(_CODEC_RUNS):
         started = time.perf_counter()
@@ -267,38 +295,28 @@ def _codec_seconds_per_byte(text: str, pieces: Sequence[_Piece]) -> float:
     return float(np.median(seconds)) / array.nbytes
 
 
-def measure_overhead() -> float:
+def measure_overhead(gap_s: float = 0.0) -> float:
     """Fixed cost of one stage call on this node: worker's thread and back, a frame written and read.
+
+    Args:
+        gap_s: Idle time before each call; threads wake up later from a longer sleep.
 
     Returns:
         Median seconds.
     """
 
     async def calls() -> list[float]:
-        worker, codec, seconds = Worker("overhead"), make_codec("none"), list[float]()
-        rng = np.random.default_rng(0)
-        value = np.zeros((1, 256), np.float32)
-        coded = (Coded("x", value.shape),)
-        message = StageRequest(Digest("0" * 64), Epoch(1), 1, Tier.EDGE, RequestId("r"), coded)
-
-        def job() -> None:
-            payload = encode_cut(codec, ("x",), {"x": value}, rng)
-            decode_frame(encode_frame(make_frame(STAGE_REQUEST, message, payload.tensors)))
-
+        worker, seconds = Worker("overhead"), list[float]()
         for _ in range(_OVERHEAD_RUNS):
+            await asyncio.sleep(gap_s)
             started = time.perf_counter()
-            await worker.run(job)
+            await worker.run(_write_and_read_a_frame)
             seconds.append(time.perf_counter() - started)
         await asyncio.get_running_loop().run_in_executor(None, worker.close)
         return seconds
 
-    return float(np.median(_in_own_loop(calls)))
-
-
-def _in_own_loop(work: Callable[[], Any]) -> list[float]:
     with asyncio.Runner() as runner:
-        result: list[float] = runner.run(work())
-    return result
+        return float(np.median(runner.run(calls())))
 
 
 _CHILD = """
