@@ -15,6 +15,7 @@ from edgewise.fleet.operator import encode_layout
 from edgewise.models.export import export_template
 from edgewise.models.flat import initial_vector
 from edgewise.service.report import CodecSection, RoundRow, SplitSizes
+from edgewise.service.report.convert import audit_rows
 
 
 async def train(demo: Demo) -> None:
