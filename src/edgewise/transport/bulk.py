@@ -125,9 +125,8 @@ class _Fetch:
         self._written = min(blobs.partial_size(digest), size_bytes)
         self._next_offset = self._written
         self._again: list[_Chunk] = []
-        self._asked: dict[asyncio.Task[tuple[float, int, bytes]], _Chunk] = {}
+        self._asked: dict[asyncio.Task[tuple[float, bytes]], _Chunk] = {}
         self._asked_bytes = 0
-        self._delivered = 0
         self._early: dict[int, bytes] = {}
         self._moved_at = time.monotonic()
 
@@ -165,14 +164,14 @@ class _Fetch:
         self._next_offset += size
         return chunk
 
-    async def _ask(self, chunk: _Chunk) -> tuple[float, int, bytes]:
-        asked_s, delivered = time.monotonic(), self._delivered
+    async def _ask(self, chunk: _Chunk) -> tuple[float, bytes]:
+        asked_s = time.monotonic()
         request = ChunkRequest(self._digest, chunk.offset, chunk.size_bytes)
         question = make_frame("chunk_request", request, purpose=Purpose.BULK, run=self._run)
         reply = await self._transport.query(self._key, question, timeout_s=_STALL_S)
-        return asked_s, delivered, reply.array("").tobytes()
+        return asked_s, reply.array("").tobytes()
 
-    def _take(self, task: asyncio.Task[tuple[float, int, bytes]]) -> Exception | None:
+    def _take(self, task: asyncio.Task[tuple[float, bytes]]) -> Exception | None:
         """Takes a finished question: writes what came, or puts the chunk back and tells why."""
         chunk = self._asked.pop(task)
         self._asked_bytes -= chunk.size_bytes
@@ -182,16 +181,14 @@ class _Fetch:
                 raise failure
             self._again.append(chunk)
             return failure
-        asked_s, delivered_before, data = task.result()
+        asked_s, data = task.result()
         if len(data) != chunk.size_bytes:
             raise FrameRefused(
                 f"chunk at {chunk.offset:,} of blob {self._digest[:12]} has {len(data):,} bytes instead of "
                 f"{chunk.size_bytes:,}: the announced size {self._size_bytes:,} is wrong. Ask the holder again."
             )
-        self._delivered += len(data)
         self._moved_at = time.monotonic()
-        arrival = Arrival(len(data), asked_s, self._moved_at, self._delivered - delivered_before)
-        self._window = arrived(self._window, arrival)
+        self._window = arrived(self._window, Arrival(len(data), asked_s, self._moved_at))
         self._early[chunk.offset] = data
         self._write_on()
         return None

@@ -19,11 +19,13 @@ MIN_CHUNK_BYTES = 12 * 1024
 MAX_CHUNK_BYTES = 2**20
 PROBE_BYTES = 1024
 _CHUNK_S = 0.003
-_SLACK = 0.1
+_SLACK = 0.25
 """Share of a chunk that must be missing before one more is asked for: a very slow link has one on its way."""
 _PROBE_EVERY_S = 5.0
+_PROBES = 3
+_SLOT_S = 0.05
+_SLOT_ROUND_TRIPS = 4
 _RATE_WINDOW_S = 0.5
-_RATE_WINDOW_ROUND_TRIPS = 5
 _GROWTH = 1.25
 _FLAT_ROUNDS = 3
 
@@ -36,13 +38,11 @@ class Arrival:
         size_bytes: Its bytes.
         asked_s: When it was asked for.
         arrived_s: When it was here.
-        delivered_bytes: Bytes that arrived in between, with its own.
     """
 
     size_bytes: int
     asked_s: float
     arrived_s: float
-    delivered_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +50,15 @@ class Window:
     """What the receiver knows of its link.
 
     Attributes:
-        rates: Greatest delivered bytes per second of this and the last period.
+        rates: Greatest delivered bytes per second of this and the last period, each averaged over a slot.
         round_trips_s: Least round trip of this and the last period.
         rate_until_s: End of this period of `rates`.
         probe_at_s: When the empty round trip is to be measured again.
+        num_probes: Probes of this measurement that have come.
+        slot_start_s: Start of the slot whose bytes are being counted.
+        slot_bytes: Bytes of the slot.
         is_starting: Doubles what it asks for while that brings more.
         flat_rounds: Round trips without growth, while starting.
-        round_until_s: End of the present round trip.
         best_rate: Rate at the last growth, while starting.
     """
 
@@ -64,9 +66,11 @@ class Window:
     round_trips_s: tuple[float, float] = (float("inf"), float("inf"))
     rate_until_s: float = 0.0
     probe_at_s: float = 0.0
+    num_probes: int = 0
+    slot_start_s: float = 0.0
+    slot_bytes: int = 0
     is_starting: bool = True
     flat_rounds: int = 0
-    round_until_s: float = 0.0
     best_rate: float = 0.0
 
     @property
@@ -128,10 +132,17 @@ def arrived(window: Window, arrival: Arrival) -> Window:
         The window after it.
     """
     now, took_s = arrival.arrived_s, max(1e-6, arrival.arrived_s - arrival.asked_s)
-    window = _learn_round_trip(window, now, took_s, is_probe=arrival.size_bytes <= PROBE_BYTES)
     if arrival.size_bytes <= PROBE_BYTES:
+        return _learn_probe(window, now, took_s)
+    current, previous = window.round_trips_s
+    window = replace(
+        window, round_trips_s=(min(current, took_s), previous), slot_bytes=window.slot_bytes + arrival.size_bytes
+    )
+    elapsed_s = now - window.slot_start_s
+    slot_s = window.round_trip_s if window.is_starting else max(_SLOT_S, _SLOT_ROUND_TRIPS * window.round_trip_s)
+    if elapsed_s < slot_s:
         return window
-    return _learn_rate(window, now, arrival.delivered_bytes / took_s)
+    return _learn_rate(replace(window, slot_start_s=now, slot_bytes=0), now, window.slot_bytes / elapsed_s)
 
 
 def lost(window: Window) -> Window:
@@ -139,11 +150,16 @@ def lost(window: Window) -> Window:
     return Window(probe_at_s=window.probe_at_s)
 
 
-def _learn_round_trip(window: Window, now: float, took_s: float, *, is_probe: bool) -> Window:
+def _learn_probe(window: Window, now: float, took_s: float) -> Window:
+    """The least of some tiny chunks, one after the other: a busy machine delays one of them easily."""
     current, previous = window.round_trips_s
-    if is_probe:
-        return replace(window, round_trips_s=(took_s, current), probe_at_s=now + _PROBE_EVERY_S)
-    return replace(window, round_trips_s=(min(current, took_s), previous))
+    trips = (min(took_s, current), previous) if window.num_probes else (took_s, current)
+    num = window.num_probes + 1
+    if num < _PROBES:
+        return replace(window, round_trips_s=trips, num_probes=num)
+    return replace(
+        window, round_trips_s=trips, num_probes=0, probe_at_s=now + _PROBE_EVERY_S, slot_start_s=now, slot_bytes=0
+    )
 
 
 def _learn_rate(window: Window, now: float, rate: float) -> Window:
@@ -151,9 +167,9 @@ def _learn_rate(window: Window, now: float, rate: float) -> Window:
     until = window.rate_until_s
     if now >= until:
         current, previous = 0.0, current
-        until = now + max(_RATE_WINDOW_S, _RATE_WINDOW_ROUND_TRIPS * window.round_trip_s)
+        until = now + max(_RATE_WINDOW_S, 2 * _SLOT_ROUND_TRIPS * window.round_trip_s)
     window = replace(window, rates=(max(current, rate), previous), rate_until_s=until)
-    if not window.is_starting or now < window.round_until_s:
+    if not window.is_starting:
         return window
     grew = window.bytes_per_s >= _GROWTH * window.best_rate
     flat = 0 if grew else window.flat_rounds + 1
@@ -162,5 +178,4 @@ def _learn_rate(window: Window, now: float, rate: float) -> Window:
         flat_rounds=flat,
         is_starting=flat < _FLAT_ROUNDS,
         best_rate=window.bytes_per_s if grew else window.best_rate,
-        round_until_s=now + window.round_trip_s,
     )
