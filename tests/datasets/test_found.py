@@ -18,7 +18,9 @@ def _write_har(folder, **arrays):
 
 def test_no_data_folder_says_what_to_do(monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
-    with pytest.raises(DataError, match=r"EDGEWISE_DATA names no data folder.*fetch it with edgewise.datasets.found.fetch"):
+    with pytest.raises(
+        DataError, match=r"EDGEWISE_DATA names no data folder.*fetch it with edgewise.datasets.found.fetch"
+    ):
         find("a.npz")
 
 

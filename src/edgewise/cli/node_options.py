@@ -66,7 +66,7 @@ def run_node(as_json: bool, exit_with_parent: bool, **given: Any) -> None:
     except ValueError as error:
         raise InputError(f"--task-settings is not JSON: {error}. Write it like '{{\"seed\": 1}}'.") from error
     state = given.pop("state") or os.path.join(str(setting("state")), name)
-    lists = {key: tuple(given.pop(key) or ()) for key in ("connect", "listen")}
+    lists: dict[str, Any] = {key: tuple(given.pop(key) or ()) for key in ("connect", "listen")}
     settings = AgentSettings(
         name=name, tier=Tier(tier), raw_may_reach=Tier(raw), state=state, task_settings=task_settings, **lists, **given
     )

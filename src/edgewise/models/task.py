@@ -116,7 +116,8 @@ def load_task(path: str | Path, **settings: Any) -> Task:
     if not path.is_file():
         raise TaskError(f"task file {str(path)!r} does not exist. Give the path of a Python file with a Task class.")
     spec = importlib.util.spec_from_file_location(f"edgewise_task_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

@@ -69,7 +69,12 @@ class InferenceClient:
                 await writer.wait_closed()
 
     async def infer(
-        self, model: str, inputs: dict[str, NDArray[Any]], *, request_id: str = "", parameters: dict[str, Any] | None = None
+        self,
+        model: str,
+        inputs: dict[str, NDArray[Any]],
+        *,
+        request_id: str = "",
+        parameters: dict[str, Any] | None = None,
     ) -> Reply:
         """Asks for one inference.
 
@@ -98,7 +103,9 @@ class InferenceClient:
         outputs = _read_outputs(answer.get("outputs", ()), content[cut:])
         return Reply(outputs, answer.get("parameters", {}), start, time.monotonic() - start)
 
-    async def call(self, method: str, path: str, body: bytes = b"", extra: str = "") -> tuple[int, dict[str, str], bytes]:
+    async def call(
+        self, method: str, path: str, body: bytes = b"", extra: str = ""
+    ) -> tuple[int, dict[str, str], bytes]:
         """One HTTP exchange.
 
         Returns:

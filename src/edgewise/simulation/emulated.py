@@ -18,8 +18,8 @@ from edgewise.core.units import parse_duration, parse_rate
 from edgewise.fleet.settings import AgentSettings
 from edgewise.security.authority import Authority, create_authority
 from edgewise.simulation.fleet_file import FleetFile, LinkClass
-from edgewise.simulation.processes import Child
 from edgewise.simulation.links import LinksProcess
+from edgewise.simulation.processes import Child
 from edgewise.transport.link import LinkSpec
 from edgewise.transport.shape import Shape
 
