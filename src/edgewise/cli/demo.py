@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,7 @@ def command(
         edgewise demo --report demo-report
     """
     one_thread()
+    logging.basicConfig(level=logging.ERROR)  # what the demo breaks on purpose is told by the demo
     from edgewise.demo.run import run_demo
     from edgewise.demo.scenario import DemoSettings
 

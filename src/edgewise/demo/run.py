@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
 from edgewise import __version__
@@ -17,7 +16,6 @@ from edgewise.demo.training import train
 from edgewise.fleet.operator import connect_operator
 from edgewise.ledger.energy import ENERGY_MODELS, modelled_energy, printed
 from edgewise.ledger.entry import Direction
-from edgewise.ledger.kpis import training_kpis
 from edgewise.service.report import Report, ResourceRow, explained, kpi_rows, write_report
 from edgewise.service.report.picture import write_picture
 from edgewise.simulation.emulated import CLOUD, OPERATOR, EmulatedFleet, make_folder
@@ -82,10 +80,7 @@ async def _run(demo: Demo) -> None:
         ],
     )  # fmt: skip
     demo.stage(2, "It trains federatedly: devices → edges → cloud; 3. the model becomes a version")
-    before = await demo.counted()
     await train(demo)
-    after = await demo.counted()
-    _training_kpis(demo, before, after)
     demo.stage(4, "It plans")
     await plan_all(demo)
     demo.stage(5, "It serves")
@@ -107,15 +102,6 @@ def _write_holdout(task: DigitsTask, folder: Path) -> Path:
         gate_x=np.asarray(parts.gate.inputs), gate_y=np.asarray(parts.gate.targets),
     )  # fmt: skip
     return path
-
-
-def _training_kpis(demo: Demo, before: dict, after: dict) -> None:  # type: ignore[type-arg]
-    done = demo.run.rounds
-    kpis = training_kpis(
-        demo.entries(before, after), demo.tiers, run=demo.run.run, loss=done[-1].loss, accuracy=done[-1].accuracy, rounds=len(done),
-        seconds=sum(r.seconds for r in done), energy_j=demo.training_energy_j(before, after),
-    )  # fmt: skip
-    demo.change(kpis=msgspec.structs.replace(demo.report.kpis, training=kpis))
 
 
 async def _resources(demo: Demo) -> None:

@@ -21,6 +21,8 @@ from edgewise.service.report.convert import WORDS, shares_of
 
 WARM_UP = 16
 """First requests of the stream, two per device; left out of the comparison with the prediction, and counted."""
+ON_THE_WAY_S = 0.002
+"""Kept of the deadline for the way from the device's answer to this client's clock."""
 
 
 @dataclass(slots=True)
@@ -97,9 +99,12 @@ async def stream(
     devices = [names[i % len(names)] for i in range(len(inputs))]
     gap = demo.settings.gap_s if gap_s is None else gap_s
 
-    async def send(index: int) -> Reply:
-        image = np.asarray(inputs[index : index + 1], np.float32)
-        return await clients[devices[index]].infer(TASK, {INPUT: image}, request_id=f"{phase}-{index}")
+    async def send(index: int, due_s: float) -> Reply:
+        # The client's own lateness is not the server's time: what is left of the deadline travels with the request.
+        left_s = due_s + demo.deadline_s - time.monotonic() - ON_THE_WAY_S
+        image, name = np.asarray(inputs[index : index + 1], np.float32), f"{phase}-{index}"
+        parameters = {"deadline_ms": max(1.0, 1e3 * left_s)}
+        return await clients[devices[index]].infer(TASK, {INPUT: image}, request_id=name, parameters=parameters)
 
     sent = Sent(phase, devices, [], np.asarray(targets), start_s=time.monotonic() - demo.start_s)
     sent.replies = await open_loop(

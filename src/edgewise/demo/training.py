@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.seeds import Seeds
 from edgewise.datasets.audit import audit
-from edgewise.demo.scenario import LOCAL, TASK, UPLINK, Demo
+from edgewise.demo.scenario import LOCAL, TASK, UPLINK, Counted, Demo
 from edgewise.fleet.messages import RunStatus, SubmitRun
 from edgewise.fleet.operator import encode_layout
+from edgewise.ledger.kpis import training_kpis
 from edgewise.models.export import export_template
 from edgewise.models.flat import initial_vector
 from edgewise.service.report import CodecSection, RoundRow, SplitSizes
@@ -28,8 +30,10 @@ async def train(demo: Demo) -> None:
     }
     packed, few = encode_layout(layout), demo.settings.comparison_rounds
     uncoded = await follow(demo, _wish(demo, "uncoded", {"name": "none"}, few, packed, register=False), tensors)
+    before = await demo.counted()
     coded = await follow(demo, _wish(demo, "first", UPLINK, demo.settings.rounds, packed), tensors)
     demo.run = coded
+    _kpis(demo, before, await demo.counted())
     versions = (await demo.operator.versions()).versions
     demo.version = next(v for v in versions if v.number == coded.version)
     uncoded_bytes = sum(r.uplink_bytes for r in uncoded.rounds)
@@ -48,6 +52,15 @@ async def train(demo: Demo) -> None:
     demo.happened(
         "training", f"version {demo.version.number}: accuracy {coded.rounds[-1].accuracy:.3f} on calibration data"
     )
+
+
+def _kpis(demo: Demo, before: Counted, after: Counted) -> None:
+    done = demo.run.rounds
+    kpis = training_kpis(
+        demo.entries(before, after), demo.tiers, loss=done[-1].loss, accuracy=done[-1].accuracy, rounds=len(done),
+        seconds=sum(r.seconds for r in done), energy_j=demo.training_energy_j(before, after),
+    )  # fmt: skip
+    demo.change(kpis=msgspec.structs.replace(demo.report.kpis, training=kpis))
 
 
 async def follow(demo: Demo, wish: SubmitRun, tensors: dict[str, Any]) -> RunStatus:

@@ -13,14 +13,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from edgewise.core.errors import InputError
 from edgewise.core.ids import NodeId, Tier
 from edgewise.fleet.deployments import Deployments
+from edgewise.fleet.drift_watch import CollectOrder, Confidences, DriftWatch
 from edgewise.fleet.messages import (
     Ack,
     CancelRun,
     Deploy,
-    DriftReport,
     EdgeSum,
     FleetAnswer,
     FleetRequest,
@@ -67,6 +66,7 @@ class Coordinator:
         self.watch = Watch(node, ready=self._ready, lost=self._lost)
         self.runs = Runs(node, self.events, self.versions, self.watch, self._told)
         self.deployments = Deployments(node, self.versions, self.watch, self.events, install_here, self._told)
+        self.drift = DriftWatch(self.versions.confidences, self._devices, self._collect, self._told)
         self._routes()
 
     async def start(self) -> None:
@@ -95,7 +95,7 @@ class Coordinator:
         node.route("report", UpdateReport, self.runs.update_arrived, Tier.DEVICE, Tier.EDGE)
         node.route("report", EdgeSum, self.runs.sum_arrived, Tier.EDGE)
         node.route("report", TrainFailed, self.runs.training_failed, Tier.DEVICE, Tier.EDGE)
-        node.route("report", DriftReport, self._drift, Tier.DEVICE)
+        node.route("report", Confidences, self.drift.arrived, Tier.DEVICE)
 
     def _ready(self, info: NodeInfo) -> None:
         self._told("node_ready", {"node": info.node, "tier": str(info.tier)})
@@ -156,8 +156,8 @@ class Coordinator:
     async def _rollback(self, *_: Any) -> Ack:
         return await self.deployments.rollback()
 
-    async def _drift(self, report: DriftReport, _: Frame, sender: NodeInfo) -> Ack:
-        if sender.node != report.node:
-            raise InputError(f"{sender.node} reports drift in the name of {report.node}; each node reports its own.")
-        self._told("drift_detected", msgspec.to_builtins(report))
-        return Ack()
+    def _devices(self) -> list[NodeId]:
+        return [m.node for m in self.watch.members.alive(Tier.DEVICE)]
+
+    async def _collect(self, device: NodeId, order: CollectOrder) -> None:
+        self.node.spawn(self.node.ask(device, "control", order, Ack), f"collect on {device}")

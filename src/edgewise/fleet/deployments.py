@@ -243,7 +243,6 @@ class Deployments:
             graph=BlobRef(version.graph, self.versions.graph_size(deploy.version), holder),
             plans=deploy.plans, epoch=what.epoch, stage_nodes=stages, deadline_s=deploy.deadline_s,
             inputs=deploy.inputs if tier is Tier.DEVICE else None,
-            confidences=self.versions.confidences(deploy.version) if tier is Tier.DEVICE else (),
         )  # fmt: skip
 
     def _record(self, now: Deployed) -> None:

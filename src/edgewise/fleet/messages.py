@@ -350,7 +350,6 @@ class InstallOrder(Message, frozen=True):
         stage_nodes: For a device: nodes that run the next stage, in order of preference.
         deadline_s: Deadline of a request under these plans.
         inputs: What the plans were made from; a device given them may switch among the plans by what it observes.
-        confidences: Calibration confidences of the first exit, the reference of the drift detector.
     """
 
     version: int
@@ -360,7 +359,6 @@ class InstallOrder(Message, frozen=True):
     stage_nodes: tuple[NodeId, ...] = ()
     deadline_s: float = 1.0
     inputs: PlanInputs | None = None
-    confidences: tuple[float, ...] = ()
 
 
 class Deploy(Message, frozen=True):
@@ -487,16 +485,6 @@ class Health(Message, frozen=True):
     num_errors: int
     p95_latency_s: float
     time: float
-
-
-class DriftReport(Message, frozen=True):
-    """A device's inputs have drifted."""
-
-    node: NodeId
-    statistic: float
-    threshold: float
-    num_observed: int
-    num_hard: int
 
 
 class StopOrder(Message, frozen=True):

@@ -14,12 +14,12 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
-from edgewise.core.errors import InputError, TransportError, Unreachable
+from edgewise.core.errors import TransportError, Unreachable
 from edgewise.core.ids import Epoch, NodeId, Tier
 from edgewise.fleet.adapting import Adapting
+from edgewise.fleet.drift_watch import CollectOrder, Confidences
 from edgewise.fleet.messages import (
     Ack,
-    DriftReport,
     Feedback,
     Health,
     HealthRequest,
@@ -41,6 +41,7 @@ from edgewise.inference.stages import Tensors
 from edgewise.models.graph import Graph
 from edgewise.models.task import Examples
 from edgewise.planning.plan import ActivePlan
+from edgewise.transport.frame import Frame
 
 log = logging.getLogger("edgewise.fleet")
 KEPT_OBSERVATIONS = 2000
@@ -112,6 +113,7 @@ class Serving:
             self.node.extra_services |= {STAGE: self.host.handle, PROBE: answer_probe}
         if self.server is not None:
             self.node.route("control", Feedback, self._feedback, Tier.CLOUD)
+            self.node.route("control", CollectOrder, self._collect, Tier.CLOUD)
             if self._settings.http and self._open_door is not None:
                 host, _, port = self._settings.http.rpartition(":")
                 self._door = await self._open_door(self.server, host or "127.0.0.1", int(port))
@@ -135,7 +137,18 @@ class Serving:
         """Labelled hard examples of this device; they stay here."""
         return self.good.labelled()
 
-    async def install(self, order: InstallOrder, *_: Any) -> Ack:
+    async def install(self, order: InstallOrder, frame: Frame | None = None, _: Any = None) -> Ack:
+        """Prepares a version and its plans, then switches; requests in flight finish on the epoch they began with.
+
+        Args:
+            order: What.
+            frame: Its frame; its sender is the coordinator. None on the coordinator's own node.
+
+        Returns:
+            Yes, with version and epoch.
+        """
+        if frame is not None:
+            self.node.coordinator = frame.sender
         graph = await self._graph(order)
         for index, plan in enumerate(order.plans):
             active = ActivePlan(Epoch(order.epoch + index), plan, order.version)
@@ -151,7 +164,6 @@ class Serving:
             epochs = [Epoch(order.epoch + index) for index in range(len(order.plans))]
             self.server.activate(epochs[0], keep=epochs)
             self._adapt(order, graph, targets)
-            self.good.installed(order)
         self._installed = order
         return Ack(details={"version": order.version, "epoch": int(order.epoch)})
 
@@ -195,6 +207,9 @@ class Serving:
         taken = self.good.label(feedback.labels)
         return Ack(details={"taken": taken})
 
+    async def _collect(self, order: CollectOrder, *_: Any) -> Ack:
+        return Ack(details={"kept": self.good.collect(order.last)})
+
     async def _health(self, request: HealthRequest, *_: Any) -> Health:
         rows = [o for o in self.observations if o.version == request.version][-request.last :]
         return Health(
@@ -214,21 +229,16 @@ class Serving:
             self.adapting.observed(observation)
 
     def _served(self, inputs: Tensors, served: Served) -> None:
-        alarm = self.good.served(inputs, served)
-        if alarm is not None:
-            self.node.spawn(self._report_drift(alarm), "report drift")
+        told = self.good.served(inputs, served)
+        if told is not None and self.node.coordinator is not None:
+            self.node.spawn(self._tell_confidences(self.node.coordinator, told), "tell confidences")
 
-    async def _report_drift(self, report: DriftReport) -> None:
-        coordinator = self.node.coordinator
-        if coordinator is None:
-            raise InputError(f"{self.node.name} sees drift but knows no coordinator to tell.")
+    async def _tell_confidences(self, coordinator: NodeId, told: Confidences) -> None:
         try:
-            await self.node.ask(coordinator, "report", report, Ack)
+            await self.node.ask(coordinator, "report", told, Ack)
         except TransportError as error:
-            log.warning("%s could not tell of drift: %s", self.node.name, error)
+            log.info("%s could not tell its confidences, they are dropped: %s", self.node.name, error)
 
     async def _tell(self, kind: str, fields: dict[str, Any]) -> None:
-        from edgewise.transport.frame import Frame
-
         frame = Frame(kind, msgspec.msgpack.encode({"node": self.node.name, **fields}))
         await self.node.transport.publish(self.node.keys.event(self.node.name), frame)

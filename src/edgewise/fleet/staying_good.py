@@ -1,59 +1,50 @@
-"""What a device does so that its model stays good: watches confidences, keeps hard examples, joins them with labels.
+"""What a device does so that its model stays good: keeps hard examples, joins them with labels, tells confidences.
 
-Everything here stays on the device: inputs are traced raw data, labels come to it by feedback. What leaves is an alarm,
-counts, and later an update.
+Inputs are traced raw data and stay here, labels come to the device by feedback. What leaves are the confidences of
+answers (`drift_watch.py` weighs them), and later an update.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from dataclasses import replace
 
 import numpy as np
 
 from edgewise.core.ids import NodeId, RequestId
 from edgewise.core.seeds import Seeds
-from edgewise.fleet.messages import DriftReport, InstallOrder
+from edgewise.fleet.drift_watch import Confidences
 from edgewise.inference.exits import confidence
 from edgewise.inference.request import Served
 from edgewise.inference.stages import Tensors
-from edgewise.lifecycle import drift, hard_examples
+from edgewise.lifecycle import hard_examples
 from edgewise.lifecycle.hard_examples import HardExample
 from edgewise.lifecycle.labels import LabelHelp, label_source
 from edgewise.models.task import Examples
 
 MAX_EXAMPLES = 400
-ALARM = 8_000.0
-"""Mean number of undrifted requests between false alarms of one device is at least this; with n devices n times as often."""
+BATCH = 8
+"""Confidences told at once."""
 
 
 class StayingGood:
-    """One device's detector and buffer.
-
-    Attributes:
-        alarm: The drift it reported under the version in force; None before.
-    """
+    """One device's buffer of hard examples."""
 
     def __init__(self, node: NodeId, max_bytes: int) -> None:
         self._node = node
         self._seeds = Seeds(0).at("buffer", node)
-        self._detector: drift.DriftState | None = None
         self._buffer = hard_examples.hard_examples(MAX_EXAMPLES, max_bytes)
         self._answers: dict[RequestId, int] = {}
-        self.alarm: DriftReport | None = None
+        self._times: deque[float] = deque(maxlen=10 * MAX_EXAMPLES)
+        self._untold: list[float] = []
 
     @property
     def num_hard(self) -> int:
         """Hard examples kept."""
         return len(self._buffer.kept)
 
-    def installed(self, order: InstallOrder) -> None:
-        """A version is in force: its own calibration confidences are the reference from here on."""
-        self.alarm = None
-        reference = {0: order.confidences} if order.confidences else {}
-        self._detector = drift.drift_detector(reference, threshold=ALARM) if reference else None
-
-    def served(self, inputs: Tensors, served: Served) -> DriftReport | None:
+    def served(self, inputs: Tensors, served: Served) -> Confidences | None:
         """Takes one served request.
 
         Args:
@@ -61,7 +52,7 @@ class StayingGood:
             served: What was answered.
 
         Returns:
-            The alarm, if this request completed its evidence.
+            Confidences to tell the coordinator, when a few have come together.
         """
         seen = served.observation
         if not served.outputs:
@@ -73,17 +64,21 @@ class StayingGood:
         example = HardExample(RequestId(seen.request), array[0], int(np.argmax(logits[0])), sure, now)
         rng = self._seeds.at(self._buffer.num_offered).rng()
         self._buffer, _ = hard_examples.step(self._buffer, example, rng)
-        if self._detector is None or seen.confidence is None:
+        self._times.append(now)
+        if seen.confidence is None:
             return None
-        event = drift.ConfidenceObserved(self._node, seen.confidence, 0, now)
-        self._detector, alarms = drift.step(self._detector, event)
-        for found in alarms:
-            # What was kept before the change is of the old kind: the buffer begins anew with the drift.
-            recent = tuple(pair for pair in self._buffer.kept if pair[1].time >= found.since)
-            self._buffer = replace(self._buffer, kept=recent)
-            self.alarm = DriftReport(self._node, found.statistic, found.threshold, found.num_since, len(recent))
-            return self.alarm
-        return None
+        self._untold.append(seen.confidence)
+        if len(self._untold) < BATCH:
+            return None
+        told, self._untold = tuple(self._untold), []
+        return Confidences(self._node, seen.version, told, now)
+
+    def collect(self, last: int) -> int:
+        """The inputs have changed: forgets what was seen before the last so many requests; returns what is kept."""
+        since = self._times[-last] if last <= len(self._times) else float("-inf")
+        recent = tuple(pair for pair in self._buffer.kept if pair[1].time >= since)
+        self._buffer = replace(self._buffer, kept=recent)
+        return len(recent)
 
     def label(self, labels: dict[str, int]) -> int:
         """Takes true labels by request; returns how many belong to kept examples."""

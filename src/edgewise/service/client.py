@@ -141,7 +141,7 @@ class InferenceClient:
 
 
 async def open_loop(
-    send: Callable[[int], Awaitable[Reply]],
+    send: Callable[[int, float], Awaitable[Reply]],
     arrivals_s: Sequence[float],
     *,
     on_reply: Callable[[int, Reply], None] = lambda *_: None,
@@ -149,7 +149,7 @@ async def open_loop(
     """Sends requests at their times, whatever the answers do.
 
     Args:
-        send: Sends request i and returns its reply.
+        send: (i, due time on `time.monotonic`) -> reply of request i.
         arrivals_s: Due times in seconds from now, ascending.
         on_reply: Called as answers come.
 
@@ -161,7 +161,7 @@ async def open_loop(
 
     async def one(index: int, due: float) -> None:
         try:
-            got = await send(index)
+            got = await send(index, due)
             reply = Reply(got.outputs, got.parameters, due, time.monotonic() - due)
         except (Unreachable, RemoteError) as error:
             reply = Reply({}, {}, due, time.monotonic() - due, str(error))
