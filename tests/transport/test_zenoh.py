@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +77,6 @@ def test_registration_lives_without_being_kept() -> None:
     async def scene() -> None:
         async with await open_zenoh(settings("hub", mode="router", listen=("tcp/127.0.0.1:0",))) as hub:
             await hub.serve("ew/f/node/hub/info", echo)
-            import gc
-
             gc.collect()
             reply = await hub.query("ew/f/node/hub/info", make_frame("ask"), timeout_s=10.0)
             assert reply.sender == "hub"
@@ -94,8 +94,7 @@ def test_no_byte_passes_beside_the_link() -> None:
             await hub.serve("ew/f/node/hub/stage", echo)
             before = link.counters_dict()
             for purpose in Purpose:
-                x = {"x": np.random.default_rng(0).bytes(200_000)}
-                tensors = {"x": np.frombuffer(x["x"], np.uint8)}
+                tensors = {"x": np.random.default_rng(0).integers(0, 256, 200_000, np.uint8)}
                 await leaf.query(
                     "ew/f/node/hub/stage", make_frame("ask", tensors=tensors, purpose=purpose), timeout_s=20.0
                 )
@@ -114,10 +113,43 @@ def test_no_byte_passes_beside_the_link() -> None:
     asyncio.run(asyncio.wait_for(scene(), 60.0))
 
 
+def test_server_two_routers_away_that_goes_is_unreachable_before_the_deadline() -> None:
+    async def scene() -> None:
+        async with await open_zenoh(settings("cloud", mode="router", listen=("tcp/127.0.0.1:0",))) as cloud:
+            between = settings("edge", mode="router", listen=("tcp/127.0.0.1:0",), connect=cloud.endpoints)
+            async with (
+                await open_zenoh(between) as edge,
+                await open_zenoh(settings("device", connect=edge.endpoints)) as device,
+            ):
+                asked = asyncio.Event()
+
+                async def never(question: Frame) -> Frame:
+                    asked.set()
+                    return await asyncio.get_running_loop().create_future()
+
+                await cloud.serve("ew/f/node/cloud/stage", never)
+                task = asyncio.create_task(ask_when_known(device, "ew/f/node/cloud/stage", asked))
+                await asked.wait()
+                await cloud.close()
+                with pytest.raises(Unreachable, match="it was lost"):
+                    await task
+
+    asyncio.run(asyncio.wait_for(scene(), 20.0))
+
+
+async def ask_when_known(transport: Any, key: str, asked: asyncio.Event) -> Frame:
+    """Asks again until the declaration has travelled; the question that was heard decides."""
+    while True:
+        try:
+            return await transport.query(key, make_frame("ask"), timeout_s=60.0)
+        except Unreachable:
+            if asked.is_set():
+                raise
+            await asyncio.sleep(0.01)
+
+
 def test_lane_that_does_not_move_is_refused_instead_of_filled() -> None:
     sender = Sender("n")
-    import threading
-
     stuck = threading.Event()
     failures: list[Exception] = []
     sender.submit(Purpose.BULK, "x", Job(stuck.wait, failures.append, MAX_QUEUED_BYTES))
