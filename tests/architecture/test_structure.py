@@ -27,7 +27,6 @@ HEAVY = {
     "pandas",
 }
 LONG_FILES: dict[str, str] = {
-    "fleet/messages.py": "one documented struct per message of the wire: a table, nothing decides here",
     "fleet/runs.py": "the live driver of a run: one handler per event and per action of the protocols",
 }
 """Path below src/edgewise -> why it may be longer than 400 lines."""

@@ -1,0 +1,45 @@
+"""What every message of a fleet is: a typed struct, its frame kind, the plain answer, and the name of a large value."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+from edgewise.core.ids import Digest, NodeId
+
+INLINE_BYTES = 64 * 1024
+"""Values up to this size travel in the frame; larger ones are announced by digest and pulled."""
+
+
+class Message(msgspec.Struct, frozen=True):
+    """Base of everything said here."""
+
+
+def kind_of(message: type[Message] | Message) -> str:
+    """The frame kind of a message: `TrainOrder` -> `train_order`."""
+    name = (message if isinstance(message, type) else type(message)).__name__
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+class Ack(Message, frozen=True):
+    """Yes, or why not.
+
+    Attributes:
+        accepted: Whether it was taken (durably, where it changes state).
+        reason: Why not; a sentence.
+        details: More, for people.
+    """
+
+    accepted: bool = True
+    reason: str = ""
+    details: dict[str, Any] = {}
+
+
+class BlobRef(msgspec.Struct, frozen=True):
+    """A large value by name; whoever announces it serves it on its `blob` service."""
+
+    digest: Digest
+    size_bytes: int
+    holder: NodeId
