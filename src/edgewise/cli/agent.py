@@ -32,7 +32,7 @@ def command(
     name: Annotated[str, typer.Option("--name", help="Node name; by default the certificate's.")] = "",
     state: State = "",
     listen: Listen = None,
-    fleet: Fleet = "main",
+    fleet: Fleet = "",
     task: Annotated[str, typer.Option("--task", help="Task file installed on this node, or 'digits'.")] = "",
     task_settings: Annotated[str, typer.Option("--task-settings", help="JSON passed to the task.")] = "",
     client: Annotated[str, typer.Option("--client", help="Whose data the node holds; by default its own name.")] = "",

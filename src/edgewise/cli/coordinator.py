@@ -30,7 +30,7 @@ def command(
     identity: Identity = "",
     name: Annotated[str, typer.Option("--name", help="Node name; by default the certificate's.")] = "",
     state: State = "",
-    fleet: Fleet = "main",
+    fleet: Fleet = "",
     tier: Annotated[str, typer.Option("--tier", help="Where it stands: cloud or edge.")] = "cloud",
     connect: Connect = None,
     holdout: Annotated[

@@ -16,7 +16,7 @@ Connect = Annotated[list[str] | None, typer.Option("--connect", help="Endpoint o
 Listen = Annotated[list[str] | None, typer.Option("--listen", help="Endpoint to listen on, e.g. tls/127.0.0.1:7447.")]
 Identity = Annotated[str, typer.Option("--identity", help="Folder with ca.pem, node.pem and node.key.")]
 State = Annotated[str, typer.Option("--state", help="Folder for blobs, logs and the registry.")]
-Fleet = Annotated[str, typer.Option("--fleet", help="Name of the fleet.")]
+Fleet = Annotated[str, typer.Option("--fleet", help="Name of the fleet; by default the certificate's.")]
 Dilation = Annotated[float, typer.Option("--dilation", help="Stretch inference compute, to emulate a slower machine.")]
 Power = Annotated[float, typer.Option("--power", help="Modelled power while computing, in watts.")]
 RawMayReach = Annotated[str, typer.Option("--raw-may-reach", help="Outermost tier raw data of this node may reach.")]
@@ -44,6 +44,7 @@ def run_node(as_json: bool, exit_with_parent: bool, **given: Any) -> None:
         **given: Fields of `AgentSettings`, as the options gave them.
     """
     one_thread()
+    from edgewise.cli.operator_options import fleet_of
     from edgewise.core.ids import Tier
     from edgewise.core.settings import setting
     from edgewise.fleet.agent import run_agent
@@ -51,10 +52,7 @@ def run_node(as_json: bool, exit_with_parent: bool, **given: Any) -> None:
     from edgewise.security.identity import Identity as NodeIdentity
 
     output = Output(as_json)
-    if not given["identity"]:
-        raise InputError(
-            "no identity given. Say --identity FOLDER with ca.pem, node.pem and node.key; `edgewise ca issue` makes one."
-        )
+    given["fleet"] = fleet_of(given["identity"], given["fleet"])
     name = given.pop("name") or str(NodeIdentity.load(given["identity"]).node)
     tier, raw = given.pop("tier"), given.pop("raw_may_reach")
     for word in (tier, raw):

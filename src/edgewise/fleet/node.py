@@ -299,7 +299,7 @@ class Node:
         except (IdentityRefused, Unreachable) as error:
             self._refuse(f"{frame.kind} in the name of {frame.sender or 'nobody'}")
             log.warning("%s refuses %s in the name of %s: %s", self.name, frame.kind, frame.sender, error)
-            raise IdentityRefused(str(error), node=frame.sender) from error
+            raise IdentityRefused(str(error), **{**error.fields, "node": frame.sender}) from error
         if route.tiers is not None and sender.tier not in route.tiers:
             self._refuse(f"{frame.kind} by {frame.sender}, a {sender.tier}")
             raise PolicyViolation(

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
 
-from edgewise.core.errors import RemoteError, Unreachable
-from edgewise.core.ids import NodeId, RunId
+from edgewise.core.errors import DeadlineExceeded, InputError, RemoteError, Unreachable
+from edgewise.core.ids import NodeId, RunId, Tier
 from edgewise.fleet.connect import open_node
 from edgewise.fleet.messages import (
     Ack,
+    BlobRef,
+    CancelRun,
+    Capability,
     Deploy,
     FleetAnswer,
     FleetRequest,
@@ -40,23 +43,33 @@ from edgewise.fleet.node import Node
 from edgewise.fleet.settings import AgentSettings
 from edgewise.fleet.watch import Watch
 from edgewise.ledger.entry import Purpose
+from edgewise.security.identity import Identity
 from edgewise.transport.frame import Frame
 
 M = TypeVar("M", bound=Message)
-FIND_TIMEOUT_S = 5.0
+A = TypeVar("A")
+FIND_TIMEOUT_S = 3.5
 LONG_TIMEOUT_S = 120.0
+STATUS_TIMEOUT_S = 5.0
+STALE = "stale_epoch"
+"""Refusal of a frame whose sender has appeared again under the same name."""
 
 
 class Operator:
     """Orders and questions to a fleet; made by `connect_operator`.
 
+    Two operators may use one certificate, in two terminals: the fleet hears the newer incarnation of a name only, so one
+    that was overtaken is refused, opens its session anew and asks again.
+
     Attributes:
+        node: Its own session.
         coordinator: The node that decides.
     """
 
-    def __init__(self, node: Node, coordinator: NodeId) -> None:
+    def __init__(self, node: Node, coordinator: NodeId, reopen: Callable[[], Awaitable[Node]] | None = None) -> None:
         self.node = node
         self.coordinator = coordinator
+        self._reopen = reopen
 
     async def nodes(self) -> FleetAnswer:
         """The coordinator's view of the fleet."""
@@ -106,29 +119,52 @@ class Operator:
         """How a run stands."""
         return await self._ask(RunRequest(run), RunStatus)
 
-    async def watch(self, run: RunId) -> AsyncIterator[RunStatus]:
-        """Yields the run's status whenever a round closes, last its terminal state."""
+    async def cancel(self, run: RunId) -> None:
+        """Stops a run; what is done stays."""
+        await self._ask(CancelRun(run), Ack)
+
+    async def watch(
+        self, run: RunId, *, patience_s: float = 60.0, away: Callable[[str], None] = lambda _: None
+    ) -> AsyncIterator[RunStatus]:
+        """Yields the run's status whenever a round closes, last its terminal state.
+
+        Args:
+            run: Its id.
+            patience_s: How long the coordinator may be away; it goes on with the run when it is back.
+            away: Told why there is no answer, each time.
+
+        Yields:
+            The status.
+
+        Raises:
+            Unreachable: If the coordinator is away for longer.
+        """
         changed = asyncio.Event()
 
         def heard(_: str, frame: Frame) -> None:
             if frame.run == run:
                 changed.set()
 
-        registration = await self.node.transport.subscribe(self.node.keys.event(self.coordinator), heard)
-        try:
-            while True:
-                changed.clear()
-                status = await self.status(run)
+        node, answered_s = None, time.monotonic()
+        while True:
+            if node is not self.node:  # at first, and after another incarnation took over
+                node = self.node
+                await node.transport.subscribe(node.keys.event(self.coordinator), heard)
+            changed.clear()
+            try:
+                status = await self._ask(RunRequest(run), RunStatus, timeout_s=STATUS_TIMEOUT_S)
+            except (Unreachable, DeadlineExceeded) as error:
+                away(error.message)
+                if time.monotonic() - answered_s > patience_s:
+                    raise
+            else:
+                answered_s = time.monotonic()
                 yield status
                 if status.state != "running":
                     return
-                try:
-                    async with asyncio.timeout(2.0):  # a publication may be lost; the status is the truth
-                        await changed.wait()
-                except TimeoutError:
-                    continue
-        finally:
-            await registration.close()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(2.0):  # a publication may be lost; the status is the truth
+                    await changed.wait()
 
     async def versions(self) -> Versions:
         """The registry."""
@@ -136,7 +172,10 @@ class Operator:
 
     async def graph(self, version: int) -> bytes:
         """A version's ONNX bytes."""
-        frame = await self.node.send(self.coordinator, "control", GraphRequest(version), timeout_s=LONG_TIMEOUT_S)
+        question = GraphRequest(version)
+        frame = await self._renewed(
+            lambda: self.node.send(self.coordinator, "control", question, timeout_s=LONG_TIMEOUT_S)
+        )
         return frame.array("graph").tobytes()
 
     async def register(self, graph: bytes, *, task: str, origin: str = "imported", parent: int = 0) -> Ack:
@@ -146,7 +185,7 @@ class Operator:
 
     async def profile(self, node: NodeId, order: ProfileOrder) -> ProfileAnswer:
         """Lets a node measure a graph and its home link."""
-        return await self.node.ask(node, "control", order, ProfileAnswer, timeout_s=LONG_TIMEOUT_S)
+        return await self._ask(order, ProfileAnswer, to=node)
 
     async def deploy(self, deploy: Deploy) -> Ack:
         """Serves a version along plans, device by device; answers when it is done or halted."""
@@ -158,16 +197,47 @@ class Operator:
 
     async def ledger(self, node: NodeId) -> LedgerAnswer:
         """What a node counted."""
-        return await self.node.ask(node, "control", LedgerRequest(), LedgerAnswer)
+        return await self._ask(LedgerRequest(), LedgerAnswer, to=node)
 
     async def order(self, node: NodeId, message: Message) -> Ack:
         """Any order to any node."""
-        return await self.node.ask(node, "control", message, Ack, timeout_s=LONG_TIMEOUT_S)
+        return await self._ask(message, Ack, to=node)
 
-    async def _ask(self, message: Message, answer: type[M], tensors: Any = ()) -> M:
-        return await self.node.ask(
-            self.coordinator, "control", message, answer, tensors, purpose=Purpose.CONTROL, timeout_s=LONG_TIMEOUT_S
-        )
+    def offer(self, data: bytes) -> BlobRef:
+        """Puts bytes where nodes can pull them from this operator."""
+        return BlobRef(self.node.blobs.put(data), len(data), self.node.name)
+
+    async def close(self) -> None:
+        """Leaves the fleet."""
+        await self.node.close()
+
+    async def _ask(
+        self,
+        message: Message,
+        answer: type[M],
+        tensors: Any = (),
+        *,
+        to: NodeId | None = None,
+        timeout_s: float = LONG_TIMEOUT_S,
+    ) -> M:
+        async def ask() -> M:
+            whom = to or self.coordinator
+            return await self.node.ask(
+                whom, "control", message, answer, tensors, purpose=Purpose.CONTROL, timeout_s=timeout_s
+            )
+
+        return await self._renewed(ask)
+
+    async def _renewed(self, ask: Callable[[], Awaitable[A]]) -> A:
+        """Asks; once more under a new incarnation if another one of our name came between."""
+        try:
+            return await ask()
+        except RemoteError as error:
+            if error.fields.get("reason") != STALE or self._reopen is None:
+                raise
+        await self.node.close()
+        self.node = await self._reopen()
+        return await ask()
 
 
 @asynccontextmanager
@@ -175,7 +245,7 @@ async def connect_operator(identity: Path, endpoint: str, state: Path, fleet: st
     """Joins a fleet as its operator.
 
     Args:
-        identity: Folder of a certificate of tier cloud.
+        identity: Folder of a certificate of tier cloud; its name is the operator's.
         endpoint: A router of the fleet.
         state: Folder for blobs.
         fleet: Fleet name.
@@ -184,48 +254,54 @@ async def connect_operator(identity: Path, endpoint: str, state: Path, fleet: st
         The operator.
 
     Raises:
+        InputError: If the certificate is of another tier: orders are taken from the cloud's only.
         Unreachable: Within seconds, with the cause, if the endpoint or the coordinator is not there.
     """
-    settings = AgentSettings(
-        name="operator",
-        tier=_tier(identity),
-        identity=str(identity),
-        state=str(state),
-        connect=(endpoint,),
-        fleet=fleet,
-    )
-    node = await open_node(settings, lambda: NodeInfo(**_operator_info(node)))
-    try:
+    own = Identity.load(identity)
+    if own.tier is not Tier.CLOUD:
+        raise InputError(
+            f"the certificate in {str(identity)!r} is of {own.node!r}, a {own.tier}; a fleet takes orders from tier cloud "
+            "only. Make one with: edgewise ca issue operator --tier cloud"
+        )
+    settings = AgentSettings(own.node, own.tier, str(identity), str(state), fleet=fleet, connect=(endpoint,))
+
+    async def open_session() -> Node:
+        node = await open_node(settings, lambda: _operator_info(node))
         await node.attach(0)
-        watch = Watch(node)
-        await watch.start()
+        return node
 
-        def coordinators() -> list[NodeId]:
-            return [m.node for m in watch.members.alive() if m.info is not None and m.info.coordinator]
-
-        if not await watch.wait_for(lambda _: bool(coordinators()), FIND_TIMEOUT_S):
-            seen = ", ".join(sorted(watch.members.members)) or "no node"
-            raise Unreachable(
-                f"{endpoint} answers but no coordinator is in fleet {fleet!r} (seen: {seen}). Check --fleet, start `edgewise coordinator`."
-            )
-        yield Operator(node, coordinators()[0])
-    finally:
+    node = await open_session()
+    try:
+        operator = Operator(node, await _find_coordinator(node, endpoint, fleet), open_session)
+    except BaseException:
         await node.close()
+        raise
+    try:
+        yield operator
+    finally:
+        await operator.close()
 
 
-def _tier(identity: Path) -> Any:
-    from edgewise.security.identity import Identity
+async def _find_coordinator(node: Node, endpoint: str, fleet: str) -> NodeId:
+    watch = Watch(node)
+    await watch.start()
 
-    return Identity.load(identity).tier
+    def coordinators() -> list[NodeId]:
+        return [m.node for m in watch.members.alive() if m.info is not None and m.info.coordinator]
+
+    if not await watch.wait_for(lambda _: bool(coordinators()), FIND_TIMEOUT_S):
+        seen = ", ".join(sorted(watch.members.members)) or "no node"
+        raise Unreachable(
+            f"{endpoint} answers but no coordinator is in fleet {fleet!r} (seen: {seen}). Check --fleet, start `edgewise coordinator`."
+        )
+    return coordinators()[0]
 
 
-def _operator_info(node: Node) -> dict[str, Any]:
-    from edgewise.fleet.messages import Capability
-
-    return {
-        "node": node.name, "tier": node.identity.tier, "epoch": node.epoch, "parent": NodeId(""),
-        "certificate": node.identity.certificate_pem.decode(), "capability": Capability(0, 0, 0.0, 1.0, 0.0, ""),
-    }  # fmt: skip
+def _operator_info(node: Node) -> NodeInfo:
+    return NodeInfo(
+        node.name, node.identity.tier, node.epoch, node.identity.certificate_pem.decode(), NodeId(""),
+        Capability(0, 0, 0.0, 1.0, 0.0, ""),
+    )  # fmt: skip
 
 
 def encode_layout(layout: Any) -> bytes:

@@ -1,0 +1,115 @@
+"""`edgewise nodes`: who is in a running fleet, and what they can do."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgewise.cli.operator_options import AsOperator, InFleet, ToFleet, operator_of, run_async
+from edgewise.cli.output import AsJson, Output
+
+if TYPE_CHECKING:
+    from edgewise.fleet.messages import FleetAnswer, NodeRow
+
+COLUMNS = (
+    "node", "tier", "state", "parent", "GFLOP/s", "dilation", "client", "task", "examples", "version", "plan", "http",
+)  # fmt: skip
+WATCH_EVERY_S = 0.5
+
+
+def command(
+    connect: ToFleet = "",
+    identity: AsOperator = "",
+    fleet: InFleet = "",
+    watch: Annotated[bool, typer.Option("--watch", help="Go on, and say what changes; ctrl-C ends it.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the nodes of a running fleet and what they can do.
+
+    Example:
+      edgewise nodes --connect tls/127.0.0.1:7447 --identity nodes/operator
+    """
+    run_async(list_nodes(Output(as_json), connect, identity, fleet, watch))
+
+
+async def list_nodes(out: Output, connect: str, identity: str, fleet: str, watch: bool) -> None:
+    """Prints the fleet, once or until ctrl-C.
+
+    Args:
+        out: Where to.
+        connect: Endpoint of the fleet.
+        identity: The operator's folder.
+        fleet: Its name; "" for the certificate's.
+        watch: Whether to go on.
+    """
+    async with operator_of(connect, identity, fleet) as operator:
+        answer = await operator.nodes()
+        show(out, answer)
+        while watch:
+            await asyncio.sleep(WATCH_EVERY_S)
+            before, answer = answer, await operator.nodes()
+            for name, change in changes(before, answer).items():
+                out.event("node_changed", node=name, **change)
+
+
+def show(out: Output, answer: FleetAnswer) -> None:
+    """Prints a table of nodes, who is not well and why, and what was refused.
+
+    Args:
+        out: Where to.
+        answer: The coordinator's view.
+    """
+    tiers = ("cloud", "edge", "device")
+    rows = sorted(answer.nodes, key=lambda row: (tiers.index(row.info.tier), row.info.node))
+    out.table(f"{len(rows)} nodes", COLUMNS, [cells(row) for row in rows])
+    for row in rows:
+        if row.cause:
+            out.line(f"{row.info.node}: {row.cause}")
+    for what, times in answer.refused.items():
+        out.line(f"refused {times} times: {what}")
+    out.result({"nodes": [plain(row) for row in rows], "refused": answer.refused})
+
+
+def plain(row: NodeRow) -> dict[str, Any]:
+    """A node as `--json` prints it, without its certificate."""
+    info = row.info
+    return {
+        "node": info.node, "tier": info.tier, "state": row.state, "cause": row.cause, "parent": info.parent,
+        "coordinator": info.coordinator, "capability": info.capability, "client": info.client, "task": info.task,
+        "examples": info.num_examples, "label_counts": info.label_counts, "version": info.version,
+        "plan_epoch": info.plan_epoch, "http_port": info.http_port,
+    }  # fmt: skip
+
+
+def cells(row: NodeRow) -> tuple[str, ...]:
+    """A node as a row of `COLUMNS`."""
+    info, can = row.info, row.info.capability
+    numbers = (info.num_examples, info.version, info.plan_epoch, info.http_port)
+    examples, version, plan, port = (str(number) if number else "" for number in numbers)
+    return (
+        info.node, str(info.tier), row.state, info.parent, f"{can.flops / 1e9:.1f}", f"{can.dilation:g}", info.client,
+        info.task, examples, version, plan, port,
+    )  # fmt: skip
+
+
+def changes(before: FleetAnswer, after: FleetAnswer) -> dict[str, dict[str, Any]]:
+    """What is new since the last look.
+
+    Args:
+        before: The last view.
+        after: This one.
+
+    Returns:
+        By node, the fields that have other values.
+    """
+    known = {row.info.node: plain(row) for row in before.nodes}
+    found = {}
+    for row in after.nodes:
+        now, was = plain(row), known.get(row.info.node, {})
+        fields = ("state", "cause", "parent", "version", "plan_epoch", "http_port", "examples")
+        change = {name: now[name] for name in fields if now[name] != was.get(name)}
+        if change:
+            found[str(row.info.node)] = change
+    return found

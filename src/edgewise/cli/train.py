@@ -1,0 +1,225 @@
+"""`edgewise train`: a job on the devices of a running fleet, where the data is."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgewise.cli.operator_options import AsOperator, InFleet, ToFleet, operator_of, run_async
+from edgewise.cli.output import AsJson, Output
+from edgewise.core.errors import InputError
+from edgewise.core.ids import RunId
+from edgewise.core.units import format_bytes
+
+if TYPE_CHECKING:
+    from edgewise.fleet.messages import RoundRecord, RunStatus
+    from edgewise.fleet.operator import Operator
+    from edgewise.models.task import Task
+    from edgewise.models.version import ModelVersion
+    from edgewise.training.job import JobFile
+
+
+def command(
+    job: Annotated[Path | None, typer.Argument(help="TOML: the task and how it is trained.")] = None,
+    connect: ToFleet = "",
+    identity: AsOperator = "",
+    fleet: InFleet = "",
+    change: Annotated[list[str] | None, typer.Option("--set", help="Override a key, e.g. training.rounds=3.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved job, train nothing.")] = False,
+    start_version: Annotated[int, typer.Option("--start-version", min=0, help="Go on from this version.")] = 0,
+    name: Annotated[str, typer.Option("--name", help="The run's name; by default the task's and a number.")] = "",
+    follow: Annotated[str, typer.Option("--follow", help="Look at this run again, start none.")] = "",
+    cancel: Annotated[str, typer.Option("--cancel", help="Stop this run; its rounds so far stay.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Train a model on the devices of a running fleet.
+
+    ctrl-C stops looking, not the run.
+
+    Example:
+      edgewise train job.toml --connect tls/127.0.0.1:7447 --identity nodes/operator
+    """
+    out, known = Output(as_json), follow or cancel
+    if (job is None) == (not known):
+        raise InputError("say what to train, a job file, or which run to look at, --follow RUN or --cancel RUN.")
+    read = None if job is None else read_job(job, change or [])
+    if read is not None and dry_run:
+        print_job(out, *read)
+        return
+    session = Session(out, connect, identity, fleet, known)
+    try:
+        ended = run_async(session.cancel() if cancel else session.train(read, start_version, name))
+    except KeyboardInterrupt:
+        raise typer.Exit(session.left()) from None
+    if not cancel and ended.state != "completed":
+        raise typer.Exit(1)
+
+
+def read_job(path: Path, changes: list[str]) -> tuple[JobFile, Task]:
+    """Reads a job file and loads its task.
+
+    Args:
+        path: The file.
+        changes: As from `--set`.
+
+    Returns:
+        The job, and its task.
+    """
+    from edgewise.core.config import load_toml
+    from edgewise.training.job import JobFile, check_job, make_task
+
+    job = check_job(load_toml(path, JobFile, changes))
+    job.algorithm()  # words of parts that do not exist are told before anybody is asked
+    return job, make_task(job.task.file, job.task.settings, folder=path.parent)
+
+
+def print_job(out: Output, job: JobFile, task: Task) -> None:
+    """Prints a job with every default filled in.
+
+    Args:
+        out: Where to.
+        job: As read.
+        task: Its task.
+    """
+    import msgspec
+
+    words = job.algorithm().spec
+    out.line(f"task {task.name}")
+    out.line(f"algorithm {words}")
+    for key, value in msgspec.to_builtins(job.training).items():
+        if key != "algorithm":
+            out.line(f"training.{key} = {value!r}")
+    out.result({"task": task.name, "job": job, "algorithm": str(words)})
+
+
+class Session:
+    """One look at a fleet that trains.
+
+    Args:
+        out: Where to print.
+        connect: Endpoint of the fleet.
+        identity: The operator's folder.
+        fleet: Its name; "" for the certificate's.
+        run: The run, if it is known already.
+    """
+
+    def __init__(self, out: Output, connect: str, identity: str, fleet: str, run: str) -> None:
+        self.out = out
+        self.where = (connect, identity, fleet)
+        self.run = RunId(run)
+
+    async def train(self, read: tuple[JobFile, Task] | None, start_version: int, name: str) -> RunStatus:
+        """Submits a run, unless it is known, and follows it to its end.
+
+        Args:
+            read: Job and task; None to follow only.
+            start_version: Version to go on from; 0 starts anew.
+            name: The run's name; "" lets the coordinator choose.
+
+        Returns:
+            Its terminal state.
+        """
+        async with operator_of(*self.where) as operator:
+            rounds = 0
+            if read is not None:
+                await self._submit(operator, *read, start_version, name)
+                rounds = read[0].training.rounds
+            status = await self._follow(operator, rounds)
+            versions = (await operator.versions()).versions if status.version else ()
+        print_end(self.out, status, next((v for v in versions if v.number == status.version), None))
+        return status
+
+    async def cancel(self) -> RunStatus:
+        """Stops the run.
+
+        Returns:
+            How it stands.
+        """
+        async with operator_of(*self.where) as operator:
+            await operator.cancel(self.run)
+            status = await operator.status(self.run)
+        print_end(self.out, status, None)
+        return status
+
+    def left(self) -> int:
+        """Says how to look again, after ctrl-C; the exit code."""
+        if self.run:
+            connect, identity, _ = self.where
+            again = f"edgewise train --follow {self.run} --connect {connect} --identity {identity}"
+            self.out.event("left", run=self.run, state="goes on", look_again=again)
+        return 130
+
+    async def _submit(self, operator: Operator, job: JobFile, task: Task, start_version: int, name: str) -> None:
+        from edgewise.fleet.submission import audit_of, make_wish, participants
+
+        held = participants((await operator.nodes()).nodes, task.name)
+        found = audit_of(held)
+        self.out.line(str(found))
+        wish, tensors = make_wish(job, task, held, start_version=start_version, name=name)
+        self.run = await operator.submit(wish, tensors)
+        if self.out.as_json:
+            self.out.event("audit", audit=found, warnings=found.warnings)
+        self.out.event("submitted", run=self.run, task=task.name, clients=len(held), rounds=wish.num_rounds)
+
+    async def _follow(self, operator: Operator, num_rounds: int) -> RunStatus:
+        shown, waits, told_s = 0, "", time.monotonic()
+        with self.out.progress(f"{self.run}: round", num_rounds or 1) as advance:
+            async for status in operator.watch(self.run, away=self._away):
+                for done in status.rounds[shown:]:
+                    self._round(done, advance if num_rounds else None)
+                shown = len(status.rounds)
+                if status.state == "running" and status.cause not in ("", waits) and time.monotonic() - told_s > 2.0:
+                    self.out.event("waiting", run=self.run, cause=status.cause)
+                    waits, told_s = status.cause, time.monotonic()
+        return status
+
+    def _round(self, done: RoundRecord, advance: Any) -> None:
+        words = f"loss {done.loss:.4f} accuracy {done.accuracy:.4f} updates {done.num_updates} {done.seconds:.2f} s"
+        if self.out.as_json:
+            self.out.event("round", **{"run": self.run, **_fields(done)})
+        elif advance is None:
+            self.out.line(f"round {done.round} {words}")
+        else:
+            advance(words)
+        for client, cause in done.missing.items():
+            self.out.line(f"  without {client}: {cause}")
+
+    def _away(self, cause: str) -> None:
+        self.out.event("coordinator_away", run=self.run, cause=cause)
+
+
+def print_end(out: Output, status: RunStatus, version: ModelVersion | None) -> None:
+    """Prints how a run ended, and what became of it.
+
+    Args:
+        out: Where to.
+        status: Its state.
+        version: What it made; None if nothing.
+    """
+    last = status.rounds[-1] if status.rounds else None
+    moved = sum(r.uplink_bytes for r in status.rounds), sum(r.downlink_bytes for r in status.rounds)
+    gate = None if version is None else version.gate
+    out.line(f"run {status.run} {status.state} after {len(status.rounds)} rounds. {status.cause}".rstrip())
+    if last is not None:
+        out.line(f"uplink {format_bytes(moved[0])}, downlink {format_bytes(moved[1])}")
+    if version is not None and last is not None:
+        judged = "accuracy unknown, the coordinator has no --holdout" if not version.evidence else (
+            f"accuracy {last.accuracy:.3f} on held-out data"
+        )  # fmt: skip
+        passed = "no gate: nothing to compare it with" if gate is None else gate.reason
+        out.line(f"version {version.number}: {judged}; {passed}")
+    if out.as_json:
+        out.event(
+            "ended", run=status.run, state=status.state, cause=status.cause, version=status.version,
+            accuracy=None if last is None else last.accuracy, rounds=len(status.rounds), gate=gate,
+            uplink_bytes=moved[0], downlink_bytes=moved[1],
+        )  # fmt: skip
+
+
+def _fields(done: RoundRecord) -> dict[str, Any]:
+    import msgspec
+
+    return {name: getattr(done, name) for name in msgspec.structs.asdict(done)}

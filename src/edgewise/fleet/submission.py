@@ -1,0 +1,106 @@
+"""An operator's job file as a wish to a running fleet: who takes part, what they hold, and what is sent.
+
+held = participants(rows, task.name)
+print(audit_of(held))
+wish, tensors = make_wish(job, task, held)
+run = await operator.submit(wish, tensors)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from edgewise.core.errors import InputError
+from edgewise.core.seeds import Seeds
+from edgewise.core.units import parse_duration
+from edgewise.datasets.audit import SplitAudit, audit
+from edgewise.fleet.messages import NodeInfo, NodeRow, SubmitRun
+from edgewise.fleet.operator import encode_layout
+from edgewise.models.task import Task
+from edgewise.training.job import JobFile
+
+
+def participants(rows: Sequence[NodeRow], task: str) -> tuple[NodeInfo, ...]:
+    """Who can train a task: nodes that are alive and have it installed.
+
+    Args:
+        rows: The coordinator's view.
+        task: The task's name.
+
+    Returns:
+        Their infos, in the order of their clients.
+
+    Raises:
+        InputError: If there is none; says what is installed instead.
+    """
+    found = [r.info for r in rows if r.state == "alive" and r.info.client and r.info.task == task]
+    if not found:
+        others = ", ".join(sorted({r.info.task for r in rows if r.info.task})) or "none"
+        raise InputError(
+            f"no live node of the fleet has task {task!r} installed; installed are: {others}. "
+            f"Start devices with: edgewise agent --task {task}"
+        )
+    return tuple(sorted(found, key=lambda info: info.client))
+
+
+def audit_of(held: Sequence[NodeInfo]) -> SplitAudit:
+    """Looks at who holds what, from the counts that nodes tell; no example leaves them.
+
+    Args:
+        held: As from `participants`.
+
+    Returns:
+        The audit.
+    """
+    return audit({str(info.client): _targets(info) for info in held})
+
+
+def make_wish(
+    job: JobFile, task: Task, held: Sequence[NodeInfo], *, start_version: int = 0, name: str = ""
+) -> tuple[SubmitRun, dict[str, Any]]:
+    """Turns a job into what `Operator.submit` takes. Imports torch, for the template and the first model.
+
+    Args:
+        job: As read and checked.
+        task: Of the job.
+        held: Who takes part.
+        start_version: Version to go on from; 0 starts anew.
+        name: The run's name; "" lets the coordinator name it.
+
+    Returns:
+        The wish, and the tensors that travel beside it.
+
+    Raises:
+        InputError: If more updates are asked for than there are clients.
+    """
+    from edgewise.models.export import export_template
+    from edgewise.models.flat import initial_vector
+
+    training, clients = job.training, len(held)
+    if training.quorum > clients:
+        raise InputError(
+            f"training.quorum is {training.quorum}, only {clients} nodes hold data of task {task.name!r}. "
+            "Lower it, or start more devices."
+        )
+    graph, layout = export_template(task)
+    tensors: dict[str, Any] = {"graph": np.frombuffer(graph, np.uint8)}
+    if start_version == 0:
+        tensors["model"] = initial_vector(task, Seeds(training.seed))
+    deadline_s = parse_duration(training.round_deadline) if training.round_deadline else None
+    wish = SubmitRun(
+        task.name, job.algorithm().spec.to_dict(), training.rounds, training.seed, encode_layout(layout),
+        protocol=training.protocol, name=name, quorum_fraction=(training.quorum or clients) / clients,
+        round_deadline_s=deadline_s, clients=tuple(info.client for info in held), start_version=start_version,
+    )  # fmt: skip
+    return wish, tensors
+
+
+def _targets(info: NodeInfo) -> Any:
+    """Targets with the counts a node tells; without labels only their number is known."""
+    if not info.label_counts:
+        return np.zeros(info.num_examples, np.float32)
+    labels = np.array([int(label) for label in info.label_counts], np.int64)
+    return np.repeat(labels, list(info.label_counts.values()))
