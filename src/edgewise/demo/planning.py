@@ -84,6 +84,8 @@ async def plan_all(demo: Demo) -> None:
         plan=PlanSection(
             said.level, tuple(str(t) for t in said.plan.tiers), said.margin_fraction, said.plan.predicted.latency_p50_s * 1e3,
             levels=level_rows(rows, said.level), name=said.plan.name, predicted_p95_ms=said.plan.predicted.latency_p95_s * 1e3,
+            device_energy_j=said.plan.predicted.device_energy_j, egress_bytes=said.plan.predicted.egress_bytes,
+            accuracy=said.plan.predicted.accuracy,
         ),
     )  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from edgewise import __version__
@@ -119,7 +120,9 @@ async def _resources(demo: Demo) -> None:
 
 
 def _finished(demo: Demo) -> Report:
+    phases = tuple(part.phase_row(demo.deadline_s) for part in demo.stream_sent)
     demo.change(
+        faults=msgspec.structs.replace(demo.report.faults, phases=phases),
         title=f"Edgewise demo: {TASK} on {len(demo.fleet.devices)} devices, {len(demo.fleet.edges)} edges and a cloud",
         requests=tuple(demo.requests), timeline=tuple(demo.timeline), energy_parameters=printed(ENERGY_MODELS),
         meta={"version": __version__, "seed": str(demo.settings.seed), "date": time.strftime("%Y-%m-%d")},

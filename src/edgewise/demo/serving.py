@@ -100,6 +100,7 @@ async def serve(demo: Demo) -> None:
 
 async def break_things(demo: Demo) -> None:
     """A link becomes slow, then an edge dies and returns; every request has its deadline."""
+    before = demo.stream_sent[-1]
     slow = await _slow_link(demo)
     killed, killed_at_s, returned = await _dead_edge(demo)
     parts = [slow, killed]
@@ -107,8 +108,7 @@ async def break_things(demo: Demo) -> None:
     in_time = sum(part.in_time(demo.deadline_s) for part in parts)
     lost = sum(bool(r.error) for part in parts for r in part.replies)
     failover_ms = _failover_ms(demo, killed, killed_at_s)
-    switches = epochs_changed([demo.stream_sent[-1], slow, killed])
-    demo.stream_sent += parts
+    switches = epochs_changed([before, slow, killed])
     demo.change(
         faults=FaultsSection(
             len(rows), in_time, switches, lost, failover_ms, returned, shares_of(rows), 1e3 * demo.deadline_s,
@@ -140,6 +140,7 @@ async def _slow_link(demo: Demo) -> Sent:
         await asyncio.sleep(0.85 * total_s)
 
     sent, _ = await asyncio.gather(stream(demo, "link drop", inputs, targets, plan=demo.plan), fault())
+    demo.stream_sent.append(sent)
     for device in devices:
         await demo.fleet.set_link(device, EDGE, bytes_per_s=rate)
     demo.happened("link drop", "the links are as before", "fault")
@@ -172,6 +173,7 @@ async def _dead_edge(demo: Demo) -> tuple[Sent, float, bool]:
     sent, _ = await asyncio.gather(
         stream(demo, "edge killed", inputs, targets, plan=demo.plan, on_reply=heard), fault()
     )
+    demo.stream_sent.append(sent)
     if not home:
         home = await _wait_for_home(demo)
     demo.happened("edge killed", f"{EDGE} {'is used again' if home else 'was not used again'}", "plan")

@@ -121,6 +121,9 @@ class PlanSection(msgspec.Struct, frozen=True):
         levels: The seven, in order.
         name: Text a person recognises.
         predicted_p95_ms: The deadline is three times this.
+        device_energy_j: Per request, predicted.
+        egress_bytes: Leaving the device per request, predicted.
+        accuracy: Predicted.
         num_warm_up: Requests left out of the comparison.
         num_compared: Requests in it.
     """
@@ -134,6 +137,9 @@ class PlanSection(msgspec.Struct, frozen=True):
     levels: tuple[LevelRow, ...] = ()
     name: str = ""
     predicted_p95_ms: float | None = None
+    device_energy_j: float | None = None
+    egress_bytes: float | None = None
+    accuracy: float | None = None
     num_warm_up: int | None = None
     num_compared: int | None = None
 

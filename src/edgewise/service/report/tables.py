@@ -136,15 +136,14 @@ def _waterfall(level: LevelRow, colours: dict[str, str], longest: float) -> str:
 def baseline_table(report: Report) -> str:
     """The plan beside the baselines."""
     plan = report.plan
-    mine = next((level for level in plan.levels if level.recommended), None)
     first = (
         f"<b>{plain(plan.name or 'the plan')}</b>",
         milliseconds(plan.predicted_p50_ms),
         milliseconds(plan.predicted_p95_ms),
         milliseconds(plan.measured_p50_ms),
-        joules(mine.device_energy_j if mine else None),
-        size(mine.egress_bytes if mine else None),
-        percent(mine.accuracy if mine else None),
+        joules(plan.device_energy_j),
+        size(plan.egress_bytes),
+        percent(plan.accuracy),
         "the plan in force",
     )
     rows = [
