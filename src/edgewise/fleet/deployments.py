@@ -93,6 +93,13 @@ class Deployments:
                 f"version {version.number} did not pass its gate: {version.gate.reason}",
                 {"gate": msgspec.to_builtins(version.gate)},
             )
+        gates = [await asyncio.to_thread(self.versions.codec_gate, wanted.version, plan) for plan in wanted.plans]
+        for plan, gate in zip(wanted.plans, gates, strict=True):
+            if gate is not None:
+                self.told("codec_gate", {"plan": plan.name, "passed": gate.passed, "reason": gate.reason})
+            if gate is not None and not gate.passed:
+                reason = f"plan {plan.name!r} loses too much at its cut: {gate.reason}"
+                return Ack(False, reason, {"gate": msgspec.to_builtins(gate)})
         async with self._busy:
             before = self.current
             last = int(before.epoch) if before is not None else 0
@@ -104,7 +111,10 @@ class Deployments:
             self._record(now)
             self.versions.promote(wanted.version)
         devices = [str(m.node) for m in self.watch.members.alive(Tier.DEVICE)]
-        return Ack(details={"version": wanted.version, "epoch": int(now.epoch), "devices": devices})
+        said = [gate.reason for gate in gates if gate is not None]
+        return Ack(
+            details={"version": wanted.version, "epoch": int(now.epoch), "devices": devices, "codec_gates": said}
+        )
 
     async def rollback(self) -> Ack:
         """Restores what served before.

@@ -15,13 +15,16 @@ from edgewise.core.errors import DataError, InputError
 from edgewise.core.ids import Digest, RunId
 from edgewise.core.layout import Layout, Vector
 from edgewise.core.provenance import traced
+from edgewise.fleet.plan_gate import codec_gate
 from edgewise.fleet.store import Registry
 from edgewise.inference.evidence import plan_evidence
 from edgewise.inference.exits import confidence
 from edgewise.inference.stages import make_session
 from edgewise.lifecycle.gate import compare
+from edgewise.models.graph import Graph
 from edgewise.models.version import ExitEvidence, GateResult, ModelVersion
 from edgewise.models.weights import with_weights
+from edgewise.planning.plan import Plan
 from edgewise.transport.blobs import FolderBlobs
 
 log = logging.getLogger("edgewise.fleet")
@@ -107,6 +110,21 @@ class VersionStore:
     def graph_size(self, number: int) -> int:
         """Bytes of its graph."""
         return self.blobs.size(self.get(number).graph)
+
+    def codec_gate(self, number: int, plan: Plan) -> GateResult | None:
+        """A plan with its codecs against itself without, on the gate's examples.
+
+        Args:
+            number: Version.
+            plan: With coded cuts.
+
+        Returns:
+            The comparison; None for lossless plans, and without held-out data.
+        """
+        if self.holdout is None:
+            return None
+        graph = Graph.load(self.graph(number))
+        return codec_gate(graph, plan, self.holdout.gate_x, self.holdout.gate_y)
 
     def promote(self, number: int) -> None:
         """Makes a version the current one."""
