@@ -45,11 +45,11 @@ async def list_nodes(out: Output, connect: str, identity: str, fleet: str, watch
         watch: Whether to go on.
     """
     async with operator_of(connect, identity, fleet) as operator:
-        answer = await operator.nodes()
+        answer = await operator.nodes(fresh=True)
         show(out, answer)
         while watch:
             await asyncio.sleep(WATCH_EVERY_S)
-            before, answer = answer, await operator.nodes()
+            before, answer = answer, await operator.nodes(fresh=True)
             for name, change in changes(before, answer).items():
                 out.event("node_changed", node=name, **change)
 

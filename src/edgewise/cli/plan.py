@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
+from edgewise.cli.fleet_plan import Deadline, DeviceName, FleetWish, VersionNumber, fleet_only, plan_on_fleet
+from edgewise.cli.operator_options import AsOperator, ToFleet, run_async
 from edgewise.cli.output import AsJson, Output
 from edgewise.cli.serve import Shapes, parse_shapes
-from edgewise.core.errors import DataError
+from edgewise.core.errors import DataError, InputError
 from edgewise.core.ids import NodeId, Tier
 from edgewise.core.units import parse_duration, parse_rate
 
@@ -29,8 +31,10 @@ CODECS = ("none", "int8")
 
 
 def command(
-    onnx: Annotated[Path, typer.Argument(help="The model.")],
-    data: Annotated[Path, typer.Option("--data", help="Real inputs: npz (labels as `y`), npy or a folder.")],
+    onnx: Annotated[Path | None, typer.Argument(help="The model; none to plan a version of a running fleet.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Real inputs: npz (labels as `y`), npy or a folder.")
+    ] = None,
     policy: Annotated[Path | None, typer.Option("--policy", help="TOML: objective and limits; default: none.")] = None,
     fleet: Annotated[
         Path | None, typer.Option("--fleet", help="TOML: links, dilations and powers of the tiers.")
@@ -41,15 +45,62 @@ def command(
     budget: Annotated[str, typer.Option("--budget", help="Time to measure this machine for.")] = "3 s",
     limit: Annotated[int, typer.Option("--limit", min=1, help="Use at most so many examples for accuracy.")] = 500,
     input_shape: Shapes = None,
+    connect: ToFleet = "",
+    identity: AsOperator = "",
+    version: VersionNumber = 0,
+    device: DeviceName = "",
+    deadline: Deadline = "",
+    deploy: Annotated[bool, typer.Option("--deploy", help="On a fleet: put the plan in force.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say where an ONNX model should run: seven levels with predictions, and the plan to use.
+    """Say where a model should run: seven levels with predictions, and the plan to use.
 
-    Tiers without a profile of their own are this machine's, stretched by the fleet file's dilation. Without labels the
-    accuracy is the agreement with the whole model.
+    Of an ONNX file: tiers without a profile of their own are this machine's, stretched by the fleet file's dilation.
+    Without labels the accuracy is the agreement with the whole model. With --connect: of a version of a running fleet,
+    measured on its own nodes and links.
 
     Example:
       edgewise plan model.onnx --data test.npz --policy policy.toml --fleet fleet.toml
+
+    Example:
+      edgewise plan --connect tls/127.0.0.1:7447 --identity nodes/operator --policy policy.toml --deploy
+    """
+    out = Output(as_json)
+    fleet_only(connect, identity=identity, version=version, device=device, deadline=deadline, deploy=deploy)
+    if connect:
+        if onnx is not None:
+            raise InputError("a fleet plans its own versions. To bring a file there: edgewise serve FILE --connect …")
+        wish = FleetWish(connect, identity, policy, data, version, device, budget, deadline, deploy)
+        run_async(plan_on_fleet(out, wish))
+        return
+    if onnx is None or data is None:
+        raise InputError("give a model and --data with real inputs, or --connect to plan a version of a fleet.")
+    plan_file(out, onnx, data, policy, fleet, profile or (), parse_duration(budget), limit, parse_shapes(input_shape))
+
+
+def plan_file(
+    out: Output,
+    onnx: Path,
+    data: Path,
+    policy: Path | None,
+    fleet: Path | None,
+    profile: Sequence[Path],
+    budget_s: float,
+    limit: int,
+    shapes: dict[str, tuple[int, ...]],
+) -> None:
+    """Plans a user's own ONNX file.
+
+    Args:
+        out: Where to print.
+        onnx: The model.
+        data: Real inputs.
+        policy: TOML file; None for no limits.
+        fleet: TOML file of links, dilations and powers; None for the defaults.
+        profile: Profiles measured on other machines.
+        budget_s: Time to measure this machine for.
+        limit: Use at most so many examples.
+        shapes: For inputs with open axes.
     """
     from edgewise.cli.source import read_source
     from edgewise.core.config import load_toml
@@ -58,13 +109,12 @@ def command(
     from edgewise.planning.policy import Policy
     from edgewise.simulation.fleet_file import FleetFile
 
-    out = Output(as_json)
     wanted = Policy() if policy is None else load_toml(policy, Policy)
     file = FleetFile() if fleet is None else load_toml(fleet, FleetFile)
-    graph = Graph.load(onnx, parse_shapes(input_shape))
+    graph = Graph.load(onnx, shapes)
     source = read_source(data, graph.inputs).first(limit)
-    given = read_profiles(profile or ())
-    profiles = {**measure(out, graph, file, source, parse_duration(budget), given), **given}
+    given = read_profiles(profile)
+    profiles = {**measure(out, graph, file, source, budget_s, given), **given}
     evidence, meaning = judge(graph, source)
     codecs = CODECS if evidence else CODECS[:1]
     search = make_search(graph, profiles, links_of(file), wanted, evidence, codecs=codecs, training_domain=DOMAIN)

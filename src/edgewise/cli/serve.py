@@ -1,4 +1,4 @@
-"""`edgewise serve`: a user's own ONNX model on this machine alone, over the Open Inference Protocol."""
+"""`edgewise serve`: a user's own ONNX model over the Open Inference Protocol, here alone or on a running fleet."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from edgewise.cli.operator_options import AsOperator, ToFleet, run_async
 from edgewise.cli.output import AsJson, Output
 from edgewise.core.errors import InputError
 
@@ -29,13 +30,33 @@ def command(
     certificate: Annotated[Path | None, typer.Option("--certificate", help="PEM; with --key, serves TLS.")] = None,
     key: Annotated[Path | None, typer.Option("--key", help="PEM.")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Allow a non-loopback address without TLS.")] = False,
+    connect: ToFleet = "",
+    identity: AsOperator = "",
+    policy: Annotated[Path | None, typer.Option("--policy", help="On a fleet: TOML, objective and limits.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="On a fleet: examples to judge the model on.")] = None,
+    budget: Annotated[str, typer.Option("--budget", help="On a fleet: time to measure each node for.")] = "3 s",
     as_json: AsJson = False,
 ) -> None:
-    """Serve an ONNX model over the Open Inference Protocol, until ctrl-C or SIGTERM.
+    """Serve an ONNX model over the Open Inference Protocol.
+
+    On this machine until ctrl-C or SIGTERM. With --connect on a running fleet: the model becomes a version, is planned
+    where it will run, and every device answers for it at its own port.
 
     Example:
       edgewise serve model.onnx --port 8000 --name digits
+
+    Example:
+      edgewise serve model.onnx --connect tls/127.0.0.1:7447 --identity nodes/operator
     """
+    from edgewise.cli.fleet_plan import FleetWish, fleet_only, serve_on_fleet
+    from edgewise.models.graph import Graph
+
+    fleet_only(connect, identity=identity, policy=policy, data=data)
+    if connect:
+        wish = FleetWish(connect, identity, policy, data, budget=budget, deploy=True)
+        graph = Graph.load(onnx, parse_shapes(input_shape))
+        run_async(serve_on_fleet(Output(as_json), wish, graph, name or onnx.stem))
+        return
     if (certificate is None) != (key is None):
         raise InputError("TLS needs both --certificate and --key. Give the other one too.")
     tls = (certificate, key) if certificate is not None and key is not None else None

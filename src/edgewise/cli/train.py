@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from edgewise.models.version import ModelVersion
     from edgewise.training.job import JobFile
 
+WAITS_S = 10.0
+"""After so long without a closed round, the follower is told what the round waits for."""
+
 
 def command(
     job: Annotated[Path | None, typer.Argument(help="TOML: the task and how it is trained.")] = None,
@@ -165,15 +168,17 @@ class Session:
         self.out.event("submitted", run=self.run, task=task.name, clients=len(held), rounds=wish.num_rounds)
 
     async def _follow(self, operator: Operator, num_rounds: int) -> RunStatus:
-        shown, waits, told_s = 0, "", time.monotonic()
+        shown, waits, moved_s = 0, "", time.monotonic()
         with self.out.progress(f"{self.run}: round", num_rounds or 1) as advance:
             async for status in operator.watch(self.run, away=self._away):
                 for done in status.rounds[shown:]:
                     self._round(done, advance if num_rounds else None)
+                    moved_s = time.monotonic()
                 shown = len(status.rounds)
-                if status.state == "running" and status.cause not in ("", waits) and time.monotonic() - told_s > 2.0:
+                waited = time.monotonic() - moved_s > WAITS_S and status.state == "running"
+                if waited and status.cause not in ("", waits):
                     self.out.event("waiting", run=self.run, cause=status.cause)
-                    waits, told_s = status.cause, time.monotonic()
+                    waits = status.cause
         return status
 
     def _round(self, done: RoundRecord, advance: Any) -> None:
@@ -202,7 +207,7 @@ def print_end(out: Output, status: RunStatus, version: ModelVersion | None) -> N
     last = status.rounds[-1] if status.rounds else None
     moved = sum(r.uplink_bytes for r in status.rounds), sum(r.downlink_bytes for r in status.rounds)
     gate = None if version is None else version.gate
-    out.line(f"run {status.run} {status.state} after {len(status.rounds)} rounds. {status.cause}".rstrip())
+    out.line(f"{status.state}: {status.cause}".rstrip())
     if last is not None:
         out.line(f"uplink {format_bytes(moved[0])}, downlink {format_bytes(moved[1])}")
     if version is not None and last is not None:

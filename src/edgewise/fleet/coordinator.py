@@ -71,6 +71,7 @@ class Coordinator:
 
     async def start(self) -> None:
         """Replays the log, begins to watch, goes on with what was interrupted."""
+        self.runs.replay()
         self.deployments.replay()
         await self.deployments.resume()
         await self.watch.start()
@@ -98,11 +99,16 @@ class Coordinator:
         node.route("report", Confidences, self.drift.arrived, Tier.DEVICE)
 
     def _ready(self, info: NodeInfo) -> None:
+        if _is_operator(info):
+            return
         self._told("node_ready", {"node": info.node, "tier": str(info.tier)})
         self.node.spawn(self.runs.node_ready(info), f"welcome {info.node} to runs")
         self.node.spawn(self.deployments.returned(info), f"install on {info.node}")
 
     def _lost(self, node: NodeId, cause: str) -> None:
+        info = self.watch.members.members[node].info
+        if info is None or _is_operator(info):
+            return
         self._told("node_lost", {"node": node, "cause": cause})
         self.node.spawn(self.runs.node_lost(node, cause), f"miss {node}")
 
@@ -115,7 +121,7 @@ class Coordinator:
         members = self.watch.members.members.values()
         rows = [NodeRow(m.info, str(m.state), m.cause) for m in members if m.info is not None]
         own = NodeRow(self.node.describe(), "alive")
-        rows = [r for r in rows if r.info.capability.cores]  # operators are no part of the fleet
+        rows = [r for r in rows if not _is_operator(r.info)]
         return FleetAnswer((own, *sorted(rows, key=lambda r: r.info.node)), dict(self.node.refused))
 
     async def _submit(self, wish: SubmitRun, frame: Frame, _: NodeInfo) -> Ack:
@@ -161,3 +167,8 @@ class Coordinator:
 
     async def _collect(self, device: NodeId, order: CollectOrder) -> None:
         self.node.spawn(self.node.ask(device, "control", order, Ack), f"collect on {device}")
+
+
+def _is_operator(info: NodeInfo) -> bool:
+    """Whether a session only gives orders; it comes and goes, and is no part of the fleet."""
+    return not info.capability.cores

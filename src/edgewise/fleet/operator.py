@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
-from edgewise.core.errors import DeadlineExceeded, InputError, RemoteError, Unreachable
+from edgewise.core.errors import DeadlineExceeded, EdgewiseError, InputError, RemoteError, Unreachable
 from edgewise.core.ids import NodeId, RunId, Tier
 from edgewise.fleet.connect import open_node
 from edgewise.fleet.messages import (
@@ -51,6 +51,8 @@ A = TypeVar("A")
 FIND_TIMEOUT_S = 3.5
 LONG_TIMEOUT_S = 120.0
 STATUS_TIMEOUT_S = 5.0
+FRESH_TIMEOUT_S = 2.0
+FRESH_AT_ONCE = 64
 STALE = "stale_epoch"
 """Refusal of a frame whose sender has appeared again under the same name."""
 
@@ -71,9 +73,30 @@ class Operator:
         self.coordinator = coordinator
         self._reopen = reopen
 
-    async def nodes(self) -> FleetAnswer:
-        """The coordinator's view of the fleet."""
-        return await self._ask(FleetRequest(), FleetAnswer)
+    async def nodes(self, *, fresh: bool = False) -> FleetAnswer:
+        """The coordinator's view of the fleet.
+
+        Args:
+            fresh: Ask every live node again who it is; the coordinator remembers what a node said when it joined,
+                and the version it serves has changed since.
+
+        Returns:
+            The view.
+        """
+        answer = await self._ask(FleetRequest(), FleetAnswer)
+        if not fresh:
+            return answer
+        gate = asyncio.Semaphore(FRESH_AT_ONCE)
+
+        async def renewed(row: NodeRow) -> NodeRow:
+            if row.state != "alive":
+                return row
+            with suppress(EdgewiseError, TimeoutError):
+                async with gate, asyncio.timeout(FRESH_TIMEOUT_S):
+                    return msgspec.structs.replace(row, info=await self.node.info_of(row.info.node, fresh=True))
+            return row
+
+        return msgspec.structs.replace(answer, nodes=tuple(await asyncio.gather(*map(renewed, answer.nodes))))
 
     async def wait_for_nodes(self, ready: Callable[[list[NodeRow]], bool], timeout_s: float) -> list[NodeRow]:
         """Waits until the fleet meets a condition.

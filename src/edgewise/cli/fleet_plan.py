@@ -1,0 +1,218 @@
+"""`edgewise plan` and `edgewise serve` with `--connect`: on a running fleet, measured where it will run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgewise.cli.operator_options import operator_of
+from edgewise.cli.output import Output
+from edgewise.core.errors import GateRefused, InputError, RemoteError
+from edgewise.core.units import parse_duration
+
+if TYPE_CHECKING:
+    from edgewise.fleet.messages import NodeInfo
+    from edgewise.fleet.operator import Operator
+    from edgewise.models.graph import Graph
+    from edgewise.models.version import ModelVersion
+    from edgewise.planning.levels import Recommendation
+    from edgewise.planning.search import Search
+
+VersionNumber = Annotated[
+    int, typer.Option("--version", min=0, help="On a fleet: which version; 0 for the newest that may serve.")
+]
+DeviceName = Annotated[str, typer.Option("--device", help="On a fleet: plan for this device; default: the slowest.")]
+Deadline = Annotated[
+    str, typer.Option("--deadline", help="On a fleet: of a request; default: 3 x the predicted p95, at least 100 ms.")
+]
+
+
+@dataclass(frozen=True, slots=True)
+class FleetWish:
+    """What is asked of a fleet.
+
+    Attributes:
+        connect: Endpoint.
+        identity: The operator's folder.
+        policy: TOML file; None for no limits.
+        data: Labelled examples to judge on; None takes the version's own evidence.
+        version: Which version; 0 for the newest that may serve.
+        device: For which device; "" for the slowest.
+        budget: Time to measure each node for.
+        deadline: Of a request; "" follows from the plan.
+        deploy: Whether to put the plan in force.
+    """
+
+    connect: str
+    identity: str
+    policy: Path | None = None
+    data: Path | None = None
+    version: int = 0
+    device: str = ""
+    budget: str = "3 s"
+    deadline: str = ""
+    deploy: bool = False
+
+
+async def plan_on_fleet(out: Output, wish: FleetWish) -> None:
+    """Plans a version where it will run, prints levels and answer, and deploys it if asked.
+
+    Args:
+        out: Where to print.
+        wish: What.
+    """
+    from edgewise.fleet.fleet_planning import choose_version
+
+    async with operator_of(wish.connect, wish.identity, "") as operator:
+        version = choose_version((await operator.versions()).versions, wish.version)
+        await _plan_and_deploy(out, wish, operator, version)
+
+
+async def serve_on_fleet(out: Output, wish: FleetWish, graph: Graph, name: str) -> None:
+    """Brings a user's own model to a fleet: registers it as a version, plans it, puts it in force.
+
+    Args:
+        out: Where to print.
+        wish: What; always deployed.
+        graph: The model, its shapes fixed.
+        name: Names its task.
+
+    Raises:
+        GateRefused: If it is worse than the version that serves.
+    """
+    async with operator_of(wish.connect, wish.identity, "") as operator:
+        known = await operator.versions()
+        ack = await operator.register(graph.model_bytes, task=name, parent=_parent(known, name))
+        if not ack.accepted:
+            raise RemoteError(ack.reason)
+        number = int(ack.details["version"])
+        out.event("registered", version=number, task=name)
+        version = next(v for v in (await operator.versions()).versions if v.number == number)
+        if version.gate is not None and not version.gate.passed:
+            raise GateRefused(f"version {number} may not serve: {version.gate.reason}", version=number)
+        await _plan_and_deploy(out, wish, operator, version)
+
+
+async def _plan_and_deploy(out: Output, wish: FleetWish, operator: Operator, version: ModelVersion) -> None:
+    from edgewise.core.config import load_toml
+    from edgewise.fleet.fleet_planning import choose_chain, measure, search_of, with_evidence
+    from edgewise.models.graph import Graph
+    from edgewise.planning.levels import recommend
+    from edgewise.planning.policy import Policy
+
+    policy = Policy() if wish.policy is None else load_toml(wish.policy, Policy)
+    chain = choose_chain((await operator.nodes()).nodes, wish.device)
+    graph = Graph.load(await operator.graph(version.number))
+    meaning = "measured on the coordinator's held-out data"
+    if wish.data is not None:
+        evidence, meaning = _judged(graph, wish.data)
+        version = with_evidence(version, evidence)
+    with out.progress(f"version {version.number}: measuring", len(chain)) as advance:
+        measured = await measure(operator, graph.model_bytes, chain, budget_s=parse_duration(wish.budget), done=advance)
+    search = search_of(graph, measured, policy, version.evidence, version.training_domain)
+    said = recommend(search)
+    meaning = meaning if version.evidence else "unknown: no held-out data; give --data, or the coordinator --holdout"
+    found = show_plan(out, version, search, said, chain, meaning)
+    if wish.deploy:
+        found["deployed"] = await deploy_plan(out, wish, operator, version, search, said)
+    out.result(found)
+
+
+async def deploy_plan(
+    out: Output, wish: FleetWish, operator: Operator, version: ModelVersion, search: Search, said: Recommendation
+) -> dict[str, Any]:
+    """Puts a plan in force, device by device.
+
+    Args:
+        out: Where to print.
+        wish: Deadline.
+        operator: Connection to the fleet.
+        version: What is served.
+        search: What the plan was made from.
+        said: The plan.
+
+    Returns:
+        Version, epoch, devices, deadline, names of the plans.
+
+    Raises:
+        RemoteError: If the rollout was refused or halted; with the cause.
+    """
+    from edgewise.fleet.fleet_planning import deployment
+
+    order = deployment(version, search, said.plan, parse_duration(wish.deadline) if wish.deadline else None)
+    ack = await operator.deploy(order)
+    if not ack.accepted:
+        raise RemoteError(f"version {version.number} was not deployed: {ack.reason}")
+    doors = {r.info.node: r.info.http_port for r in (await operator.nodes()).nodes if r.info.http_port}
+    out.line(
+        f"version {version.number} is in force on {len(ack.details['devices'])} devices, "
+        f"{len(order.plans)} plans warm, deadline {order.deadline_s * 1e3:.0f} ms"
+    )
+    for node, port in doors.items():
+        out.line(f"  ask {node} at port {port}: edgewise infer --url http://HOST:{port} --source FILE")
+    return {**ack.details, "deadline_s": order.deadline_s, "plans": [p.name for p in order.plans], "ports": doors}
+
+
+def show_plan(
+    out: Output, version: ModelVersion, search: Search, said: Recommendation, chain: tuple[NodeInfo, ...], meaning: str
+) -> dict[str, Any]:
+    """Prints links, levels and the answer.
+
+    Args:
+        out: Where to.
+        version: What was planned.
+        search: From what.
+        said: The answer.
+        chain: Who was measured.
+        meaning: What accuracy means here.
+
+    Returns:
+        The same for `--json`.
+    """
+    from edgewise.planning.explain import LEVEL_COLUMNS, explain, level_cells
+    from edgewise.planning.levels import plan_levels
+
+    rows = plan_levels(search, {version.training_domain: version.evidence})
+    for link, inner, outer in zip(search.table.links, chain, chain[1:], strict=False):
+        speed = f"{link.bytes_per_s * 8e-6:.1f} Mbit/s, round trip {link.rtt_s * 1e3:.1f} ms ({link.source})"
+        out.line(f"link {inner.node} → {outer.node}: {speed}")
+    out.table(f"version {version.number}: levels of edge intelligence, predicted", LEVEL_COLUMNS, level_cells(rows))
+    out.line(f"accuracy is {meaning}")
+    out.line(f"recommended, level {said.level}: {said.reason}")
+    for line in explain(said.plan):
+        out.line(line)
+    return {
+        "version": version.number, "measured": [info.node for info in chain], "links": list(search.table.links),
+        "levels": rows, "recommendation": said, "accuracy_means": meaning,
+    }  # fmt: skip
+
+
+def _judged(graph: Graph, data: Path) -> tuple[tuple[Any, ...], str]:
+    from edgewise.cli.plan import judge
+    from edgewise.cli.source import read_source
+
+    return judge(graph, read_source(data, graph.inputs).first(500))
+
+
+def _parent(known: Any, name: str) -> int:
+    """The version in force, if it is of the same task: the gate compares with it."""
+    current = next((v for v in known.versions if v.number == known.current), None)
+    return int(current.number) if current is not None and current.task == name else 0
+
+
+def fleet_only(connect: str, **given: Any) -> None:
+    """Refuses options that mean nothing without a fleet.
+
+    Args:
+        connect: As from `--connect`.
+        **given: Option -> its value; what is false was not given.
+
+    Raises:
+        InputError: It names the option.
+    """
+    for name, value in given.items():
+        if value and not connect:
+            raise InputError(f"--{name.replace('_', '-')} is for a running fleet. Say --connect and --identity too.")
