@@ -5,8 +5,9 @@
         print(transport.endpoints)          # ports resolved
         await transport.serve(keys.service("edge-1", "info"), handler)
 
-Zenoh calls back on its own threads; everything is handed to the event loop that opened the transport. What
-leaves goes through `sender.py`, so a full queue never holds the event loop. Configuration: `zenoh_config.py`.
+Zenoh calls back on its own threads; everything is handed to the event loop that opened the transport. Questions and
+replies are handed over by Zenoh's network threads themselves (`_direct`): its default is a Python thread per question.
+What leaves goes through `sender.py`, so a full queue never holds the event loop. Configuration: `zenoh_config.py`.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ __all__ = ["TlsFiles", "ZenohSettings", "ZenohTransport", "open_zenoh"]
 
 _LISTEN_ATTEMPTS = 5
 _DIAGNOSE_AFTER_S = 0.7
+_PRIORITY = {purpose: getattr(zenoh.Priority, name) for purpose, name in PRIORITIES.items()}
 _EXPRESS = frozenset((Purpose.SERVING, Purpose.CONTROL))
 
 
@@ -165,7 +167,7 @@ class ZenohTransport(Transport):
         await watching.close()
 
     async def query(self, key: str, frame: Frame, *, timeout_s: float) -> Frame:
-        asked = self._ask(key, frame, timeout_s, zenoh.QueryTarget.BEST_MATCHING)
+        asked = self._ask(key, frame, timeout_s, one=True)
         try:
             async with asyncio.timeout(timeout_s):
                 await asked.first
@@ -180,7 +182,7 @@ class ZenohTransport(Transport):
         return checked_reply(self.door.open(asked.replies[0]))
 
     async def query_all(self, key: str, frame: Frame, *, timeout_s: float) -> list[Frame]:
-        asked = self._ask(key, frame, timeout_s, zenoh.QueryTarget.ALL)
+        asked = self._ask(key, frame, timeout_s, one=False)
         try:
             async with asyncio.timeout(timeout_s):
                 await asked.finished
@@ -198,7 +200,7 @@ class ZenohTransport(Transport):
         def arrived(query: Any) -> None:
             self._hand_over(self._start_answer, handler, query)
 
-        return await self._declare(lambda: self._session.declare_queryable(key, arrived, complete=True))
+        return await self._declare(lambda: self._session.declare_queryable(key, _direct(arrived), complete=True))
 
     async def publish(self, key: str, frame: Frame) -> None:
         data = self.door.seal(frame, key)
@@ -206,7 +208,7 @@ class ZenohTransport(Transport):
         def put() -> None:
             self._session.put(
                 key, data, congestion_control=zenoh.CongestionControl.DROP,
-                priority=_priority(frame.purpose), express=frame.purpose is Purpose.SERVING,
+                priority=_PRIORITY[frame.purpose], express=frame.purpose is Purpose.SERVING,
             )  # fmt: skip
 
         self._sender.submit(frame.purpose, key, Job(put, lambda error: None, len(data)))
@@ -266,22 +268,30 @@ class ZenohTransport(Transport):
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is there to hear it
             self._loop.call_soon_threadsafe(call, *args)
 
-    def _ask(self, key: str, frame: Frame, timeout_s: float, target: Any) -> _Asked:
+    def _ask(self, key: str, frame: Frame, timeout_s: float, *, one: bool) -> _Asked:
+        """Sends a question; with `one`, its first reply is all that is told."""
         data = self.door.seal(frame, key)
-        asked = _Asked(self)
-        replied, finished = asked.replied, asked.finish
+        asked = _Asked(self, one)
+        heard = False
 
         def on_reply(reply: Any) -> None:
+            nonlocal heard
+            heard = True
             result = reply.ok if reply.ok is not None else reply.err
-            self._hand_over(replied, bytes(result.payload))
+            self._hand_over(asked.replied, bytes(result.payload))
+
+        def on_end() -> None:
+            if not (one and heard):
+                self._hand_over(asked.finish)
 
         def get() -> None:
             if asked.is_dropped:
                 return
             self._session.get(
-                key, zenoh.handlers.Callback(on_reply, lambda: self._hand_over(finished)), target=target, payload=data,
+                key, _direct(on_reply, on_end), payload=data,
+                target=zenoh.QueryTarget.BEST_MATCHING if one else zenoh.QueryTarget.ALL,
                 consolidation=zenoh.ConsolidationMode.NONE, timeout=timeout_s + 1.0,
-                congestion_control=zenoh.CongestionControl.BLOCK, priority=_priority(frame.purpose),
+                congestion_control=zenoh.CongestionControl.BLOCK, priority=_PRIORITY[frame.purpose],
                 express=frame.purpose in _EXPRESS, cancellation_token=asked.cancellation,
             )  # fmt: skip
 
@@ -324,8 +334,8 @@ class ZenohTransport(Transport):
 class _Asked:
     """A question on its way: its replies, and whether more can come."""
 
-    def __init__(self, owner: ZenohTransport) -> None:
-        self._owner = owner
+    def __init__(self, owner: ZenohTransport, one: bool) -> None:
+        self._owner, self._one = owner, one
         loop = asyncio.get_running_loop()
         self.first: asyncio.Future[None] = loop.create_future()
         self.finished: asyncio.Future[None] = loop.create_future()
@@ -359,8 +369,10 @@ class _Asked:
         self._owner._asked.discard(self)
         if not self.finished.done():
             self.finished.cancel()
-            self.cancellation.cancel()  # type: ignore[no-untyped-call]
+            if not (self._one and self.replies):  # once answered, Zenoh forgets it by itself
+                self.cancellation.cancel()  # type: ignore[no-untyped-call]
 
 
-def _priority(purpose: Purpose) -> Any:
-    return getattr(zenoh.Priority, PRIORITIES[purpose])
+def _direct(callback: Callable[[Any], None], drop: Callable[[], None] | None = None) -> Any:
+    """A callback that Zenoh's network thread runs itself; it must only hand over."""
+    return zenoh.handlers.Callback(callback, drop, indirect=False)
