@@ -27,7 +27,6 @@ HEAVY = {
     "pandas",
 }
 LONG_FILES: dict[str, str] = {
-    "fleet/runs.py": "the live driver of a run: one handler per event and per action of the protocols",
 }
 """Path below src/edgewise -> why it may be longer than 400 lines."""
 FORBIDDEN = re.compile("|".join(("/" + "work/", r"\." + r"library\b", "/" + "root/", "/" + r"home/\w+/")))

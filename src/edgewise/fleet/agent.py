@@ -47,6 +47,8 @@ from edgewise.transport.zenoh_config import zenoh_id
 
 log = logging.getLogger("edgewise.fleet")
 Said = Callable[..., None]
+STOP_S = 4.0
+"""Longest a stopping process waits for its threads."""
 PARENT_WAIT_S = 3.0
 """How long a starting node waits for its parent's token, to name it in its info."""
 
@@ -100,7 +102,8 @@ class Agent:
         return listening[0] if listening else ""
 
     async def close(self) -> None:
-        """Ends roles and sessions."""
+        """Ends tasks, roles and sessions, in this order: nothing is written to a log that is closed."""
+        await self.node.quiet()
         for role in (self.coordinator, self.aggregator, getattr(self, "serving", None)):
             if role is not None:
                 with contextlib.suppress(EdgewiseError):
@@ -230,8 +233,16 @@ async def run_agent(
         )
         await agent.stopped.wait()
     finally:
+        _end_in_time()
         await agent.close()
         said("stopped", node=settings.name)
+
+
+def _end_in_time() -> None:
+    """A worker thread in a user's task cannot be interrupted; what must be on disk is there before it is acknowledged."""
+    last = threading.Timer(STOP_S, os._exit, args=(0,))
+    last.daemon = True
+    last.start()
 
 
 def _wait_for_end_of_input(loop: asyncio.AbstractEventLoop, stopped: asyncio.Event) -> None:

@@ -11,8 +11,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from edgewise.core.errors import EdgewiseError, RemoteError
+from edgewise.core.errors import EdgewiseError
 from edgewise.core.ids import ClientId, Epoch, NodeId, RunId, Tier
+from edgewise.fleet.delivery import deliver, give_order
 from edgewise.fleet.messages import (
     Ack,
     BlobRef,
@@ -24,9 +25,17 @@ from edgewise.fleet.messages import (
     UpdateReport,
 )
 from edgewise.fleet.node import Node
-from edgewise.fleet.rounds import BlobMapping, RunDriver, answer_to, check_client, train_order, update_event
+from edgewise.fleet.rounds import (
+    BlobMapping,
+    RunDriver,
+    answer_to,
+    asked,
+    check_client,
+    train_order,
+    update_event,
+)
+from edgewise.fleet.run_presence import RETURN_GRACE_S
 from edgewise.fleet.store import EventLog
-from edgewise.fleet.trainer import RETRY_S
 from edgewise.fleet.watch import Watch
 from edgewise.ledger.entry import Purpose
 from edgewise.training.protocols.messages import (
@@ -37,12 +46,14 @@ from edgewise.training.protocols.messages import (
     RoundTimedOut,
     SetRoundDeadline,
 )
-from edgewise.training.protocols.regional import EdgeState, make_edge_step
+from edgewise.training.protocols.regional import EdgeState, Region, make_edge_step
 from edgewise.training.protocols.regions import ForwardSum, RegionOpened, RunDismissed, SumAcknowledged
 from edgewise.transport.frame import Frame
 
 log = logging.getLogger("edgewise.fleet")
 LOG = "edge"
+SUM_TIMEOUT_S = 600.0
+"""Longest a cloud may take to fetch a sum."""
 
 
 class Aggregator:
@@ -63,7 +74,7 @@ class Aggregator:
         self._orders: dict[RunId, FoldOrder] = {}
         self._cloud: dict[RunId, NodeId] = {}
         self._uplink_bytes: dict[RunId, int] = {}
-        self._forwarding: set[tuple[RunId, int]] = set()
+        self._forwarding: dict[tuple[RunId, int], asyncio.Event] = {}
         node.route("control", FoldOrder, self._fold, Tier.CLOUD)
         node.route("control", DismissOrder, self._dismiss, Tier.CLOUD)
         node.route("report", UpdateReport, self._update, Tier.DEVICE)
@@ -71,9 +82,11 @@ class Aggregator:
 
     async def start(self) -> None:
         """Replays the log, begins to watch devices, goes on with what was interrupted."""
-        self._driver.replay()
+        replayed = self._driver.replay()
         await self.watch.start()
         # What is outstanding is repeated when the cloud repeats its order: it sees this incarnation and asks anew.
+        if replayed and self._driver.state.regions:
+            self.node.spawn(self._miss_absent(), "whoever did not come back")
 
     async def close(self) -> None:
         """Closes the log."""
@@ -85,16 +98,23 @@ class Aggregator:
         self._orders[run], self._cloud[run] = order, frame.sender
         # Nobody waits for the round here: the order is durable, the sum comes by its own report.
         await self._driver.dispatch(RegionOpened(order.region, self._present()))
+        for member in self.watch.members.members.values():
+            client = member.info.client if member.info is not None else ""
+            if member.cause and client in order.region.clients:  # not just "not connected": gone or hung, and why
+                await self._driver.dispatch(ClientLost(ClientId(client), member.cause))
         self._expect()
         return Ack()
 
     async def _dismiss(self, order: DismissOrder, *_: Any) -> Ack:
-        self._orders.pop(order.run, None)
+        for kept in (self._orders, self._cloud, self._uplink_bytes):
+            kept.pop(order.run, None)
         await self._driver.dispatch(RunDismissed(order.run))
         return Ack()
 
     async def _update(self, report: UpdateReport, frame: Frame, sender: NodeInfo) -> Ack:
-        event = await update_event(self.node, report, frame, sender)
+        await check_client(self.node, self._driver, sender, frame.epoch, report)
+        sizes = [r.order.num_entries for r in self._driver.state.regions.values() if r.order.run == report.run]
+        event = await update_event(self.node, report, frame, sender, max(sizes, default=0))
         size = report.payload.size_bytes if report.payload else sum(t.array.nbytes for t in frame.tensors)
         self._uplink_bytes[report.run] = self._uplink_bytes.get(report.run, 0) + size
         actions = await self._driver.dispatch(event)
@@ -102,19 +122,44 @@ class Aggregator:
         return answer_to(actions, report.client)
 
     async def _failed(self, report: TrainFailed, frame: Frame, sender: NodeInfo) -> Ack:
-        check_client(sender, report.client)
+        await check_client(self.node, self._driver, sender, frame.epoch, report)
         await self._driver.dispatch(ClientFailed(report.run, report.round, report.client, frame.epoch, report.cause))
         self._expect()
         return Ack()
 
     def _ready(self, info: NodeInfo) -> None:
         if info.client and self._driver.state.regions:
-            self.node.spawn(self._driver.dispatch(ClientReturned(info.client, info.epoch)), f"{info.node} is back")
+            self.node.spawn(self._returned(info), f"{info.node} is back")
 
     def _lost(self, node: NodeId, cause: str) -> None:
         info = self.watch.members.members[node].info
         if info is not None and info.client and self._driver.state.regions:
-            self.node.spawn(self._driver.dispatch(ClientLost(info.client, cause)), f"{node} is lost")
+            self.node.spawn(self._gone(info.client, cause), f"{node} is lost")
+
+    async def _returned(self, info: NodeInfo) -> None:
+        actions = await self._driver.dispatch(ClientReturned(info.client, info.epoch))
+        if not asked(actions, info.client):
+            # Known as present all the time, as after this edge came back: the order may never have reached it.
+            for region in [r for r in self._driver.state.regions.values() if self._awaits(r, info.client)]:
+                order = region.order
+                await self._perform(RequestUpdate(order.run, order.round, (info.client,), order.model))
+        self._expect()
+
+    async def _gone(self, client: ClientId, cause: str) -> None:
+        await self._driver.dispatch(ClientLost(client, cause))
+        self._expect()
+
+    async def _miss_absent(self) -> None:
+        """Gives up who was there before a restart and is not since: there was no token whose end could be seen."""
+        await asyncio.sleep(RETURN_GRACE_S)
+        there = self._present()
+        for region in tuple(self._driver.state.regions.values()):
+            for client in [c for c in region.gathering.outstanding if c not in there]:
+                await self._gone(client, f"not seen since {self.node.name} was started again")
+
+    @staticmethod
+    def _awaits(region: Region, client: ClientId) -> bool:
+        return region.report is None and client in region.gathering.outstanding
 
     def _present(self) -> dict[ClientId, Epoch]:
         members = self.watch.members.alive(Tier.DEVICE)
@@ -137,10 +182,7 @@ class Aggregator:
                 for client in action.clients:
                     self.node.spawn(self._ask(action, client), f"ask {client} for round {action.round}")
             case ForwardSum():
-                key = (action.report.run, action.report.assignment)
-                if key not in self._forwarding:
-                    self._forwarding.add(key)
-                    self.node.spawn(self._forward(action, key), f"forward the sum of round {action.report.round}")
+                self._forward_once(action)
             case SetRoundDeadline(run, number, deadline_s) if deadline_s is not None:
                 timed_out = RoundTimedOut(run, number)
                 asyncio.get_running_loop().call_later(
@@ -150,46 +192,53 @@ class Aggregator:
                 pass  # accepted and refused updates are answered where they arrived
 
     async def _ask(self, request: RequestUpdate, client: ClientId) -> None:
-        wish = self._orders[request.run]
+        wish, node = self._orders.get(request.run), self._nodes().get(client)
+        if wish is None or node is None:
+            return  # asked when the cloud repeats its order after a restart, or when the device is here
+        epoch = self.watch.members.members[node].epoch
         order, tensors = train_order(
             self.node, request, algorithm=wish.region.algorithm, seed=wish.region.seed, layout=wish.layout,
             collected=wish.collected,
         )  # fmt: skip
-        node = self._nodes().get(client)
-        if node is None:
+
+        def wanted() -> bool:
+            regions = [r for r in self._driver.state.regions.values() if r.order.run == request.run]
+            is_awaited = any(r.order.round == request.round and self._awaits(r, client) for r in regions)
+            return is_awaited and self.watch.members.has(node, epoch)
+
+        refusal = await give_order(self.node, node, order, tensors, run=request.run, wanted=wanted)
+        if refusal:
+            await self._driver.dispatch(ClientFailed(request.run, request.round, client, epoch, refusal))
+            self._expect()
+
+    def _forward_once(self, action: ForwardSum) -> None:
+        """Forwards a sum; one that is on its way already is tried again at once."""
+        key = (action.report.run, action.report.assignment)
+        if key in self._forwarding:
+            self._forwarding[key].set()
             return
-        try:
-            ack = await self.node.ask(node, "control", order, Ack, tensors, purpose=Purpose.TRAINING, run=request.run)
-        except EdgewiseError as error:
-            log.warning("%s could not be asked for round %d: %s", node, request.round, error)
-            return  # its token tells whether it is gone; if it returns it is asked again
-        if not ack.accepted:
-            epoch = self.watch.members.members[node].epoch
-            await self._driver.dispatch(ClientFailed(request.run, request.round, client, epoch, ack.reason))
+        self._forwarding[key] = asyncio.Event()
+        self.node.spawn(self._forward(action, key), f"forward the sum of round {action.report.round}")
 
     async def _forward(self, action: ForwardSum, key: tuple[RunId, int]) -> None:
-        report = action.report
-        digest = self.node.blobs.put(action.data)
+        report, what = action.report, f"the sum of {action.report.run} round {action.report.round}"
+        digest = await asyncio.to_thread(self.node.blobs.put, action.data)
         taken = self._uplink_bytes.pop(report.run, 0)
         message = EdgeSum(report, BlobRef(digest, len(action.data), self.node.name), taken)
-        cloud = self._cloud.get(report.run)
+
+        async def ask() -> Ack:
+            cloud = self._cloud[report.run]
+            return await self.node.ask(
+                cloud, "report", message, Ack, purpose=Purpose.TRAINING, run=report.run, timeout_s=SUM_TIMEOUT_S
+            )
+
         try:
-            for attempt in range(10**9):
-                if cloud is None:
-                    return
-                try:
-                    ack = await self.node.ask(
-                        cloud, "report", message, Ack, purpose=Purpose.TRAINING, run=report.run, timeout_s=600.0
-                    )
-                except RemoteError as error:
-                    log.error("the sum of %s round %d was refused: %s", report.run, report.round, error)
-                    return
-                except EdgewiseError as error:
-                    log.info("the cloud is away, the sum waits: %s", error)
-                    await asyncio.sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])
-                else:
-                    log.info("sum of %s round %d: %s", report.run, report.round, ack.reason or "accepted")
-                    await self._driver.dispatch(SumAcknowledged(report.run, report.assignment))
-                    return
+            ack = await deliver(ask, what=what, wanted=lambda: report.run in self._cloud, poke=self._forwarding[key])
+        except EdgewiseError as error:
+            log.error("%s was refused: %s", what, error)
+        else:
+            if ack is not None:
+                log.info("%s: %s", what, ack.reason or "accepted")
+                await self._driver.dispatch(SumAcknowledged(report.run, report.assignment))
         finally:
-            self._forwarding.discard(key)
+            del self._forwarding[key]

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from edgewise.core.errors import InputError, Unreachable
 from edgewise.core.ids import Epoch, Tier
@@ -58,7 +59,7 @@ async def open_node(settings: AgentSettings, describe: Callable[[], NodeInfo]) -
         sign=identity.sign, allow=node.allow, tap=tap,
     )  # fmt: skip
     if settings.listen or (settings.tier is not Tier.DEVICE and not _is_operator(settings)):
-        fence = access_control(settings.fleet, protect=(settings.name,))
+        fence = _fence(settings)
         router = replace(common, mode="router", listen=settings.listen, connect=settings.connect, access_control=fence)
         await _check(settings.connect[:1], tls)
         node.uplinks.append(await open_zenoh(router))
@@ -74,6 +75,13 @@ async def open_node(settings: AgentSettings, describe: Callable[[], NodeInfo]) -
                 await node.close()
                 raise
     return node
+
+
+def _fence(settings: AgentSettings) -> dict[str, Any] | None:
+    """Zenoh's rules by certificate; without TLS there are no certificates, and the rules would refuse everybody."""
+    if not any(endpoint.startswith("tls/") for endpoint in (*settings.listen, *settings.connect)):
+        return None
+    return access_control(settings.fleet, protect=(settings.name,))
 
 
 def _files(folder: Path) -> tuple[Path, Path, Path]:

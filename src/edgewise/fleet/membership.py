@@ -1,7 +1,7 @@
 """The coordinator's view of the fleet, as a pure step.
 
 Alive: the liveliness token is there and the worker moves. Gone: the token is gone (killed in milliseconds, frozen or
-cut off after the transport's lease). Suspected: the token is there but the worker has work and its counter stands
+cut off after the transport's lease; which of them shows when it is back: a new incarnation had ended, the same one had not). Suspected: the token is there but the worker has work and its counter stands
 still, by far longer than it ever did before it moved again. A node that comes back with a newer epoch is alive again.
 """
 
@@ -74,9 +74,15 @@ class NodeLost(msgspec.Struct, frozen=True, tag=True):
 
 
 class NodeReady(msgspec.Struct, frozen=True, tag=True):
-    """Tell whoever waits for a node that it is here and known."""
+    """Tell whoever waits for a node that it is here and known.
+
+    Attributes:
+        info: Who it is.
+        after: What its absence was, now that it is over; "" the first time.
+    """
 
     info: NodeInfo
+    after: str = ""
 
 
 Action = AskInfo | NodeLost | NodeReady
@@ -84,7 +90,18 @@ Action = AskInfo | NodeLost | NodeReady
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One node as believed."""
+    """One node as believed.
+
+    Attributes:
+        node, tier, epoch: Who, where, which incarnation.
+        state: What is believed.
+        info: What it told of itself; None before it did.
+        cause: Why it is not alive.
+        counter: Its worker's, as last seen.
+        stalls: Answers in a row without a move of the busy worker.
+        longest_gap: Most stalls after which it did move.
+        after: What its last absence was.
+    """
 
     node: NodeId
     tier: Tier
@@ -95,6 +112,7 @@ class Member:
     counter: int = -1
     stalls: int = 0
     longest_gap: int = 0
+    after: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +128,11 @@ class Membership:
             for _, m in sorted(self.members.items())
             if m.state is NodeState.ALIVE and m.info is not None and (tier is None or m.tier is tier)
         )
+
+    def has(self, node: NodeId, epoch: Epoch) -> bool:
+        """Whether a node is there in this incarnation."""
+        member = self.members.get(node)
+        return member is not None and member.epoch == epoch and member.state is not NodeState.GONE
 
 
 def step(state: Membership, event: Event) -> tuple[Membership, tuple[Action, ...]]:
@@ -127,7 +150,7 @@ def step(state: Membership, event: Event) -> tuple[Membership, tuple[Action, ...
             known = state.members.get(node)
             if known is not None and (known.epoch > epoch or (known.epoch == epoch and known.state is NodeState.ALIVE)):
                 return state, ()
-            return _with(state, Member(node, tier, epoch)), (AskInfo(node),)
+            return _with(state, Member(node, tier, epoch, after=_absence(known, epoch))), (AskInfo(node),)
         case NodeVanished(node, epoch):
             known = state.members.get(node)
             if known is None or known.epoch != epoch or known.state is NodeState.GONE:
@@ -138,7 +161,10 @@ def step(state: Membership, event: Event) -> tuple[Membership, tuple[Action, ...
             known = state.members.get(info.node)
             if known is None or known.epoch > info.epoch:
                 return state, ()
-            return _with(state, replace(known, info=info, epoch=info.epoch)), (NodeReady(info),)
+            described = replace(known, info=info, epoch=info.epoch)
+            # What left again while it was asked is not here; its next token asks anew.
+            ready = () if known.state is NodeState.GONE else (NodeReady(info, known.after),)
+            return _with(state, replace(described, after="")), ready
         case ProgressObserved(node, progress):
             return _observe(state, node, progress)
 
@@ -154,7 +180,7 @@ def _observe(state: Membership, node: NodeId, progress: Progress) -> tuple[Membe
     if moved:
         back = known.state is NodeState.SUSPECTED and known.info is not None
         observed = replace(observed, state=NodeState.ALIVE, cause="")
-        return _with(state, observed), ((NodeReady(known.info),) if back and known.info else ())
+        return _with(state, observed), ((NodeReady(known.info, "its worker hung"),) if back and known.info else ())
     if stalls >= max(STALL_OBSERVATIONS, STALL_GAPS * gap) and known.state is NodeState.ALIVE:
         cause = (
             f"{node} answers but its worker hangs: counter {progress.counter} did not move over "
@@ -162,6 +188,12 @@ def _observe(state: Membership, node: NodeId, progress: Progress) -> tuple[Membe
         )
         return _with(state, replace(observed, state=NodeState.SUSPECTED, cause=cause)), (NodeLost(node, cause),)
     return _with(state, observed), ()
+
+
+def _absence(known: Member | None, epoch: Epoch) -> str:
+    if known is None:
+        return ""
+    return "it was frozen or cut off" if known.epoch == epoch else "it was started again"
 
 
 def _with(state: Membership, member: Member) -> Membership:

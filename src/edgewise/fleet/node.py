@@ -15,12 +15,19 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from edgewise.core.errors import EdgewiseError, FrameRefused, IdentityRefused, PolicyViolation, Unreachable
+from edgewise.core.errors import (
+    EdgewiseError,
+    FrameRefused,
+    IdentityRefused,
+    PolicyViolation,
+    TransportError,
+    Unreachable,
+)
 from edgewise.core.ids import Epoch, NodeId, Tier
 from edgewise.core.provenance import Origins
-from edgewise.fleet.messages import InfoRequest, Message, NodeInfo, Progress, ProgressRequest, kind_of
+from edgewise.fleet.messages import InfoRequest, Message, NodeInfo, Progress, kind_of
 from edgewise.ledger.entry import FrameCounter, Purpose
-from edgewise.security.data_policy import DataPolicy
+from edgewise.security.data_policy import DataPolicy, EgressAudit
 from edgewise.security.identity import Identity
 from edgewise.security.verifier import Verifier
 from edgewise.transport.blobs import FolderBlobs
@@ -38,6 +45,9 @@ M = TypeVar("M", bound=Message)
 
 ORDER_TIMEOUT_S = 10.0
 """Longest a node may take to take an order or a report (not to carry it out)."""
+_MOST_REFUSALS = 1000
+"""Distinct sentences counted; further ones fall under `…`, so that invented names do not fill the memory."""
+_SIGNED = frozenset((Purpose.CONTROL, Purpose.TRAINING))
 
 
 @dataclass(slots=True)
@@ -70,6 +80,8 @@ class Node:
         describe: Makes this node's info.
         policy: What data may reach which tier.
         progress: Makes the worker's counter.
+        audit: Counts what the policy let go, and what it refused.
+        refused: How often what was refused here, by a sentence without numbers.
     """
 
     identity: Identity
@@ -91,7 +103,11 @@ class Node:
     on_failure: Callable[[str, BaseException], None] | None = None
     extra_services: dict[str, Callable[[Frame], Awaitable[Frame]]] = field(default_factory=dict)
     coordinator: NodeId | None = None
+    audit: EgressAudit = field(init=False)
     _uplink_of: dict[NodeId, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.audit = EgressAudit(self.policy)
 
     @property
     def name(self) -> NodeId:
@@ -172,13 +188,18 @@ class Node:
             run: Run it belongs to, for the ledger.
 
         Returns:
-            The answering frame, unread.
+            The answering frame, unread; proved to be that node's where its purpose is a signed one.
 
         Raises:
             TransportError: As `Transport.query`.
+            IdentityRefused: If somebody else answered in its name.
         """
         frame = make_frame(kind_of(message), message, tensors, purpose=purpose, run=run, deadline_s=timeout_s)
-        return await self.transport.query(self.keys.service(node, service), frame, timeout_s=timeout_s)
+        key = self.keys.service(node, service)
+        answer = await self.transport.query(key, frame, timeout_s=timeout_s)
+        if purpose in _SIGNED:
+            await self._prove_answer(node, key, answer)
+        return answer
 
     async def ask(
         self, node: NodeId, service: str, message: Message, answer: type[M], tensors: Arrays = (), **how: Any
@@ -224,7 +245,7 @@ class Node:
             info = reply.read(NodeInfo)
             proven, tier = self.verifier.learn(info.certificate.encode(), expected=node)
             if info.node != node or tier != info.tier:
-                self._refuse(f"{node} presents the certificate of {proven} ({tier})")
+                self.count_refusal(f"{node} presents the certificate of {proven} ({tier})")
                 raise IdentityRefused(
                     f"{node!r} ({info.tier}) presents a certificate of {proven!r} ({tier}). "
                     "Each node needs its own certificate; issue one with `edgewise ca issue`."
@@ -249,7 +270,16 @@ class Node:
         """
         parts = key.split("/")
         known = self._known.get(NodeId(parts[3])) if len(parts) > 3 else None
-        self.policy.allow(origins, known.tier if known is not None else Tier.CLOUD)
+        self.audit.allow(origins, known.tier if known is not None else Tier.CLOUD)
+
+    def count_refusal(self, what: str) -> None:
+        """Counts something refused.
+
+        Args:
+            what: A sentence with names and without numbers, so that equal refusals are counted together.
+        """
+        what = what if what in self.refused or len(self.refused) < _MOST_REFUSALS else "…"
+        self.refused[what] = self.refused.get(what, 0) + 1
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         """Runs something beside; what it raises is logged and reported, never lost."""
@@ -258,12 +288,16 @@ class Node:
         task.add_done_callback(self._reap)
         return task
 
-    async def close(self) -> None:
-        """Ends tasks, takes declarations back, closes the uplinks."""
+    async def quiet(self) -> None:
+        """Takes declarations back and ends tasks; the uplinks stay open."""
+        await self.detach()
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.detach()
+
+    async def close(self) -> None:
+        """Becomes quiet, closes the uplinks; idempotent."""
+        await self.quiet()
         for transport in self.uplinks:
             await transport.close()
 
@@ -292,24 +326,45 @@ class Node:
 
     async def _verified(self, frame: Frame, route: Route, service: str) -> NodeInfo:
         try:
-            known = self._known.get(frame.sender)
-            sender = await self.info_of(frame.sender, fresh=known is not None and known.epoch != frame.epoch)
-            signed = addressed(frame.signed_bytes, self.keys.service(self.name, service))
-            self.verifier.check(frame.sender, frame.epoch, frame.sequence, frame.signature, signed)
-        except (IdentityRefused, Unreachable) as error:
-            self._refuse(f"{frame.kind} in the name of {frame.sender or 'nobody'}")
+            sender = await self._prove(frame.sender, frame, self.keys.service(self.name, service))
+        except TransportError as error:
+            # Not for good: a node that has just come back cannot be asked who it is yet. It may try again.
+            self.count_refusal(f"{frame.kind} of {frame.sender or 'nobody'}, who could not be asked for a certificate")
+            raise Unreachable(
+                f"{self.name} cannot ask {frame.sender or 'nobody'!r} for its certificate: {error.message} "
+                "Send it again once the link is back.",
+                node=frame.sender,
+            ) from error
+        except IdentityRefused as error:
+            self.count_refusal(f"{frame.kind} in the name of {frame.sender or 'nobody'}")
             log.warning("%s refuses %s in the name of %s: %s", self.name, frame.kind, frame.sender, error)
             raise IdentityRefused(str(error), **{**error.fields, "node": frame.sender}) from error
         if route.tiers is not None and sender.tier not in route.tiers:
-            self._refuse(f"{frame.kind} by {frame.sender}, a {sender.tier}")
+            self.count_refusal(f"{frame.kind} by {frame.sender}, a {sender.tier}")
             raise PolicyViolation(
                 f"{frame.sender!r} is a {sender.tier}, {frame.kind!r} is taken from "
                 f"{', '.join(sorted(route.tiers))} only. Send it from a node of that tier."
             )
         return sender
 
-    def _refuse(self, what: str) -> None:
-        self.refused[what] = self.refused.get(what, 0) + 1
+    async def _prove(self, node: NodeId, frame: Frame, key: str) -> NodeInfo:
+        """Who a node is, if it signed this frame for this key in this incarnation."""
+        known = self._known.get(node)
+        info = await self.info_of(node, fresh=known is not None and known.epoch != frame.epoch)
+        self.verifier.check(
+            frame.sender, frame.epoch, frame.sequence, frame.signature, addressed(frame.signed_bytes, key)
+        )
+        return info
+
+    async def _prove_answer(self, node: NodeId, key: str, answer: Frame) -> None:
+        try:
+            if answer.sender != node:
+                raise IdentityRefused(f"{answer.sender!r} answers what {node!r} was asked. The answer does not count.")
+            await self._prove(node, answer, key)
+        except IdentityRefused as error:
+            self.count_refusal(f"an answer in the name of {node}")
+            log.warning("%s refuses an answer in the name of %s: %s", self.name, node, error)
+            raise
 
     async def _answer_info(self, _: Frame) -> Frame:
         info = self.describe()
@@ -317,4 +372,4 @@ class Node:
 
     async def _answer_progress(self, _: Frame) -> Frame:
         progress = self.progress()
-        return make_frame(kind_of(ProgressRequest), progress)
+        return make_frame(kind_of(progress), progress)

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from edgewise.codecs.wire import payload_from_tensors, payload_to_bytes
-from edgewise.core.errors import FrameRefused, IdentityRefused
-from edgewise.core.ids import ClientId, Digest
-from edgewise.fleet.messages import INLINE_BYTES, Ack, BlobRef, NodeInfo, TrainOrder, UpdateReport
+from edgewise.core.errors import FrameRefused, IdentityRefused, RemoteError, StoreError
+from edgewise.core.ids import ClientId, Digest, Epoch, NodeId
+from edgewise.fleet.messages import INLINE_BYTES, Ack, BlobRef, NodeInfo, TrainFailed, TrainOrder, UpdateReport
 from edgewise.fleet.node import Node
 from edgewise.fleet.store import EventLog
 from edgewise.training.protocols.event_log import decode_event, encode_event
@@ -28,11 +28,18 @@ from edgewise.training.protocols.messages import (
     RequestUpdate,
     UpdateInvalid,
     UpdateReceived,
+    examples,
 )
 from edgewise.transport.blobs import FolderBlobs
 from edgewise.transport.frame import Frame
 
 log = logging.getLogger("edgewise.fleet")
+PAYLOAD_BYTES_PER_ENTRY = 16
+"""Bound of an encoded update per entry of the model: an index and a value of eight bytes each."""
+SUM_BYTES_PER_ENTRY = 64
+"""Bound of a folded sum per entry of the model."""
+SPARE_BYTES = 2**20
+"""What headers of a blob may need beside its entries."""
 
 
 class BlobMapping(MutableMapping[Digest, bytes]):
@@ -116,49 +123,88 @@ class RunDriver:
         return actions
 
 
-async def update_event(node: Node, report: UpdateReport, frame: Frame, sender: NodeInfo) -> Event:
+async def update_event(node: Node, report: UpdateReport, frame: Frame, sender: NodeInfo, num_entries: int) -> Event:
     """Stores an update's payload and makes its event.
 
     Args:
         node: The server's node.
-        report: What came.
+        report: What came; its sender is checked by `check_client`.
         frame: With the payload's arrays, unless `report.payload` says where it is.
         sender: Who signed it.
+        num_entries: d, which bounds what is fetched.
 
     Returns:
         `UpdateReceived`, or `UpdateInvalid` if it cannot even be read.
 
     Raises:
-        IdentityRefused: If the sender speaks for another client; nothing is stored.
+        Unreachable: If its blob cannot be fetched now; the sender tries again.
     """
-    check_client(sender, report.client)
     try:
         if report.payload is not None:
-            data = await node.fetch(report.payload)
+            data = await fetch_from(node, report.payload, sender.node, PAYLOAD_BYTES_PER_ENTRY * num_entries)
         else:
             data = payload_to_bytes(payload_from_tensors(report.shape, {t.name: t.array for t in frame.tensors}))
-    except FrameRefused as error:
+    except (FrameRefused, RemoteError) as error:
         return UpdateInvalid(report.run, report.round, report.client, frame.epoch, error.message)
     digest = await asyncio.to_thread(node.blobs.put, data)
-    weight = round(report.weight)
+    weight = examples(report.weight)
     return UpdateReceived(report.run, report.round, report.client, frame.epoch, weight, digest, report.metrics)
 
 
-def check_client(sender: NodeInfo, client: ClientId) -> None:
-    """A node speaks for its own client only.
+async def fetch_from(node: Node, ref: BlobRef, holder: NodeId, most_bytes: int) -> bytes:
+    """Pulls a blob that a node announced as its own.
+
+    Args:
+        node: Who pulls.
+        ref: What was announced.
+        holder: Who announced it.
+        most_bytes: Bound of what it may be, beside `SPARE_BYTES`.
+
+    Returns:
+        The bytes.
 
     Raises:
-        IdentityRefused: If it does not; names both.
+        FrameRefused: If it is not the announcer's, larger than it can be, or not what its digest says.
+        Unreachable, RemoteError: As `Node.fetch`.
     """
-    if sender.client != client:
-        log.warning(
-            "%s sends an update in the name of client %s; it is %s", sender.node, client, sender.client or "no client"
+    if ref.holder != holder or not 0 <= ref.size_bytes <= most_bytes + SPARE_BYTES:
+        raise FrameRefused(
+            f"{holder!r} announces a blob of {ref.size_bytes:,} bytes at {ref.holder!r}; it was to announce its own, "
+            f"of at most {most_bytes + SPARE_BYTES:,} bytes."
         )
-        raise IdentityRefused(
-            f"{sender.node!r} holds the data of client {sender.client!r}, its update is in the name of {client!r}. "
-            "A node reports its own client only.",
-            node=sender.node,
-        )
+    try:
+        return await node.fetch(ref)
+    except StoreError as error:
+        raise FrameRefused(error.message) from error
+
+
+async def check_client(
+    node: Node, driver: RunDriver, sender: NodeInfo, epoch: Epoch, report: UpdateReport | TrainFailed
+) -> None:
+    """A node speaks for its own client only; one that signed for another is quarantined in that run.
+
+    Args:
+        node: The server's node; counts and logs the attempt with both names.
+        driver: Of the run.
+        sender: Who signed the report.
+        epoch: Its incarnation.
+        report: What it says.
+
+    Raises:
+        IdentityRefused: If it speaks for another.
+    """
+    if sender.client == report.client:
+        return
+    whom = f"client {sender.client!r}" if sender.client else "no client"
+    reason = (
+        f"{sender.node!r} holds the data of {whom}, its report is in the name of {report.client!r}. "
+        "A node reports for its own client only."
+    )
+    log.warning("%s refuses a report: %s", node.name, reason)
+    node.count_refusal(f"a report of {sender.node} in the name of client {report.client}")
+    if sender.client:
+        await driver.dispatch(UpdateInvalid(report.run, report.round, sender.client, epoch, reason))
+    raise IdentityRefused(reason, node=sender.node)
 
 
 def answer_to(actions: tuple[Any, ...], client: ClientId) -> Ack:
@@ -176,7 +222,12 @@ def answer_to(actions: tuple[Any, ...], client: ClientId) -> Ack:
             return Ack()
         if isinstance(action, RefuseUpdate) and action.client == client:
             return Ack(action.reason is Refusal.DUPLICATE, action.text, {"reason": str(action.reason)})
-    return Ack(False, "the run has ended; the update does not count", {"reason": "ended"})
+    return Ack(False, "the run does not ask this node for updates; this one does not count", {"reason": "not_asked"})
+
+
+def asked(actions: tuple[Any, ...], client: ClientId) -> bool:
+    """Whether a client is asked by one of these actions."""
+    return any(isinstance(action, RequestUpdate) and client in action.clients for action in actions)
 
 
 def train_order(

@@ -7,102 +7,50 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from edgewise.core.errors import EdgewiseError, InputError
-from edgewise.core.ids import ClientId, Digest, NodeId, RunId, Tier
+from edgewise.core.errors import EdgewiseError, IdentityRefused, InputError
+from edgewise.core.ids import Digest, NodeId, RunId, Tier
 from edgewise.core.layout import Layout
+from edgewise.fleet.live_run import LiveRun, Registered, Submitted, record_of
 from edgewise.fleet.messages import (
     Ack,
-    BlobRef,
     DismissOrder,
     EdgeSum,
-    FoldOrder,
     NodeInfo,
-    RoundRecord,
     RunStatus,
     SubmitRun,
     TrainFailed,
     UpdateReport,
 )
 from edgewise.fleet.node import Node
-from edgewise.fleet.rounds import BlobMapping, RunDriver, answer_to, check_client, train_order, update_event
+from edgewise.fleet.rounds import (
+    SUM_BYTES_PER_ENTRY,
+    BlobMapping,
+    RunDriver,
+    answer_to,
+    check_client,
+    fetch_from,
+    update_event,
+)
+from edgewise.fleet.run_orders import RunOrders, clients_of
+from edgewise.fleet.run_presence import Presence
 from edgewise.fleet.store import EventLog
 from edgewise.fleet.versions import VersionStore
 from edgewise.fleet.watch import Watch
-from edgewise.ledger.entry import Purpose
 from edgewise.training.algorithms import make_algorithm
 from edgewise.training.protocols import hierarchical, synchronous
 from edgewise.training.protocols import messages as m
 from edgewise.training.protocols import regions as r
+from edgewise.training.protocols.event_log import decode_event, encode_event
 from edgewise.transport.frame import Frame
 
 log = logging.getLogger("edgewise.fleet")
 INDEX = RunId("runs")
 """Log of what was submitted and what became of it; each run has a log of its own beside."""
-
-
-RETRY_BASE_S = 0.5
-RETRY_MOST_S = 30.0
-
-
-class Submitted(msgspec.Struct, frozen=True):
-    """A run as the log keeps it."""
-
-    run: RunId
-    wish: SubmitRun
-    template: Digest
-    config: m.RunConfig
-    parent: int
-
-
-class Registered(msgspec.Struct, frozen=True):
-    """A run's terminal state, and the version it made."""
-
-    run: RunId
-    version: int
-
-
-@dataclass(slots=True)
-class LiveRun:
-    """A run with its driver.
-
-    Attributes:
-        submitted: What was asked for.
-        driver: Folds its events.
-        rounds: Closed rounds, for people.
-        version: The version it made; 0 if none yet.
-        opened_s: When the current round began.
-        uplink_bytes, downlink_bytes: Payloads of the current round.
-        timer: Of the round's deadline.
-        waiting: What the round waits for; "" while it goes on.
-        retries: How often missing clients were asked again in this round.
-    """
-
-    submitted: Submitted
-    driver: RunDriver
-    rounds: list[RoundRecord] = field(default_factory=list)
-    version: int = 0
-    opened_s: float = field(default_factory=time.monotonic)
-    uplink_bytes: int = 0
-    downlink_bytes: int = 0
-    timer: asyncio.TimerHandle | None = None
-    waiting: str = ""
-    retries: int = 0
-
-    @property
-    def hierarchical(self) -> bool:
-        """Whether edges fold."""
-        return self.submitted.wish.protocol == "hierarchical"
-
-    @property
-    def state(self) -> Any:
-        """The protocol's `RunState`, whichever protocol it is."""
-        return self.driver.state.run if self.hierarchical and self.driver.state else self.driver.state
 
 
 class Runs:
@@ -122,6 +70,8 @@ class Runs:
         self._watch = watch
         self._told = told
         self._runs: dict[RunId, LiveRun] = {}
+        self._orders = RunOrders(node, watch)
+        self._presence = Presence(node, watch, self._perform)
 
     async def submit(self, wish: SubmitRun, template: bytes, model: bytes | None) -> RunId:
         """Starts a run.
@@ -148,7 +98,7 @@ class Runs:
                 f"the start has {len(model) // 4:,} entries, the task's model {layout.size:,}. "
                 "The task does not match the fleet's version; install the same task file everywhere."
             )
-        clients = wish.clients or tuple(sorted(self._clients(wish.task)))
+        clients = wish.clients or tuple(sorted(clients_of(self._watch, wish.task)))
         if not clients:
             raise InputError(
                 f"no node of the fleet holds data of task {wish.task!r}. Start devices with --task, see `edgewise nodes`."
@@ -159,34 +109,42 @@ class Runs:
             quorum=max(1, round(wish.quorum_fraction * len(clients))), layout=layout.digest, num_entries=layout.size,
             initial_model=await asyncio.to_thread(blobs.put, model), seed=wish.seed, round_deadline_s=wish.round_deadline_s,
         )  # fmt: skip
-        submitted = Submitted(
-            config.run, wish, await asyncio.to_thread(blobs.put, template), config, wish.start_version
-        )
+        template_digest = await asyncio.to_thread(blobs.put, template)
+        first = self._first_event(wish, config)
+        submitted = Submitted(config.run, wish, template_digest, config, wish.start_version, encode_event(first))
         await asyncio.to_thread(self._events.append, INDEX, "submitted", msgspec.msgpack.encode(submitted))
         live = self._add(submitted)
-        await live.driver.dispatch(self._first_event(live))
+        await live.driver.dispatch(first)
+        await self._presence.catch_up(live)
         return config.run
 
-    async def resume(self) -> None:
-        """After a restart: replays every run; an unfinished one goes on where it was."""
-        made: dict[str, int] = {}
-        found: list[Submitted] = []
+    def replay(self) -> None:
+        """After a restart: folds every run's log to where it was. Call it before the watch begins."""
         for entry in self._events.read(INDEX):
             if entry.kind == "submitted":
-                found.append(msgspec.msgpack.decode(entry.payload, type=Submitted))
+                live = self._add(msgspec.msgpack.decode(entry.payload, type=Submitted))
+                live.driver.replay()
+                summaries = live.state.rounds if live.state is not None else ()
+                live.rounds = [
+                    record_of(s, accuracy=float("nan"), seconds=0.0, uplink_bytes=0, downlink_bytes=0)
+                    for s in summaries
+                ]
             else:
                 registered = msgspec.msgpack.decode(entry.payload, type=Registered)
-                made[registered.run] = registered.version
-        for submitted in found:
-            live = self._add(submitted)
-            live.driver.replay()
-            live.version = made.get(submitted.run, 0)
+                live = self._runs[registered.run]
+                live.version, live.failure, live.registered = registered.version, registered.failure, True
+
+    async def resume(self) -> None:
+        """After a restart: unfinished runs go on where they were."""
+        unfinished = [live for live in self._runs.values() if not live.registered]
+        for live in unfinished:
             if live.state is None:
-                await live.driver.dispatch(self._first_event(live))
+                await live.driver.dispatch(decode_event(live.submitted.first))
             else:
-                live.rounds = [_record(s, 0.0, 0, 0) for s in live.state.rounds]
-                if submitted.run not in made:
-                    await self._go_on(live)
+                await self._go_on(live)
+            await self._presence.catch_up(live)
+        if unfinished:
+            self._node.spawn(self._presence.miss_absent(unfinished), "whoever did not come back")
 
     def status(self, run: RunId) -> RunStatus:
         """How a run stands.
@@ -194,29 +152,17 @@ class Runs:
         Raises:
             InputError: If there is no such run.
         """
-        live = self._runs.get(run)
-        if live is None:
-            raise InputError(f"there is no run {run!r}. Known: {', '.join(self._runs) or 'none'}.")
-        state = live.state
-        outcome = state.outcome if state is not None else None
-        done = outcome is not None and (
-            live.version or not live.submitted.wish.register or outcome.kind is not m.OutcomeKind.COMPLETED
-        )
-        return RunStatus(
-            run, str(outcome.kind) if outcome is not None and done else "running",
-            f"{outcome.sentence} {outcome.cure}".strip() if outcome is not None else _waiting_for(live),
-            tuple(live.rounds), live.version, state.model if state is not None else "",
-        )  # fmt: skip
+        return self._live(run).status
 
     async def cancel(self, run: RunId) -> None:
         """Stops a run; what is done stays."""
-        self.status(run)
-        await self._runs[run].driver.dispatch(m.RunCancelled(run, "cancelled by an operator"))
+        await self._live(run).driver.dispatch(m.RunCancelled(run, "cancelled by an operator"))
 
     async def update_arrived(self, report: UpdateReport, frame: Frame, sender: NodeInfo) -> Ack:
         """A client's update, in a flat run."""
         live = self._live(report.run)
-        event = await update_event(self._node, report, frame, sender)
+        await check_client(self._node, live.driver, sender, frame.epoch, report)
+        event = await update_event(self._node, report, frame, sender, live.submitted.config.num_entries)
         live.uplink_bytes += report.payload.size_bytes if report.payload else sum(t.array.nbytes for t in frame.tensors)
         actions = await live.driver.dispatch(event)
         self._expect()
@@ -224,22 +170,27 @@ class Runs:
 
     async def training_failed(self, report: TrainFailed, frame: Frame, sender: NodeInfo) -> Ack:
         """A client says that it cannot do a round."""
-        check_client(sender, report.client)
+        live = self._live(report.run)
+        await check_client(self._node, live.driver, sender, frame.epoch, report)
         event = m.ClientFailed(report.run, report.round, report.client, frame.epoch, report.cause)
-        await self._live(report.run).driver.dispatch(event)
+        await live.driver.dispatch(event)
         self._expect()
         return Ack()
 
     async def sum_arrived(self, message: EdgeSum, frame: Frame, sender: NodeInfo) -> Ack:
         """An edge's sum, in a hierarchical run."""
         if message.report.edge != sender.node:
-            raise InputError(
-                f"{sender.node} forwards a sum in the name of {message.report.edge}; each edge forwards its own."
+            self._node.count_refusal(f"a sum of {sender.node} in the name of {message.report.edge}")
+            log.warning("%s forwards a sum in the name of %s", sender.node, message.report.edge)
+            raise IdentityRefused(
+                f"{sender.node!r} forwards a sum in the name of {message.report.edge!r}. Each edge forwards its own.",
+                node=sender.node,
             )
         live = self._live(message.report.run)
-        await self._node.fetch(message.sum)
         if not live.hierarchical:
-            raise InputError(f"run {message.report.run!r} is not hierarchical; it takes no sums.")
+            raise InputError(f"run {message.report.run!r} is not hierarchical; it takes no sums. Send updates.")
+        most = SUM_BYTES_PER_ENTRY * live.submitted.config.num_entries
+        await fetch_from(self._node, message.sum, sender.node, most)
         live.uplink_bytes += message.uplink_bytes
         actions = await live.driver.dispatch(r.SumReceived(message.report, frame.epoch))
         for action in actions:
@@ -252,24 +203,15 @@ class Runs:
     async def node_ready(self, info: NodeInfo) -> None:
         """A node is here (again)."""
         for live in self._open_runs():
-            if info.tier is Tier.EDGE and live.hierarchical:
-                await live.driver.dispatch(r.EdgeReturned(info.node, info.epoch))
-            elif info.client in live.submitted.config.clients:
-                if live.hierarchical and info.parent and live.driver.state.homes.get(info.client) != info.parent:
-                    await live.driver.dispatch(r.ClientHomed(info.client, info.parent))
-                await live.driver.dispatch(m.ClientReturned(info.client, info.epoch))
+            await self._presence.is_here(live, info)
         self._expect()
 
     async def node_lost(self, node: NodeId, cause: str) -> None:
         """A node is gone or hangs."""
         info = self._watch.members.members[node].info
         for live in self._open_runs():
-            if info is None:
-                continue
-            if info.tier is Tier.EDGE and live.hierarchical:
-                await live.driver.dispatch(r.EdgeLost(node, cause))
-            elif info.client in live.submitted.config.clients:
-                await live.driver.dispatch(m.ClientLost(info.client, cause))
+            if info is not None:
+                await self._presence.is_lost(live, info, cause)
         self._expect()
 
     def _add(self, submitted: Submitted) -> LiveRun:
@@ -285,11 +227,10 @@ class Runs:
         self._runs[submitted.run] = live
         return live
 
-    def _first_event(self, live: LiveRun) -> m.Event:
-        config = live.submitted.config
-        infos = self._clients(live.submitted.wish.task)
+    def _first_event(self, wish: SubmitRun, config: m.RunConfig) -> m.Event:
+        infos = clients_of(self._watch, wish.task)
         present = {c: i.epoch for c, i in infos.items() if c in config.clients}
-        if not live.hierarchical:
+        if wish.protocol != "hierarchical":
             return m.RunStarted(config, present)
         edges = {e.node: e.epoch for e in self._watch.members.alive(Tier.EDGE)}
         homes = {c: infos[c].parent for c in present}
@@ -305,71 +246,26 @@ class Runs:
         match action:
             case m.RequestUpdate():
                 for client in action.clients:
-                    self._node.spawn(self._ask_client(live, action, client), f"ask {client} for round {action.round}")
+                    self._node.spawn(
+                        self._orders.ask_client(live, action, client), f"ask {client} for round {action.round}"
+                    )
                 self._expect()
             case r.OpenRegion():
-                self._node.spawn(self._ask_edge(live, action.order), f"ask {action.order.edge}")
+                self._node.spawn(self._orders.ask_edge(live, action.order), f"ask {action.order.edge}")
             case m.SetRoundDeadline():
                 self._set_deadline(live, action)
             case m.AnnounceRound():
-                self._close_round(live, action.summary)
+                await self._close_round(live, action.summary)
             case m.AnnounceWaiting():
                 live.waiting = action.sentence
                 self._told("run_waiting", {"run": run, "round": action.round, "sentence": action.sentence})
-                self._node.spawn(self._ask_missing(live, action.round), f"ask the missing of {run} again")
+                self._node.spawn(self._orders.ask_missing(live, action.round), f"ask the missing of {run} again")
             case m.Quarantine():
                 self._told("quarantined", {"run": run, "client": action.client, "reason": action.reason})
             case m.EndRun():
                 self._node.spawn(self._end(live, action.outcome), f"end of {run}")
             case _:
                 pass  # answers to senders are given where their reports arrived; blobs are stored by the driver
-
-    async def _ask_client(self, live: LiveRun, request: m.RequestUpdate, client: ClientId) -> None:
-        info = self._clients(live.submitted.wish.task).get(client)
-        if info is None:
-            return
-        wish, config = live.submitted.wish, live.submitted.config
-        order, tensors = train_order(
-            self._node,
-            request,
-            algorithm=config.algorithm,
-            seed=config.seed,
-            layout=config.layout,
-            collected=wish.collected,
-        )
-        live.downlink_bytes += 4 * config.num_entries
-        try:
-            ack = await self._node.ask(
-                info.node, "control", order, Ack, tensors, purpose=Purpose.TRAINING, run=request.run
-            )
-        except EdgewiseError as error:
-            log.warning("%s could not be asked for round %d: %s", info.node, request.round, error)
-            return
-        if not ack.accepted:
-            await live.driver.dispatch(m.ClientFailed(request.run, request.round, client, info.epoch, ack.reason))
-
-    async def _ask_edge(self, live: LiveRun, region: r.RegionOrder) -> None:
-        config = live.submitted.config
-        model = BlobRef(region.model, 4 * config.num_entries, self._node.name)
-        order = FoldOrder(region, config.layout, model, live.submitted.wish.collected)
-        live.downlink_bytes += 4 * config.num_entries * len(region.clients)
-        try:
-            await self._node.ask(
-                region.edge, "control", order, Ack, purpose=Purpose.TRAINING, run=region.run, timeout_s=600.0
-            )
-        except EdgewiseError as error:
-            log.warning("%s could not be asked for round %d: %s", region.edge, region.round, error)
-
-    async def _ask_missing(self, live: LiveRun, number: int) -> None:
-        """A round below its quorum asks those again who are missing but there: a late worker, a lost order."""
-        live.retries += 1
-        await asyncio.sleep(min(RETRY_BASE_S * 2.0**live.retries, RETRY_MOST_S))
-        state = live.state
-        if state is None or state.outcome is not None or state.gathering.round != number:
-            return
-        there = self._clients(live.submitted.wish.task)
-        for client in [c for c in state.gathering.missing if c in there]:
-            await live.driver.dispatch(m.ClientReturned(client, there[client].epoch))
 
     def _set_deadline(self, live: LiveRun, action: m.SetRoundDeadline) -> None:
         live.opened_s = time.monotonic()
@@ -381,12 +277,14 @@ class Runs:
                 action.deadline_s, lambda: self._node.spawn(live.driver.dispatch(event), "round deadline")
             )
 
-    def _close_round(self, live: LiveRun, summary: m.RoundSummary) -> None:
-        record = _record(summary, time.monotonic() - live.opened_s, live.uplink_bytes, live.downlink_bytes)
-        accuracy = self._accuracy(live, summary.model)
-        live.waiting, live.retries = "", 0
-        live.rounds.append(msgspec.structs.replace(record, accuracy=accuracy))
-        live.uplink_bytes = live.downlink_bytes = 0
+    async def _close_round(self, live: LiveRun, summary: m.RoundSummary) -> None:
+        seconds, uplink_bytes, downlink_bytes = time.monotonic() - live.opened_s, live.uplink_bytes, live.downlink_bytes
+        live.waiting, live.retries, live.uplink_bytes, live.downlink_bytes = "", 0, 0, 0
+        accuracy = await asyncio.to_thread(self._accuracy, live, summary.model)
+        record = record_of(
+            summary, accuracy=accuracy, seconds=seconds, uplink_bytes=uplink_bytes, downlink_bytes=downlink_bytes
+        )
+        live.rounds.append(record)
         self._told("round_closed", {"run": live.submitted.run, "round": summary.round, "loss": record.loss})
 
     def _accuracy(self, live: LiveRun, model: Digest) -> float:
@@ -402,14 +300,17 @@ class Runs:
         if live.timer is not None:
             live.timer.cancel()
         if outcome.kind is m.OutcomeKind.COMPLETED and submitted.wish.register and not live.version:
-            live.version = await asyncio.to_thread(self._register, live, outcome)
-        await asyncio.to_thread(
-            self._events.append, INDEX, "registered", msgspec.msgpack.encode(Registered(run, live.version))
-        )
+            try:
+                live.version = await asyncio.to_thread(self._register, live, outcome)
+            except EdgewiseError as error:
+                log.error("run %s is complete but makes no version: %s", run, error)
+                live.failure = f"the run is complete but makes no version: {error.message}"
+        registered = Registered(run, live.version, live.failure)
+        await asyncio.to_thread(self._events.append, INDEX, "registered", msgspec.msgpack.encode(registered))
+        live.registered = True
         self._expect()
-        self._told(
-            "run_ended", {"run": run, "state": str(outcome.kind), "cause": outcome.sentence, "version": live.version}
-        )
+        status = live.status
+        self._told("run_ended", {"run": run, "state": status.state, "cause": status.cause, "version": live.version})
         if live.hierarchical:
             for edge in self._watch.members.alive(Tier.EDGE):
                 self._node.spawn(self._node.ask(edge.node, "control", DismissOrder(run), Ack), f"dismiss {run}")
@@ -429,7 +330,7 @@ class Runs:
         return version.number
 
     def _open_runs(self) -> Iterable[LiveRun]:
-        return [live for live in self._runs.values() if live.state is not None and live.state.outcome is None]
+        return [live for live in self._runs.values() if live.is_open]
 
     def _expect(self) -> None:
         outstanding = {
@@ -438,13 +339,11 @@ class Runs:
         infos = {m.info.client: m.node for m in self._watch.members.alive(Tier.DEVICE) if m.info is not None}
         self._watch.expect(node for client, node in infos.items() if client in outstanding)
 
-    def _clients(self, task: str) -> dict[ClientId, NodeInfo]:
-        alive = (m.info for m in self._watch.members.alive() if m.info is not None)
-        return {i.client: i for i in alive if i.client and i.task == task}
-
     def _live(self, run: RunId) -> LiveRun:
-        self.status(run)
-        return self._runs[run]
+        live = self._runs.get(run)
+        if live is None:
+            raise InputError(f"there is no run {run!r}. Known: {', '.join(self._runs) or 'none'}.")
+        return live
 
     def _name(self, wish: SubmitRun) -> RunId:
         if wish.name:
@@ -452,18 +351,3 @@ class Runs:
                 raise InputError(f"there is a run {wish.name!r} already. Choose another name, or none.")
             return RunId(wish.name)
         return next(name for n in itertools.count(1) if (name := RunId(f"{wish.task}-{n}")) not in self._runs)
-
-
-def _record(summary: m.RoundSummary, seconds: float, uplink_bytes: int, downlink_bytes: int) -> RoundRecord:
-    missing = {str(c): cause for c, cause in summary.missing.items()}
-    return RoundRecord(
-        summary.round, summary.metrics.get("loss", float("nan")), float("nan"), len(summary.weights), missing, seconds,
-        uplink_bytes, downlink_bytes,
-    )  # fmt: skip
-
-
-def _waiting_for(live: LiveRun) -> str:
-    if live.state is None or live.waiting:
-        return live.waiting or "not started"
-    outstanding = live.state.gathering.outstanding
-    return f"round {live.state.gathering.round} waits for {', '.join(outstanding)}" if outstanding else ""

@@ -14,21 +14,33 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from edgewise.codecs.wire import payload_from_bytes, payload_to_bytes, payload_to_tensors
-from edgewise.core.errors import EdgewiseError, RemoteError, TaskError, TransportError
+from edgewise.core.errors import EdgewiseError, TaskError
 from edgewise.core.ids import ClientId, RunId
-from edgewise.fleet.messages import INLINE_BYTES, Ack, BlobRef, Progress, TrainFailed, TrainOrder, UpdateReport
+from edgewise.fleet.delivery import deliver
+from edgewise.fleet.messages import (
+    INLINE_BYTES,
+    Ack,
+    BlobRef,
+    Message,
+    Progress,
+    TrainFailed,
+    TrainOrder,
+    UpdateReport,
+)
 from edgewise.fleet.node import Node
 from edgewise.ledger.entry import Purpose
 from edgewise.models.task import Examples, Task, load_task
 from edgewise.transport.frame import Frame
 
 log = logging.getLogger("edgewise.fleet")
-
-RETRY_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-"""Waits between attempts to report; the last repeats until the server has it or asks for another round."""
+REPORT_TIMEOUT_S = 60.0
+"""Longest a server may take to fetch and store an update."""
+KEPT_RUNS = 4
+"""Runs whose last update and residual are kept."""
 
 
 @dataclass(slots=True)
@@ -38,6 +50,29 @@ class Worker:
     counter: int = 0
     work: str = ""
     seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class _Part:
+    """This client's part in one run.
+
+    Attributes:
+        order: The newest.
+        task: Works on it, then reports.
+        last: What was reported last, with the order it answers.
+        state: Codec state (residual) of the next round.
+        asked_again: Wakes a report that waits for its next attempt.
+    """
+
+    order: TrainOrder
+    task: asyncio.Task[Any] | None = None
+    last: tuple[TrainOrder, UpdateReport, bytes] | None = None
+    state: Any = None
+    asked_again: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def is_busy(self) -> bool:
+        return self.task is not None and not self.task.done()
 
 
 @dataclass(slots=True)
@@ -64,10 +99,7 @@ class Trainer:
     _task: Task | None = None
     _engine: Any = None
     _examples: Examples | None = None
-    _states: dict[RunId, Any] = field(default_factory=dict)
-    _last: tuple[TrainOrder, UpdateReport, bytes] | None = None
-    _order: TrainOrder | None = None
-    _working: asyncio.Task[Any] | None = None
+    _parts: dict[RunId, _Part] = field(default_factory=dict)
 
     async def load(self) -> None:
         """Loads the task and this client's data, in the worker thread.
@@ -105,74 +137,77 @@ class Trainer:
             return Ack(False, f"{self.node.name} has no task installed yet. Start it with --task.")
         if not len(self._examples):
             return Ack(False, f"{self.node.name} holds no examples of client {self.client!r}; it is left out.")
-        if self._order is not None and (order.run, order.round) == (self._order.run, self._order.round) and self._busy:
+        part = self._parts.pop(order.run, None) or _Part(order)
+        self._parts[order.run] = part  # the newest run last
+        if part.is_busy and part.order.round == order.round:
+            part.asked_again.set()  # who asks again is there: what waits to be reported need not wait longer
             return Ack(True, "already at work on this round")
-        if self._working is not None:
-            self._working.cancel()
+        if part.task is not None:
+            part.task.cancel()
         inline = frame.array("model").tobytes() if any(t.name == "model" for t in frame.tensors) else None
-        self._order = order
-        self._working = self.node.spawn(self._work(order, inline), f"train {order.run} round {order.round}")
+        part.order = order
+        part.task = self.node.spawn(self._work(part, order, inline), f"train {order.run} round {order.round}")
+        self._forget()
         return Ack()
 
     def close(self) -> None:
         """Ends the worker thread when its step is done."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    @property
-    def _busy(self) -> bool:
-        return self._working is not None and not self._working.done()
+    def _forget(self) -> None:
+        """Keeps the newest runs: whoever asks for an older one again gets a new update without its residual."""
+        for run in [run for run, part in self._parts.items() if not part.is_busy][
+            : max(0, len(self._parts) - KEPT_RUNS)
+        ]:
+            del self._parts[run]
 
-    async def _work(self, order: TrainOrder, inline: bytes | None) -> None:
-        if self._last is None or _round(self._last[0]) != _round(order):
-            data = inline if inline is not None else await self.node.fetch(order.model)
-            received = np.frombuffer(data, np.float32)
-            self.worker.work = f"train {order.run} round {order.round}"
+    async def _work(self, part: _Part, order: TrainOrder, inline: bytes | None) -> None:
+        if part.last is None or _round(part.last[0]) != _round(order):
             try:
-                report, payload = await self._run(self._train, order, received)
-            except EdgewiseError as error:
-                await self._tell_failure(order, error.message)
+                data = inline if inline is not None else await self.node.fetch(order.model)
+                report, payload = await self._run(self._train, part, order, np.frombuffer(data, np.float32))
+            except Exception as error:  # the task is the user's code; whatever it raises has a server waiting for it
+                await self._tell_failure(part, order, error)
                 return
-            finally:
-                self.worker.work = ""
-            self._last = (order, report, payload)
-        _, report, payload = self._last
-        await self._report(order, report, payload)
-
-    async def _tell_failure(self, order: TrainOrder, cause: str) -> None:
-        log.error("%s cannot do round %d of %s: %s", self.node.name, order.round, order.run, cause)
-        failed = TrainFailed(order.run, order.round, self.client, cause)
-        await self.node.ask(order.report_to, "report", failed, Ack, purpose=Purpose.TRAINING, run=order.run)
-
-    async def _report(self, order: TrainOrder, report: UpdateReport, payload: bytes) -> None:
+            part.last = (order, report, payload)
+        _, report, payload = part.last
         tensors: dict[str, Any] = payload_to_tensors(payload_from_bytes(payload))
         if len(payload) > INLINE_BYTES:
-            digest = self.node.blobs.put(payload)
-            report = _with_blob(report, BlobRef(digest, len(payload), self.node.name))
+            digest = await asyncio.to_thread(self.node.blobs.put, payload)
+            report = msgspec.structs.replace(report, payload=BlobRef(digest, len(payload), self.node.name))
             tensors = {}
-        for attempt in range(10**9):
-            try:
-                ack = await self.node.ask(
-                    order.report_to,
-                    "report",
-                    report,
-                    Ack,
-                    tensors,
-                    purpose=Purpose.TRAINING,
-                    run=order.run,
-                    timeout_s=60.0,
-                )
-            except RemoteError as error:
-                log.error(
-                    "%s: the update of %s round %s was refused: %s", self.node.name, order.run, order.round, error
-                )
-                return
-            except TransportError as error:
-                log.info("%s: %s is away, the update waits: %s", self.node.name, order.report_to, error)
-                await asyncio.sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])
-            else:
-                if not ack.accepted:
-                    log.warning("%s: %s did not take the update: %s", self.node.name, order.report_to, ack.reason)
-                return
+        await self._report(part, order, report, tensors)
+
+    async def _tell_failure(self, part: _Part, order: TrainOrder, error: Exception) -> None:
+        known = isinstance(error, EdgewiseError)
+        cause = (
+            error.message if isinstance(error, EdgewiseError) else f"its task raised {type(error).__name__}: {error}"
+        )
+        log.error(
+            "%s cannot do round %d of %s: %s", self.node.name, order.round, order.run, cause,
+            exc_info=None if known else error,
+        )  # fmt: skip
+        await self._report(part, order, TrainFailed(order.run, order.round, self.client, cause))
+
+    async def _report(
+        self, part: _Part, order: TrainOrder, report: Message, tensors: dict[str, Any] | None = None
+    ) -> None:
+        """Reports until the server has it; another order ends the attempts."""
+        what = f"{self.node.name}'s report on {order.run} round {order.round}"
+
+        async def ask() -> Ack:
+            return await self.node.ask(
+                order.report_to, "report", report, Ack, tensors or {}, purpose=Purpose.TRAINING, run=order.run,
+                timeout_s=REPORT_TIMEOUT_S,
+            )  # fmt: skip
+
+        try:
+            ack = await deliver(ask, what=what, poke=part.asked_again)
+        except EdgewiseError as error:
+            log.error("%s was refused: %s", what, error)
+        else:
+            if ack is not None and not ack.accepted:
+                log.warning("%s: %s did not take it: %s", what, order.report_to, ack.reason)
 
     def _load(self) -> None:
         settings = self.task_settings
@@ -188,7 +223,14 @@ class Trainer:
         if self.engine_name:
             self._engine = make_engine(self.engine_name, self._task)
 
-    def _train(self, order: TrainOrder, received: Any) -> tuple[UpdateReport, bytes]:
+    def _train(self, part: _Part, order: TrainOrder, received: Any) -> tuple[UpdateReport, bytes]:
+        self.worker.work = f"train {order.run} round {order.round}"
+        try:
+            return self._update(part, order, received)
+        finally:
+            self.worker.work = ""
+
+    def _update(self, part: _Part, order: TrainOrder, received: Any) -> tuple[UpdateReport, bytes]:
         from edgewise.training.algorithms import make_algorithm
         from edgewise.training.client import client_seeds, client_update
         from edgewise.training.local import choose_engine
@@ -207,10 +249,8 @@ class Trainer:
             )
         start = time.perf_counter()
         seeds = client_seeds(order.seed, order.round, self.client)
-        update = client_update(
-            algorithm, self._engine, received, examples, seeds, self._states.get(order.run), progress=self._stepped
-        )
-        self._states = {order.run: update.state}
+        update = client_update(algorithm, self._engine, received, examples, seeds, part.state, progress=self._stepped)
+        part.state = update.state
         seconds = time.perf_counter() - start
         self.worker.seconds += seconds
         report = UpdateReport(
@@ -233,12 +273,6 @@ class Trainer:
 
 def _round(order: TrainOrder) -> tuple[Any, ...]:
     return (order.run, order.round, order.seed, order.layout, None if order.model is None else order.model.digest)
-
-
-def _with_blob(report: UpdateReport, ref: BlobRef) -> UpdateReport:
-    import msgspec
-
-    return msgspec.structs.replace(report, payload=ref)
 
 
 def _joined(held: Examples, more: Examples | None) -> Examples:
