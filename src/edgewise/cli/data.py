@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from edgewise.cli.output import AsJson, Output
-from edgewise.core.errors import InputError
+from edgewise.core.errors import DataError, InputError
 
 
 def command(
     task: Annotated[str, typer.Argument(help="A task file, or 'digits'.")],
     settings: Annotated[str, typer.Option("--settings", help="JSON passed to the task.")] = "{}",
+    holdout: Annotated[
+        Path | None, typer.Option("--holdout", help="Write the examples no client holds here, for a coordinator.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Audit how a task's data is split over its clients.
+
+    --holdout writes an npz for `edgewise coordinator --holdout`; its arrays x and y are the gate's examples once more,
+    so that `edgewise infer` and `edgewise plan` read it too.
 
     Example:
       edgewise data digits --settings '{"clients": 6, "alpha": 0.1}'
@@ -29,7 +36,39 @@ def command(
     found = audit({c: e.targets for c, e in examples.items()}, {c: e.inputs for c, e in examples.items()})
     out.line(f"task {loaded.name!r}")
     out.line(str(found))
-    out.result({"task": loaded.name, "audit": found, "warnings": found.warnings})
+    sizes = None if holdout is None else write_holdout(loaded, holdout)
+    if sizes is not None:
+        out.line(f"wrote {holdout}: {sizes[0]} examples to calibrate on, {sizes[1]} for the gate; no client holds them")
+    out.result({"task": loaded.name, "audit": found, "warnings": found.warnings, "holdout": sizes})
+
+
+def write_holdout(task: Any, path: Path) -> tuple[int, int]:
+    """Writes what a coordinator judges versions on.
+
+    Args:
+        task: The task.
+        path: An npz.
+
+    Returns:
+        Number of examples for calibration and for the gate.
+
+    Raises:
+        DataError: If the task keeps nothing back.
+    """
+    import numpy as np
+
+    parts = task.held_out()
+    if parts is None:
+        raise DataError(
+            f"task {task.name!r} keeps no examples back: its test_data() gives fewer than two. Return some that no client holds."
+        )
+    (calibration_x, calibration_y), (x, y) = ((np.asarray(p.inputs), np.asarray(p.targets)) for p in parts)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        np.savez(
+            file, calibration_x=calibration_x, calibration_y=calibration_y, gate_x=x, gate_y=y, x=x, y=y
+        )  # fmt: skip
+    return len(calibration_y), len(y)
 
 
 def parse_settings(text: str) -> dict[str, Any]:

@@ -84,6 +84,21 @@ class Task(ABC):
         """Examples no client holds, where there are any."""
         return None
 
+    def held_out(self) -> tuple[Examples, Examples] | None:
+        """What a coordinator may have, to judge versions on: examples that choose thresholds, and those that gate.
+
+        Returns:
+            Two disjoint parts that no client holds; by default the halves of `test_data`. None without any.
+        """
+        found = self.test_data()
+        if found is None or len(found) < 2:
+            return None
+        half = len(found) // 2
+        first, second = slice(half), slice(half, None)
+        return Examples(found.inputs[first], found.targets[first]), Examples(
+            found.inputs[second], found.targets[second]
+        )
+
     def metrics(self, outputs: tuple[NDArray[np.float32], ...], targets: NDArray[Any]) -> Mapping[str, float]:
         """Numbers that tell how good outputs are; by default the accuracy of each exit.
 

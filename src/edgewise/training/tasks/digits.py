@@ -54,6 +54,10 @@ class DigitsTask(Task):
         """The calibration part; the gate's and the stream's examples stay unseen."""
         return _examples(self.parts.calibration)
 
+    def held_out(self) -> tuple[Examples, Examples]:
+        """The calibration part, and the gate's."""
+        return _examples(self.parts.calibration), _examples(self.parts.gate)
+
     @cached_property
     def parts(self) -> DividedDigits:
         """Train, calibration, gate and stream."""
