@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from edgewise.core.errors import EdgewiseError
+from edgewise.core.ids import Tier
 from edgewise.core.units import parse_rate
 from edgewise.demo.scenario import SLOW_BYTES_PER_S, Demo
 from edgewise.demo.streaming import Sent, epochs_changed, stream, take
@@ -149,7 +150,7 @@ async def _slow_link(demo: Demo) -> Sent:
     return sent
 
 
-async def _dead_edge(demo: Demo) -> tuple[Sent, float, bool]:
+async def _dead_edge(demo: Demo) -> tuple[Sent, float, bool | None]:
     parts = demo.task.parts.stream
     number = demo.settings.edge_kill
     inputs, targets = take(parts.inputs, parts.targets, number, first=demo.settings.fault_free)
@@ -176,8 +177,9 @@ async def _dead_edge(demo: Demo) -> tuple[Sent, float, bool]:
         stream(demo, "edge killed", inputs, targets, plan=demo.plan, on_reply=heard), fault()
     )
     demo.stream_sent.append(sent)
-    if not home:
-        home = await _wait_for_home(demo)
+    if Tier.EDGE not in demo.plan.tiers:
+        return sent, killed_at_s, None  # the plan has no use for an edge, dead or alive
+    home = home or await _wait_for_home(demo)
     demo.happened("edge killed", f"{EDGE} {'is used again' if home else 'was not used again'}", "plan")
     return sent, killed_at_s, home
 

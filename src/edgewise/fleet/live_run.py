@@ -105,9 +105,9 @@ class LiveRun:
             return RunStatus(run, "running", self._waits_for(), rounds, self.version, model)
         if self.failure:
             return RunStatus(run, str(m.OutcomeKind.FAILED), self.failure, rounds, 0, model)
-        is_done = self.version or not self.submitted.wish.register or outcome.kind is not m.OutcomeKind.COMPLETED
+        # Terminal only once its end is in the log: before, rounds and version may still be on their way here.
         cause = f"{outcome.sentence} {outcome.cure}".strip()
-        return RunStatus(run, str(outcome.kind) if is_done else "running", cause, rounds, self.version, model)
+        return RunStatus(run, str(outcome.kind) if self.registered else "running", cause, rounds, self.version, model)
 
     def asks(self, number: int, client: ClientId) -> bool:
         """Whether the update of a client for a round is still awaited."""
