@@ -188,9 +188,16 @@ class Agent:
                     self._parent_known.set()
             if self._parents.get(index) == name:
                 self.serving.peer_changed(name, there)
+                if there:
+                    self.node.spawn(self._learn(name), f"who is {name}")
                 self.node.spawn(self._uplink_changed(index, there), f"uplink {index} of {self.node.name}")
 
         await transport.watch_presence(self.node.keys.alive("*", "*", "*"), seen)
+
+    async def _learn(self, parent: NodeId) -> None:
+        """Has a parent prove its tier, so that the data policy knows how far data sent to it goes."""
+        with contextlib.suppress(EdgewiseError):  # not known, it counts as the cloud; asked again when it returns
+            await self.node.info_of(parent)
 
     async def _uplink_changed(self, index: int, there: bool) -> None:
         async with self._moving:
