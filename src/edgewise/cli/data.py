@@ -29,10 +29,12 @@ def command(
       edgewise data digits --settings '{"clients": 6, "alpha": 0.1}'
     """
     from edgewise.datasets.audit import audit
+    from edgewise.models.task import user_code
 
     out = Output(as_json)
     loaded = open_task(task, parse_settings(settings))
-    examples = {client: loaded.data(client) for client in loaded.clients()}
+    with user_code(f"task {loaded.name!r} gives no data"):
+        examples = {client: loaded.data(client) for client in loaded.clients()}
     found = audit({c: e.targets for c, e in examples.items()}, {c: e.inputs for c, e in examples.items()})
     out.line(f"task {loaded.name!r}")
     out.line(str(found))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from edgewise.models.graph import Graph
     from edgewise.models.version import ModelVersion
     from edgewise.planning.levels import Recommendation
+    from edgewise.planning.policy import Policy
     from edgewise.planning.search import Search
 
 VersionNumber = Annotated[
@@ -66,9 +67,10 @@ async def plan_on_fleet(out: Output, wish: FleetWish) -> None:
     """
     from edgewise.fleet.fleet_planning import choose_version
 
+    policy = _policy(wish)
     async with operator_of(wish.connect, wish.identity, "") as operator:
         version = choose_version((await operator.versions()).versions, wish.version)
-        await _plan_and_deploy(out, wish, operator, version)
+        await _plan_and_deploy(out, wish, policy, operator, version)
 
 
 async def serve_on_fleet(out: Output, wish: FleetWish, graph: Graph, name: str) -> None:
@@ -83,6 +85,7 @@ async def serve_on_fleet(out: Output, wish: FleetWish, graph: Graph, name: str) 
     Raises:
         GateRefused: If it is worse than the version that serves.
     """
+    policy = _policy(wish)
     async with operator_of(wish.connect, wish.identity, "") as operator:
         known = await operator.versions()
         ack = await operator.register(graph.model_bytes, task=name, parent=_parent(known, name))
@@ -93,17 +96,23 @@ async def serve_on_fleet(out: Output, wish: FleetWish, graph: Graph, name: str) 
         version = next(v for v in (await operator.versions()).versions if v.number == number)
         if version.gate is not None and not version.gate.passed:
             raise GateRefused(f"version {number} may not serve: {version.gate.reason}", version=number)
-        await _plan_and_deploy(out, wish, operator, version)
+        await _plan_and_deploy(out, wish, policy, operator, version)
 
 
-async def _plan_and_deploy(out: Output, wish: FleetWish, operator: Operator, version: ModelVersion) -> None:
+def _policy(wish: FleetWish) -> Policy:
     from edgewise.core.config import load_toml
+    from edgewise.planning.policy import Policy
+
+    return Policy() if wish.policy is None else load_toml(wish.policy, Policy)
+
+
+async def _plan_and_deploy(
+    out: Output, wish: FleetWish, policy: Policy, operator: Operator, version: ModelVersion
+) -> None:
     from edgewise.fleet.fleet_planning import choose_chain, measure, search_of, with_evidence
     from edgewise.models.graph import Graph
     from edgewise.planning.levels import recommend
-    from edgewise.planning.policy import Policy
 
-    policy = Policy() if wish.policy is None else load_toml(wish.policy, Policy)
     chain = choose_chain((await operator.nodes()).nodes, wish.device)
     graph = Graph.load(await operator.graph(version.number))
     meaning = "measured on the coordinator's held-out data"

@@ -10,15 +10,17 @@ from typing import Annotated, Any
 import typer
 
 from edgewise.cli.output import Output
-from edgewise.core.errors import InputError
+from edgewise.core.errors import InputError, nearest
 
 Connect = Annotated[list[str] | None, typer.Option("--connect", help="Endpoint of the parent; again for a standby.")]
 Listen = Annotated[list[str] | None, typer.Option("--listen", help="Endpoint to listen on, e.g. tls/127.0.0.1:7447.")]
 Identity = Annotated[str, typer.Option("--identity", help="Folder with ca.pem, node.pem and node.key.")]
 State = Annotated[str, typer.Option("--state", help="Folder for blobs, logs and the registry.")]
 Fleet = Annotated[str, typer.Option("--fleet", help="Name of the fleet; by default the certificate's.")]
-Dilation = Annotated[float, typer.Option("--dilation", help="Stretch inference compute, to emulate a slower machine.")]
-Power = Annotated[float, typer.Option("--power", help="Modelled power while computing, in watts.")]
+Dilation = Annotated[
+    float, typer.Option("--dilation", min=1.0, help="Stretch inference compute, to emulate a slower machine.")
+]
+Power = Annotated[float, typer.Option("--power", min=0.0, help="Modelled power while computing, in watts.")]
 RawMayReach = Annotated[str, typer.Option("--raw-may-reach", help="Outermost tier raw data of this node may reach.")]
 Scout = Annotated[bool, typer.Option("--scout", help="Look for other nodes by multicast and gossip.")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Allow a non-loopback address without TLS.")]
@@ -57,7 +59,8 @@ def run_node(as_json: bool, exit_with_parent: bool, **given: Any) -> None:
     tier, raw = given.pop("tier"), given.pop("raw_may_reach")
     for word in (tier, raw):
         if word not in tuple(Tier):
-            raise InputError(f"{word!r} is not a tier. Say device, edge or cloud.")
+            raise InputError(f"{word!r} is not a tier.{nearest(word, Tier)}")
+    check_address(given.get("http", ""))
     words = given.pop("task_settings", "") or "{}"
     try:
         task_settings = json.loads(words)
@@ -69,6 +72,20 @@ def run_node(as_json: bool, exit_with_parent: bool, **given: Any) -> None:
         name=name, tier=Tier(tier), raw_may_reach=Tier(raw), state=state, task_settings=task_settings, **lists, **given
     )
     asyncio.run(run_agent(settings, output.event, open_door=_open_door, exit_with_parent=exit_with_parent))
+
+
+def check_address(http: str) -> None:
+    """Refuses what is not `host:port`.
+
+    Args:
+        http: As from `--http`; "" for none.
+
+    Raises:
+        InputError: If it is written otherwise.
+    """
+    port = http.rpartition(":")[2]
+    if http and not (port.isdigit() and int(port) < 65536):
+        raise InputError(f"{http!r} is not an address to answer on. Write it like '127.0.0.1:8000', port 0 for any.")
 
 
 async def _open_door(server: Any, host: str, port: int) -> Any:

@@ -70,9 +70,9 @@ async def operator_of(connect: str, identity: str, fleet: str) -> AsyncIterator[
     from edgewise.fleet.operator import connect_operator
     from edgewise.security.identity import Identity
 
-    name = fleet_of(identity, fleet)
     if not connect:
         raise InputError("no fleet given. Say --connect tls/HOST:PORT, the endpoint that its coordinator printed.")
+    name = fleet_of(identity, fleet)
     logging.getLogger("edgewise").setLevel(logging.ERROR)  # a node's log, not a person's answer
     state = Path(str(setting("state"))) / str(Identity.load(identity).node)
     async with connect_operator(Path(identity), connect, state, name) as operator:

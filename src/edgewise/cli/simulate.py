@@ -69,10 +69,13 @@ def print_audit(out: Output, file: JobFile, folder: Path) -> Any:
         The task.
     """
     from edgewise.datasets.audit import audit
+    from edgewise.models.task import user_code
     from edgewise.training.job import make_task
 
     task = make_task(file.task.file, file.task.settings, folder=folder)
-    out.line(str(audit({client: task.data(client).targets for client in task.clients()})))
+    with user_code(f"task {task.name!r} gives no data"):
+        targets = {str(client): task.data(client).targets for client in task.clients()}
+    out.line(str(audit(targets)))
     return task
 
 

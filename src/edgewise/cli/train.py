@@ -10,7 +10,7 @@ import typer
 
 from edgewise.cli.operator_options import AsOperator, InFleet, ToFleet, operator_of, run_async
 from edgewise.cli.output import AsJson, Output
-from edgewise.core.errors import InputError
+from edgewise.core.errors import ConfigError, InputError
 from edgewise.core.ids import RunId
 from edgewise.core.units import format_bytes
 
@@ -70,12 +70,19 @@ def read_job(path: Path, changes: list[str]) -> tuple[JobFile, Task]:
 
     Returns:
         The job, and its task.
+
+    Raises:
+        ConfigError: If the file is wrong; names file, line and dotted key.
+        TaskError: If the task cannot be used.
     """
     from edgewise.core.config import load_toml
     from edgewise.training.job import JobFile, check_job, make_task
 
     job = check_job(load_toml(path, JobFile, changes))
-    job.algorithm()  # words of parts that do not exist are told before anybody is asked
+    try:
+        job.algorithm()  # words of parts that do not exist are told before anybody is asked
+    except InputError as error:
+        raise ConfigError(f"{path} training.algorithm: {error.message}") from error
     return job, make_task(job.task.file, job.task.settings, folder=path.parent)
 
 

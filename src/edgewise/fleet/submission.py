@@ -19,7 +19,7 @@ from edgewise.core.units import parse_duration
 from edgewise.datasets.audit import SplitAudit, audit
 from edgewise.fleet.messages import NodeInfo, NodeRow, SubmitRun
 from edgewise.fleet.operator import encode_layout
-from edgewise.models.task import Task
+from edgewise.models.task import Task, user_code
 from edgewise.training.job import JobFile
 
 
@@ -38,10 +38,10 @@ def participants(rows: Sequence[NodeRow], task: str) -> tuple[NodeInfo, ...]:
     """
     found = [r.info for r in rows if r.state == "alive" and r.info.client and r.info.task == task]
     if not found:
-        others = ", ".join(sorted({r.info.task for r in rows if r.info.task})) or "none"
+        others = ", ".join(f"{r.info.task!r} on {r.info.node} ({r.state})" for r in rows if r.info.task) or "nothing"
         raise InputError(
-            f"no live node of the fleet has task {task!r} installed; installed are: {others}. "
-            f"Start devices with: edgewise agent --task {task}"
+            f"no live node of the fleet has task {task!r} installed; installed is {others}. "
+            "Start devices with: edgewise agent --task FILE"
         )
     return tuple(sorted(found, key=lambda info: info.client))
 
@@ -85,10 +85,10 @@ def make_wish(
             f"training.quorum is {training.quorum}, only {clients} nodes hold data of task {task.name!r}. "
             "Lower it, or start more devices."
         )
-    graph, layout = export_template(task)
-    tensors: dict[str, Any] = {"graph": np.frombuffer(graph, np.uint8)}
-    if start_version == 0:
-        tensors["model"] = initial_vector(task, Seeds(training.seed))
+    with user_code(f"task {task.name!r} makes no model"):
+        graph, layout = export_template(task)
+        model = initial_vector(task, Seeds(training.seed)) if start_version == 0 else None
+    tensors: dict[str, Any] = {"graph": np.frombuffer(graph, np.uint8)} | ({} if model is None else {"model": model})
     deadline_s = parse_duration(training.round_deadline) if training.round_deadline else None
     wish = SubmitRun(
         task.name, job.algorithm().spec.to_dict(), training.rounds, training.seed, encode_layout(layout),

@@ -33,7 +33,7 @@ from edgewise.fleet.messages import (
 )
 from edgewise.fleet.node import Node
 from edgewise.ledger.entry import Purpose
-from edgewise.models.task import Examples, Task, load_task
+from edgewise.models.task import Examples, Task, load_task, user_code
 from edgewise.transport.frame import Frame
 
 log = logging.getLogger("edgewise.fleet")
@@ -217,7 +217,8 @@ class Trainer:
             self._task = DigitsTask(**settings)
         else:
             self._task = load_task(self.task_source, **settings)
-        self._examples = self._task.data(self.client)
+        with user_code(f"task {self._task.name!r} gives no data of client {self.client!r}"):
+            self._examples = self._task.data(self.client)
         from edgewise.training.local import make_engine  # imports torch now, not in the first round
 
         if self.engine_name:

@@ -6,8 +6,10 @@ This file imports torch only for type checking, so that a node which serves can 
 from __future__ import annotations
 
 import importlib.util
+import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.core.errors import TaskError
+from edgewise.core.errors import EdgewiseError, TaskError
 from edgewise.core.ids import ClientId
 from edgewise.core.provenance import RAW, traced
 
@@ -114,6 +116,28 @@ class Task(ABC):
         return {"accuracy": scores[-1], **named}
 
 
+@contextmanager
+def user_code(what: str) -> Iterator[None]:
+    """Turns what a user's own code raises into a sentence with the place; ours passes through.
+
+    Args:
+        what: What was asked of it, e.g. `task 'my' gives the data of client 'a'`.
+
+    Raises:
+        TaskError: With kind, text, file and line of the error.
+    """
+    try:
+        yield
+    except EdgewiseError:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise TaskError(
+            f"{what}: {type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno}). "
+            "Fix the task and try again."
+        ) from error
+
+
 def load_task(path: str | Path, **settings: Any) -> Task:
     """Loads the one `Task` subclass of a file.
 
@@ -125,7 +149,7 @@ def load_task(path: str | Path, **settings: Any) -> Task:
         The task.
 
     Raises:
-        TaskError: If the file is missing, does not import, or has no or several tasks.
+        TaskError: If the file is missing, does not import, has no or several tasks, or the class takes no such settings.
     """
     path = Path(path)
     if not path.is_file():
@@ -147,4 +171,5 @@ def load_task(path: str | Path, **settings: Any) -> Task:
     ]
     if len(found) != 1:
         raise TaskError(f"task file {str(path)!r} has {len(found)} Task classes, needed is exactly one.")
-    return found[0](**settings)
+    with user_code(f"the task of {str(path)!r} is not made with settings {settings!r}"):
+        return found[0](**settings)

@@ -17,6 +17,8 @@ from edgewise.models.task import Examples, Task
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+SETTINGS = ("clients", "alpha", "seed", "minimum_examples", "sizes", "exit_weight", "model")
+
 
 class DigitsTask(Task):
     """Digits held by clients in a Dirichlet split.
@@ -29,6 +31,12 @@ class DigitsTask(Task):
     name = "digits"
     input_shape = (1, 8, 8)
     num_classes = 10
+
+    def __init__(self, **settings: Any) -> None:
+        for name in settings:
+            if name not in SETTINGS:
+                raise TaskError(f"task 'digits' has no setting {name!r}.{nearest(name, SETTINGS)}")
+        super().__init__(**settings)
 
     def model(self) -> nn.Module:
         from edgewise.models.zoo.exits import MultiExitNet
