@@ -81,8 +81,7 @@ async def whole_life(task: DigitsTask, folder: Path) -> Seen:
                 await deploy(operator, split_plan(graph, codec))
                 replies[f"split {codec}"] = await ask(fleet, task, (GRANTED, PRIVATE))
             private = frames(folder / "frames")
-            await restart_with_grant(fleet)
-            await operator.wait_for_nodes(lambda rows: {GRANTED, PRIVATE} <= alive(rows), 20.0)
+            await restart_with_grant(fleet, operator)
             for codec in ("none", LEVELS):
                 await deploy(operator, raw_plan(graph, codec))
                 for device in (GRANTED, PRIVATE):
@@ -127,10 +126,15 @@ async def ask(fleet: EmulatedFleet, task: DigitsTask, devices: tuple[str, ...]) 
     return found
 
 
-async def restart_with_grant(fleet: EmulatedFleet) -> None:
+async def restart_with_grant(fleet: EmulatedFleet, operator: Operator) -> None:
+    """Returns when the coordinator knows the new incarnation; what is in force is installed on it first."""
+    before = {row.info.node: row.info.epoch for row in (await operator.nodes()).nodes}[GRANTED]
     await fleet.children[GRANTED].stop()
     granted = msgspec.structs.replace(fleet.settings[GRANTED], raw_may_reach=Tier.EDGE, task="", client="", engine="")
     await fleet.start_node(granted)
+    await operator.wait_for_nodes(
+        lambda rows: any(r.info.node == GRANTED and r.info.epoch > before and r.state == "alive" for r in rows), 20.0
+    )
 
 
 def split_plan(graph: Graph, codec: str) -> Plan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -149,12 +150,20 @@ class Deployments:
 
     async def returned(self, info: NodeInfo) -> None:
         """A node is here (again): it gets what is in force."""
-        if self.current is None or info.node == self.node.name:
+        if info.node == self.node.name:
             return
-        if info.plan_epoch // EPOCHS_PER_DEPLOYMENT * EPOCHS_PER_DEPLOYMENT == int(self.current.epoch):
+        if info.tier is not Tier.DEVICE:  # hosts keep many plans; what is in force is wanted at once
+            await self._catch_up(info)
             return
-        if info.tier is Tier.DEVICE and self._busy.locked():
-            return  # the rollout in progress reaches it
+        async with self._busy:  # after a rollout in progress, which may or may not have reached it
+            with contextlib.suppress(EdgewiseError):  # gone again: it is welcomed when it returns
+                await self._catch_up(await self.node.info_of(info.node, fresh=True))
+
+    async def _catch_up(self, info: NodeInfo) -> None:
+        if self.current is None or info.plan_epoch // EPOCHS_PER_DEPLOYMENT * EPOCHS_PER_DEPLOYMENT == int(
+            self.current.epoch
+        ):
+            return
         await self._install(info.node, self.current)
 
     async def _prepare_hosts(self, now: Deployed) -> None:
