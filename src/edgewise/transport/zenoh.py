@@ -7,7 +7,9 @@
 
 Zenoh calls back on its own threads; everything is handed to the event loop that opened the transport. Questions and
 replies are handed over by Zenoh's network threads themselves (`_direct`): its default is a Python thread per question.
-What leaves goes through `sender.py`, so a full queue never holds the event loop. Configuration: `zenoh_config.py`.
+What leaves goes through `sender.py`, so a full queue never holds the event loop. A serving question whose asker has no
+other one open says so (`_ALONE`): neither its queue nor its reply's can hold anything, and small ones are sent at once.
+Configuration: `zenoh_config.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from edgewise.transport.diagnose import Finding, diagnose
 from edgewise.transport.door import Door
 from edgewise.transport.frame import Frame
 from edgewise.transport.remote import answer, checked_reply, error_frame, seal_reply
-from edgewise.transport.sender import Job, Sender
+from edgewise.transport.sender import Job, Sender, Unanswered
 from edgewise.transport.transport import FrameHandler, PresenceHandler, QueryHandler, Registration, Transport
 from edgewise.transport.zenoh_config import PRIORITIES, TlsFiles, ZenohSettings, resolved, zenoh_config
 
@@ -37,6 +39,7 @@ __all__ = ["TlsFiles", "ZenohSettings", "ZenohTransport", "open_zenoh"]
 _LISTEN_ATTEMPTS = 5
 _DIAGNOSE_AFTER_S = 0.7
 _PRIORITY = {purpose: getattr(zenoh.Priority, name) for purpose, name in PRIORITIES.items()}
+_ALONE = b"1"
 _EXPRESS = frozenset((Purpose.SERVING, Purpose.CONTROL))
 
 
@@ -147,6 +150,7 @@ class ZenohTransport(Transport):
         self._session = session
         self._loop = asyncio.get_running_loop()
         self._sender = Sender(settings.node)
+        self._unanswered = Unanswered(self._loop.time)
         self._tasks: set[asyncio.Task[None]] = set()
         self._asked: set[_Asked] = set()
         self._declared: set[_Declared] = set()
@@ -175,6 +179,8 @@ class ZenohTransport(Transport):
             raise DeadlineExceeded(f"no answer on {key!r} within {timeout_s:.3g} s.", key=key) from error
         finally:
             asked.drop()
+        if asked.number:
+            self._unanswered.answered(key, asked.number)
         if not asked.replies:
             raise Unreachable(
                 f"nobody answers on {key!r}: no node serves it, or it was lost. Check that the node is up.", key=key
@@ -272,7 +278,10 @@ class ZenohTransport(Transport):
         """Sends a question; with `one`, its first reply is all that is told."""
         data = self.door.seal(frame, key)
         asked = _Asked(self, one)
-        heard = False
+        heard, is_alone = False, False
+        if frame.purpose is Purpose.SERVING:
+            is_alone = self._unanswered.is_empty()
+            asked.number = self._unanswered.asked(key)
 
         def on_reply(reply: Any) -> None:
             nonlocal heard
@@ -293,14 +302,17 @@ class ZenohTransport(Transport):
                 consolidation=zenoh.ConsolidationMode.NONE, timeout=timeout_s + 1.0,
                 congestion_control=zenoh.CongestionControl.BLOCK, priority=_PRIORITY[frame.purpose],
                 express=frame.purpose in _EXPRESS, cancellation_token=asked.cancellation,
+                attachment=_ALONE if is_alone else None,
             )  # fmt: skip
 
         def failed(error: Exception) -> None:
             self._hand_over(asked.fail, _mapped(error, self.settings))
 
         self._asked.add(asked)
+        job = Job(get, failed, len(data))
         try:
-            self._sender.submit(frame.purpose, key, Job(get, failed, len(data)))
+            if not (is_alone and self._sender.send_now(frame.purpose, key, job)):
+                self._sender.submit(frame.purpose, key, job)
         except Unreachable:
             asked.drop()
             raise
@@ -328,14 +340,17 @@ class ZenohTransport(Transport):
                 else:
                     query.reply(key, data, express=purpose in _EXPRESS)
 
-        self._sender.submit(purpose, asker, Job(send, lambda error: None, len(data)))
+        job = Job(send, lambda error: None, len(data))
+        is_alone = purpose is Purpose.SERVING and query.attachment is not None
+        if not (is_alone and self._sender.send_now(purpose, asker, job)):
+            self._sender.submit(purpose, asker, job)
 
 
 class _Asked:
     """A question on its way: its replies, and whether more can come."""
 
     def __init__(self, owner: ZenohTransport, one: bool) -> None:
-        self._owner, self._one = owner, one
+        self._owner, self._one, self.number = owner, one, 0
         loop = asyncio.get_running_loop()
         self.first: asyncio.Future[None] = loop.create_future()
         self.finished: asyncio.Future[None] = loop.create_future()
