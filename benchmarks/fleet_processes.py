@@ -63,7 +63,9 @@ async def fleet(folder: Path, shape: Shape) -> AsyncIterator[Bench]:
         edge = await _start(stack, "benchmarks.fleet_processes", str(folder))
         target = edge["endpoint"].split("/")[1]
         spec = msgspec.to_builtins([LinkSpec("link", target, shape)])
-        ports = await _start(stack, "edgewise.transport.link", "--until-stdin-closes", "--spec", json.dumps(spec))
+        ports = await _start(
+            stack, "edgewise.transport.link_control", "--until-stdin-closes", "--spec", json.dumps(spec)
+        )
         link = await LinkControl.connect(ports["control"])
         stack.push_async_callback(link.close)
         way = f"tls/127.0.0.1:{ports['links']['link']}"

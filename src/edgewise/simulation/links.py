@@ -21,7 +21,7 @@ class LinksProcess:
 
     def __init__(self, log_file: Path) -> None:
         self.ports: dict[str, int] = {}
-        self._child = Child("links", ["-m", "edgewise.transport.link", "--until-stdin-closes"], log_file)
+        self._child = Child("links", ["-m", "edgewise.transport.link_control", "--until-stdin-closes"], log_file)
 
     async def start(self) -> None:
         """Starts the process and opens its control channel."""

@@ -6,7 +6,7 @@
     link.set(outage="cut")                # and outage=None to heal
 
 `up` is towards the target, `down` is back. Many links live in one process: `link_control.py`, or
-`python -m edgewise.transport.link --spec '<json>'`.
+`python -m edgewise.transport.link_control --spec '<json>'`.
 """
 
 from __future__ import annotations
@@ -392,9 +392,3 @@ def _reset(end: socket.socket) -> None:
     with contextlib.suppress(OSError):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
     end.close()
-
-
-if __name__ == "__main__":
-    from edgewise.transport.link_control import main
-
-    main()

@@ -1,6 +1,6 @@
 """Many links in one process, controlled by lines of JSON over a loopback connection.
 
-    python -m edgewise.transport.link --spec '[{"name": "device-1", "target": "127.0.0.1:7447"}]'
+    python -m edgewise.transport.link_control --spec '[{"name": "device-1", "target": "127.0.0.1:7447"}]'
     {"control": 40001, "links": {"device-1": 40002}}
 
     > {"op": "set", "link": "device-1", "bytes_per_s": 8000, "outage": null}
@@ -213,7 +213,7 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: Command line; None takes the process's own.
     """
-    parser = argparse.ArgumentParser(prog="python -m edgewise.transport.link", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m edgewise.transport.link_control", description=__doc__)
     parser.add_argument("--spec", default="[]", help="JSON list of link specs, or @FILE")
     parser.add_argument("--until-stdin-closes", action="store_true", help="end with whoever started this")
     options = parser.parse_args(arguments)
