@@ -61,6 +61,31 @@ def proximal(mu: float) -> Direction:
     return NamedDirection(Spec("proximal", {"mu": mu}), rule)
 
 
+def clipped(bound: float) -> Direction:
+    """The gradient, shortened to a bound on its norm: no single batch can throw a client far off.
+
+    Args:
+        bound: Largest Euclidean norm of a step's gradient, above 0; a shorter one is left as it is.
+
+    Returns:
+        The direction.
+
+    Raises:
+        InputError: If `bound` is not above 0.
+
+    Reference:
+        Pascanu, Mikolov & Bengio, "On the difficulty of training recurrent neural networks", ICML 2013, algorithm 1.
+    """
+    if not bound > 0:
+        raise InputError(f"clipped takes bound > 0, found {bound!r}. 1 to 5 is usual.")
+
+    def rule(gradient: Vector, weights: Vector, received: Vector) -> Vector:
+        excess: Vector = ((gradient * gradient).sum(-1) ** 0.5 / bound).clip(min=1.0)  # numpy and torch alike
+        return gradient / excess[..., None]
+
+    return NamedDirection(Spec("clipped", {"bound": bound}), rule)
+
+
 def sgd(
     learning_rate: float = 0.1, epochs: int = 1, batch_size: int = 16, direction: Direction = plain_gradient
 ) -> LocalWork:
@@ -70,8 +95,8 @@ def sgd(
         learning_rate: η, above 0.
         epochs: Passes over the client's data, E; at least 1.
         batch_size: Examples per step, B; at least 1.
-        direction: `gradient()`, `proximal(mu)` or a function of (gradient, weights, received). A function without
-            `spec` is known only in this process; to send it to devices, register it in `LOCAL_WORK`.
+        direction: `gradient()`, `proximal(mu)`, `clipped(bound)` or a function of (gradient, weights, received). A
+            function without `spec` is known only in this process; to send it to devices, register it in `LOCAL_WORK`.
 
     Returns:
         The local work.
@@ -90,4 +115,9 @@ def sgd(
     return LocalWork(Spec("sgd", words), epochs, batch_size, learning_rate, direction)
 
 
-LOCAL_WORK: dict[str, Callable[..., Any]] = {"gradient": gradient, "proximal": proximal, "sgd": sgd}
+LOCAL_WORK: dict[str, Callable[..., Any]] = {
+    "clipped": clipped,
+    "gradient": gradient,
+    "proximal": proximal,
+    "sgd": sgd,
+}
