@@ -59,7 +59,7 @@ def run_node(as_json: bool, exit_with_parent: bool, **given: Any) -> None:
     tier, raw = given.pop("tier"), given.pop("raw_may_reach")
     for word in (tier, raw):
         if word not in tuple(Tier):
-            raise InputError(f"{word!r} is not a tier.{nearest(word, Tier)}")
+            raise InputError(f"{word!r} is not a tier.{nearest(word, map(str, Tier))}")
     check_address(given.get("http", ""))
     words = given.pop("task_settings", "") or "{}"
     try:

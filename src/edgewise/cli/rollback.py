@@ -10,6 +10,7 @@ from edgewise.core.errors import RemoteError
 
 if TYPE_CHECKING:
     from edgewise.fleet.messages import Ack
+    from edgewise.fleet.operator import Operator
 
 
 def command(connect: ToFleet = "", identity: AsOperator = "", fleet: InFleet = "", as_json: AsJson = False) -> None:
@@ -19,18 +20,21 @@ def command(connect: ToFleet = "", identity: AsOperator = "", fleet: InFleet = "
       edgewise rollback --connect tls/127.0.0.1:7447 --identity nodes/operator
     """
     out = Output(as_json)
-    done = run_async(roll_back(connect, identity, fleet)).details
+
+    async def speak() -> Ack:
+        async with operator_of(connect, identity, fleet) as operator:
+            return await roll_back(operator)
+
+    done = run_async(speak()).details
     out.line(f"version {done['version']} serves again, in place of version {done['from']} (plan epoch {done['epoch']})")
     out.result(done)
 
 
-async def roll_back(connect: str, identity: str, fleet: str) -> Ack:
+async def roll_back(operator: Operator) -> Ack:
     """Asks the coordinator.
 
     Args:
-        connect: Endpoint of the fleet.
-        identity: The operator's folder.
-        fleet: Its name; "" for the certificate's.
+        operator: Connection to the fleet.
 
     Returns:
         Its answer; details: version, from, epoch.
@@ -38,8 +42,7 @@ async def roll_back(connect: str, identity: str, fleet: str) -> Ack:
     Raises:
         RemoteError: If there is nothing to go back to.
     """
-    async with operator_of(connect, identity, fleet) as operator:
-        ack = await operator.rollback()
+    ack = await operator.rollback()
     if not ack.accepted:
         raise RemoteError(ack.reason)
     return ack

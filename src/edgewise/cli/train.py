@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -52,11 +53,16 @@ def command(
     if read is not None and dry_run:
         print_job(out, *read)
         return
-    session = Session(out, connect, identity, fleet, known)
+    session = Session(out, known)
+
+    async def speak() -> RunStatus:
+        async with operator_of(connect, identity, fleet) as operator:
+            return await (session.cancel(operator) if cancel else session.train(operator, read, start_version, name))
+
     try:
-        ended = run_async(session.cancel() if cancel else session.train(read, start_version, name))
+        ended = run_async(speak())
     except KeyboardInterrupt:
-        raise typer.Exit(session.left()) from None
+        raise typer.Exit(session.left(f"--connect {connect} --identity {identity}")) from None
     if not cancel and ended.state != "completed":
         raise typer.Exit(1)
 
@@ -108,23 +114,27 @@ def print_job(out: Output, job: JobFile, task: Task) -> None:
 class Session:
     """One look at a fleet that trains.
 
+    Attributes:
+        run: The run.
+        submitted: Set when a new run is taken.
+
     Args:
         out: Where to print.
-        connect: Endpoint of the fleet.
-        identity: The operator's folder.
-        fleet: Its name; "" for the certificate's.
         run: The run, if it is known already.
     """
 
-    def __init__(self, out: Output, connect: str, identity: str, fleet: str, run: str) -> None:
+    def __init__(self, out: Output, run: str = "") -> None:
         self.out = out
-        self.where = (connect, identity, fleet)
         self.run = RunId(run)
+        self.submitted = asyncio.Event()
 
-    async def train(self, read: tuple[JobFile, Task] | None, start_version: int, name: str) -> RunStatus:
+    async def train(
+        self, operator: Operator, read: tuple[JobFile, Task] | None, start_version: int = 0, name: str = ""
+    ) -> RunStatus:
         """Submits a run, unless it is known, and follows it to its end.
 
         Args:
+            operator: Connection to the fleet.
             read: Job and task; None to follow only.
             start_version: Version to go on from; 0 starts anew.
             name: The run's name; "" lets the coordinator choose.
@@ -132,33 +142,40 @@ class Session:
         Returns:
             Its terminal state.
         """
-        async with operator_of(*self.where) as operator:
-            rounds = 0
-            if read is not None:
-                await self._submit(operator, *read, start_version, name)
-                rounds = read[0].training.rounds
-            status = await self._follow(operator, rounds)
-            versions = (await operator.versions()).versions if status.version else ()
+        rounds = 0
+        if read is not None:
+            await self._submit(operator, *read, start_version, name)
+            rounds = read[0].training.rounds
+        status = await self._follow(operator, rounds)
+        versions = (await operator.versions()).versions if status.version else ()
         print_end(self.out, status, next((v for v in versions if v.number == status.version), None))
         return status
 
-    async def cancel(self) -> RunStatus:
+    async def cancel(self, operator: Operator) -> RunStatus:
         """Stops the run.
+
+        Args:
+            operator: Connection to the fleet.
 
         Returns:
             How it stands.
         """
-        async with operator_of(*self.where) as operator:
-            await operator.cancel(self.run)
-            status = await operator.status(self.run)
+        await operator.cancel(self.run)
+        status = await operator.status(self.run)
         print_end(self.out, status, None)
         return status
 
-    def left(self) -> int:
-        """Says how to look again, after ctrl-C; the exit code."""
+    def left(self, where: str) -> int:
+        """Says how to look again, after ctrl-C.
+
+        Args:
+            where: Options that lead to the fleet.
+
+        Returns:
+            The exit code.
+        """
         if self.run:
-            connect, identity, _ = self.where
-            again = f"edgewise train --follow {self.run} --connect {connect} --identity {identity}"
+            again = f"edgewise train --follow {self.run} {where}"
             self.out.event("left", run=self.run, state="goes on", look_again=again)
         return 130
 
@@ -170,6 +187,7 @@ class Session:
         self.out.line(str(found))
         wish, tensors = make_wish(job, task, held, start_version=start_version, name=name)
         self.run = await operator.submit(wish, tensors)
+        self.submitted.set()
         if self.out.as_json:
             self.out.event("audit", audit=found, warnings=found.warnings)
         self.out.event("submitted", run=self.run, task=task.name, clients=len(held), rounds=wish.num_rounds)

@@ -283,7 +283,7 @@ async def connect_operator(identity: Path, endpoint: str, state: Path, fleet: st
     own = Identity.load(identity)
     if own.tier is not Tier.CLOUD:
         raise InputError(
-            f"the certificate in {str(identity)!r} is of {own.node!r}, a {own.tier}; a fleet takes orders from tier cloud "
+            f"the certificate in {str(identity)!r} is of {own.node!r} ({own.tier}); a fleet takes orders from tier cloud "
             "only. Make one with: edgewise ca issue operator --tier cloud"
         )
     settings = AgentSettings(own.node, own.tier, str(identity), str(state), fleet=fleet, connect=(endpoint,))

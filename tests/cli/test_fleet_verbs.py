@@ -1,0 +1,309 @@
+"""`nodes`, `train`, `rollback`, and `plan` and `serve` with `--connect`: what they print, and what a new user does wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import pytest
+
+from edgewise.cli.main import run
+from edgewise.cli.nodes import COLUMNS, cells, changes, show
+from edgewise.cli.output import Output
+from edgewise.cli.rollback import roll_back
+from edgewise.cli.train import Session, read_job
+from edgewise.core.errors import RemoteError
+from edgewise.core.ids import ClientId, Epoch, NodeId, RunId, Tier
+from edgewise.fleet.messages import Capability, FleetAnswer, NodeInfo, NodeRow
+from edgewise.fleet.operator import connect_operator
+from edgewise.security.access import access_control
+from edgewise.security.authority import Authority, create_authority
+from edgewise.testing import LoopbackFleet, tiny_task
+from edgewise.transport.zenoh import TlsFiles, ZenohSettings, open_zenoh
+
+T = TypeVar("T")
+NOWHERE = "tls/127.0.0.1:1"
+HOMES = {"a": "edge-1", "b": "edge-1"}
+JOB = f"""
+[task]
+file = "{tiny_task.__file__}"
+[training]
+rounds = 2
+protocol = "hierarchical"
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fleet's folder: `operator`, `device-1`, `edge-1`, `expired`; `job.toml`."""
+    folder = tmp_path_factory.mktemp("home")
+    create_authority(folder / "ca", "home")
+    authority = Authority.load(folder / "ca")
+    for name, tier in (("operator", Tier.CLOUD), ("device-1", Tier.DEVICE), ("edge-1", Tier.EDGE)):
+        authority.issue(name, tier, folder=folder / name)
+    authority.issue("late", Tier.CLOUD, days=1e-9, folder=folder / "expired")
+    (folder / "job.toml").write_text(JOB)
+    return folder
+
+
+def info(name: str, tier: Tier, parent: str = "", **fields: Any) -> NodeInfo:
+    can = Capability(4, 2**33, 12.5e9, 20.0, 3.0, "3.11")
+    return NodeInfo(NodeId(name), tier, Epoch(1), "PEM", NodeId(parent), can, **fields)
+
+
+DEVICE = NodeRow(
+    info("device-1", Tier.DEVICE, "edge-1", client=ClientId("a"), task="tiny", num_examples=40, http_port=8001), "alive"
+)
+GONE = NodeRow(info("edge-1", Tier.EDGE, "cloud"), "gone", "edge-1 is unreachable: its liveliness token is gone")
+
+
+# What they print
+
+
+def test_a_node_is_one_row_and_empty_numbers_stay_empty() -> None:
+    row = dict(zip(COLUMNS, cells(DEVICE), strict=True))
+    assert (row["GFLOP/s"], row["dilation"], row["examples"], row["http"]) == ("12.5", "20", "40", "8001")
+    assert (row["version"], row["plan"]) == ("", "")
+
+
+def test_who_is_not_well_and_what_was_refused_is_said_below(capsys: pytest.CaptureFixture[str]) -> None:
+    show(Output(), FleetAnswer((DEVICE, GONE), {"train_order by device-1, a device": 2}))
+    shown = capsys.readouterr().out
+    assert "2 nodes" in shown
+    assert "edge-1: edge-1 is unreachable" in shown
+    assert "refused 2 times: train_order by device-1, a device" in shown
+
+
+def test_json_has_every_node_without_its_certificate(capsys: pytest.CaptureFixture[str]) -> None:
+    show(Output(as_json=True), FleetAnswer((DEVICE, GONE)))
+    found = json.loads(capsys.readouterr().out)["nodes"]
+    assert [row["node"] for row in found] == ["edge-1", "device-1"]  # from the cloud outward
+    assert "certificate" not in found[0]
+
+
+def test_watching_says_what_changed_only() -> None:
+    served = msgspec.structs.replace(DEVICE, info=msgspec.structs.replace(DEVICE.info, version=3, plan_epoch=64))
+    assert changes(FleetAnswer((DEVICE, GONE)), FleetAnswer((served, GONE))) == {
+        "device-1": {"version": 3, "plan_epoch": 64}
+    }
+
+
+async def on_loopback(folder: Path, work: Callable[[LoopbackFleet], Awaitable[T]]) -> T:
+    async with LoopbackFleet(folder, homes=HOMES) as fleet:
+        return await work(fleet)
+
+
+def test_a_run_prints_audit_rounds_and_end(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = read_job(home / "job.toml", [])
+    asyncio.run(on_loopback(tmp_path, lambda fleet: Session(Output()).train(fleet.operator, job)))
+    shown = capsys.readouterr()
+    assert shown.out.startswith("clients 2   examples ")
+    assert "submitted run=tiny-1 task=tiny clients=2 rounds=2" in shown.out
+    assert "tiny-1: round 2/2 loss" in shown.err
+    assert "completed: run tiny-1 completed 2 rounds." in shown.out
+    assert "version 1: accuracy unknown, the coordinator has no --holdout; no gate" in shown.out
+
+
+def test_json_is_one_line_an_event(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = read_job(home / "job.toml", ["training.rounds=1"])
+    asyncio.run(on_loopback(tmp_path, lambda fleet: Session(Output(as_json=True)).train(fleet.operator, job)))
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [event["event"] for event in events] == ["audit", "submitted", "round", "ended"]
+    assert events[2]["num_updates"] == 2
+    assert (events[3]["state"], events[3]["version"]) == ("completed", 1)
+
+
+def test_a_run_is_followed_again_and_goes_on_from_a_version(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def work(fleet: LoopbackFleet) -> None:
+        await Session(Output()).train(fleet.operator, read_job(home / "job.toml", []))
+        capsys.readouterr()
+        await Session(Output(), "tiny-1").train(fleet.operator, None)
+        assert "round 1 loss" in capsys.readouterr().out
+        ended = await Session(Output()).train(fleet.operator, read_job(home / "job.toml", []), 1, "more")
+        assert (ended.run, ended.version) == ("more", 2)
+        assert (await fleet.operator.versions()).versions[1].parent == 1
+
+    asyncio.run(on_loopback(tmp_path, work))
+
+
+def test_a_cancelled_run_ends_with_its_cause(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async def work(fleet: LoopbackFleet) -> None:
+        job = read_job(home / "job.toml", ["training.rounds=1000"])
+        session = Session(Output())
+        running = asyncio.create_task(session.train(fleet.operator, job))
+        async with asyncio.timeout(20):
+            await session.submitted.wait()
+            await Session(Output(), session.run).cancel(fleet.operator)
+            assert (await running).state == "cancelled"
+
+    asyncio.run(on_loopback(tmp_path, work))
+    assert "cancelled: " in capsys.readouterr().out
+
+
+def test_interrupted_it_says_how_to_look_again(capsys: pytest.CaptureFixture[str]) -> None:
+    assert Session(Output(), "tiny-1").left("--connect tls/h:1 --identity me") == 130
+    assert "edgewise train --follow tiny-1 --connect tls/h:1 --identity me" in capsys.readouterr().out
+
+
+def test_nothing_to_roll_back_to_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RemoteError, match="there is no former deployment to go back to"):
+        asyncio.run(on_loopback(tmp_path, lambda fleet: roll_back(fleet.operator)))
+
+
+def test_an_unknown_run_names_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(RemoteError, match="there is no run 'other'\\. Known: none"):
+        asyncio.run(on_loopback(tmp_path, lambda fleet: fleet.operator.status(RunId("other"))))
+
+
+def test_a_dry_run_prints_the_job_and_asks_nobody(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", str(home / "job.toml"), "--set", "training.rounds=7", "--connect", NOWHERE, "--dry-run"]
+    assert run(words) == 0
+    assert "training.rounds = 7" in capsys.readouterr().out
+    assert run([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["job"]["training"]["rounds"] == 7
+
+
+# What a new user does wrong
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            '[task]\nfile = "digits"\n[training]\nroundz = 3',
+            "bad.toml:4 training.roundz is not a setting. Did you mean",
+        ),
+        ('[task]\nfile = "digits"\n[trainin]\n', "bad.toml:3 trainin is not a setting. Did you mean 'training'?"),
+        (
+            '[task]\nfile = "digits"\n[training]\nrounds = "three"',
+            "training.rounds must be a whole number, got 'three'",
+        ),
+        ('[task]\nfile = "digits"\n[training]\nrounds = 0', "training.rounds must be at least 1, got 0"),
+        (
+            '[task]\nfile = "digits"\n[training]\nalgorithm = "fed_avgg"',
+            "bad.toml training.algorithm: algorithms has no",
+        ),
+        ('[task]\nfile = "digits"\nsettings = { client = 2 }', "task 'digits' has no setting 'client'. Did you mean"),
+        ("[task\n", "bad.toml is not TOML"),
+        ('[task]\nfile = "nowhere.py"', "nowhere.py' does not exist"),
+        ('[task]\nfile = "."', "does not exist. Give the path of a Python file"),
+        ('[task]\nfile = "broken.py"', "broken.py' does not import: SyntaxError"),
+        ('[task]\nfile = "binary.py"', "binary.py' does not import"),
+        ('[task]\nfile = "two.py"', "two.py' has 2 Task classes, needed is exactly one"),
+        ('[task]\nfile = "mine.py"\nsettings = { alpa = 1 }', "is not made with settings {'alpa': 1}: TypeError"),
+    ],
+)
+def test_a_job_that_cannot_be_read_says_where(
+    tmp_path: Path, text: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head = "from edgewise.models.task import Task\n"
+    (tmp_path / "broken.py").write_text("class")
+    (tmp_path / "binary.py").write_bytes(b"\x00\xff\x80")
+    (tmp_path / "two.py").write_text(f"{head}class A(Task): ...\nclass B(Task): ...\n")
+    mine = f"{head}class A(Task):\n    model = loss = clients = data = None\n    def __init__(self, alpha=1): ...\n"
+    (tmp_path / "mine.py").write_text(mine)
+    (tmp_path / "bad.toml").write_text(text)
+    assert run(["train", str(tmp_path / "bad.toml"), "--dry-run"]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nodes"], "no fleet given. Say --connect tls/HOST:PORT"),
+        (["nodes", "--connect", NOWHERE], "no identity given. Say --identity FOLDER"),
+        (["nodes", "--connect", NOWHERE, "--identity", "nowhere"], "no usable certificate in 'nowhere'"),
+        (["nodes", "--connect", NOWHERE, "--identity", "{home}/device-1"], "takes orders from tier cloud only"),
+        (["nodes", "--connect", NOWHERE, "--identity", "{home}/expired"], "the certificate of 'late' expired"),
+        (
+            ["nodes", "--connect", "here:1", "--identity", "{home}/operator"],
+            "'here:1' is not an endpoint. Write it like",
+        ),
+        (["nodes", "--connect", NOWHERE, "--identity", "{home}/operator"], "nothing listens on that port"),
+        (
+            ["nodes", "--connect", NOWHERE, "--identity", "{home}/operator", "--fleet", "x"],
+            "is of fleet 'home', --fleet",
+        ),
+        (["train"], "say what to train, a job file, or which run to look at"),
+        (["train", "job.toml", "--follow", "digits-1"], "say what to train, a job file, or which run to look at"),
+        (["train", "nofile.toml"], "nofile.toml does not exist"),
+        (["rollback"], "no fleet given"),
+        (["plan"], "give a model and --data with real inputs, or --connect"),
+        (["plan", "--deploy"], "--deploy is for a running fleet. Say --connect and --identity too."),
+        (["plan", "m.onnx", "--connect", NOWHERE], "a fleet plans its own versions"),
+        (["plan", "--connect", NOWHERE, "--policy", "nofile.toml"], "nofile.toml does not exist"),
+        (["serve", "m.onnx", "--policy", "policy.toml"], "--policy is for a running fleet"),
+        (["serve", "m.onnx", "--connect", NOWHERE], "ONNX file 'm.onnx' does not exist"),
+        (["serve", "{home}/job.toml", "--connect", NOWHERE], "is not readable as ONNX"),
+        (
+            ["agent", "--tier", "devic", "--identity", "{home}/device-1"],
+            "'devic' is not a tier. Did you mean 'device'?",
+        ),
+        (
+            ["agent", "--tier", "edge", "--identity", "{home}/device-1"],
+            "is for 'device-1' (device), this node is to be",
+        ),
+        (["agent", "--tier", "device", "--identity", "{home}/device-1"], "'device-1' has no parent. Say --connect"),
+        (
+            ["agent", "--tier", "device", "--identity", "{home}/device-1", "--http", "x"],
+            "'x' is not an address to answer on",
+        ),
+        (
+            ["agent", "--tier", "device", "--identity", "{home}/device-1", "--fleet", "x"],
+            "is of fleet 'home', --fleet says 'x'",
+        ),
+        (["agent", "--tier", "device"], "no identity given"),
+        (["coordinator", "--identity", "{home}/edge-1"], "is for 'edge-1' (edge), this node is to be 'edge-1' (cloud)"),
+    ],
+)
+def test_a_wrong_word_is_a_sentence_with_its_cure(
+    home: Path, tmp_path: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EDGEWISE_STATE", str(tmp_path))
+    assert run([word.format(home=home) for word in words]) == 1
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert shown.startswith("error [")
+    assert shown.count("\n") == 1
+
+
+@pytest.mark.parametrize("word", ["--dilation", "--power"])
+def test_numbers_out_of_range_are_misuse(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["agent", "--tier", "device", word, "-1"]) == 2
+    assert word in capsys.readouterr().err
+
+
+@pytest.mark.live
+def test_an_endpoint_without_a_coordinator_says_so(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEWISE_STATE", str(tmp_path))
+    tls = TlsFiles.of(home / "edge-1")
+    settings = ZenohSettings(
+        NodeId("edge-1"), Epoch(1), "router", ("tls/127.0.0.1:0",), tls=tls, access_control=access_control("home")
+    )
+
+    async def ask() -> int:
+        async with await open_zenoh(settings) as router:
+            words = ["nodes", "--connect", router.endpoints[0], "--identity", str(home / "operator")]
+            return await asyncio.to_thread(run, words)
+
+    assert asyncio.run(ask()) == 1
+    assert "answers but no coordinator is in fleet 'home' (seen: no node). Check --fleet" in capsys.readouterr().err
+
+
+def test_orders_are_taken_from_the_cloud_only(home: Path, tmp_path: Path) -> None:
+    async def connect() -> None:
+        async with connect_operator(home / "edge-1", NOWHERE, tmp_path, "home"):
+            pass
+
+    with pytest.raises(Exception, match="is of 'edge-1' \\(edge\\); a fleet takes orders from tier cloud only"):
+        asyncio.run(connect())
