@@ -2,7 +2,7 @@
 
 ONNX Runtime merges a convolution with the normalisation, activation and addition behind it, a matrix product with
 its bias, x·sigmoid(x) into one kernel, and so on. Cutting inside such a group costs up to 18 % more compute and may
-change the last bit; cutting between groups does neither. Everything here is about `Graph` values; nothing runs.
+change the last bit; cutting between groups does neither. Everything here is about `PlainGraph` values; nothing runs.
 
     nodes ── regions of elementwise work ── epilogues join their producer ──▶ groups, a DAG in topological order
 """
@@ -15,7 +15,8 @@ from functools import cached_property
 import msgspec
 
 from edgewise.core.errors import GraphError, nearest
-from edgewise.models.graph import Graph, Node
+from edgewise.models.extract import extract_model
+from edgewise.models.plain_graph import Node, PlainGraph
 
 _MOVES = {"Identity", "Dropout", "Cast", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split"}
 _MOVES |= {"Concat", "Shape", "Gather", "Expand", "Pad", "DepthToSpace", "SpaceToDepth"}
@@ -77,7 +78,7 @@ class Condensed(msgspec.Struct, frozen=True, dict=True):
         raw_tensors: Tensors that no trained weight has touched: the inputs and what merely rearranges them.
     """
 
-    graph: Graph
+    graph: PlainGraph
     groups: tuple[Group, ...]
     raw_tensors: frozenset[str]
 
@@ -176,7 +177,7 @@ class Condensed(msgspec.Struct, frozen=True, dict=True):
         Returns:
             ONNX bytes.
         """
-        return self.graph.extract(*self.boundary(g.name for g in self.groups[first : last + 1]))
+        return extract_model(self.graph, *self.boundary(g.name for g in self.groups[first : last + 1]))
 
     def has_weights(self, groups: Iterable[str]) -> bool:
         """Whether a segment of these groups makes something new, or only rearranges its input.
@@ -190,7 +191,7 @@ class Condensed(msgspec.Struct, frozen=True, dict=True):
         return not any(o in self.raw_tensors for o in self.boundary(groups)[1])
 
 
-def condense(graph: Graph) -> Condensed:
+def condense(graph: PlainGraph) -> Condensed:
     """Groups the nodes that run as one.
 
     Args:
@@ -232,7 +233,7 @@ class _Union:
         return [i for i in range(len(self._parent)) if self.find(i) == root]
 
 
-def _regions(graph: Graph, users: dict[str, list[int]], exits: set[str]) -> Iterator[list[int]]:
+def _regions(graph: PlainGraph, users: dict[str, list[int]], exits: set[str]) -> Iterator[list[int]]:
     """Pointwise regions that spring from one tensor and end in one: SiLU, GELU, LayerNorm, a Focus of slices."""
     for root, first in users.items():
         if len(first) < 2:
@@ -251,7 +252,7 @@ def _regions(graph: Graph, users: dict[str, list[int]], exits: set[str]) -> Iter
             yield largest
 
 
-def _attach(graph: Graph, users: dict[str, list[int]], exits: set[str], union: _Union) -> None:
+def _attach(graph: PlainGraph, users: dict[str, list[int]], exits: set[str], union: _Union) -> None:
     """Joins what a runtime computes in its producer's epilogue; never makes a cycle.
 
     A group is joined to the producer of a tensor only if all users of the tensor are in that group (so no path
@@ -278,7 +279,7 @@ def _attach(graph: Graph, users: dict[str, list[int]], exits: set[str], union: _
 
 
 def _single_exit(
-    graph: Graph, users: dict[str, list[int]], exits: set[str], union: _Union, maker: int, name: str
+    graph: PlainGraph, users: dict[str, list[int]], exits: set[str], union: _Union, maker: int, name: str
 ) -> bool:
     """Whether `name` is all that leaves its group."""
     members = set(union.members(maker))
@@ -288,7 +289,7 @@ def _single_exit(
     return leaving == {name}
 
 
-def _joins(graph: Graph, node: Node, num_read: int, producers: list[Node]) -> bool:
+def _joins(graph: PlainGraph, node: Node, num_read: int, producers: list[Node]) -> bool:
     if node.op in ("Concat", "Split", "Slice", "Gather") and num_read > 1:
         return False
     if num_read == 1:
@@ -299,7 +300,7 @@ def _joins(graph: Graph, node: Node, num_read: int, producers: list[Node]) -> bo
     return node.op in ("Add", "Sum") and any(p.op in _JOINED_ADD for p in producers)
 
 
-def _build(graph: Graph, union: _Union, users: dict[str, list[int]], exits: set[str]) -> Condensed:
+def _build(graph: PlainGraph, union: _Union, users: dict[str, list[int]], exits: set[str]) -> Condensed:
     sets: dict[int, list[int]] = {}
     for position in range(len(graph.nodes)):
         sets.setdefault(union.find(position), []).append(position)
@@ -311,7 +312,7 @@ def _build(graph: Graph, union: _Union, users: dict[str, list[int]], exits: set[
     return Condensed(graph, tuple(named), _raw_tensors(graph))
 
 
-def _group(graph: Graph, members: list[int], users: dict[str, list[int]], exits: set[str]) -> Group:
+def _group(graph: PlainGraph, members: list[int], users: dict[str, list[int]], exits: set[str]) -> Group:
     nodes, inside = [graph.nodes[m] for m in members], set(members)
     own = {o for n in nodes for o in n.outputs}
     inputs = tuple(dict.fromkeys(i for n in nodes for i in n.inputs if i not in own))
@@ -321,7 +322,7 @@ def _group(graph: Graph, members: list[int], users: dict[str, list[int]], exits:
     return Group(0, heaviest.op, tuple(n.name for n in nodes), inputs, outputs, flops, weighted, 0)
 
 
-def _ordered(graph: Graph, union: _Union, sets: dict[int, list[int]], made_by: dict[str, int]) -> list[int]:
+def _ordered(graph: PlainGraph, union: _Union, sets: dict[int, list[int]], made_by: dict[str, int]) -> list[int]:
     """Groups in topological order, ties by the last node's position; groups that no exit needs are left out."""
     before = {
         root: {union.find(made_by[i]) for m in members for i in graph.nodes[m].inputs if i in made_by} - {root}
@@ -354,7 +355,7 @@ def is_weighted(node: Node) -> bool:
     return node.op in _WEIGHTED and len(node.weights) > 0
 
 
-def _raw_tensors(graph: Graph) -> frozenset[str]:
+def _raw_tensors(graph: PlainGraph) -> frozenset[str]:
     raw = {t.name for t in graph.inputs}
     for node in graph.nodes:
         if not is_weighted(node) and any(i in raw for i in node.inputs):
@@ -362,7 +363,7 @@ def _raw_tensors(graph: Graph) -> frozenset[str]:
     return frozenset(raw)
 
 
-def _with_exits(graph: Graph, groups: list[Group]) -> list[Group]:
+def _with_exits(graph: PlainGraph, groups: list[Group]) -> list[Group]:
     """Adds to each group the first exit that needs it; ordering by it keeps producers before consumers."""
     first = [len(graph.outputs) - 1] * len(groups)
     made = {o: position for position, group in enumerate(groups) for o in group.outputs}

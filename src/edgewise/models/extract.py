@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgewise.core.errors import GraphError
 from edgewise.models.load import reads
-
-if TYPE_CHECKING:
-    from edgewise.models.graph import Graph, Tensor
+from edgewise.models.plain_graph import PlainGraph, Tensor
 
 _IR_WITH_CONSTANT_INITIALIZERS = 4
 
 
-def extract_model(graph: Graph, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> bytes:
+def extract_model(graph: PlainGraph, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> bytes:
     """What `Graph.extract` does; see there."""
     import onnx
 
@@ -39,7 +37,7 @@ def extract_model(graph: Graph, inputs: tuple[str, ...], outputs: tuple[str, ...
     return data
 
 
-def _backwards(graph: Graph, given: set[str], outputs: tuple[str, ...]) -> tuple[list[int], set[str]]:
+def _backwards(graph: PlainGraph, given: set[str], outputs: tuple[str, ...]) -> tuple[list[int], set[str]]:
     """Indices of the nodes that `outputs` need when `given` is there, and every name they read."""
     nodes = graph.model.graph.node
     producer = {o: i for i, node in enumerate(nodes) for o in node.output if o}
@@ -63,7 +61,7 @@ def _backwards(graph: Graph, given: set[str], outputs: tuple[str, ...]) -> tuple
     return sorted(kept), used
 
 
-def _keep_blocked_sums(piece: Any, graph: Graph, given: set[str]) -> None:
+def _keep_blocked_sums(piece: Any, graph: PlainGraph, given: set[str]) -> None:
     """Lets a residual sum be fused in the piece as it is in the whole.
 
     The runtime adds the skip connection inside the convolution's kernel only where the skip is in its blocked

@@ -14,95 +14,20 @@ It never runs a model, except once with zeros where a tensor's shape cannot be i
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
-from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import msgspec
-
-from edgewise.core.errors import GraphError, nearest
-from edgewise.core.ids import Digest, digest_of
-
-if TYPE_CHECKING:
-    from edgewise.models.condense import Condensed
-
-
-class Tensor(msgspec.Struct, frozen=True):
-    """A tensor that flows through the graph, for one example.
-
-    Attributes:
-        name: Its name in the ONNX graph.
-        shape: With batch 1.
-        dtype: numpy's word, e.g. `float32`.
-        symbolic_batch: Whether the first axis may be any number.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    symbolic_batch: bool = False
-
-    @property
-    def num_entries(self) -> int:
-        """Entries of one example."""
-        return prod(self.shape)
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of one example, uncoded."""
-        import numpy as np
-
-        return self.num_entries * int(np.dtype(self.dtype).itemsize)
-
-
-class Node(msgspec.Struct, frozen=True):
-    """One operator that depends on the input.
-
-    Attributes:
-        index: Position in the ONNX node list, which is a topological order.
-        name: Unique; made up from the operator where the file gives none.
-        op: Operator type.
-        inputs: Flowing tensors it reads, constants left out, each once.
-        outputs: Tensors it writes.
-        weights: Shapes of its constant operands of two or more floats.
-        flops: Floating-point operations for one example, estimated.
-    """
-
-    index: int
-    name: str
-    op: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    weights: tuple[tuple[int, ...], ...]
-    flops: float
+from edgewise.models.condense import Condensed, condense
+from edgewise.models.extract import extract_model
+from edgewise.models.load import load_graph
+from edgewise.models.plain_graph import Node, PlainGraph, Tensor
 
 
 @dataclass(frozen=True)
-class Graph:
-    """An ONNX model that can be planned.
-
-    Attributes:
-        name: The model's own name.
-        digest: Of `model_bytes`; a node that is sent those bytes loads a graph of the same digest.
-        model_bytes: What it was loaded from, unchanged, or with external data taken in and float16 widened inside
-            (see `widen.py`) where there was any.
-        inputs: What the model is given.
-        outputs: The exits' logits, first exit first.
-        nodes: Operators that depend on the input, in topological order.
-        tensors: Every flowing tensor by name.
-        input_shapes: Shape of each input, symbolic axes settled.
-    """
-
-    name: str
-    digest: Digest
-    model_bytes: bytes
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-    nodes: tuple[Node, ...]
-    tensors: Mapping[str, Tensor]
-    input_shapes: Mapping[str, tuple[int, ...]]
+class Graph(PlainGraph):
+    """An ONNX model that can be planned: the plain data (its attributes), and what can be asked of it."""
 
     @staticmethod
     def load(source: bytes | str | Path, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Graph:
@@ -119,39 +44,13 @@ class Graph:
             GraphError: If the file is missing or corrupt, has symbolic axes that `input_shapes` does not settle,
                 external data that is not there, operators outside ONNX, or an opset that is too new.
         """
-        from edgewise.models.load import load_graph
-
-        return load_graph(source, {k: tuple(v) for k, v in (input_shapes or {}).items()})
-
-    @cached_property
-    def model(self) -> Any:
-        """The parsed `onnx.ModelProto`; not to be changed."""
-        import onnx
-
-        return onnx.load_model_from_string(self.model_bytes)
+        plain = load_graph(source, {k: tuple(v) for k, v in (input_shapes or {}).items()})
+        return Graph(**{field.name: getattr(plain, field.name) for field in fields(plain)})
 
     @cached_property
     def condensed(self) -> Condensed:
         """The graph of fusion groups."""
-        from edgewise.models.condense import condense
-
         return condense(self)
-
-    def tensor(self, name: str) -> Tensor:
-        """A flowing tensor by name.
-
-        Args:
-            name: Its name.
-
-        Returns:
-            The tensor.
-
-        Raises:
-            GraphError: If there is none; the nearest is suggested.
-        """
-        if name not in self.tensors:
-            raise GraphError(f"graph {self.name!r} has no tensor {name!r}.{nearest(name, self.tensors)}")
-        return self.tensors[name]
 
     def extract(self, inputs: Iterable[str], outputs: Iterable[str]) -> bytes:
         """Cuts out the part that computes some tensors from others; nothing is recomputed differently.
@@ -166,8 +65,6 @@ class Graph:
         Raises:
             GraphError: If a tensor does not exist, or the outputs need something that is not given.
         """
-        from edgewise.models.extract import extract_model
-
         return extract_model(self, tuple(inputs), tuple(outputs))
 
     @cached_property
@@ -189,4 +86,4 @@ def graph_from(model: Any, input_shapes: Mapping[str, Sequence[int]] | None = No
     return Graph.load(model.SerializeToString(), input_shapes)
 
 
-__all__ = ["Digest", "Graph", "Node", "Tensor", "digest_of", "graph_from"]
+__all__ = ["Graph", "Node", "Tensor", "graph_from"]

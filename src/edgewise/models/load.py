@@ -1,4 +1,4 @@
-"""From ONNX bytes to a `Graph`: every refusal a user can meet, shape inference, constants told from flow."""
+"""From ONNX bytes to a `PlainGraph`: every refusal a user can meet, shape inference, constants told from flow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from edgewise.core.errors import GraphError
 from edgewise.core.ids import digest_of
-from edgewise.models.graph import Graph, Node, Tensor
+from edgewise.models.plain_graph import Node, PlainGraph, Tensor
 from edgewise.models.widen import widen
 
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
@@ -19,7 +19,7 @@ _KEEPS_SIZE = {"DequantizeLinear", "Identity", "Cast", "Transpose", "Reshape", "
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def load_graph(source: bytes | str | Path, input_shapes: Shapes) -> Graph:
+def load_graph(source: bytes | str | Path, input_shapes: Shapes) -> PlainGraph:
     """What `Graph.load` does; see there."""
     model, took_in, where = _read(source)
     _check(model, where)
@@ -36,7 +36,7 @@ def load_graph(source: bytes | str | Path, input_shapes: Shapes) -> Graph:
     kept = model.SerializeToString() if changed else original
     name = model.graph.name or "graph"
     inputs = tuple(tensors[i] for i in given)
-    return Graph(name, digest_of(kept), kept, inputs, outputs, nodes, tensors, dict(given))
+    return PlainGraph(name, digest_of(kept), kept, inputs, outputs, nodes, tensors, dict(given))
 
 
 def _read(source: bytes | str | Path) -> tuple[Any, bool, str]:
