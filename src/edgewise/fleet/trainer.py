@@ -41,6 +41,8 @@ REPORT_TIMEOUT_S = 60.0
 """Longest a server may take to fetch and store an update."""
 KEPT_RUNS = 4
 """Runs whose last update and residual are kept."""
+HARD_COPIES = 2
+"""How often a labelled hard example stands beside each of the client's own."""
 
 
 @dataclass(slots=True)
@@ -239,7 +241,7 @@ class Trainer:
         assert self._task is not None
         assert self._examples is not None
         algorithm = make_algorithm(order.algorithm)
-        examples = _joined(self._examples, self.collected() if order.collected else None)
+        examples = joined(self._examples, self.collected() if order.collected else None)
         if self._engine is None:
             self._engine = choose_engine(self._task, algorithm.local, examples).engine
             self.worker.counter += 1
@@ -276,7 +278,17 @@ def _round(order: TrainOrder) -> tuple[Any, ...]:
     return (order.run, order.round, order.seed, order.layout, None if order.model is None else order.model.digest)
 
 
-def _joined(held: Examples, more: Examples | None) -> Examples:
+def joined(held: Examples, more: Examples | None) -> Examples:
+    """A client's own examples and its labelled hard examples, each of these twice: they are few, and what is new.
+
+    Args:
+        held: Its own.
+        more: Labelled hard examples, or None.
+
+    Returns:
+        What it trains on; still traced as raw.
+    """
     if more is None or not len(more):
         return held
-    return Examples(np.concatenate([held.inputs, more.inputs]), np.concatenate([held.targets, more.targets]))
+    inputs = np.concatenate([held.inputs, *[more.inputs] * HARD_COPIES])
+    return Examples(inputs, np.concatenate([held.targets, *[more.targets] * HARD_COPIES]))
