@@ -143,7 +143,8 @@ async def train(operator: Operator, num_rounds: int) -> tuple[RunStatus, float]:
     wish = SubmitRun(
         task.name, WORDS, num_rounds, 0, encode_layout(layout), "synchronous", quorum_fraction=1.0, register=False
     )
-    tensors = {"graph": np.frombuffer(graph, np.uint8), "model": initial_vector(task, Seeds(0))}
+    tensors: dict[str, np.ndarray[Any, Any]] = {"graph": np.frombuffer(graph, np.uint8)}
+    tensors["model"] = initial_vector(task, Seeds(0))
     start = time.perf_counter()
     run = await operator.submit(wish, tensors)
     async for status in operator.watch(run):
