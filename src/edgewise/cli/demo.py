@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from edgewise.cli.node_options import one_thread
 from edgewise.cli.output import AsJson, Output
+from edgewise.cli.threads import one_thread
 
 
 def command(

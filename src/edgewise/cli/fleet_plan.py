@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgewise.cli.judge import judge
 from edgewise.cli.operator_options import operator_of
 from edgewise.cli.output import Output
 from edgewise.core.errors import GateRefused, InputError, RemoteError
@@ -200,7 +201,6 @@ def show_plan(
 
 
 def _judged(graph: Graph, data: Path) -> tuple[tuple[Any, ...], str]:
-    from edgewise.cli.plan import judge
     from edgewise.cli.source import read_source
 
     return judge(graph, read_source(data, graph.inputs).first(500))

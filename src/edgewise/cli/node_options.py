@@ -9,7 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
+from edgewise.cli.operator_options import fleet_of
 from edgewise.cli.output import Output
+from edgewise.cli.threads import one_thread
 from edgewise.core.errors import InputError, nearest
 
 Connect = Annotated[list[str] | None, typer.Option("--connect", help="Endpoint of the parent; again for a standby.")]
@@ -28,14 +30,6 @@ Capture = Annotated[str, typer.Option("--capture", help="Folder for a plaintext 
 CrashAfter = Annotated[int | None, typer.Option("--crash-after", hidden=True, help="Tests: die after that event.")]
 ExitWithParent = Annotated[bool, typer.Option("--exit-with-parent", hidden=True, help="End when stdin closes.")]
 
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-
-
-def one_thread() -> None:
-    """One thread per process, as many processes share a machine; must come before numpy is imported."""
-    for variable in THREAD_VARIABLES:
-        os.environ.setdefault(variable, "1")
-
 
 def run_node(as_json: bool, exit_with_parent: bool, **given: Any) -> None:
     """Runs a node until SIGTERM, ctrl-C or, if asked, the end of its standard input.
@@ -46,7 +40,6 @@ def run_node(as_json: bool, exit_with_parent: bool, **given: Any) -> None:
         **given: Fields of `AgentSettings`, as the options gave them.
     """
     one_thread()
-    from edgewise.cli.operator_options import fleet_of
     from edgewise.core.ids import Tier
     from edgewise.core.settings import setting
     from edgewise.fleet.agent import run_agent

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from edgewise.cli.threads import one_thread
 from edgewise.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -81,7 +82,5 @@ async def operator_of(connect: str, identity: str, fleet: str) -> AsyncIterator[
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
     """Runs a verb's work on one thread per library, before numpy is asked for more."""
-    from edgewise.cli.node_options import one_thread
-
     one_thread()
     return asyncio.run(work)

@@ -10,6 +10,7 @@ import msgspec
 import typer
 
 from edgewise.cli.fleet_plan import Deadline, DeviceName, FleetWish, VersionNumber, fleet_only, plan_on_fleet
+from edgewise.cli.judge import judge
 from edgewise.cli.operator_options import AsOperator, ToFleet, run_async
 from edgewise.cli.output import AsJson, Output
 from edgewise.cli.serve import Shapes, parse_shapes
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 DOMAIN = "cloud"
 """A model that was trained elsewhere counts as trained in the cloud: levels 0 to 3."""
-CODECS = ("none", "int8")
 
 
 def command(
@@ -104,6 +104,7 @@ def plan_file(
     """
     from edgewise.cli.source import read_source
     from edgewise.core.config import load_toml
+    from edgewise.inference.evidence import CODECS
     from edgewise.models.graph import Graph
     from edgewise.planning.choose import make_search
     from edgewise.planning.policy import Policy
@@ -137,6 +138,7 @@ def measure(
     Returns:
         A profile for each tier that is not in `given`.
     """
+    from edgewise.inference.evidence import CODECS
     from edgewise.inference.profiler import profile_graph
 
     tiers = {
@@ -221,31 +223,6 @@ def links_of(file: FleetFile) -> tuple[LinkState, LinkState]:
         for link in (file.devices.link, file.edges.link)
     )
     return first, second
-
-
-def judge(graph: Graph, source: Source) -> tuple[tuple[ExitEvidence, ...], str]:
-    """How the exits of a model behave on real inputs.
-
-    Args:
-        graph: The model.
-        source: Inputs, with labels or without.
-
-    Returns:
-        Evidence, and what its accuracy means. There is none for a model that is no classifier of one input.
-    """
-    from edgewise.inference.evidence import plan_evidence, run_graph
-
-    sizes = {tensor.num_entries for tensor in graph.outputs}
-    is_classifier = len(sizes) == 1 and all(tensor.num_entries == max(tensor.shape) for tensor in graph.outputs)
-    if len(graph.inputs) != 1 or not is_classifier or sizes == {1}:
-        return (), "unknown: the model is not a classifier of one input, so it runs to its end and uncoded"
-    inputs = source.inputs[graph.inputs[0].name]
-    if source.targets is not None:
-        return plan_evidence(graph, inputs, source.targets, CODECS), f"accuracy on {len(source)} labelled examples"
-    whole = run_graph(graph.whole, {graph.inputs[0].name: inputs}, [graph.outputs[-1].name])[0]
-    answers = whole.reshape(len(source), -1).argmax(-1)
-    meaning = f"agreement with the whole model on {len(source)} examples without labels"
-    return plan_evidence(graph, inputs, answers, CODECS), meaning
 
 
 def _print(out: Output, search: Search, evidence: tuple[ExitEvidence, ...], meaning: str) -> None:
