@@ -123,21 +123,21 @@ def test_vanished_holder_is_unreachable_and_what_came_is_kept(tmp_path: Path, mo
         hub, leaf = fabric.open("hub"), fabric.open("leaf")
         theirs, mine = FolderBlobs(tmp_path / "a"), FolderBlobs(tmp_path / "b")
         registration = await serve_blobs(hub, KEY, theirs)
-        digest = theirs.put(os.urandom(3_000_000))
+        digest = theirs.put(os.urandom(30_000_000))
 
-        def cut_half_way(done: int, total: int) -> None:
-            if done > total / 2:
+        def cut_early(done: int, total: int) -> None:
+            if done > total / 10:  # far more is left than any window holds
                 fabric.cut("hub")
 
-        with pytest.raises(Unreachable, match=r"blob .* stands at .* of 3,000,000 bytes: nobody serves"):
-            await fetch_blob(leaf, KEY, digest, 3_000_000, mine, progress=cut_half_way)
+        with pytest.raises(Unreachable, match=r"blob .* stands at .* of 30,000,000 bytes: nobody serves"):
+            await fetch_blob(leaf, KEY, digest, 30_000_000, mine, progress=cut_early)
         there = mine.partial_size(digest)
-        assert there > 1_500_000
+        assert there > 3_000_000
         fabric.heal("hub")
         await registration.close()
         await serve_blobs(fabric.open("other"), KEY, theirs)  # another holder goes on
         first: list[int] = []
-        await fetch_blob(leaf, KEY, digest, 3_000_000, mine, progress=lambda done, _: first.append(done))
+        await fetch_blob(leaf, KEY, digest, 30_000_000, mine, progress=lambda done, _: first.append(done))
         assert first[0] > there
         assert mine.has(digest)
 
