@@ -10,9 +10,9 @@ from statistics import median
 import msgspec
 import numpy as np
 
-from edgewise.core.ids import ClientId, NodeId, Tier
+from edgewise.core.ids import NodeId, Tier
 from edgewise.datasets.digits import to_raw
-from edgewise.demo.scenario import LOCAL, OPEN, PRIVATE, SLOW_BYTES_PER_S, UPLINK, Demo
+from edgewise.demo.scenario import LOCAL, OPEN, PRIVATE, SLOW_BYTES_PER_S, TASK, UPLINK, Demo
 from edgewise.fleet.messages import BlobRef, ProfileAnswer, ProfileOrder
 from edgewise.inference.evidence import CODECS, plan_evidence
 from edgewise.models.compress.quantise import quantised
@@ -29,13 +29,14 @@ from edgewise.planning.search import Search
 from edgewise.service.client import InferenceClient
 from edgewise.service.report import PlanSection
 from edgewise.service.report.convert import baseline_rows, level_rows, planner_answer
-from edgewise.simulation.domains import DomainTraining, simulate_domain
+from edgewise.simulation.domain_pool import simulate_domains
 from edgewise.simulation.emulated import CLOUD
-from edgewise.simulation.simulate import SimulationOptions
-from edgewise.training.algorithms import make_algorithm
+from edgewise.training.job import JobFile, TaskTable, TrainingTable
 
 DEADLINE_FACTOR = 3.0
 DOOR_PROBES = 40
+OTHER_DOMAINS = ("cloud", "edge", "device")
+"""Beside the hierarchical one, which the demo's version was trained in."""
 
 
 async def plan_all(demo: Demo) -> None:
@@ -160,20 +161,24 @@ def _quantise(demo: Demo, graph: Graph) -> bytes:
 
 def _domain_evidence(demo: Demo) -> dict[str, tuple[ExitEvidence, ...]]:
     """Evidence of the models that levels 0-3 (pooled public share), 5 (one edge) and 6 (one device) would serve."""
-    task, settings = demo.task, demo.settings
-    clients, half = task.clients(), len(task.clients()) // 2
-    homes = {ClientId(c): NodeId(demo.fleet.edges[i // half]) for i, c in enumerate(clients)}
-    algorithm = make_algorithm({"name": "fed_avg", "local": LOCAL, "uplink": UPLINK})
-    training = DomainTraining(
-        task, algorithm, settings.domain_rounds, homes, settings.seed, options=SimulationOptions(engine="sequential")
-    )
-    template, layout = export_template(task)
-    calibration = task.parts.calibration
+    settings, clients = demo.settings, demo.task.clients()
+    half = len(clients) // 2
+    job = JobFile(
+        TaskTable(TASK, dict(demo.task.settings)),
+        TrainingTable(
+            {"name": "fed_avg", "local": LOCAL, "uplink": UPLINK}, settings.domain_rounds, seed=settings.seed,
+            edges={edge: tuple(clients[i * half : (i + 1) * half]) for i, edge in enumerate(demo.fleet.edges)},
+            engine="sequential",
+        ),
+    )  # fmt: skip
+    template, layout = export_template(demo.task)
+    calibration = demo.task.parts.calibration
     rows = {}
-    with demo.show.progress("  training domains", 3) as advance:
-        for domain in ("cloud", "edge", "device"):
-            result = simulate_domain(domain, training)
-            graph = with_weights(template, layout, result.vector)
-            rows[domain] = plan_evidence(graph, calibration.inputs, np.asarray(calibration.targets))
-            advance(f"{domain}: accuracy {result.accuracy:.3f}")
+    with demo.show.progress("  training domains", len(OTHER_DOMAINS)) as advance:
+        results = simulate_domains(
+            job, OTHER_DOMAINS, on_result=lambda r: advance(f"{r.domain}: accuracy {r.accuracy:.3f}")
+        )
+    for domain, result in results.items():
+        graph = with_weights(template, layout, result.vector)
+        rows[domain] = plan_evidence(graph, calibration.inputs, np.asarray(calibration.targets))
     return rows

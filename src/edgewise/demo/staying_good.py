@@ -14,7 +14,7 @@ from edgewise.core.errors import EdgewiseError
 from edgewise.core.ids import Digest, NodeId
 from edgewise.core.seeds import Seeds
 from edgewise.datasets.drift import drifted
-from edgewise.demo.scenario import LOCAL, TASK, UPLINK, Demo
+from edgewise.demo.scenario import RETRAINING, TASK, UPLINK, Demo
 from edgewise.demo.serving import deploy
 from edgewise.demo.streaming import Sent, stream, take
 from edgewise.demo.training import follow, round_rows
@@ -135,7 +135,7 @@ async def _feed_back(demo: Demo, sent: Sent) -> int:
 
 async def _retrain(demo: Demo) -> ModelVersion:
     graph, layout = await asyncio.to_thread(export_template, demo.task)
-    words = {"name": "fed_avg", "local": LOCAL, "uplink": UPLINK}
+    words = {"name": "fed_avg", "local": RETRAINING, "uplink": UPLINK}
     wish = SubmitRun(
         TASK, words, demo.settings.retraining_rounds, demo.settings.seed + 1, encode_layout(layout), name="after-drift",
         start_version=demo.version.number, collected=True,
