@@ -18,8 +18,8 @@ from edgewise.core.seeds import Seeds
 from edgewise.models.flat import layout_of
 from edgewise.models.task import Examples, Task
 from edgewise.training.algorithm import LocalWork
-from edgewise.training.local.engine import LocalEngine, LocalResult, Progress, continued, schedule
-from edgewise.training.local.stacked import slice_width, to_results
+from edgewise.training.local.engine import LocalResult, Progress, schedule
+from edgewise.training.local.sliced import SlicedEngine, to_results
 
 Batch = NDArray[np.float32]
 
@@ -45,7 +45,7 @@ class DenseLayer:
         return flat[:, self.weight].reshape(len(flat), *self.shape)
 
 
-class DenseEngine(LocalEngine):
+class DenseEngine(SlicedEngine):
     """Serves `nn.Sequential` of Flatten, Linear and ReLU under the objective "cross_entropy", nothing else.
 
     A client's result does not depend, to the last bit, on who else is in the cohort.
@@ -71,24 +71,7 @@ class DenseEngine(LocalEngine):
         _check_objective(task, self.layers[-1].shape[0])
         self._kept = np.empty((3, 0, self.layout.size), np.float32)
 
-    def train_cohort(
-        self,
-        received: Vector,
-        work: LocalWork,
-        examples: Sequence[Examples],
-        seeds: Sequence[Seeds],
-        *,
-        progress: Progress | None = None,
-    ) -> list[LocalResult]:
-        rows = self.rows(received, len(examples))
-        width = slice_width(self.layout.size)
-        results: list[LocalResult] = []
-        for start in range(0, len(examples), width):
-            part = slice(start, start + width)
-            results += self._slice(rows[part], work, examples[part], seeds[part], continued(progress, results))
-        return results
-
-    def _slice(
+    def work_slice(
         self,
         received: Vector,
         work: LocalWork,

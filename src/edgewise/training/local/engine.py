@@ -120,20 +120,6 @@ class LocalEngine(ABC):
         return np.broadcast_to(np.asarray(received, np.float32), wanted)
 
 
-def continued(progress: Progress | None, before: Sequence[LocalResult]) -> Progress | None:
-    """A progress callback for the next slice of a cohort: it goes on counting where the slices before ended.
-
-    Args:
-        progress: The caller's.
-        before: Results of the slices before.
-
-    Returns:
-        The callback; None if there is none.
-    """
-    done = sum(result.num_steps for result in before)
-    return None if progress is None else lambda steps: progress(done + steps)
-
-
 def orders(num_examples: int, work: LocalWork, seeds: Seeds) -> list[NDArray[np.intp]]:
     """In which order each epoch visits the examples: every epoch a fresh permutation.
 

@@ -11,19 +11,16 @@ from torch import Tensor
 from torch.func import functional_call, grad_and_value, vmap
 
 from edgewise.core.layout import Vector
-from edgewise.core.provenance import derived
 from edgewise.core.seeds import Seeds
 from edgewise.models.flat import layout_of
 from edgewise.models.task import Examples, Task
 from edgewise.training.algorithm import LocalWork
-from edgewise.training.local.engine import LocalEngine, LocalResult, Progress, Schedule, continued, schedule
+from edgewise.training.local.engine import LocalResult, Progress, schedule
 from edgewise.training.local.sequential import one_thread, to_tensors
-
-STACK_BYTES = 8 << 20
-"""Bound of one stack of models; a larger cohort is worked in slices."""
+from edgewise.training.local.sliced import SlicedEngine, to_results
 
 
-class StackedEngine(LocalEngine):
+class StackedEngine(SlicedEngine):
     """Pays for small models, where one client's step is all overhead.
 
     The task's loss must be a mean over examples of a loss of each example: the last, smaller batch of a client is
@@ -41,25 +38,8 @@ class StackedEngine(LocalEngine):
         self.layout = layout_of(self._module)
         self._step = vmap(grad_and_value(self._weighted_loss), randomness="different")
 
-    def train_cohort(
-        self,
-        received: Vector,
-        work: LocalWork,
-        examples: Sequence[Examples],
-        seeds: Sequence[Seeds],
-        *,
-        progress: Progress | None = None,
-    ) -> list[LocalResult]:
-        rows = self.rows(received, len(examples))
-        width = slice_width(self.layout.size)
-        results: list[LocalResult] = []
-        for start in range(0, len(examples), width):
-            part = slice(start, start + width)
-            with one_thread():
-                results += self._slice(rows[part], work, examples[part], seeds[part], continued(progress, results))
-        return results
-
-    def _slice(
+    @one_thread()
+    def work_slice(
         self,
         received: Vector,
         work: LocalWork,
@@ -94,41 +74,6 @@ class StackedEngine(LocalEngine):
     def _loss_of_one(self, outputs: Any, target: Tensor) -> Tensor:
         batch = outputs[None] if isinstance(outputs, Tensor) else tuple(exit_[None] for exit_ in outputs)
         return self._task.loss(batch, target[None])
-
-
-def slice_width(size: int) -> int:
-    """How many models of d entries are worked at once: what the byte bound allows, at least one.
-
-    Args:
-        size: d.
-
-    Returns:
-        Clients per slice.
-    """
-    return max(1, STACK_BYTES // (4 * size))
-
-
-def to_results(plan: Schedule, updates: Vector, losses: Vector, sizes: Sequence[int]) -> list[LocalResult]:
-    """Results in the cohort's own order.
-
-    Args:
-        plan: The schedule the rows follow.
-        updates: float32[clients, d], rows as in the schedule; each is copied, so the stack may be used again.
-        losses: float32[clients, steps], mean loss of each batch.
-        sizes: Examples of each client, in the cohort's order.
-
-    Returns:
-        One per client, in the cohort's order.
-    """
-    counts = np.where(np.arange(losses.shape[1]) < plan.num_steps[:, None], (plan.shares > 0).sum(axis=2), 0)
-    means = (losses * counts).sum(axis=1) / counts.sum(axis=1)
-    made = {
-        int(client): LocalResult(
-            derived(updates[row]), float(sizes[client]), float(means[row]), int(plan.num_steps[row])
-        )
-        for row, client in enumerate(plan.order)
-    }
-    return [made[client] for client in range(len(sizes))]
 
 
 def _pooled(examples: Sequence[Examples]) -> tuple[Tensor, Tensor, np.ndarray[Any, Any]]:
