@@ -285,6 +285,18 @@ def test_a_client_that_fails_its_work_is_a_dropout_with_its_own_cause():
     assert bench.state.gathering.missing == {"a": "task file does not import"}
 
 
+def test_a_client_that_failed_and_is_there_is_asked_again():
+    bench = Bench(quorum=3)
+    for client in NAMES[1:]:
+        bench.sent(client)
+    bench.feed(ClientFailed(RunId("r"), RoundNumber(1), ClientId("a"), Epoch(1), "its model did not arrive"))
+    assert "its model did not arrive" in bench.found(AnnounceWaiting).sentence
+    bench.feed(ClientReturned(ClientId("a"), Epoch(1)))  # what a server says of who is missing but there
+    assert bench.found(RequestUpdate).clients == ("a",)
+    bench.sent("a")
+    assert bench.found(AnnounceRound).summary.round == 1
+
+
 def test_a_returned_client_is_fenced_against_its_former_self():
     bench = Bench()
     old = bench.made("a", epoch=1)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from edgewise.core.errors import Busy, DeadlineExceeded, EdgewiseError, IdentityRefused, RemoteError, Unreachable
 from edgewise.core.ids import NodeId
@@ -14,6 +15,7 @@ from edgewise.fleet.node import Arrays, Node
 from edgewise.ledger.entry import Purpose
 
 log = logging.getLogger("edgewise.fleet")
+T = TypeVar("T")
 
 RETRY_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 """Waits between attempts; the last repeats."""
@@ -36,12 +38,12 @@ def is_passing(error: EdgewiseError) -> bool:
 
 
 async def deliver(
-    ask: Callable[[], Awaitable[Ack]],
+    ask: Callable[[], Awaitable[T]],
     *,
     what: str,
     wanted: Callable[[], bool] = lambda: True,
     poke: asyncio.Event | None = None,
-) -> Ack | None:
+) -> T | None:
     """Asks until there is an answer.
 
     Args:

@@ -166,7 +166,7 @@ class Trainer:
     async def _work(self, part: _Part, order: TrainOrder, inline: bytes | None) -> None:
         if part.last is None or _round(part.last[0]) != _round(order):
             try:
-                data = inline if inline is not None else await self.node.fetch(order.model)
+                data = inline if inline is not None else await self._model(part, order)
                 report, payload = await self._run(self._train, part, order, np.frombuffer(data, np.float32))
             except Exception as error:  # the task is the user's code; whatever it raises has a server waiting for it
                 await self._tell_failure(part, order, error)
@@ -179,6 +179,13 @@ class Trainer:
             report = msgspec.structs.replace(report, payload=BlobRef(digest, len(payload), self.node.name))
             tensors = {}
         await self._report(part, order, report, tensors)
+
+    async def _model(self, part: _Part, order: TrainOrder) -> bytes:
+        """Pulls a round's model; while its holder is away it waits, and goes on where it was."""
+        what = f"{self.node.name}'s model of {order.run} round {order.round}"
+        data = await deliver(lambda: self.node.fetch(order.model), what=what, poke=part.asked_again)
+        assert data is not None  # it stays wanted; another order ends this task
+        return data
 
     async def _tell_failure(self, part: _Part, order: TrainOrder, error: Exception) -> None:
         known = isinstance(error, EdgewiseError)

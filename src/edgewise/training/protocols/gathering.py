@@ -95,7 +95,8 @@ def returned(gathering: Gathering, client: ClientId, epoch: Epoch) -> tuple[Gath
     known = gathering.members.get(client, Member(absence="not seen yet"))
     if epoch < known.epoch:
         return gathering, False
-    is_new = epoch > known.epoch or bool(known.absence)
+    # Who failed is there all the time: it is asked again as well, or a round that waits for it waits for ever.
+    is_new = epoch > known.epoch or bool(known.absence) or client in gathering.missing
     gathering = with_member(gathering, client, epoch=epoch, absence="")
     asked = client in gathering.cohort and client not in gathering.answers
     if not is_new or not asked or known.quarantine:
