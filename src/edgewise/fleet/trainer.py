@@ -214,6 +214,8 @@ class Trainer:
             ack = await deliver(ask, what=what, poke=part.asked_again)
         except EdgewiseError as error:
             log.error("%s was refused: %s", what, error)
+            if isinstance(report, UpdateReport):  # the round must not wait for what its server cannot take
+                await self._tell_failure(part, order, error)
         else:
             if ack is not None and not ack.accepted:
                 log.warning("%s: %s did not take it: %s", what, order.report_to, ack.reason)
