@@ -107,14 +107,19 @@ class Aggregator:
 
     async def _dismiss(self, order: DismissOrder, *_: Any) -> Ack:
         for kept in (self._orders, self._cloud, self._uplink_bytes):
-            kept.pop(order.run, None)
-        await self._driver.dispatch(RunDismissed(order.run))
+            for run in order.runs:
+                kept.pop(run, None)
+        for run in {r.order.run for r in self._driver.state.regions.values()} & set(order.runs):
+            await self._driver.dispatch(RunDismissed(run))
+        self._expect()
         return Ack()
 
     async def _update(self, report: UpdateReport, frame: Frame, sender: NodeInfo) -> Ack:
         await check_client(self.node, self._driver, sender, frame.epoch, report)
         sizes = [r.order.num_entries for r in self._driver.state.regions.values() if r.order.run == report.run]
-        event = await update_event(self.node, report, frame, sender, max(sizes, default=0))
+        if not sizes:  # late, or meant for another edge; nothing is kept of it
+            return Ack(False, f"{self.node.name} has no part in run {report.run}; the update does not count")
+        event = await update_event(self.node, report, frame, sender, max(sizes))
         size = report.payload.size_bytes if report.payload else sum(t.array.nbytes for t in frame.tensors)
         self._uplink_bytes[report.run] = self._uplink_bytes.get(report.run, 0) + size
         actions = await self._driver.dispatch(event)

@@ -52,9 +52,9 @@ class FoldOrder(Message, frozen=True):
 
 
 class DismissOrder(Message, frozen=True):
-    """For an edge: the run has ended."""
+    """For an edge: these runs have ended; an edge that was away hears of them when it is back."""
 
-    run: RunId
+    runs: tuple[RunId, ...]
 
 
 class UpdateReport(Message, frozen=True):

@@ -95,6 +95,7 @@ class Node:
     policy: DataPolicy
     progress: Callable[[], Progress] = lambda: Progress(0, False)
     attached: int = 0
+    _is_quiet: bool = False
     _routes: dict[str, dict[str, Route]] = field(default_factory=dict)
     _registrations: list[Registration] = field(default_factory=list)
     _known: dict[NodeId, NodeInfo] = field(default_factory=dict)
@@ -282,7 +283,10 @@ class Node:
         self.refused[what] = self.refused.get(what, 0) + 1
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
-        """Runs something beside; what it raises is logged and reported, never lost."""
+        """Runs something beside; what it raises is logged and reported, never lost. A quiet node begins nothing."""
+        if self._is_quiet:
+            work.close()
+            work = _nothing()
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._reap)
@@ -290,6 +294,7 @@ class Node:
 
     async def quiet(self) -> None:
         """Takes declarations back and ends tasks; the uplinks stay open."""
+        self._is_quiet = True
         await self.detach()
         for task in tuple(self._tasks):
             task.cancel()
@@ -373,3 +378,7 @@ class Node:
     async def _answer_progress(self, _: Frame) -> Frame:
         progress = self.progress()
         return make_frame(kind_of(progress), progress)
+
+
+async def _nothing() -> None:
+    return None

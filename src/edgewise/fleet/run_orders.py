@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from edgewise.core.ids import ClientId
+from edgewise.core.ids import ClientId, Epoch, NodeId, RunId
 from edgewise.fleet.delivery import give_order
 from edgewise.fleet.live_run import LiveRun
-from edgewise.fleet.messages import BlobRef, FoldOrder, NodeInfo
+from edgewise.fleet.messages import BlobRef, DismissOrder, FoldOrder, NodeInfo
 from edgewise.fleet.node import Node
 from edgewise.fleet.rounds import train_order
 from edgewise.fleet.watch import Watch
@@ -76,6 +76,12 @@ class RunOrders:
         )
         if refusal:
             await live.driver.dispatch(r.EdgeLost(region.edge, f"it refuses the order: {refusal}"))
+
+    async def dismiss(self, edge: NodeId, epoch: Epoch, runs: tuple[RunId, ...]) -> None:
+        """Tells an edge that runs have ended."""
+        await give_order(
+            self._node, edge, DismissOrder(runs), run=runs[-1], wanted=lambda: self._watch.members.has(edge, epoch)
+        )
 
     async def ask_missing(self, live: LiveRun, number: int) -> None:
         """A round below its quorum asks those again who are missing but there: a late worker, a lost order."""

@@ -13,12 +13,11 @@ import msgspec
 import numpy as np
 
 from edgewise.core.errors import EdgewiseError, IdentityRefused, InputError
-from edgewise.core.ids import Digest, NodeId, RunId, Tier
+from edgewise.core.ids import Digest, Epoch, NodeId, RunId, Tier
 from edgewise.core.layout import Layout
 from edgewise.fleet.live_run import LiveRun, Registered, Submitted, record_of
 from edgewise.fleet.messages import (
     Ack,
-    DismissOrder,
     EdgeSum,
     NodeInfo,
     RunStatus,
@@ -51,6 +50,8 @@ from edgewise.transport.frame import Frame
 log = logging.getLogger("edgewise.fleet")
 INDEX = RunId("runs")
 """Log of what was submitted and what became of it; each run has a log of its own beside."""
+DISMISSED_RUNS = 1000
+"""Ended runs an edge is told of when it is back."""
 
 
 class Runs:
@@ -204,6 +205,8 @@ class Runs:
         """A node is here (again)."""
         for live in self._open_runs():
             await self._presence.is_here(live, info)
+        if info.tier is Tier.EDGE:
+            self._dismiss(info.node, info.epoch)
         self._expect()
 
     async def node_lost(self, node: NodeId, cause: str) -> None:
@@ -313,7 +316,13 @@ class Runs:
         self._told("run_ended", {"run": run, "state": status.state, "cause": status.cause, "version": live.version})
         if live.hierarchical:
             for edge in self._watch.members.alive(Tier.EDGE):
-                self._node.spawn(self._node.ask(edge.node, "control", DismissOrder(run), Ack), f"dismiss {run}")
+                self._dismiss(edge.node, edge.epoch)
+
+    def _dismiss(self, edge: NodeId, epoch: Epoch) -> None:
+        """Tells an edge which runs it may forget."""
+        over = [run for run, live in self._runs.items() if live.registered and live.hierarchical][-DISMISSED_RUNS:]
+        if over:
+            self._node.spawn(self._orders.dismiss(edge, epoch, tuple(over)), f"dismiss runs of {edge}")
 
     def _register(self, live: LiveRun, outcome: m.Outcome) -> int:
         submitted = live.submitted
