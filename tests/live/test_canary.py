@@ -1,7 +1,8 @@
 """No example leaves its device, in any encoding: searched in the plain bytes of every frame of a whole fleet.
 
 One fleet of processes trains and serves with raw data kept on its device, then one device restarts with a grant and
-sends its inputs to the edge: the same search finds them, so it can fail.
+sends its inputs to the edge: the same search finds them, so it can fail. What the processes trained is compared with the
+simulator's model, byte by byte.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ import numpy as np
 import pytest
 
 from edgewise.codecs import png
-from edgewise.core.ids import ClientId, RunId, Tier
+from edgewise.core.ids import ClientId, NodeId, Tier, digest_of
 from edgewise.core.png import encode_png
 from edgewise.core.seeds import Seeds
-from edgewise.fleet.messages import Deploy, SubmitRun
+from edgewise.fleet.messages import Deploy, RunStatus, SubmitRun
 from edgewise.fleet.operator import Operator, connect_operator, encode_layout
 from edgewise.models.export import INPUT, export_template
 from edgewise.models.flat import initial_vector
@@ -30,6 +31,8 @@ from edgewise.planning.plan import Cut, Exit, Plan, Segment
 from edgewise.service.client import InferenceClient, Reply
 from edgewise.simulation.emulated import CLOUD, OPERATOR, EmulatedFleet
 from edgewise.simulation.fleet_file import CloudClass, DeviceClass, EdgeClass, FleetFile
+from edgewise.simulation.simulate import SimulationOptions, simulate_rounds
+from edgewise.training.algorithms import make_algorithm
 from edgewise.training.tasks.digits import DigitsTask
 
 pytestmark = [pytest.mark.live, pytest.mark.slow]
@@ -45,6 +48,8 @@ NEVER = 2.0
 """A threshold nobody reaches: every request crosses the cut."""
 LEVELS = "png(low=0.0, high=1.0, num_levels=17)"
 ROUNDS, REQUESTS = 2, 16
+UPLINKS = ("none", "int8")
+CLIENTS = (ClientId("client-0"), ClientId("client-1"))
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class Seen:
 
     private: dict[str, bytes]
     after_grant: dict[str, bytes]
-    updates: list[int]
+    runs: dict[str, RunStatus]
     replies: dict[str, list[Reply]]
 
 
@@ -75,7 +80,7 @@ async def whole_life(task: DigitsTask, folder: Path) -> Seen:
         where = fleet.identity(OPERATOR), fleet.endpoint(CLOUD), folder / "operator", FLEET.name
         async with connect_operator(*where) as operator:
             await operator.wait_for_nodes(lambda rows: {GRANTED, PRIVATE} <= alive(rows), 20.0)
-            updates = [await train(operator, task, uplink) for uplink in ("none", "int8")]
+            runs = {uplink: await train(operator, task, uplink) for uplink in UPLINKS}
             graph = Graph.load(await operator.graph(1))
             for codec in ("none", "int8"):
                 await deploy(operator, split_plan(graph, codec))
@@ -89,27 +94,26 @@ async def whole_life(task: DigitsTask, folder: Path) -> Seen:
     finally:
         await fleet.stop()
     everything = frames(folder / "frames")
-    return Seen(private, {n: d[len(private.get(n, b"")) :] for n, d in everything.items()}, updates, replies)
+    return Seen(private, {n: d[len(private.get(n, b"")) :] for n, d in everything.items()}, runs, replies)
 
 
 def alive(rows: list[Any]) -> set[str]:
     return {row.info.node for row in rows if row.state == "alive"}
 
 
-async def train(operator: Operator, task: DigitsTask, uplink: str) -> int:
+def words(uplink: str) -> dict[str, Any]:
+    return {"name": "fed_avg", "uplink": uplink, "local": {"name": "sgd", "learning_rate": 0.1, "epochs": 1}}
+
+
+async def train(operator: Operator, task: DigitsTask, uplink: str) -> RunStatus:
     graph, layout = export_template(task)
-    words = {"name": "fed_avg", "uplink": uplink, "local": {"name": "sgd", "learning_rate": 0.1, "epochs": 1}}
-    wish = SubmitRun(task.name, words, ROUNDS, 0, encode_layout(layout), quorum_fraction=1.0)
+    wish = SubmitRun(task.name, words(uplink), ROUNDS, 0, encode_layout(layout), quorum_fraction=1.0)
     start = initial_vector(task, Seeds(0))
     run = await operator.submit(wish, {"graph": np.frombuffer(graph, np.uint8), "model": start})
-    return await updates_of(operator, run)
-
-
-async def updates_of(operator: Operator, run: RunId) -> int:
     async for status in operator.watch(run):
         last = status
     assert last.state == "completed", last.cause
-    return sum(record.num_updates for record in last.rounds)
+    return last
 
 
 async def deploy(operator: Operator, plan: Plan) -> None:
@@ -182,8 +186,8 @@ def requests(task: DigitsTask) -> np.ndarray[Any, Any]:
 
 def canaries(task: DigitsTask) -> Iterator[np.ndarray[Any, Any]]:
     """Examples that are trained on, and inputs that are asked about: float32[8, 8] in 0…1."""
-    for client in ("client-0", "client-1"):
-        yield from np.asarray(task.data(ClientId(client)).inputs)[:8, 0]
+    for client in CLIENTS:
+        yield from np.asarray(task.data(client).inputs)[:8, 0]
     yield from requests(task)[:, 0]
 
 
@@ -228,7 +232,7 @@ def test_no_example_is_in_any_frame_of_training_and_serving(task: DigitsTask, se
 
 def test_the_frames_that_were_searched_are_those_of_a_whole_fleet(task: DigitsTask, seen: Seen) -> None:
     assert {name.rpartition("-")[0] for name in seen.private} == {CLOUD, "edge-1", GRANTED, PRIVATE}
-    assert seen.updates == [2 * ROUNDS, 2 * ROUNDS]
+    assert [r.num_updates for run in seen.runs.values() for r in run.rounds] == len(UPLINKS) * ROUNDS * [len(CLIENTS)]
     update_bytes = 4 * initial_vector(task, Seeds(0)).size
     assert all(len(d) > ROUNDS * update_bytes for n, d in seen.private.items() if n.startswith("device"))
     split = [*seen.replies["split none"], *seen.replies["split int8"]]
@@ -251,3 +255,13 @@ def test_raw_serving_gives_the_split_plans_answers(seen: Seen) -> None:
     raw = [r.outputs for r in seen.replies[f"raw none {GRANTED}"]]
     for one, other in zip(split, raw, strict=True):
         assert [a.argmax() for a in one.values()] == [a.argmax() for a in other.values()]
+
+
+@pytest.mark.parametrize("uplink", UPLINKS)
+def test_the_fleet_of_processes_ends_byte_equal_with_the_simulator(uplink: str, task: DigitsTask, seen: Seen) -> None:
+    homes = dict.fromkeys(CLIENTS, NodeId("edge-1"))
+    options = SimulationOptions(FLEET.devices.engine, evaluate_every=0)
+    twin = simulate_rounds(
+        task, make_algorithm(words(uplink)), rounds=ROUNDS, clients=CLIENTS, homes=homes, options=options
+    )
+    assert seen.runs[uplink].model == digest_of(twin.vector.tobytes())
