@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
+from typing import Any
 
 import msgspec
 
@@ -70,7 +71,29 @@ def make_search(
     max_accuracy_loss: float = 0.02,
     variant: str = "float32",
 ) -> Search:
-    """Puts together what a plan is made from; the arguments are those of `plan`."""
+    """Puts together what a plan is made from; levels, maps and replanning work on it too.
+
+    Args:
+        graph: What to run.
+        profiles: Of this very graph, by tier.
+        links: Device–edge, edge–cloud; leave the second out if there is no cloud.
+        policy: Objective and limits.
+        evidence: Accuracy and exit shares from calibration data; without, the model runs to its end, uncoded.
+        codecs: Names tried at each boundary.
+        training_domain: Of the model.
+        sizes: Measured coded bytes by (codec, tensor).
+        energy: The device's energy model; by default from profile and link.
+        slowdown: Observed factors on profiled seconds, by tier.
+        planner: Name in `PLANNERS`.
+        max_accuracy_loss: How far exits and codecs may fall below the whole model's own accuracy, 0…1.
+        variant: `float32`, or `int8` for the quantised graph.
+
+    Returns:
+        The search.
+
+    Raises:
+        InputError: If a profile does not belong to the graph, or a name is unknown.
+    """
     if planner not in PLANNERS:
         raise InputError(f"there is no planner {planner!r}.{nearest(planner, PLANNERS)}")
     if policy.objective not in OBJECTIVES:
@@ -95,53 +118,26 @@ def plan(
     links: Sequence[LinkState],
     policy: Policy,
     evidence: Iterable[ExitEvidence] = (),
-    *,
-    codecs: Sequence[str] = ("none",),
-    training_domain: str = "hierarchical",
-    sizes: Mapping[tuple[str, str], int] | None = None,
-    energy: EnergyModel | None = None,
-    slowdown: Mapping[Tier, float] | None = None,
-    planner: str = "min_cut",
-    max_accuracy_loss: float = 0.02,
+    **settings: Any,
 ) -> Plan:
-    """Finds the best plan that meets a policy.
+    """Finds the best plan that meets a policy: `best_plan` of `make_search`, whose arguments these are.
 
     Args:
         graph: What to run.
-        profiles: Of this very graph, by tier.
-        links: Device–edge, edge–cloud; leave the second out if there is no cloud.
+        profiles: As in `make_search`.
+        links: As in `make_search`.
         policy: Objective and limits.
-        evidence: Accuracy and exit shares from calibration data; without, the model runs to its end, uncoded.
-        codecs: Names tried at each boundary.
-        training_domain: Of the model.
-        sizes: Measured coded bytes by (codec, tensor).
-        energy: The device's energy model; by default from profile and link.
-        slowdown: Observed factors on profiled seconds, by tier.
-        planner: Name in `PLANNERS`.
-        max_accuracy_loss: How far exits and codecs may fall below the whole model's own accuracy, 0…1.
+        evidence: As in `make_search`.
+        **settings: As in `make_search`.
 
     Returns:
         The best plan, with predictions.
 
     Raises:
         PlanInfeasible: If no plan meets the policy; names the binding limit and its nearest feasible value.
-        InputError: If a profile does not belong to the graph, or a name is unknown.
+        InputError: As `make_search`.
     """
-    search = make_search(
-        graph,
-        profiles,
-        links,
-        policy,
-        evidence,
-        codecs=codecs,
-        training_domain=training_domain,
-        sizes=sizes,
-        energy=energy,
-        slowdown=slowdown,
-        planner=planner,
-        max_accuracy_loss=max_accuracy_loss,
-    )
-    return best_plan(search)
+    return best_plan(make_search(graph, profiles, links, policy, evidence, **settings))
 
 
 def best_plan(search: Search) -> Plan:
