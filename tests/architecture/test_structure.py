@@ -55,6 +55,12 @@ def test_importing_edgewise_pulls_nothing_heavy(code: str) -> None:
     assert not modules_after(code) & HEAVY
 
 
+@pytest.mark.parametrize("module", ["edgewise.fleet.agent", "edgewise.fleet.coordinator"])
+def test_a_node_that_only_infers_or_decides_starts_without_the_heavy_libraries(module: str) -> None:
+    # numpy, onnx and the fabric are what every node works with; the rest is imported where a node does that work.
+    assert modules_after(f"import {module}") & HEAVY <= {"zenoh"}
+
+
 @pytest.mark.parametrize("file", FILES, ids=name_of)
 def test_a_module_says_what_lives_in_it(file: Path) -> None:
     assert ast.get_docstring(ast.parse(file.read_text()))
