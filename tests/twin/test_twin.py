@@ -13,6 +13,7 @@ from edgewise.fleet.messages import INLINE_BYTES
 from edgewise.simulation.simulate import SimulationOptions, simulate_rounds
 from edgewise.testing import LoopbackFleet, TinyTask
 from edgewise.training.algorithms import make_algorithm
+from tests.contracts.test_algorithms import EXAMPLES
 
 HOMES = {"a": "edge-1", "b": "edge-1", "c": "edge-2"}
 PROTOCOLS = ("synchronous", "hierarchical")
@@ -43,6 +44,13 @@ def test_the_live_driver_ends_byte_equal_with_the_simulator(uplink, tmp_path):
     for protocol, status, task in asyncio.run(lived(tmp_path, words, 4)):
         run = simulated(task, words, protocol, 4)
         assert status.model == digest_of(run.vector.tobytes()), protocol
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_algorithm_of_the_contract_suite_ends_byte_equal(name, tmp_path):
+    words = EXAMPLES[name].spec.to_dict()
+    for protocol, status, task in asyncio.run(lived(tmp_path, words, 3)):
+        assert status.model == digest_of(simulated(task, words, protocol, 3).vector.tobytes()), protocol
 
 
 def test_half_the_clients_and_adam_on_the_server_end_byte_equal(tmp_path):
