@@ -160,11 +160,14 @@ class Node:
         self._registrations.append(await transport.declare_presence(token))
 
     async def detach(self) -> None:
-        """Takes every declaration back."""
-        while self._registrations:
-            registration = self._registrations.pop()
+        """Takes every declaration back, all at once: one after the other they cost a stopping node seconds."""
+        registrations, self._registrations = self._registrations, []
+
+        async def close(registration: Registration) -> None:
             with contextlib.suppress(EdgewiseError):
                 await registration.close()
+
+        await asyncio.gather(*map(close, registrations))
 
     async def send(
         self,
