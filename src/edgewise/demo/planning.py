@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import time
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from statistics import median
 
 import msgspec
 import numpy as np
 
+from edgewise.core.errors import EdgewiseError
 from edgewise.core.ids import NodeId, Tier
 from edgewise.datasets.digits import to_raw
 from edgewise.demo.scenario import LOCAL, OPEN, PRIVATE, SLOW_BYTES_PER_S, TASK, UPLINK, Demo
-from edgewise.fleet.messages import BlobRef, ProfileAnswer, ProfileOrder
+from edgewise.fleet.messages import BlobRef, Deploy, ProfileAnswer, ProfileOrder
 from edgewise.inference.evidence import CODECS, plan_evidence
+from edgewise.inference.serving import device_only_plan
 from edgewise.models.compress.quantise import quantised
-from edgewise.models.export import export_template
+from edgewise.models.export import INPUT, export_template
 from edgewise.models.graph import Graph
 from edgewise.models.version import ExitEvidence
 from edgewise.models.weights import with_weights
@@ -26,7 +28,7 @@ from edgewise.planning.explain import LEVEL_COLUMNS, explain, level_cells
 from edgewise.planning.levels import plan_levels, recommend
 from edgewise.planning.profile import LinkState, Profile
 from edgewise.planning.search import Search
-from edgewise.service.client import InferenceClient
+from edgewise.service.client import InferenceClient, Reply, open_loop
 from edgewise.service.report import PlanSection
 from edgewise.service.report.convert import baseline_rows, level_rows, planner_answer
 from edgewise.simulation.domain_pool import simulate_domains
@@ -34,7 +36,10 @@ from edgewise.simulation.emulated import CLOUD
 from edgewise.training.job import JobFile, TaskTable, TrainingTable
 
 DEADLINE_FACTOR = 3.0
-DOOR_PROBES = 40
+CALIBRATION_REQUESTS = 64
+CALIBRATION_DEADLINE_S = 10.0
+OFFLOADED_FRACTION = 0.5
+"""Of requests, before there is a plan that says so; sets the spacing at which the edge is profiled."""
 OTHER_DOMAINS = ("cloud", "edge", "device")
 """Beside the hierarchical one, which the demo's version was trained in."""
 
@@ -104,7 +109,8 @@ async def _profiles(demo: Demo, graph: Graph) -> tuple[dict[Tier, Profile], list
     """Measures the graph on one node of each tier and the links between them, at the stream's own spacing."""
     device = next(r.info for r in demo.nodes if r.info.node == demo.fleet.devices[0])
     cadence = demo.settings.gap_s * len(demo.fleet.devices)
-    door_s = await _door_overhead(device.http_port, cadence / 8)
+    cadences = {Tier.DEVICE: cadence, Tier.EDGE: demo.settings.gap_s * len(demo.fleet.edges) / OFFLOADED_FRACTION}
+    overhead_s = await _overhead(demo, graph)
     budget = demo.settings.profile_s
     ref = _offer(demo, graph.model_bytes)
     int8_graph = Graph.load(await asyncio.to_thread(_quantise, demo, graph))
@@ -113,23 +119,20 @@ async def _profiles(demo: Demo, graph: Graph) -> tuple[dict[Tier, Profile], list
     answers: dict[Tier, ProfileAnswer] = {}
     with demo.show.progress("  profiling", 4) as advance:
         for tier, node in whom.items():
-            order = ProfileOrder(
-                ref,
-                budget,
-                cadence if tier is Tier.DEVICE else 0.0,
-                upward.get(tier, NodeId("")),
-                door_s if tier is Tier.DEVICE else 0.0,
-            )
+            order = ProfileOrder(ref, budget, cadences.get(tier, 0.0), upward.get(tier, NodeId("")))
             answers[tier] = await demo.operator.profile(node, order)
             advance(str(node))
-        order = ProfileOrder(_offer(demo, int8_graph.model_bytes), budget / 2, cadence, door_overhead_s=door_s)
+        order = ProfileOrder(_offer(demo, int8_graph.model_bytes), budget / 2, cadence)
         small = await demo.operator.profile(device.node, order)
         advance("int8 on the device")
     profiles = {t: a.profile for t, a in answers.items()}
+    profiles[Tier.DEVICE], on_device = (
+        msgspec.structs.replace(p, overhead_s=overhead_s) for p in (profiles[Tier.DEVICE], small.profile)
+    )
     links = [a.link for t, a in answers.items() if a.link is not None]
     parts = demo.task.parts.calibration
     evidence = plan_evidence(int8_graph, parts.inputs, np.asarray(parts.targets), ("none",))
-    int8 = make_search(int8_graph, {Tier.DEVICE: small.profile}, [], OPEN, evidence, variant="int8")
+    int8 = make_search(int8_graph, {Tier.DEVICE: on_device}, [], OPEN, evidence, variant="int8")
     for number, link in enumerate(links):
         demo.show.line(
             f"  link {number}: {link.bytes_per_s * 8e-6:.1f} Mbit/s, round trip {link.rtt_s * 1e3:.1f} ms ({link.source})"
@@ -137,16 +140,27 @@ async def _profiles(demo: Demo, graph: Graph) -> tuple[dict[Tier, Profile], list
     return profiles, links, int8
 
 
-async def _door_overhead(port: int, gap_s: float) -> float:
-    """Median seconds a request spends at the device's HTTP door and in our client, without inference."""
-    taken = []
-    async with InferenceClient("127.0.0.1", port) as client:
-        for _ in range(DOOR_PROBES):
-            start = time.perf_counter()
-            await client.call("GET", "/v2/health/live")
-            taken.append(time.perf_counter() - start)
-            await asyncio.sleep(gap_s)
-    return median(taken)
+async def _overhead(demo: Demo, graph: Graph) -> float:
+    """Median seconds a request takes beside computing, in our client, at the door and in the session.
+
+    The devices serve the whole model meanwhile, at the stream's own spacing; calibration examples, not the stream's.
+    """
+    plan = device_only_plan(graph)
+    ack = await demo.operator.deploy(Deploy(demo.version.number, (plan,), CALIBRATION_DEADLINE_S))
+    if not ack.accepted:
+        raise EdgewiseError(f"version {demo.version.number} was not deployed to be calibrated: {ack.reason}")
+    ports = [demo.fleet.children[d].ready["http_port"] for d in demo.fleet.devices]
+    images = np.asarray(demo.task.parts.calibration.inputs, np.float32)
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(InferenceClient("127.0.0.1", port)) for port in ports]
+
+        async def send(index: int, due_s: float) -> Reply:
+            image = images[index % len(images)][None]
+            return await clients[index % len(clients)].infer(TASK, {INPUT: image})
+
+        replies = await open_loop(send, [i * demo.settings.gap_s for i in range(CALIBRATION_REQUESTS)])
+    kept = [r for r in replies[2 * len(ports) :] if not r.error]
+    return median(r.latency_s - 1e-3 * float(r.parameters["compute_ms"]) for r in kept)
 
 
 def _offer(demo: Demo, data: bytes) -> BlobRef:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from statistics import median
 
@@ -16,7 +17,7 @@ from edgewise.transport.transport import Transport
 PROBE = "probe"
 """The service's name; every node that runs stages answers it."""
 SMALL_BYTES = 256
-ROUND_TRIPS = 15
+ROUND_TRIPS = 11
 ENOUGH_S = 0.04
 MAX_BYTES = 4 * 2**20
 JOULES_PER_BYTE = 1e-7
@@ -35,12 +36,13 @@ async def answer_probe(frame: Frame) -> Frame:
     return make_frame("probed", Probed(size), purpose=frame.purpose)
 
 
-async def probe_link(transport: Transport, key: str, *, timeout_s: float = 20.0) -> LinkState:
+async def probe_link(transport: Transport, key: str, *, gap_s: float = 0.0, timeout_s: float = 20.0) -> LinkState:
     """Measures round trip and bandwidth towards a node.
 
     Args:
         transport: The session that leads there.
         key: Its `probe` service.
+        gap_s: Idle time before each round trip, as between requests: both ends answer later from a longer sleep.
         timeout_s: Deadline of one probe.
 
     Returns:
@@ -49,7 +51,10 @@ async def probe_link(transport: Transport, key: str, *, timeout_s: float = 20.0)
     Raises:
         TransportError: If the node does not answer.
     """
-    small = [await probe_once(transport, key, SMALL_BYTES, timeout_s) for _ in range(ROUND_TRIPS)]
+    small = []
+    for _ in range(ROUND_TRIPS):
+        await asyncio.sleep(gap_s)
+        small.append(await probe_once(transport, key, SMALL_BYTES, timeout_s))
     rtt_s = median(small)
     size = 2048
     while True:

@@ -200,7 +200,9 @@ class Serving:
         )  # fmt: skip
         link = None
         if order.link_to:
-            link = await probe_link(self.node.uplink_to(order.link_to), self.node.keys.service(order.link_to, PROBE))
+            link = await probe_link(
+                self.node.uplink_to(order.link_to), self.node.keys.service(order.link_to, PROBE), gap_s=order.cadence_s
+            )
         return ProfileAnswer(profile, link)
 
     async def _feedback(self, feedback: Feedback, *_: Any) -> Ack:

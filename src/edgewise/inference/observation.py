@@ -43,3 +43,8 @@ class Observation(msgspec.Struct, frozen=True):
     stages: tuple[tuple[str, float], ...] = ()
     payload_bytes: tuple[tuple[str, int], ...] = ()
     confidence: float | None = None
+
+    @property
+    def compute_s(self) -> float:
+        """Seconds of computing, on all nodes, dilation included."""
+        return sum(seconds for name, seconds in self.stages if name.endswith(" compute"))

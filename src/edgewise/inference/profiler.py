@@ -43,7 +43,7 @@ THREADS = 1
 _MIN_ROUNDS = 7
 _BUILD_S = 0.01
 _CODEC_RUNS = 9
-_OVERHEAD_RUNS = 15
+_OVERHEAD_RUNS = 11
 
 
 @dataclass(slots=True)
@@ -209,14 +209,17 @@ def _piece(graph: Graph, first: int, last: int, known: Tensors) -> _Piece:
 
 
 def _useful(cuts: Iterable[Frontier], num: int) -> list[Frontier]:
-    """Cuts with one tensor smaller than all before first, then the others in order of size; back in graph order."""
+    """Cuts with one tensor as small as all before first, then the others in order of size; back in graph order.
+
+    Of equal ones the later goes first: what lies between is an exit, which whoever cuts there usually decides.
+    """
     inner = [cut for cut in cuts if cut.position > 0]
     ranked, smallest = list[tuple[int, int, Frontier]](), float("inf")
     for cut in inner:
-        is_record = cut.size_bytes < smallest
+        is_record = cut.size_bytes <= smallest
         smallest = min(smallest, cut.size_bytes)
         ranked.append((0 if is_record else len(cut.tensors), cut.size_bytes, cut))
-    chosen = [cut for _, _, cut in sorted(ranked, key=lambda r: r[:2])[:num]]
+    chosen = [cut for _, _, cut in sorted(ranked, key=lambda r: (r[0], r[1], -r[2].position))[:num]]
     return sorted(chosen, key=lambda cut: cut.position)
 
 
@@ -228,15 +231,17 @@ def _measure(pieces: Sequence[_Piece], gap_s: float, until: float) -> None:
 
     async def rounds() -> None:
         worker = Worker("profile")
+        await worker.run(pieces[0].warm)
         while len(pieces[0].seconds) < _MIN_ROUNDS or time.perf_counter() < until:
-            for piece in pieces:
+            for piece, following in zip(pieces, [*pieces[1:], pieces[0]], strict=True):
                 if len(piece.seconds) > _MIN_ROUNDS and time.perf_counter() >= until:
                     break
                 if gap_s > 0:
-                    await worker.run(piece.warm)
                     await asyncio.sleep(gap_s)
                     _write_and_read_a_frame()
                 await worker.run(piece.run)
+                if gap_s > 0:
+                    await worker.run(following.warm)
         await asyncio.get_running_loop().run_in_executor(None, worker.close)
 
     with asyncio.Runner() as runner:

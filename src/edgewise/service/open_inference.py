@@ -6,7 +6,7 @@
 
 `infer` is a raw ASGI handler in front of the router, for it is on every request's path; the rest are ordinary Litestar routes. Any client of
 the protocol works unchanged, e.g. `tritonclient.http`. Answers carry `parameters`: exit_index, source, plan_epoch,
-model_version, cause.
+model_version, cause, latency_ms (at the device, HTTP excluded), compute_ms (all nodes), served_by.
 """
 
 from __future__ import annotations
@@ -279,7 +279,7 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
         parameters = {
             "exit_index": seen.exit_index, "source": str(seen.source), "plan_epoch": seen.epoch,
             "model_version": seen.version, "cause": seen.cause, "latency_ms": round(seen.latency_s * 1e3, 3),
-            "served_by": ",".join(seen.served_by),
+            "served_by": ",".join(seen.served_by), "compute_ms": round(seen.compute_s * 1e3, 3),
         }  # fmt: skip
         return write_answer(name, str(seen.version), request, served.outputs, parameters)
 
