@@ -1,0 +1,88 @@
+"""A job file as a wish to a fleet: who takes part, what they hold, what is sent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from edgewise.core.errors import InputError, TaskError
+from edgewise.core.ids import ClientId, Epoch, NodeId, Tier
+from edgewise.fleet.messages import Capability, NodeInfo, NodeRow
+from edgewise.fleet.submission import audit_of, make_wish, participants
+from edgewise.testing import TinyTask
+from edgewise.training.job import JobFile, TaskTable, TrainingTable
+
+
+def row(client: str, state: str = "alive", task: str = "tiny", **fields: Any) -> NodeRow:
+    can = Capability(1, 2**30, 1e9, 1.0, 3.0, "3.11")
+    node = NodeId(f"device-{client}")
+    given = {"client": ClientId(client), "task": task, **fields}
+    return NodeRow(NodeInfo(node, Tier.DEVICE, Epoch(1), "PEM", NodeId("cloud"), can, **given), state)
+
+
+def job(**training: Any) -> JobFile:
+    return JobFile(TaskTable("tiny"), TrainingTable(**training))
+
+
+HELD = participants([row("b"), row("a"), row("c", "gone"), row("d", task="other")], "tiny")
+
+
+def test_who_is_alive_and_has_the_task_takes_part() -> None:
+    assert [info.client for info in HELD] == ["a", "b"]
+
+
+def test_without_anybody_it_says_what_is_installed_where() -> None:
+    said = r"no live node .* has task 'tiny' installed; installed is 'other' on device-d \(alive\), 'tiny' on device-a \(gone\)"
+    with pytest.raises(InputError, match=said):
+        participants([row("d", task="other"), row("a", "gone")], "tiny")
+
+
+def test_the_audit_is_made_from_counts_alone() -> None:
+    held = [
+        row("a", num_examples=4, label_counts={"0": 4}).info,
+        row("b", num_examples=4, label_counts={"1": 4}).info,
+        row("c", num_examples=0).info,
+    ]
+    found = audit_of(held)
+    assert found.examples == {"a": 4, "b": 4, "c": 0}
+    assert found.empty_clients == ("c",)
+    # Shares (1, 0) against (1/2, 1/2): half the absolute differences is 1/2, for every example.
+    assert found.label_skew == 0.5
+
+
+def test_targets_that_are_no_labels_are_counted_only() -> None:
+    found = audit_of([row("a", num_examples=3).info])
+    assert (found.num_examples, found.label_counts) == (3, {})
+
+
+@pytest.mark.parametrize(("quorum", "fraction"), [(0, 1.0), (1, 0.5), (2, 1.0)])
+def test_a_quorum_becomes_a_share_of_who_takes_part(quorum: int, fraction: float) -> None:
+    wish, _ = make_wish(job(quorum=quorum, round_deadline="30 s", rounds=3), TinyTask(), HELD)
+    assert (wish.quorum_fraction, wish.round_deadline_s, wish.num_rounds) == (fraction, 30.0, 3)
+    assert wish.clients == ("a", "b")
+
+
+def test_more_updates_than_clients_is_refused() -> None:
+    with pytest.raises(InputError, match=r"training\.quorum is 3, only 2 nodes hold data of task 'tiny'\. Lower it"):
+        make_wish(job(quorum=3), TinyTask(), HELD)
+
+
+def test_a_new_model_travels_and_a_continued_one_does_not() -> None:
+    wish, tensors = make_wish(job(seed=5), TinyTask(), HELD)
+    size = sum(int(np.prod(slot["shape"])) for slot in msgspec.msgpack.decode(wish.layout)["slots"])
+    assert (tensors["model"].shape, tensors["model"].dtype) == ((size,), np.float32)
+    assert set(make_wish(job(), TinyTask(), HELD, start_version=2)[1]) == {"graph"}
+
+
+def test_a_model_that_does_not_build_is_told_with_its_place() -> None:
+    class Broken(TinyTask):
+        def model(self) -> Any:
+            raise ValueError("no such layer")
+
+    with pytest.raises(
+        TaskError, match=r"task 'tiny' makes no model: ValueError: no such layer \(test_submission.py:\d+\)"
+    ):
+        make_wish(job(), Broken(), HELD)
