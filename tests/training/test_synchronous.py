@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -105,6 +106,14 @@ def test_the_model_is_the_mean_weighted_by_examples():
         bench.sent(client)
     expected = sum(u.astype(np.float64) * w for u, w, _ in updates.values()) / 60
     np.testing.assert_array_equal(bench.driver.model, expected.astype(np.float32))
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.5, 5), (0.25, -1)])
+def test_a_weight_that_the_aggregator_changes_is_what_is_sent(share, kept):
+    algorithm = fed_avg()
+    shared = replace(algorithm.aggregate, prepare=lambda update, weight, rng: (update, weight * share))
+    event = Bench(replace(algorithm, aggregate=shared)).made("a")  # 10 examples: 5 count; 2.5 are no number of them
+    assert event.weight == kept
 
 
 @pytest.mark.parametrize("algorithm", [fed_avg, fed_adam])

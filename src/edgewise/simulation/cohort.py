@@ -13,6 +13,7 @@ from edgewise.models.task import Examples, Task
 from edgewise.training.algorithm import FederatedAlgorithm
 from edgewise.training.client import client_seeds, finish_update
 from edgewise.training.local.engine import LocalEngine
+from edgewise.training.protocols.messages import examples
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,5 +79,5 @@ class VirtualClients:
             update = finish_update(self.algorithm, result, place, self._states.get(client))
             self._states[client] = update.state
             data = payload_to_bytes(update.payload)
-            answers.append(CohortAnswer(client, data, int(update.weight), result.num_steps, dict(update.metrics)))
+            answers.append(CohortAnswer(client, data, examples(update.weight), result.num_steps, dict(update.metrics)))
         return answers

@@ -27,6 +27,7 @@ from edgewise.training.job import JobFile, make_task
 from edgewise.training.local import choose_engine
 from edgewise.training.protocols.folding import vector_to_bytes
 from edgewise.training.protocols.messages import RunConfig
+from edgewise.training.protocols.rounds import cohort_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ def simulate_rounds(
     if not holding:
         raise DataError(f"none of the {len(named)} clients of task {task.name!r} holds examples. Check the split.")
     model = initial_vector(task, Seeds(seed)) if initial is None else initial
-    sample = [task.data(client) for client in _first_cohort(algorithm, holding, seed)]
+    sample = [task.data(client) for client in cohort_of(algorithm, holding, RoundNumber(1), seed)]
     engine = choose_engine(task, algorithm.local, sample, pinned=options.engine).engine
     data = vector_to_bytes(model)
     config = RunConfig(
@@ -221,7 +222,3 @@ def evaluator(task: Task, rounds: int, options: SimulationOptions) -> Evaluate:
         return dict(judge.metrics(vector, examples)) if due and examples is not None else {}
 
     return evaluate
-
-
-def _first_cohort(algorithm: FederatedAlgorithm, clients: Sequence[ClientId], seed: int) -> tuple[ClientId, ...]:
-    return algorithm.select.choose(clients, RoundNumber(1), Seeds(seed).at("round", 1, "select").rng())

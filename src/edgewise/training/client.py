@@ -70,9 +70,33 @@ def client_update(
 
 def finish_update(algorithm: FederatedAlgorithm, result: LocalResult, seeds: Seeds, state: Any = None) -> ClientUpdate:
     """The part after local work, for a driver that trained a whole cohort at once."""
-    update, weight = algorithm.aggregate.prepare(result.update, result.weight, seeds.at("prepare").rng())
+    metrics = {"loss": result.loss, "num_steps": float(result.num_steps), **result.metrics}
+    return encode_update(algorithm, result.update, result.weight, metrics, seeds, state)
+
+
+def encode_update(
+    algorithm: FederatedAlgorithm,
+    update: Vector,
+    weight: float,
+    metrics: Mapping[str, float],
+    seeds: Seeds,
+    state: Any = None,
+) -> ClientUpdate:
+    """Prepares and encodes an update, wherever it came from.
+
+    Args:
+        algorithm: The five parts.
+        update: float32[d].
+        weight: Before `prepare`, which may change it.
+        metrics: What was measured.
+        seeds: As from `client_seeds`.
+        state: Codec state of the client's last round; None at first.
+
+    Returns:
+        What to send and what to keep.
+    """
+    update, weight = algorithm.aggregate.prepare(update, weight, seeds.at("prepare").rng())
     if state is None:
         state = algorithm.uplink.init(update.shape)
     payload, state = algorithm.uplink.encode(update, state, seeds.at("uplink").rng())
-    metrics = {"loss": result.loss, "num_steps": float(result.num_steps), **result.metrics}
     return ClientUpdate(payload, weight, metrics, state)

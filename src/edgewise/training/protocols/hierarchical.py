@@ -17,7 +17,6 @@ import msgspec
 
 from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.core.ids import ClientId, Digest, NodeId, RoundNumber
-from edgewise.core.seeds import Seeds
 from edgewise.training.algorithm import FederatedAlgorithm
 from edgewise.training.protocols import gathering as g
 from edgewise.training.protocols.cloud_state import (
@@ -40,7 +39,6 @@ from edgewise.training.protocols.messages import (
     EndRun,
     Event,
     Member,
-    OutcomeKind,
     Quarantine,
     Refusal,
     RoundTimedOut,
@@ -63,8 +61,9 @@ from edgewise.training.protocols.regions import (
 from edgewise.training.protocols.rounds import (
     Phase,
     cancelled,
+    chose_too_few,
     closed,
-    ended,
+    cohort_of,
     overdue,
     started,
     too_few,
@@ -171,11 +170,9 @@ def _open(algorithm: FederatedAlgorithm, state: CloudState, actions: tuple[Actio
 
 def _ask(algorithm: FederatedAlgorithm, state: CloudState, actions: tuple[Action, ...]) -> CloudResult:
     config, number = state.run.config, state.run.gathering.round
-    rng = Seeds(config.seed).at("round", number, "select").rng()
-    cohort = algorithm.select.choose(candidates(state), number, rng)
+    cohort = cohort_of(algorithm, candidates(state), number, config.seed)
     if len(cohort) < config.quorum:
-        sentence = f"{algorithm.select.spec} chose {len(cohort)} clients, the quorum is {config.quorum}"
-        run, ending = ended(state.run, OutcomeKind.FAILED, sentence, "Choose more clients or lower the quorum.")
+        run, ending = chose_too_few(algorithm, state.run, len(cohort))
         return msgspec.structs.replace(state, run=run), actions + ending
     run = with_gathering(state.run, g.opened(state.run.gathering, number, cohort), Phase.OPEN)
     state = msgspec.structs.replace(state, run=run, assignments={})

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 
 import msgspec
 
 from edgewise.core.errors import InputError
-from edgewise.core.ids import Digest, RoundNumber, digest_of
+from edgewise.core.ids import ClientId, Digest, RoundNumber, digest_of
+from edgewise.core.seeds import Seeds
 from edgewise.training.algorithm import FederatedAlgorithm
 from edgewise.training.algorithm import State as PartState
 from edgewise.training.protocols import gathering as g
@@ -104,6 +106,29 @@ def waiting(state: RunState) -> AnnounceWaiting:
         f"missing: {g.named({**absent, **gathering.missing})}"
     )
     return AnnounceWaiting(config.run, gathering.round, sentence)
+
+
+def cohort_of(
+    algorithm: FederatedAlgorithm, candidates: Sequence[ClientId], number: RoundNumber, seed: int
+) -> tuple[ClientId, ...]:
+    """Who is asked in a round; follows from the seed tree alone.
+
+    Args:
+        algorithm: Its rule of selection.
+        candidates: Who can work.
+        number: The round.
+        seed: The job's seed.
+
+    Returns:
+        The cohort.
+    """
+    return algorithm.select.choose(candidates, number, Seeds(seed).at("round", number, "select").rng())
+
+
+def chose_too_few(algorithm: FederatedAlgorithm, state: RunState, num: int) -> tuple[RunState, tuple[Action, ...]]:
+    """The end of a run whose selection can never reach the quorum."""
+    sentence = f"{algorithm.select.spec} chose {num} clients, the quorum is {state.config.quorum}"
+    return ended(state, OutcomeKind.FAILED, sentence, "Choose more clients or lower the quorum.")
 
 
 def too_few(state: RunState) -> tuple[RunState, tuple[Action, ...]]:

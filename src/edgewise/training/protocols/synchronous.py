@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, MutableMapping
 
 from edgewise.core.errors import StoreError
 from edgewise.core.ids import Digest, RoundNumber
-from edgewise.core.seeds import Seeds
 from edgewise.training.algorithm import FederatedAlgorithm
 from edgewise.training.protocols import gathering as g
 from edgewise.training.protocols.admission import admit, refuse, refuse_invalid
@@ -27,7 +26,6 @@ from edgewise.training.protocols.messages import (
     ClientReturned,
     EndRun,
     Event,
-    OutcomeKind,
     Refusal,
     RequestUpdate,
     RoundTimedOut,
@@ -42,8 +40,9 @@ from edgewise.training.protocols.rounds import (
     Phase,
     RunState,
     cancelled,
+    chose_too_few,
     closed,
-    ended,
+    cohort_of,
     overdue,
     started,
     too_few,
@@ -139,10 +138,9 @@ def _open(algorithm: FederatedAlgorithm, state: RunState, actions: tuple[Action,
 
 def _ask(algorithm: FederatedAlgorithm, state: RunState, actions: tuple[Action, ...]) -> Result:
     config, candidates, number = state.config, state.gathering.candidates, state.gathering.round
-    cohort = algorithm.select.choose(candidates, number, Seeds(config.seed).at("round", number, "select").rng())
+    cohort = cohort_of(algorithm, candidates, number, config.seed)
     if len(cohort) < config.quorum:
-        sentence = f"{algorithm.select.spec} chose {len(cohort)} clients, the quorum is {config.quorum}"
-        state, ending = ended(state, OutcomeKind.FAILED, sentence, "Choose more clients or lower the quorum.")
+        state, ending = chose_too_few(algorithm, state, len(cohort))
         return state, actions + ending
     state = with_gathering(state, g.opened(state.gathering, number, cohort), Phase.OPEN)
     return state, (*actions, RequestUpdate(config.run, number, cohort, state.model))

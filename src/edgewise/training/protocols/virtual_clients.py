@@ -14,7 +14,8 @@ from edgewise.core.ids import ClientId, Epoch, RoundNumber, RunId, digest_of
 from edgewise.core.layout import Vector
 from edgewise.core.seeds import Seeds
 from edgewise.training.algorithm import FederatedAlgorithm
-from edgewise.training.protocols.messages import UpdateReceived
+from edgewise.training.client import client_seeds, encode_update
+from edgewise.training.protocols.messages import UpdateReceived, examples
 
 Train = Callable[[ClientId, RoundNumber, Vector, Seeds], tuple[Vector, int, Mapping[str, float]]]
 """(client, round, received model, the client's place in the seed tree) -> (update, number of examples, metrics)."""
@@ -66,14 +67,13 @@ class VirtualClients:
         known = self._last.get(client)
         if known is not None and (known[0].run, known[0].round) == (asked.run, asked.round):
             return msgspec.structs.replace(known[0], epoch=Epoch(epoch)), known[1]
-        seeds = Seeds(asked.seed).at("round", asked.round, "client", client)
-        update, weight, metrics = self.train(client, asked.round, asked.received, seeds)
-        prepared, _ = self.algorithm.aggregate.prepare(
-            np.asarray(update, np.float32), weight, seeds.at("prepare").rng()
-        )
-        state = self.states[client] if client in self.states else self.algorithm.uplink.init(prepared.shape)
-        payload, self.states[client] = self.algorithm.uplink.encode(prepared, state, seeds.at("uplink").rng())
-        data = payload_to_bytes(payload)
-        event = UpdateReceived(asked.run, asked.round, client, Epoch(epoch), weight, digest_of(data), dict(metrics))
+        seeds = client_seeds(asked.seed, asked.round, client)
+        vector, weight, metrics = self.train(client, asked.round, asked.received, seeds)
+        local, state = np.asarray(vector, np.float32), self.states.get(client)
+        update = encode_update(self.algorithm, local, weight, metrics, seeds, state)
+        self.states[client] = update.state
+        data = payload_to_bytes(update.payload)
+        count, metrics = examples(update.weight), dict(update.metrics)
+        event = UpdateReceived(asked.run, asked.round, client, Epoch(epoch), count, digest_of(data), metrics)
         self._last[client] = (event, data)
         return event, data
