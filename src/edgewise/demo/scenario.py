@@ -30,7 +30,7 @@ TASK = "digits"
 LOCAL = {
     "name": "sgd", "learning_rate": 0.05, "epochs": 3, "batch_size": 16, "direction": {"name": "clipped", "bound": 5.0}
 }  # fmt: skip
-"""Clipped: without it one batch of a skewed client throws its model off, about once in twenty rounds."""
+"""Clipped: without it one batch of a skewed client now and then throws its model off (seed 1 shows it)."""
 RETRAINING = {**LOCAL, "epochs": 2}
 """After the drift: as many steps, since the hard examples come on top."""
 UPLINK = {"name": "int8", "rounding": "stochastic"}
