@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -10,6 +11,8 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,11 +20,13 @@ from typing import Any
 
 import pytest
 
+from edgewise.fleet.operator import connect_operator
+
 pytestmark = [pytest.mark.live, pytest.mark.slow]
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/tutorials/two-terminals.md"
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-START_S, STOP_S, CAUSE_S = 30.0, 5.0, 5.0
+START_S, STOP_S, CAUSE_S = 60.0, 8.0, 5.0
 STARTING_S = 3.0
 """Starting the interpreter on a busy machine is not the network's."""
 BLACK_HOLE = "192.0.2.1:7447"
@@ -39,14 +44,14 @@ class Terminals:
         self.printed = ""
         self.environment = {**os.environ, "PATH": PATH, "EDGEWISE_STATE": str(folder / "state")}
 
-    def start(self, name: str, command: str) -> None:
+    def start(self, name: str, command: str, says: str = "^ready") -> None:
         with open(self.log(name), "wb") as log:
             self.processes[name] = subprocess.Popen(
                 ["bash", "-c", f"exec {command}"], cwd=self.folder, env=self.environment,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
         self.commands[name] = command
-        self.wait_for(name, lambda text: re.search("^ready", text, re.M) is not None)
+        self.wait_for(name, lambda text: re.search(says, text, re.M) is not None)
 
     def log(self, name: str) -> Path:
         return self.folder / f"{name}.log"
@@ -73,13 +78,19 @@ class Terminals:
             capture_output=True, text=True, timeout=120,
         )  # fmt: skip
 
+    def to_fleet(self, words: str) -> str:
+        """A verb, spoken to the fleet as its operator."""
+        return f"edgewise {words} --connect tls/127.0.0.1:{self.ports['7447']} --identity nodes/operator"
+
     def ask(self, words: str) -> Any:
-        """A verb's JSON, spoken to the fleet as its operator."""
-        done = self.type_in(
-            f"edgewise {words} --json --connect tls/127.0.0.1:{self.ports['7447']} --identity nodes/operator"
-        )
+        """What a verb prints with `--json`, line by line."""
+        done = self.type_in(self.to_fleet(words) + " --json")
         assert done.returncode == 0, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def versions(self) -> dict[str, int]:
+        """Which version each device serves."""
+        return {row["node"]: row["version"] for row in self.ask("nodes")[0]["nodes"] if row["tier"] == "device"}
 
     def infer(self, port: str) -> Any:
         done = self.type_in(
@@ -204,14 +215,78 @@ def test_a_device_stops_on_ctrl_c_and_starts_again(fleet: Terminals, name: str) 
     assert fleet.infer({"device-1": "8001", "device-3": "8003"}[name])["requests"] == 20
 
 
-def test_the_coordinator_stops_on_sigterm_and_finds_everything_again(fleet: Terminals) -> None:
+def test_a_run_goes_on_over_a_restart_of_the_coordinator(fleet: Terminals) -> None:
+    again = "train job.toml --start-version 1 --set training.rounds=3 --name over-a-restart --json"
+    fleet.start("follower", fleet.to_fleet(again), says='"event":"round"')
     assert fleet.stop("cloud") == 0
     assert fleet.infer("8001")["requests"] == 20  # a device answers while the coordinator is away
     fleet.start("cloud", fleet.commands["cloud"])
+    assert fleet.processes["follower"].wait(timeout=START_S) == 0, fleet.log("follower").read_text()
+    events = [json.loads(line) for line in fleet.log("follower").read_text().splitlines()]
+    assert [event["round"] for event in events if event["event"] == "round"] == [1, 2, 3]
+    assert events[-1]["state"] == "completed"
+    assert events[-1]["gate"]["num_examples"] == 337
     for name in DEVICES:
         fleet.wait_for("cloud", lambda _, name=name: fleet.times_ready(name) > 0)  # type: ignore[misc]
-    events = fleet.ask("train job.toml --start-version 1 --set training.rounds=1")
-    assert [event["event"] for event in events] == ["audit", "submitted", "round", "ended"]
-    assert events[-1]["state"] == "completed"
-    assert events[-1]["version"] >= 2
-    assert events[-1]["gate"]["num_examples"] == 337
+
+
+def test_ctrl_c_leaves_the_run_and_says_how_to_look_again(fleet: Terminals) -> None:
+    fleet.start("left", fleet.to_fleet("train job.toml --set training.rounds=1 --name left"), says="^submitted")
+    assert fleet.stop("left", signal.SIGINT) == 130
+    again = re.search("look_again=(.*)", fleet.log("left").read_text())
+    assert again is not None
+    assert "completed: run left completed 1 rounds." in fleet.type_in(again[1]).stdout
+
+
+def test_a_second_version_is_deployed_and_rolled_back(fleet: Terminals) -> None:
+    number = fleet.ask("train job.toml --start-version 1 --set training.rounds=1")[-1]["version"]
+    found = fleet.ask(f"plan --version {number} --budget '300 ms' --deadline '2 s' --deploy")[0]
+    assert found["deployed"]["version"] == number
+    assert found["measured"] == [found["measured"][0], "cloud"]
+    assert set(fleet.versions().values()) == {number}
+    assert fleet.ask("rollback")[0]["version"] == 1
+    assert set(fleet.versions().values()) == {1}
+
+
+def test_two_terminals_may_share_a_certificate(fleet: Terminals) -> None:
+    async def talk() -> None:
+        identity, endpoint = fleet.folder / "nodes/operator", f"tls/127.0.0.1:{fleet.ports['7447']}"
+        async with connect_operator(identity, endpoint, fleet.folder / "one", "home") as first:
+            assert (await first.versions()).current == 1
+            async with connect_operator(identity, endpoint, fleet.folder / "two", "home") as second:
+                assert (await second.versions()).current == 1
+                assert (await first.versions()).current == 1  # overtaken: it comes back under a newer incarnation
+
+    asyncio.run(talk())
+
+
+def test_a_policy_that_cannot_be_met_names_the_limit_and_the_nearest(fleet: Terminals) -> None:
+    (fleet.folder / "hard.toml").write_text("max_latency_s = 1e-6\n")
+    done = fleet.type_in(fleet.to_fleet("plan --policy hard.toml --budget '200 ms'"))
+    assert done.returncode == 1
+    said = (
+        "error [plan.infeasible]: no plan meets the policy: max_latency_s = 1e-06 is binding, the nearest feasible is"
+    )
+    assert said in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"datatype": "INT64", "data": [0] * 64}, "has dtype int64, the model takes float32"),
+        ({"shape": [1, 1, 4, 4]}, "of shape [1, 1, 4, 4]"),
+        ({"name": "image"}, "image"),
+    ],
+)
+def test_wrong_inputs_get_the_protocols_error_object(fleet: Terminals, change: dict[str, Any], words: str) -> None:
+    given = {"name": "input", "datatype": "FP32", "shape": [1, 1, 8, 8], "data": [0.0] * 64} | change
+    url = f"http://127.0.0.1:{fleet.ports['8001']}/v2/models/digits/infer"
+    request = urllib.request.Request(
+        url, json.dumps({"inputs": [given]}).encode(), {"Content-Type": "application/json"}
+    )
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=10)
+    body = json.loads(refused.value.read())
+    refused.value.close()
+    assert refused.value.code == 400
+    assert words in body["error"]
