@@ -19,7 +19,7 @@ from edgewise.training.job import JobFile, TaskTable, TrainingTable
 def row(client: str, state: str = "alive", task: str = "tiny", **fields: Any) -> NodeRow:
     can = Capability(1, 2**30, 1e9, 1.0, 3.0, "3.11")
     node = NodeId(f"device-{client}")
-    given = {"client": ClientId(client), "task": task, **fields}
+    given = {"client": ClientId(client), "task": task, "num_examples": 20, **fields}
     return NodeRow(NodeInfo(node, Tier.DEVICE, Epoch(1), "PEM", NodeId("cloud"), can, **given), state)
 
 
@@ -63,6 +63,18 @@ def test_a_quorum_becomes_a_share_of_who_takes_part(quorum: int, fraction: float
     wish, _ = make_wish(job(quorum=quorum, round_deadline="30 s", rounds=3), TinyTask(), HELD)
     assert (wish.quorum_fraction, wish.round_deadline_s, wish.num_rounds) == (fraction, 30.0, 3)
     assert wish.clients == ("a", "b")
+
+
+def test_who_holds_nothing_is_left_out_and_is_not_waited_for() -> None:
+    wish, _ = make_wish(job(), TinyTask(), [*HELD, row("z", num_examples=0).info])
+    assert (wish.clients, wish.quorum_fraction) == (("a", "b"), 1.0)
+    with pytest.raises(InputError, match="none of the 1 nodes with task 'tiny' holds examples"):
+        make_wish(job(), TinyTask(), [row("z", num_examples=0).info])
+
+
+def test_a_drawn_cohort_is_all_that_a_round_needs() -> None:
+    wish, _ = make_wish(job(clients_per_round=1), TinyTask(), HELD)
+    assert wish.quorum_fraction == 0.5  # one of two
 
 
 def test_more_updates_than_clients_is_refused() -> None:

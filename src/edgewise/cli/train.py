@@ -190,7 +190,7 @@ class Session:
         self.submitted.set()
         if self.out.as_json:
             self.out.event("audit", audit=found, warnings=found.warnings)
-        self.out.event("submitted", run=self.run, task=task.name, clients=len(held), rounds=wish.num_rounds)
+        self.out.event("submitted", run=self.run, task=task.name, clients=len(wish.clients), rounds=wish.num_rounds)
 
     async def _follow(self, operator: Operator, num_rounds: int) -> RunStatus:
         shown, waits, moved_s = 0, "", time.monotonic()

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from edgewise.core.errors import InputError
+from edgewise.core.ids import RoundNumber
 from edgewise.core.seeds import Seeds
 from edgewise.core.units import parse_duration
 from edgewise.datasets.audit import SplitAudit, audit
@@ -21,6 +22,7 @@ from edgewise.fleet.messages import NodeInfo, NodeRow, SubmitRun
 from edgewise.fleet.operator import encode_layout
 from edgewise.models.task import Task, user_code
 from edgewise.training.job import JobFile
+from edgewise.training.protocols.rounds import cohort_of
 
 
 def participants(rows: Sequence[NodeRow], task: str) -> tuple[NodeInfo, ...]:
@@ -63,6 +65,8 @@ def make_wish(
 ) -> tuple[SubmitRun, dict[str, Any]]:
     """Turns a job into what `Operator.submit` takes. Imports torch, for the template and the first model.
 
+    Who holds no examples is left out. Without a quorum a round needs its whole cohort.
+
     Args:
         job: As read and checked.
         task: Of the job.
@@ -74,15 +78,19 @@ def make_wish(
         The wish, and the tensors that travel beside it.
 
     Raises:
-        InputError: If more updates are asked for than there are clients.
+        InputError: If nobody holds examples, or more updates are asked for than there are clients.
     """
     from edgewise.models.export import export_template
     from edgewise.models.flat import initial_vector
 
-    training, clients = job.training, len(held)
-    if training.quorum > clients:
+    training, algorithm = job.training, job.algorithm()
+    clients = tuple(info.client for info in held if info.num_examples)
+    if not clients:
+        raise InputError(f"none of the {len(held)} nodes with task {task.name!r} holds examples. Look at the audit.")
+    needed = training.quorum or len(cohort_of(algorithm, clients, RoundNumber(1), training.seed))
+    if needed > len(clients):
         raise InputError(
-            f"training.quorum is {training.quorum}, only {clients} nodes hold data of task {task.name!r}. "
+            f"training.quorum is {needed}, only {len(clients)} nodes hold data of task {task.name!r}. "
             "Lower it, or start more devices."
         )
     with user_code(f"task {task.name!r} makes no model"):
@@ -91,9 +99,9 @@ def make_wish(
     tensors: dict[str, Any] = {"graph": np.frombuffer(graph, np.uint8)} | ({} if model is None else {"model": model})
     deadline_s = parse_duration(training.round_deadline) if training.round_deadline else None
     wish = SubmitRun(
-        task.name, job.algorithm().spec.to_dict(), training.rounds, training.seed, encode_layout(layout),
-        protocol=training.protocol, name=name, quorum_fraction=(training.quorum or clients) / clients,
-        round_deadline_s=deadline_s, clients=tuple(info.client for info in held), start_version=start_version,
+        task.name, algorithm.spec.to_dict(), training.rounds, training.seed, encode_layout(layout),
+        protocol=training.protocol, name=name, quorum_fraction=needed / len(clients),
+        round_deadline_s=deadline_s, clients=clients, start_version=start_version,
     )  # fmt: skip
     return wish, tensors
 
