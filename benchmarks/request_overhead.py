@@ -2,7 +2,8 @@
 
 tritonclient asks a device's HTTP door, once for a model served whole on the device, once for the same model split over
 Zenoh between two processes. In the same rounds bare ONNX Runtime computes the same pieces and a bare Zenoh query carries
-the same bytes to the same process; what a request takes above their sum is overhead. Nothing is shaped.
+the same bytes to the same process over as many hops (a client asks a router that answers itself), which is the round
+trip; what a request takes above their sum is overhead. Nothing is shaped.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from edgewise.models.graph import Graph, graph_from
 from edgewise.planning.plan import ActivePlan, Cut, Exit, Plan, Segment
 from edgewise.transport.keys import Keys
 from edgewise.transport.zenoh import ZenohSettings, open_zenoh
+from edgewise.transport.zenoh_config import resolved
 
 LIMIT_S = 0.002
 KEYS = Keys("bench")
@@ -85,11 +87,12 @@ async def edge() -> None:
     settings = ZenohSettings(NodeId("edge-1"), Epoch(1), mode="router", listen=("tcp/127.0.0.1:0",))
     async with await open_zenoh(settings) as transport:
         await transport.serve(KEYS.service("edge-1", STAGE), host.handle)
-        endpoint = transport.endpoints[0]
-        with bare_session(endpoint) as session:
+        bare = ZenohSettings(NodeId("bare"), Epoch(1), mode="router", listen=("tcp/127.0.0.1:0",))
+        (beside,) = resolved(bare).listen
+        with bare_session("router", "listen", beside) as session:
             answer = b"\0" * ANSWER_BYTES
             queryable = session.declare_queryable(BARE_KEY, lambda query: query.reply(BARE_KEY, answer))
-            await told({"endpoint": endpoint})
+            await told({"endpoint": transport.endpoints[0], "bare": beside})
             queryable.undeclare()
     await host.close()
 
@@ -119,12 +122,12 @@ async def told(line: dict[str, Any]) -> None:
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 
 
-def bare_session(endpoint: str) -> Any:
-    """A Zenoh client without anything of ours."""
+def bare_session(mode: str, way: str, endpoint: str) -> Any:
+    """A Zenoh session without anything of ours: a `router` that `listen`s or a `client` that `connect`s."""
     config = zenoh.Config()
     for key, value in (
-        ("mode", '"client"'),
-        ("connect/endpoints", json.dumps([endpoint])),
+        ("mode", json.dumps(mode)),
+        (f"{way}/endpoints", json.dumps([endpoint])),
         ("scouting/multicast/enabled", "false"),
         ("transport/shared_memory/enabled", "false"),
     ):
@@ -164,9 +167,9 @@ def measure(rounds: int) -> dict[str, list[float]]:
     middle = head.run(None, {"x": x})[0]
     question = b"\0" * (middle.nbytes + FRAME_BYTES)
     with ExitStack() as stack:
-        endpoint = start(stack, "edge")["endpoint"]
-        port = start(stack, "device", "--endpoint", endpoint)["port"]
-        session = stack.enter_context(bare_session(endpoint))
+        edge_is = start(stack, "edge")
+        port = start(stack, "device", "--endpoint", edge_is["endpoint"])["port"]
+        session = stack.enter_context(bare_session("client", "connect", edge_is["bare"]))
         client = stack.enter_context(triton.InferenceServerClient(f"127.0.0.1:{port}"))
 
         def ask(model: str) -> None:

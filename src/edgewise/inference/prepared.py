@@ -48,7 +48,7 @@ class SegmentResult:
         leaves: Whether the request leaves here.
         payload: The encoded cut; None if it leaves or the plan ends here.
         stages: Seconds by stage.
-        confidence: Top-1 softmax at the model's first exit, of the first example, where it was computed here.
+        confidence: Top-1 softmax at the model's first exit, of the first example, where a device computed it.
     """
 
     tensors: Tensors
@@ -143,7 +143,8 @@ class PreparedPlan:
         )  # fmt: skip
 
     def _confidence(self, tensors: Tensors) -> float | None:
-        logits = tensors.get(self.graph.outputs[0].name)
+        """What drift is seen in; only devices watch it."""
+        logits = tensors.get(self.graph.outputs[0].name) if self.stages.tier is Tier.DEVICE else None
         return None if logits is None or logits.size > _MAX_LOGITS else float(confidence(logits)[0])
 
     def run_tail(self, tensors: Mapping[str, NDArray[Any]]) -> tuple[Tensors, float]:

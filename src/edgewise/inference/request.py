@@ -133,25 +133,21 @@ class LiveRequest:
         done: Callable[[Any], None],
         failed: type[session.SegmentFailed] | type[session.TailFailed],
     ) -> None:
-        try:
-            future = self._at.worker.run(job, deadline_s=self._arrived_s + self._budget_s)
-        except EdgewiseError as error:
-            self._loop.call_soon(self._on, failed(self._loop.time(), f"{error.code}: {error.message}"))
-            return
-
-        def settled(settled_future: asyncio.Future[Any]) -> None:
-            if settled_future.cancelled():
+        def settled(result: Any, error: BaseException | None) -> None:
+            if self._done.done():
                 return
-            error = settled_future.exception()
             if error is None:
-                done(settled_future.result())
+                done(result)
             else:
                 if not isinstance(error, EdgewiseError):
                     log.error("request %s: local work failed", self._request, exc_info=error)
                 self._on(failed(self._loop.time(), f"{type(error).__name__}: {error}"))
 
-        future.add_done_callback(settled)
-        self._open.append(future.cancel)
+        until_s = self._arrived_s + self._budget_s
+        try:
+            self._at.worker.submit(job, settled, deadline_s=until_s, is_dropped=self._done.done)
+        except EdgewiseError as error:
+            self._loop.call_soon(self._on, failed(self._loop.time(), f"{error.code}: {error.message}"))
 
     def _segment_done(self, result: SegmentResult) -> None:
         self._head = result

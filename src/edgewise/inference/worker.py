@@ -62,14 +62,7 @@ class Worker:
         Raises:
             Busy: If `max_waiting` jobs wait already.
         """
-        if len(self._jobs) >= self.max_waiting:
-            self.refused += 1
-            raise Busy(
-                f"{len(self._jobs)} jobs wait for this node's worker, the limit is {self.max_waiting}; this one is "
-                "dropped. Send less, or plan with more nodes."
-            )
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[R] = loop.create_future()
+        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
 
         def settle(result: Any, error: BaseException | None) -> None:
             if future.done():
@@ -79,9 +72,39 @@ class Worker:
             else:
                 future.set_exception(error)
 
+        self.submit(job, settle, deadline_s=deadline_s, is_dropped=future.cancelled)
+        return future
+
+    def submit(
+        self,
+        job: Callable[[], R],
+        settle: Callable[[R | None, BaseException | None], None],
+        *,
+        deadline_s: float = float("inf"),
+        is_dropped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Queues a job; its end is told by a call, one turn of the event loop sooner than by a future.
+
+        Args:
+            job: As `run`.
+            settle: Takes (result, error) on the calling loop.
+            deadline_s: As `run`.
+            is_dropped: Asked before the job begins; if true, nothing happens at all.
+
+        Raises:
+            Busy: As `run`.
+        """
+        if len(self._jobs) >= self.max_waiting:
+            self.refused += 1
+            raise Busy(
+                f"{len(self._jobs)} jobs wait for this node's worker, the limit is {self.max_waiting}; this one is "
+                "dropped. Send less, or plan with more nodes."
+            )
+        loop = asyncio.get_running_loop()
+
         def call() -> None:
             result, error = None, None
-            if future.cancelled():
+            if is_dropped():
                 return
             try:
                 if self._is_closed:
@@ -100,7 +123,6 @@ class Worker:
                 raise Busy("this node's worker is closed. Start the server again.")
             heapq.heappush(self._jobs, (deadline_s, next(self._order), call))
         self._tokens.put(None)
-        return future
 
     def close(self) -> None:
         """Stops after the job at hand; waiting jobs fail with `Busy`."""

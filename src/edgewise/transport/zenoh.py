@@ -172,12 +172,12 @@ class ZenohTransport(Transport):
 
     async def query(self, key: str, frame: Frame, *, timeout_s: float) -> Frame:
         asked = self._ask(key, frame, timeout_s, one=True)
+        late = DeadlineExceeded(f"no answer on {key!r} within {timeout_s:.3g} s.", key=key)
+        timer = self._loop.call_later(timeout_s, asked.expire, late)
         try:
-            async with asyncio.timeout(timeout_s):
-                await asked.first
-        except TimeoutError as error:
-            raise DeadlineExceeded(f"no answer on {key!r} within {timeout_s:.3g} s.", key=key) from error
+            await asked.first
         finally:
+            timer.cancel()
             asked.drop()
         if asked.number:
             self._unanswered.answered(key, asked.number)
@@ -377,6 +377,11 @@ class _Asked:
             if not future.done():
                 future.set_exception(error)
                 future.exception()  # seen: only one of the two is awaited
+
+    def expire(self, error: Exception) -> None:
+        """No reply came in time; some may still be on their way."""
+        if not self.first.done():
+            self.first.set_exception(error)
 
     def drop(self) -> None:
         """Forgets the question, wherever it is."""
