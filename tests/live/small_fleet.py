@@ -72,20 +72,20 @@ class World:
 
     operator: Operator
 
-    def __init__(self, folder: Path, devices: int = 2) -> None:
+    def __init__(self, folder: Path, devices: int = 2, **task_settings: Any) -> None:
         self.folder = folder
         (folder / "task").mkdir()
         self.task_file = folder / "task" / "stoppable.py"
         self.task_file.write_text(TASK)
         self.fleet = SmallFleet(
             FleetFile(
-                name="small", task=str(self.task_file), edges=EdgeClass(count=1, link=QUICK),
+                name="small", task=str(self.task_file), task_settings=task_settings, edges=EdgeClass(count=1, link=QUICK),
                 devices=DeviceClass(devices, devices, dilation=1.0, link=QUICK, standby=False),
             ),
             folder,
         )  # fmt: skip
         self.clients = tuple(ClientId(f"client-{i}") for i in range(devices))
-        self.task = load_task(self.task_file, clients=self.clients)
+        self.task = load_task(self.task_file, clients=self.clients, **task_settings)
         self._runner = asyncio.Runner()
         self._stack = AsyncExitStack()
 
@@ -144,12 +144,12 @@ class World:
             assert time.monotonic() < end, "it did not come about"
             await asyncio.sleep(0.02)
 
-    async def submit(self, name: str, *, num_rounds: int = 2, task_name: str = "", **wish: Any) -> None:
+    async def submit(self, name: str, *, num_rounds: int = 2, seed: int = 7, **wish: Any) -> None:
         """Submits a run of that name; the coordinator may die of it."""
         graph, layout = export_template(self.task)
         fields: dict[str, Any] = {"register": False, "quorum_fraction": 1.0, "clients": self.clients, **wish}
-        order = SubmitRun(task_name or self.task.name, WORDS, num_rounds, 7, encode_layout(layout), name=name, **fields)
-        start = initial_vector(self.task, Seeds(7))
+        order = SubmitRun(self.task.name, WORDS, num_rounds, seed, encode_layout(layout), name=name, **fields)
+        start = initial_vector(self.task, Seeds(seed))
         await self.operator.submit(order, {"graph": np.frombuffer(graph, np.uint8), "model": start})
 
     async def end_of(self, name: str) -> RunStatus:
@@ -186,11 +186,11 @@ class World:
         """What a node has logged."""
         return (self.fleet.folder / "logs" / f"{name}.log").read_text(errors="replace")
 
-    def simulated(self, protocol: str, rounds: int, **how: Any) -> bytes:
+    def simulated(self, protocol: str, rounds: int, seed: int = 7, **how: Any) -> bytes:
         """The model of the same run in the simulator."""
         homes = {c: NodeId(EDGE) for c in self.clients} if protocol == "hierarchical" else None
         run = simulate_rounds(
-            self.task, make_algorithm(WORDS), rounds=rounds, seed=7, homes=homes,
+            self.task, make_algorithm(WORDS), rounds=rounds, seed=seed, homes=homes,
             options=SimulationOptions("sequential"), **how,
         )  # fmt: skip
         return run.vector.tobytes()

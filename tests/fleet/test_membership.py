@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import pytest
+
+from edgewise.core.ids import Epoch, NodeId, Tier
+from edgewise.fleet.membership import (
+    STALL_GAPS,
+    STALL_OBSERVATIONS,
+    Action,
+    AskInfo,
+    Event,
+    Membership,
+    NodeAppeared,
+    NodeDescribed,
+    NodeLost,
+    NodeReady,
+    NodeState,
+    NodeVanished,
+    ProgressObserved,
+    step,
+)
+from edgewise.fleet.messages import Capability, NodeInfo, Progress
+
+NODE = NodeId("device-1")
+
+
+def info(epoch: int = 1) -> NodeInfo:
+    return NodeInfo(NODE, Tier.DEVICE, Epoch(epoch), "", NodeId("edge-1"), Capability(1, 1, 1.0, 1.0, 1.0, ""))
+
+
+def appeared(epoch: int = 1) -> Event:
+    return NodeAppeared(NODE, Tier.DEVICE, Epoch(epoch))
+
+
+def vanished(epoch: int = 1) -> Event:
+    return NodeVanished(NODE, Epoch(epoch))
+
+
+def moved(counter: int, *, busy: bool = True) -> Event:
+    return ProgressObserved(NODE, Progress(counter, busy, "train run-1 round 3"))
+
+
+def folded(*events: Event) -> tuple[Membership, list[Action]]:
+    """All events in order; the actions of the last."""
+    state = Membership()
+    actions: tuple[Action, ...] = ()
+    for event in events:
+        state, actions = step(state, event)
+    return state, list(actions)
+
+
+def state_after(*events: Event) -> NodeState:
+    return folded(*events)[0].members[NODE].state
+
+
+HERE = (appeared(), NodeDescribed(info()))
+
+
+def test_a_token_is_asked_who_it_is_and_ready_when_it_told() -> None:
+    assert folded(appeared())[1] == [AskInfo(NODE)]
+    assert folded(*HERE)[1] == [NodeReady(info())]
+    assert [m.node for m in folded(*HERE)[0].alive()] == [NODE]
+    assert folded(*HERE)[0].alive(Tier.EDGE) == ()
+    assert folded(appeared())[0].alive() == ()
+
+
+def test_a_token_told_twice_is_one_node() -> None:
+    assert folded(*HERE, appeared())[1] == []
+
+
+def test_a_vanished_token_is_a_lost_node_once() -> None:
+    state, actions = folded(*HERE, vanished())
+    assert isinstance(actions[0], NodeLost)
+    assert "device-1 is unreachable: its liveliness token is gone" in state.members[NODE].cause
+    assert folded(*HERE, vanished(), vanished())[1] == []
+    assert not state.has(NODE, Epoch(1))
+
+
+def test_the_end_of_an_older_incarnation_is_not_the_end_of_the_node() -> None:
+    assert state_after(*HERE, appeared(2), NodeDescribed(info(2)), vanished(1)) is NodeState.ALIVE
+    assert folded(appeared(2), appeared(1))[1] == []
+    assert folded(vanished())[1] == []
+
+
+@pytest.mark.parametrize(("epoch", "after"), [(1, "it was frozen or cut off"), (2, "it was started again")])
+def test_the_incarnation_tells_a_frozen_node_from_one_that_had_ended(epoch: int, after: str) -> None:
+    _, actions = folded(*HERE, vanished(), appeared(epoch), NodeDescribed(info(epoch)))
+    assert actions == [NodeReady(info(epoch), after)]
+
+
+def test_what_left_while_it_was_asked_is_not_ready() -> None:
+    assert folded(appeared(), vanished(), NodeDescribed(info()))[1] == []
+    assert folded(NodeDescribed(info()))[1] == []
+
+
+def test_a_busy_worker_that_stands_still_is_suspected_with_its_work() -> None:
+    standing = [moved(5)] * (STALL_OBSERVATIONS + 1)
+    assert state_after(*HERE, *standing[:-1]) is NodeState.ALIVE
+    state, actions = folded(*HERE, *standing)
+    assert state.members[NODE].state is NodeState.SUSPECTED
+    assert isinstance(actions[0], NodeLost)
+    assert "counter 5 did not move over 10 answers while it was to train run-1 round 3" in actions[0].cause
+    assert state.has(NODE, Epoch(1))
+    assert folded(*HERE, *standing, moved(5))[1] == []
+
+
+def test_a_suspect_that_moves_is_ready_again() -> None:
+    standing = [moved(5)] * (STALL_OBSERVATIONS + 1)
+    state, actions = folded(*HERE, *standing, moved(6))
+    assert actions == [NodeReady(info(), "its worker hung")]
+    assert state.members[NODE].cause == ""
+
+
+def test_an_idle_worker_is_not_hung() -> None:
+    assert state_after(*HERE, *[moved(5, busy=False)] * 50) is NodeState.ALIVE
+
+
+def test_a_slow_worker_is_not_hung_within_twenty_of_its_own_gaps() -> None:
+    gap = STALL_OBSERVATIONS - 1
+    slow = [*[moved(5)] * (gap + 1), moved(6)]
+    patient = [moved(6)] * (STALL_GAPS * gap - 1)
+    assert state_after(*HERE, *slow, *patient) is NodeState.ALIVE
+    assert state_after(*HERE, *slow, *patient, moved(6)) is NodeState.SUSPECTED
+
+
+def test_progress_of_a_node_that_is_gone_or_unknown_changes_nothing() -> None:
+    assert folded(moved(1))[0] == Membership()
+    assert state_after(*HERE, vanished(), moved(6)) is NodeState.GONE
