@@ -253,9 +253,11 @@ def test_two_terminals_may_share_a_certificate(fleet: Terminals) -> None:
         identity, endpoint = fleet.folder / "nodes/operator", f"tls/127.0.0.1:{fleet.ports['7447']}"
         async with connect_operator(identity, endpoint, fleet.folder / "one", "home") as first:
             assert (await first.versions()).current == 1
-            async with connect_operator(identity, endpoint, fleet.folder / "two", "home") as second:
-                assert (await second.versions()).current == 1
-                assert (await first.versions()).current == 1  # overtaken: it comes back under a newer incarnation
+            for _ in range(3):
+                async with connect_operator(identity, endpoint, fleet.folder / "two", "home") as second:
+                    assert (await second.versions()).current == 1
+                    assert (await first.versions()).current == 1  # overtaken: back under a newer incarnation
+                assert (await first.versions()).current == 1
 
     asyncio.run(talk())
 

@@ -250,3 +250,14 @@ def test_a_private_key_is_never_printed(device: Identity, authority: Authority) 
     assert "PRIVATE" not in repr(issued)
     assert "_key" not in repr(device)
     assert isinstance(device.certificate, x509.Certificate)
+
+
+def test_a_signature_alone_is_judged_without_counting(authority: Authority, device: Identity) -> None:
+    verifier = device.verifier()
+    signature = device.sign(b"frame")
+    assert not verifier.is_signed("device-1", signature, b"frame")  # no certificate of that name yet
+    verifier.learn(device.certificate_pem)
+    assert verifier.is_signed("device-1", signature, b"frame")
+    assert not verifier.is_signed("device-1", signature, b"another")
+    assert verifier.windows == {}
+    assert verifier.refused == {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -31,7 +32,8 @@ def command(
     Example:
       edgewise nodes --connect tls/127.0.0.1:7447 --identity nodes/operator
     """
-    run_async(list_nodes(Output(as_json), connect, identity, fleet, watch))
+    with suppress(KeyboardInterrupt) if watch else nullcontext():
+        run_async(list_nodes(Output(as_json), connect, identity, fleet, watch))
 
 
 async def list_nodes(out: Output, connect: str, identity: str, fleet: str, watch: bool) -> None:

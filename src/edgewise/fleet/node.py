@@ -358,7 +358,11 @@ class Node:
     async def _prove(self, node: NodeId, frame: Frame, key: str) -> NodeInfo:
         """Who a node is, if it signed this frame for this key in this incarnation."""
         known = self._known.get(node)
-        info = await self.info_of(node, fresh=known is not None and known.epoch != frame.epoch)
+        # An operator's sessions come and go under one certificate, and the one that answers may be leaving: what is
+        # known of its name stands as long as its signature does.
+        gives_orders = known is not None and not known.capability.cores
+        stands = gives_orders and self.verifier.is_signed(node, frame.signature, addressed(frame.signed_bytes, key))
+        info = await self.info_of(node, fresh=known is not None and known.epoch != frame.epoch and not stands)
         self.verifier.check(
             frame.sender, frame.epoch, frame.sequence, frame.signature, addressed(frame.signed_bytes, key)
         )

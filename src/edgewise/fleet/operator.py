@@ -53,6 +53,8 @@ LONG_TIMEOUT_S = 120.0
 STATUS_TIMEOUT_S = 5.0
 FRESH_TIMEOUT_S = 2.0
 FRESH_AT_ONCE = 64
+AGAIN_S = (0.1, 0.5, 1.0)
+"""Waits before a question is asked again that an operator's second session got in the way of."""
 STALE = "stale_epoch"
 """Refusal of a frame whose sender has appeared again under the same name."""
 
@@ -252,14 +254,22 @@ class Operator:
         return await self._renewed(ask)
 
     async def _renewed(self, ask: Callable[[], Awaitable[A]]) -> A:
-        """Asks; once more under a new incarnation if another one of our name came between."""
-        try:
-            return await ask()
-        except RemoteError as error:
-            if error.fields.get("reason") != STALE or self._reopen is None:
-                raise
-        await self.node.close()
-        self.node = await self._reopen()
+        """Asks; again if another session of our name came between.
+
+        Overtaken, we open a new incarnation; if the other one was asked who we are just as it left, we ask once more.
+        """
+        for wait_s in AGAIN_S:
+            try:
+                return await ask()
+            except RemoteError as error:
+                unproven = error.fields.get("remote_code") == Unreachable.code
+                if error.fields.get("reason") == STALE and self._reopen is not None:
+                    await self.node.close()
+                    self.node = await self._reopen()
+                elif unproven and error.fields.get("node") == self.node.name:
+                    await asyncio.sleep(wait_s)
+                else:
+                    raise
         return await ask()
 
 

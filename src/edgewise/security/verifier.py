@@ -180,6 +180,18 @@ class Verifier:
         self._count(sender, proven or link or "nobody", error)
         raise error
 
+    def is_signed(self, sender: str, signature: bytes, signed_bytes: bytes) -> bool:
+        """Whether a signature is by the certificate known of a name; says nothing of age or tier, counts nothing.
+
+        Args:
+            sender: The name.
+            signature: A frame's signature.
+            signed_bytes: What it covers.
+        """
+        with self._lock:
+            known = self._known.get(sender)
+        return known is not None and _is_signed(known, signature, signed_bytes)
+
     def knows(self, node: str) -> bool:
         """Whether a certificate of that name was learned."""
         with self._lock:
