@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from edgewise.fleet.operator import connect_operator
+from tests.models.toys import digits_cnn
 
 pytestmark = [pytest.mark.live, pytest.mark.slow]
 
@@ -246,6 +247,14 @@ def test_a_second_version_is_deployed_and_rolled_back(fleet: Terminals) -> None:
     assert set(fleet.versions().values()) == {number}
     assert fleet.ask("rollback")[0]["version"] == 1
     assert set(fleet.versions().values()) == {1}
+
+
+def test_a_model_of_ones_own_is_served_on_the_fleet(fleet: Terminals) -> None:
+    (fleet.folder / "own.onnx").write_bytes(digits_cnn())
+    registered, found = fleet.ask("serve own.onnx --budget '300 ms'")
+    assert (registered["event"], registered["task"]) == ("registered", "own")
+    assert set(fleet.versions().values()) == {registered["version"]} == {found["deployed"]["version"]}
+    assert fleet.ask("rollback")[0]["version"] == 1
 
 
 def test_two_terminals_may_share_a_certificate(fleet: Terminals) -> None:
