@@ -117,10 +117,10 @@ class World:
         )
         await self.all_here()
 
-    async def all_here(self, num_devices: int | None = None) -> None:
+    async def all_here(self, *more: str) -> None:
         """Waits until everybody is alive in the coordinator's eyes."""
-        wanted = 2 + (len(self.clients) if num_devices is None else num_devices)
-        await self.rows(lambda rows: sum(r.state == "alive" for r in rows.values()) == wanted)
+        wanted = {CLOUD, EDGE, *self.fleet.devices, *more}
+        await self.rows(lambda rows: wanted <= {name for name, row in rows.items() if row.state == "alive"})
 
     async def rows(self, holds: Callable[[dict[str, NodeRow]], bool]) -> dict[str, NodeRow]:
         """Waits until the coordinator's view meets a condition."""

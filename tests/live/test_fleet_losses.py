@@ -37,10 +37,10 @@ def restored(world: World) -> Iterator[None]:
     """Whatever a test broke is whole again after it."""
     yield
     stop_client_1(world).unlink(missing_ok=True)
-    device = world.fleet.children["device-2"]
-    device.send_signal(signal.SIGCONT)
-    if not device.running:
-        world.run(world.restart("device-2"))
+    world.fleet.children["device-2"].send_signal(signal.SIGCONT)
+    for node in (CLOUD, EDGE, "device-2"):
+        if not world.fleet.children[node].running:
+            world.run(world.restart(node))
 
 
 async def in_the_second_round(world: World, name: str, **wish: Any) -> None:
@@ -169,38 +169,38 @@ def test_a_node_that_enrols_while_a_round_runs_takes_part_without_a_restart(worl
         clients = (*world.clients, ClientId("client-9"))
         await world.submit("enrolled", num_rounds=2, quorum_fraction=0.4, clients=clients)
         await enrol()
-        await world.all_here(3)
+        await world.all_here("device-9")
         stop_client_1(world).unlink()
         status = await world.end_of("enrolled")
         assert [r.num_updates for r in status.rounds] == [2, 3]
+        await fleet.children["device-9"].stop()
 
     world.run(scene())
     assert {name: fleet.children[name].pid for name in routers} == routers
     assert all(fleet.children[name].running for name in routers)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_every_node_in_time_and_the_run_goes_on_after_it(world: World, number: signal.Signals) -> None:
-    name, nodes = f"stopped-{number.name}", (CLOUD, EDGE, "device-2")
+def test_a_signal_stops_every_node_in_time_and_the_run_goes_on_after_it(world: World) -> None:
+    name, seed, signals = "stopped", 13, {CLOUD: signal.SIGINT, EDGE: signal.SIGTERM, "device-2": signal.SIGINT}
 
     async def stop_all() -> list[int]:
-        processes = [world.fleet.children[node]._process for node in nodes]
-        for node in nodes:
+        for node, number in signals.items():
             world.fleet.children[node].send_signal(number)
+        processes = [world.fleet.children[node]._process for node in signals]
         return [await asyncio.wait_for(p.wait(), STOP_S) for p in processes if p is not None]
 
     async def scene() -> None:
         await world.all_here()
         stop_client_1(world).touch()  # a worker inside a task that does not come back cannot hold its process
-        await world.submit(name, seed=number)
+        await world.submit(name, seed=seed)
         await world.eventually(lambda: worker_stands(world, name))
         assert await stop_all() == [0, 0, 0]
         stop_client_1(world).unlink()
-        for node in nodes:
+        for node in signals:
             await world.restart(node)
         status = await world.end_of(name)
         assert [(r.num_updates, r.missing) for r in status.rounds] == [(2, {})] * 2
-        assert status.model == digest_of(world.simulated("hierarchical", 2, seed=number))
+        assert status.model == digest_of(world.simulated("hierarchical", 2, seed=seed))
 
     world.run(scene())
 

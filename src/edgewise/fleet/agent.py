@@ -254,7 +254,7 @@ def _end_in_time() -> None:
 
 def _wait_for_end_of_input(loop: asyncio.AbstractEventLoop, stopped: asyncio.Event) -> None:
     with contextlib.suppress(OSError, ValueError):
-        while sys.stdin.buffer.read(4096):
+        while os.read(sys.stdin.fileno(), 4096):  # sys.stdin holds a lock that the interpreter's end would wait for
             pass
     with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(stopped.set)
