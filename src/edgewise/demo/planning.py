@@ -118,13 +118,23 @@ async def _profiles(demo: Demo, graph: Graph) -> tuple[dict[Tier, Profile], list
     upward = {Tier.DEVICE: device.parent, Tier.EDGE: NodeId(CLOUD)}
     answers: dict[Tier, ProfileAnswer] = {}
     with demo.show.progress("  profiling", 4) as advance:
-        for tier, node in whom.items():
-            order = ProfileOrder(ref, budget, cadences.get(tier, 0.0), upward.get(tier, NodeId("")))
-            answers[tier] = await demo.operator.profile(node, order)
-            advance(str(node))
-        order = ProfileOrder(_offer(demo, int8_graph.model_bytes), budget / 2, cadence)
-        small = await demo.operator.profile(device.node, order)
-        advance("int8 on the device")
+
+        async def measured(what: str, node: NodeId, order: ProfileOrder) -> ProfileAnswer:
+            answer = await demo.operator.profile(node, order)
+            advance(what)
+            return answer
+
+        def order_of(tier: Tier) -> ProfileOrder:
+            return ProfileOrder(ref, budget, cadences.get(tier, 0.0), upward.get(tier, NodeId("")))
+
+        # At serving's spacing a profile mostly waits, so these three run side by side, as serving does.
+        small_order = ProfileOrder(_offer(demo, int8_graph.model_bytes), budget / 2, cadence)
+        answers[Tier.DEVICE], answers[Tier.EDGE], small = await asyncio.gather(
+            measured(str(device.node), whom[Tier.DEVICE], order_of(Tier.DEVICE)),
+            measured(str(device.parent), whom[Tier.EDGE], order_of(Tier.EDGE)),
+            measured("int8 on a device", NodeId(demo.fleet.devices[-1]), small_order),
+        )
+        answers[Tier.CLOUD] = await measured(CLOUD, whom[Tier.CLOUD], order_of(Tier.CLOUD))
     profiles = {t: a.profile for t, a in answers.items()}
     profiles[Tier.DEVICE], on_device = (
         msgspec.structs.replace(p, overhead_s=overhead_s) for p in (profiles[Tier.DEVICE], small.profile)

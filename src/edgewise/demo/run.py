@@ -10,7 +10,7 @@ import numpy as np
 
 from edgewise import __version__
 from edgewise.demo.planning import plan_all
-from edgewise.demo.scenario import TASK, Demo, DemoSettings, Show, fleet_file
+from edgewise.demo.scenario import TASK, Demo, DemoSettings, Show, fleet_file, task_settings
 from edgewise.demo.serving import break_things, deploy, serve
 from edgewise.demo.staying_good import stay_good
 from edgewise.demo.training import train
@@ -38,7 +38,7 @@ async def run_demo(settings: DemoSettings, show: Show, folder: Path, *, capture:
         The report, as written.
     """
     with make_folder() as scratch:
-        task = DigitsTask(seed=settings.seed)
+        task = DigitsTask(**task_settings(settings))
         holdout = _write_holdout(task, Path(scratch))
         fleet = EmulatedFleet(fleet_file(settings), Path(scratch), holdout=holdout, capture=capture)
         demo = Demo(settings, show, Path(scratch), task, fleet)

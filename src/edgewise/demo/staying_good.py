@@ -111,7 +111,15 @@ async def _drifted_stream(
         if heard is not None:
             heard.sent += 1
 
-    sent = await stream(demo, phase, drifted(images, rng=rng), labels, plan=demo.plan, on_reply=on_reply)
+    sent = await stream(
+        demo,
+        phase,
+        drifted(images, rng=rng),
+        labels,
+        plan=demo.plan,
+        on_reply=on_reply,
+        gap_s=demo.settings.drift_gap_s,
+    )
     demo.stream_sent.append(sent)
     if heard is not None:
         said = f"noticed after {heard.after} requests" if heard.after is not None else "not noticed"

@@ -116,6 +116,9 @@ async def stream(
     warm_up = WARM_UP if phase == "fault-free" else 0
     sent.rows = [_row(demo, sent, i, plan, i < warm_up) for i in range(len(inputs))]
     demo.requests.extend(sent.rows)
+    for reply, device in zip(sent.replies, devices, strict=True):
+        if reply.error:
+            demo.happened(phase, f"{device} gave no answer: {reply.error}", "fault")
     return sent
 
 
