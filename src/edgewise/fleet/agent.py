@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from edgewise.core.errors import EdgewiseError
-from edgewise.core.ids import ClientId, NodeId, Tier
+from edgewise.core.ids import ClientId, Epoch, NodeId, Tier
 from edgewise.fleet import uplink
 from edgewise.fleet.aggregator import Aggregator
 from edgewise.fleet.capability import measure_capability
@@ -49,6 +49,7 @@ log = logging.getLogger("edgewise.fleet")
 Said = Callable[..., None]
 STOP_S = 4.0
 """Longest a stopping process waits for its threads."""
+ATTACH_WAITS_S = (0.1, 0.5, 1.0, 2.0, 5.0)
 PARENT_WAIT_S = 3.0
 """How long a starting node waits for its parent's token, to name it in its info."""
 
@@ -174,6 +175,7 @@ class Agent:
         if not isinstance(transport, ZenohTransport) or not self.settings.connect:
             return
         routers = set(await transport.routers())
+        newest: dict[NodeId, Epoch] = {}
 
         def seen(key: str, there: bool) -> None:
             tier, name, epoch = Keys.read_alive(key)
@@ -187,6 +189,9 @@ class Agent:
                     self.parent = name
                     self._parent_known.set()
             if self._parents.get(index) == name:
+                if epoch < newest.get(name, Epoch(0)):
+                    return  # the end of a former incarnation, told after the next one had begun
+                newest[name] = epoch
                 self.serving.peer_changed(name, there)
                 if there:
                     self.node.spawn(self._learn(name), f"who is {name}")
@@ -205,7 +210,18 @@ class Agent:
             self.uplinks, actions = uplink.step(self.uplinks, uplink.UplinkChanged(index, there))
             for action in actions:
                 log.warning("%s moves from uplink %d to %d", self.node.name, before, action.index)
-                await self.node.attach(action.index)
+                await self._attach(action.index)
+
+    async def _attach(self, index: int) -> None:
+        """Serves on an uplink, however often it takes: a node that serves nowhere is lost to its fleet."""
+        for wait_s in (*ATTACH_WAITS_S, None):
+            try:
+                return await self.node.attach(index)
+            except EdgewiseError as error:
+                log.error("%s cannot serve on uplink %d: %s", self.node.name, index, error)
+                if wait_s is None:
+                    raise
+                await asyncio.sleep(wait_s)
 
 
 async def run_agent(
