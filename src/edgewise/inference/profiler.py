@@ -325,14 +325,15 @@ def measure_overhead(gap_s: float = 0.0) -> float:
 
 
 _CHILD = """
-import resource, sys, psutil, numpy, onnxruntime
+import sys, psutil, numpy, onnxruntime
 from edgewise.inference.stages import make_session
+from edgewise.ledger.resources import peak_memory_bytes
 before = psutil.Process().memory_info().rss
 session = make_session(sys.argv[1])
 feeds = {i.name: numpy.zeros([n if isinstance(n, int) else 1 for n in i.shape], sys.argv[2 + k])
          for k, i in enumerate(session.get_inputs())}
 session.run(None, feeds)
-print(max(0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before))
+print(max(0, peak_memory_bytes() - before))
 """
 
 
