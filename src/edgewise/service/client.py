@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.core.errors import RemoteError, Unreachable
+from edgewise.core.errors import DeadlineExceeded, RemoteError, Unreachable
 
 _DATATYPES = {"float32": "FP32", "float16": "FP16", "uint8": "UINT8", "int64": "INT64", "int32": "INT32"}
 _DTYPES = {v: k for k, v in _DATATYPES.items()} | {"FP64": "float64", "BOOL": "bool", "INT8": "int8"}
@@ -50,8 +50,8 @@ class InferenceClient:
             reply = await client.infer("digits", {"input": image})
     """
 
-    def __init__(self, host: str, port: int) -> None:
-        self.host, self.port = host, port
+    def __init__(self, host: str, port: int, *, timeout_s: float = 10.0) -> None:
+        self.host, self.port, self.timeout_s = host, port, timeout_s
         self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def __aenter__(self) -> InferenceClient:
@@ -115,9 +115,13 @@ class InferenceClient:
         try:
             head = f"{method} {path} HTTP/1.1\r\nHost: {self.host}\r\nContent-Length: {len(body)}\r\n{extra}\r\n"
             writer.write(head.encode() + body)
-            raw = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-            headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in raw[1:] if line)}
-            content = await reader.readexactly(int(headers.get("content-length", "0")))
+            async with asyncio.timeout(self.timeout_s):
+                raw = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+                headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in raw[1:] if line)}
+                content = await reader.readexactly(int(headers.get("content-length", "0")))
+        except TimeoutError as error:
+            writer.close()
+            raise DeadlineExceeded(f"{self.host}:{self.port} gave no answer within {self.timeout_s:g} s.") from error
         except (ConnectionError, asyncio.IncompleteReadError) as error:
             writer.close()
             raise Unreachable(f"{self.host}:{self.port} closed the connection: {error}.") from error
@@ -163,7 +167,7 @@ async def open_loop(
         try:
             got = await send(index, due)
             reply = Reply(got.outputs, got.parameters, due, time.monotonic() - due)
-        except (Unreachable, RemoteError) as error:
+        except (DeadlineExceeded, Unreachable, RemoteError) as error:
             reply = Reply({}, {}, due, time.monotonic() - due, str(error))
         replies[index] = reply
         on_reply(index, reply)

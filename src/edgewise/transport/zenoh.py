@@ -5,11 +5,9 @@
         print(transport.endpoints)          # ports resolved
         await transport.serve(keys.service("edge-1", "info"), handler)
 
-Zenoh calls back on its own threads; everything is handed to the event loop that opened the transport. Questions and
-replies are handed over by Zenoh's network threads themselves (`_direct`): its default is a Python thread per question.
-What leaves goes through `sender.py`, so a full queue never holds the event loop. A serving question whose asker has no
-other one open says so (`_ALONE`): neither its queue nor its reply's can hold anything, and small ones are sent at once.
-Configuration: `zenoh_config.py`.
+Zenoh calls back on its own threads; everything is handed to the event loop that opened the transport. Its network
+threads never run Python (`_heard_by`): one that waited for the interpreter would hold up its link. What leaves goes
+through `sender.py`, so a full queue never holds the event loop. Configuration: `zenoh_config.py`.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ from edgewise.transport.diagnose import Finding, diagnose
 from edgewise.transport.door import Door
 from edgewise.transport.frame import Frame
 from edgewise.transport.remote import answer, checked_reply, error_frame, seal_reply
-from edgewise.transport.sender import Job, Sender, Unanswered
+from edgewise.transport.sender import Job, Sender
 from edgewise.transport.transport import FrameHandler, PresenceHandler, QueryHandler, Registration, Transport
 from edgewise.transport.zenoh_config import PRIORITIES, TlsFiles, ZenohSettings, resolved, zenoh_config
 
@@ -39,7 +37,6 @@ __all__ = ["TlsFiles", "ZenohSettings", "ZenohTransport", "open_zenoh"]
 _LISTEN_ATTEMPTS = 5
 _DIAGNOSE_AFTER_S = 0.7
 _PRIORITY = {purpose: getattr(zenoh.Priority, name) for purpose, name in PRIORITIES.items()}
-_ALONE = b"1"
 _EXPRESS = frozenset((Purpose.SERVING, Purpose.CONTROL))
 
 
@@ -150,7 +147,6 @@ class ZenohTransport(Transport):
         self._session = session
         self._loop = asyncio.get_running_loop()
         self._sender = Sender(settings.node)
-        self._unanswered = Unanswered(self._loop.time)
         self._tasks: set[asyncio.Task[None]] = set()
         self._asked: set[_Asked] = set()
         self._declared: set[_Declared] = set()
@@ -179,8 +175,6 @@ class ZenohTransport(Transport):
         finally:
             timer.cancel()
             asked.drop()
-        if asked.number:
-            self._unanswered.answered(key, asked.number)
         if not asked.replies:
             raise Unreachable(
                 f"nobody answers on {key!r}: no node serves it, or it was lost. Check that the node is up.", key=key
@@ -206,7 +200,7 @@ class ZenohTransport(Transport):
         def arrived(query: Any) -> None:
             self._hand_over(self._start_answer, handler, query)
 
-        return await self._declare(lambda: self._session.declare_queryable(key, _direct(arrived), complete=True))
+        return await self._declare(lambda: self._session.declare_queryable(key, _heard_by(arrived), complete=True))
 
     async def publish(self, key: str, frame: Frame) -> None:
         data = self.door.seal(frame, key)
@@ -278,10 +272,7 @@ class ZenohTransport(Transport):
         """Sends a question; with `one`, its first reply is all that is told."""
         data = self.door.seal(frame, key)
         asked = _Asked(self, one)
-        heard, is_alone = False, False
-        if frame.purpose is Purpose.SERVING:
-            is_alone = self._unanswered.is_empty()
-            asked.number = self._unanswered.asked(key)
+        heard = False
 
         def on_reply(reply: Any) -> None:
             nonlocal heard
@@ -297,12 +288,11 @@ class ZenohTransport(Transport):
             if asked.is_dropped:
                 return
             self._session.get(
-                key, _direct(on_reply, on_end), payload=data,
+                key, _heard_by(on_reply, on_end), payload=data,
                 target=zenoh.QueryTarget.BEST_MATCHING if one else zenoh.QueryTarget.ALL,
                 consolidation=zenoh.ConsolidationMode.NONE, timeout=timeout_s + 1.0,
                 congestion_control=zenoh.CongestionControl.BLOCK, priority=_PRIORITY[frame.purpose],
                 express=frame.purpose in _EXPRESS, cancellation_token=asked.cancellation,
-                attachment=_ALONE if is_alone else None,
             )  # fmt: skip
 
         def failed(error: Exception) -> None:
@@ -311,8 +301,7 @@ class ZenohTransport(Transport):
         self._asked.add(asked)
         job = Job(get, failed, len(data))
         try:
-            if not (is_alone and self._sender.send_now(frame.purpose, key, job)):
-                self._sender.submit(frame.purpose, key, job)
+            self._sender.submit(frame.purpose, key, job)
         except Unreachable:
             asked.drop()
             raise
@@ -341,16 +330,14 @@ class ZenohTransport(Transport):
                     query.reply(key, data, express=purpose in _EXPRESS)
 
         job = Job(send, lambda error: None, len(data))
-        is_alone = purpose is Purpose.SERVING and query.attachment is not None
-        if not (is_alone and self._sender.send_now(purpose, asker, job)):
-            self._sender.submit(purpose, asker, job)
+        self._sender.submit(purpose, asker, job)
 
 
 class _Asked:
     """A question on its way: its replies, and whether more can come."""
 
     def __init__(self, owner: ZenohTransport, one: bool) -> None:
-        self._owner, self._one, self.number = owner, one, 0
+        self._owner, self._one = owner, one
         loop = asyncio.get_running_loop()
         self.first: asyncio.Future[None] = loop.create_future()
         self.finished: asyncio.Future[None] = loop.create_future()
@@ -393,6 +380,6 @@ class _Asked:
                 self.cancellation.cancel()  # type: ignore[no-untyped-call]
 
 
-def _direct(callback: Callable[[Any], None], drop: Callable[[], None] | None = None) -> Any:
-    """A callback that Zenoh's network thread runs itself; it must only hand over."""
-    return zenoh.handlers.Callback(callback, drop, indirect=False)
+def _heard_by(callback: Callable[[Any], None], drop: Callable[[], None] | None = None) -> Any:
+    """A callback that a thread of its own runs, not the network's; it must only hand over."""
+    return zenoh.handlers.Callback(callback, drop, indirect=True)
