@@ -76,7 +76,10 @@ class DemoSettings(msgspec.Struct, frozen=True):
     @staticmethod
     def short(seed: int = 0) -> DemoSettings:
         """The same stages, fewer rounds and requests; for checks, not for figures."""
-        return DemoSettings(seed, 8, 1, 3, 6, 120, 60, 160, 240, 0.03, 2.0)
+        return DemoSettings(
+            seed, rounds=8, comparison_rounds=1, domain_rounds=3, retraining_rounds=6, fault_free=120, link_drop=60,
+            edge_kill=160, drifted=240,
+        )  # fmt: skip
 
 
 class Show(Protocol):
