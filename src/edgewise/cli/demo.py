@@ -12,9 +12,9 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from edgewise.cli.output import AsJson, Output
+from edgewise.cli.threads import one_thread
 
 T = TypeVar("T")
-from edgewise.cli.threads import one_thread
 
 
 def command(
