@@ -88,6 +88,15 @@ def test_the_incarnation_tells_a_frozen_node_from_one_that_had_ended(epoch: int,
     assert actions == [NodeReady(info(epoch), after)]
 
 
+def test_a_node_that_comes_back_stays_in_view_as_it_was_until_it_has_told_again() -> None:
+    state, actions = folded(*HERE, vanished(), appeared(2))
+    assert actions == [AskInfo(NODE)]
+    assert (state.members[NODE].state, state.members[NODE].info) == (NodeState.JOINING, info(1))
+    assert state.alive() == ()
+    assert state_after(*HERE, vanished(), appeared(2), moved(6)) is NodeState.JOINING
+    assert state_after(*HERE, vanished(), appeared(2), NodeDescribed(info(2))) is NodeState.ALIVE
+
+
 def test_what_left_while_it_was_asked_is_not_ready() -> None:
     assert folded(appeared(), vanished(), NodeDescribed(info()))[1] == []
     assert folded(NodeDescribed(info()))[1] == []

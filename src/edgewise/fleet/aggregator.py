@@ -14,6 +14,7 @@ from typing import Any
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.ids import ClientId, Epoch, NodeId, RunId, Tier
 from edgewise.fleet.delivery import deliver, give_order
+from edgewise.fleet.membership import NodeState
 from edgewise.fleet.messages import (
     Ack,
     BlobRef,
@@ -178,8 +179,9 @@ class Aggregator:
         self.watch.expect(n for c, n in self._nodes().items() if c in outstanding)
 
     def _nodes(self) -> dict[ClientId, NodeId]:
-        members = self.watch.members.members.values()
-        return {m.info.client: m.node for m in members if m.info is not None and m.info.client}
+        """Where each client is or was; one that is coming back is asked when it has told who it is."""
+        told = [m for m in self.watch.members.members.values() if m.state is not NodeState.JOINING]
+        return {m.info.client: m.node for m in told if m.info is not None and m.info.client}
 
     async def _perform(self, action: Any) -> None:
         match action:

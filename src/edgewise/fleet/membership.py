@@ -1,8 +1,10 @@
 """The coordinator's view of the fleet, as a pure step.
 
-Alive: the liveliness token is there and the worker moves. Gone: the token is gone (killed in milliseconds, frozen or
-cut off after the transport's lease; which of them shows when it is back: a new incarnation had ended, the same one had not). Suspected: the token is there but the worker has work and its counter stands
-still, by far longer than it ever did before it moved again. A node that comes back with a newer epoch is alive again.
+Joining: the liveliness token is there, the node has not yet told who it is; what it told before its last absence stays
+in view. Alive: it has told, and the worker moves. Gone: the token is gone (killed in milliseconds, frozen or cut off
+after the transport's lease; which of them shows when it is back: a new incarnation had ended, the same one had not).
+Suspected: the token is there but the worker has work and its counter stands still, by far longer than it ever did
+before it moved again. A node that comes back with a newer epoch is alive again.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ STALL_GAPS = 20
 class NodeState(StrEnum):
     """What is believed of a node."""
 
+    JOINING = "joining"
     ALIVE = "alive"
     GONE = "gone"
     SUSPECTED = "suspected"
@@ -106,7 +109,7 @@ class Member:
     node: NodeId
     tier: Tier
     epoch: Epoch
-    state: NodeState = NodeState.ALIVE
+    state: NodeState = NodeState.JOINING
     info: NodeInfo | None = None
     cause: str = ""
     counter: int = -1
@@ -126,7 +129,7 @@ class Membership:
         return tuple(
             m
             for _, m in sorted(self.members.items())
-            if m.state is NodeState.ALIVE and m.info is not None and (tier is None or m.tier is tier)
+            if m.state is NodeState.ALIVE and (tier is None or m.tier is tier)
         )
 
     def has(self, node: NodeId, epoch: Epoch) -> bool:
@@ -148,9 +151,11 @@ def step(state: Membership, event: Event) -> tuple[Membership, tuple[Action, ...
     match event:
         case NodeAppeared(node, tier, epoch):
             known = state.members.get(node)
-            if known is not None and (known.epoch > epoch or (known.epoch == epoch and known.state is NodeState.ALIVE)):
+            if known is not None and (known.epoch > epoch or (known.epoch == epoch and known.state is not NodeState.GONE)):
                 return state, ()
-            return _with(state, Member(node, tier, epoch, after=_absence(known, epoch))), (AskInfo(node),)
+            told = None if known is None else known.info
+            joining = Member(node, tier, epoch, info=told, after=_absence(known, epoch))
+            return _with(state, joining), (AskInfo(node),)
         case NodeVanished(node, epoch):
             known = state.members.get(node)
             if known is None or known.epoch != epoch or known.state is NodeState.GONE:
@@ -161,17 +166,18 @@ def step(state: Membership, event: Event) -> tuple[Membership, tuple[Action, ...
             known = state.members.get(info.node)
             if known is None or known.epoch > info.epoch:
                 return state, ()
-            described = replace(known, info=info, epoch=info.epoch)
-            # What left again while it was asked is not here; its next token asks anew.
-            ready = () if known.state is NodeState.GONE else (NodeReady(info, known.after),)
-            return _with(state, replace(described, after="")), ready
+            described = replace(known, info=info, epoch=info.epoch, after="")
+            if known.state is NodeState.GONE:  # it left again while it was asked; its next token asks anew
+                return _with(state, described), ()
+            here = NodeState.ALIVE if known.state is NodeState.JOINING else known.state
+            return _with(state, replace(described, state=here)), (NodeReady(info, known.after),)
         case ProgressObserved(node, progress):
             return _observe(state, node, progress)
 
 
 def _observe(state: Membership, node: NodeId, progress: Progress) -> tuple[Membership, tuple[Action, ...]]:
     known = state.members.get(node)
-    if known is None or known.state is NodeState.GONE:
+    if known is None or known.state not in (NodeState.ALIVE, NodeState.SUSPECTED):
         return state, ()
     moved = progress.counter != known.counter or not progress.busy
     stalls = 0 if moved else known.stalls + 1

@@ -106,7 +106,7 @@ class FleetRequest(Message, frozen=True):
 
 
 class NodeRow(msgspec.Struct, frozen=True):
-    """One node as the coordinator sees it: alive, gone or suspected, and why."""
+    """One node as the coordinator sees it: joining, alive, gone or suspected, and why."""
 
     info: NodeInfo
     state: str
