@@ -86,7 +86,7 @@ async def edge() -> None:
     await host.prepare(ActivePlan(Epoch(1), split_plan(graph), 1), graph)
     settings = ZenohSettings(NodeId("edge-1"), Epoch(1), mode="router", listen=("tcp/127.0.0.1:0",))
     async with await open_zenoh(settings) as transport:
-        await transport.serve(KEYS.service("edge-1", STAGE), host.handle)
+        await transport.hear(KEYS.service("edge-1", STAGE), host.hear)
         bare = ZenohSettings(NodeId("bare"), Epoch(1), mode="router", listen=("tcp/127.0.0.1:0",))
         (beside,) = resolved(bare).listen
         with bare_session("router", "listen", beside) as session:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -281,6 +282,50 @@ def test_handlers_bug_reaches_the_asker_as_internal(run: Run) -> None:
         assert caught.value.fields["remote_code"] == "internal"
 
     run(scene)
+
+
+def test_a_hearer_answers_from_a_thread_of_its_own(run: Run) -> None:
+    async def scene(net: Net) -> None:
+        with ThreadPoolExecutor(1) as worker:
+            await net.hub.hear(HUB, lambda question, reply: _ignored(worker.submit(reply, make_frame("done"))))
+            question = make_frame("ask", purpose=Purpose.SERVING, run="r")
+            answers = [await net.leaf.query(HUB, question, timeout_s=WAIT_S) for _ in range(3)]
+        assert [(a.kind, a.sender, a.purpose, a.run) for a in answers] == [("done", "hub", Purpose.SERVING, "r")] * 3
+
+    run(scene)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(InputError("there is no stage 7. Ask for 0-2."), "input"), (KeyError("oops"), "internal")]
+)
+def test_what_a_hearer_raises_reaches_the_asker(run: Run, error: Exception, code: str) -> None:
+    def refuse(question: Frame, reply: Any) -> None:
+        raise error
+
+    async def scene(net: Net) -> None:
+        await net.hub.hear(HUB, refuse)
+        with pytest.raises(RemoteError, match=str(error).split(".")[0]) as caught:
+            await net.leaf.query(HUB, make_frame("ask", purpose=Purpose.SERVING), timeout_s=WAIT_S)
+        assert caught.value.fields["remote_code"] == code
+
+    run(scene)
+
+
+def test_many_serving_questions_at_once_are_all_answered(run: Run) -> None:
+    async def scene(net: Net) -> None:
+        await net.hub.serve(HUB, echo)
+
+        async def ask(number: int) -> int:
+            frame = make_frame("ask", tensors={"x": np.array([number])}, purpose=Purpose.SERVING)
+            return int((await net.leaf.query(HUB, frame, timeout_s=WAIT_S)).array("x")[0])
+
+        assert await asyncio.gather(*map(ask, range(300))) == list(range(300))
+
+    run(scene)
+
+
+def _ignored(_: object) -> None:
+    return None
 
 
 def test_query_all_collects_every_answer_and_leaves_out_refusals(run: Run) -> None:

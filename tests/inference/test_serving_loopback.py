@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgewise.core.errors import Busy, FrameRefused, InputError, PlanInfeasible
+from edgewise.core.errors import Busy, InputError, PlanInfeasible, RemoteError
 from edgewise.core.ids import Epoch, NodeId, Tier
 from edgewise.inference.hosting import StageHost
 from edgewise.inference.messages import STAGE, STAGE_REQUEST, StageRequest
@@ -26,7 +26,8 @@ from edgewise.transport.door import AllowOrigins
 from edgewise.transport.frame import Frame, make_frame
 from edgewise.transport.keys import Keys
 from edgewise.transport.loopback import LoopbackFabric
-from edgewise.transport.transport import Registration
+from edgewise.transport.remote import answer, checked_reply
+from edgewise.transport.transport import Registration, on_the_loop
 from tests.inference.tiny import active, images, raw_plan, split_plan, three_tier_plan, two_exit_graph
 
 GRAPH = two_exit_graph()
@@ -69,7 +70,7 @@ async def world(*edges: str, cloud: bool = False, allow: AllowOrigins | None = a
         for name, tier in names:
             transport = await stack.enter_async_context(fabric.open(name, allow=allow))
             host = made.hosts[name] = StageHost(NodeId(name), tier)
-            made.registrations[name] = await transport.serve(KEYS.service(name, STAGE), host.handle)
+            made.registrations[name] = await transport.hear(KEYS.service(name, STAGE), host.hear)
             if cloud and tier is Tier.EDGE:
                 host.set_targets([Target(NodeId("cloud-1"), transport, KEYS.service("cloud-1", STAGE))])
         server.set_targets([Target(NodeId(name), device, KEYS.service(name, STAGE)) for name in edges])
@@ -216,7 +217,7 @@ def test_requests_in_flight_finish_on_the_epoch_they_began_with() -> None:
         async with world("edge-1") as made:
             await made.install(split_plan(GRAPH))
             entered, release = asyncio.Event(), asyncio.Event()
-            answer = made.hosts["edge-1"].handle
+            answer = on_the_loop(made.hosts["edge-1"].hear)
 
             async def slow(frame: Frame) -> Frame:
                 entered.set()
@@ -305,8 +306,8 @@ def test_a_stage_host_refuses_what_it_was_not_asked_for(change: dict[str, Any], 
             "coded": (),
         } | change
         kind = fields.pop("kind", STAGE_REQUEST)
-        with pytest.raises(FrameRefused, match=message):
-            await host.handle(make_frame(kind, StageRequest(**fields)))
+        with pytest.raises(RemoteError, match=message):
+            checked_reply(await answer(on_the_loop(host.hear), make_frame(kind, StageRequest(**fields))))
         await host.close()
 
     asyncio.run(run())

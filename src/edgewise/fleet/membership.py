@@ -151,7 +151,9 @@ def step(state: Membership, event: Event) -> tuple[Membership, tuple[Action, ...
     match event:
         case NodeAppeared(node, tier, epoch):
             known = state.members.get(node)
-            if known is not None and (known.epoch > epoch or (known.epoch == epoch and known.state is not NodeState.GONE)):
+            if known is not None and (
+                known.epoch > epoch or (known.epoch == epoch and known.state is not NodeState.GONE)
+            ):
                 return state, ()
             told = None if known is None else known.info
             joining = Member(node, tier, epoch, info=told, after=_absence(known, epoch))

@@ -35,7 +35,7 @@ from edgewise.transport.bulk import fetch_blob, serve_blobs
 from edgewise.transport.door import addressed
 from edgewise.transport.frame import Frame, Tensor, make_frame
 from edgewise.transport.keys import Keys
-from edgewise.transport.transport import Registration, Transport
+from edgewise.transport.transport import Hearer, QueryHandler, Registration, Transport
 
 log = logging.getLogger("edgewise.fleet")
 Arrays = Mapping[str, np.ndarray[Any, Any]] | Sequence[Tensor]
@@ -81,6 +81,8 @@ class Node:
         policy: What data may reach which tier.
         progress: Makes the worker's counter.
         audit: Counts what the policy let go, and what it refused.
+        extra_services: Handlers of services that are not messages, by service.
+        hearers: The same for services that answer beside the event loop.
         refused: How often what was refused here, by a sentence without numbers.
     """
 
@@ -102,7 +104,8 @@ class Node:
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
     refused: dict[str, int] = field(default_factory=dict)
     on_failure: Callable[[str, BaseException], None] | None = None
-    extra_services: dict[str, Callable[[Frame], Awaitable[Frame]]] = field(default_factory=dict)
+    extra_services: dict[str, QueryHandler] = field(default_factory=dict)
+    hearers: dict[str, Hearer] = field(default_factory=dict)
     coordinator: NodeId | None = None
     audit: EgressAudit = field(init=False)
     _uplink_of: dict[NodeId, int] = field(default_factory=dict)
@@ -151,6 +154,8 @@ class Node:
             self._registrations.append(await transport.serve(key, self._dispatcher(service)))
         for service, handler in self.extra_services.items():
             self._registrations.append(await transport.serve(self.keys.service(self.name, service), handler))
+        for service, hearer in self.hearers.items():
+            self._registrations.append(await transport.hear(self.keys.service(self.name, service), hearer))
         self._registrations.append(await transport.serve(self.keys.service(self.name, "info"), self._answer_info))
         self._registrations.append(
             await transport.serve(self.keys.service(self.name, "progress"), self._answer_progress)

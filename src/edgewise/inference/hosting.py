@@ -2,11 +2,12 @@
 
     host = StageHost(NodeId("edge-1"), Tier.EDGE, dilation=2.0)
     await host.prepare(ActivePlan(Epoch(1), plan, version=3), graph)
-    registration = await transport.serve(keys.service("edge-1", STAGE), host.handle)
+    registration = await transport.hear(keys.service("edge-1", STAGE), host.hear)
     host.set_targets([Target(NodeId("cloud-1"), transport, keys.service("cloud-1", STAGE))])   # for three tiers
 
-A stage request names its plan, epoch and version; what is not prepared here, or no longer, is refused and counted, and
-the device falls back. The last few plans stay prepared, so that two versions serve side by side during a rollout.
+A stage request goes from the thread that hears it to the worker, and the answer from there to the wire; the event loop
+takes part only where the next tier is asked. It names its plan, epoch and version; what is not prepared here, or no
+longer, is refused and counted, and the device falls back. The last few plans stay prepared, so that two versions serve side by side during a rollout.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from edgewise.core.errors import DeadlineExceeded, EdgewiseError, FrameRefused, Unreachable
 from edgewise.core.ids import Epoch, NodeId, Tier
@@ -27,6 +29,8 @@ from edgewise.ledger.entry import Purpose
 from edgewise.models.graph import Graph
 from edgewise.planning.plan import ActivePlan
 from edgewise.transport.frame import Frame, make_frame
+from edgewise.transport.remote import failure_frame
+from edgewise.transport.transport import Reply
 
 _DEFAULT_DEADLINE_S = 10.0
 # Of the time an outer node has left, this share is kept for its own exit's way back.
@@ -54,7 +58,9 @@ class StageHost:
         self.refused = 0
         self.answered = 0
         self._plans: dict[Epoch, PreparedPlan] = {}
-        self._peers = Peers(lambda: asyncio.get_running_loop().time())
+        self._peers = Peers(time.monotonic)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._handing_over: set[asyncio.Task[None]] = set()
 
     @property
     def epochs(self) -> tuple[Epoch, ...]:
@@ -71,6 +77,7 @@ class StageHost:
         Raises:
             PlanInfeasible: If plan and graph do not belong together.
         """
+        self._loop = asyncio.get_running_loop()
         self._plans[active.epoch] = await prepare_plan(active, graph, self.tier, dilation=self.dilation)
         for oldest in self.epochs[: -self.keep]:
             del self._plans[oldest]
@@ -87,37 +94,65 @@ class StageHost:
         """A node's liveliness token is back."""
         self._peers.returned(node)
 
-    async def handle(self, frame: Frame) -> Frame:
-        """Answers one stage request; give it to `Transport.serve`.
+    def hear(self, frame: Frame, reply: Reply) -> None:
+        """Takes one stage request; give it to `Transport.hear`.
 
         Args:
             frame: Of kind `stage_request`.
-
-        Returns:
-            A frame of kind `stage_answer`.
+            reply: Takes a frame of kind `stage_answer`, or an error: `DeadlineExceeded` if its time was up before it
+                began, or whatever its work raised.
 
         Raises:
             FrameRefused: If the frame is another, or names a plan that is not prepared here.
             Busy: If too many requests wait.
-            DeadlineExceeded: If its time is up before it began.
         """
         if frame.kind != STAGE_REQUEST:
             raise FrameRefused(f"the stage service of {self.node!r} takes {STAGE_REQUEST!r}, found {frame.kind!r}.")
         message = frame.read(StageRequest)
         prepared = self._prepared(message)
         left_s = _DEFAULT_DEADLINE_S if frame.deadline_s is None else frame.deadline_s
-        deadline_s = asyncio.get_running_loop().time() + left_s
-        result = await self.worker.run(lambda: self._run(prepared, message, frame), deadline_s=deadline_s)
-        if result.leaves:
-            answer, tensors = self._own_answer(prepared, result)
-        else:
-            answer, tensors = await self._hand_over(prepared, message, result, deadline_s)
-        self.answered += 1
-        return make_frame(STAGE_ANSWER, answer, tensors, purpose=Purpose.SERVING)
+        deadline_s = time.monotonic() + left_s
+
+        def settle(result: Any, error: BaseException | None) -> None:
+            if error is not None:
+                reply(failure_frame(error, frame))
+            elif result.leaves:
+                self._answer(reply, *self._own_answer(prepared, result))
+            elif self._loop is not None and not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(
+                    self._start_hand_over, prepared, message, result, deadline_s, reply, frame
+                )
+
+        self.worker.submit(lambda: self._run(prepared, message, frame), settle, deadline_s=deadline_s)
 
     async def close(self) -> None:
-        """Stops the worker."""
+        """Stops the worker and what is being handed over."""
+        for task in tuple(self._handing_over):
+            task.cancel()
         await asyncio.get_running_loop().run_in_executor(None, self.worker.close)
+
+    def _answer(self, reply: Reply, answer: StageAnswer, tensors: Tensors) -> None:
+        self.answered += 1
+        reply(make_frame(STAGE_ANSWER, answer, tensors, purpose=Purpose.SERVING))
+
+    def _start_hand_over(
+        self,
+        prepared: PreparedPlan,
+        message: StageRequest,
+        result: SegmentResult,
+        deadline_s: float,
+        reply: Reply,
+        frame: Frame,
+    ) -> None:
+        async def hand_over() -> None:
+            try:
+                self._answer(reply, *await self._hand_over(prepared, message, result, deadline_s))
+            except Exception as error:  # the task's own boundary: the asker is told
+                reply(failure_frame(error, frame))
+
+        task = asyncio.get_running_loop().create_task(hand_over())
+        self._handing_over.add(task)
+        task.add_done_callback(self._handing_over.discard)
 
     def _prepared(self, message: StageRequest) -> PreparedPlan:
         prepared = self._plans.get(message.epoch)
@@ -137,7 +172,6 @@ class StageHost:
         return prepared
 
     def _run(self, prepared: PreparedPlan, message: StageRequest, frame: Frame) -> SegmentResult:
-
         assert prepared.entry_codec is not None
         started = time.perf_counter()
         tensors = decode_cut(prepared.entry_codec, message.coded, frame)

@@ -17,7 +17,7 @@ from edgewise.inference.peers import Peers, is_peers_fault
 from edgewise.inference.prepared import PreparedPlan, SegmentResult, ask
 from edgewise.inference.session import Session, Source, step
 from edgewise.inference.stages import Tensors
-from edgewise.inference.worker import Worker
+from edgewise.inference.worker import Worker, to_loop
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ class LiveRequest:
 
         until_s = self._arrived_s + self._budget_s
         try:
-            self._at.worker.submit(job, settled, deadline_s=until_s, is_dropped=self._done.done)
+            self._at.worker.submit(job, to_loop(settled), deadline_s=until_s, is_dropped=self._done.done)
         except EdgewiseError as error:
             self._loop.call_soon(self._on, failed(self._loop.time(), f"{error.code}: {error.message}"))
 

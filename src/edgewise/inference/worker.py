@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 from edgewise.core.errors import Busy, DeadlineExceeded
 
 R = TypeVar("R")
+Settle = Callable[[Any, BaseException | None], None]
+"""Takes (result, error) of a job."""
 
 
 class Worker:
@@ -72,35 +74,29 @@ class Worker:
             else:
                 future.set_exception(error)
 
-        self.submit(job, settle, deadline_s=deadline_s, is_dropped=future.cancelled)
+        self.submit(job, to_loop(settle), deadline_s=deadline_s, is_dropped=future.cancelled)
         return future
 
     def submit(
         self,
         job: Callable[[], R],
-        settle: Callable[[R | None, BaseException | None], None],
+        settle: Settle,
         *,
         deadline_s: float = float("inf"),
         is_dropped: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Queues a job; its end is told by a call, one turn of the event loop sooner than by a future.
+        """Queues a job whose end is told by a call; on any thread.
 
         Args:
             job: As `run`.
-            settle: Takes (result, error) on the calling loop.
+            settle: Takes (result, error) on the worker's thread; `to_loop` brings them to an event loop. It hands over
+                and does not raise.
             deadline_s: As `run`.
             is_dropped: Asked before the job begins; if true, nothing happens at all.
 
         Raises:
             Busy: As `run`.
         """
-        if len(self._jobs) >= self.max_waiting:
-            self.refused += 1
-            raise Busy(
-                f"{len(self._jobs)} jobs wait for this node's worker, the limit is {self.max_waiting}; this one is "
-                "dropped. Send less, or plan with more nodes."
-            )
-        loop = asyncio.get_running_loop()
 
         def call() -> None:
             result, error = None, None
@@ -115,10 +111,15 @@ class Worker:
                 result = job()
             except BaseException as caught:  # handed to whoever waits, on their loop
                 error = caught
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(settle, result, error)
+            settle(result, error)
 
         with self._lock:
+            if len(self._jobs) >= self.max_waiting:
+                self.refused += 1
+                raise Busy(
+                    f"{len(self._jobs)} jobs wait for this node's worker, the limit is {self.max_waiting}; this one is "
+                    "dropped. Send less, or plan with more nodes."
+                )
             if self._is_closed:
                 raise Busy("this node's worker is closed. Start the server again.")
             heapq.heappush(self._jobs, (deadline_s, next(self._order), call))
@@ -143,3 +144,21 @@ class Worker:
                 _, _, call = heapq.heappop(self._jobs)
             call()
             self.completed += 1
+
+
+def to_loop(settle: Settle) -> Settle:
+    """Brings a job's end to the running event loop.
+
+    Args:
+        settle: Takes (result, error) there; not called once the loop is closed.
+
+    Returns:
+        What `Worker.submit` takes.
+    """
+    loop = asyncio.get_running_loop()
+
+    def hand_over(result: Any, error: BaseException | None) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, result, error)
+
+    return hand_over

@@ -22,7 +22,7 @@ _SIGNED = frozenset((Purpose.CONTROL, Purpose.TRAINING))
 
 @dataclass(slots=True)
 class Door:
-    """One node's door; used from one thread.
+    """One node's door; any thread may use it.
 
     Attributes:
         node: Name stamped on what leaves.

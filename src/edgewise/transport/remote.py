@@ -43,12 +43,22 @@ async def answer(handler: QueryHandler, question: Frame) -> Frame:
     """
     try:
         reply = await handler(question)
-    except EdgewiseError as error:
-        reply = error_frame(error)
     except Exception as error:
-        _log.exception("handler of %r from %r failed", question.kind, question.sender)
-        reply = make_frame(ERROR_KIND, ErrorMessage("internal", f"{type(error).__name__}: {error}"))
+        reply = failure_frame(error, question)
+    return as_answer(reply, question)
+
+
+def as_answer(reply: Frame, question: Frame) -> Frame:
+    """A reply with the purpose and run of its question."""
     return replace(reply, purpose=question.purpose, run=reply.run or question.run)
+
+
+def failure_frame(error: BaseException, question: Frame) -> Frame:
+    """Whatever a handler raised as a frame of kind `error`; a bug of ours is logged and told as `internal`."""
+    if isinstance(error, EdgewiseError):
+        return error_frame(error)
+    _log.error("handler of %r from %r failed", question.kind, question.sender, exc_info=error)
+    return make_frame(ERROR_KIND, ErrorMessage("internal", f"{type(error).__name__}: {error}"))
 
 
 def error_frame(error: EdgewiseError) -> Frame:

@@ -31,9 +31,10 @@ class Job:
 
 
 class _Lane:
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, lock: threading.Lock) -> None:
         self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self.queued_bytes = 0
+        self.lock = lock
         self.thread = threading.Thread(target=self._run, name=name, daemon=True)
         self.thread.start()
 
@@ -43,19 +44,21 @@ class _Lane:
                 job.send()
             except Exception as error:  # the thread's own boundary: the job's owner is told
                 job.failed(error)
-            self.queued_bytes -= job.size_bytes
+            with self.lock:
+                self.queued_bytes -= job.size_bytes
 
 
 class Sender:
-    """Lanes by purpose and destination; jobs of one lane keep their order."""
+    """Lanes by purpose and destination; jobs of one lane keep their order. Any thread may submit."""
 
     def __init__(self, node: str) -> None:
         self._node = node
         self._lanes: dict[tuple[Purpose, int], _Lane] = {}
         self._closed = False
+        self._lock = threading.Lock()
 
     def submit(self, purpose: Purpose, destination: str, job: Job) -> None:
-        """Queues a hand-over; called from one thread.
+        """Queues a hand-over.
 
         Args:
             purpose: Jobs of different purposes never wait for each other.
@@ -65,19 +68,20 @@ class Sender:
         Raises:
             Unreachable: If the transport is closed, or the lane is full because its link does not move.
         """
-        if self._closed:
-            raise Unreachable(f"the transport of {self._node!r} is closed. Open a new one.")
         index = self._index(destination)
-        lane = self._lanes.get((purpose, index))
-        if lane is None:
-            lane = self._lanes[purpose, index] = _Lane(f"send-{self._node}-{purpose}-{index}")
-        if lane.queued_bytes + job.size_bytes > MAX_QUEUED_BYTES:
-            raise Unreachable(
-                f"{lane.queued_bytes:,} bytes of {purpose} towards {destination!r} wait for a link that does not "
-                "take them. Wait until the link is back, or send less."
-            )
-        lane.queued_bytes += job.size_bytes
-        lane.jobs.put(job)
+        with self._lock:
+            if self._closed:
+                raise Unreachable(f"the transport of {self._node!r} is closed. Open a new one.")
+            lane = self._lanes.get((purpose, index))
+            if lane is None:
+                lane = self._lanes[purpose, index] = _Lane(f"send-{self._node}-{purpose}-{index}", self._lock)
+            if lane.queued_bytes + job.size_bytes > MAX_QUEUED_BYTES:
+                raise Unreachable(
+                    f"{lane.queued_bytes:,} bytes of {purpose} towards {destination!r} wait for a link that does not "
+                    "take them. Wait until the link is back, or send less."
+                )
+            lane.queued_bytes += job.size_bytes
+            lane.jobs.put(job)
 
     @staticmethod
     def _index(destination: str) -> int:
@@ -85,9 +89,10 @@ class Sender:
 
     def close(self) -> None:
         """Ends the lanes after what they hold; idempotent."""
-        self._closed = True
-        for lane in self._lanes.values():
-            lane.jobs.put(None)
+        with self._lock:
+            self._closed = True
+            for lane in self._lanes.values():
+                lane.jobs.put(None)
 
     def join(self, timeout_s: float) -> None:
         """Waits for the lanes to end.

@@ -6,6 +6,7 @@ The smallest complete implementation is `loopback.py`.
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Protocol
@@ -14,6 +15,11 @@ from edgewise.transport.frame import Frame
 
 QueryHandler = Callable[[Frame], Awaitable[Frame]]
 """Answers one query. An EdgewiseError it raises reaches the asker as RemoteError with code and message."""
+Reply = Callable[[Frame], None]
+"""Sends the answer to one question; called once, on any thread."""
+Hearer = Callable[[Frame, Reply], None]
+"""Takes one question where it is heard, perhaps on a thread of the transport: it checks, hands the work to its own
+thread and returns at once. What it raises is the answer."""
 FrameHandler = Callable[[str, Frame], None]
 """Takes (key, frame) of a publication."""
 PresenceHandler = Callable[[str, bool], None]
@@ -34,6 +40,8 @@ class Transport(ABC):
     @abstractmethod
     async def query(self, key: str, frame: Frame, *, timeout_s: float) -> Frame:
         """Asks the one node that serves `key`.
+
+        Questions of one purpose arrive in the order they were asked, but those of serving, which may overtake.
 
         Args:
             key: A service key.
@@ -58,6 +66,10 @@ class Transport(ABC):
     @abstractmethod
     async def serve(self, key: str, handler: QueryHandler) -> Registration:
         """Answers queries on `key` until closed."""
+
+    async def hear(self, key: str, hearer: Hearer) -> Registration:
+        """As `serve`, for work that has a thread of its own: neither question nor answer waits for the event loop."""
+        return await self.serve(key, on_the_loop(hearer))
 
     @abstractmethod
     async def publish(self, key: str, frame: Frame) -> None:
@@ -84,3 +96,31 @@ class Transport(ABC):
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+def on_the_loop(hearer: Hearer) -> QueryHandler:
+    """Makes a handler of a hearer: it is called on the event loop, its answer comes back there.
+
+    Args:
+        hearer: As for `Transport.hear`.
+
+    Returns:
+        A handler as for `Transport.serve`.
+    """
+
+    async def handler(question: Frame) -> Frame:
+        loop = asyncio.get_running_loop()
+        answered: asyncio.Future[Frame] = loop.create_future()
+
+        def take(answer: Frame) -> None:
+            if not answered.done():
+                answered.set_result(answer)
+
+        def reply(answer: Frame) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(take, answer)
+
+        hearer(question, reply)
+        return await answered
+
+    return handler

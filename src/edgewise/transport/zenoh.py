@@ -7,7 +7,9 @@
 
 Zenoh calls back on its own threads; everything is handed to the event loop that opened the transport. Its network
 threads never run Python (`_heard_by`): one that waited for the interpreter would hold up its link. What leaves goes
-through `sender.py`, so a full queue never holds the event loop. Configuration: `zenoh_config.py`.
+through `sender.py`, so a full queue never holds the event loop; a serving question has a thread of a pool to itself,
+which hands it over and waits for its reply: no thread is made for it and one hand-over less is on its way.
+Configuration: `zenoh_config.py`.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import contextlib
 import json
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,9 +30,9 @@ from edgewise.ledger.entry import FrameCounter, Purpose
 from edgewise.transport.diagnose import Finding, diagnose
 from edgewise.transport.door import Door
 from edgewise.transport.frame import Frame
-from edgewise.transport.remote import answer, checked_reply, error_frame, seal_reply
+from edgewise.transport.remote import answer, as_answer, checked_reply, error_frame, failure_frame, seal_reply
 from edgewise.transport.sender import Job, Sender
-from edgewise.transport.transport import FrameHandler, PresenceHandler, QueryHandler, Registration, Transport
+from edgewise.transport.transport import FrameHandler, Hearer, PresenceHandler, QueryHandler, Registration, Transport
 from edgewise.transport.zenoh_config import PRIORITIES, TlsFiles, ZenohSettings, resolved, zenoh_config
 
 __all__ = ["TlsFiles", "ZenohSettings", "ZenohTransport", "open_zenoh"]
@@ -38,6 +41,9 @@ _LISTEN_ATTEMPTS = 5
 _DIAGNOSE_AFTER_S = 0.7
 _PRIORITY = {purpose: getattr(zenoh.Priority, name) for purpose, name in PRIORITIES.items()}
 _EXPRESS = frozenset((Purpose.SERVING, Purpose.CONTROL))
+_MOST_ASKERS = 128
+"""Serving questions that may be open at once; more wait for a thread. Twice what a device's door lets in."""
+_FEW_REPLIES = 4
 
 
 async def open_zenoh(settings: ZenohSettings) -> ZenohTransport:
@@ -147,6 +153,7 @@ class ZenohTransport(Transport):
         self._session = session
         self._loop = asyncio.get_running_loop()
         self._sender = Sender(settings.node)
+        self._askers = ThreadPoolExecutor(_MOST_ASKERS, f"ask-{settings.node}")
         self._tasks: set[asyncio.Task[None]] = set()
         self._asked: set[_Asked] = set()
         self._declared: set[_Declared] = set()
@@ -202,6 +209,18 @@ class ZenohTransport(Transport):
 
         return await self._declare(lambda: self._session.declare_queryable(key, _heard_by(arrived), complete=True))
 
+    async def hear(self, key: str, hearer: Hearer) -> Registration:
+        def arrived(query: Any) -> None:
+            question = Frame("")
+            try:
+                question = self.door.open(_payload(query))
+                asked = question
+                hearer(question, lambda reply: self._reply(query, as_answer(reply, asked), asked.sender))
+            except Exception as error:  # the hearing thread's own boundary: the asker is told
+                self._reply(query, as_answer(failure_frame(error, question), question), question.sender)
+
+        return await self._declare(lambda: self._session.declare_queryable(key, _heard_by(arrived), complete=True))
+
     async def publish(self, key: str, frame: Frame) -> None:
         data = self.door.seal(frame, key)
 
@@ -247,7 +266,9 @@ class ZenohTransport(Transport):
         await asyncio.to_thread(self._close_session)
         self._declared.clear()
         for asked in list(self._asked):
-            asked.fail(Unreachable(f"the transport of {self.settings.node!r} is closed. Open a new one."))
+            asked.fail(self._closed())
+            asked.drop()
+        self._askers.shutdown(wait=False)
 
     def _close_session(self) -> None:
         self._sender.join(0.5)
@@ -284,11 +305,9 @@ class ZenohTransport(Transport):
             if not (one and heard):
                 self._hand_over(asked.finish)
 
-        def get() -> None:
-            if asked.is_dropped:
-                return
-            self._session.get(
-                key, _heard_by(on_reply, on_end), payload=data,
+        def get(heard_by: Any) -> Any:
+            return self._session.get(
+                key, heard_by, payload=data,
                 target=zenoh.QueryTarget.BEST_MATCHING if one else zenoh.QueryTarget.ALL,
                 consolidation=zenoh.ConsolidationMode.NONE, timeout=timeout_s + 1.0,
                 congestion_control=zenoh.CongestionControl.BLOCK, priority=_PRIORITY[frame.purpose],
@@ -298,14 +317,36 @@ class ZenohTransport(Transport):
         def failed(error: Exception) -> None:
             self._hand_over(asked.fail, _mapped(error, self.settings))
 
+        def send() -> None:
+            if not asked.is_dropped:
+                get(_heard_by(on_reply, on_end))
+
+        def send_and_wait() -> None:
+            try:
+                replies = None if asked.is_dropped else get(zenoh.handlers.FifoChannel(_FEW_REPLIES))
+            except Exception as error:  # the thread's own boundary: the asker is told
+                failed(error)
+                return
+            with contextlib.suppress(zenoh.ZError):  # no reply: every server is lost, or the question was dropped
+                if replies is not None:
+                    on_reply(replies.recv())
+            on_end()
+
+        if not self._is_open:
+            raise self._closed()
         self._asked.add(asked)
-        job = Job(get, failed, len(data))
+        if one and frame.purpose is Purpose.SERVING:
+            self._askers.submit(send_and_wait)
+            return asked
         try:
-            self._sender.submit(frame.purpose, key, job)
+            self._sender.submit(frame.purpose, key, Job(send, failed, len(data)))
         except Unreachable:
             asked.drop()
             raise
         return asked
+
+    def _closed(self) -> Unreachable:
+        return Unreachable(f"the transport of {self.settings.node!r} is closed. Open a new one.")
 
     def _start_answer(self, handler: QueryHandler, query: Any) -> None:
         task = self._loop.create_task(self._answer(handler, query))
@@ -313,13 +354,17 @@ class ZenohTransport(Transport):
         task.add_done_callback(self._tasks.discard)
 
     async def _answer(self, handler: QueryHandler, query: Any) -> None:
-        key, asker, purpose = str(query.key_expr), "", Purpose.CONTROL
+        asker = ""
         try:
-            question = self.door.open(bytes(query.payload) if query.payload is not None else b"")
-            asker, purpose = question.sender, question.purpose
-            reply = await answer(handler, question)
+            question = self.door.open(_payload(query))
+            asker, reply = question.sender, await answer(handler, question)
         except FrameRefused as error:
             reply = error_frame(error)
+        self._reply(query, reply, asker)
+
+    def _reply(self, query: Any, reply: Frame, asker: str) -> None:
+        """Seals an answer and has it sent; on any thread."""
+        key, purpose = str(query.key_expr), reply.purpose
         data, is_error = seal_reply(self.door, reply, key)
 
         def send() -> None:
@@ -329,8 +374,8 @@ class ZenohTransport(Transport):
                 else:
                     query.reply(key, data, express=purpose in _EXPRESS)
 
-        job = Job(send, lambda error: None, len(data))
-        self._sender.submit(purpose, asker, job)
+        with contextlib.suppress(Unreachable):  # closed, or its link does not move: the asker's deadline tells it
+            self._sender.submit(purpose, asker, Job(send, lambda error: None, len(data)))
 
 
 class _Asked:
@@ -378,6 +423,10 @@ class _Asked:
             self.finished.cancel()
             if not (self._one and self.replies):  # once answered, Zenoh forgets it by itself
                 self.cancellation.cancel()  # type: ignore[no-untyped-call]
+
+
+def _payload(query: Any) -> bytes:
+    return b"" if query.payload is None else bytes(query.payload)
 
 
 def _heard_by(callback: Callable[[Any], None], drop: Callable[[], None] | None = None) -> Any:
