@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -275,8 +276,12 @@ def test_a_full_edge_says_so_and_the_device_answers() -> None:
     async def run() -> None:
         async with world("edge-1") as made:
             await made.install(split_plan(GRAPH))
-            made.hosts["edge-1"].worker.max_waiting = 0
+            worker, release = made.hosts["edge-1"].worker, threading.Event()
+            busy = worker.run(release.wait)
+            worker.max_waiting = 0
             served = await made.server.infer({"x": images()})
+            release.set()
+            await busy
             assert served.observation.source is Source.DEVICE_EXIT
             assert "0 jobs wait for this node's worker, the limit is 0" in served.observation.cause
 

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from edgewise.core.errors import Busy, DeadlineExceeded
-from edgewise.inference.worker import Worker
+from edgewise.inference.worker import Worker, to_loop
 
 
 async def blocked(worker: Worker) -> tuple[threading.Event, asyncio.Future[bool]]:
@@ -92,5 +92,28 @@ def test_closing_fails_the_jobs_that_wait_and_errors_reach_the_asker() -> None:
         release.set()
         await first
         await closing
+
+    asyncio.run(run())
+
+
+def test_a_brief_job_runs_where_it_is_asked_unless_another_runs() -> None:
+    async def run() -> None:
+        worker, threads = Worker(), list[int]()
+
+        def job() -> None:
+            threads.append(threading.get_ident())
+
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        worker.submit(job, lambda result, error: None, is_brief=True)
+        release, first = await blocked(worker)
+        worker.submit(job, to_loop(lambda result, error: ended.set_result(result)), is_brief=True)
+        assert len(threads) == 1  # the second waits for the one that runs
+        release.set()
+        await asyncio.gather(first, ended)
+        assert (threads[0] == threading.get_ident(), threads[1] == threading.get_ident()) == (True, False)
+        worker.close()
+        assert worker.completed == 3
+        with pytest.raises(Busy, match="this node's worker is closed"):
+            worker.submit(job, lambda result, error: None)
 
     asyncio.run(run())

@@ -8,7 +8,7 @@ import pytest
 
 from edgewise.core.errors import Unreachable
 from edgewise.ledger.entry import Purpose
-from edgewise.transport.sender import Job, Sender
+from edgewise.transport.sender import Askers, Job, Sender
 
 DEADLINE_S = 5.0
 
@@ -51,3 +51,20 @@ def test_a_closed_sender_refuses() -> None:
     sender.close()
     with pytest.raises(Unreachable, match="the transport of 'n' is closed"):
         sender.submit(Purpose.SERVING, "a", job(lambda: None))
+
+
+def test_an_asker_that_waits_holds_up_nobody_until_all_wait() -> None:
+    askers, release, begun, third = Askers("n", 2), threading.Event(), threading.Barrier(3), threading.Event()
+
+    def waiting() -> None:
+        begun.wait(DEADLINE_S)
+        release.wait(DEADLINE_S)
+
+    askers.submit(waiting)
+    askers.submit(waiting)
+    begun.wait(DEADLINE_S)  # both are carried at once, each by a thread
+    askers.submit(third.set)
+    assert not third.is_set()
+    release.set()
+    assert third.wait(DEADLINE_S)
+    askers.close()

@@ -123,7 +123,9 @@ class StageHost:
                     self._start_hand_over, prepared, message, result, deadline_s, reply, frame
                 )
 
-        self.worker.submit(lambda: self._run(prepared, message, frame), settle, deadline_s=deadline_s)
+        self.worker.submit(
+            lambda: self._run(prepared, message, frame), settle, deadline_s=deadline_s, is_brief=prepared.is_brief
+        )
 
     async def close(self) -> None:
         """Stops the worker and what is being handed over."""

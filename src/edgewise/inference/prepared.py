@@ -24,12 +24,14 @@ from edgewise.inference.exits import confidence, decide
 from edgewise.inference.messages import STAGE_REQUEST, StageAnswer, StageRequest
 from edgewise.inference.peers import Target
 from edgewise.inference.stages import Stage, StageSet, Tensors, build_stages, cut_after, segment_of
+from edgewise.inference.worker import BRIEF_S
 from edgewise.ledger.entry import Purpose
 from edgewise.models.graph import Graph
 from edgewise.planning.plan import ActivePlan, Exit, Plan
 from edgewise.transport.frame import make_frame
 
 _WINDOW = 64
+_MEMORY = 16
 # A little above what was ever seen covers the next one.
 _HEADROOM = 1.25
 # From the event loop to the worker's thread and back, on a busy machine.
@@ -75,6 +77,7 @@ class PreparedPlan:
         is_retired: Whether it is dropped once the last of them is done.
         tail_seconds: Recent seconds of the local tail.
         segment_seconds: Recent seconds of this node's segment, codec included.
+        usual_segment_s: Their running mean.
         remote_seconds: Recent seconds from offloading to the answer.
     """
 
@@ -89,6 +92,7 @@ class PreparedPlan:
     is_retired: bool = False
     tail_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
     segment_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
+    usual_segment_s: float = float("inf")
     remote_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
 
     @property
@@ -109,6 +113,11 @@ class PreparedPlan:
             return None
         own = max(self.tail_seconds, default=0.0)
         return _DISPATCH_S + _HEADROOM * (own * max(1, self.in_flight) + max(self.segment_seconds, default=0.0))
+
+    @property
+    def is_brief(self) -> bool:
+        """Whether this node's segment is usually done before a thread would have been woken for it."""
+        return self.usual_segment_s < BRIEF_S
 
     def usual_remote_s(self) -> float:
         """Median seconds from offloading to the answer; 0 before the first."""
@@ -137,10 +146,15 @@ class PreparedPlan:
             started = time.perf_counter()
             payload = encode_cut(self.codec, self.stages.cut.tensors, tensors, self.rng)
             stages.append((f"{tier} codec", time.perf_counter() - started))
-        self.segment_seconds.append(sum(seconds for _, seconds in stages))
+        self._took(sum(seconds for _, seconds in stages))
         return SegmentResult(
             tensors, here, is_leaving or self.stages.cut is None, payload, tuple(stages), self._confidence(tensors)
         )  # fmt: skip
+
+    def _took(self, seconds: float) -> None:
+        known = self.usual_segment_s < float("inf")
+        self.usual_segment_s = self.usual_segment_s + (seconds - self.usual_segment_s) / _MEMORY if known else seconds
+        self.segment_seconds.append(seconds)
 
     def _confidence(self, tensors: Tensors) -> float | None:
         """What drift is seen in; only devices watch it."""
@@ -184,9 +198,10 @@ async def prepare_plan(active: ActivePlan, graph: Graph, tier: Tier, *, dilation
 
 def _warm_up_all(prepared: PreparedPlan, dilation: float) -> None:
     stages = prepared.stages
-    for stage, seconds in ((stages.stage, prepared.segment_seconds), (stages.tail, prepared.tail_seconds)):
-        if stage is not None:
-            seconds.append(dilation * warm_up(prepared.graph, stage))
+    if stages.stage is not None:
+        prepared._took(dilation * warm_up(prepared.graph, stages.stage))
+    if stages.tail is not None:
+        prepared.tail_seconds.append(dilation * warm_up(prepared.graph, stages.tail))
 
 
 def warm_up(graph: Graph, stage: Stage) -> float:

@@ -112,8 +112,9 @@ class LiveRequest:
     def _perform(self, action: session.Action) -> None:
         match action:
             case session.RunSegment():
+                segment = self._prepared.run_segment
                 self._compute(
-                    lambda: self._prepared.run_segment(self._inputs), self._segment_done, session.SegmentFailed
+                    lambda: segment(self._inputs), self._segment_done, session.SegmentFailed, self._prepared.is_brief
                 )
             case session.RunLocalTail():
                 tensors = self._inputs if self._head is None else self._head.tensors
@@ -132,6 +133,7 @@ class LiveRequest:
         job: Callable[[], Any],
         done: Callable[[Any], None],
         failed: type[session.SegmentFailed] | type[session.TailFailed],
+        is_brief: bool = False,
     ) -> None:
         def settled(result: Any, error: BaseException | None) -> None:
             if self._done.done():
@@ -145,7 +147,9 @@ class LiveRequest:
 
         until_s = self._arrived_s + self._budget_s
         try:
-            self._at.worker.submit(job, to_loop(settled), deadline_s=until_s, is_dropped=self._done.done)
+            self._at.worker.submit(
+                job, to_loop(settled), deadline_s=until_s, is_dropped=self._done.done, is_brief=is_brief
+            )
         except EdgewiseError as error:
             self._loop.call_soon(self._on, failed(self._loop.time(), f"{error.code}: {error.message}"))
 

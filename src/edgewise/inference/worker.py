@@ -1,6 +1,6 @@
 """The one thread of a node that computes: earliest deadline first, bounded, with a progress counter.
 
-ONNX Runtime releases the interpreter lock, so the event loop stays free. Work whose deadline has passed before it
+A job shorter than the way to the thread and back runs where it is asked, if the thread is idle; never two at once. ONNX Runtime releases the interpreter lock, so the event loop stays free. Work whose deadline has passed before it
 began is dropped and says so; a full queue refuses at the door. `completed` is what tells a stuck worker from a busy one.
 """
 
@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 from edgewise.core.errors import Busy, DeadlineExceeded
 
 R = TypeVar("R")
+BRIEF_S = 0.0005
+"""Waking a thread and being woken by it takes about as long; shorter work is not worth it."""
 Settle = Callable[[Any, BaseException | None], None]
 """Takes (result, error) of a job."""
 
@@ -40,6 +42,7 @@ class Worker:
         self._jobs: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._lock = threading.Lock()
+        self._computing = threading.Lock()
         # One token per job; a C queue wakes the thread several times faster than a condition does.
         self._tokens: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._is_closed = False
@@ -84,15 +87,18 @@ class Worker:
         *,
         deadline_s: float = float("inf"),
         is_dropped: Callable[[], bool] = lambda: False,
+        is_brief: bool = False,
     ) -> None:
         """Queues a job whose end is told by a call; on any thread.
 
         Args:
             job: As `run`.
-            settle: Takes (result, error) on the worker's thread; `to_loop` brings them to an event loop. It hands over
-                and does not raise.
+            settle: Takes (result, error) on the thread that ran the job; `to_loop` brings them to an event loop. It
+                hands over and does not raise.
             deadline_s: As `run`.
             is_dropped: Asked before the job begins; if true, nothing happens at all.
+            is_brief: Whether the job takes less than `BRIEF_S`: it runs at once, in the calling thread, if nothing
+                else runs or waits.
 
         Raises:
             Busy: As `run`.
@@ -113,6 +119,13 @@ class Worker:
                 error = caught
             settle(result, error)
 
+        if is_brief and not self._jobs and self._computing.acquire(blocking=False):
+            try:
+                call()
+                self.completed += 1
+            finally:
+                self._computing.release()
+            return
         with self._lock:
             if len(self._jobs) >= self.max_waiting:
                 self.refused += 1
@@ -142,12 +155,13 @@ class Worker:
                 if self._is_closed:
                     return
                 _, _, call = heapq.heappop(self._jobs)
-            call()
-            self.completed += 1
+            with self._computing:
+                call()
+                self.completed += 1
 
 
 def to_loop(settle: Settle) -> Settle:
-    """Brings a job's end to the running event loop.
+    """Brings a job's end to the running event loop; that of a job which ran on its thread, at once.
 
     Args:
         settle: Takes (result, error) there; not called once the loop is closed.
@@ -155,10 +169,12 @@ def to_loop(settle: Settle) -> Settle:
     Returns:
         What `Worker.submit` takes.
     """
-    loop = asyncio.get_running_loop()
+    loop, own_thread = asyncio.get_running_loop(), threading.get_ident()
 
     def hand_over(result: Any, error: BaseException | None) -> None:
-        if not loop.is_closed():
+        if threading.get_ident() == own_thread:
+            settle(result, error)
+        elif not loop.is_closed():
             loop.call_soon_threadsafe(settle, result, error)
 
     return hand_over

@@ -262,7 +262,7 @@ def decode_frame(data: bytes | memoryview, *, max_bytes: int = MAX_FRAME_BYTES) 
         raise FrameRefused(
             f"frame {header.kind!r} from {header.sender!r} has {len(data):,} bytes, its header says {signed_end:,}."
         )
-    if hashlib.blake2b(data[:end], digest_size=_DIGEST_BYTES).digest() != data[end:signed_end]:
+    if hashlib.blake2b(memoryview(data)[:end], digest_size=_DIGEST_BYTES).digest() != data[end:signed_end]:
         raise FrameRefused(
             f"frame {header.kind!r} from {header.sender!r} does not match its digest; it was changed on the way."
         )

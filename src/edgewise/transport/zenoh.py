@@ -19,7 +19,6 @@ import contextlib
 import json
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +30,7 @@ from edgewise.transport.diagnose import Finding, diagnose
 from edgewise.transport.door import Door
 from edgewise.transport.frame import Frame
 from edgewise.transport.remote import answer, as_answer, checked_reply, error_frame, failure_frame, seal_reply
-from edgewise.transport.sender import Job, Sender
+from edgewise.transport.sender import Askers, Job, Sender
 from edgewise.transport.transport import FrameHandler, Hearer, PresenceHandler, QueryHandler, Registration, Transport
 from edgewise.transport.zenoh_config import PRIORITIES, TlsFiles, ZenohSettings, resolved, zenoh_config
 
@@ -153,7 +152,7 @@ class ZenohTransport(Transport):
         self._session = session
         self._loop = asyncio.get_running_loop()
         self._sender = Sender(settings.node)
-        self._askers = ThreadPoolExecutor(_MOST_ASKERS, f"ask-{settings.node}")
+        self._askers = Askers(settings.node, _MOST_ASKERS)
         self._tasks: set[asyncio.Task[None]] = set()
         self._asked: set[_Asked] = set()
         self._declared: set[_Declared] = set()
@@ -268,7 +267,7 @@ class ZenohTransport(Transport):
         for asked in list(self._asked):
             asked.fail(self._closed())
             asked.drop()
-        self._askers.shutdown(wait=False)
+        self._askers.close()
 
     def _close_session(self) -> None:
         self._sender.join(0.5)
