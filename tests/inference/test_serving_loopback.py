@@ -276,8 +276,9 @@ def test_a_full_edge_says_so_and_the_device_answers() -> None:
     async def run() -> None:
         async with world("edge-1") as made:
             await made.install(split_plan(GRAPH))
-            worker, release = made.hosts["edge-1"].worker, threading.Event()
-            busy = worker.run(release.wait)
+            worker, begun, release = made.hosts["edge-1"].worker, threading.Event(), threading.Event()
+            busy = worker.run(lambda: (begun.set(), release.wait()))
+            await asyncio.get_running_loop().run_in_executor(None, begun.wait, 10)
             worker.max_waiting = 0
             served = await made.server.infer({"x": images()})
             release.set()

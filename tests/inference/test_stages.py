@@ -27,12 +27,25 @@ def test_dilation_multiplies_the_time_of_that_very_run(monkeypatch: pytest.Monke
     for seconds in (0.004, 0.009):
 
         def compute(feeds: object, seconds: float = seconds) -> list[np.ndarray]:
-            wait_precisely(seconds)
+            end = time.thread_time() + seconds
+            while time.thread_time() < end:
+                pass
             return [np.zeros((1, 10), np.float32)]
 
         monkeypatch.setattr(stage, "compute", compute)
         best = min(stage.run({"x": images()})[1] for _ in range(5))
         assert 5 * seconds <= best < 5 * seconds * 1.15
+
+
+def test_dilation_does_not_multiply_what_other_processes_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = make_stage(two_exit_graph(), ["x"], ["end"], dilation=50.0)
+
+    def compute(feeds: object) -> list[np.ndarray]:
+        time.sleep(0.02)  # as if another process had the processor: 50 times that would be a second
+        return [np.zeros((1, 10), np.float32)]
+
+    monkeypatch.setattr(stage, "compute", compute)
+    assert 0.02 <= min(stage.run({"x": images()})[1] for _ in range(3)) < 0.2
 
 
 def test_the_precise_wait_is_never_short_and_rarely_long() -> None:

@@ -90,6 +90,7 @@ async def serve_model(
         tls: Certificate and key.
         insecure: Whether a non-loopback address may go without TLS.
     """
+    from edgewise.core.memory import keep_for_good
     from edgewise.inference.serving import local_server
     from edgewise.models.graph import Graph
     from edgewise.service.open_inference import serve_http
@@ -100,6 +101,7 @@ async def serve_model(
     server = await local_server(Graph.load(onnx, shapes), name=name, dilation=dilation)
     try:
         door = await serve_http(server, host, port, tls=tls, insecure=insecure)
+        keep_for_good()
         scheme = "http" if tls is None else "https"
         out.event("serving", model=name, url=f"{scheme}://{door.host}:{door.port}")
         await stop.wait()

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 
 from edgewise import __version__
+from edgewise.core.memory import keep_for_good
 from edgewise.demo.planning import plan_all
 from edgewise.demo.scenario import TASK, Demo, DemoSettings, Show, fleet_file, task_settings
 from edgewise.demo.serving import break_things, deploy, serve
@@ -85,6 +86,7 @@ async def _run(demo: Demo) -> None:
     demo.stage(4, "It plans")
     await plan_all(demo)
     demo.stage(5, "It serves")
+    keep_for_good()  # this process is the clients, too
     await deploy(demo)
     await serve(demo)
     demo.stage(6, "It survives")

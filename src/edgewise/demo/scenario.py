@@ -61,10 +61,10 @@ class DemoSettings(msgspec.Struct, frozen=True):
     """
 
     seed: int = 0
-    rounds: int = 9
-    comparison_rounds: int = 2
-    domain_rounds: int = 7
-    retraining_rounds: int = 8
+    rounds: int = 8
+    comparison_rounds: int = 1
+    domain_rounds: int = 6
+    retraining_rounds: int = 7
     fault_free: int = 210
     link_drop: int = 100
     edge_kill: int = 220

@@ -142,12 +142,24 @@ async def _slow_link(demo: Demo) -> Sent:
         demo.happened("link drop", f"the links of {', '.join(devices)} drop to 64 kbit/s", "fault")
         await asyncio.sleep(0.85 * total_s)
 
+    before = await _plans_in_force(demo)
     sent, _ = await asyncio.gather(stream(demo, "link drop", inputs, targets, plan=demo.plan), fault())
     demo.stream_sent.append(sent)
     for device in devices:
         await demo.fleet.set_link(device, EDGE, bytes_per_s=rate)
     demo.happened("link drop", "the links are as before", "fault")
+    end = time.monotonic() + HOME_TIMEOUT_S
+    while (now := await _plans_in_force(demo)) != before and time.monotonic() < end:
+        await asyncio.sleep(0.2)  # a device whose plan does not use the link probes it once a second
+    said = "the devices' plans are as before" if now == before else f"the devices' plans are still others: {now}"
+    demo.happened("link drop", said, "plan")
     return sent
+
+
+async def _plans_in_force(demo: Demo) -> dict[str, int]:
+    """Each device's plan epoch, asked of the device itself."""
+    rows = (await demo.operator.nodes(fresh=True)).nodes
+    return {str(r.info.node): r.info.plan_epoch for r in rows if r.info.tier is Tier.DEVICE}
 
 
 async def _dead_edge(demo: Demo) -> tuple[Sent, float, bool | None]:

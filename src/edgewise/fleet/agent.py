@@ -16,15 +16,14 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.ids import ClientId, Epoch, NodeId, Tier
+from edgewise.core.memory import keep_for_good
 from edgewise.fleet import uplink
-from edgewise.fleet.aggregator import Aggregator
 from edgewise.fleet.capability import measure_capability
 from edgewise.fleet.connect import open_node
-from edgewise.fleet.coordinator import Coordinator
 from edgewise.fleet.messages import (
     Ack,
     Capability,
@@ -44,6 +43,10 @@ from edgewise.security.access import log_refused_links
 from edgewise.transport.keys import Keys
 from edgewise.transport.zenoh import ZenohTransport
 from edgewise.transport.zenoh_config import zenoh_id
+
+if TYPE_CHECKING:  # a device starts sooner without what only an edge or the coordinator needs
+    from edgewise.fleet.aggregator import Aggregator
+    from edgewise.fleet.coordinator import Coordinator
 
 log = logging.getLogger("edgewise.fleet")
 Said = Callable[..., None]
@@ -127,8 +130,12 @@ class Agent:
             node.route("control", TrainOrder, self.trainer.take, Tier.EDGE, Tier.CLOUD)
             await self.trainer.load()
         if settings.tier is Tier.EDGE and not settings.coordinator:
+            from edgewise.fleet.aggregator import Aggregator
+
             self.aggregator = Aggregator(node, Path(settings.state), crash_after=settings.crash_after)
         if settings.coordinator:
+            from edgewise.fleet.coordinator import Coordinator
+
             self.coordinator = Coordinator(node, settings, self.serving.install)
         await self.serving.open()
         self.uplinks = uplink.Uplinks((True,) * len(node.uplinks))
@@ -245,6 +252,7 @@ async def run_agent(
         loop.add_signal_handler(number, agent.stopped.set)
     if exit_with_parent:
         threading.Thread(target=_wait_for_end_of_input, args=(loop, agent.stopped), daemon=True).start()
+    keep_for_good()
     try:
         said(
             "ready",

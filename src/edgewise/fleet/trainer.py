@@ -20,6 +20,7 @@ import numpy as np
 from edgewise.codecs.wire import payload_from_bytes, payload_to_bytes, payload_to_tensors
 from edgewise.core.errors import EdgewiseError, TaskError
 from edgewise.core.ids import ClientId, RunId
+from edgewise.core.memory import keep_for_good
 from edgewise.fleet.delivery import deliver
 from edgewise.fleet.messages import (
     INLINE_BYTES,
@@ -264,6 +265,8 @@ class Trainer:
         update = client_update(algorithm, self._engine, received, examples, seeds, part.state, progress=self._stepped)
         part.state = update.state
         seconds = time.perf_counter() - start
+        if not self.worker.seconds:  # the first update has imported the rest
+            keep_for_good()
         self.worker.seconds += seconds
         report = UpdateReport(
             order.run,

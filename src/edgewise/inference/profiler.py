@@ -48,13 +48,13 @@ _OVERHEAD_RUNS = 11
 
 @dataclass(slots=True)
 class _Piece:
-    """Groups first…last with what they are fed, and the seconds their runs took (undilated)."""
+    """Groups first…last with what they are fed; per run the seconds it took and those of the processor (undilated)."""
 
     first: int
     last: int
     stage: Stage
     feeds: Tensors
-    seconds: list[float] = field(default_factory=list)
+    runs: list[tuple[float, float]] = field(default_factory=list)
 
     def warm(self) -> None:
         """One run that is not counted."""
@@ -62,15 +62,17 @@ class _Piece:
 
     def run(self) -> None:
         """One timed run."""
-        started = time.perf_counter()
+        started, busy = time.perf_counter(), time.thread_time()
         self.stage.compute(self.feeds)
-        self.seconds.append(time.perf_counter() - started)
+        busy_s = time.thread_time() - busy
+        self.runs.append((time.perf_counter() - started, busy_s))
 
     def cost(self, dilation: float) -> SegmentCost:
-        seconds = dilation * np.asarray(self.seconds)
+        taken_s, busy_s = np.asarray(self.runs).T
+        seconds = taken_s + (dilation - 1.0) * busy_s  # as `Stage.run` does
         middle = float(np.median(seconds))
         mad = float(np.median(np.abs(seconds - middle)))
-        return SegmentCost(self.first, self.last, middle, float(np.quantile(seconds, 0.95)), mad, len(seconds))
+        return SegmentCost(self.first, self.last, middle, float(np.quantile(seconds, 0.95)), mad, len(self.runs))
 
 
 def profile_graph(
@@ -187,7 +189,7 @@ def _pieces(graph: Graph, feeds: Tensors, gap_s: float, budget_s: float, max_cut
     condensed, last = graph.condensed, len(graph.condensed.groups) - 1
     whole = _piece(graph, 0, last, feeds)
     whole.run()
-    once_s = whole.seconds.pop()
+    once_s, _ = whole.runs.pop()
     # Head and tail together cost about one whole; their sessions take `_BUILD_S` or a few runs each.
     per_cut_s = _MIN_ROUNDS * 2 * (once_s + gap_s) + 2 * max(_BUILD_S, 4 * once_s)
     affordable = int((budget_s - _MIN_ROUNDS * (once_s + gap_s)) / per_cut_s)
@@ -198,7 +200,7 @@ def _pieces(graph: Graph, feeds: Tensors, gap_s: float, budget_s: float, max_cut
         pieces += [head, _piece(graph, cut.position, last, feeds | made)]
     for piece in pieces:
         piece.run()
-        piece.seconds.clear()
+        piece.runs.clear()
     return pieces
 
 
@@ -232,9 +234,9 @@ def _measure(pieces: Sequence[_Piece], gap_s: float, until: float) -> None:
     async def rounds() -> None:
         worker = Worker("profile")
         await worker.run(pieces[0].warm)
-        while len(pieces[0].seconds) < _MIN_ROUNDS or time.perf_counter() < until:
+        while len(pieces[0].runs) < _MIN_ROUNDS or time.perf_counter() < until:
             for piece, following in zip(pieces, [*pieces[1:], pieces[0]], strict=True):
-                if len(piece.seconds) > _MIN_ROUNDS and time.perf_counter() >= until:
+                if len(piece.runs) > _MIN_ROUNDS and time.perf_counter() >= until:
                     break
                 if gap_s > 0:
                     await asyncio.sleep(gap_s)

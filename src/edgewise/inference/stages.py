@@ -68,7 +68,8 @@ class Stage:
     Attributes:
         inputs: Tensors it needs.
         outputs: Tensors it makes.
-        dilation: This node's factor s: a run that took t is followed by a wait of (s − 1) · t, t of that very run.
+        dilation: This node's factor s: a run is followed by a wait of (s − 1) · t, t its own time of the processor in
+            that very run. What other processes took of the machine meanwhile would not be slower on a slower device.
         learned: Outputs that trained weights take part in: new things. The others keep their inputs' origin.
     """
 
@@ -96,10 +97,10 @@ class Stage:
         Returns:
             Outputs by name, and seconds taken, dilation included.
         """
-        started = time.perf_counter()
+        started, busy = time.perf_counter(), time.thread_time()
         values = self.compute(feeds)
         if self.dilation > 1.0:
-            wait_precisely((self.dilation - 1.0) * (time.perf_counter() - started))
+            wait_precisely((self.dilation - 1.0) * (time.thread_time() - busy))
         return self._owned(values, feeds), time.perf_counter() - started
 
     def compute(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
