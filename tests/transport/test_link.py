@@ -14,7 +14,7 @@ import pytest
 from edgewise.core.errors import InputError
 from edgewise.transport.link import Link, LinkSpec, open_link
 from edgewise.transport.link_control import LinkControl, main, read_specs
-from edgewise.transport.shape import Shape
+from edgewise.transport.shape import PACKET_BYTES, Shape
 
 Echo = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -221,3 +221,31 @@ def test_wrong_spec_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--spec", "[{]"])
     assert caught.value.code == 2
     assert "--spec" in capsys.readouterr().err
+
+
+def test_a_senders_segments_have_a_networks_size_and_fit_any_window() -> None:
+    async def scene() -> None:
+        async with linked(Shape(1e6, 0.001)) as (_, dial):
+            _, writer = await dial()
+            end = writer.get_extra_info("socket")
+            assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) <= PACKET_BYTES
+
+    play(scene)
+
+
+def test_a_link_that_is_changed_while_its_receiver_takes_nothing_goes_on_when_it_does() -> None:
+    async def scene() -> None:
+        async with linked(Shape(50e6, 0.0001)) as (link, dial):
+            reader, writer = await dial()
+            size = 16 * 2**20  # more than all buffers hold
+            writer.write(b"x" * size)
+            sending = asyncio.ensure_future(writer.drain())
+            before = -1
+            while (now := link.counters["down"].delivered_bytes) != before or now == 0:  # until nothing moves any more
+                before = now
+                await asyncio.sleep(0.05)
+            link.set(delay_s=0.001)
+            assert len(await reader.readexactly(size)) == size
+            await sending
+
+    play(scene)

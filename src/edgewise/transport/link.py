@@ -22,7 +22,7 @@ from typing import Any, Literal
 import msgspec
 
 from edgewise.core.errors import InputError
-from edgewise.transport.shape import Course, LinkSpec, Shape, split_address
+from edgewise.transport.shape import PACKET_BYTES, Course, LinkSpec, Shape, split_address
 
 __all__ = ["Counter", "Link", "LinkSpec", "Outage", "Shape", "open_link"]
 
@@ -58,7 +58,7 @@ async def open_link(spec: LinkSpec) -> Link:
     split_address(spec.target)
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SOCKET_BUFFER_BYTES)
+    _receive_as_a_network_does(listener)
     listener.setblocking(False)
     try:
         listener.bind((host, port))
@@ -187,7 +187,7 @@ class Link:
         host, port = split_address(self._target)
         far = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
         far.setblocking(False)
-        far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SOCKET_BUFFER_BYTES)
+        _receive_as_a_network_does(far)
         try:
             await self._loop.sock_connect(far, (host, port))
         except (OSError, asyncio.CancelledError) as error:
@@ -282,8 +282,7 @@ class _Pipe:
             self._admit(data, now)
         self.stop()
         if self._connection.link.outage is None:
-            self._read_on()
-            self._arm()
+            self.resume()
 
     def _read_on(self) -> None:
         if not (self._is_reading or self._got_end or self._read_timer) and self._connection.is_open:
@@ -379,6 +378,18 @@ class _Pipe:
                 self._sink.shutdown(socket.SHUT_WR)
             self._connection.ended()
         return not is_end
+
+
+def _receive_as_a_network_does(end: socket.socket) -> None:
+    """Bounds what is received ahead, in segments of a network's size; before it listens or connects.
+
+    Loopback's segments have 64 KiB, or half the window where that is less. A sender whose next segment is a little
+    larger than what is left of the window waits for the persist timer: 0.2 s, then twice as long, and so on,
+    until the link counts as lost.
+    """
+    end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SOCKET_BUFFER_BYTES)
+    with contextlib.suppress(OSError):  # not every system lets it be chosen
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, PACKET_BYTES)
 
 
 def _kernel_received(end: socket.socket) -> int:
