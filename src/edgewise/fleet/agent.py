@@ -76,6 +76,7 @@ class Agent:
         self._parents: dict[int, NodeId] = {}
         self._parent_known = asyncio.Event()
         self._moving = asyncio.Lock()
+        self._is_renewing = False
 
     @staticmethod
     async def open(settings: AgentSettings, open_door: OpenDoor | None = None) -> Agent:
@@ -183,6 +184,7 @@ class Agent:
             return
         routers = set(await transport.routers())
         newest: dict[NodeId, Epoch] = {}
+        beyond_away: set[NodeId] = set()
 
         def seen(key: str, there: bool) -> None:
             tier, name, epoch = Keys.read_alive(key)
@@ -203,6 +205,11 @@ class Agent:
                 if there:
                     self.node.spawn(self._learn(name), f"who is {name}")
                 self.node.spawn(self._uplink_changed(index, there), f"uplink {index} of {self.node.name}")
+            elif not there:
+                beyond_away.add(name)
+            elif name in beyond_away:
+                beyond_away.discard(name)
+                self.node.spawn(self._way_is_back(index, name), f"way of {self.node.name} to {name}")
 
         await transport.watch_presence(self.node.keys.alive("*", "*", "*"), seen)
 
@@ -210,6 +217,26 @@ class Agent:
         """Has a parent prove its tier, so that the data policy knows how far data sent to it goes."""
         with contextlib.suppress(EdgewiseError):  # not known, it counts as the cloud; asked again when it returns
             await self.node.info_of(parent)
+
+    async def _way_is_back(self, index: int, name: NodeId) -> None:
+        """Declares everything anew on an uplink whose parent has a link onward again.
+
+        When a link between two routers comes back, Zenoh 1.10 announces the tokens of clients again, but not the
+        queryables of those that were another router's before: they are seen, and nobody reaches them.
+        """
+        if self.settings.tier is not Tier.DEVICE or self._is_renewing:
+            return
+        self._is_renewing = True
+        try:
+            is_node = (await self.node.info_of(name)).capability.cores > 0  # operators come and go as they like
+        except EdgewiseError as error:
+            log.info("%s cannot tell who is back beyond its parent: %s", self.node.name, error)
+            is_node = True
+        async with self._moving:
+            self._is_renewing = False
+            if is_node and self.uplinks.attached == index:
+                log.info("%s serves anew on uplink %d: the way to %s is back", self.node.name, index, name)
+                await self._attach(index)
 
     async def _uplink_changed(self, index: int, there: bool) -> None:
         async with self._moving:
