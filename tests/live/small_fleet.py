@@ -73,21 +73,22 @@ class World:
     operator: Operator
 
     def __init__(self, folder: Path, devices: int = 2, **task_settings: Any) -> None:
-        self.folder = folder
+        self.folder, self.devices, self.task_settings = folder, devices, task_settings
         (folder / "task").mkdir()
         self.task_file = folder / "task" / "stoppable.py"
         self.task_file.write_text(TASK)
-        self.fleet = SmallFleet(
-            FleetFile(
-                name="small", task=str(self.task_file), task_settings=task_settings, edges=EdgeClass(count=1, link=QUICK),
-                devices=DeviceClass(devices, devices, dilation=1.0, link=QUICK, standby=False),
-            ),
-            folder,
-        )  # fmt: skip
+        self.fleet = self.make_fleet(folder)
         self.clients = tuple(ClientId(f"client-{i}") for i in range(devices))
         self.task = load_task(self.task_file, clients=self.clients, **task_settings)
         self._runner = asyncio.Runner()
         self._stack = AsyncExitStack()
+
+    def make_fleet(self, folder: Path) -> EmulatedFleet:
+        """One edge, all devices train."""
+        devices = DeviceClass(self.devices, self.devices, dilation=1.0, link=QUICK, standby=False)
+        edges = EdgeClass(count=1, link=QUICK)
+        task = {"task": str(self.task_file), "task_settings": self.task_settings}
+        return SmallFleet(FleetFile(name="small", edges=edges, devices=devices, **task), folder)
 
     def __enter__(self) -> World:
         try:
@@ -119,7 +120,7 @@ class World:
 
     async def all_here(self, *more: str) -> None:
         """Waits until everybody is alive in the coordinator's eyes."""
-        wanted = {CLOUD, EDGE, *self.fleet.devices, *more}
+        wanted = {CLOUD, *self.fleet.edges, *self.fleet.devices, *more}
         await self.rows(lambda rows: wanted <= {name for name, row in rows.items() if row.state == "alive"})
 
     async def rows(self, holds: Callable[[dict[str, NodeRow]], bool]) -> dict[str, NodeRow]:
