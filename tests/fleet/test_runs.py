@@ -15,6 +15,7 @@ from edgewise.core.ids import ClientId, NodeId, RoundNumber, RunId, digest_of
 from edgewise.core.seeds import Seeds
 from edgewise.fleet.messages import Ack, DismissOrder, FoldOrder, SubmitRun, UpdateReport
 from edgewise.fleet.operator import encode_layout
+from edgewise.fleet.runs import Runs
 from edgewise.ledger.entry import Purpose
 from edgewise.models.export import export_template
 from edgewise.models.flat import initial_vector
@@ -209,3 +210,17 @@ def test_an_order_an_edge_refuses_is_what_the_run_waits_for(tmp_path: Path) -> N
         raise AssertionError(status)
 
     assert "waits for edge edge-1 (it refuses the order: its disk is full)" in in_a_fleet(tmp_path, scene)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_what_was_told_of_closed_rounds_outlives_the_coordinator(protocol: str, tmp_path: Path) -> None:
+    async def scene(fleet: LoopbackFleet) -> Any:
+        before = await fleet.train(WORDS, num_rounds=2, protocol=protocol, name="told")
+        here = fleet.coordinator
+        restarted = Runs(here.node, here.events, here.versions, here.watch, lambda *_: None)
+        restarted.replay()
+        return before.rounds, restarted.status(RunId("told")).rounds
+
+    before, after = in_a_fleet(tmp_path, scene)
+    assert [(r.uplink_bytes > 0, r.downlink_bytes > 0, r.seconds > 0) for r in before] == [(True,) * 3] * 2
+    assert repr(after) == repr(before)  # accuracies without held-out data are NaN, equal in print only

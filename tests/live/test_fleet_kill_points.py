@@ -20,7 +20,7 @@ from tests.live.small_fleet import EDGE, World
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(280)]
 ROUNDS = 2
-INDEX_EVENTS = 2  # submitted, registered
+INDEX_EVENTS = 2 + ROUNDS  # submitted, each round as told, registered
 
 
 @pytest.fixture(scope="module")

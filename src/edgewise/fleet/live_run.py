@@ -35,6 +35,18 @@ class Submitted(msgspec.Struct, frozen=True):
     first: bytes
 
 
+class RoundTold(msgspec.Struct, frozen=True):
+    """What people are told of a closed round, kept beside the protocol's own events.
+
+    Attributes:
+        run: Its id.
+        record: The round.
+    """
+
+    run: RunId
+    record: RoundRecord
+
+
 class Registered(msgspec.Struct, frozen=True):
     """A run is over and done with.
 
@@ -128,8 +140,8 @@ def record_of(
     Args:
         summary: The protocol's.
         accuracy: Of its model on held-out data; NaN without.
-        seconds: How long it took; 0 for one that an earlier process closed.
-        uplink_bytes, downlink_bytes: Payloads, as far as this process saw them.
+        seconds: How long it took; 0 if the process ended as it was closed.
+        uplink_bytes, downlink_bytes: Payloads, as far as one process saw them.
 
     Returns:
         The record.

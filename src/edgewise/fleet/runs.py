@@ -15,7 +15,7 @@ import numpy as np
 from edgewise.core.errors import EdgewiseError, IdentityRefused, InputError
 from edgewise.core.ids import Digest, Epoch, NodeId, RunId, Tier
 from edgewise.core.layout import Layout
-from edgewise.fleet.live_run import LiveRun, Registered, Submitted, record_of
+from edgewise.fleet.live_run import LiveRun, Registered, RoundTold, Submitted, record_of
 from edgewise.fleet.messages import (
     Ack,
     EdgeSum,
@@ -130,6 +130,10 @@ class Runs:
                     record_of(s, accuracy=float("nan"), seconds=0.0, uplink_bytes=0, downlink_bytes=0)
                     for s in summaries
                 ]
+            elif entry.kind == "round":
+                told = msgspec.msgpack.decode(entry.payload, type=RoundTold)
+                live = self._runs[told.run]
+                live.rounds = [told.record if r.round == told.record.round else r for r in live.rounds]
             else:
                 registered = msgspec.msgpack.decode(entry.payload, type=Registered)
                 live = self._runs[registered.run]
@@ -288,6 +292,8 @@ class Runs:
             summary, accuracy=accuracy, seconds=seconds, uplink_bytes=uplink_bytes, downlink_bytes=downlink_bytes
         )
         live.rounds.append(record)
+        told = msgspec.msgpack.encode(RoundTold(live.submitted.run, record))
+        await asyncio.to_thread(self._events.append, INDEX, "round", told)
         self._told("round_closed", {"run": live.submitted.run, "round": summary.round, "loss": record.loss})
 
     def _accuracy(self, live: LiveRun, model: Digest) -> float:
