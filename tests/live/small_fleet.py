@@ -32,7 +32,7 @@ from edgewise.training.algorithms import make_algorithm
 
 EDGE = "edge-1"
 WORDS: dict[str, Any] = {"name": "fed_avg", "uplink": "int8"}
-PATIENCE_S = 40.0
+PATIENCE_S = 100.0
 QUICK = LinkClass("1000 Mbit/s", "0 ms")
 TASK = '''"""Stands still while a file named after its client exists."""
 
