@@ -18,7 +18,7 @@ import numpy as np
 from edgewise.core.ids import ClientId, Digest, Epoch, NodeId, RequestId, RunId, Tier
 from edgewise.core.seeds import Seeds
 from edgewise.datasets.drift import drifted
-from edgewise.demo.scenario import LOCAL, RETRAINING, UPLINK, DemoSettings
+from edgewise.demo.scenario import LOCAL, RETRAINING, UPLINK, DemoSettings, task_settings
 from edgewise.demo.staying_good import spoiled
 from edgewise.demo.streaming import take
 from edgewise.fleet.drift_watch import CollectOrder, DriftWatch
@@ -155,7 +155,8 @@ def run_loop(seed: int) -> Outcome:
 
 
 async def _loop(seed: int, folder: Path) -> Outcome:
-    settings, task = DemoSettings(seed), CollectingDigits(seed=seed)
+    settings = DemoSettings(seed)
+    task = CollectingDigits(**task_settings(settings))
     parts = task.parts
     holdout = Holdout(parts.calibration.inputs, parts.calibration.targets, parts.gate.inputs, parts.gate.targets)
     registry = Registry.open(folder / "registry.sqlite")

@@ -14,6 +14,7 @@ import pytest
 
 from edgewise.core.errors import Busy, InputError, PlanInfeasible, RemoteError
 from edgewise.core.ids import Epoch, NodeId, Tier
+from edgewise.inference.exits import confidence
 from edgewise.inference.hosting import StageHost
 from edgewise.inference.messages import STAGE, STAGE_REQUEST, StageRequest
 from edgewise.inference.observation import Observation
@@ -393,5 +394,27 @@ def test_a_server_without_a_plan_or_with_too_many_requests_refuses() -> None:
         with pytest.raises(PlanInfeasible, match="cuts graph"):
             await server.prepare(active(device_only_plan(GRAPH)), two_exit_graph(seed=3))
         await server.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("plan", "first"),
+    [
+        (split_plan(GRAPH), 0),
+        (split_plan(GRAPH, exit_on_device=False), 1),
+        (raw_plan(GRAPH), 1),
+        (three_tier_plan(GRAPH), 0),
+        (three_tier_plan(GRAPH, edge_threshold=0.0), 0),
+    ],
+)
+def test_the_confidence_at_the_plans_first_exit_is_known_wherever_it_was_computed(plan: Plan, first: int) -> None:
+    async def run() -> None:
+        async with world("edge-1", cloud=True) as made:
+            await made.install(plan)
+            x = images()
+            seen = (await made.server.infer({"x": x})).observation
+            assert seen.confidence == pytest.approx(float(confidence(whole(GRAPH, x)[first])[0]))
+            assert seen.confidence_exit == first
 
     asyncio.run(run())

@@ -49,7 +49,8 @@ class DemoSettings(msgspec.Struct, frozen=True):
         seed: Of data, training and drift.
         rounds: Federated rounds of the first training, coded.
         comparison_rounds: Rounds trained both coded and uncoded, for the comparison of bytes.
-        domain_rounds: Rounds of the models that levels 0-3, 5 and 6 would serve.
+        domain_rounds: Rounds of the models that levels 0-3, 5 and 6 would serve; as many as the first training's,
+            or the levels would differ in more than the domain.
         retraining_rounds: Rounds after the drift.
         fault_free: Requests before the faults.
         link_drop: Requests while a link is slow.
@@ -61,10 +62,10 @@ class DemoSettings(msgspec.Struct, frozen=True):
     """
 
     seed: int = 0
-    rounds: int = 8
+    rounds: int = 6
     comparison_rounds: int = 1
     domain_rounds: int = 6
-    retraining_rounds: int = 7
+    retraining_rounds: int = 5
     fault_free: int = 210
     link_drop: int = 100
     edge_kill: int = 220
@@ -77,7 +78,7 @@ class DemoSettings(msgspec.Struct, frozen=True):
     def short(seed: int = 0) -> DemoSettings:
         """The same stages, fewer rounds and requests; for checks, not for figures."""
         return DemoSettings(
-            seed, rounds=8, comparison_rounds=1, domain_rounds=3, retraining_rounds=6, fault_free=120, link_drop=60,
+            seed, rounds=6, comparison_rounds=1, domain_rounds=3, retraining_rounds=5, fault_free=120, link_drop=60,
             edge_kill=160, drifted=240,
         )  # fmt: skip
 

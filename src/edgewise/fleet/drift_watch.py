@@ -6,7 +6,7 @@ is told how many of its last examples are of the new kind, so that its buffer be
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from math import ceil
 from typing import Any
 
@@ -28,14 +28,16 @@ class Confidences(Message, frozen=True):
     Attributes:
         node: Who answered.
         version: Under which version.
-        values: Top-1 softmax of the first exit, in order.
+        values: Top-1 softmax of one exit, in order.
         time: Of the last one, seconds on the device's clock.
+        exit: Index of that exit in the model: the first of the plan that answered.
     """
 
     node: NodeId
     version: int
     values: tuple[float, ...]
     time: float
+    exit: int = 0
 
 
 class CollectOrder(Message, frozen=True):
@@ -48,7 +50,7 @@ class DriftWatch:
     """The coordinator's detector, one state per version in force.
 
     Args:
-        reference: Calibration confidences of a version; () if there is no held-out data.
+        reference: Calibration confidences of a version, by exit; {} if there is no held-out data.
         devices: Names of the devices that are there.
         order: Sends an order to a device.
         told: Told `drift_detected`.
@@ -56,7 +58,7 @@ class DriftWatch:
 
     def __init__(
         self,
-        reference: Callable[[int], Sequence[float]],
+        reference: Callable[[int], Mapping[int, Sequence[float]]],
         devices: Callable[[], Sequence[NodeId]],
         order: Callable[[NodeId, CollectOrder], Awaitable[None]],
         told: Callable[[str, dict[str, Any]], None],
@@ -84,9 +86,10 @@ class DriftWatch:
             reference = self._reference(report.version)
             if not reference:
                 return Ack(False, "no held-out data to compare with")
-            self._version, self._state = report.version, drift.drift_detector({0: reference}, threshold=ALARM)
+            self._version, self._state = report.version, drift.drift_detector(reference, threshold=ALARM)
         for value in report.values:
-            self._state, alarms = drift.step(self._state, drift.ConfidenceObserved(report.node, value, 0, report.time))
+            seen = drift.ConfidenceObserved(report.node, value, report.exit, report.time)
+            self._state, alarms = drift.step(self._state, seen)
             for alarm in alarms:
                 await self._alarm(alarm)
         return Ack()

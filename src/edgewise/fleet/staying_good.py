@@ -37,7 +37,7 @@ class StayingGood:
         self._buffer = hard_examples.hard_examples(MAX_EXAMPLES, max_bytes)
         self._answers: dict[RequestId, int] = {}
         self._times: deque[float] = deque(maxlen=10 * MAX_EXAMPLES)
-        self._untold: list[float] = []
+        self._untold: dict[tuple[int, int], list[float]] = {}
 
     @property
     def num_hard(self) -> int:
@@ -67,11 +67,13 @@ class StayingGood:
         self._times.append(now)
         if seen.confidence is None:
             return None
-        self._untold.append(seen.confidence)
-        if len(self._untold) < BATCH:
+        under = (seen.version, seen.confidence_exit)
+        untold = self._untold.setdefault(under, [])
+        untold.append(seen.confidence)
+        if len(untold) < BATCH:
             return None
-        told, self._untold = tuple(self._untold), []
-        return Confidences(self._node, seen.version, told, now)
+        self._untold = {key: values for key, values in self._untold.items() if key != under and key[0] == seen.version}
+        return Confidences(self._node, seen.version, tuple(untold), now, seen.confidence_exit)
 
     def collect(self, last: int) -> int:
         """The inputs have changed: forgets what was seen before the last so many requests; returns what is kept."""

@@ -90,7 +90,7 @@ class VersionStore:
         self.registry = registry
         self.blobs = blobs
         self.holdout = holdout
-        self._confidences: dict[int, tuple[float, ...]] = {}
+        self._confidences: dict[int, dict[int, tuple[float, ...]]] = {}
 
     def get(self, number: int) -> ModelVersion:
         """A version by number.
@@ -130,13 +130,17 @@ class VersionStore:
         """Makes a version the current one."""
         self.registry.promote(number)
 
-    def confidences(self, number: int) -> tuple[float, ...]:
-        """Calibration confidences of the first exit; () without held-out data."""
+    def confidences(self, number: int) -> dict[int, tuple[float, ...]]:
+        """Calibration confidences by exit; {} without held-out data."""
         if self.holdout is None:
-            return ()
+            return {}
         if number not in self._confidences:
-            first = outputs_of(self.graph(number), self.holdout.calibration_x)[0]
-            self._confidences[number] = tuple(float(c) for c in confidence(first))
+            outputs = outputs_of(self.graph(number), self.holdout.calibration_x)
+            self._confidences[number] = {
+                index: tuple(float(c) for c in confidence(logits))
+                for index, logits in enumerate(outputs)
+                if logits.ndim == 2
+            }
         return self._confidences[number]
 
     def calibration_accuracy(self, template: Digest, layout: Layout, vector: Vector) -> float:

@@ -188,7 +188,7 @@ class StageHost:
         self, prepared: PreparedPlan, result: SegmentResult, cause: str = ""
     ) -> tuple[StageAnswer, Tensors]:
         assert result.exit is not None
-        answer = StageAnswer(result.exit.index, (self.node,), result.stages, cause=cause)
+        answer = StageAnswer(result.exit.index, (self.node,), result.stages, cause=cause, confidence=result.confidence)
         return answer, prepared.answer_tensors(result.exit, result.tensors)
 
     async def _hand_over(
@@ -224,6 +224,7 @@ class StageHost:
                 answer.exit_index, (self.node, *answer.served_by),
                 (*result.stages, (boundary, between), *answer.stages),
                 ((boundary, result.payload.size_bytes), *answer.payload_bytes), answer.cause,
+                answer.confidence if result.confidence is None else result.confidence,
             ), tensors  # fmt: skip
         if result.exit is not None:
             return self._own_answer(prepared, result, f"{error.code}: {error.message}")

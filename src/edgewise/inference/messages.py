@@ -42,6 +42,7 @@ class StageAnswer(msgspec.Struct, frozen=True):
         stages: Seconds of each stage in order, e.g. (("edge compute", 0.002), ("edge codec", 0.0001)).
         payload_bytes: Bytes of cut payloads that left each of those nodes, by boundary, e.g. (("edge→cloud", 2048),).
         cause: Why an outer tier did not answer, if this is a nearer exit; "" otherwise.
+        confidence: Top-1 softmax at the plan's first exit, if one of these nodes computed it.
     """
 
     exit_index: int
@@ -49,3 +50,4 @@ class StageAnswer(msgspec.Struct, frozen=True):
     stages: tuple[tuple[str, float], ...]
     payload_bytes: tuple[tuple[str, int], ...] = ()
     cause: str = ""
+    confidence: float | None = None

@@ -26,7 +26,9 @@ class Observation(msgspec.Struct, frozen=True):
         stages: Seconds by stage in order, e.g. (("device compute", 0.004), ("device→edge", 0.012), …); what is
             between nodes is the round trip less the stages beyond it.
         payload_bytes: Bytes of cut payloads by boundary, e.g. (("device→edge", 512),).
-        confidence: Top-1 softmax at the model's first exit, where the device computed it; what drift is seen in.
+        confidence: Top-1 softmax at the plan's first exit, which every request reaches; what drift is seen in. None
+            where that exit was not reached, or is no classifier.
+        confidence_exit: Index of that exit in the model.
     """
 
     request: RequestId
@@ -43,6 +45,7 @@ class Observation(msgspec.Struct, frozen=True):
     stages: tuple[tuple[str, float], ...] = ()
     payload_bytes: tuple[tuple[str, int], ...] = ()
     confidence: float | None = None
+    confidence_exit: int = 0
 
     @property
     def compute_s(self) -> float:

@@ -50,7 +50,7 @@ class SegmentResult:
         leaves: Whether the request leaves here.
         payload: The encoded cut; None if it leaves or the plan ends here.
         stages: Seconds by stage.
-        confidence: Top-1 softmax at the model's first exit, of the first example, where a device computed it.
+        confidence: Top-1 softmax at the plan's first exit, of the first example, if it was computed here.
     """
 
     tensors: Tensors
@@ -157,8 +157,8 @@ class PreparedPlan:
         self.segment_seconds.append(seconds)
 
     def _confidence(self, tensors: Tensors) -> float | None:
-        """What drift is seen in; only devices watch it."""
-        logits = tensors.get(self.graph.outputs[0].name) if self.stages.tier is Tier.DEVICE else None
+        """What drift is seen in: every request reaches the plan's first exit, wherever that is."""
+        logits = tensors.get(self.plan.exits[0].tensor) if self.plan.exits else None
         return None if logits is None or logits.size > _MAX_LOGITS else float(confidence(logits)[0])
 
     def run_tail(self, tensors: Mapping[str, NDArray[Any]]) -> tuple[Tensors, float]:

@@ -1,0 +1,79 @@
+"""Confidences of devices, weighed together at the coordinator, each against its own exit's calibration."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgewise.core.errors import InputError
+from edgewise.core.ids import Epoch, NodeId, RequestId, Tier
+from edgewise.fleet.drift_watch import Confidences, DriftWatch
+from edgewise.fleet.messages import Capability, NodeInfo
+from edgewise.fleet.staying_good import BATCH, StayingGood
+from edgewise.inference.observation import Observation
+from edgewise.inference.request import Served
+from edgewise.inference.session import Source
+
+NODE = NodeId("device-1")
+RNG = np.random.default_rng(0)
+REFERENCE = {0: RNG.uniform(0.3, 0.6, 300), 1: RNG.uniform(0.8, 1.0, 300)}
+
+
+def info(node: str = NODE) -> NodeInfo:
+    return NodeInfo(NodeId(node), Tier.DEVICE, Epoch(1), "", NodeId("edge-1"), Capability(1, 1, 1.0, 1.0, 1.0, ""))
+
+
+def watched(*reports: Confidences, sender: str = NODE) -> list[dict[str, Any]]:
+    """The alarms that reports give."""
+    alarms: list[dict[str, Any]] = []
+
+    async def order(*_: Any) -> None:
+        return None
+
+    async def run() -> None:
+        watch = DriftWatch(lambda version: REFERENCE, lambda: (NODE,), order, lambda _, said: alarms.append(said))
+        for report in reports:
+            await watch.arrived(report, None, info(sender))  # type: ignore[arg-type]
+
+    asyncio.run(run())
+    return alarms
+
+
+def told(low: float, high: float, exit_index: int) -> Confidences:
+    return Confidences(NODE, 1, tuple(np.random.default_rng(1).uniform(low, high, 100)), 1.0, exit_index)
+
+
+@pytest.mark.parametrize("exit_index", [0, 1])
+def test_an_exit_is_compared_with_its_own_calibration(exit_index: int) -> None:
+    usual = (0.3, 0.6) if exit_index == 0 else (0.8, 1.0)
+    assert watched(told(*usual, exit_index)) == []
+    assert len(watched(told(0.0, 0.2, exit_index))) == 1
+
+
+def test_a_plan_that_asks_the_last_exit_only_is_watched_too() -> None:
+    assert len(watched(told(0.3, 0.6, 1))) == 1  # usual for exit 0, far below what exit 1 gives
+
+
+def test_a_device_speaks_for_itself_only() -> None:
+    with pytest.raises(InputError, match="device-2 reports confidences in the name of device-1"):
+        watched(told(0.0, 0.2, 0), sender="device-2")
+
+
+def served(version: int, exit_index: int) -> Served:
+    seen = Observation(
+        RequestId("r"), Epoch(1), version, "", Source.PLAN, 1, "", 0.0, 0.0, 1.0, confidence=0.5,  # type: ignore[arg-type]
+        confidence_exit=exit_index,
+    )  # fmt: skip
+    return Served({"end": np.zeros((1, 10), np.float32)}, seen)
+
+
+def test_what_is_told_at_once_is_of_one_version_and_one_exit() -> None:
+    good, inputs = StayingGood(NODE, 1_000_000), {"x": np.zeros((1, 1, 8, 8), np.float32)}
+    for under in [(1, 0)] * (BATCH - 1) + [(2, 0)] * (BATCH - 1) + [(2, 1)] * (BATCH - 1):
+        assert good.served(inputs, served(*under)) is None
+    report = good.served(inputs, served(2, 1))
+    assert report is not None
+    assert (report.version, report.exit, len(report.values)) == (2, 1, BATCH)
