@@ -106,35 +106,36 @@ def _search(
 
 
 async def _profiles(demo: Demo, graph: Graph) -> tuple[dict[Tier, Profile], list[LinkState], Search]:
-    """Measures the graph on one node of each tier and the links between them, at the stream's own spacing."""
-    device = next(r.info for r in demo.nodes if r.info.node == demo.fleet.devices[0])
+    """Measures the graph on the nodes of each tier and the links between them, at the stream's own spacing.
+
+    All devices and edges measure at once, as they will serve at once; of the devices the one in the middle counts.
+    """
+    *measuring, quantising = (NodeId(name) for name in demo.fleet.devices)
     cadence = demo.settings.gap_s * len(demo.fleet.devices)
     cadences = {Tier.DEVICE: cadence, Tier.EDGE: demo.settings.gap_s * len(demo.fleet.edges) / OFFLOADED_FRACTION}
     overhead_s = await _overhead(demo, graph)
     budget = demo.settings.profile_s
     ref = _offer(demo, graph.model_bytes)
     int8_graph = Graph.load(await asyncio.to_thread(_quantise, demo, graph))
-    whom = {Tier.DEVICE: device.node, Tier.EDGE: device.parent, Tier.CLOUD: NodeId(CLOUD)}
-    upward = {Tier.DEVICE: device.parent, Tier.EDGE: NodeId(CLOUD)}
-    answers: dict[Tier, ProfileAnswer] = {}
-    with demo.show.progress("  profiling", 4) as advance:
+    small_order = ProfileOrder(_offer(demo, int8_graph.model_bytes), budget, cadence)
+    homes = {r.info.node: r.info.parent for r in demo.nodes}
+    edges = [NodeId(edge) for edge in demo.fleet.edges]
+    with demo.show.progress("  profiling", len(measuring) + len(edges) + 2) as advance:
 
-        async def measured(what: str, node: NodeId, order: ProfileOrder) -> ProfileAnswer:
-            answer = await demo.operator.profile(node, order)
-            advance(what)
+        async def measured(node: NodeId, tier: Tier, upward: str = "") -> ProfileAnswer:
+            order = ProfileOrder(ref, budget, cadences.get(tier, 0.0), NodeId(upward))
+            answer = await demo.operator.profile(node, small_order if node == quantising else order)
+            advance(f"{node}, int8" if node == quantising else str(node))
             return answer
 
-        def order_of(tier: Tier) -> ProfileOrder:
-            return ProfileOrder(ref, budget, cadences.get(tier, 0.0), upward.get(tier, NodeId("")))
-
-        # At serving's spacing a profile mostly waits, so these three run side by side, as serving does.
-        small_order = ProfileOrder(_offer(demo, int8_graph.model_bytes), budget / 2, cadence)
-        answers[Tier.DEVICE], answers[Tier.EDGE], small = await asyncio.gather(
-            measured(str(device.node), whom[Tier.DEVICE], order_of(Tier.DEVICE)),
-            measured(str(device.parent), whom[Tier.EDGE], order_of(Tier.EDGE)),
-            measured("int8 on a device", NodeId(demo.fleet.devices[-1]), small_order),
+        of_devices, of_edges, small = await asyncio.gather(
+            asyncio.gather(*(measured(node, Tier.DEVICE, homes[node]) for node in measuring)),
+            asyncio.gather(*(measured(node, Tier.EDGE, CLOUD) for node in edges)),
+            measured(quantising, Tier.DEVICE),
         )
-        answers[Tier.CLOUD] = await measured(CLOUD, whom[Tier.CLOUD], order_of(Tier.CLOUD))
+        of_cloud = await measured(NodeId(CLOUD), Tier.CLOUD)
+    in_the_middle = sorted(of_devices, key=lambda a: a.profile.segments[0].seconds)[len(of_devices) // 2]
+    answers = {Tier.DEVICE: in_the_middle, Tier.EDGE: of_edges[0], Tier.CLOUD: of_cloud}
     profiles = {t: a.profile for t, a in answers.items()}
     profiles[Tier.DEVICE], on_device = (
         msgspec.structs.replace(p, overhead_s=overhead_s) for p in (profiles[Tier.DEVICE], small.profile)

@@ -34,7 +34,7 @@ LOCAL = {
 RETRAINING = {**LOCAL, "epochs": 2}
 """After the drift: as many steps, since the hard examples come on top."""
 UPLINK = {"name": "int8", "rounding": "stochastic"}
-EXIT_WEIGHT = 0.1
+EXIT_WEIGHT = 0.2
 """Loss weight of the device's exit: low, so that it is clearly worse than the model's end and the question is real."""
 PRIVATE = Policy(raw_may_reach=Tier.DEVICE)
 OPEN = Policy()
