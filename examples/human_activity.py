@@ -21,7 +21,8 @@ class Statistics(nn.Module):
     def forward(self, windows):  # float32[n, 9, 128] -> five numbers per channel
         jumps = (windows[:, :, 1:] - windows[:, :, :-1]).abs().mean(2)
         spread = (windows - windows.mean(2, keepdim=True)).abs().mean(2)
-        return torch.cat([windows.mean(2), windows.amax(2), windows.amin(2), spread, jumps], dim=1)
+        found = torch.cat([windows.mean(2), windows.amax(2), windows.amin(2), spread, jumps], dim=1)
+        return found.sign() * torch.log1p(20 * found.abs())  # their scales differ a hundredfold
 
 
 class HumanActivity(Task):
