@@ -68,3 +68,12 @@ def test_an_asker_that_waits_holds_up_nobody_until_all_wait() -> None:
     release.set()
     assert third.wait(DEADLINE_S)
     askers.close()
+
+
+def test_an_asker_whose_call_breaks_carries_the_next_one(caplog: pytest.LogCaptureFixture) -> None:
+    askers, done = Askers("n", 1), threading.Event()
+    askers.submit(lambda: 1 / 0)
+    askers.submit(done.set)
+    assert done.wait(DEADLINE_S)
+    assert "a question of n could not be carried" in caplog.text
+    askers.close()

@@ -15,24 +15,20 @@ import asyncio
 import contextlib
 import random
 import socket
-import struct
 from collections import deque
 from typing import Any, Literal
 
 import msgspec
 
 from edgewise.core.errors import InputError
-from edgewise.transport.shape import PACKET_BYTES, Course, LinkSpec, Shape, split_address
+from edgewise.transport.shape import Course, LinkSpec, Shape, split_address
+from edgewise.transport.sockets import close_by_reset, kernel_received, receive_as_a_network_does
 
 __all__ = ["Counter", "Link", "LinkSpec", "Outage", "Shape", "open_link"]
 
 Outage = Literal["black_hole", "cut"]
 _READ_BYTES = 2**16
-_SOCKET_BUFFER_BYTES = 16 * 1024
 _EARLY_S = 5e-5
-_TCP_INFO_RECEIVED = 128
-"""Offset of `tcpi_bytes_received` in Linux's struct tcp_info."""
-_RESET = struct.pack("ii", 1, 0)
 
 
 class Counter(msgspec.Struct):
@@ -58,7 +54,7 @@ async def open_link(spec: LinkSpec) -> Link:
     split_address(spec.target)
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    _receive_as_a_network_does(listener)
+    receive_as_a_network_does(listener)
     listener.setblocking(False)
     try:
         listener.bind((host, port))
@@ -153,7 +149,7 @@ class Link:
         """
         ways: dict[str, Any] = {way: msgspec.structs.asdict(counter) for way, counter in self.counters.items()}
         for index, way in enumerate(("up", "down")):
-            ways[way]["kernel_bytes"] = sum(_kernel_received(each.ends[index]) for each in self._connections)
+            ways[way]["kernel_bytes"] = sum(kernel_received(each.ends[index]) for each in self._connections)
         return {**ways, "open": len(self._connections), "connections": self.num_connections}
 
     async def close(self) -> None:
@@ -176,7 +172,7 @@ class Link:
         except (BlockingIOError, ConnectionError):
             return
         if self.outage == "cut":
-            _reset(near)
+            close_by_reset(near)
             return
         near.setblocking(False)
         task = self._loop.create_task(self._dial(near))
@@ -187,12 +183,12 @@ class Link:
         host, port = split_address(self._target)
         far = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
         far.setblocking(False)
-        _receive_as_a_network_does(far)
+        receive_as_a_network_does(far)
         try:
             await self._loop.sock_connect(far, (host, port))
         except (OSError, asyncio.CancelledError) as error:
             far.close()
-            _reset(near)
+            close_by_reset(near)
             if isinstance(error, asyncio.CancelledError):
                 raise
             return
@@ -231,7 +227,7 @@ class _Connection:
             pipe.stop()
         for end in self.ends:
             if reset:
-                _reset(end)
+                close_by_reset(end)
             else:
                 end.close()
         self.link.forget(self)
@@ -378,28 +374,3 @@ class _Pipe:
                 self._sink.shutdown(socket.SHUT_WR)
             self._connection.ended()
         return not is_end
-
-
-def _receive_as_a_network_does(end: socket.socket) -> None:
-    """Bounds what is received ahead, in segments of a network's size; before it listens or connects.
-
-    Loopback's segments have 64 KiB, or half the window where that is less. A sender whose next segment is a little
-    larger than what is left of the window waits for the persist timer: 0.2 s, then twice as long, and so on,
-    until the link counts as lost.
-    """
-    end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SOCKET_BUFFER_BYTES)
-    with contextlib.suppress(OSError):  # not every system lets it be chosen
-        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, PACKET_BYTES)
-
-
-def _kernel_received(end: socket.socket) -> int:
-    if not hasattr(socket, "TCP_INFO"):
-        return 0
-    info = end.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_RECEIVED + 8)
-    return int.from_bytes(info[_TCP_INFO_RECEIVED:], "little") if len(info) == _TCP_INFO_RECEIVED + 8 else 0
-
-
-def _reset(end: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-    end.close()

@@ -5,6 +5,7 @@ Lanes keep an order; `Askers` carry one question each, from its hand-over to its
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import zlib
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from edgewise.core.errors import Unreachable
 from edgewise.ledger.entry import Purpose
 
+_log = logging.getLogger(__name__)
 LANES = 4
 MAX_QUEUED_BYTES = 256 * 2**20
 
@@ -125,7 +127,7 @@ class Askers:
         """Runs a call on a free thread; it waits for one while `most` are busy.
 
         Args:
-            call: May block; does not raise.
+            call: May block; what it raises is logged.
         """
         with self._lock:
             self._num_open += 1
@@ -142,6 +144,9 @@ class Askers:
 
     def _run(self) -> None:
         while (call := self._calls.get()) is not None:
-            call()
+            try:
+                call()
+            except Exception:  # the thread's own boundary: it has others to carry
+                _log.exception("a question of %s could not be carried", self._node)
             with self._lock:
                 self._num_open -= 1

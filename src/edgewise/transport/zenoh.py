@@ -26,6 +26,7 @@ import zenoh
 
 from edgewise.core.errors import DeadlineExceeded, EdgewiseError, FrameRefused, InputError, TransportError, Unreachable
 from edgewise.ledger.entry import FrameCounter, Purpose
+from edgewise.transport.asked import Asked
 from edgewise.transport.diagnose import Finding, diagnose
 from edgewise.transport.door import Door
 from edgewise.transport.frame import Frame
@@ -154,7 +155,7 @@ class ZenohTransport(Transport):
         self._sender = Sender(settings.node)
         self._askers = Askers(settings.node, _MOST_ASKERS)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._asked: set[_Asked] = set()
+        self._asked: set[Asked] = set()
         self._declared: set[_Declared] = set()
         self._is_open = True
 
@@ -288,10 +289,10 @@ class ZenohTransport(Transport):
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is there to hear it
             self._loop.call_soon_threadsafe(call, *args)
 
-    def _ask(self, key: str, frame: Frame, timeout_s: float, *, one: bool) -> _Asked:
+    def _ask(self, key: str, frame: Frame, timeout_s: float, *, one: bool) -> Asked:
         """Sends a question; with `one`, its first reply is all that is told."""
         data = self.door.seal(frame, key)
-        asked = _Asked(self, one)
+        asked = Asked(self._asked.discard, one)
         heard = False
 
         def on_reply(reply: Any) -> None:
@@ -375,53 +376,6 @@ class ZenohTransport(Transport):
 
         with contextlib.suppress(Unreachable):  # closed, or its link does not move: the asker's deadline tells it
             self._sender.submit(purpose, asker, Job(send, lambda error: None, len(data)))
-
-
-class _Asked:
-    """A question on its way: its replies, and whether more can come."""
-
-    def __init__(self, owner: ZenohTransport, one: bool) -> None:
-        self._owner, self._one = owner, one
-        loop = asyncio.get_running_loop()
-        self.first: asyncio.Future[None] = loop.create_future()
-        self.finished: asyncio.Future[None] = loop.create_future()
-        self.replies: list[bytes] = []
-        self.cancellation = zenoh.CancellationToken()
-        self.is_dropped = False
-
-    def replied(self, data: bytes) -> None:
-        """Takes a reply."""
-        if not self.is_dropped:
-            self.replies.append(data)
-            if not self.first.done():
-                self.first.set_result(None)
-
-    def finish(self) -> None:
-        """No more replies can come: all servers answered or are lost."""
-        for future in (self.first, self.finished):
-            if not future.done():
-                future.set_result(None)
-
-    def fail(self, error: Exception) -> None:
-        """The question could not be sent."""
-        for future in (self.first, self.finished):
-            if not future.done():
-                future.set_exception(error)
-                future.exception()  # seen: only one of the two is awaited
-
-    def expire(self, error: Exception) -> None:
-        """No reply came in time; some may still be on their way."""
-        if not self.first.done():
-            self.first.set_exception(error)
-
-    def drop(self) -> None:
-        """Forgets the question, wherever it is."""
-        self.is_dropped = True
-        self._owner._asked.discard(self)
-        if not self.finished.done():
-            self.finished.cancel()
-            if not (self._one and self.replies):  # once answered, Zenoh forgets it by itself
-                self.cancellation.cancel()  # type: ignore[no-untyped-call]
 
 
 def _payload(query: Any) -> bytes:
