@@ -54,7 +54,7 @@ STATUS_TIMEOUT_S = 5.0
 FRESH_TIMEOUT_S = 2.0
 FRESH_AT_ONCE = 64
 AGAIN_S = (0.1, 0.5, 1.0)
-"""Waits before a question is asked again that an operator's second session got in the way of."""
+"""Waits before a question is asked again that an operator's second session got in the way of, or a node's moving."""
 STALE = "stale_epoch"
 """Refusal of a frame whose sender has appeared again under the same name."""
 
@@ -251,16 +251,20 @@ class Operator:
                 whom, "control", message, answer, tensors, purpose=Purpose.CONTROL, timeout_s=timeout_s
             )
 
-        return await self._renewed(ask)
+        return await self._renewed(ask, may_be_moving=to is not None)
 
-    async def _renewed(self, ask: Callable[[], Awaitable[A]]) -> A:
-        """Asks; again if another session of our name came between.
+    async def _renewed(self, ask: Callable[[], Awaitable[A]], *, may_be_moving: bool = False) -> A:
+        """Asks; again if another session of our name came between, or the node may be moving to another uplink.
 
         Overtaken, we open a new incarnation; if the other one was asked who we are just as it left, we ask once more.
         """
         for wait_s in AGAIN_S:
             try:
                 return await ask()
+            except Unreachable:
+                if not may_be_moving:
+                    raise
+                await asyncio.sleep(wait_s)
             except RemoteError as error:
                 unproven = error.fields.get("remote_code") == Unreachable.code
                 if error.fields.get("reason") == STALE and self._reopen is not None:
