@@ -34,7 +34,7 @@ def test_a_node_that_stays_away_is_said_to_be(tmp_path: Path, monkeypatch: pytes
     async def scene() -> None:
         async with LoopbackFleet(tmp_path, homes={"a": "edge-1"}) as fleet:
             fleet.fabric.cut(DEVICE)
-            with pytest.raises(Unreachable, match="nobody serves 'ew/.*/device-a/control'"):
+            with pytest.raises(Unreachable, match=r"nobody serves 'ew/.*/device-a/control'"):
                 await fleet.operator.ledger(DEVICE)
 
     asyncio.run(scene())
