@@ -71,11 +71,11 @@ def test_a_node_is_one_row_and_empty_numbers_stay_empty() -> None:
 
 
 def test_who_is_not_well_and_what_was_refused_is_said_below(capsys: pytest.CaptureFixture[str]) -> None:
-    show(Output(), FleetAnswer((DEVICE, GONE), {"train_order by device-1, a device": 2}))
+    show(Output(), FleetAnswer((DEVICE, GONE), {"train_order by device-1, a device": 2}, "drift: look here"))
     shown = capsys.readouterr().out
     assert "2 nodes" in shown
     assert "edge-1: edge-1 is unreachable" in shown
-    assert "refused 2 times: train_order by device-1, a device" in shown
+    assert "refused 2 times: train_order by device-1, a device\ndrift: look here" in shown
 
 
 def test_json_has_every_node_without_its_certificate(capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,7 +125,8 @@ def test_a_run_is_followed_again_and_goes_on_from_a_version(
         capsys.readouterr()
         await Session(Output(), "tiny-1").train(fleet.operator, None)
         assert "round 1 loss" in capsys.readouterr().out
-        ended = await Session(Output()).train(fleet.operator, read_job(home / "job.toml", []), 1, "more")
+        again = {"start_version": 1, "name": "more"}
+        ended = await Session(Output()).train(fleet.operator, read_job(home / "job.toml", []), **again)
         assert (ended.run, ended.version) == ("more", 2)
         assert (await fleet.operator.versions()).versions[1].parent == 1
 

@@ -26,8 +26,8 @@ def info(node: str = NODE) -> NodeInfo:
     return NodeInfo(NodeId(node), Tier.DEVICE, Epoch(1), "", NodeId("edge-1"), Capability(1, 1, 1.0, 1.0, 1.0, ""))
 
 
-def watched(*reports: Confidences, sender: str = NODE) -> list[dict[str, Any]]:
-    """The alarms that reports give."""
+def watched(*reports: Confidences, sender: str = NODE, sentences: list[str] | None = None) -> list[dict[str, Any]]:
+    """The alarms that reports give; what the watch says after each report is added to `sentences`."""
     alarms: list[dict[str, Any]] = []
 
     async def order(*_: Any) -> None:
@@ -37,6 +37,8 @@ def watched(*reports: Confidences, sender: str = NODE) -> list[dict[str, Any]]:
         watch = DriftWatch(lambda version: REFERENCE, lambda: (NODE,), order, lambda _, said: alarms.append(said))
         for report in reports:
             await watch.arrived(report, None, info(sender))  # type: ignore[arg-type]
+            if sentences is not None:
+                sentences.append(watch.sentence)
 
     asyncio.run(run())
     return alarms
@@ -55,6 +57,14 @@ def test_an_exit_is_compared_with_its_own_calibration(exit_index: int) -> None:
 
 def test_a_plan_that_asks_the_last_exit_only_is_watched_too() -> None:
     assert len(watched(told(0.3, 0.6, 1))) == 1  # usual for exit 0, far below what exit 1 gives
+
+
+def test_what_was_found_is_said_until_another_version_serves() -> None:
+    said: list[str] = []
+    later = Confidences(NODE, 2, (0.5,), 2.0)
+    watched(told(0.3, 0.6, 0), told(0.0, 0.2, 0), later, sentences=said)
+    assert (said[0], said[2]) == ("", "")
+    assert "requests before the alarm the inputs of version 1 did not look like those it was calibrated on" in said[1]
 
 
 def test_a_device_speaks_for_itself_only() -> None:

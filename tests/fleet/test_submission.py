@@ -87,6 +87,7 @@ def test_a_new_model_travels_and_a_continued_one_does_not() -> None:
     size = sum(int(np.prod(slot["shape"])) for slot in msgspec.msgpack.decode(wish.layout)["slots"])
     assert (tensors["model"].shape, tensors["model"].dtype) == ((size,), np.float32)
     assert set(make_wish(job(), TinyTask(), HELD, start_version=2)[1]) == {"graph"}
+    assert [make_wish(job(), TinyTask(), HELD, collected=c)[0].collected for c in (False, True)] == [False, True]
 
 
 def test_a_model_that_does_not_build_is_told_with_its_place() -> None:

@@ -81,6 +81,15 @@ def test_answers_are_printed_for_people(served: Served, capsys: pytest.CaptureFi
     assert "inference 2/2" in shown.err
 
 
+def test_feedback_needs_labels_and_a_node_that_learns(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(bare := served.data.with_name("bare.npy"), np.zeros((2, 1, 8, 8), np.float32))
+    words = ["--url", served.url, "--model", "tiny", "--feedback"]
+    assert run(["infer", "--source", str(bare), *words]) == 1
+    assert "has no labels to tell. Give an npz with `y`" in capsys.readouterr().err
+    assert run(["infer", "--source", str(served.data), *words]) == 1
+    assert "keeps no examples to learn from. Serve the model on a device of a fleet." in capsys.readouterr().err
+
+
 def test_another_models_name_is_refused(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["infer", "--source", str(served.data), "--url", served.url, "--model", "tony"]) == 1
     assert "has no model 'tony'" in capsys.readouterr().err

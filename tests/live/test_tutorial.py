@@ -168,6 +168,9 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminals]:
         "levels of edge intelligence",
         "version 1 is in force on 2 devices",
         "answers of 'digits'",
+        ", labels_taken ",
+        "drift: for ",
+        "completed: run after-drift completed 2 rounds.",
     ],
 )
 def test_the_page_prints_what_it_promises(fleet: Terminals, words: str) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import tritonclient.http as triton
 
-from edgewise.core.errors import ConfigError, SecurityError
+from edgewise.core.errors import ConfigError, RemoteError, SecurityError
 from edgewise.core.ids import Epoch, NodeId
-from edgewise.inference.serving import Server, local_server
+from edgewise.inference.serving import Server, device_only_plan, local_server
 from edgewise.inference.stages import make_session
 from edgewise.service.client import InferenceClient
 from edgewise.service.open_inference import HttpServer, serve_http
@@ -258,3 +258,37 @@ def test_a_port_in_use_and_an_open_address_are_refused() -> None:
         await server.close()
 
     asyncio.run(run())
+
+
+def test_what_was_right_is_told_by_request_and_counted() -> None:
+    told: list[dict[str, int]] = []
+
+    async def run() -> int:
+        server = Server(NodeId("device-1"), name="tiny", on_feedback=lambda labels: told.append(dict(labels)) or 1)
+        await server.prepare(active(device_only_plan(GRAPH)), GRAPH)
+        server.activate(Epoch(1))
+        door = await serve_http(server)
+        async with InferenceClient(door.host, door.port) as client:
+            taken = await client.feedback("tiny", {"r1": 3, "r2": 4})
+            with pytest.raises(RemoteError, match="no model 'tony' is served here"):
+                await client.feedback("tony", {})
+        await door.close()
+        await server.close()
+        return taken
+
+    assert asyncio.run(run()) == 1
+    assert told == [{"r1": 3, "r2": 4}]
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b'{"labels": {"r1": 3}}', "keeps no examples to learn from"),
+        (b'{"labels": {"r1": "three"}}', "Expected `int`, got `str`"),
+        (b"{", "feedback is"),
+    ],
+)
+def test_feedback_that_cannot_be_used_is_refused_with_its_cause(body: bytes, words: str) -> None:
+    status, answer = at_door(lambda door: call(door, "POST", "/v2/models/tiny/feedback", body))
+    assert status == 400
+    assert words in answer["error"]

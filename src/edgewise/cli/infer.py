@@ -48,6 +48,9 @@ def command(
     scale: Annotated[float, typer.Option("--scale", help="Multiply image pixels by this.")] = 1 / 255,
     wait: Annotated[str, typer.Option("--wait", help="Keep trying for so long until the model is served.")] = "0 s",
     show: Annotated[int, typer.Option("--show", min=0, help="Print so many answers one by one.")] = 10,
+    feedback: Annotated[
+        bool, typer.Option("--feedback", help="Tell the node the labels afterwards, for it to learn from.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Send inputs to a served model and print the answers.
@@ -58,8 +61,8 @@ def command(
       edgewise infer --source digits.npz --url http://127.0.0.1:8000 --model digits
     """
     out = Output(as_json)
-    answers = asyncio.run(ask_all(out, url, model, source, limit, scale, parse_duration(wait)))
-    summary = summarise(answers)
+    answers, taken = asyncio.run(ask_all(out, url, model, source, limit, scale, parse_duration(wait), feedback))
+    summary = {**summarise(answers), "labels_taken": taken}
     rows = [
         (a.name, a.predicted, "" if a.target is None else a.target, a.latency_ms, _where(a)) for a in answers[:show]
     ]
@@ -70,8 +73,15 @@ def command(
 
 
 async def ask_all(
-    out: Output, url: str, model: str, path: Path, limit: int, scale: float, wait_s: float = 0.0
-) -> list[Answered]:
+    out: Output,
+    url: str,
+    model: str,
+    path: Path,
+    limit: int,
+    scale: float,
+    wait_s: float = 0.0,
+    feedback: bool = False,
+) -> tuple[list[Answered], int | None]:
     """Sends every example, one after the other.
 
     Args:
@@ -82,9 +92,13 @@ async def ask_all(
         limit: At most so many.
         scale: For images.
         wait_s: Seconds to keep trying until the model is served.
+        feedback: Whether to tell the labels afterwards.
 
     Returns:
-        An answer per example.
+        An answer per example, and how many labels the node could use; None if it was told none.
+
+    Raises:
+        InputError: If labels are to be told and there are none.
     """
     from edgewise.cli.source import read_source
     from edgewise.service.client import InferenceClient
@@ -94,12 +108,18 @@ async def ask_all(
     async with InferenceClient(host, port) as client:
         inputs = await _when_served(client, model, wait_s)
         source = read_source(path, inputs, scale).first(limit)
+        if feedback and source.targets is None:
+            raise InputError(f"{str(path)!r} has no labels to tell. Give an npz with `y`, or leave --feedback out.")
+        names = [f"infer-{time.time_ns()}-{index}" for index in range(len(source))]
         with out.progress("inference", len(source)) as advance:
             for index in range(len(source)):
-                reply = await client.infer(model, source.example(index))
+                reply = await client.infer(model, source.example(index), request_id=names[index])
                 answers.append(_answered(source, index, reply))
                 advance("")
-    return answers
+        if not feedback or source.targets is None:
+            return answers, None
+        labels = {name: int(target) for name, target in zip(names, source.targets, strict=True)}
+        return answers, await client.feedback(model, labels)
 
 
 async def _when_served(client: InferenceClient, model: str, wait_s: float) -> tuple[Tensor, ...]:

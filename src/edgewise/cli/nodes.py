@@ -71,7 +71,9 @@ def show(out: Output, answer: FleetAnswer) -> None:
             out.line(f"{row.info.node}: {row.cause}")
     for what, times in answer.refused.items():
         out.line(f"refused {times} times: {what}")
-    out.result({"nodes": [plain(row) for row in rows], "refused": answer.refused})
+    if answer.drift:
+        out.line(answer.drift)
+    out.result({"nodes": [plain(row) for row in rows], "refused": answer.refused, "drift": answer.drift})
 
 
 def plain(row: NodeRow) -> dict[str, Any]:

@@ -34,6 +34,9 @@ def command(
     change: Annotated[list[str] | None, typer.Option("--set", help="Override a key, e.g. training.rounds=3.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved job, train nothing.")] = False,
     start_version: Annotated[int, typer.Option("--start-version", min=0, help="Go on from this version.")] = 0,
+    collected: Annotated[
+        bool, typer.Option("--collected", help="Also on the hard examples that devices kept and have labels for.")
+    ] = False,
     name: Annotated[str, typer.Option("--name", help="The run's name; by default the task's and a number.")] = "",
     follow: Annotated[str, typer.Option("--follow", help="Look at this run again, start none.")] = "",
     cancel: Annotated[str, typer.Option("--cancel", help="Stop this run; its rounds so far stay.")] = "",
@@ -57,7 +60,9 @@ def command(
 
     async def speak() -> RunStatus:
         async with operator_of(connect, identity, fleet) as operator:
-            return await (session.cancel(operator) if cancel else session.train(operator, read, start_version, name))
+            if cancel:
+                return await session.cancel(operator)
+            return await session.train(operator, read, start_version=start_version, name=name, collected=collected)
 
     try:
         ended = run_async(speak())
@@ -128,23 +133,20 @@ class Session:
         self.run = RunId(run)
         self.submitted = asyncio.Event()
 
-    async def train(
-        self, operator: Operator, read: tuple[JobFile, Task] | None, start_version: int = 0, name: str = ""
-    ) -> RunStatus:
+    async def train(self, operator: Operator, read: tuple[JobFile, Task] | None, **wish: Any) -> RunStatus:
         """Submits a run, unless it is known, and follows it to its end.
 
         Args:
             operator: Connection to the fleet.
             read: Job and task; None to follow only.
-            start_version: Version to go on from; 0 starts anew.
-            name: The run's name; "" lets the coordinator choose.
+            **wish: `start_version`, `name` and `collected`, as for `make_wish`.
 
         Returns:
             Its terminal state.
         """
         rounds = 0
         if read is not None:
-            await self._submit(operator, *read, start_version, name)
+            await self._submit(operator, *read, wish)
             rounds = read[0].training.rounds
         status = await self._follow(operator, rounds)
         versions = (await operator.versions()).versions if status.version else ()
@@ -179,13 +181,13 @@ class Session:
             self.out.event("left", run=self.run, state="goes on", look_again=again)
         return 130
 
-    async def _submit(self, operator: Operator, job: JobFile, task: Task, start_version: int, name: str) -> None:
+    async def _submit(self, operator: Operator, job: JobFile, task: Task, wished: dict[str, Any]) -> None:
         from edgewise.fleet.submission import audit_of, make_wish, participants
 
         held = participants((await operator.nodes()).nodes, task.name)
         found = audit_of(held)
         self.out.line(str(found))
-        wish, tensors = make_wish(job, task, held, start_version=start_version, name=name)
+        wish, tensors = make_wish(job, task, held, **wished)
         self.run = await operator.submit(wish, tensors)
         self.submitted.set()
         if self.out.as_json:

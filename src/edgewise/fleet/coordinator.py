@@ -122,7 +122,8 @@ class Coordinator:
         rows = [NodeRow(m.info, str(m.state), m.cause) for m in members if m.info is not None]
         own = NodeRow(self.node.describe(), "alive")
         rows = [r for r in rows if not _is_operator(r.info)]
-        return FleetAnswer((own, *sorted(rows, key=lambda r: r.info.node)), dict(self.node.refused))
+        rows.sort(key=lambda r: r.info.node)
+        return FleetAnswer((own, *rows), dict(self.node.refused), self.drift.sentence)
 
     async def _submit(self, wish: SubmitRun, frame: Frame, _: NodeInfo) -> Ack:
         graph, model = frame.array("graph").tobytes(), None

@@ -49,6 +49,9 @@ class CollectOrder(Message, frozen=True):
 class DriftWatch:
     """The coordinator's detector, one state per version in force.
 
+    Attributes:
+        sentence: What was found of the version in force; "" while its inputs look as they should.
+
     Args:
         reference: Calibration confidences of a version, by exit; {} if there is no held-out data.
         devices: Names of the devices that are there.
@@ -67,6 +70,7 @@ class DriftWatch:
         self._devices = devices
         self._order = order
         self._told = told
+        self.sentence = ""
         self._version = 0
         self._state: drift.DriftState | None = None
 
@@ -86,6 +90,7 @@ class DriftWatch:
             reference = self._reference(report.version)
             if not reference:
                 return Ack(False, "no held-out data to compare with")
+            self.sentence = ""
             self._version, self._state = report.version, drift.drift_detector(reference, threshold=ALARM)
         for value in report.values:
             seen = drift.ConfidenceObserved(report.node, value, report.exit, report.time)
@@ -95,6 +100,10 @@ class DriftWatch:
         return Ack()
 
     async def _alarm(self, alarm: drift.DriftDetected) -> None:
+        self.sentence = (
+            f"drift: for {alarm.num_since} requests before the alarm the inputs of version {self._version} did not look "
+            "like those it was calibrated on. Give feedback, and train with --collected."
+        )
         devices = self._devices()
         share = ceil(alarm.num_since / max(len(devices), 1)) + SLACK
         self._told(

@@ -114,10 +114,17 @@ class NodeRow(msgspec.Struct, frozen=True):
 
 
 class FleetAnswer(Message, frozen=True):
-    """The coordinator's view."""
+    """The coordinator's view.
+
+    Attributes:
+        nodes: Itself first.
+        refused: How often what was refused at it.
+        drift: What it found of the inputs of the version in force; "" while nothing is.
+    """
 
     nodes: tuple[NodeRow, ...]
     refused: dict[str, int] = msgspec.field(default_factory=dict)
+    drift: str = ""
 
 
 class StopOrder(Message, frozen=True):

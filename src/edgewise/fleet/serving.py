@@ -87,7 +87,7 @@ class Serving:
         if settings.tier is Tier.DEVICE:
             self.server = Server(
                 node.name, name=settings.model_name, dilation=settings.dilation, on_observation=self._observed,
-                on_served=self._served,
+                on_served=self._served, on_feedback=self.good.label,
             )  # fmt: skip
         else:
             self.host = StageHost(node.name, settings.tier, dilation=settings.dilation, keep=16)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -82,12 +83,12 @@ class StayingGood:
         self._buffer = replace(self._buffer, kept=recent)
         return len(recent)
 
-    def label(self, labels: dict[str, int]) -> int:
-        """Takes true labels by request; returns how many belong to kept examples."""
-        self._answers |= {RequestId(k): v for k, v in labels.items()}
+    def label(self, labels: Mapping[str, int]) -> int:
+        """Takes true labels by request; returns how many of them belong to kept examples."""
         kept = {e.request for e in self._buffer.examples}
-        self._answers = {k: v for k, v in self._answers.items() if k in kept}
-        return len(self._answers)
+        new = {RequestId(k): v for k, v in labels.items() if k in kept}
+        self._answers = {k: v for k, v in self._answers.items() if k in kept} | new
+        return len(new)
 
     def labelled(self, source: str = "feedback") -> Examples | None:
         """Hard examples that have a label, as training data; None without any."""

@@ -61,7 +61,13 @@ def audit_of(held: Sequence[NodeInfo]) -> SplitAudit:
 
 
 def make_wish(
-    job: JobFile, task: Task, held: Sequence[NodeInfo], *, start_version: int = 0, name: str = ""
+    job: JobFile,
+    task: Task,
+    held: Sequence[NodeInfo],
+    *,
+    start_version: int = 0,
+    name: str = "",
+    collected: bool = False,
 ) -> tuple[SubmitRun, dict[str, Any]]:
     """Turns a job into what `Operator.submit` takes. Imports torch, for the template and the first model.
 
@@ -73,6 +79,7 @@ def make_wish(
         held: Who takes part.
         start_version: Version to go on from; 0 starts anew.
         name: The run's name; "" lets the coordinator name it.
+        collected: Whether devices train on their labelled hard examples, too.
 
     Returns:
         The wish, and the tensors that travel beside it.
@@ -101,7 +108,7 @@ def make_wish(
     wish = SubmitRun(
         task.name, algorithm.spec.to_dict(), training.rounds, training.seed, encode_layout(layout),
         protocol=training.protocol, name=name, quorum_fraction=needed / len(clients),
-        round_deadline_s=deadline_s, clients=clients, start_version=start_version,
+        round_deadline_s=deadline_s, clients=clients, start_version=start_version, collected=collected,
     )  # fmt: skip
     return wish, tensors
 

@@ -57,12 +57,13 @@ class Server:
         worker: Worker | None = None,
         on_observation: Callable[[Observation], None] = lambda observation: None,
         on_served: Callable[[Tensors, Served], None] = lambda inputs, served: None,
+        on_feedback: Callable[[Mapping[str, int]], int] | None = None,
     ) -> None:
         self.node, self.name, self.dilation = node, name, dilation
         self.default_deadline_s, self.max_in_flight = default_deadline_s, max_in_flight
         self.worker = worker or Worker(f"{node}-compute", max_waiting=2 * max_in_flight)
         self.refused = 0
-        self._on_observation, self._on_served = on_observation, on_served
+        self._on_observation, self._on_served, self._on_feedback = on_observation, on_served, on_feedback
         self._peers = Peers(lambda: asyncio.get_running_loop().time())
         self._plans: dict[Epoch, PreparedPlan] = {}
         self._active: PreparedPlan | None = None
@@ -178,6 +179,22 @@ class Server:
         self._on_observation(served.observation)
         self._on_served(checked, served)
         return served
+
+    def feedback(self, labels: Mapping[str, int]) -> int:
+        """Takes what was right.
+
+        Args:
+            labels: True classes by request name.
+
+        Returns:
+            How many belong to examples that are kept here.
+
+        Raises:
+            InputError: If this node keeps none.
+        """
+        if self._on_feedback is None:
+            raise InputError(f"{self.node!r} keeps no examples to learn from. Serve the model on a device of a fleet.")
+        return self._on_feedback(labels)
 
     async def close(self) -> None:
         """Stops the worker; open requests end with what they have."""

@@ -103,6 +103,27 @@ class InferenceClient:
         outputs = _read_outputs(answer.get("outputs", ()), content[cut:])
         return Reply(outputs, answer.get("parameters", {}), start, time.monotonic() - start)
 
+    async def feedback(self, model: str, labels: dict[str, int]) -> int:
+        """Says what was right.
+
+        Args:
+            model: Model name at the endpoint.
+            labels: True classes by request id.
+
+        Returns:
+            How many belong to examples that the node keeps.
+
+        Raises:
+            Unreachable: As `infer`.
+            RemoteError: As `infer`.
+        """
+        body = json.dumps({"labels": labels}).encode()
+        kind = "Content-Type: application/json\r\n"
+        status, _, content = await self.call("POST", f"/v2/models/{model}/feedback", body, kind)
+        if status != 200:
+            raise RemoteError(_error_text(content), status=status)
+        return int(json.loads(content)["taken"])
+
     async def call(
         self, method: str, path: str, body: bytes = b"", extra: str = ""
     ) -> tuple[int, dict[str, str], bytes]:

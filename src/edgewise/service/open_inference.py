@@ -6,7 +6,8 @@
 
 `infer` is a raw ASGI handler in front of the router, for it is on every request's path; the rest are ordinary Litestar routes. Any client of
 the protocol works unchanged, e.g. `tritonclient.http`. Answers carry `parameters`: exit_index, source, plan_epoch,
-model_version, cause, latency_ms (at the device, HTTP excluded), compute_ms (all nodes), served_by.
+model_version, cause, latency_ms (at the device, HTTP excluded), compute_ms (all nodes), served_by. Our own extension:
+`POST /v2/models/NAME/feedback` with `{"labels": {request id: class}}` says what was right; it stays on the node.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from urllib.parse import unquote
 
 import msgspec
 import uvicorn
-from litestar import Litestar, Request, Response, get
+from litestar import Litestar, Request, Response, get, post
 from litestar.config.app import AppConfig
 from litestar.exceptions import HTTPException
 from litestar.types import ASGIApp, Receive, Scope, Send
@@ -35,7 +36,7 @@ from edgewise.core.errors import Busy, ConfigError, EdgewiseError, InputError, S
 from edgewise.inference.request import Served
 from edgewise.models.graph import Tensor
 from edgewise.planning.plan import ActivePlan
-from edgewise.service.protocol import describe, read_request, write_answer
+from edgewise.service.protocol import describe, read_feedback, read_request, write_answer
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,10 @@ class Model(Protocol):
         self, inputs: Mapping[str, NDArray[Any]], *, deadline_s: float | None = None, request: str = ""
     ) -> Served:
         """Serves one request."""
+        ...
+
+    def feedback(self, labels: Mapping[str, int]) -> int:
+        """Takes true classes by request; how many belong to examples that are kept."""
         ...
 
 
@@ -229,7 +234,11 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
 
     @get("/v2", sync_to_thread=False)
     def server_metadata() -> dict[str, Any]:
-        return {"name": "edgewise", "version": package_version("edgewise"), "extensions": ["binary_tensor_data"]}
+        return {
+            "name": "edgewise",
+            "version": package_version("edgewise"),
+            "extensions": ["binary_tensor_data", "feedback"],
+        }
 
     @get(["/v2/models/{name:str}", "/v2/models/{name:str}/versions/{version:str}"], sync_to_thread=False)
     def model_metadata(request: Request[Any, Any, Any]) -> dict[str, Any]:
@@ -248,6 +257,11 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
         name = request.path_params["name"]
         find(name, request.path_params.get("version", ""))
         return {"name": name, "ready": True}
+
+    @post(["/v2/models/{name:str}/feedback"], status_code=200)
+    async def feedback(request: Request[Any, Any, Any]) -> dict[str, int]:
+        model, _ = find(request.path_params["name"])
+        return {"taken": model.feedback(read_feedback(await request.body()))}
 
     async def infer(scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -285,7 +299,7 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
 
     handlers: Any = {EdgewiseError: _edgewise_error, HTTPException: _http_error}
     routes = Litestar(
-        [live, ready, server_metadata, model_metadata, model_ready],
+        [live, ready, server_metadata, model_metadata, model_ready, feedback],
         exception_handlers=handlers, logging_config=None, on_app_init=[_plain_app],
     )  # fmt: skip
 

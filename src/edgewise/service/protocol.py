@@ -219,3 +219,27 @@ def describe(tensors: Sequence[Tensor]) -> list[dict[str, Any]]:
         }
         for t in tensors
     ]
+
+
+class FeedbackBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """True classes by request id."""
+
+    labels: dict[str, int]
+
+
+def read_feedback(body: bytes) -> dict[str, int]:
+    """Reads what was right.
+
+    Args:
+        body: JSON, `{"labels": {request id: class}}`.
+
+    Returns:
+        Classes by request id.
+
+    Raises:
+        InputError: If it is something else.
+    """
+    try:
+        return msgspec.json.decode(body, type=FeedbackBody).labels
+    except msgspec.MsgspecError as error:
+        raise InputError(f'feedback is {{"labels": {{request id: class}}}}: {error}.') from error
