@@ -224,17 +224,19 @@ class Agent:
         When a link between two routers comes back, Zenoh 1.10 announces the tokens of clients again, but not the
         queryables of those that were another router's before: they are seen, and nobody reaches them.
         """
-        if self.settings.tier is not Tier.DEVICE or self._is_renewing:
+        if self.settings.tier is not Tier.DEVICE:
             return
-        self._is_renewing = True
         try:
             is_node = (await self.node.info_of(name)).capability.cores > 0  # operators come and go as they like
         except EdgewiseError as error:
             log.info("%s cannot tell who is back beyond its parent: %s", self.node.name, error)
             is_node = True
+        if not is_node or self._is_renewing:  # a whole part of the fleet comes back at once
+            return
+        self._is_renewing = True
         async with self._moving:
             self._is_renewing = False
-            if is_node and self.uplinks.attached == index:
+            if self.uplinks.attached == index:
                 log.info("%s serves anew on uplink %d: the way to %s is back", self.node.name, index, name)
                 await self._attach(index)
 

@@ -1,0 +1,60 @@
+"""Who makes a device declare its services anew when the way beyond its edge is back."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from edgewise.core.ids import Epoch, NodeId, Tier
+from edgewise.fleet.agent import Agent
+from edgewise.fleet.messages import Capability, NodeInfo
+from edgewise.fleet.settings import AgentSettings
+
+
+def capability(cores: int) -> Capability:
+    return Capability(cores, 1, 1.0, 1.0, 1.0, "")
+
+
+class Known:
+    """A node that is told who the others are, the operator last."""
+
+    name = NodeId("device-1")
+
+    async def info_of(self, node: NodeId) -> NodeInfo:
+        for _ in range(3 if node == "operator" else 1):
+            await asyncio.sleep(0)
+        return NodeInfo(node, Tier.CLOUD, Epoch(1), "", NodeId(""), capability(0 if node == "operator" else 2))
+
+
+def times_declared(tier: Tier, *back: str, index: int = 0) -> int:
+    """How often services are declared when these nodes are seen again through an uplink, all at once."""
+    attached: list[int] = []
+
+    async def run() -> None:
+        agent: Any = Agent(AgentSettings("device-1", tier, "", ""), capability(1), None)
+        agent.node = Known()
+
+        async def attach(index: int) -> None:
+            attached.append(index)
+
+        agent._attach = attach
+        await asyncio.gather(*(agent._way_is_back(index, NodeId(name)) for name in back))
+
+    asyncio.run(run())
+    return len(attached)
+
+
+@pytest.mark.parametrize("back", [("cloud",), ("operator", "cloud"), ("cloud", "operator")])
+def test_a_node_that_is_back_makes_a_device_declare_anew_whoever_else_is(back: tuple[str, ...]) -> None:
+    assert times_declared(Tier.DEVICE, *back) == 1
+
+
+def test_an_operator_that_is_back_makes_nobody_declare_anew() -> None:
+    assert times_declared(Tier.DEVICE, "operator") == 0
+
+
+def test_an_edge_and_an_uplink_that_is_not_in_use_are_left_alone() -> None:
+    assert times_declared(Tier.EDGE, "cloud") == 0
+    assert times_declared(Tier.DEVICE, "cloud", index=1) == 0
