@@ -141,8 +141,14 @@ def origins_of(*values: Any) -> Origins:
     for value in values:
         current = value
         while current is not None:
+            kind = type(current)
+            if kind is np.ndarray:
+                current = current.base
+                continue
+            if kind is bytes:
+                break
             found |= getattr(current, "origins", frozenset())
-            current = current.obj if isinstance(current, memoryview) else getattr(current, "base", None)
+            current = current.obj if kind is memoryview else getattr(current, "base", None)
     return found
 
 

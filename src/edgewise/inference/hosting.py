@@ -22,7 +22,7 @@ from edgewise.core.ids import Epoch, NodeId, Tier
 from edgewise.inference.cuts import decode_cut
 from edgewise.inference.messages import STAGE_ANSWER, STAGE_REQUEST, StageAnswer, StageRequest
 from edgewise.inference.peers import Peers, Target, is_peers_fault
-from edgewise.inference.prepared import PreparedPlan, SegmentResult, ask, prepare_plan
+from edgewise.inference.prepared import PreparedPlan, SegmentResult, prepare_plan, stage_answer, stage_question
 from edgewise.inference.stages import Tensors, segment_of
 from edgewise.inference.worker import Worker
 from edgewise.ledger.entry import Purpose
@@ -210,9 +210,9 @@ class StageHost:
                 break
             self._peers.asked(node, left_s)
             try:
-                answer, tensors = await ask(
-                    self._peers.target(node), prepared, result.payload, request=message.request, timeout_s=left_s
-                )
+                target = self._peers.target(node)
+                question = stage_question(prepared, result.payload, request=message.request, timeout_s=left_s)
+                answer, tensors = stage_answer(await target.transport.query(target.key, question, timeout_s=left_s))
             except EdgewiseError as caught:
                 error = caught
                 if is_peers_fault(caught):

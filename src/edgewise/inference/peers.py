@@ -86,8 +86,15 @@ class Peers:
         self._breakers = {t.node: self._breakers.get(t.node, Breaker()) for t in targets}
 
     def target(self, node: str) -> Target:
-        """The target of that name."""
-        return self._targets[NodeId(node)]
+        """The target of that name.
+
+        Raises:
+            Unreachable: If it is none any more.
+        """
+        name = NodeId(node)
+        if name not in self._targets:
+            raise Unreachable(f"{node!r} is no longer a node of the next tier. Ask one of {list(self._targets)}.")
+        return self._targets[name]
 
     def knows(self, node: str) -> bool:
         """Whether the node is (still) a target."""

@@ -1,7 +1,7 @@
 """A plan made ready on one node: sessions built and warm, codecs made, recent costs remembered.
 
-Device and stage hosts run the same two things: `PreparedPlan.run_segment` in the worker's thread, and `ask` to hand
-over to the next tier.
+Device and stage hosts run the same two things: `PreparedPlan.run_segment` in the worker's thread, and what hands over
+to the next tier: `stage_question` and `stage_answer`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -22,13 +21,12 @@ from edgewise.core.ids import Digest, RequestId, Tier
 from edgewise.inference.cuts import CutPayload, encode_cut
 from edgewise.inference.exits import confidence, decide
 from edgewise.inference.messages import STAGE_REQUEST, StageAnswer, StageRequest
-from edgewise.inference.peers import Target
 from edgewise.inference.stages import Stage, StageSet, Tensors, build_stages, cut_after, segment_of
 from edgewise.inference.worker import BRIEF_S
 from edgewise.ledger.entry import Purpose
 from edgewise.models.graph import Graph
 from edgewise.planning.plan import ActivePlan, Exit, Plan
-from edgewise.transport.frame import make_frame
+from edgewise.transport.frame import Frame, make_frame
 
 _WINDOW = 64
 _MEMORY = 16
@@ -78,7 +76,7 @@ class PreparedPlan:
         tail_seconds: Recent seconds of the local tail.
         segment_seconds: Recent seconds of this node's segment, codec included.
         usual_segment_s: Their running mean.
-        remote_seconds: Recent seconds from offloading to the answer.
+        usual_remote_s: Running mean of the seconds from handing over to the answer; 0 before the first.
     """
 
     active: ActivePlan
@@ -93,7 +91,7 @@ class PreparedPlan:
     tail_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
     segment_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
     usual_segment_s: float = float("inf")
-    remote_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
+    usual_remote_s: float = 0.0
 
     @property
     def plan(self) -> Plan:
@@ -119,9 +117,9 @@ class PreparedPlan:
         """Whether this node's segment is usually done before a thread would have been woken for it."""
         return self.usual_segment_s < BRIEF_S
 
-    def usual_remote_s(self) -> float:
-        """Median seconds from offloading to the answer; 0 before the first."""
-        return median(self.remote_seconds) if self.remote_seconds else 0.0
+    def remote_took(self, seconds: float) -> None:
+        """The next tier answered after so long."""
+        self.usual_remote_s = _mean(self.usual_remote_s, seconds, is_first=self.usual_remote_s == 0.0)
 
     def run_segment(
         self, given: Mapping[str, NDArray[Any]], before: tuple[tuple[str, float], ...] = ()
@@ -152,8 +150,7 @@ class PreparedPlan:
         )  # fmt: skip
 
     def _took(self, seconds: float) -> None:
-        known = self.usual_segment_s < float("inf")
-        self.usual_segment_s = self.usual_segment_s + (seconds - self.usual_segment_s) / _MEMORY if known else seconds
+        self.usual_segment_s = _mean(self.usual_segment_s, seconds, is_first=self.usual_segment_s == float("inf"))
         self.segment_seconds.append(seconds)
 
     def _confidence(self, tensors: Tensors) -> float | None:
@@ -221,38 +218,38 @@ def warm_up(graph: Graph, stage: Stage) -> float:
     return time.perf_counter() - started
 
 
+def _mean(mean: float, seconds: float, *, is_first: bool) -> float:
+    return seconds if is_first else mean + (seconds - mean) / _MEMORY
+
+
 def is_local(plan: Plan, tier: Tier) -> bool:
     """Whether a plan runs on one tier alone."""
     return cut_after(plan, tier) is None and segment_of(plan, tier) is not None
 
 
-async def ask(
-    target: Target, prepared: PreparedPlan, payload: CutPayload, *, request: RequestId, timeout_s: float
-) -> tuple[StageAnswer, Tensors]:
-    """Hands a request over to the next tier.
+def stage_question(prepared: PreparedPlan, payload: CutPayload, *, request: RequestId, timeout_s: float) -> Frame:
+    """What hands a request over to the next tier.
 
     Args:
-        target: Who runs it.
         prepared: The plan it began on.
         payload: The encoded cut.
         request: Its name.
         timeout_s: Seconds of work left.
 
     Returns:
-        The answer and its tensors.
-
-    Raises:
-        TransportError: As `Transport.query`.
+        The frame.
     """
     assert prepared.stages.cut is not None
     active = prepared.active
     message = StageRequest(
         prepared.digest, active.epoch, active.version, prepared.stages.cut.target, request, payload.coded
     )
-    frame = make_frame(
+    return make_frame(
         STAGE_REQUEST, message, payload.tensors,
         purpose=Purpose.SERVING, deadline_s=timeout_s, run=f"version-{active.version}",
     )  # fmt: skip
-    reply = await target.transport.query(target.key, frame, timeout_s=timeout_s)
-    answer = reply.read(StageAnswer)
-    return answer, {t.name: t.array for t in reply.tensors}
+
+
+def stage_answer(reply: Frame) -> tuple[StageAnswer, Tensors]:
+    """Reads what the next tier answered: the answer and its tensors."""
+    return reply.read(StageAnswer), {t.name: t.array for t in reply.tensors}

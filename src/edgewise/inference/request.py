@@ -8,16 +8,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from edgewise.core.errors import EdgewiseError
+from edgewise.core.errors import EdgewiseError, Unreachable
 from edgewise.core.ids import NodeId, RequestId
 from edgewise.inference import session
 from edgewise.inference.messages import StageAnswer
 from edgewise.inference.observation import Observation
 from edgewise.inference.peers import Peers, is_peers_fault
-from edgewise.inference.prepared import PreparedPlan, SegmentResult, ask
+from edgewise.inference.prepared import PreparedPlan, SegmentResult, stage_answer, stage_question
 from edgewise.inference.session import Session, Source, step
 from edgewise.inference.stages import Tensors
 from edgewise.inference.worker import Worker, to_loop
+from edgewise.transport.frame import Frame
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ class LiveRequest:
         self._nodes: list[NodeId] = []
         self._open: list[Callable[[], Any]] = []
         self._done: asyncio.Future[session.Answer] = self._loop.create_future()
-        self._asking: asyncio.Task[None] | None = None
+        self._is_asking = self._has_asked = False
 
     async def run(self) -> Served:
         """Serves the request.
@@ -101,7 +102,7 @@ class LiveRequest:
             is_local=is_local,
             has_head=stages.stage is not None,
             tail_s=prepared.tail_p99_s(),
-            remote_s=prepared.usual_remote_s(),
+            remote_s=prepared.usual_remote_s,
         )
 
     def _on(self, event: session.Event) -> None:
@@ -120,8 +121,7 @@ class LiveRequest:
                 tensors = self._inputs if self._head is None else self._head.tensors
                 self._compute(lambda: self._prepared.run_tail(tensors), self._tail_done, session.TailFailed)
             case session.Offload():
-                self._asking = self._loop.create_task(self._offload(action))
-                self._open.append(self._asking.cancel)
+                self._offload(action)
             case session.StartTimer():
                 fire = self._loop.call_at(action.at_s, self._fire, action.timer)
                 self._open.append(fire.cancel)
@@ -132,7 +132,7 @@ class LiveRequest:
         self,
         job: Callable[[], Any],
         done: Callable[[Any], None],
-        failed: type[session.SegmentFailed] | type[session.TailFailed],
+        failed: Callable[[float, str], session.Event],
         is_brief: bool = False,
     ) -> None:
         def settled(result: Any, error: BaseException | None) -> None:
@@ -172,36 +172,57 @@ class LiveRequest:
         self._outputs = self._prepared.answer_tensors(end, outputs)
         self._on(session.TailDone(self._loop.time(), end.index))
 
-    async def _offload(self, action: session.Offload) -> None:
-        peers, node = self._at.peers, action.target
+    def _offload(self, action: session.Offload) -> None:
+        def encoded(result: SegmentResult) -> None:
+            self._head = result
+            self._stages.extend(result.stages)
+            self._ask(action, result)
+
+        def failed(at_s: float, cause: str) -> session.RemoteFailed:
+            return session.RemoteFailed(at_s, action.target, cause)
+
+        if self._head is not None and self._head.payload is not None:
+            self._ask(action, self._head)
+        else:
+            prepared = self._prepared
+            self._compute(lambda: prepared.run_segment(self._inputs), encoded, failed, prepared.is_brief)
+
+    def _ask(self, action: session.Offload, head: SegmentResult) -> None:
+        peers, node, started = self._at.peers, action.target, self._loop.time()
+        assert head.payload is not None
+
+        def told(reply: Frame | None, error: EdgewiseError | None) -> None:
+            self._is_asking = False
+            if self._done.done():
+                return
+            try:
+                if reply is None:
+                    raise error or Unreachable(f"{node!r} said nothing.")
+                answer, tensors = stage_answer(reply)
+            except EdgewiseError as caught:
+                self._remote_failed(node, caught)
+            else:
+                self._remote_answered(node, answer, tensors, self._loop.time() - started)
+
+        self._is_asking = self._has_asked = True
         try:
-            if self._head is None or self._head.payload is None:
-                self._head = await self._at.worker.run(lambda: self._prepared.run_segment(self._inputs))
-                self._stages.extend(self._head.stages)
-            assert self._head.payload is not None
+            target = peers.target(node)
             peers.asked(node, self._budget_s)
-            started = self._loop.time()
-            answer, tensors = await ask(
-                peers.target(node),
-                self._prepared,
-                self._head.payload,
-                request=self._request,
-                timeout_s=action.timeout_s,
-            )
+            question = stage_question(
+                self._prepared, head.payload, request=self._request, timeout_s=action.timeout_s
+            )  # fmt: skip
+            self._open.append(target.transport.ask(target.key, question, told, timeout_s=action.timeout_s))
         except EdgewiseError as error:
-            if is_peers_fault(error):
-                peers.failed(node, self._budget_s)
-            self._on(session.RemoteFailed(self._loop.time(), node, f"{error.code}: {error.message}"))
-            return
-        except Exception as error:
-            log.exception("request %s: asking %s failed", self._request, node)
-            self._on(session.RemoteFailed(self._loop.time(), node, f"{type(error).__name__}: {error}"))
-            return
-        self._remote_answered(node, answer, tensors, self._loop.time() - started)
+            self._loop.call_soon(told, None, error)
+
+    def _remote_failed(self, node: str, error: EdgewiseError) -> None:
+        if is_peers_fault(error):
+            self._at.peers.failed(node, self._budget_s)
+        self._on(session.RemoteFailed(self._loop.time(), node, f"{error.code}: {error.message}"))
 
     def _remote_answered(self, node: str, answer: StageAnswer, tensors: Tensors, seconds: float) -> None:
         self._at.peers.succeeded(node)
-        self._prepared.remote_seconds.append(seconds)
+        self._prepared.remote_took(seconds)
         assert self._prepared.stages.cut is not None
         boundary = f"{self._prepared.stages.cut.source}→{self._prepared.stages.cut.target}"
         beyond = sum(s for _, s in answer.stages)
@@ -214,8 +235,7 @@ class LiveRequest:
         self._on(session.TimerFired(self._loop.time(), timer))
 
     def _end(self, answer: session.Answer) -> None:
-        is_unanswered = self._asking is not None and not self._asking.done() and self._remote is None
-        if is_unanswered and self._state.trying:
+        if self._is_asking and self._state.trying:
             self._at.peers.failed(self._state.trying, self._budget_s)
         if answer.source is Source.NONE:
             self._outputs = {}
@@ -229,7 +249,7 @@ class LiveRequest:
     def _observation(self, answer: session.Answer) -> Observation:
         active, head = self._prepared.active, self._head
         sent: list[tuple[str, int]] = []
-        if self._asking is not None and head is not None and head.payload is not None:
+        if self._has_asked and head is not None and head.payload is not None:
             cut = self._prepared.stages.cut
             assert cut is not None
             sent.append((f"{cut.source}→{cut.target}", head.payload.size_bytes))

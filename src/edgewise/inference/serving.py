@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgewise.core.dtypes import dtype_name
 from edgewise.core.errors import Busy, InputError, PlanInfeasible, nearest
 from edgewise.core.ids import Epoch, NodeId, RequestId, Tier
-from edgewise.core.provenance import RAW, traced
+from edgewise.core.provenance import RAW, Traced, traced
 from edgewise.inference.observation import Observation
 from edgewise.inference.peers import Peers, Target
 from edgewise.inference.prepared import PreparedPlan, prepare_plan
@@ -230,7 +231,7 @@ def check_inputs(graph: Graph, inputs: Mapping[str, NDArray[Any]]) -> Tensors:
                 f"input {name!r} is missing, given are {sorted(inputs)}. Send {tensor.dtype}{_shown(tensor)}."
             )
         array = inputs[name]
-        if str(array.dtype) != tensor.dtype:
+        if dtype_name(array.dtype) != tensor.dtype:
             raise InputError(f"input {name!r} has dtype {array.dtype}, the model takes {tensor.dtype}. Convert it.")
         has_shape = array.shape[1:] == tensor.shape[1:] and array.ndim == len(tensor.shape)
         is_batch_right = has_shape and ((tensor.symbolic_batch and array.shape[0] > 0) or array.shape == tensor.shape)
@@ -242,7 +243,12 @@ def check_inputs(graph: Graph, inputs: Mapping[str, NDArray[Any]]) -> Tensors:
             batches.add(array.shape[0])
     if len(batches) > 1:
         raise InputError(f"inputs have different batch sizes {sorted(batches)}. Send one batch.")
-    return {name: traced(np.ascontiguousarray(array), RAW) for name, array in inputs.items()}
+    return {name: _raw(array) for name, array in inputs.items()}
+
+
+def _raw(array: NDArray[Any]) -> NDArray[Any]:
+    is_so = isinstance(array, Traced) and RAW in array.origins and array.flags.c_contiguous
+    return array if is_so else traced(np.ascontiguousarray(array), RAW)
 
 
 def _shown(tensor: Tensor) -> str:

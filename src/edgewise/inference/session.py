@@ -11,7 +11,6 @@ Every request ends in exactly one `Answer`, never later than its deadline less t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 
 import msgspec
@@ -42,8 +41,7 @@ class Timer(StrEnum):
     LAST_CALL = "last_call"
 
 
-@dataclass(frozen=True, slots=True)
-class RequestArrived:
+class RequestArrived(msgspec.Struct, frozen=True):
     """A request and what is known when it arrives.
 
     Attributes:
@@ -70,8 +68,7 @@ class RequestArrived:
     remote_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class SegmentDone:
+class SegmentDone(msgspec.Struct, frozen=True):
     """The device's segment ran; `exit_index` is its last exit if it has one, `leaves` whether the rule is met."""
 
     at_s: float
@@ -79,16 +76,14 @@ class SegmentDone:
     leaves: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class SegmentFailed:
+class SegmentFailed(msgspec.Struct, frozen=True):
     """The device's segment could not run."""
 
     at_s: float
     cause: str
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteAnswered:
+class RemoteAnswered(msgspec.Struct, frozen=True):
     """A target answered; `cause` says why it is not from as far out as the plan wanted."""
 
     at_s: float
@@ -97,8 +92,7 @@ class RemoteAnswered:
     cause: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteFailed:
+class RemoteFailed(msgspec.Struct, frozen=True):
     """A target failed; `cause` is its error's code and sentence."""
 
     at_s: float
@@ -106,24 +100,21 @@ class RemoteFailed:
     cause: str
 
 
-@dataclass(frozen=True, slots=True)
-class TailDone:
+class TailDone(msgspec.Struct, frozen=True):
     """The local tail ran; `exit_index` is where it ended."""
 
     at_s: float
     exit_index: int
 
 
-@dataclass(frozen=True, slots=True)
-class TailFailed:
+class TailFailed(msgspec.Struct, frozen=True):
     """The local tail could not run."""
 
     at_s: float
     cause: str
 
 
-@dataclass(frozen=True, slots=True)
-class TimerFired:
+class TimerFired(msgspec.Struct, frozen=True):
     """A timer's time has come."""
 
     at_s: float
@@ -135,34 +126,29 @@ Event = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class RunSegment:
+class RunSegment(msgspec.Struct, frozen=True):
     """Run the device's segment of the plan."""
 
 
-@dataclass(frozen=True, slots=True)
-class RunLocalTail:
+class RunLocalTail(msgspec.Struct, frozen=True):
     """Run the fallback from what the device has computed so far."""
 
 
-@dataclass(frozen=True, slots=True)
-class Offload:
+class Offload(msgspec.Struct, frozen=True):
     """Send the cut's payload to a target, which has `timeout_s` for it."""
 
     target: str
     timeout_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class StartTimer:
+class StartTimer(msgspec.Struct, frozen=True):
     """Fire `timer` at `at_s`."""
 
     timer: Timer
     at_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """The one end of a request.
 
     Attributes:

@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edgewise.core.dtypes import DTYPES, dtype_name
 from edgewise.core.errors import InputError, nearest
 from edgewise.core.provenance import RAW, traced
 from edgewise.models.graph import Tensor
@@ -23,7 +24,7 @@ DATATYPES = {
     "bool": "BOOL", "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32", "uint64": "UINT64", "int8": "INT8",
     "int16": "INT16", "int32": "INT32", "int64": "INT64", "float16": "FP16", "float32": "FP32", "float64": "FP64",
 }  # fmt: skip
-_DTYPES = {datatype: np.dtype(name) for name, datatype in DATATYPES.items()}
+_DTYPES = {datatype: DTYPES[name] for name, datatype in DATATYPES.items()}
 
 
 class _InputHeader(msgspec.Struct, frozen=True):
@@ -183,7 +184,7 @@ def write_answer(
         if name not in outputs:
             raise InputError(f"the model has no output {name!r}.{nearest(name, outputs)}")
         array = np.ascontiguousarray(np.asarray(outputs[name]))
-        header: dict[str, Any] = {"name": name, "datatype": DATATYPES[str(array.dtype)], "shape": array.shape}
+        header: dict[str, Any] = {"name": name, "datatype": DATATYPES[dtype_name(array.dtype)], "shape": array.shape}
         if request.is_binary.get(name, request.is_binary[""]):
             header["parameters"] = {"binary_data_size": array.nbytes}
             parts.append(array.tobytes())

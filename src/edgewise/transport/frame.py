@@ -12,13 +12,14 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
+from msgspec.structs import force_setattr, replace
 from numpy.typing import NDArray
 
+from edgewise.core.dtypes import DTYPES, dtype_name
 from edgewise.core.errors import FrameRefused
 from edgewise.core.ids import Epoch, NodeId
 from edgewise.core.provenance import Origins, origins_of, traced
@@ -30,35 +31,15 @@ MAGIC = b"EW"
 _PREFIX_BYTES = 8
 _DIGEST_BYTES = 16
 _MAX_DIMENSIONS = 8
-_DTYPES = {
-    name: np.dtype(name)
-    for name in [
-        "float32",
-        "float16",
-        "float64",
-        "int8",
-        "uint8",
-        "int16",
-        "uint16",
-        "int32",
-        "uint32",
-        "int64",
-        "uint64",
-        "bool",
-    ]
-}
-_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}  # a dtype takes 10 µs to say its own name
-
 M = TypeVar("M", bound=msgspec.Struct)
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
+class Tensor(msgspec.Struct, frozen=True, eq=False):
     """A named array on its way over a link, with the data classes it descends from.
 
     Attributes:
         name: The receiver's key.
-        array: Any shape; a dtype of `_DTYPES`.
+        array: Any shape; a dtype of `core/dtypes.py`.
         origins: Data classes; filled from the array itself, may only be added to.
     """
 
@@ -67,7 +48,9 @@ class Tensor:
     origins: Origins = frozenset()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "origins", self.origins | origins_of(self.array))
+        found = origins_of(self.array)
+        if found:
+            force_setattr(self, "origins", self.origins | found)
 
 
 class _TensorHeader(msgspec.Struct, frozen=True, array_like=True):
@@ -89,8 +72,11 @@ class _Header(msgspec.Struct, frozen=True, array_like=True):
     tensors: tuple[_TensorHeader, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+_write = msgspec.msgpack.Encoder().encode
+_read_header = msgspec.msgpack.Decoder(_Header).decode
+
+
+class Frame(msgspec.Struct, frozen=True, eq=False):
     """One message between two nodes.
 
     Attributes:
@@ -117,7 +103,10 @@ class Frame:
     deadline_s: float | None = None
     run: str = ""
     signature: bytes = b""
-    signed_bytes: bytes = field(default=b"", repr=False, compare=False)
+    signed_bytes: bytes = b""
+
+    def __repr__(self) -> str:
+        return f"Frame({self.kind!r}, {self.purpose}, from {self.sender!r}, {len(self.tensors)} tensors)"
 
     def read(self, as_type: type[M]) -> M:
         """Decodes the message.
@@ -152,7 +141,10 @@ class Frame:
     @property
     def origins(self) -> Origins:
         """Data classes of all its tensors."""
-        return frozenset().union(*(t.origins for t in self.tensors))
+        found: Origins = frozenset()
+        for tensor in self.tensors:
+            found |= tensor.origins
+        return found
 
 
 def make_frame(
@@ -174,7 +166,7 @@ def make_frame(
     """
     if isinstance(tensors, Mapping):
         tensors = tuple(Tensor(name, array) for name, array in tensors.items())
-    return Frame(kind, msgspec.msgpack.encode(message), tuple(tensors), **fields)
+    return Frame(kind, _write(message), tuple(tensors), **fields)
 
 
 def encode_frame(
@@ -209,12 +201,12 @@ def encode_frame(
     headers, parts = [], []
     for tensor in frame.tensors:
         array = np.ascontiguousarray(np.asarray(tensor.array))
-        dtype = _DTYPE_NAMES.get(array.dtype)
-        if dtype is None:
+        dtype = dtype_name(array.dtype)
+        if dtype not in DTYPES:
             raise FrameRefused(f"tensor {tensor.name!r} has dtype {array.dtype}, which cannot travel.")
         headers.append(_TensorHeader(tensor.name, dtype, tensor.array.shape, tuple(sorted(tensor.origins))))
-        parts.append(array.reshape(-1).view(np.uint8).data)
-    header = msgspec.msgpack.encode(
+        parts.append(array.data)
+    header = _write(
         _Header(
             frame.kind, frame.purpose, frame.sender, frame.epoch, frame.sequence, frame.deadline_s,
             frame.run, len(frame.message), tuple(headers),
@@ -251,7 +243,7 @@ def decode_frame(data: bytes | memoryview, *, max_bytes: int = MAX_FRAME_BYTES) 
         raise FrameRefused(f"frame has version {data[2]}, this node speaks {VERSION}. Update the older node.")
     start = _PREFIX_BYTES + int.from_bytes(data[4:8], "little")
     try:
-        header = msgspec.msgpack.decode(data[_PREFIX_BYTES:start], type=_Header)
+        header = _read_header(data[_PREFIX_BYTES:start])
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise FrameRefused(f"frame header is not readable: {error}.") from error
     offset = start + header.message_bytes
@@ -268,7 +260,7 @@ def decode_frame(data: bytes | memoryview, *, max_bytes: int = MAX_FRAME_BYTES) 
         )
     tensors = []
     for meta, size in zip(header.tensors, sizes, strict=True):
-        dtype = _DTYPES[meta.dtype]
+        dtype = DTYPES[meta.dtype]
         array = np.frombuffer(data, dtype, size // dtype.itemsize, offset)
         array = array.reshape(meta.shape)
         # Traced again, so that a node which received granted data cannot pass it on beyond the grant by oversight.
@@ -281,11 +273,11 @@ def decode_frame(data: bytes | memoryview, *, max_bytes: int = MAX_FRAME_BYTES) 
 
 
 def _tensor_bytes(meta: _TensorHeader) -> int:
-    if meta.dtype not in _DTYPES or len(meta.shape) > _MAX_DIMENSIONS or any(n < 0 for n in meta.shape):
+    if meta.dtype not in DTYPES or len(meta.shape) > _MAX_DIMENSIONS or any(n < 0 for n in meta.shape):
         raise FrameRefused(
             f"tensor {meta.name!r} has dtype {meta.dtype!r} and shape {meta.shape}, which cannot travel."
         )
-    return _DTYPES[meta.dtype].itemsize * math.prod(meta.shape)
+    return DTYPES[meta.dtype].itemsize * math.prod(meta.shape)
 
 
 def stamped(frame: Frame, *, sender: NodeId, epoch: Epoch, sequence: int = 0) -> Frame:

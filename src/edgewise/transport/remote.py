@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from edgewise.core.errors import EdgewiseError, RemoteError
 from edgewise.transport.door import Door

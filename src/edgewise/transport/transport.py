@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
+from edgewise.core.errors import EdgewiseError
 from edgewise.transport.frame import Frame
 
 QueryHandler = Callable[[Frame], Awaitable[Frame]]
@@ -20,6 +21,8 @@ Reply = Callable[[Frame], None]
 Hearer = Callable[[Frame, Reply], None]
 """Takes one question where it is heard, perhaps on a thread of the transport: it checks, hands the work to its own
 thread and returns at once. What it raises is the answer."""
+Told = Callable[[Frame | None, EdgewiseError | None], None]
+"""Takes (answer, error) of one question, on the event loop."""
 FrameHandler = Callable[[str, Frame], None]
 """Takes (key, frame) of a publication."""
 PresenceHandler = Callable[[str, bool], None]
@@ -58,6 +61,37 @@ class Transport(ABC):
             FrameRefused: If the answer is not a frame.
             PolicyViolation: If the frame carries data that may not take this link.
         """
+
+    def ask(self, key: str, frame: Frame, told: Told, *, timeout_s: float) -> Callable[[], None]:
+        """As `query`, with a call at its end: nothing is made that would be awaited. On every request's path.
+
+        Args:
+            key: As `query`.
+            frame: As `query`.
+            told: Takes (answer, error), once, after this has returned.
+            timeout_s: As `query`.
+
+        Returns:
+            Takes the question back, any time; `told` is not called after that.
+
+        Raises:
+            EdgewiseError: What could be known at once of what `query` raises.
+        """
+
+        async def asked() -> None:
+            try:
+                answer = await self.query(key, frame, timeout_s=timeout_s)
+            except EdgewiseError as error:
+                told(None, error)
+            else:
+                told(answer, None)
+
+        task = asyncio.get_running_loop().create_task(asked())
+
+        def take_back() -> None:
+            task.cancel()
+
+        return take_back
 
     @abstractmethod
     async def query_all(self, key: str, frame: Frame, *, timeout_s: float) -> list[Frame]:

@@ -6,10 +6,9 @@
         await transport.serve(keys.service("edge-1", "info"), handler)
 
 Zenoh calls back on its own threads; everything is handed to the event loop that opened the transport. Its network
-threads never run Python (`_heard_by`): one that waited for the interpreter would hold up its link. What leaves goes
-through `sender.py`, so a full queue never holds the event loop; a serving question has a thread of a pool to itself,
-which hands it over and waits for its reply: no thread is made for it and one hand-over less is on its way.
-Configuration: `zenoh_config.py`.
+threads never run Python (`indirect`): one that waited for the interpreter would hold up its link. What leaves goes
+through `sender.py`, so a full queue never holds the event loop; questions: `questions.py`. Configuration:
+`zenoh_config.py`.
 """
 
 from __future__ import annotations
@@ -26,24 +25,27 @@ import zenoh
 
 from edgewise.core.errors import DeadlineExceeded, EdgewiseError, FrameRefused, InputError, TransportError, Unreachable
 from edgewise.ledger.entry import FrameCounter, Purpose
-from edgewise.transport.asked import Asked
 from edgewise.transport.diagnose import Finding, diagnose
 from edgewise.transport.door import Door
 from edgewise.transport.frame import Frame
+from edgewise.transport.questions import EXPRESS, PRIORITY, Questions, indirect
 from edgewise.transport.remote import answer, as_answer, checked_reply, error_frame, failure_frame, seal_reply
-from edgewise.transport.sender import Askers, Job, Sender
-from edgewise.transport.transport import FrameHandler, Hearer, PresenceHandler, QueryHandler, Registration, Transport
-from edgewise.transport.zenoh_config import PRIORITIES, TlsFiles, ZenohSettings, resolved, zenoh_config
+from edgewise.transport.sender import Job, Sender
+from edgewise.transport.transport import (
+    FrameHandler,
+    Hearer,
+    PresenceHandler,
+    QueryHandler,
+    Registration,
+    Told,
+    Transport,
+)
+from edgewise.transport.zenoh_config import TlsFiles, ZenohSettings, resolved, zenoh_config
 
 __all__ = ["TlsFiles", "ZenohSettings", "ZenohTransport", "open_zenoh"]
 
 _LISTEN_ATTEMPTS = 5
 _DIAGNOSE_AFTER_S = 0.7
-_PRIORITY = {purpose: getattr(zenoh.Priority, name) for purpose, name in PRIORITIES.items()}
-_EXPRESS = frozenset((Purpose.SERVING, Purpose.CONTROL))
-_MOST_ASKERS = 128
-"""Serving questions that may be open at once; more wait for a thread. Twice what a device's door lets in."""
-_FEW_REPLIES = 4
 
 
 async def open_zenoh(settings: ZenohSettings) -> ZenohTransport:
@@ -153,9 +155,8 @@ class ZenohTransport(Transport):
         self._session = session
         self._loop = asyncio.get_running_loop()
         self._sender = Sender(settings.node)
-        self._askers = Askers(settings.node, _MOST_ASKERS)
+        self._questions = Questions(session, settings, self._sender, lambda error: _mapped(error, settings))
         self._tasks: set[asyncio.Task[None]] = set()
-        self._asked: set[Asked] = set()
         self._declared: set[_Declared] = set()
         self._is_open = True
 
@@ -174,31 +175,70 @@ class ZenohTransport(Transport):
         await watching.close()
 
     async def query(self, key: str, frame: Frame, *, timeout_s: float) -> Frame:
-        asked = self._ask(key, frame, timeout_s, one=True)
-        late = DeadlineExceeded(f"no answer on {key!r} within {timeout_s:.3g} s.", key=key)
-        timer = self._loop.call_later(timeout_s, asked.expire, late)
+        answered: asyncio.Future[Frame] = self._loop.create_future()
+
+        def told(answer: Frame | None, error: EdgewiseError | None) -> None:
+            if not answered.done() and answer is not None:
+                answered.set_result(answer)
+            elif not answered.done() and error is not None:
+                answered.set_exception(error)
+
+        take_back = self.ask(key, frame, told, timeout_s=timeout_s)
         try:
-            await asked.first
+            return await answered
         finally:
-            timer.cancel()
-            asked.drop()
-        if not asked.replies:
-            raise Unreachable(
+            take_back()
+
+    def ask(self, key: str, frame: Frame, told: Told, *, timeout_s: float) -> Callable[[], None]:
+        def settle(data: bytes | None, error: EdgewiseError | None = None) -> None:
+            take_back()
+            answer, failure = None, error
+            try:
+                answer = None if data is None else checked_reply(self.door.open(data))
+            except EdgewiseError as refused:
+                failure = refused
+            told(answer, failure)
+
+        def ended(error: EdgewiseError | None) -> None:
+            settle(None, error or Unreachable(
                 f"nobody answers on {key!r}: no node serves it, or it was lost. Check that the node is up.", key=key
-            )
-        return checked_reply(self.door.open(asked.replies[0]))
+            ))  # fmt: skip
+
+        def expire() -> None:
+            settle(None, DeadlineExceeded(f"no answer on {key!r} within {timeout_s:.3g} s.", key=key))
+
+        def take_back() -> None:
+            timer.cancel()
+            question.drop()
+
+        data = self.door.seal(frame, key)
+        question = self._questions.ask(
+            key, data, frame.purpose, timeout_s, heard=settle, ended=ended, one=True
+        )  # fmt: skip
+        timer = self._loop.call_later(timeout_s, expire)
+        return take_back
 
     async def query_all(self, key: str, frame: Frame, *, timeout_s: float) -> list[Frame]:
-        asked = self._ask(key, frame, timeout_s, one=False)
+        replies: list[bytes] = []
+        finished: asyncio.Future[None] = self._loop.create_future()
+
+        def ended(error: EdgewiseError | None) -> None:
+            if not finished.done():
+                finished.set_result(None) if error is None else finished.set_exception(error)
+
+        data = self.door.seal(frame, key)
+        question = self._questions.ask(
+            key, data, frame.purpose, timeout_s, heard=replies.append, ended=ended, one=False
+        )  # fmt: skip
         try:
             async with asyncio.timeout(timeout_s):
-                await asked.finished
+                await finished
         except TimeoutError:
             pass
         finally:
-            asked.drop()
+            question.drop()
         answers = []
-        for reply in asked.replies:
+        for reply in replies:
             with contextlib.suppress(EdgewiseError):
                 answers.append(checked_reply(self.door.open(reply)))
         return answers
@@ -207,7 +247,7 @@ class ZenohTransport(Transport):
         def arrived(query: Any) -> None:
             self._hand_over(self._start_answer, handler, query)
 
-        return await self._declare(lambda: self._session.declare_queryable(key, _heard_by(arrived), complete=True))
+        return await self._declare(lambda: self._session.declare_queryable(key, indirect(arrived), complete=True))
 
     async def hear(self, key: str, hearer: Hearer) -> Registration:
         def arrived(query: Any) -> None:
@@ -219,7 +259,7 @@ class ZenohTransport(Transport):
             except Exception as error:  # the hearing thread's own boundary: the asker is told
                 self._reply(query, as_answer(failure_frame(error, question), question), question.sender)
 
-        return await self._declare(lambda: self._session.declare_queryable(key, _heard_by(arrived), complete=True))
+        return await self._declare(lambda: self._session.declare_queryable(key, indirect(arrived), complete=True))
 
     async def publish(self, key: str, frame: Frame) -> None:
         data = self.door.seal(frame, key)
@@ -227,7 +267,7 @@ class ZenohTransport(Transport):
         def put() -> None:
             self._session.put(
                 key, data, congestion_control=zenoh.CongestionControl.DROP,
-                priority=_PRIORITY[frame.purpose], express=frame.purpose is Purpose.SERVING,
+                priority=PRIORITY[frame.purpose], express=frame.purpose is Purpose.SERVING,
             )  # fmt: skip
 
         self._sender.submit(frame.purpose, key, Job(put, lambda error: None, len(data)))
@@ -265,10 +305,7 @@ class ZenohTransport(Transport):
         self._sender.close()
         await asyncio.to_thread(self._close_session)
         self._declared.clear()
-        for asked in list(self._asked):
-            asked.fail(self._closed())
-            asked.drop()
-        self._askers.close()
+        self._questions.close(Unreachable(f"the transport of {self.settings.node!r} is closed. Open a new one."))
 
     def _close_session(self) -> None:
         self._sender.join(0.5)
@@ -288,65 +325,6 @@ class ZenohTransport(Transport):
         """Runs a call on the event loop, from one of Zenoh's threads."""
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is there to hear it
             self._loop.call_soon_threadsafe(call, *args)
-
-    def _ask(self, key: str, frame: Frame, timeout_s: float, *, one: bool) -> Asked:
-        """Sends a question; with `one`, its first reply is all that is told."""
-        data = self.door.seal(frame, key)
-        asked = Asked(self._asked.discard, one)
-        heard = False
-
-        def on_reply(reply: Any) -> None:
-            nonlocal heard
-            heard = True
-            result = reply.ok if reply.ok is not None else reply.err
-            self._hand_over(asked.replied, bytes(result.payload))
-
-        def on_end() -> None:
-            if not (one and heard):
-                self._hand_over(asked.finish)
-
-        def get(heard_by: Any) -> Any:
-            return self._session.get(
-                key, heard_by, payload=data,
-                target=zenoh.QueryTarget.BEST_MATCHING if one else zenoh.QueryTarget.ALL,
-                consolidation=zenoh.ConsolidationMode.NONE, timeout=timeout_s + 1.0,
-                congestion_control=zenoh.CongestionControl.BLOCK, priority=_PRIORITY[frame.purpose],
-                express=frame.purpose in _EXPRESS, cancellation_token=asked.cancellation,
-            )  # fmt: skip
-
-        def failed(error: Exception) -> None:
-            self._hand_over(asked.fail, _mapped(error, self.settings))
-
-        def send() -> None:
-            if not asked.is_dropped:
-                get(_heard_by(on_reply, on_end))
-
-        def send_and_wait() -> None:
-            try:
-                replies = None if asked.is_dropped else get(zenoh.handlers.FifoChannel(_FEW_REPLIES))
-            except Exception as error:  # the thread's own boundary: the asker is told
-                failed(error)
-                return
-            with contextlib.suppress(zenoh.ZError):  # no reply: every server is lost, or the question was dropped
-                if replies is not None:
-                    on_reply(replies.recv())
-            on_end()
-
-        if not self._is_open:
-            raise self._closed()
-        self._asked.add(asked)
-        if one and frame.purpose is Purpose.SERVING:
-            self._askers.submit(send_and_wait)
-            return asked
-        try:
-            self._sender.submit(frame.purpose, key, Job(send, failed, len(data)))
-        except Unreachable:
-            asked.drop()
-            raise
-        return asked
-
-    def _closed(self) -> Unreachable:
-        return Unreachable(f"the transport of {self.settings.node!r} is closed. Open a new one.")
 
     def _start_answer(self, handler: QueryHandler, query: Any) -> None:
         task = self._loop.create_task(self._answer(handler, query))
@@ -372,7 +350,7 @@ class ZenohTransport(Transport):
                 if is_error:
                     query.reply_err(data)
                 else:
-                    query.reply(key, data, express=purpose in _EXPRESS)
+                    query.reply(key, data, express=purpose in EXPRESS)
 
         with contextlib.suppress(Unreachable):  # closed, or its link does not move: the asker's deadline tells it
             self._sender.submit(purpose, asker, Job(send, lambda error: None, len(data)))
@@ -380,8 +358,3 @@ class ZenohTransport(Transport):
 
 def _payload(query: Any) -> bytes:
     return b"" if query.payload is None else bytes(query.payload)
-
-
-def _heard_by(callback: Callable[[Any], None], drop: Callable[[], None] | None = None) -> Any:
-    """A callback that a thread of its own runs, not the network's; it must only hand over."""
-    return zenoh.handlers.Callback(callback, drop, indirect=True)

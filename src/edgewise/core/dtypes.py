@@ -1,0 +1,28 @@
+"""The element types that cross a link or a door, and their names. numpy takes 10 µs to say a dtype's own name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+DTYPES = {
+    name: np.dtype(name)
+    for name in (
+        "float32", "float16", "float64", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "bool",
+    )
+}  # fmt: skip
+"""By name."""
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """A dtype's name.
+
+    Args:
+        dtype: Any.
+
+    Returns:
+        E.g. `float32`; what is not in `DTYPES` has the name that numpy gives it, e.g. `>f4`.
+    """
+    return _NAMES.get(dtype) or str(dtype)
