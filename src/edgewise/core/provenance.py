@@ -162,8 +162,10 @@ def derived(array: Any) -> NDArray[Any]:
         array: Any array.
 
     Returns:
-        An untraced copy.
+        An untraced array: a copy, unless nothing is known of it.
     """
+    if type(array) is np.ndarray and not origins_of(array):
+        return array
     return np.array(_plain(array), copy=True, subok=False)
 
 

@@ -42,7 +42,7 @@ class Breaker:
 
     def succeeded(self) -> Breaker:
         """Asked as usual again."""
-        return replace(self, failures=0, retry_at_s=0.0)
+        return self if self.failures == 0 else replace(self, failures=0, retry_at_s=0.0)
 
 
 def is_peers_fault(error: EdgewiseError) -> bool:

@@ -59,6 +59,32 @@ class SegmentResult:
     confidence: float | None = None
 
 
+class Slowest:
+    """The largest of the last 64 values, without looking at all of them each time.
+
+    Attributes:
+        largest: It; 0 before the first.
+    """
+
+    __slots__ = ("_count", "_falling", "largest")
+
+    def __init__(self) -> None:
+        self._falling: deque[tuple[int, float]] = deque()
+        self._count = 0
+        self.largest = 0.0
+
+    def add(self, value: float) -> None:
+        """Takes one more; the 65th before it is forgotten."""
+        # Whoever is not larger than a later one will never be the largest again.
+        while self._falling and self._falling[-1][1] <= value:
+            self._falling.pop()
+        self._falling.append((self._count, value))
+        if self._falling[0][0] <= self._count - _WINDOW:
+            self._falling.popleft()
+        self._count += 1
+        self.largest = self._falling[0][1]
+
+
 @dataclass(slots=True)
 class PreparedPlan:
     """A plan on one node.
@@ -73,8 +99,8 @@ class PreparedPlan:
         rng: For codecs that round at random.
         in_flight: Requests that began on this epoch and are open.
         is_retired: Whether it is dropped once the last of them is done.
-        tail_seconds: Recent seconds of the local tail.
-        segment_seconds: Recent seconds of this node's segment, codec included.
+        tail_seconds: Of the local tail.
+        segment_seconds: Of this node's segment, codec included.
         usual_segment_s: Their running mean.
         usual_remote_s: Running mean of the seconds from handing over to the answer; 0 before the first.
     """
@@ -88,8 +114,8 @@ class PreparedPlan:
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
     in_flight: int = 0
     is_retired: bool = False
-    tail_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
-    segment_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
+    tail_seconds: Slowest = field(default_factory=Slowest)
+    segment_seconds: Slowest = field(default_factory=Slowest)
     usual_segment_s: float = float("inf")
     usual_remote_s: float = 0.0
 
@@ -109,8 +135,8 @@ class PreparedPlan:
         """
         if self.stages.tail is None:
             return None
-        own = max(self.tail_seconds, default=0.0)
-        return _DISPATCH_S + _HEADROOM * (own * max(1, self.in_flight) + max(self.segment_seconds, default=0.0))
+        waiting_s = self.tail_seconds.largest * max(1, self.in_flight) + self.segment_seconds.largest
+        return _DISPATCH_S + _HEADROOM * waiting_s
 
     @property
     def is_brief(self) -> bool:
@@ -151,7 +177,7 @@ class PreparedPlan:
 
     def _took(self, seconds: float) -> None:
         self.usual_segment_s = _mean(self.usual_segment_s, seconds, is_first=self.usual_segment_s == float("inf"))
-        self.segment_seconds.append(seconds)
+        self.segment_seconds.add(seconds)
 
     def _confidence(self, tensors: Tensors) -> float | None:
         """What drift is seen in: every request reaches the plan's first exit, wherever that is."""
@@ -162,7 +188,7 @@ class PreparedPlan:
         """Runs the local tail; in the worker's thread."""
         assert self.stages.tail is not None
         outputs, seconds = self.stages.tail.run(tensors)
-        self.tail_seconds.append(seconds)
+        self.tail_seconds.add(seconds)
         return outputs, seconds
 
     def answer_tensors(self, here: Exit | None, tensors: Mapping[str, NDArray[Any]]) -> Tensors:
@@ -198,7 +224,7 @@ def _warm_up_all(prepared: PreparedPlan, dilation: float) -> None:
     if stages.stage is not None:
         prepared._took(dilation * warm_up(prepared.graph, stages.stage))
     if stages.tail is not None:
-        prepared.tail_seconds.append(dilation * warm_up(prepared.graph, stages.tail))
+        prepared.tail_seconds.add(dilation * warm_up(prepared.graph, stages.tail))
 
 
 def warm_up(graph: Graph, stage: Stage) -> float:
