@@ -27,6 +27,7 @@ import zenoh
 
 from benchmarks.report import Bar, close, print_row
 from edgewise.core.ids import Epoch, NodeId, Tier
+from edgewise.core.memory import keep_for_good
 from edgewise.inference.hosting import StageHost
 from edgewise.inference.messages import STAGE
 from edgewise.inference.peers import Target
@@ -143,6 +144,7 @@ async def answer_at_once(reader: asyncio.StreamReader, writer: asyncio.StreamWri
 async def told(line: dict[str, Any]) -> None:
     """Tells the parent where we are, then waits until it closes our input."""
     print(json.dumps(line), flush=True)
+    keep_for_good()  # as every process of a fleet does
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 
 

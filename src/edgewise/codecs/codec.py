@@ -12,11 +12,13 @@ payloads travel is `wire.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import msgspec
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import DTypeLike, NDArray
 
 from edgewise.core.errors import FrameRefused, InputError
@@ -30,8 +32,7 @@ MAX_ENTRIES = 2**28
 """Largest array a payload may claim to stand for: 1 GiB of float32."""
 
 
-@dataclass(frozen=True, slots=True)
-class Payload:
+class Payload(msgspec.Struct, frozen=True, eq=False):
     """What an encoder made: named arrays, and the shape they stand for.
 
     Attributes:
@@ -40,7 +41,7 @@ class Payload:
     """
 
     shape: Shape
-    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    arrays: Mapping[str, NDArray[Any]] = {}
 
     @property
     def size_bytes(self) -> int:
@@ -64,10 +65,10 @@ class Payload:
         if name not in self.arrays:
             raise FrameRefused(f"a payload of shape {self.shape} carries no {name!r}, only {sorted(self.arrays)}.")
         found = self.arrays[name]
-        fits = len(found.shape) == len(shape) and all(
-            w is None or w == f for w, f in zip(shape, found.shape, strict=True)
+        fits = found.shape == shape or (
+            len(found.shape) == len(shape) and all(w is None or w == f for w, f in zip(shape, found.shape, strict=True))
         )
-        if found.dtype != np.dtype(dtype) or not fits:
+        if found.dtype != dtype or not fits:
             wanted = tuple("any" if n is None else n for n in shape)
             raise FrameRefused(
                 f"array {name!r} of a payload of shape {self.shape} must be {np.dtype(dtype)}{wanted}, "
@@ -177,5 +178,5 @@ def check_shape(shape: Shape) -> None:
     Raises:
         FrameRefused: If it has more than 8 axes, a negative one, or more than `MAX_ENTRIES` entries.
     """
-    if len(shape) > 8 or any(n < 0 for n in shape) or prod(shape) > MAX_ENTRIES:
+    if len(shape) > 8 or min(shape, default=0) < 0 or prod(shape) > MAX_ENTRIES:
         raise FrameRefused(f"a payload claims shape {shape}; at most 8 axes and {MAX_ENTRIES:,} entries are accepted.")

@@ -94,6 +94,8 @@ def decode_cut(codec: Codec, coded: Iterable[Coded], frame: Frame) -> dict[str, 
             value = plain
         else:
             raise FrameRefused(f"tensor {item.name!r} has shape {plain.shape}, its message says {item.shape}.")
-        origins = frozenset().union(*(t.origins for t in frame.tensors if t.name.startswith(f"{item.name}/")))
-        values[item.name] = traced(value, *origins) if origins else value
+        if frame.origins:
+            prefix = f"{item.name}/"
+            value = traced(value, *(o for t in frame.tensors if t.name.startswith(prefix) for o in t.origins))
+        values[item.name] = value
     return values

@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 from edgewise.core.errors import Busy, DeadlineExceeded
 
 R = TypeVar("R")
-BRIEF_S = 0.0005
-"""Waking a thread and being woken by it takes about as long; shorter work is not worth it."""
+BRIEF_S = 0.001
+"""Waking a thread and being woken by it costs up to half as much; shorter work is not worth it."""
 Settle = Callable[[Any, BaseException | None], None]
 """Takes (result, error) of a job."""
 
