@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgewise.core.errors import DeadlineExceeded, InputError, PolicyViolation, RemoteError, Unreachable
+from edgewise.core.errors import DeadlineExceeded, EdgewiseError, InputError, PolicyViolation, RemoteError, Unreachable
 from edgewise.core.ids import Epoch, NodeId, Tier
 from edgewise.core.provenance import RAW, Origins, traced
 from edgewise.ledger.entry import Direction, FrameCounter, Purpose
@@ -320,6 +320,53 @@ def test_many_serving_questions_at_once_are_all_answered(run: Run) -> None:
             return int((await net.leaf.query(HUB, frame, timeout_s=WAIT_S)).array("x")[0])
 
         assert await asyncio.gather(*map(ask, range(300))) == list(range(300))
+
+    run(scene)
+
+
+def test_a_serving_question_is_told_its_answer_or_its_error(run: Run) -> None:
+    async def scene(net: Net) -> None:
+        told: list[tuple[str, str]] = []
+        changed = asyncio.Event()
+
+        def tell(answer: Frame | None, error: EdgewiseError | None) -> None:
+            told.append((answer.kind if answer else "", error.code if error else ""))
+            changed.set()
+
+        await net.hub.serve(HUB, echo)
+        await known_to(net.leaf, HUB)
+        question = make_frame("ask", purpose=Purpose.SERVING)
+        for number in range(1, 5):  # one after the other: from the second on, nothing waits in the client's queue
+            net.leaf.ask(HUB, question, tell, timeout_s=WAIT_S)
+            assert len(told) == number - 1, "told before `ask` has returned"
+            await until(lambda number=number: len(told) == number, changed)  # type: ignore[misc]
+        net.leaf.ask(KEYS.service("ghost", "stage"), question, tell, timeout_s=WAIT_S)
+        await until(lambda: len(told) == 5, changed)
+        assert told == [("answer", "")] * 4 + [("", Unreachable.code)]
+
+    run(scene)
+
+
+def test_a_question_taken_back_is_told_nothing(run: Run) -> None:
+    async def scene(net: Net) -> None:
+        told: list[object] = []
+        heard = asyncio.Event()
+        released = asyncio.Event()
+
+        async def slow(question: Frame) -> Frame:
+            heard.set()
+            await released.wait()
+            return make_frame("answer")
+
+        await net.hub.serve(HUB, slow)
+        question = make_frame("ask", purpose=Purpose.SERVING)
+        take_back = net.leaf.ask(HUB, question, lambda *end: told.append(end), timeout_s=WAIT_S)
+        await asyncio.wait_for(heard.wait(), WAIT_S)
+        take_back()
+        take_back()
+        released.set()
+        assert (await ask_until_answered(net, HUB)).kind == "answer"
+        assert told == []
 
     run(scene)
 

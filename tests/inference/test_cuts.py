@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-from msgspec.structs import replace
-
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from edgewise.codecs import make_codec
 from edgewise.core.errors import FrameRefused

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import pytest
+
+from edgewise.core.errors import Unreachable
 from edgewise.inference.peers import Breaker, Peers, Target
 
 
@@ -42,3 +45,11 @@ def test_what_is_known_of_a_node_survives_a_new_list_and_strangers_are_ignored()
     assert peers.usable() == ()
     assert not peers.knows("stranger")
     assert peers.target("a") is target
+
+
+def test_a_node_that_is_no_target_any_more_cannot_be_asked() -> None:
+    peers = Peers(lambda: 0.0)
+    peers.replace([Target(n, None, f"k/{n}") for n in ("a", "b")])  # type: ignore[arg-type]
+    assert peers.target("a").key == "k/a"
+    with pytest.raises(Unreachable, match=r"'c' is no longer a node of the next tier. Ask one of \['a', 'b'\]"):
+        peers.target("c")

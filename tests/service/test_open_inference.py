@@ -95,6 +95,24 @@ def test_tritonclient_works_unchanged(is_binary: bool, compression: str | None) 
     at_door(check)
 
 
+def test_an_answer_is_one_packet() -> None:
+    body = json.dumps(infer_body()).encode()
+    head = f"POST /v2/models/tiny/infer HTTP/1.1\r\nhost: a\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+
+    def check(door: HttpServer) -> None:
+        with socket.create_connection((door.host, door.port), timeout=10) as connection:
+            for _ in range(5):
+                connection.sendall(head + body)
+                answer = connection.recv(2**20)
+                told, _, content = answer.partition(b"\r\n\r\n")
+                assert b"content-length: %d" % len(content) in told, answer
+                assert json.loads(content)["model_name"] == "tiny"
+            connection.sendall(b"HEAD /v2/health/live HTTP/1.1\r\nhost: a\r\n\r\n")  # a head without a body
+            assert connection.recv(2**20).endswith(b"\r\n\r\n")
+
+    at_door(check)
+
+
 def test_our_own_client_works_too() -> None:
     async def run() -> None:
         server = await local_server(GRAPH, name="tiny")

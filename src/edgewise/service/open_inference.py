@@ -31,12 +31,12 @@ from litestar.config.app import AppConfig
 from litestar.exceptions import HTTPException
 from litestar.types import ASGIApp, Receive, Scope, Send
 from numpy.typing import NDArray
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from edgewise.core.errors import Busy, ConfigError, EdgewiseError, InputError, SecurityError, nearest
 from edgewise.inference.request import Served
 from edgewise.models.graph import Tensor
 from edgewise.planning.plan import ActivePlan
+from edgewise.service.connection import OnePacketProtocol
 from edgewise.service.protocol import describe, read_feedback, read_request, write_answer
 
 log = logging.getLogger(__name__)
@@ -127,40 +127,6 @@ class _Uvicorn(uvicorn.Server):
         return contextlib.nullcontext()
 
 
-class _Whole(asyncio.Transport):
-    """A connection on which the head of an answer waits for its body: one packet, and its reader is woken once."""
-
-    def __init__(self, below: asyncio.Transport) -> None:
-        super().__init__()
-        self._below, self._held = below, b""
-        self._loop = asyncio.get_running_loop()
-        for name in ("get_extra_info", "is_closing", "pause_reading", "resume_reading", "set_protocol"):
-            setattr(self, name, getattr(below, name))
-
-    def write(self, data: Any) -> None:
-        if not self._held and data[-4:] == b"\r\n\r\n":
-            self._held = data
-            self._loop.call_soon(self._flush)  # no body follows at once
-            return
-        held, self._held = self._held, b""
-        self._below.write(held + data if held else data)
-
-    def close(self) -> None:
-        self._flush()
-        self._below.close()
-
-    def _flush(self) -> None:
-        if self._held:
-            self.write(b"")
-
-
-class _Protocol(HttpToolsProtocol):
-    """uvicorn's, on such a connection."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(_Whole(transport))
-
-
 async def serve_http(
     models: Model | Mapping[str, Model],
     host: str = "127.0.0.1",
@@ -196,7 +162,7 @@ async def serve_http(
     app = make_app(served, max_body_bytes=max_body_bytes)
     listener = _listen(host, port)
     config = uvicorn.Config(
-        app, http=_Protocol, lifespan="off", log_config=None, log_level="warning",
+        app, http=OnePacketProtocol, lifespan="off", log_config=None, log_level="warning",
         access_log=False, proxy_headers=False, server_header=False, date_header=False, ws="none", timeout_keep_alive=75,
         ssl_certfile=None if tls is None else str(tls[0]), ssl_keyfile=None if tls is None else str(tls[1]),
     )  # fmt: skip
