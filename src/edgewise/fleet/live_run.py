@@ -77,6 +77,7 @@ class LiveRun:
         timer: Of the round's deadline.
         waiting: What the round waits for; "" while it goes on.
         retries: How often missing clients were asked again in this round.
+        recording: Evaluates and keeps the record of the last closed round.
     """
 
     submitted: Submitted
@@ -91,6 +92,7 @@ class LiveRun:
     timer: asyncio.TimerHandle | None = None
     waiting: str = ""
     retries: int = 0
+    recording: asyncio.Task[None] | None = None
 
     @property
     def hierarchical(self) -> bool:

@@ -20,6 +20,7 @@ from edgewise.fleet.messages import (
     Ack,
     EdgeSum,
     NodeInfo,
+    RoundRecord,
     RunStatus,
     SubmitRun,
     TrainFailed,
@@ -262,7 +263,7 @@ class Runs:
             case m.SetRoundDeadline():
                 self._set_deadline(live, action)
             case m.AnnounceRound():
-                await self._close_round(live, action.summary)
+                self._close_round(live, action.summary)
             case m.AnnounceWaiting():
                 live.waiting = action.sentence
                 self._told("run_waiting", {"run": run, "round": action.round, "sentence": action.sentence})
@@ -284,13 +285,23 @@ class Runs:
                 action.deadline_s, lambda: self._node.spawn(live.driver.dispatch(event), "round deadline")
             )
 
-    async def _close_round(self, live: LiveRun, summary: m.RoundSummary) -> None:
-        seconds, uplink_bytes, downlink_bytes = time.monotonic() - live.opened_s, live.uplink_bytes, live.downlink_bytes
-        live.waiting, live.retries, live.uplink_bytes, live.downlink_bytes = "", 0, 0, 0
-        accuracy = await asyncio.to_thread(self._accuracy, live, summary.model)
+    def _close_round(self, live: LiveRun, summary: m.RoundSummary) -> None:
+        """Notes what the round took; its model is evaluated beside, the next round does not wait for that."""
         record = record_of(
-            summary, accuracy=accuracy, seconds=seconds, uplink_bytes=uplink_bytes, downlink_bytes=downlink_bytes
-        )
+            summary, accuracy=float("nan"), seconds=time.monotonic() - live.opened_s,
+            uplink_bytes=live.uplink_bytes, downlink_bytes=live.downlink_bytes,
+        )  # fmt: skip
+        live.waiting, live.retries, live.uplink_bytes, live.downlink_bytes = "", 0, 0, 0
+        name = f"record of round {summary.round} of {live.submitted.run}"
+        live.recording = self._node.spawn(self._record(live, summary, record, live.recording), name)
+
+    async def _record(
+        self, live: LiveRun, summary: m.RoundSummary, record: RoundRecord, before: asyncio.Task[None] | None
+    ) -> None:
+        if before is not None:  # records keep the order of rounds
+            await asyncio.wait({before})
+        accuracy = await asyncio.to_thread(self._accuracy, live, summary.model)
+        record = msgspec.structs.replace(record, accuracy=accuracy)
         live.rounds.append(record)
         told = msgspec.msgpack.encode(RoundTold(live.submitted.run, record))
         await asyncio.to_thread(self._events.append, INDEX, "round", told)
@@ -308,6 +319,8 @@ class Runs:
         submitted, run = live.submitted, live.submitted.run
         if live.timer is not None:
             live.timer.cancel()
+        if live.recording is not None:
+            await asyncio.wait({live.recording})
         if outcome.kind is m.OutcomeKind.COMPLETED and submitted.wish.register and not live.version:
             try:
                 live.version = await asyncio.to_thread(self._register, live, outcome)
