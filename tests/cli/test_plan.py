@@ -95,12 +95,13 @@ def test_a_stretched_profile_multiplies_compute_alone() -> None:
     print_ = Fingerprint(two_exit_graph().digest, "ort", 1, "cpu", 1.0, 0.0)
     here = Profile(
         NodeId("local"), Tier.DEVICE, print_, (GroupCost("g0", 1.0, 2.0),), (SegmentCost(0, 0, 1.0, 2.0, 0.5, 9),),
-        {"int8": 0.25}, 0.125,
+        {"int8": 0.25}, 0.125, call_s=0.5,
     )  # fmt: skip
     slow = stretched(here, Tier.EDGE, 4.0, 15.0)
     assert slow.groups == (GroupCost("g0", 4.0, 8.0),)
     assert slow.segments == (SegmentCost(0, 0, 4.0, 8.0, 2.0, 9),)
     assert (slow.codecs, slow.overhead_s, slow.fingerprint.dilation) == ({"int8": 0.25}, 0.125, 4.0)
+    assert slow.call_s == 2.0
 
 
 def test_links_are_those_of_the_fleet_file() -> None:

@@ -5,8 +5,8 @@ import pytest
 
 from edgewise.core.errors import InputError, PlanInfeasible
 from edgewise.core.ids import NodeId, Tier
-from edgewise.inference.profiler import check_fingerprint, measure_memory, profile_graph
-from edgewise.planning.profile import Profile
+from edgewise.inference.profiler import _call_seconds, check_fingerprint, measure_memory, profile_graph
+from edgewise.planning.profile import Profile, SegmentCost
 from tests.inference.tiny import two_exit_graph
 
 GRAPH = two_exit_graph()
@@ -19,7 +19,7 @@ def taken(**options: float) -> Profile:
 def test_group_costs_sum_to_the_whole_and_none_is_negative() -> None:
     profile = taken()
     whole = next(s for s in profile.segments if (s.first, s.last) == (0, len(GRAPH.condensed.groups) - 1))
-    assert sum(g.seconds for g in profile.groups) == pytest.approx(whole.seconds)
+    assert sum(g.seconds for g in profile.groups) + profile.call_s == pytest.approx(whole.seconds)
     assert [g.group for g in profile.groups] == [g.name for g in GRAPH.condensed.groups]
     assert min(g.seconds for g in profile.groups) >= 0
 
@@ -34,6 +34,20 @@ def test_heads_and_tails_at_cuts_are_measured_as_often_as_the_whole() -> None:
     runs = [s.num_runs for s in profile.segments]
     assert min(runs) >= 7
     assert max(runs) - min(runs) <= 1
+
+
+def test_a_call_is_what_cutting_in_two_adds() -> None:
+    last = 5
+    costs = [
+        SegmentCost(0, last, 0.010, 0.011, 0.0, 9),
+        SegmentCost(0, 1, 0.005, 0.006, 0.0, 9), SegmentCost(2, last, 0.008, 0.009, 0.0, 9),
+        SegmentCost(0, 3, 0.007, 0.008, 0.0, 9), SegmentCost(4, last, 0.0055, 0.006, 0.0, 9),
+    ]  # fmt: skip
+    assert _call_seconds(costs) == pytest.approx(0.00275)
+    assert _call_seconds(costs[:1]) == 0.0
+    assert _call_seconds([costs[0], *(msgspec.structs.replace(c, seconds=0.001) for c in costs[1:])]) == 0.0
+    tiny = [costs[0], SegmentCost(0, 0, 0.002, 0.002, 0.0, 9), SegmentCost(1, last, 0.0115, 0.012, 0.0, 9)]
+    assert _call_seconds(tiny) == pytest.approx(0.0018)
 
 
 def test_dilation_multiplies_every_compute_cost() -> None:

@@ -20,7 +20,9 @@ def graph() -> Graph:
     return Graph.load(digits_cnn())
 
 
-def profile(tier: Tier, slowdown: float, *, of: Graph | None = None, segments: tuple[SegmentCost, ...] = ()) -> Profile:
+def profile(
+    tier: Tier, slowdown: float, *, of: Graph | None = None, segments: tuple[SegmentCost, ...] = (), call_s: float = 0.0
+) -> Profile:
     """Every group costs 1 ms · slowdown · its share of the FLOPs, its p95 twice that."""
     of = of or graph()
     total = sum(g.flops for g in of.condensed.groups)
@@ -29,7 +31,7 @@ def profile(tier: Tier, slowdown: float, *, of: Graph | None = None, segments: t
         for g in of.condensed.groups
     )
     mark = Fingerprint(of.digest, "test", 1, "test", slowdown, 0.0)
-    return Profile(NodeId(f"{tier}-1"), tier, mark, costs, segments, {"int8": 1e-9}, 0.001, 2.0)
+    return Profile(NodeId(f"{tier}-1"), tier, mark, costs, segments, {"int8": 1e-9}, 0.001, 2.0, call_s=call_s)
 
 
 def profiles(device: float = 30.0, edge: float = 2.0, cloud: float = 1.0) -> dict[Tier, Profile]:

@@ -94,8 +94,23 @@ def test_a_range_with_a_gap_costs_at_most_the_measured_range_around_it():
     assert table.segment_seconds(Tier.DEVICE, []) == (0.0, 0.0)
 
 
-def test_the_problem_costs_exactly_what_the_prediction_says():
-    search = make_search(graph(), profiles(), [FAST, WAN], PRIVATE, evidence(), codecs=("none", "int8"))
+def test_a_segment_that_was_not_measured_costs_its_groups_and_one_call():
+    last = len(graph().condensed.groups) - 1
+    whole = SegmentCost(0, last, 0.030, 0.031, 0.0, 9)
+    table = make_search(
+        graph(), {Tier.DEVICE: profile(Tier.DEVICE, 20.0, segments=(whole,), call_s=0.004)}, [], Policy()
+    ).table
+    groups = [g.seconds for g in table.profiles[Tier.DEVICE].groups]
+    assert table.segment_seconds(Tier.DEVICE, [0])[0] == pytest.approx(0.004 + groups[0])
+    assert table.segment_seconds(Tier.DEVICE, [0, 1])[0] == pytest.approx(0.004 + groups[0] + groups[1])
+    assert table.segment_seconds(Tier.DEVICE, range(last + 1))[0] == 0.030
+    assert table.segment_seconds(Tier.DEVICE, []) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("call_s", [0.0, 0.004])
+def test_the_problem_costs_exactly_what_the_prediction_says(call_s: float):
+    tiers = {t: profile(t, s, call_s=call_s) for t, s in ((Tier.DEVICE, 30.0), (Tier.EDGE, 2.0), (Tier.CLOUD, 1.0))}
+    search = make_search(graph(), tiers, [FAST, WAN], PRIVATE, evidence(), codecs=("none", "int8"))
     checked = 0
     for choice in search.choices():
         found = search.solve(choice, Prices())

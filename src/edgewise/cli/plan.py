@@ -179,7 +179,8 @@ def stretched(profile: Profile, tier: Tier, dilation: float, power_w: float) -> 
     )
     return change(
         profile, node=NodeId(f"emulated-{tier}"), tier=tier, groups=tuple(groups), segments=tuple(segments),
-        active_power_w=power_w, fingerprint=change(profile.fingerprint, dilation=dilation),
+        active_power_w=power_w, call_s=profile.call_s * dilation,
+        fingerprint=change(profile.fingerprint, dilation=dilation),
     )  # fmt: skip
 
 

@@ -75,8 +75,8 @@ def print_profile(out: Output, graph: Graph, profile: Profile) -> None:
     whole = profile.segments[0]
     out.line(
         f"{graph.name}: {len(graph.condensed.groups)} fusion groups, whole {whole.seconds * 1e3:.3f} ms "
-        f"(p95 {whole.p95_seconds * 1e3:.3f}, {whole.num_runs} runs), overhead {profile.overhead_s * 1e3:.3f} ms, "
-        f"memory {format_bytes(profile.memory_bytes)}"
+        f"(p95 {whole.p95_seconds * 1e3:.3f}, {whole.num_runs} runs), call {profile.call_s * 1e3:.3f} ms, "
+        f"overhead {profile.overhead_s * 1e3:.3f} ms, memory {format_bytes(profile.memory_bytes)}"
     )
     out.line(f"{profile.fingerprint.machine}, {profile.fingerprint.runtime}, dilation {profile.fingerprint.dilation:g}")
     sizes = {cut.position: cut for cut in graph.condensed.cuts()}

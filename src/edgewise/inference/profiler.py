@@ -107,7 +107,7 @@ def profile_graph(
         measures_memory: Whether to measure peak memory, in a child process of half a second.
 
     Returns:
-        The profile; group costs sum to the median of the whole.
+        The profile; group costs and the call sum to the median of the whole.
 
     Raises:
         InputError: If budget, cadence or dilation cannot be.
@@ -124,16 +124,18 @@ def profile_graph(
     coding = {text: _codec_seconds_per_byte(text, pieces) for text in codecs}
     _measure(pieces, cadence_s, started + budget_s)
     costs = [piece.cost(dilation) for piece in pieces]
+    call_s = _call_seconds(costs)
     return Profile(
         node,
         tier,
         fingerprint(graph, dilation=dilation, cadence_s=cadence_s),
-        _group_costs(graph, costs),
+        _group_costs(graph, costs, call_s),
         tuple(costs),
         coding,
         overhead_s + door_overhead_s,
         active_power_w,
         measure_memory(graph) if measures_memory else 0,
+        call_s,
     )
 
 
@@ -260,15 +262,26 @@ def _write_and_read_a_frame() -> None:
     decode_frame(encode_frame(make_frame(STAGE_REQUEST, message, payload.tensors)))
 
 
-def _group_costs(graph: Graph, costs: Sequence[SegmentCost]) -> tuple[GroupCost, ...]:
+def _call_seconds(costs: Sequence[SegmentCost]) -> float:
+    """The fixed part of a session's run: what cutting the graph in two adds, which is one more call.
+
+    The median of head + tail − whole over the measured cuts, at most nine tenths of the cheapest piece, whose groups
+    cost something. A small first segment is nearly all call, and a slow device's call is slow, too.
+    """
+    whole, pieces = costs[0].seconds, costs[1:]
+    added = [head.seconds + tail.seconds - whole for head, tail in zip(pieces[::2], pieces[1::2], strict=True)]
+    return min(max(0.0, float(np.median(added))), 0.9 * min(c.seconds for c in costs)) if added else 0.0
+
+
+def _group_costs(graph: Graph, costs: Sequence[SegmentCost], call_s: float) -> tuple[GroupCost, ...]:
     """Group costs from the medians of heads: increments between measured cuts, shared by operations within.
 
-    Head medians are made monotone first and capped by the whole, so that no group costs less than nothing and all
-    sum to the whole.
+    Head medians are made monotone first, from the call on, and capped by the whole, so that no group costs less than
+    nothing and all with the call sum to the whole.
     """
     groups, whole = graph.condensed.groups, costs[0]
     heads = {c.last + 1: c.seconds for c in costs[1:] if c.first == 0}
-    known, latest = [(0, 0.0)], 0.0
+    known, latest = [(0, call_s)], call_s
     for position, seconds in sorted(heads.items()):
         latest = min(max(latest, seconds), whole.seconds)
         known.append((position, latest))

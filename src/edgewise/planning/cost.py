@@ -112,7 +112,7 @@ class CostTable:
         return cost[1 if p95 else 0] * self.slowdown.get(tier, 1.0)
 
     def segment_seconds(self, tier: Tier, indices: Iterable[int]) -> tuple[float, float]:
-        """Seconds of a set of groups run in one call: measured where the very range was, else the sum.
+        """Seconds of a set of groups run in one call: measured where the very range was, else the sum and the call.
 
         Args:
             tier: Where.
@@ -125,12 +125,13 @@ class CostTable:
         if not wanted:
             return 0.0, 0.0
         factor = self.slowdown.get(tier, 1.0)
-        median, variance = 0.0, 0.0
+        call_s = self.profiles[tier].call_s
+        median, variance = call_s, 0.0
         for first, last in _runs(wanted):
             measured = self._segments[tier].get((first, last))
             names = (self.graph.condensed.groups[i].name for i in range(first, last + 1))
             parts = [measured] if measured else [self._by_group[tier][name] for name in names]
-            median += sum(p[0] for p in parts)
+            median += max(0.0, measured[0] - call_s) if measured else sum(p[0] for p in parts)
             variance += sum(max(0.0, p[1] - p[0]) ** 2 for p in parts)
         around = self._segments[tier].get((wanted[0], wanted[-1]), (inf, inf))
         # Leaving groups out of a measured range cannot make it slower, though a call per run would.
@@ -140,6 +141,10 @@ class CostTable:
     def overhead_s(self, tier: Tier) -> float:
         """Fixed cost of a stage call on a tier; 0 for a tier without a profile, which only relays."""
         return self.profiles[tier].overhead_s if tier in self.profiles else 0.0
+
+    def call_s(self, tier: Tier) -> float:
+        """What running anything at all on a tier costs: the fixed part of a session's run."""
+        return self.profiles[tier].call_s * self.slowdown.get(tier, 1.0) if tier in self.profiles else 0.0
 
     def coded_bytes(self, codec: str, tensor: str) -> int:
         """Bytes of one tensor after its codec.
@@ -171,10 +176,10 @@ class CostTable:
         return sum(size_bytes / link.bytes_per_s for link in self.hops(source, target))
 
     def fixed_s(self, source: Tier, target: Tier) -> float:
-        """Cost of handing over at all: round trips, frame bytes, relays between and the stage call at the target."""
+        """Cost of handing over at all: round trips, frame bytes, relays between, overhead and call at the target."""
         relays = [t for t in TIERS if source.rank < t.rank < target.rank]
         hops = sum(link.rtt_s + link.frame_overhead_bytes / link.bytes_per_s for link in self.hops(source, target))
-        return hops + sum(self.overhead_s(t) for t in (*relays, target))
+        return hops + sum(self.overhead_s(t) for t in (*relays, target)) + self.call_s(target)
 
 
 def default_energy(profiles: Mapping[Tier, Profile], links: Sequence[LinkState]) -> EnergyModel:

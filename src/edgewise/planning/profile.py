@@ -68,12 +68,13 @@ class Profile(msgspec.Struct, frozen=True):
         node: Who measured.
         tier: Where it stands.
         fingerprint: Under what.
-        groups: Cost per fusion group; they sum to the whole.
+        groups: Cost per fusion group; with `call_s` they sum to the whole.
         segments: Measured segments at candidate cuts; used where present instead of sums.
         codecs: Seconds per byte of encode + decode by codec spec text.
         overhead_s: Fixed cost of one stage call on this node (queueing, copying, dispatch).
         active_power_w: Modelled power while computing.
         memory_bytes: Peak memory of the whole graph's session, measured.
+        call_s: What a run of a session takes beside its groups, dilation included; in every measured segment, once.
     """
 
     node: NodeId
@@ -85,6 +86,7 @@ class Profile(msgspec.Struct, frozen=True):
     overhead_s: float = 0.0
     active_power_w: float = 0.0
     memory_bytes: int = 0
+    call_s: float = 0.0
 
 
 class LinkState(msgspec.Struct, frozen=True):

@@ -218,7 +218,13 @@ class Search:
         }
         fixed = tuple(self._fixed_price(choice, b, prices) for b in range(len(choice.codecs)))
         ones = (1.0,) * len(groups)
-        return Problem(seconds, ones, flows, fixed, 0.0, (), tuple(pinned.items())), groups
+        call = self._call_price(prices)
+        return Problem(seconds, ones, flows, fixed, call, (), tuple(pinned.items())), groups
+
+    def _call_price(self, prices: Prices) -> float:
+        """Running anything on the device; outer tiers always run something, so their calls are in the fixed prices."""
+        seconds = self.table.call_s(Tier.DEVICE)
+        return prices.seconds * seconds + prices.joules * self.table.energy.active_power_w * seconds
 
     def _group_price(self, index: int, tier: Tier, reached: float, prices: Prices) -> float:
         if tier not in self.policy.allowed_tiers or tier not in self.table.profiles:
