@@ -357,6 +357,24 @@ def test_a_model_is_served_without_any_fleet() -> None:
     asyncio.run(run())
 
 
+def test_an_answer_does_not_wait_for_those_who_learn_from_it() -> None:
+    async def run() -> None:
+        told = list[str]()
+        server = Server(
+            NodeId("device-1"), on_observation=lambda seen: told.append(seen.request),
+            on_served=lambda inputs, served: told.append(str(sorted(inputs))),
+        )  # fmt: skip
+        await server.prepare(active(device_only_plan(GRAPH)), GRAPH)
+        server.activate(Epoch(1))
+        await server.infer({"x": images()}, request="r1")
+        assert told == []
+        await asyncio.sleep(0)
+        assert told == ["r1", "['x']"]
+        await server.close()
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [

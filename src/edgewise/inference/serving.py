@@ -45,6 +45,8 @@ class Server:
         max_in_flight: Open requests; one more is refused with `Busy`.
         worker: The computing thread; its `completed` counter is this node's progress.
         refused: Requests refused because too many were open.
+
+    `on_observation` and `on_served` are told of each request once its answer is on its way.
     """
 
     def __init__(
@@ -177,9 +179,13 @@ class Server:
         finally:
             prepared.in_flight -= 1
             self._drop_idle()
-        self._on_observation(served.observation)
-        self._on_served(checked, served)
+        # Whoever asked does not wait until everybody has learned from it.
+        asyncio.get_running_loop().call_soon(self._tell, checked, served)
         return served
+
+    def _tell(self, inputs: Tensors, served: Served) -> None:
+        self._on_observation(served.observation)
+        self._on_served(inputs, served)
 
     def feedback(self, labels: Mapping[str, int]) -> int:
         """Takes what was right.

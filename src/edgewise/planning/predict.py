@@ -18,6 +18,7 @@ from edgewise.planning.exits import OperatingPoint
 from edgewise.planning.plan import Cut, Exit, Path, Plan, Prediction, Segment
 
 _P95_SIGMAS = 1.645
+_PRECISION = 1e-7
 
 
 class Placement(msgspec.Struct, frozen=True):
@@ -103,8 +104,8 @@ def repriced(table: CostTable, plan: Plan) -> Plan:
     Returns:
         The plan; everything but `predicted` is unchanged.
     """
-    again = make_plan(table, placement_of(table, plan), plan.training_domain, plan.variant)
-    return msgspec.structs.replace(plan, predicted=again.predicted)
+    stops = tuple(dict.fromkeys((Tier.DEVICE, *plan.tiers)))
+    return msgspec.structs.replace(plan, predicted=predict(table, placement_of(table, plan), stops, plan.cuts))
 
 
 def _crossing(table: CostTable, placement: Placement, source: Tier) -> tuple[str, ...]:
@@ -261,18 +262,12 @@ def quantile(paths: Sequence[Path], share: float) -> float:
     """
     taken = [p for p in paths if p.fraction > 0 and not isnan(p.p50_s)]
     low, high = min(p.p50_s for p in taken), max(2 * p.p95_s - p.p50_s for p in taken)
-    for _ in range(60):
+    rows = [(p.fraction, p.p50_s, (p.p95_s - p.p50_s) / _P95_SIGMAS * sqrt(2)) for p in taken]
+    wanted = share * sum(p.fraction for p in taken)
+    while high - low > _PRECISION * high:
         middle = 0.5 * (low + high)
-        low, high = (middle, high) if _below(taken, middle) < share else (low, middle)
+        below = 0.0
+        for fraction, median, width in rows:
+            below += fraction * (0.5 * (1 + erf((middle - median) / width)) if width > 0 else middle >= median)
+        low, high = (middle, high) if below < wanted else (low, middle)
     return high
-
-
-def _below(paths: Sequence[Path], seconds: float) -> float:
-    shares = (p.fraction * _normal_below(seconds, p.p50_s, (p.p95_s - p.p50_s) / _P95_SIGMAS) for p in paths)
-    return sum(shares) / sum(p.fraction for p in paths)
-
-
-def _normal_below(value: float, median: float, sigma: float) -> float:
-    if sigma <= 0:
-        return float(value >= median)
-    return 0.5 * (1 + erf((value - median) / (sigma * sqrt(2))))

@@ -205,9 +205,10 @@ def step(state: ReplanState, observation: Observation) -> tuple[ReplanState, lis
     state = _estimated(state, observation)
     table = estimated_table(state)
     current = _cost(state, table, state.current)
-    best = min(state.candidates, key=lambda plan: _cost(state, table, plan))
-    gain = current - _cost(state, table, best)
-    if best == state.current or not gain > 0 or _cost(state, table, best) == inf:
+    priced = [(current if plan == state.current else _cost(state, table, plan), plan) for plan in state.candidates]
+    least, best = min(priced, key=lambda row: row[0])
+    gain = current - least
+    if best == state.current or not gain > 0 or least == inf:
         return state, []
     if current < inf and not _is_worth_it(state, observation.time_s, best, current, gain):
         return state, []
