@@ -28,7 +28,7 @@ from edgewise.training.tasks.digits import DigitsTask
 
 TASK = "digits"
 LOCAL = {
-    "name": "sgd", "learning_rate": 0.05, "epochs": 3, "batch_size": 16, "direction": {"name": "clipped", "bound": 5.0}
+    "name": "sgd", "learning_rate": 0.07, "epochs": 3, "batch_size": 24, "direction": {"name": "clipped", "bound": 5.0}
 }  # fmt: skip
 """Clipped: without it one batch of a skewed client now and then throws its model off (seed 1 shows it)."""
 RETRAINING = {**LOCAL, "epochs": 2}

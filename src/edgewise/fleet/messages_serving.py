@@ -21,6 +21,7 @@ class ProfileOrder(Message, frozen=True):
         cadence_s: Gap between runs, as in serving.
         link_to: Node whose link is measured as well; "" for none.
         door_overhead_s: Seconds a request spends at the node's HTTP door, as measured by whoever asks.
+        measures_memory: Whether to measure the session's memory too, which takes a process of its own.
     """
 
     graph: BlobRef
@@ -28,6 +29,7 @@ class ProfileOrder(Message, frozen=True):
     cadence_s: float = 0.0
     link_to: NodeId = NodeId("")
     door_overhead_s: float = 0.0
+    measures_memory: bool = True
 
 
 class ProfileAnswer(Message, frozen=True):

@@ -197,7 +197,7 @@ class Serving:
         profile = await asyncio.to_thread(
             profile_graph, graph, self.node.name, self._settings.tier, dilation=self._settings.dilation,
             cadence_s=order.cadence_s, budget_s=order.budget_s, active_power_w=self._settings.active_power_w,
-            door_overhead_s=order.door_overhead_s,
+            door_overhead_s=order.door_overhead_s, measures_memory=order.measures_memory,
         )  # fmt: skip
         link = None
         if order.link_to:

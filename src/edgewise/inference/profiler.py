@@ -43,7 +43,7 @@ THREADS = 1
 _MIN_ROUNDS = 7
 _BUILD_S = 0.01
 _CODEC_RUNS = 9
-_OVERHEAD_RUNS = 11
+_OVERHEAD_RUNS = 7
 
 
 @dataclass(slots=True)
