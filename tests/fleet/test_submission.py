@@ -10,7 +10,7 @@ import pytest
 
 from edgewise.core.errors import InputError, TaskError
 from edgewise.core.ids import ClientId, Epoch, NodeId, Tier
-from edgewise.fleet.messages import Capability, NodeInfo, NodeRow
+from edgewise.fleet.messages import Capability, HardExamples, NodeInfo, NodeRow
 from edgewise.fleet.submission import audit_of, make_wish, participants
 from edgewise.testing import TinyTask
 from edgewise.training.job import JobFile, TaskTable, TrainingTable
@@ -87,7 +87,13 @@ def test_a_new_model_travels_and_a_continued_one_does_not() -> None:
     size = sum(int(np.prod(slot["shape"])) for slot in msgspec.msgpack.decode(wish.layout)["slots"])
     assert (tensors["model"].shape, tensors["model"].dtype) == ((size,), np.float32)
     assert set(make_wish(job(), TinyTask(), HELD, start_version=2)[1]) == {"graph"}
-    assert [make_wish(job(), TinyTask(), HELD, collected=c)[0].collected for c in (False, True)] == [False, True]
+    assert [make_wish(job(), TinyTask(), HELD, labels=words)[0].hard_examples for words in ("", "feedback")] == [
+        None,
+        HardExamples({"name": "feedback"}),
+    ]
+    taught = make_wish(job(), TinyTask(), HELD, labels="teacher(reads='device')", teacher_version=3)[0]
+    assert taught.hard_examples is not None
+    assert (taught.hard_examples.labels["reads"], taught.teacher_version) == ("device", 3)
 
 
 def test_a_model_that_does_not_build_is_told_with_its_place() -> None:

@@ -171,10 +171,19 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminals]:
         ", labels_taken ",
         "drift: for ",
         "completed: run after-drift completed 2 rounds.",
+        "completed: run taught completed 1 rounds.",
     ],
 )
 def test_the_page_prints_what_it_promises(fleet: Terminals, words: str) -> None:
     assert words in fleet.printed
+
+
+def test_a_teacher_labelled_on_the_device(fleet: Terminals) -> None:
+    said = re.compile(r"device-1: (\d+) of \d+ hard examples have a label from teacher\(reads='device'")
+    fleet.wait_for("device-1", lambda text: said.search(text) is not None)
+    found = said.search(fleet.text("device-1"))
+    assert found is not None
+    assert int(found[1]) > 20
 
 
 def test_nodes_lists_everybody_with_what_they_can_do(fleet: Terminals) -> None:

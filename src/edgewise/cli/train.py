@@ -37,6 +37,11 @@ def command(
     collected: Annotated[
         bool, typer.Option("--collected", help="Also on the hard examples that devices kept and have labels for.")
     ] = False,
+    labels: Annotated[
+        str,
+        typer.Option("--labels", help="Who labels them: feedback, or teacher (the model in force). Says --collected."),
+    ] = "",
+    teacher: Annotated[int, typer.Option("--teacher", min=0, help="This version labels them, on the devices.")] = 0,
     name: Annotated[str, typer.Option("--name", help="The run's name; by default the task's and a number.")] = "",
     follow: Annotated[str, typer.Option("--follow", help="Look at this run again, start none.")] = "",
     cancel: Annotated[str, typer.Option("--cancel", help="Stop this run; its rounds so far stay.")] = "",
@@ -50,6 +55,7 @@ def command(
       edgewise train job.toml --connect tls/127.0.0.1:7447 --identity nodes/operator
     """
     out, known = Output(as_json), follow or cancel
+    source = source_of(collected, labels, teacher)
     if (job is None) == (not known):
         raise InputError("say what to train, a job file, or which run to look at, --follow RUN or --cancel RUN.")
     read = None if job is None else read_job(job, change or [])
@@ -62,7 +68,9 @@ def command(
         async with operator_of(connect, identity, fleet) as operator:
             if cancel:
                 return await session.cancel(operator)
-            return await session.train(operator, read, start_version=start_version, name=name, collected=collected)
+            return await session.train(
+                operator, read, start_version=start_version, name=name, labels=source, teacher_version=teacher
+            )
 
     try:
         ended = run_async(speak())
@@ -70,6 +78,33 @@ def command(
         raise typer.Exit(session.left(f"--connect {connect} --identity {identity}")) from None
     if not cancel and ended.state != "completed":
         raise typer.Exit(1)
+
+
+def source_of(collected: bool, labels: str, teacher: int) -> str:
+    """Words of the label source that the options ask for.
+
+    Args:
+        collected: Whether hard examples join.
+        labels: Who labels them; "" for whoever the other options imply.
+        teacher: Version that labels them on the devices; 0 for none.
+
+    Returns:
+        The words; "" trains without hard examples.
+
+    Raises:
+        InputError: If there is no such source, or the options contradict each other.
+    """
+    from edgewise.lifecycle.labels import label_source
+
+    if not labels:
+        labels = "teacher(reads='device')" if teacher else "feedback" if collected else ""
+    source = label_source(labels) if labels else None
+    if teacher and source is not None and source.spec.params.get("reads") != "device":
+        raise InputError(
+            f"version {teacher} labels on the devices, {source.spec} asks elsewhere. "
+            "Say --teacher alone, or --labels \"teacher(reads='device')\"."
+        )
+    return "" if source is None else str(source.spec)
 
 
 def read_job(path: Path, changes: list[str]) -> tuple[JobFile, Task]:
@@ -139,7 +174,7 @@ class Session:
         Args:
             operator: Connection to the fleet.
             read: Job and task; None to follow only.
-            **wish: `start_version`, `name` and `collected`, as for `make_wish`.
+            **wish: `start_version`, `name`, `labels` and `teacher_version`, as for `make_wish`.
 
         Returns:
             Its terminal state.

@@ -18,9 +18,10 @@ from edgewise.demo.scenario import RETRAINING, TASK, UPLINK, Demo
 from edgewise.demo.serving import deploy
 from edgewise.demo.streaming import Sent, stream, take
 from edgewise.demo.training import follow, round_rows
-from edgewise.fleet.messages import Deploy, Feedback, SubmitRun
+from edgewise.fleet.messages import Deploy, Feedback, HardExamples, SubmitRun
 from edgewise.fleet.operator import encode_layout
 from edgewise.inference.evidence import CODECS
+from edgewise.lifecycle.labels import feedback
 from edgewise.models.export import export_template
 from edgewise.models.graph import Graph
 from edgewise.models.version import ModelVersion
@@ -146,7 +147,7 @@ async def _retrain(demo: Demo) -> ModelVersion:
     words = {"name": "fed_avg", "local": RETRAINING, "uplink": UPLINK}
     wish = SubmitRun(
         TASK, words, demo.settings.retraining_rounds, demo.settings.seed + 1, encode_layout(layout), name="after-drift",
-        start_version=demo.version.number, collected=True,
+        start_version=demo.version.number, hard_examples=HardExamples(feedback().spec.to_dict()),
     )  # fmt: skip
     status = await follow(demo, wish, {"graph": np.frombuffer(graph, np.uint8)})
     demo.change(rounds=(*demo.report.rounds, *round_rows("after drift", status)))

@@ -126,7 +126,7 @@ class Agent:
         if settings.task:
             self.trainer = Trainer(
                 node, settings.task, settings.task_settings, ClientId(settings.client or settings.name), settings.engine,
-                self.serving.collected,
+                self.serving.labelled,
             )  # fmt: skip
             node.route("control", TrainOrder, self.trainer.take, Tier.EDGE, Tier.CLOUD)
             await self.trainer.load()

@@ -11,6 +11,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.ids import ClientId, Epoch, NodeId, RunId, Tier
 from edgewise.fleet.delivery import deliver, give_order
@@ -95,6 +97,7 @@ class Aggregator:
 
     async def _fold(self, order: FoldOrder, frame: Frame, _: NodeInfo) -> Ack:
         await self.node.fetch(order.model)  # once over the WAN; devices take it from here
+        order = await self._with_teacher(order)
         run = order.region.run
         self._orders[run], self._cloud[run] = order, frame.sender
         # Nobody waits for the round here: the order is durable, the sum comes by its own report.
@@ -105,6 +108,14 @@ class Aggregator:
                 await self._driver.dispatch(ClientLost(ClientId(client), member.cause))
         self._expect()
         return Ack()
+
+    async def _with_teacher(self, order: FoldOrder) -> FoldOrder:
+        hard = order.hard_examples
+        if hard is None or hard.teacher is None:
+            return order
+        await self.node.fetch(hard.teacher)
+        here = msgspec.structs.replace(hard.teacher, holder=self.node.name)
+        return msgspec.structs.replace(order, hard_examples=msgspec.structs.replace(hard, teacher=here))
 
     async def _dismiss(self, order: DismissOrder, *_: Any) -> Ack:
         for kept in (self._orders, self._cloud, self._uplink_bytes):
@@ -205,7 +216,7 @@ class Aggregator:
         epoch = self.watch.members.members[node].epoch
         order, tensors = train_order(
             self.node, request, algorithm=wish.region.algorithm, seed=wish.region.seed, layout=wish.layout,
-            collected=wish.collected,
+            hard_examples=wish.hard_examples,
         )  # fmt: skip
 
         def wanted() -> bool:

@@ -11,6 +11,18 @@ from edgewise.fleet.message import BlobRef, Message
 from edgewise.training.protocols.regions import RegionOrder, SumReport
 
 
+class HardExamples(msgspec.Struct, frozen=True):
+    """Train on hard examples, too, those that a device kept and that have a label.
+
+    Attributes:
+        labels: Words of the label source.
+        teacher: Graph of the model that labels; None where the source needs none, or asks the model in force.
+    """
+
+    labels: dict[str, Any]
+    teacher: BlobRef | None = None
+
+
 class TrainOrder(Message, frozen=True):
     """Do local work on a model and report the update.
 
@@ -22,7 +34,7 @@ class TrainOrder(Message, frozen=True):
         layout: Digest of the layout the model has.
         report_to: Server that takes the update.
         model: Where the model is, if it does not travel in the frame as tensor `model`.
-        collected: Whether labelled hard examples join the client's data.
+        hard_examples: What joins the client's data; None for nothing.
     """
 
     run: RunId
@@ -32,7 +44,7 @@ class TrainOrder(Message, frozen=True):
     layout: Digest
     report_to: NodeId
     model: BlobRef | None = None
-    collected: bool = False
+    hard_examples: HardExamples | None = None
 
 
 class FoldOrder(Message, frozen=True):
@@ -42,13 +54,13 @@ class FoldOrder(Message, frozen=True):
         region: The protocol's order.
         layout: Digest of the layout.
         model: Where the model is.
-        collected: Whether labelled hard examples join the clients' data.
+        hard_examples: What joins the clients' data; None for nothing.
     """
 
     region: RegionOrder
     layout: Digest
     model: BlobRef
-    collected: bool = False
+    hard_examples: HardExamples | None = None
 
 
 class DismissOrder(Message, frozen=True):
@@ -110,8 +122,9 @@ class SubmitRun(Message, frozen=True):
         clients: Who may take part; empty for all that hold data of the task.
         start_version: Version to start from; 0 for the given start.
         layout: msgpack of the `Layout`.
-        collected: Whether labelled hard examples join the clients' data.
+        hard_examples: What joins the clients' data; None for nothing.
         register: Whether the result becomes a model version.
+        teacher_version: Version whose graph labels the hard examples; 0 for none.
     """
 
     task: str
@@ -125,8 +138,9 @@ class SubmitRun(Message, frozen=True):
     round_deadline_s: float | None = None
     clients: tuple[ClientId, ...] = ()
     start_version: int = 0
-    collected: bool = False
+    hard_examples: HardExamples | None = None
     register: bool = True
+    teacher_version: int = 0
 
 
 class RunRequest(Message, frozen=True):

@@ -16,7 +16,16 @@ import numpy as np
 from edgewise.codecs.wire import payload_from_tensors, payload_to_bytes
 from edgewise.core.errors import FrameRefused, IdentityRefused, RemoteError, StoreError
 from edgewise.core.ids import ClientId, Digest, Epoch, NodeId
-from edgewise.fleet.messages import INLINE_BYTES, Ack, BlobRef, NodeInfo, TrainFailed, TrainOrder, UpdateReport
+from edgewise.fleet.messages import (
+    INLINE_BYTES,
+    Ack,
+    BlobRef,
+    HardExamples,
+    NodeInfo,
+    TrainFailed,
+    TrainOrder,
+    UpdateReport,
+)
 from edgewise.fleet.node import Node
 from edgewise.fleet.store import EventLog
 from edgewise.training.protocols.event_log import decode_event, encode_event
@@ -231,7 +240,13 @@ def asked(actions: tuple[Any, ...], client: ClientId) -> bool:
 
 
 def train_order(
-    node: Node, request: RequestUpdate, *, algorithm: dict[str, Any], seed: int, layout: Digest, collected: bool
+    node: Node,
+    request: RequestUpdate,
+    *,
+    algorithm: dict[str, Any],
+    seed: int,
+    layout: Digest,
+    hard_examples: HardExamples | None,
 ) -> tuple[TrainOrder, dict[str, np.ndarray[Any, Any]]]:
     """The order for a client's part of a round; a small model travels with it, a large one is named.
 
@@ -241,7 +256,7 @@ def train_order(
         algorithm: Words.
         seed: The job's seed.
         layout: Digest of the layout.
-        collected: Whether labelled hard examples join.
+        hard_examples: What joins the client's data.
 
     Returns:
         The order and the tensors beside it.
@@ -250,6 +265,6 @@ def train_order(
     inline = len(model) <= INLINE_BYTES
     order = TrainOrder(
         request.run, request.round, algorithm, seed, layout, node.name,
-        None if inline else BlobRef(request.model, len(model), node.name), collected,
+        None if inline else BlobRef(request.model, len(model), node.name), hard_examples,
     )  # fmt: skip
     return order, {"model": np.frombuffer(model, np.float32)} if inline else {}

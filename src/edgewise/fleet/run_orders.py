@@ -46,7 +46,7 @@ class RunOrders:
         wish, config = live.submitted.wish, live.submitted.config
         order, tensors = train_order(
             self._node, request, algorithm=config.algorithm, seed=config.seed, layout=config.layout,
-            collected=wish.collected,
+            hard_examples=wish.hard_examples,
         )  # fmt: skip
         live.downlink_bytes += 4 * config.num_entries
 
@@ -63,7 +63,7 @@ class RunOrders:
         if member is None:
             return
         model = BlobRef(region.model, 4 * config.num_entries, self._node.name)
-        order = FoldOrder(region, config.layout, model, live.submitted.wish.collected)
+        order = FoldOrder(region, config.layout, model, live.submitted.wish.hard_examples)
         live.downlink_bytes += 4 * config.num_entries * len(region.clients)
 
         def wanted() -> bool:

@@ -18,6 +18,7 @@ from edgewise.core.layout import Layout
 from edgewise.fleet.live_run import LiveRun, Registered, RoundTold, Submitted, record_of
 from edgewise.fleet.messages import (
     Ack,
+    BlobRef,
     EdgeSum,
     NodeInfo,
     RoundRecord,
@@ -95,6 +96,7 @@ class Runs:
             raise InputError(f"there is no protocol {wish.protocol!r}. Say synchronous or hierarchical.")
         if model is None:
             model = self._node.blobs.read(self._versions.get(wish.start_version).weights)
+        wish = self._with_teacher(wish)
         if len(model) != 4 * layout.size:
             raise InputError(
                 f"the start has {len(model) // 4:,} entries, the task's model {layout.size:,}. "
@@ -119,6 +121,13 @@ class Runs:
         await live.driver.dispatch(first)
         await self._presence.catch_up(live)
         return config.run
+
+    def _with_teacher(self, wish: SubmitRun) -> SubmitRun:
+        if wish.hard_examples is None or not wish.teacher_version:
+            return wish
+        version = self._versions.get(wish.teacher_version)
+        graph = BlobRef(version.graph, self._versions.graph_size(version.number), self._node.name)
+        return msgspec.structs.replace(wish, hard_examples=msgspec.structs.replace(wish.hard_examples, teacher=graph))
 
     def replay(self) -> None:
         """After a restart: folds every run's log to where it was. Call it before the watch begins."""

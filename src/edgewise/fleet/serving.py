@@ -20,7 +20,9 @@ from edgewise.fleet.adapting import Adapting
 from edgewise.fleet.drift_watch import CollectOrder, Confidences
 from edgewise.fleet.messages import (
     Ack,
+    BlobRef,
     Feedback,
+    HardExamples,
     Health,
     HealthRequest,
     InstallOrder,
@@ -31,6 +33,7 @@ from edgewise.fleet.node import Node
 from edgewise.fleet.probe import PROBE, answer_probe, probe_link, probe_once
 from edgewise.fleet.settings import AgentSettings
 from edgewise.fleet.staying_good import StayingGood
+from edgewise.fleet.teaching import label_help
 from edgewise.inference.hosting import StageHost
 from edgewise.inference.messages import STAGE
 from edgewise.inference.observation import Observation
@@ -41,6 +44,7 @@ from edgewise.inference.stages import Tensors
 from edgewise.models.graph import Graph
 from edgewise.models.task import Examples
 from edgewise.planning.plan import ActivePlan
+from edgewise.planning.policy import Policy
 from edgewise.transport.frame import Frame
 
 log = logging.getLogger("edgewise.fleet")
@@ -134,9 +138,24 @@ class Serving:
         assert part is not None
         (part.peer_returned if there else part.peer_lost)(name)
 
-    def collected(self) -> Examples | None:
-        """Labelled hard examples of this device; they stay here."""
-        return self.good.labelled()
+    async def labelled(self, wanted: HardExamples) -> Examples | None:
+        """Hard examples of this device with the labels a source gives them; they stay here.
+
+        Args:
+            wanted: Which source, and its teacher.
+
+        Returns:
+            The examples; None without any.
+
+        Raises:
+            EdgewiseError: If the source cannot label here.
+        """
+        if self.server is None:
+            return None
+        graph = None if wanted.teacher is None else await self._load(wanted.teacher)
+        policy = Policy(raw_may_reach=self._settings.raw_may_reach)
+        help = label_help(self.server, wanted.labels, policy, graph, asyncio.get_running_loop())
+        return await asyncio.to_thread(self.good.labelled, wanted.labels, help)
 
     async def install(self, order: InstallOrder, frame: Frame | None = None, _: Any = None) -> Ack:
         """Prepares a version and its plans, then switches; requests in flight finish on the epoch they began with.
@@ -150,7 +169,7 @@ class Serving:
         """
         if frame is not None:
             self.node.coordinator = frame.sender
-        graph = await self._graph(order)
+        graph = await self._load(order.graph)
         for index, plan in enumerate(order.plans):
             active = ActivePlan(Epoch(order.epoch + index), plan, order.version)
             await (self.server or self.host).prepare(active, graph)  # type: ignore[union-attr]
@@ -183,17 +202,17 @@ class Serving:
         self.adapting = Adapting(self.server, order, order.inputs, graph, probe, self._switched)
         self._probing = self.node.spawn(self.adapting.keep_probing(), "link probes")
 
-    async def _graph(self, order: InstallOrder | ProfileOrder) -> Graph:
-        digest = order.graph.digest
+    async def _load(self, graph: BlobRef) -> Graph:
+        digest = graph.digest
         if digest not in self._graphs:
-            data = await self.node.fetch(order.graph)
+            data = await self.node.fetch(graph)
             self._graphs = {**dict(list(self._graphs.items())[-3:]), digest: await asyncio.to_thread(Graph.load, data)}
         return self._graphs[digest]
 
     async def _profile(self, order: ProfileOrder, *_: Any) -> ProfileAnswer:
         from edgewise.inference.profiler import profile_graph
 
-        graph = await self._graph(order)
+        graph = await self._load(order.graph)
         profile = await asyncio.to_thread(
             profile_graph, graph, self.node.name, self._settings.tier, dilation=self._settings.dilation,
             cadence_s=order.cadence_s, budget_s=order.budget_s, active_power_w=self._settings.active_power_w,

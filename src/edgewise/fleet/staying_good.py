@@ -6,10 +6,12 @@ answers (`drift_watch.py` weighs them), and later an update.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +26,7 @@ from edgewise.lifecycle.hard_examples import HardExample
 from edgewise.lifecycle.labels import LabelHelp, label_source
 from edgewise.models.task import Examples
 
+log = logging.getLogger("edgewise.fleet")
 MAX_EXAMPLES = 400
 BATCH = 8
 """Confidences told at once."""
@@ -90,11 +93,24 @@ class StayingGood:
         self._answers = {k: v for k, v in self._answers.items() if k in kept} | new
         return len(new)
 
-    def labelled(self, source: str = "feedback") -> Examples | None:
-        """Hard examples that have a label, as training data; None without any."""
-        examples = self._buffer.examples
-        labels = label_source(source).label(examples, LabelHelp(answers=self._answers)).labels
+    def labelled(self, source: Any = "feedback", help: LabelHelp | None = None) -> Examples | None:
+        """Hard examples that have a label, as training data; a teacher may take its time: call it off the event loop.
+
+        Args:
+            source: Words of the label source.
+            help: What this device offers it, beside the true labels it knows.
+
+        Returns:
+            The examples; None without any.
+
+        Raises:
+            InputError: If the source needs what is not offered here.
+            PolicyViolation: If the source would send what may not leave.
+        """
+        examples, asked = self._buffer.examples, label_source(source)
+        labels = asked.label(examples, replace(help or LabelHelp(), answers=self._answers)).labels
         pairs = [(e.input, label) for e, label in zip(examples, labels, strict=True) if label is not None]
+        log.info("%s: %d of %d hard examples have a label from %s", self._node, len(pairs), len(examples), asked.spec)
         if not pairs:
             return None
         return Examples.of(np.stack([x for x, _ in pairs]), np.array([y for _, y in pairs], np.int64))

@@ -18,8 +18,9 @@ from edgewise.core.ids import RoundNumber
 from edgewise.core.seeds import Seeds
 from edgewise.core.units import parse_duration
 from edgewise.datasets.audit import SplitAudit, audit
-from edgewise.fleet.messages import NodeInfo, NodeRow, SubmitRun
+from edgewise.fleet.messages import HardExamples, NodeInfo, NodeRow, SubmitRun
 from edgewise.fleet.operator import encode_layout
+from edgewise.lifecycle.labels import label_source
 from edgewise.models.task import Task, user_code
 from edgewise.training.job import JobFile
 from edgewise.training.protocols.rounds import cohort_of
@@ -67,7 +68,8 @@ def make_wish(
     *,
     start_version: int = 0,
     name: str = "",
-    collected: bool = False,
+    labels: str = "",
+    teacher_version: int = 0,
 ) -> tuple[SubmitRun, dict[str, Any]]:
     """Turns a job into what `Operator.submit` takes. Imports torch, for the template and the first model.
 
@@ -79,7 +81,8 @@ def make_wish(
         held: Who takes part.
         start_version: Version to go on from; 0 starts anew.
         name: The run's name; "" lets the coordinator name it.
-        collected: Whether devices train on their labelled hard examples, too.
+        labels: Words of the source of labels for the hard examples that join; "" trains without them.
+        teacher_version: Version that labels, for the source `teacher`; 0 for the one in force.
 
     Returns:
         The wish, and the tensors that travel beside it.
@@ -91,6 +94,7 @@ def make_wish(
     from edgewise.models.flat import initial_vector
 
     training, algorithm = job.training, job.algorithm()
+    source = label_source(labels) if labels else None
     clients = tuple(info.client for info in held if info.num_examples)
     if not clients:
         raise InputError(f"none of the {len(held)} nodes with task {task.name!r} holds examples. Look at the audit.")
@@ -108,7 +112,8 @@ def make_wish(
     wish = SubmitRun(
         task.name, algorithm.spec.to_dict(), training.rounds, training.seed, encode_layout(layout),
         protocol=training.protocol, name=name, quorum_fraction=needed / len(clients),
-        round_deadline_s=deadline_s, clients=clients, start_version=start_version, collected=collected,
+        round_deadline_s=deadline_s, clients=clients, start_version=start_version,
+        hard_examples=HardExamples(source.spec.to_dict()) if source is not None else None, teacher_version=teacher_version,
     )  # fmt: skip
     return wish, tensors
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +26,7 @@ from edgewise.fleet.messages import (
     INLINE_BYTES,
     Ack,
     BlobRef,
+    HardExamples,
     Message,
     Progress,
     TrainFailed,
@@ -64,6 +65,7 @@ class _Part:
         task: Works on it, then reports.
         last: What was reported last, with the order it answers.
         state: Codec state (residual) of the next round.
+        more: Labelled hard examples, the same in all rounds.
         asked_again: Wakes a report that waits for its next attempt.
     """
 
@@ -71,6 +73,7 @@ class _Part:
     task: asyncio.Task[Any] | None = None
     last: tuple[TrainOrder, UpdateReport, bytes] | None = None
     state: Any = None
+    more: Examples | None = None
     asked_again: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -88,7 +91,7 @@ class Trainer:
         task_settings: Passed to the task.
         client: Whose data it holds.
         engine_name: Local engine; "" to choose by timing.
-        collected: Gives labelled hard examples, or None.
+        labelled: Gives the labelled hard examples of an order, or None.
     """
 
     node: Node
@@ -96,7 +99,7 @@ class Trainer:
     task_settings: dict[str, Any]
     client: ClientId
     engine_name: str = ""
-    collected: Callable[[], Examples | None] = lambda: None
+    labelled: Callable[[HardExamples], Awaitable[Examples | None]] | None = None
     worker: Worker = field(default_factory=Worker)
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "edgewise-train"))
     _task: Task | None = None
@@ -168,6 +171,8 @@ class Trainer:
         if part.last is None or _round(part.last[0]) != _round(order):
             try:
                 data = inline if inline is not None else await self._model(part, order)
+                if order.hard_examples is not None and self.labelled is not None and part.more is None:
+                    part.more = await self.labelled(order.hard_examples)
                 report, payload = await self._run(self._train, part, order, np.frombuffer(data, np.float32))
             except Exception as error:  # the task is the user's code; whatever it raises has a server waiting for it
                 await self._tell_failure(part, order, error)
@@ -251,7 +256,7 @@ class Trainer:
         assert self._task is not None
         assert self._examples is not None
         algorithm = make_algorithm(order.algorithm)
-        examples = joined(self._examples, self.collected() if order.collected else None)
+        examples = joined(self._examples, part.more)
         if self._engine is None:
             self._engine = choose_engine(self._task, algorithm.local, examples).engine
             self.worker.counter += 1

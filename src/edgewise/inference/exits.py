@@ -31,9 +31,23 @@ def confidence(logits: NDArray[Any]) -> NDArray[np.float64]:
     rows = np.asarray(logits, np.float64).reshape(len(logits), -1)
     if rows.shape[1] <= _FEW_CLASSES:  # on every request's path, where a call of numpy costs more than the sum
         return np.array([_top_1(row) for row in rows.tolist()])
-    shifted = np.exp(rows - rows.max(axis=1, keepdims=True))
-    best: NDArray[np.float64] = 1.0 / shifted.sum(axis=1)
+    best: NDArray[np.float64] = probabilities(rows).max(axis=1)
     return best
+
+
+def probabilities(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Softmax of each row.
+
+    Args:
+        logits: float[n, classes].
+
+    Returns:
+        float64[n, classes]; rows sum to 1.
+    """
+    rows = np.asarray(logits, np.float64).reshape(len(logits), -1)
+    shifted: NDArray[np.float64] = np.exp(rows - rows.max(axis=1, keepdims=True))
+    shifted /= shifted.sum(axis=1, keepdims=True)
+    return shifted
 
 
 def _top_1(row: Sequence[float]) -> float:

@@ -21,17 +21,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.core.dtypes import dtype_name
-from edgewise.core.errors import Busy, InputError, PlanInfeasible, nearest
+from edgewise.core.errors import Busy, InputError, PlanInfeasible, Unreachable, nearest
 from edgewise.core.ids import Epoch, NodeId, RequestId, Tier
 from edgewise.core.provenance import RAW, Traced, traced
+from edgewise.inference.cuts import encode_cut
 from edgewise.inference.observation import Observation
 from edgewise.inference.peers import Peers, Target
-from edgewise.inference.prepared import PreparedPlan, prepare_plan
+from edgewise.inference.prepared import PreparedPlan, prepare_plan, stage_answer, stage_question
 from edgewise.inference.request import LiveRequest, Resources, Served
 from edgewise.inference.stages import Tensors
 from edgewise.inference.worker import Worker
 from edgewise.models.graph import Graph, Tensor
-from edgewise.planning.plan import ActivePlan, Exit, Plan, Segment
+from edgewise.planning.plan import ActivePlan, Cut, Exit, Plan, Segment
 
 
 class Server:
@@ -100,6 +101,73 @@ class Server:
         graph, plan = self._active.graph, self._active.plan
         made = {name for segment in plan.segments for name in segment.outputs}
         return graph.outputs[-1:] if len(plan.exits) > 1 else tuple(t for t in graph.outputs if t.name in made)
+
+    @property
+    def graph(self) -> Graph | None:
+        """The whole model in force; None before the first plan."""
+        return None if self._active is None else self._active.graph
+
+    @property
+    def cut(self) -> Cut | None:
+        """Where the plan in force leaves this device; None if it does not."""
+        return None if self._active is None else self._active.stages.cut
+
+    def features(self, inputs: NDArray[Any]) -> NDArray[Any]:
+        """What this device's segment makes of examples, whatever its exits say. Blocks: call it off the event loop.
+
+        Args:
+            inputs: [n, ...], examples of the model's first input.
+
+        Returns:
+            [n, ...], the cut's first tensor.
+
+        Raises:
+            Busy: If the plan in force has no segment and cut here.
+        """
+        prepared = self._with_cut()
+        if prepared.stages.stage is None:
+            raise Busy(f"{self.node!r} runs no segment of the plan in force, so it makes no features.")
+        name, cut = prepared.graph.inputs[0].name, prepared.stages.cut
+        assert cut is not None
+        rows = [prepared.stages.stage.run({name: row[None]})[0][cut.tensors[0]] for row in inputs]
+        return np.concatenate(rows)
+
+    async def beyond(self, features: NDArray[Any]) -> NDArray[Any]:
+        """What the next tier answers to the tensor of this device's cut, one question each.
+
+        Args:
+            features: [n, ...], as from `features`; of a plan that sends the input, examples.
+
+        Returns:
+            Logits float[n, classes].
+
+        Raises:
+            Busy: If the plan in force has no cut here.
+            Unreachable: If no node of the next tier is there.
+            TransportError: As `Transport.query`; also of what may not leave.
+        """
+        prepared, rows = self._with_cut(), list[NDArray[Any]]()
+        cut, codec = prepared.stages.cut, prepared.codec
+        assert cut is not None
+        assert codec is not None
+        for index, row in enumerate(features):
+            nodes = self._peers.usable()
+            if not nodes:
+                raise Unreachable(
+                    f"{self.node!r} reaches no node of tier {cut.target} now. Ask again when one is back."
+                )
+            target = self._peers.target(nodes[0])
+            payload = encode_cut(codec, cut.tensors, {cut.tensors[0]: row[None]}, prepared.rng)
+            name = RequestId(f"{self.node}-beyond-{index}")
+            question = stage_question(prepared, payload, request=name, timeout_s=self.default_deadline_s)
+            reply = await target.transport.query(target.key, question, timeout_s=self.default_deadline_s)
+            rows.append(next(iter(stage_answer(reply)[1].values())))
+        return np.concatenate(rows)
+
+    def _with_cut(self) -> PreparedPlan:
+        if self._active is None or self._active.stages.cut is None:
+            raise Busy(f"no plan is in force on {self.node!r} that hands over to another node.")
+        return self._active
 
     async def prepare(self, active: ActivePlan, graph: Graph) -> None:
         """Builds and warms the sessions of a plan; requests go on meanwhile on the plan in force.
