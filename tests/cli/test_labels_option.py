@@ -25,5 +25,7 @@ def test_options_say_who_labels(options: tuple[bool, str, int], source: str) -> 
 def test_a_source_there_is_not_and_a_contradiction_are_named() -> None:
     with pytest.raises(InputError, match=r"labels has no 'teachr'. Did you mean 'teacher'"):
         source_of(False, "teachr", 0)
-    with pytest.raises(InputError, match=r"version 3 labels on the devices, feedback\(\) asks elsewhere. Say --teacher alone"):
+    with pytest.raises(
+        InputError, match=r"version 3 labels on the devices, feedback\(\) asks elsewhere. Say --teacher alone"
+    ):
         source_of(False, "feedback", 3)
