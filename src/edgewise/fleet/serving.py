@@ -153,7 +153,9 @@ class Serving:
         if self.server is None:
             return None
         graph = None if wanted.teacher is None else await self._load(wanted.teacher)
-        policy = Policy(raw_may_reach=self._settings.raw_may_reach)
+        inputs = None if self._installed is None else self._installed.inputs
+        policy = Policy() if inputs is None else inputs.policy
+        policy = msgspec.structs.replace(policy, raw_may_reach=self._settings.raw_may_reach)
         help = label_help(self.server, wanted.labels, policy, graph, asyncio.get_running_loop())
         return await asyncio.to_thread(self.good.labelled, wanted.labels, help)
 
