@@ -83,6 +83,6 @@ def check_address(http: str) -> None:
 
 async def _open_door(server: Any, host: str, port: int) -> Any:
     """Opens the inference endpoint; the web framework is imported by nodes that have one."""
-    from edgewise.service.open_inference import serve_http
+    from edgewise.service.door import open_door
 
-    return await serve_http(server, host, port)
+    return await open_door(server, host, port)

@@ -117,13 +117,18 @@ async def _profiles(demo: Demo, graph: Graph) -> tuple[dict[Tier, Profile], list
     budget = demo.settings.profile_s
     ref = _offer(demo, graph.model_bytes)
     int8_graph = Graph.load(await asyncio.to_thread(_quantise, demo, graph))
-    small_order = ProfileOrder(_offer(demo, int8_graph.model_bytes), budget, cadence, measures_memory=False)
+    small_order = ProfileOrder(
+        _offer(demo, int8_graph.model_bytes), budget, cadence, door_overhead_s=overhead_s, measures_memory=False
+    )
     homes = {r.info.node: r.info.parent for r in demo.nodes}
     edges = [NodeId(edge) for edge in demo.fleet.edges]
     with demo.show.progress("  profiling", len(measuring) + len(edges) + 2) as advance:
 
         async def measured(node: NodeId, tier: Tier, upward: str = "") -> ProfileAnswer:
-            order = ProfileOrder(ref, budget, cadences.get(tier, 0.0), NodeId(upward), measures_memory=False)
+            door_s = overhead_s if tier is Tier.DEVICE else 0.0
+            order = ProfileOrder(
+                ref, budget, cadences.get(tier, 0.0), NodeId(upward), door_s, measures_memory=False
+            )  # fmt: skip
             answer = await demo.operator.profile(node, small_order if node == quantising else order)
             advance(f"{node}, int8" if node == quantising else str(node))
             return answer

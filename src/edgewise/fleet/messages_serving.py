@@ -20,7 +20,8 @@ class ProfileOrder(Message, frozen=True):
         budget_s: Seconds of measuring.
         cadence_s: Gap between runs, as in serving.
         link_to: Node whose link is measured as well; "" for none.
-        door_overhead_s: Seconds a request spends at the node's HTTP door, as measured by whoever asks.
+        door_overhead_s: Seconds a request spends at the node's HTTP door, as measured by whoever asks; 0 lets a node
+            that has a door measure it.
         measures_memory: Whether to measure the session's memory too, which takes a process of its own.
     """
 

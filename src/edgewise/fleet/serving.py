@@ -60,6 +60,10 @@ class Door(Protocol):
         """Stops taking requests."""
         ...
 
+    async def overhead_s(self, graph: Graph, gap_s: float = 0.0) -> float:
+        """Seconds a request for a model spends in the door itself."""
+        ...
+
 
 OpenDoor = Callable[[Server, str, int], Awaitable[Door]]
 """(server, host, port) -> the open door."""
@@ -215,10 +219,13 @@ class Serving:
         from edgewise.inference.profiler import profile_graph
 
         graph = await self._load(order.graph)
+        door_s = order.door_overhead_s
+        if door_s == 0.0 and self._door is not None:
+            door_s = await self._door.overhead_s(graph, order.cadence_s)
         profile = await asyncio.to_thread(
             profile_graph, graph, self.node.name, self._settings.tier, dilation=self._settings.dilation,
             cadence_s=order.cadence_s, budget_s=order.budget_s, active_power_w=self._settings.active_power_w,
-            door_overhead_s=order.door_overhead_s, measures_memory=order.measures_memory,
+            door_overhead_s=door_s, measures_memory=order.measures_memory,
         )  # fmt: skip
         link = None
         if order.link_to:

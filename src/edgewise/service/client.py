@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgewise.core.dtypes import dtype_name
 from edgewise.core.errors import DeadlineExceeded, RemoteError, Unreachable
+from edgewise.service.protocol import DATATYPES
 
-_DATATYPES = {"float32": "FP32", "float16": "FP16", "uint8": "UINT8", "int64": "INT64", "int32": "INT32"}
-_DTYPES = {v: k for k, v in _DATATYPES.items()} | {"FP64": "float64", "BOOL": "bool", "INT8": "int8"}
+_DTYPES = {datatype: name for name, datatype in DATATYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +212,7 @@ def _request_body(inputs: dict[str, NDArray[Any]], request_id: str, parameters: 
             {
                 "name": name,
                 "shape": list(array.shape),
-                "datatype": _DATATYPES[str(array.dtype)],
+                "datatype": DATATYPES[dtype_name(array.dtype)],
                 "parameters": {"binary_data_size": len(data)},
             }
         )

@@ -1,0 +1,54 @@
+"""What a node's door costs by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+
+from edgewise.core.errors import ConfigError
+from edgewise.core.ids import NodeId
+from edgewise.inference.serving import Server
+from edgewise.service.door import open_door
+from tests.inference.tiny import images, two_exit_graph
+
+GRAPH = two_exit_graph()
+
+
+def test_a_door_tells_what_it_costs_and_leaves_its_own_requests_alone() -> None:
+    async def run() -> None:
+        server = Server(NodeId("device-1"), name="tiny")
+        door = await open_door(server, "127.0.0.1", 0)
+        before = len(asyncio.all_tasks())
+        assert 0.0 < await door.overhead_s(GRAPH, gap_s=0.001) < 5.0
+        assert server.worker.completed == 0  # nothing was computed
+        await asyncio.sleep(0.05)
+        assert len(asyncio.all_tasks()) == before
+        await door.close()
+        await server.close()
+
+    asyncio.run(run())
+
+
+def test_every_type_of_the_protocol_crosses_our_own_client() -> None:
+    from edgewise.core.dtypes import DTYPES
+    from edgewise.service.client import _request_body
+    from edgewise.service.protocol import read_request
+
+    for name, dtype in DTYPES.items():
+        array = images().astype(dtype)
+        head, body = _request_body({"x": array}, "r", {})
+        read = read_request(head + body, len(head)).inputs["x"]
+        assert (str(read.dtype), read.tobytes()) == (name, array.tobytes())
+
+
+def test_a_port_in_use_is_named() -> None:
+    async def run() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            server = Server(NodeId("device-1"))
+            with pytest.raises(ConfigError, match=r"cannot listen on 127\.0\.0\.1"):
+                await open_door(server, "127.0.0.1", taken.getsockname()[1])
+            await server.close()
+
+    asyncio.run(run())
