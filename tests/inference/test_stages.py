@@ -10,7 +10,15 @@ from edgewise.core.errors import InputError, PlanInfeasible
 from edgewise.core.ids import Tier
 from edgewise.core.provenance import RAW, origins_of, traced
 from edgewise.inference.serving import device_only_plan
-from edgewise.inference.stages import Stage, build_stages, entry_tier, make_session, make_stage, wait_precisely
+from edgewise.inference.stages import (
+    Stage,
+    build_stages,
+    computing_s,
+    entry_tier,
+    make_session,
+    make_stage,
+    wait_precisely,
+)
 from edgewise.planning.plan import Plan
 from tests.inference.tiny import images, rescaling_graph, split_plan, two_exit_graph
 
@@ -46,6 +54,28 @@ def test_dilation_does_not_multiply_what_other_processes_took(monkeypatch: pytes
 
     monkeypatch.setattr(stage, "compute", compute)
     assert 0.02 <= min(stage.run({"x": images()})[1] for _ in range(3)) < 0.2
+
+
+def test_dilation_does_not_multiply_what_the_host_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = make_stage(two_exit_graph(), ["x"], ["end"], dilation=50.0)
+    busy = 0.001
+
+    def compute(feeds: object) -> list[np.ndarray]:
+        end = time.thread_time() + busy
+        while time.thread_time() < end:
+            pass
+        return [np.zeros((1, 10), np.float32)]
+
+    monkeypatch.setattr(stage, "compute", compute)
+    usual = [stage.run({"x": images()})[1] for _ in range(9)]
+    assert min(usual) >= 0.05
+    busy = 0.02  # 50 times that would be a second; three times the usual is 150 ms
+    assert 0.02 + 49 * 3 * 0.001 <= stage.run({"x": images()})[1] < 0.6
+    assert stage.run({"x": images(2)})[1] >= 1.0  # a batch of two has no usual time yet: it is believed
+
+
+def test_what_is_far_beyond_the_usual_is_no_computing() -> None:
+    assert computing_s(np.array([1.0, 1.2, 0.9, 9.0, 2.9])).tolist() == [1.0, 1.2, 0.9, 3 * 1.2, 2.9]
 
 
 def test_the_precise_wait_is_never_short_and_rarely_long() -> None:

@@ -190,7 +190,7 @@ async def _roll_back(demo: Demo, former: ModelVersion) -> bool:
     parts = demo.task.parts.stream
     inputs, targets = take(parts.inputs, parts.targets, len(demo.fleet.devices))
     sent = await stream(demo, "rolled back", inputs, targets, plan=demo.plan)
-    served = {int(r.parameters.get("model_version", 0)) for r in sent.replies}
+    served = {int(r.parameters["model_version"]) for r in sent.replies if not r.error}
     restored = ack.accepted and served == {former.number}
     demo.happened("rollback", f"rolled back: devices answer with version {', '.join(map(str, sorted(served)))}", "plan")
     return restored

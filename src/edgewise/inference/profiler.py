@@ -32,7 +32,7 @@ from edgewise.core.errors import InputError, PlanInfeasible
 from edgewise.core.ids import Digest, Epoch, NodeId, RequestId, Tier
 from edgewise.inference.cuts import Coded, encode_cut
 from edgewise.inference.messages import STAGE_REQUEST, StageRequest
-from edgewise.inference.stages import Stage, Tensors, make_stage
+from edgewise.inference.stages import Stage, Tensors, computing_s, make_stage
 from edgewise.inference.worker import Worker
 from edgewise.models.condense import Frontier
 from edgewise.models.graph import Graph
@@ -69,7 +69,7 @@ class _Piece:
 
     def cost(self, dilation: float) -> SegmentCost:
         taken_s, busy_s = np.asarray(self.runs).T
-        seconds = taken_s + (dilation - 1.0) * busy_s  # as `Stage.run` does
+        seconds = taken_s + (dilation - 1.0) * computing_s(busy_s)  # as `Stage.run` does
         middle = float(np.median(seconds))
         mad = float(np.median(np.abs(seconds - middle)))
         return SegmentCost(self.first, self.last, middle, float(np.quantile(seconds, 0.95)), mad, len(self.runs))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,9 @@ Tensors = dict[str, NDArray[Any]]
 
 # Below this the wait is spun, for `time.sleep` returns late by about as much.
 _SPIN_S = 150e-6
+_HELD_UP = 3.0
+_LAST_RUNS = 32
+_FEWEST_RUNS = 8
 
 
 def make_session(model: bytes, *, threads: int = 1) -> Any:
@@ -62,6 +66,22 @@ def wait_precisely(seconds: float) -> None:
         pass
 
 
+def computing_s(busy: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Seconds of computing in the processor's seconds of some runs of one thing, in order.
+
+    A virtual processor that its host takes away in the middle of a run goes on counting. The same graph on inputs of the
+    same size takes about as long each time, so what is beyond `_HELD_UP` times the median was not computing.
+
+    Args:
+        busy: float[n], the processor's seconds of each run.
+
+    Returns:
+        float[n], at most `_HELD_UP` times their median.
+    """
+    most: NDArray[np.float64] = np.minimum(busy, _HELD_UP * np.median(busy))
+    return most
+
+
 class Stage:
     """A segment that can run.
 
@@ -69,7 +89,8 @@ class Stage:
         inputs: Tensors it needs.
         outputs: Tensors it makes.
         dilation: This node's factor s: a run is followed by a wait of (s − 1) · t, t its own time of the processor in
-            that very run. What other processes took of the machine meanwhile would not be slower on a slower device.
+            that very run. What others took of the machine meanwhile would not be slower on a slower device: other
+            processes do not count, nor does what the host of a virtual machine took (`computing_s`).
         learned: Outputs that trained weights take part in: new things. The others keep their inputs' origin.
     """
 
@@ -87,6 +108,7 @@ class Stage:
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         self.dilation, self.learned = dilation, frozenset(learned)
         self._session = make_session(model)
+        self._busy: dict[int, deque[float]] = {}
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> tuple[Tensors, float]:
         """Computes the segment in the calling thread.
@@ -100,8 +122,13 @@ class Stage:
         started, busy = time.perf_counter(), time.thread_time() if self.dilation > 1.0 else 0.0
         values = self.compute(feeds)
         if self.dilation > 1.0:
-            wait_precisely((self.dilation - 1.0) * (time.thread_time() - busy))
+            wait_precisely((self.dilation - 1.0) * self._computing_s(feeds, time.thread_time() - busy))
         return self._owned(values, feeds), time.perf_counter() - started
+
+    def _computing_s(self, feeds: Mapping[str, NDArray[Any]], busy_s: float) -> float:
+        last = self._busy.setdefault(sum(feeds[name].size for name in self.inputs), deque(maxlen=_LAST_RUNS))
+        last.append(busy_s)
+        return float(computing_s(np.asarray(last))[-1]) if len(last) >= _FEWEST_RUNS else busy_s
 
     def compute(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """The bare computation, undilated: what the profiler and the warm-up run."""
