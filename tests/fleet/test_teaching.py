@@ -16,6 +16,7 @@ from edgewise.core.provenance import RAW, Origins, origins_of
 from edgewise.fleet.staying_good import StayingGood
 from edgewise.fleet.teaching import label_help
 from edgewise.inference.serving import device_only_plan
+from edgewise.ledger.entry import Direction, FrameCounter, Purpose
 from edgewise.models.graph import Graph
 from edgewise.models.task import Examples
 from edgewise.planning.plan import Plan
@@ -82,6 +83,19 @@ def test_a_model_on_the_device_labels_under_any_plan(teacher: Graph | None, mode
     examples, inputs = taught(device_only_plan(GRAPH), ANY | {"reads": "device"}, teacher=teacher)
     assert examples is not None
     assert examples.targets.tolist() == labels_of(model, inputs)
+
+
+def test_what_is_learned_from_is_counted_as_training_and_outlasts_a_requests_deadline() -> None:
+    counters: list[FrameCounter] = []
+
+    async def hurry(made: World) -> None:
+        made.server.default_deadline_s = 1e-6
+        counters.append(made.server._peers.target("edge-1").transport.door.counter)  # type: ignore[attr-defined]
+
+    examples, _ = taught(split_plan(GRAPH, threshold=0.01), ANY | {"reads": "features"}, before=hurry)
+    assert examples is not None
+    sent = {(e.kind, e.purpose): e.num_frames for e in counters[0].entries() if e.direction is Direction.SENT}
+    assert sent == {("stage_request", Purpose.TRAINING): NUM}
 
 
 def test_a_teacher_that_is_not_sure_leaves_examples_out() -> None:

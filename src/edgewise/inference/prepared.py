@@ -253,7 +253,14 @@ def is_local(plan: Plan, tier: Tier) -> bool:
     return cut_after(plan, tier) is None and segment_of(plan, tier) is not None
 
 
-def stage_question(prepared: PreparedPlan, payload: CutPayload, *, request: RequestId, timeout_s: float) -> Frame:
+def stage_question(
+    prepared: PreparedPlan,
+    payload: CutPayload,
+    *,
+    request: RequestId,
+    timeout_s: float,
+    purpose: Purpose = Purpose.SERVING,
+) -> Frame:
     """What hands a request over to the next tier.
 
     Args:
@@ -261,6 +268,7 @@ def stage_question(prepared: PreparedPlan, payload: CutPayload, *, request: Requ
         payload: The encoded cut.
         request: Its name.
         timeout_s: Seconds of work left.
+        purpose: Why it is asked; the answer has the same.
 
     Returns:
         The frame.
@@ -272,7 +280,7 @@ def stage_question(prepared: PreparedPlan, payload: CutPayload, *, request: Requ
     )
     return make_frame(
         STAGE_REQUEST, message, payload.tensors,
-        purpose=Purpose.SERVING, deadline_s=timeout_s, run=f"version-{active.version}",
+        purpose=purpose, deadline_s=timeout_s, run=f"version-{active.version}",
     )  # fmt: skip
 
 

@@ -31,8 +31,12 @@ from edgewise.inference.prepared import PreparedPlan, prepare_plan, stage_answer
 from edgewise.inference.request import LiveRequest, Resources, Served
 from edgewise.inference.stages import Tensors
 from edgewise.inference.worker import Worker
+from edgewise.ledger.entry import Purpose
 from edgewise.models.graph import Graph, Tensor
 from edgewise.planning.plan import ActivePlan, Cut, Exit, Plan, Segment
+
+_TEACHING_S = 30.0
+"""For an answer to learn from; hosts serve the earliest deadline first, so requests go first."""
 
 
 class Server:
@@ -133,7 +137,7 @@ class Server:
         return np.concatenate(rows)
 
     async def beyond(self, features: NDArray[Any]) -> NDArray[Any]:
-        """What the next tier answers to the tensor of this device's cut, one question each.
+        """What the next tier answers to the tensor of this device's cut, one question each; behind every request.
 
         Args:
             features: [n, ...], as from `features`; of a plan that sends the input, examples.
@@ -159,8 +163,10 @@ class Server:
             target = self._peers.target(nodes[0])
             payload = encode_cut(codec, cut.tensors, {cut.tensors[0]: row[None]}, prepared.rng)
             name = RequestId(f"{self.node}-beyond-{index}")
-            question = stage_question(prepared, payload, request=name, timeout_s=self.default_deadline_s)
-            reply = await target.transport.query(target.key, question, timeout_s=self.default_deadline_s)
+            question = stage_question(
+                prepared, payload, request=name, timeout_s=_TEACHING_S, purpose=Purpose.TRAINING
+            )  # fmt: skip
+            reply = await target.transport.query(target.key, question, timeout_s=_TEACHING_S)
             rows.append(next(iter(stage_answer(reply)[1].values())))
         return np.concatenate(rows)
 
