@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from edgewise.core.errors import InputError, RemoteError
-from edgewise.core.ids import ClientId, NodeId, RoundNumber, RunId, digest_of
+from edgewise.core.ids import ClientId, NodeId, RoundNumber, RunId, Tier, digest_of
 from edgewise.core.seeds import Seeds
 from edgewise.fleet.messages import Ack, DismissOrder, FoldOrder, SubmitRun, UpdateReport
 from edgewise.fleet.operator import encode_layout
+from edgewise.fleet.run_presence import Presence
 from edgewise.fleet.runs import Runs
 from edgewise.ledger.entry import Purpose
 from edgewise.models.export import export_template
@@ -22,6 +24,7 @@ from edgewise.models.flat import initial_vector
 from edgewise.simulation.simulate import SimulationOptions, simulate_rounds
 from edgewise.testing import LoopbackFleet, TinyTask
 from edgewise.training.algorithms import make_algorithm
+from edgewise.training.protocols.regions import ClientHomed
 
 HOMES = {"a": "edge-1", "b": "edge-1", "c": "edge-1"}
 WORDS = {"name": "fed_avg"}
@@ -224,3 +227,47 @@ def test_what_was_told_of_closed_rounds_outlives_the_coordinator(protocol: str, 
     before, after = in_a_fleet(tmp_path, scene)
     assert [(r.uplink_bytes > 0, r.downlink_bytes > 0, r.seconds > 0) for r in before] == [(True,) * 3] * 2
     assert repr(after) == repr(before)  # accuracies without held-out data are NaN, equal in print only
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_who_is_lost_while_a_run_is_being_added_is_not_waited_for(
+    protocol: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    async def scene(fleet: LoopbackFleet) -> Any:
+        loop, append = asyncio.get_running_loop(), fleet.coordinator.events.append
+
+        def lost_meanwhile(name: str, kind: str, data: bytes) -> None:
+            if kind == "submitted":
+                loop.call_soon_threadsafe(fleet.fabric.cut, "device-b")
+            append(name, kind, data)
+
+        monkeypatch.setattr(fleet.coordinator.events, "append", lost_meanwhile)
+        async with asyncio.timeout(30.0):
+            return await fleet.train(WORDS, num_rounds=2, protocol=protocol, quorum_fraction=0.6)
+
+    status = in_a_fleet(tmp_path, scene)
+    assert [r.num_updates for r in status.rounds] == [2, 2]
+
+
+def test_a_run_hears_of_comings_and_goings_in_the_order_they_were_seen() -> None:
+    told: list[str] = []
+
+    async def dispatch(event: Any) -> tuple[()]:
+        await asyncio.sleep(0.01 if isinstance(event, ClientHomed) else 0)
+        told.append(type(event).__name__)
+        return ()
+
+    async def run() -> None:
+        submitted = SimpleNamespace(config=SimpleNamespace(clients=("b",)))
+        driver = SimpleNamespace(dispatch=dispatch, state=SimpleNamespace(homes={"b": "edge-1"}))
+        gathering = SimpleNamespace(round=1)
+        live: Any = SimpleNamespace(
+            hierarchical=True, submitted=submitted, driver=driver, state=SimpleNamespace(gathering=gathering)
+        )
+        info: Any = SimpleNamespace(node="device-b", client="b", tier=Tier.DEVICE, parent="edge-2", epoch=1)
+        nobody: Any = None
+        presence = Presence(nobody, nobody, nobody)
+        await asyncio.gather(presence.is_here([live], info), presence.is_lost([live], info, "cut"))
+
+    asyncio.run(run())
+    assert told == ["ClientHomed", "ClientReturned", "ClientLost"]

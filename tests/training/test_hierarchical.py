@@ -158,6 +158,18 @@ def test_the_sum_of_a_region_that_was_given_to_others_is_refused():
     assert run.model.tobytes() == flat_model()
 
 
+def test_the_late_sum_of_a_lost_edge_counts_but_does_not_bring_it_back():
+    run = hierarchy()
+    while not any(isinstance(a, ForwardSum) and s == EDGES[0] for s, a in run.queue):
+        run.pump(1)
+    run.feed(EdgeLost(EDGES[0], "its link is cut"))
+    run.pump()
+    summary = next(a.summary for a in run.actions if isinstance(a, AnnounceRound))
+    assert summary.missing == {}
+    orders = [a.order.edge for a in run.actions if isinstance(a, OpenRegion) and a.order.round == 2]
+    assert orders == [EDGES[1]]
+
+
 def test_without_waiting_the_clients_of_a_lost_edge_are_dropouts():
     run = hierarchy(waits_for_edges=False, num_rounds=1)
     run.kill_edge(EDGES[0])

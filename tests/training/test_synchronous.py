@@ -316,6 +316,19 @@ def test_a_returned_client_is_fenced_against_its_former_self():
     assert bench.found(RefuseUpdate).reason is Refusal.WRONG_EPOCH
 
 
+def test_the_late_update_of_a_lost_client_counts_but_does_not_bring_it_back():
+    bench = Bench(quorum=2)
+    under_way = bench.made("b")
+    bench.sent("a")
+    bench.feed(ClientLost(ClientId("b"), "its link is cut"))
+    bench.feed(under_way)
+    bench.sent("c")
+    assert bench.found(AnnounceRound).summary.participants == NAMES
+    assert bench.found(RequestUpdate).clients == ("a", "c")
+    bench.feed(ClientReturned(ClientId("b"), Epoch(1)))
+    assert bench.state.gathering.candidates == NAMES
+
+
 def test_a_new_client_joins_the_next_round():
     bench = Bench()
     bench.feed(ClientReturned(ClientId("d"), Epoch(1)))

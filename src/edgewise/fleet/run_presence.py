@@ -8,6 +8,7 @@ from typing import Any
 
 from edgewise.core.ids import Tier
 from edgewise.fleet.live_run import LiveRun
+from edgewise.fleet.membership import NodeState
 from edgewise.fleet.messages import NodeInfo
 from edgewise.fleet.node import Node
 from edgewise.fleet.rounds import asked
@@ -20,7 +21,7 @@ RETURN_GRACE_S = 10.0
 
 
 class Presence:
-    """Turns what the watch sees into events of runs.
+    """Turns what the watch sees into events of runs, one sighting after the other as they were seen.
 
     Args:
         node: The coordinator's.
@@ -32,9 +33,41 @@ class Presence:
         self._node = node
         self._watch = watch
         self._perform = perform
+        self._in_turn = asyncio.Lock()
 
-    async def is_here(self, live: LiveRun, info: NodeInfo) -> None:
-        """Tells a run that a node is here (again)."""
+    async def is_here(self, runs: Iterable[LiveRun], info: NodeInfo) -> None:
+        """Tells runs that a node is here (again)."""
+        async with self._in_turn:
+            for live in runs:
+                await self._is_here(live, info)
+
+    async def is_lost(self, runs: Iterable[LiveRun], info: NodeInfo, cause: str) -> None:
+        """Tells runs that a node is gone or hangs."""
+        async with self._in_turn:
+            for live in runs:
+                await self._is_lost(live, info, cause)
+
+    async def catch_up(self, live: LiveRun) -> None:
+        """Tells a run of those who came and went while it was being added: only the other runs heard of them."""
+        async with self._in_turn:
+            for member in self._watch.members.members.values():
+                if member.info is None or not live.is_open:
+                    continue
+                known = self._known(live, member.info)
+                if member.cause and known is not None and not known.absence:
+                    await self._is_lost(live, member.info, member.cause)
+                elif member.state is NodeState.ALIVE and (
+                    known is None or known.absence or known.epoch < member.info.epoch
+                ):
+                    await self._is_here(live, member.info)
+
+    @staticmethod
+    def _known(live: LiveRun, info: NodeInfo) -> m.Member | None:
+        if live.hierarchical and info.tier is Tier.EDGE:
+            return live.driver.state.edges.get(info.node)  # type: ignore[no-any-return]
+        return live.state.gathering.members.get(info.client)  # type: ignore[no-any-return]
+
+    async def _is_here(self, live: LiveRun, info: NodeInfo) -> None:
         if info.tier is Tier.EDGE and live.hierarchical:
             await live.driver.dispatch(r.EdgeReturned(info.node, info.epoch))
         elif info.client in live.submitted.config.clients:
@@ -46,26 +79,11 @@ class Presence:
             if not live.hierarchical and live.asks(number, info.client) and not asked(actions, info.client):
                 await self._perform(live, m.RequestUpdate(live.submitted.run, number, (info.client,), live.state.model))
 
-    async def is_lost(self, live: LiveRun, info: NodeInfo, cause: str) -> None:
-        """Tells a run that a node is gone or hangs."""
+    async def _is_lost(self, live: LiveRun, info: NodeInfo, cause: str) -> None:
         if info.tier is Tier.EDGE and live.hierarchical:
             await live.driver.dispatch(r.EdgeLost(info.node, cause))
         elif info.client in live.submitted.config.clients:
             await live.driver.dispatch(m.ClientLost(info.client, cause))
-
-    async def catch_up(self, live: LiveRun) -> None:
-        """Tells a run of those who came while it was being added: only the other runs heard of them."""
-        if not live.is_open:
-            return
-        members = live.state.gathering.members
-        for member in self._watch.members.alive():
-            info = member.info
-            if info is None:
-                continue
-            edge = live.driver.state.edges.get(info.node) if live.hierarchical and info.tier is Tier.EDGE else None
-            known = edge if info.tier is Tier.EDGE else members.get(info.client)
-            if known is None or known.absence or known.epoch < info.epoch:
-                await self.is_here(live, info)
 
     async def miss_absent(self, runs: Iterable[LiveRun]) -> None:
         """Gives up who was there before a restart and is not since: there was no token whose end could be seen."""

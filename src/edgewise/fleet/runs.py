@@ -217,8 +217,7 @@ class Runs:
 
     async def node_ready(self, info: NodeInfo) -> None:
         """A node is here (again)."""
-        for live in self._open_runs():
-            await self._presence.is_here(live, info)
+        await self._presence.is_here(self._open_runs(), info)
         if info.tier is Tier.EDGE:
             self._dismiss(info.node, info.epoch)
         self._expect()
@@ -226,9 +225,8 @@ class Runs:
     async def node_lost(self, node: NodeId, cause: str) -> None:
         """A node is gone or hangs."""
         info = self._watch.members.members[node].info
-        for live in self._open_runs():
-            if info is not None:
-                await self._presence.is_lost(live, info, cause)
+        if info is not None:
+            await self._presence.is_lost(self._open_runs(), info, cause)
         self._expect()
 
     def _add(self, submitted: Submitted) -> LiveRun:

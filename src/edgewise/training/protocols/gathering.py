@@ -141,15 +141,19 @@ def counted_refusal(gathering: Gathering, reason: Refusal) -> Gathering:
 
 
 def accepted(gathering: Gathering, event: UpdateReceived) -> Gathering:
-    """The same with the update counted; who was given up is back."""
+    """The same with the update counted, also of one who was given up.
+
+    It was sent before it arrived, so it tells nothing of where its sender is now: who was lost stays absent until it
+    is said to be back.
+    """
     # NaN would make equal states unequal.
     metrics = {name: value for name, value in event.metrics.items() if isfinite(value)}
     answers = {**gathering.answers, event.client: Answer(event.payload, event.weight, metrics)}
-    known = gathering.members[event.client]
-    if known.epoch == event.epoch and not known.absence and event.client not in gathering.missing:
+    if gathering.members[event.client].epoch != event.epoch:
+        gathering = with_member(gathering, event.client, epoch=event.epoch)
+    if event.client not in gathering.missing:
         return change(gathering, answers=answers)
     missing = {c: cause for c, cause in gathering.missing.items() if c != event.client}
-    gathering = with_member(gathering, event.client, epoch=event.epoch, absence="")
     return change(gathering, answers=answers, missing=missing)
 
 

@@ -222,7 +222,8 @@ def _sum_received(algorithm: FederatedAlgorithm, blobs: Blobs, state: CloudState
 
 
 def _edge_seen(state: CloudState, edge: NodeId, event: SumReceived) -> CloudState:
-    member = msgspec.structs.replace(state.edges[edge], epoch=event.epoch, absence="")
+    # A sum was sent before it arrived: an edge that was lost since stays absent until it is said to be back.
+    member = msgspec.structs.replace(state.edges[edge], epoch=event.epoch)
     return msgspec.structs.replace(state, edges={**state.edges, edge: member})
 
 
