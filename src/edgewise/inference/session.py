@@ -5,8 +5,9 @@
                                                              ├─▶ RemoteFailed ─▶ next target, own exit or local tail
                                                              └─▶ timers: hedge ─▶ RunLocalTail, last call ─▶ own exit
 
-Every request ends in exactly one `Answer`, never later than its deadline less the margin; an `Answer` whose source is
-`NONE` says that nothing was computed in time, and why. The driver is `serving.py`; it drops events of ended requests.
+Every request ends in exactly one `Answer`, never later than its deadline: by the last call, a margin before it, if the
+device has an exit of its own by then, else with the first thing that comes. An `Answer` whose source is `NONE` says that
+nothing was computed in time, and why. The driver is `serving.py`; it drops events of ended requests.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Timer(StrEnum):
 
     HEDGE = "hedge"
     LAST_CALL = "last_call"
+    DEADLINE = "deadline"
 
 
 class RequestArrived(msgspec.Struct, frozen=True):
@@ -47,8 +49,8 @@ class RequestArrived(msgspec.Struct, frozen=True):
     Attributes:
         at_s: Time of arrival.
         deadline_s: Time by which it must be answered.
-        margin_s: How long before the deadline the last decision falls, for the way back to the client; with a local
-            tail, half of it.
+        margin_s: How long before the deadline the device's own exit is good enough, for the way back to the client;
+            with a local tail, half of it.
         targets: Names of usable nodes for the next segment, best first; () if none is reachable.
         home: The preferred node, usable or not; another's answer counts as `OTHER_EDGE`.
         is_local: Whether the whole plan runs on the device.
@@ -175,6 +177,7 @@ class Session(msgspec.Struct, frozen=True):
         has_head_run: Whether the device's segment is done, so that cut tensors exist.
         own_exit: The device's exit whose logits are at hand.
         tail: `none`, `idle`, `running` or `failed`.
+        is_last_call: Whether whatever comes first is the answer.
         causes: What went wrong so far, in order.
         answer: The end; None while the request is open.
     """
@@ -185,6 +188,7 @@ class Session(msgspec.Struct, frozen=True):
     has_head_run: bool = False
     own_exit: int | None = None
     tail: str = "none"
+    is_last_call: bool = False
     causes: tuple[str, ...] = ()
     answer: Answer | None = None
 
@@ -245,6 +249,8 @@ def _segment_done(state: Session, event: SegmentDone) -> Step:
     setup = state.setup
     if event.leaves or (setup is not None and setup.is_local):
         return _end(state, Source.PLAN, event.exit_index)
+    if state.is_last_call:
+        return (state, ()) if event.exit_index is None else _end(state, Source.DEVICE_EXIT, event.exit_index)
     return _offload(state, event.at_s)
 
 
@@ -289,14 +295,17 @@ def _timer_fired(state: Session, event: TimerFired) -> Step:
     if event.timer is Timer.HEDGE:
         is_due = state.tail == "idle" and state.own_exit is None and state.has_head_run
         return (replace(state, tail="running"), (RunLocalTail(),)) if is_due else (state, ())
+    if event.timer is Timer.DEADLINE:
+        return _end(state, Source.NONE, None)
     if not state.has_head_run:
         waiting = "the device's own segment was not done at the last call; the device is overloaded"
     else:
         waiting = f"{state.trying or 'nobody'} had not answered at the last call"
-    state = replace(state, causes=(*state.causes, waiting))
+    state = replace(state, causes=(*state.causes, waiting), is_last_call=True)
     if state.own_exit is not None:
         return _end(state, Source.DEVICE_EXIT, state.own_exit)
-    return _end(state, Source.NONE, None)
+    assert state.setup is not None
+    return state, (StartTimer(Timer.DEADLINE, max(event.at_s, state.setup.deadline_s)),)
 
 
 def _end(state: Session, source: Source, exit_index: int | None, cause: str = "") -> Step:
