@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from edgewise.core.ids import Epoch, NodeId, Tier
 from edgewise.fleet.deployments import EPOCHS_PER_DEPLOYMENT, Deployed, Deployments
-from edgewise.fleet.messages import Capability, Deploy, NodeInfo
+from edgewise.fleet.messages import BlobRef, Capability, Deploy, InstallOrder, NodeInfo
 
 CAPABILITY = Capability(1, 1, 1.0, 1.0, 1.0, "")
 
@@ -29,33 +30,52 @@ class FakeNode:
 
     name = NodeId("cloud")
 
-    def __init__(self, plan_epoch: int) -> None:
-        self.plan_epoch = plan_epoch
+    def __init__(self, deployed: str) -> None:
+        self.deployed = deployed
 
     async def info_of(self, node: NodeId, *, fresh: bool) -> NodeInfo:
         assert fresh
-        return info(Tier.DEVICE, self.plan_epoch)
+        return info(Tier.DEVICE, self.deployed)
 
 
-def info(tier: Tier, plan_epoch: int = 0) -> NodeInfo:
-    return NodeInfo(NodeId(f"{tier}-1"), tier, Epoch(1), "", NodeId("cloud"), CAPABILITY, plan_epoch=plan_epoch)
+class FakeVersions:
+    """A registry in which a version's graph is called after its number."""
+
+    def get(self, number: int) -> Any:
+        return SimpleNamespace(graph=f"graph of {number}")
+
+
+def info(tier: Tier, deployed: str = "") -> NodeInfo:
+    return NodeInfo(NodeId(f"{tier}-1"), tier, Epoch(1), "", NodeId("cloud"), CAPABILITY, deployed=deployed)
 
 
 def deployed(number: int) -> Deployed:
     return Deployed(Deploy(number, ()), Epoch(number * EPOCHS_PER_DEPLOYMENT))
 
 
-def deployments(plan_epoch: int) -> Recorded:
+def name_of(number: int, graph: str = "") -> str:
+    order = deployed(number)
+    ref = BlobRef(graph or f"graph of {number}", 1, NodeId("edge-1"))  # type: ignore[arg-type]
+    return InstallOrder(number, ref, (), order.epoch, stage_nodes=(NodeId("edge-1"),)).what
+
+
+def deployments(reached: str) -> Recorded:
     nothing: Any = None
-    made = Recorded(FakeNode(plan_epoch), nothing, nothing, nothing, nothing, nothing, [deployed(1)])  # type: ignore[arg-type]
+    node: Any = FakeNode(reached)
+    versions: Any = FakeVersions()
+    made = Recorded(node, versions, nothing, nothing, nothing, nothing, [deployed(1)])
     made.installed = []
     return made
 
 
 @pytest.mark.parametrize(
     ("reached", "expected"),
-    [(0, [(NodeId("device-1"), 2 * EPOCHS_PER_DEPLOYMENT)]), (2 * EPOCHS_PER_DEPLOYMENT, [])],
-    ids=["missed by the rollout", "reached by the rollout"],
+    [
+        ("", [(NodeId("device-1"), 2 * EPOCHS_PER_DEPLOYMENT)]),
+        (name_of(2, "of another fleet"), [(NodeId("device-1"), 2 * EPOCHS_PER_DEPLOYMENT)]),
+        (name_of(2), []),
+    ],
+    ids=["missed by the rollout", "with another model of that number", "reached by the rollout"],
 )
 def test_a_device_that_returns_during_a_rollout_gets_what_is_in_force_after_it(reached, expected):
     async def run() -> Recorded:
@@ -73,7 +93,7 @@ def test_a_device_that_returns_during_a_rollout_gets_what_is_in_force_after_it(r
 
 def test_an_edge_that_returns_during_a_rollout_is_not_kept_waiting():
     async def run() -> Recorded:
-        made = deployments(0)
+        made = deployments("")
         async with made._busy:
             await made.returned(info(Tier.EDGE))
         return made
@@ -83,7 +103,7 @@ def test_an_edge_that_returns_during_a_rollout_is_not_kept_waiting():
 
 def test_nothing_is_installed_before_the_first_deployment():
     async def run() -> Recorded:
-        made = deployments(0)
+        made = deployments("")
         made.history.clear()
         await made.returned(info(Tier.DEVICE))
         return made

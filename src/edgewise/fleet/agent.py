@@ -146,6 +146,8 @@ class Agent:
             with contextlib.suppress(TimeoutError):  # the parent may be about to return; it is named when it does
                 async with asyncio.timeout(PARENT_WAIT_S):
                     await self._parent_known.wait()
+        if not settings.coordinator:  # which knows from its log what is in force
+            await self.serving.resume()
         await node.attach(self.uplinks.attached)
         for role in (self.aggregator, self.coordinator):
             if role is not None:
@@ -160,6 +162,7 @@ class Agent:
             client=trainer.client if trainer else ClientId(""), task=trainer.task_name if trainer else "",
             num_examples=trainer.num_examples if trainer else 0, label_counts=trainer.label_counts if trainer else {},
             http_port=self.serving.http_port, version=self.serving.version, plan_epoch=self.serving.plan_epoch,
+            deployed=self.serving.deployed,
         )  # fmt: skip
 
     def _progress(self) -> Progress:

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 import msgspec
 
 from edgewise.core.errors import EdgewiseError, InputError
-from edgewise.core.ids import Epoch, NodeId, RunId, Tier
+from edgewise.core.ids import Digest, Epoch, NodeId, RunId, Tier
 from edgewise.fleet.messages import Ack, BlobRef, Deploy, Health, HealthRequest, InstallOrder, NodeInfo
+from edgewise.fleet.messages_serving import deployment_digest
 from edgewise.fleet.node import Node
 from edgewise.fleet.store import EventLog
 from edgewise.fleet.versions import VersionStore
@@ -160,11 +161,13 @@ class Deployments:
                 await self._catch_up(await self.node.info_of(info.node, fresh=True))
 
     async def _catch_up(self, info: NodeInfo) -> None:
-        if self.current is None or info.plan_epoch // EPOCHS_PER_DEPLOYMENT * EPOCHS_PER_DEPLOYMENT == int(
-            self.current.epoch
-        ):
-            return
-        await self._install(info.node, self.current)
+        now = self.current
+        if now is not None and info.deployed != self._digest(now):
+            await self._install(info.node, now)
+
+    def _digest(self, what: Deployed) -> Digest:
+        deploy = what.deploy
+        return deployment_digest(deploy.version, self.versions.get(deploy.version).graph, deploy.plans, what.epoch)
 
     async def _prepare_hosts(self, now: Deployed) -> None:
         await self.install_here(self._order(now, self.node.name, Tier.CLOUD))

@@ -51,6 +51,7 @@ class NodeInfo(Message, frozen=True):
         http_port: Port of its inference endpoint; 0 if none.
         version: Model version it serves; 0 if none.
         plan_epoch: Plan in force; 0 if none.
+        deployed: What is installed, as `InstallOrder.what`; "" if nothing.
     """
 
     node: NodeId
@@ -67,6 +68,7 @@ class NodeInfo(Message, frozen=True):
     http_port: int = 0
     version: int = 0
     plan_epoch: int = 0
+    deployed: str = ""
 
 
 class ProgressRequest(Message, frozen=True):

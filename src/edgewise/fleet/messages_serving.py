@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from edgewise.core.ids import Epoch, NodeId
+from edgewise.core.ids import Digest, Epoch, NodeId, digest_of
 from edgewise.fleet.message import BlobRef, Message
 from edgewise.models.version import ExitEvidence, ModelVersion
 from edgewise.planning.plan import Plan
@@ -78,6 +78,26 @@ class InstallOrder(Message, frozen=True):
     stage_nodes: tuple[NodeId, ...] = ()
     deadline_s: float = 1.0
     inputs: PlanInputs | None = None
+
+    @property
+    def what(self) -> Digest:
+        """Names what is served, apart from where on the fleet it is: equal on every node of a deployment."""
+        return deployment_digest(self.version, self.graph.digest, self.plans, self.epoch)
+
+
+def deployment_digest(version: int, graph: Digest, plans: tuple[Plan, ...], epoch: Epoch) -> Digest:
+    """Names a deployment by its content.
+
+    Args:
+        version: Version number.
+        graph: Digest of its ONNX bytes.
+        plans: Its plans, best first.
+        epoch: Epoch of the first.
+
+    Returns:
+        The name.
+    """
+    return digest_of(msgspec.msgpack.encode((version, graph, plans, epoch), order="deterministic"))
 
 
 class Deploy(Message, frozen=True):

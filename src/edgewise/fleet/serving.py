@@ -1,6 +1,7 @@
 """A node's serving role: installs versions and plans, profiles, answers stage requests or, on a device, clients.
 
-The HTTP door is given from outside (`open_door`), so that this layer imports no web framework.
+What is installed is kept in the state folder: after a restart a node serves it again before it is seen, and without being
+told. The HTTP door is given from outside (`open_door`), so that this layer imports no web framework.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
 import numpy as np
 
-from edgewise.core.errors import TransportError, Unreachable
+from edgewise.core.errors import EdgewiseError, TransportError, Unreachable
+from edgewise.core.files import write_atomic
 from edgewise.core.ids import Epoch, NodeId, Tier
 from edgewise.fleet.adapting import Adapting
 from edgewise.fleet.drift_watch import CollectOrder, Confidences
@@ -65,6 +68,18 @@ class Door(Protocol):
         ...
 
 
+class Kept(msgspec.Struct, frozen=True):
+    """What a node serves, as it is on disk.
+
+    Attributes:
+        order: What was installed.
+        coordinator: Who ordered it.
+    """
+
+    order: InstallOrder
+    coordinator: NodeId
+
+
 OpenDoor = Callable[[Server, str, int], Awaitable[Door]]
 """(server, host, port) -> the open door."""
 
@@ -92,6 +107,7 @@ class Serving:
         self.good = StayingGood(node.name, settings.buffer_bytes)
         self.adapting: Adapting | None = None
         self._probing: asyncio.Task[Any] | None = None
+        self._kept = Path(settings.state) / "serving.msgpack"
         if settings.tier is Tier.DEVICE:
             self.server = Server(
                 node.name, name=settings.model_name, dilation=settings.dilation, on_observation=self._observed,
@@ -112,6 +128,11 @@ class Serving:
             return int(self.server.active.epoch)
         return int(self._installed.epoch) if self._installed is not None else 0
 
+    @property
+    def deployed(self) -> str:
+        """What is installed, by name; "" if nothing."""
+        return self._installed.what if self._installed is not None else ""
+
     async def open(self) -> None:
         """Registers routes and opens the door."""
         self.node.route("control", InstallOrder, self.install, Tier.CLOUD)
@@ -127,6 +148,21 @@ class Serving:
                 host, _, port = self._settings.http.rpartition(":")
                 self._door = await self._open_door(self.server, host or "127.0.0.1", int(port))
                 self.http_port = self._door.port
+
+    async def resume(self) -> None:
+        """Serves again what was served before a restart, if all of it is here; the coordinator may order otherwise."""
+        try:
+            kept = msgspec.msgpack.decode(await asyncio.to_thread(self._kept.read_bytes), type=Kept)
+            if self.node.blobs.has(kept.order.graph.digest):
+                await self._serve(kept.order)
+                self.node.coordinator = kept.coordinator
+                log.info("%s serves version %d again", self.node.name, kept.order.version)
+        except FileNotFoundError:
+            pass
+        except (OSError, msgspec.MsgspecError, EdgewiseError) as error:
+            log.warning(
+                "%s cannot serve what it served before, it waits for its coordinator: %s", self.node.name, error
+            )
 
     async def close(self) -> None:
         """Closes door and workers."""
@@ -173,8 +209,14 @@ class Serving:
         Returns:
             Yes, with version and epoch.
         """
+        await self._serve(order)
         if frame is not None:
             self.node.coordinator = frame.sender
+            kept = msgspec.msgpack.encode(Kept(order, frame.sender))
+            await asyncio.to_thread(write_atomic, self._kept, kept)
+        return Ack(details={"version": order.version, "epoch": int(order.epoch)})
+
+    async def _serve(self, order: InstallOrder) -> None:
         graph = await self._load(order.graph)
         for index, plan in enumerate(order.plans):
             active = ActivePlan(Epoch(order.epoch + index), plan, order.version)
@@ -191,7 +233,6 @@ class Serving:
             self.server.activate(epochs[0], keep=epochs)
             self._adapt(order, graph, targets)
         self._installed = order
-        return Ack(details={"version": order.version, "epoch": int(order.epoch)})
 
     def _adapt(self, order: InstallOrder, graph: Graph, targets: list[Target]) -> None:
         if self._probing is not None:
