@@ -208,6 +208,8 @@ class Agent:
                 if there:
                     self.node.spawn(self._learn(name), f"who is {name}")
                 self.node.spawn(self._uplink_changed(index, there), f"uplink {index} of {self.node.name}")
+            elif tier is not Tier.CLOUD:
+                pass  # another edge is not on the way from here to the cloud
             elif not there:
                 beyond_away.add(name)
             elif name in beyond_away:
