@@ -1,3 +1,6 @@
+import multiprocessing
+from concurrent.futures import CancelledError
+
 import numpy as np
 import pytest
 
@@ -72,3 +75,12 @@ def test_processes_do_not_change_the_result():
     for domain in alone:
         for owner, vector in alone[domain].vectors.items():
             assert pooled[domain].vectors[owner].tobytes() == vector.tobytes()
+
+
+@pytest.mark.slow
+def test_a_cancelled_simulation_leaves_no_process():
+    job = JobFile(TaskTable("digits", {"clients": 2}), TrainingTable(rounds=10_000, engine="sequential"))
+    before, looks = set(multiprocessing.active_children()), []
+    with pytest.raises(CancelledError, match="was cancelled"):
+        simulate_domains(job, ("cloud", "device"), is_cancelled=lambda: looks.append(1) or len(looks) > 10)
+    assert set(multiprocessing.active_children()) == before

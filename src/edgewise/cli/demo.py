@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import signal
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 import typer
 
 from edgewise.cli.output import AsJson, Output
+from edgewise.cli.running import run_async
 from edgewise.cli.threads import one_thread
-
-T = TypeVar("T")
 
 
 def command(
@@ -38,14 +34,4 @@ def command(
 
     output = Output(as_json)
     settings = DemoSettings.short(seed) if short else DemoSettings(seed)
-    try:
-        output.result(asyncio.run(_ended_by_sigterm(run_demo(settings, output, report, capture=capture))))
-    except asyncio.CancelledError:
-        raise KeyboardInterrupt from None  # SIGTERM ends it as ctrl-C does
-
-
-async def _ended_by_sigterm(work: Coroutine[Any, Any, T]) -> T:
-    """Runs the demo; SIGTERM cancels it, so that its processes and folders go with it."""
-    task = asyncio.ensure_future(work)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    return await task
+    output.result(run_async(run_demo(settings, output, report, capture=capture)))

@@ -13,6 +13,7 @@ import msgspec
 import typer
 
 from edgewise.cli.output import AsJson, Output
+from edgewise.cli.running import run_async
 from edgewise.core.errors import InputError, RemoteError, Unreachable
 from edgewise.core.units import parse_duration
 
@@ -61,7 +62,7 @@ def command(
       edgewise infer --source digits.npz --url http://127.0.0.1:8000 --model digits
     """
     out = Output(as_json)
-    answers, taken = asyncio.run(ask_all(out, url, model, source, limit, scale, parse_duration(wait), feedback))
+    answers, taken = run_async(ask_all(out, url, model, source, limit, scale, parse_duration(wait), feedback))
     summary = {**summarise(answers), "labels_taken": taken}
     rows = [
         (a.name, a.predicted, "" if a.target is None else a.target, a.latency_ms, _where(a)) for a in answers[:show]

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgewise.cli.operator_options import AsOperator, InFleet, ToFleet, operator_of, run_async
+from edgewise.cli.operator_options import AsOperator, InFleet, ToFleet, operator_of
 from edgewise.cli.output import AsJson, Output
+from edgewise.cli.running import run_async
 
 if TYPE_CHECKING:
     from edgewise.fleet.messages import FleetAnswer, NodeRow

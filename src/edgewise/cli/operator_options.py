@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgewise.cli.threads import one_thread
 from edgewise.core.errors import InputError
 
 if TYPE_CHECKING:
     from edgewise.fleet.operator import Operator
 
-T = TypeVar("T")
 ToFleet = Annotated[str, typer.Option("--connect", help="A router of the fleet, e.g. tls/10.0.0.5:7447.")]
 AsOperator = Annotated[str, typer.Option("--identity", help="Folder of a certificate of tier cloud.")]
 InFleet = Annotated[str, typer.Option("--fleet", help="Name of the fleet; by default the certificate's.")]
@@ -78,9 +75,3 @@ async def operator_of(connect: str, identity: str, fleet: str) -> AsyncIterator[
     state = Path(str(setting("state"))) / str(Identity.load(identity).node)
     async with connect_operator(Path(identity), connect, state, name) as operator:
         yield operator
-
-
-def run_async(work: Coroutine[Any, Any, T]) -> T:
-    """Runs a verb's work on one thread per library, before numpy is asked for more."""
-    one_thread()
-    return asyncio.run(work)

@@ -11,8 +11,9 @@ import typer
 
 from edgewise.cli.fleet_plan import Deadline, DeviceName, FleetWish, VersionNumber, fleet_only, plan_on_fleet
 from edgewise.cli.judge import judge
-from edgewise.cli.operator_options import AsOperator, ToFleet, run_async
+from edgewise.cli.operator_options import AsOperator, ToFleet
 from edgewise.cli.output import AsJson, Output
+from edgewise.cli.running import run_async
 from edgewise.cli.serve import Shapes, parse_shapes
 from edgewise.core.errors import DataError, InputError
 from edgewise.core.ids import NodeId, Tier

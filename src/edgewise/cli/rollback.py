@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgewise.cli.operator_options import AsOperator, InFleet, ToFleet, operator_of, run_async
+from edgewise.cli.operator_options import AsOperator, InFleet, ToFleet, operator_of
 from edgewise.cli.output import AsJson, Output
+from edgewise.cli.running import run_async
 from edgewise.core.errors import RemoteError
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from edgewise.cli.operator_options import AsOperator, ToFleet, run_async
+from edgewise.cli.operator_options import AsOperator, ToFleet
 from edgewise.cli.output import AsJson, Output
+from edgewise.cli.running import run_async
 from edgewise.core.errors import InputError
 
 Shapes = Annotated[
@@ -61,7 +62,7 @@ def command(
         raise InputError("TLS needs both --certificate and --key. Give the other one too.")
     tls = (certificate, key) if certificate is not None and key is not None else None
     served = name or onnx.stem
-    asyncio.run(
+    run_async(
         serve_model(Output(as_json), onnx, served, host, port, dilation, parse_shapes(input_shape), tls, insecure)
     )
 

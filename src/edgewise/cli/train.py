@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgewise.cli.operator_options import AsOperator, InFleet, ToFleet, operator_of, run_async
+from edgewise.cli.operator_options import AsOperator, InFleet, ToFleet, operator_of
 from edgewise.cli.output import AsJson, Output
+from edgewise.cli.running import run_async
 from edgewise.core.errors import ConfigError, InputError
 from edgewise.core.ids import RunId
 from edgewise.core.units import format_bytes

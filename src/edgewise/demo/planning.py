@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from statistics import median
@@ -47,7 +48,12 @@ OTHER_DOMAINS = ("cloud", "edge", "device")
 async def plan_all(demo: Demo) -> None:
     """Profiles, asks, prints; the first answer is the demo's plan."""
     graph = Graph.load(await demo.operator.graph(demo.version.number))
-    evidence = {"hierarchical": demo.version.evidence, **await asyncio.to_thread(_domain_evidence, demo)}
+    cancelled = threading.Event()
+    try:
+        domains = await asyncio.to_thread(_domain_evidence, demo, cancelled)
+    finally:
+        cancelled.set()  # a thread does not hear of it otherwise, and its processes would go on
+    evidence = {"hierarchical": demo.version.evidence, **domains}
     demo.happened("planning", "models of the other training domains are trained, to compare the levels")
     profiles, links, int8 = await _profiles(demo, graph)
     demo.search = _search(demo, graph, profiles, links, demo.version.evidence)
@@ -189,7 +195,7 @@ def _quantise(demo: Demo, graph: Graph) -> bytes:
     return quantised(graph, [{graph.inputs[0].name: inputs[i : i + 1]} for i in range(len(inputs))])
 
 
-def _domain_evidence(demo: Demo) -> dict[str, tuple[ExitEvidence, ...]]:
+def _domain_evidence(demo: Demo, cancelled: threading.Event) -> dict[str, tuple[ExitEvidence, ...]]:
     """Evidence of the models that levels 0-3 (pooled public share), 5 (one edge) and 6 (one device) would serve."""
     settings, clients = demo.settings, demo.task.clients()
     half = len(clients) // 2
@@ -206,8 +212,9 @@ def _domain_evidence(demo: Demo) -> dict[str, tuple[ExitEvidence, ...]]:
     rows = {}
     with demo.show.progress("  training domains", len(OTHER_DOMAINS)) as advance:
         results = simulate_domains(
-            job, OTHER_DOMAINS, on_result=lambda r: advance(f"{r.domain}: accuracy {r.accuracy:.3f}")
-        )
+            job, OTHER_DOMAINS, on_result=lambda r: advance(f"{r.domain}: accuracy {r.accuracy:.3f}"),
+            is_cancelled=cancelled.is_set,
+        )  # fmt: skip
     for domain, result in results.items():
         graph = with_weights(template, layout, result.vector)
         rows[domain] = plan_evidence(graph, calibration.inputs, np.asarray(calibration.targets))

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgewise.core.ending import end_in_time
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.ids import ClientId, Epoch, NodeId, Tier
 from edgewise.core.memory import keep_for_good
@@ -298,16 +299,9 @@ async def run_agent(
         )
         await agent.stopped.wait()
     finally:
-        _end_in_time()
+        end_in_time(STOP_S, 0)  # what must be on disk is there before it is acknowledged
         await agent.close()
         said("stopped", node=settings.name)
-
-
-def _end_in_time() -> None:
-    """A worker thread in a user's task cannot be interrupted; what must be on disk is there before it is acknowledged."""
-    last = threading.Timer(STOP_S, os._exit, args=(0,))
-    last.daemon = True
-    last.start()
 
 
 def _wait_for_end_of_input(loop: asyncio.AbstractEventLoop, stopped: asyncio.Event) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, CancelledError, ProcessPoolExecutor, wait
 
 from edgewise.core.ids import ClientId
 from edgewise.simulation.domains import DOMAINS, DomainResult, DomainTraining, simulate_domain
 from edgewise.simulation.simulate import SimulationOptions, homes_of
 from edgewise.training.job import JobFile, make_task
 
+LOOK_EVERY_S = 0.2
 LONGEST_FIRST = ("device", "edge", "hierarchical", "cloud")
 
 
@@ -22,6 +24,7 @@ def simulate_domains(
     public_fraction: float = 0.2,
     processes: int = 2,
     on_result: Callable[[DomainResult], None] = lambda _: None,
+    is_cancelled: Callable[[], bool] = lambda: False,
 ) -> dict[str, DomainResult]:
     """Trains in several domains at once.
 
@@ -32,12 +35,14 @@ def simulate_domains(
         public_fraction: Share of each client's data that the cloud may pool.
         processes: How many work at once; 1 works in this process.
         on_result: Called as each domain is done.
+        is_cancelled: Looked at now and then with several processes, for a caller on a thread, which no signal reaches.
 
     Returns:
         Result by domain, in the order asked for; the same whatever the number of processes.
 
     Raises:
         InputError: If a domain is unknown or the job is wrong.
+        CancelledError: If the caller wants no more; no process is left.
     """
     found: dict[str, DomainResult] = {}
     ordered = sorted(domains, key=lambda d: LONGEST_FIRST.index(d) if d in LONGEST_FIRST else 0)
@@ -47,13 +52,27 @@ def simulate_domains(
             on_result(found[domain])
         return {domain: found[domain] for domain in domains}
     # Spawned, not forked: a fork of a process that runs an I/O thread or a BLAS may hang.
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        waiting = [pool.submit(_one, job, domain, folder, public_fraction) for domain in ordered]
-        for done in as_completed(waiting):
-            result = done.result()
-            found[result.domain] = result
-            on_result(result)
+    others = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _ignore_interrupts) as pool:
+        waiting = {pool.submit(_one, job, domain, folder, public_fraction) for domain in ordered}
+        try:
+            while waiting:
+                if is_cancelled():
+                    raise CancelledError("the simulation of training domains was cancelled.")
+                ended, waiting = wait(waiting, LOOK_EVERY_S, FIRST_COMPLETED)
+                for result in (future.result() for future in ended):
+                    found[result.domain] = result
+                    on_result(result)
+        except BaseException:  # whatever ends it, its processes end with it
+            for process in set(multiprocessing.active_children()) - others:
+                process.kill()
+            raise
     return {domain: found[domain] for domain in domains}
+
+
+def _ignore_interrupts() -> None:
+    """Ctrl-C reaches every process of a terminal; the one that asked says what becomes of its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _one(job: JobFile, domain: str, folder: str, public_fraction: float) -> DomainResult:

@@ -1,0 +1,53 @@
+"""How a verb ends on ctrl-C: cancelled once, cleaned up, in time."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+SCRIPT = """
+import asyncio, sys, time
+from edgewise.cli import running
+
+running.STOP_S = float(sys.argv[1])
+
+async def work():
+    print("begun", flush=True)
+    try:
+        await asyncio.sleep(60)
+    finally:
+        await asyncio.sleep(float(sys.argv[2]))
+        print("clean", flush=True)
+
+try:
+    running.run_async(work())
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+def interrupted(limit_s: float, cleanup_s: float, *signals: signal.Signals) -> tuple[int, str]:
+    """Signals a verb's process; its exit code, and what it said after it had begun."""
+    command = [sys.executable, "-c", SCRIPT, str(limit_s), str(cleanup_s)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        for number in signals:
+            process.send_signal(number)
+            time.sleep(0.05)
+        return process.wait(20), process.stdout.read()
+
+
+@pytest.mark.parametrize(
+    "signals", [(signal.SIGINT,), (signal.SIGTERM,), (signal.SIGINT,) * 3, (signal.SIGINT, signal.SIGTERM)]
+)
+def test_it_is_cancelled_once_and_cleans_up(signals: tuple[signal.Signals, ...]) -> None:
+    assert interrupted(15.0, 0.5, *signals) == (0, "clean\ninterrupted\n")
+
+
+def test_a_cleanup_without_end_is_cut_off() -> None:
+    assert interrupted(0.3, 60.0, signal.SIGINT) == (130, "")
