@@ -1,9 +1,8 @@
-"""Stage 4: profile every tier, train the models that the other levels would serve, and ask the planner three questions."""
+"""Stage 4: profile every tier and ask the planner three questions."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from statistics import median
@@ -14,15 +13,15 @@ import numpy as np
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.ids import NodeId, Tier
 from edgewise.datasets.digits import to_raw
-from edgewise.demo.scenario import LOCAL, OPEN, PRIVATE, SLOW_BYTES_PER_S, TASK, UPLINK, Demo
+from edgewise.demo.domains import OtherDomains
+from edgewise.demo.scenario import OPEN, PRIVATE, SLOW_BYTES_PER_S, TASK, Demo
 from edgewise.fleet.messages import BlobRef, Deploy, ProfileAnswer, ProfileOrder
 from edgewise.inference.evidence import CODECS, plan_evidence
 from edgewise.inference.serving import device_only_plan
 from edgewise.models.compress.quantise import quantised
-from edgewise.models.export import INPUT, export_template
+from edgewise.models.export import INPUT
 from edgewise.models.graph import Graph
 from edgewise.models.version import ExitEvidence
-from edgewise.models.weights import with_weights
 from edgewise.planning.baselines import baselines, png_bytes
 from edgewise.planning.choose import make_search
 from edgewise.planning.explain import LEVEL_COLUMNS, explain, level_cells
@@ -32,28 +31,24 @@ from edgewise.planning.search import Search
 from edgewise.service.client import InferenceClient, Reply, open_loop
 from edgewise.service.report import PlanSection
 from edgewise.service.report.convert import baseline_rows, level_rows, planner_answer
-from edgewise.simulation.domain_pool import simulate_domains
 from edgewise.simulation.emulated import CLOUD
-from edgewise.training.job import JobFile, TaskTable, TrainingTable
 
 DEADLINE_FACTOR = 3.0
 CALIBRATION_REQUESTS = 64
 CALIBRATION_DEADLINE_S = 10.0
 OFFLOADED_FRACTION = 0.5
 """Of requests, before there is a plan that says so; sets the spacing at which the edge is profiled."""
-OTHER_DOMAINS = ("cloud", "edge", "device")
-"""Beside the hierarchical one, which the demo's version was trained in."""
 
 
-async def plan_all(demo: Demo) -> None:
-    """Profiles, asks, prints; the first answer is the demo's plan."""
+async def plan_all(demo: Demo, others: OtherDomains) -> None:
+    """Profiles, asks, prints; the first answer is the demo's plan.
+
+    Args:
+        demo: With its first version.
+        others: Training of the models that other levels would serve.
+    """
     graph = Graph.load(await demo.operator.graph(demo.version.number))
-    cancelled = threading.Event()
-    try:
-        domains = await asyncio.to_thread(_domain_evidence, demo, cancelled)
-    finally:
-        cancelled.set()  # a thread does not hear of it otherwise, and its processes would go on
-    evidence = {"hierarchical": demo.version.evidence, **domains}
+    evidence = {"hierarchical": demo.version.evidence, **await others.evidence()}
     demo.happened("planning", "models of the other training domains are trained, to compare the levels")
     profiles, links, int8 = await _profiles(demo, graph)
     demo.search = _search(demo, graph, profiles, links, demo.version.evidence)
@@ -193,29 +188,3 @@ def _offer(demo: Demo, data: bytes) -> BlobRef:
 def _quantise(demo: Demo, graph: Graph) -> bytes:
     inputs = np.asarray(demo.task.parts.calibration.inputs)[:100]
     return quantised(graph, [{graph.inputs[0].name: inputs[i : i + 1]} for i in range(len(inputs))])
-
-
-def _domain_evidence(demo: Demo, cancelled: threading.Event) -> dict[str, tuple[ExitEvidence, ...]]:
-    """Evidence of the models that levels 0-3 (pooled public share), 5 (one edge) and 6 (one device) would serve."""
-    settings, clients = demo.settings, demo.task.clients()
-    half = len(clients) // 2
-    job = JobFile(
-        TaskTable(TASK, dict(demo.task.settings)),
-        TrainingTable(
-            {"name": "fed_avg", "local": LOCAL, "uplink": UPLINK}, settings.domain_rounds, seed=settings.seed,
-            edges={edge: tuple(clients[i * half : (i + 1) * half]) for i, edge in enumerate(demo.fleet.edges)},
-            engine="sequential",
-        ),
-    )  # fmt: skip
-    template, layout = export_template(demo.task)
-    calibration = demo.task.parts.calibration
-    rows = {}
-    with demo.show.progress("  training domains", len(OTHER_DOMAINS)) as advance:
-        results = simulate_domains(
-            job, OTHER_DOMAINS, on_result=lambda r: advance(f"{r.domain}: accuracy {r.accuracy:.3f}"),
-            is_cancelled=cancelled.is_set,
-        )  # fmt: skip
-    for domain, result in results.items():
-        graph = with_weights(template, layout, result.vector)
-        rows[domain] = plan_evidence(graph, calibration.inputs, np.asarray(calibration.targets))
-    return rows

@@ -10,6 +10,7 @@ import numpy as np
 
 from edgewise import __version__
 from edgewise.core.memory import keep_for_good
+from edgewise.demo.domains import other_domains
 from edgewise.demo.planning import plan_all
 from edgewise.demo.scenario import TASK, Demo, DemoSettings, Show, fleet_file, task_settings
 from edgewise.demo.serving import break_things, deploy, serve
@@ -82,9 +83,10 @@ async def _run(demo: Demo) -> None:
         ],
     )  # fmt: skip
     demo.stage(2, "It trains federatedly: devices → edges → cloud; 3. the model becomes a version")
-    await train(demo)
-    demo.stage(4, "It plans")
-    await plan_all(demo)
+    async with other_domains(demo) as others:
+        await train(demo)
+        demo.stage(4, "It plans")
+        await plan_all(demo, others)
     demo.stage(5, "It serves")
     keep_for_good()  # this process is the clients, too
     await deploy(demo)

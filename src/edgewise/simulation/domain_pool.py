@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, ProcessPoolExecutor, wait
@@ -13,6 +14,7 @@ from edgewise.simulation.simulate import SimulationOptions, homes_of
 from edgewise.training.job import JobFile, make_task
 
 LOOK_EVERY_S = 0.2
+_LAST = 19
 LONGEST_FIRST = ("device", "edge", "hierarchical", "cloud")
 
 
@@ -25,6 +27,7 @@ def simulate_domains(
     processes: int = 2,
     on_result: Callable[[DomainResult], None] = lambda _: None,
     is_cancelled: Callable[[], bool] = lambda: False,
+    is_background: bool = False,
 ) -> dict[str, DomainResult]:
     """Trains in several domains at once.
 
@@ -36,6 +39,7 @@ def simulate_domains(
         processes: How many work at once; 1 works in this process.
         on_result: Called as each domain is done.
         is_cancelled: Looked at now and then with several processes, for a caller on a thread, which no signal reaches.
+        is_background: Whether several processes let everything else on this machine go first.
 
     Returns:
         Result by domain, in the order asked for; the same whatever the number of processes.
@@ -53,7 +57,7 @@ def simulate_domains(
         return {domain: found[domain] for domain in domains}
     # Spawned, not forked: a fork of a process that runs an I/O thread or a BLAS may hang.
     others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _ignore_interrupts) as pool:
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin, (is_background,)) as pool:
         waiting = {pool.submit(_one, job, domain, folder, public_fraction) for domain in ordered}
         try:
             while waiting:
@@ -70,9 +74,10 @@ def simulate_domains(
     return {domain: found[domain] for domain in domains}
 
 
-def _ignore_interrupts() -> None:
-    """Ctrl-C reaches every process of a terminal; the one that asked says what becomes of its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _begin(is_background: bool) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's ctrl-C reaches all; who asked says what becomes of us
+    if is_background:
+        os.nice(_LAST)
 
 
 def _one(job: JobFile, domain: str, folder: str, public_fraction: float) -> DomainResult:
