@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import sys
@@ -82,6 +83,52 @@ def test_two_who_want_the_same_blob_fetch_it_once(tmp_path: Path) -> None:
         await asyncio.gather(*(fetch_blob(leaf, KEY, digest, 200_000, mine) for _ in range(3)))
         received = sum(e.size_bytes for e in leaf.door.counter.entries() if e.kind == "chunk")
         assert 200_000 <= received < 220_000
+
+    play(scene)
+
+
+def test_what_is_still_coming_is_passed_on(tmp_path: Path) -> None:
+    size, given = 300_000, itertools.count()
+
+    async def scene() -> None:
+        fabric = LoopbackFabric()
+        hub, middle, leaf = (fabric.open(name) for name in ("hub", "middle", "leaf"))
+        source, passing, mine = (FolderBlobs(tmp_path / name) for name in ("a", "b", "c"))
+        digest, go_on, here = source.put(os.urandom(size)), asyncio.Event(), asyncio.Event()
+        read = source.read_coming
+
+        async def slow(digest: Digest, offset: int, size: int) -> bytes:
+            if next(given) >= 4:  # three probes and a chunk
+                await go_on.wait()
+            return await read(digest, offset, size)
+
+        source.read_coming = slow  # type: ignore[method-assign]
+        await serve_blobs(hub, KEY, source)
+        await serve_blobs(middle, "middle/blob", passing)
+        first = asyncio.create_task(fetch_blob(middle, KEY, digest, size, passing))
+        while not passing.partial_size(digest):  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        second = asyncio.create_task(
+            fetch_blob(leaf, "middle/blob", digest, size, mine, progress=lambda done, total: here.set())
+        )
+        await here.wait()
+        assert not passing.has(digest)
+        go_on.set()
+        await asyncio.gather(first, second)
+        assert mine.read(digest) == source.read(digest)
+
+    play(scene)
+
+
+def test_the_rest_of_a_blob_that_nobody_fetches_is_unreachable_for_now(tmp_path: Path) -> None:
+    async def scene() -> None:
+        fabric = LoopbackFabric()
+        blobs, digest = FolderBlobs(tmp_path / "a"), digest_of(b"whole")
+        blobs.write_at(digest, 0, b"who")
+        await serve_blobs(fabric.open("hub"), KEY, blobs)
+        with pytest.raises(RemoteError, match="only the first 3 bytes of blob") as caught:
+            await fetch_blob(fabric.open("leaf"), KEY, digest, 5, FolderBlobs(tmp_path / "b"))
+        assert caught.value.fields["remote_code"] == "transport.unreachable"
 
     play(scene)
 

@@ -18,6 +18,7 @@ from edgewise.core.ids import ClientId, Epoch, NodeId, RunId, Tier
 from edgewise.fleet.delivery import deliver, give_order
 from edgewise.fleet.membership import NodeState
 from edgewise.fleet.messages import (
+    INLINE_BYTES,
     Ack,
     BlobRef,
     DismissOrder,
@@ -55,6 +56,7 @@ from edgewise.transport.frame import Frame
 
 log = logging.getLogger("edgewise.fleet")
 LOG = "edge"
+FETCH_AGAIN_S = 1.0
 SUM_TIMEOUT_S = 600.0
 """Longest a cloud may take to fetch a sum."""
 
@@ -96,10 +98,10 @@ class Aggregator:
         self.events.close()
 
     async def _fold(self, order: FoldOrder, frame: Frame, _: NodeInfo) -> Ack:
-        await self.node.fetch(order.model)  # once over the WAN; devices take it from here
         order = await self._with_teacher(order)
         run = order.region.run
         self._orders[run], self._cloud[run] = order, frame.sender
+        await self._begin_to_fetch(order)
         # Nobody waits for the round here: the order is durable, the sum comes by its own report.
         await self._driver.dispatch(RegionOpened(order.region, self._present()))
         for member in self.watch.members.members.values():
@@ -108,6 +110,37 @@ class Aggregator:
                 await self._driver.dispatch(ClientLost(ClientId(client), member.cause))
         self._expect()
         return Ack()
+
+    async def _begin_to_fetch(self, order: FoldOrder) -> None:
+        """Fetches a model, once over the WAN; a large one is passed on to devices from its first bytes on."""
+        model = order.model
+        if model.size_bytes <= INLINE_BYTES or self.node.blobs.has(model.digest):
+            await self.node.fetch(model)
+            return
+        begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        run, what = order.region.run, f"the model of {order.region.run} round {order.region.round}"
+
+        def wanted() -> bool:
+            return self._orders.get(run) is order
+
+        def moved(*_: int) -> None:
+            if not begun.done():
+                begun.set_result(None)
+
+        async def fetch() -> None:
+            while wanted():
+                try:
+                    await deliver(lambda: self.node.fetch(model, progress=moved), what=what, wanted=wanted)
+                    break
+                except EdgewiseError as error:
+                    if not begun.done():  # the order is refused with this
+                        return begun.set_exception(error)
+                    log.error("%s broke off, it is fetched again: %s", what, error)
+                    await asyncio.sleep(FETCH_AGAIN_S)
+            moved()
+
+        self.node.spawn(fetch(), f"fetch {what}")
+        await begun
 
     async def _with_teacher(self, order: FoldOrder) -> FoldOrder:
         hard = order.hard_examples
@@ -216,7 +249,7 @@ class Aggregator:
         epoch = self.watch.members.members[node].epoch
         order, tensors = train_order(
             self.node, request, algorithm=wish.region.algorithm, seed=wish.region.seed, layout=wish.layout,
-            hard_examples=wish.hard_examples,
+            num_entries=wish.region.num_entries, hard_examples=wish.hard_examples,
         )  # fmt: skip
 
         def wanted() -> bool:

@@ -246,25 +246,27 @@ def train_order(
     algorithm: dict[str, Any],
     seed: int,
     layout: Digest,
+    num_entries: int,
     hard_examples: HardExamples | None,
 ) -> tuple[TrainOrder, dict[str, np.ndarray[Any, Any]]]:
     """The order for a client's part of a round; a small model travels with it, a large one is named.
 
     Args:
-        node: The server's node, which holds the model.
+        node: The server's node, which holds the model, or, if it is large, is fetching it.
         request: As the protocol asks.
         algorithm: Words.
         seed: The job's seed.
         layout: Digest of the layout.
+        num_entries: d.
         hard_examples: What joins the client's data.
 
     Returns:
         The order and the tensors beside it.
     """
-    model = node.blobs.read(request.model)
-    inline = len(model) <= INLINE_BYTES
+    size = 4 * num_entries
+    inline = size <= INLINE_BYTES
     order = TrainOrder(
         request.run, request.round, algorithm, seed, layout, node.name,
-        None if inline else BlobRef(request.model, len(model), node.name), hard_examples,
+        None if inline else BlobRef(request.model, size, node.name), hard_examples,
     )  # fmt: skip
-    return order, {"model": np.frombuffer(model, np.float32)} if inline else {}
+    return order, {"model": np.frombuffer(node.blobs.read(request.model), np.float32)} if inline else {}

@@ -46,7 +46,7 @@ class RunOrders:
         wish, config = live.submitted.wish, live.submitted.config
         order, tensors = train_order(
             self._node, request, algorithm=config.algorithm, seed=config.seed, layout=config.layout,
-            hard_examples=wish.hard_examples,
+            num_entries=config.num_entries, hard_examples=wish.hard_examples,
         )  # fmt: skip
         live.downlink_bytes += 4 * config.num_entries
 

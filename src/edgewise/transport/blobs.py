@@ -12,7 +12,7 @@ import os
 import re
 from pathlib import Path
 
-from edgewise.core.errors import PolicyViolation, StoreError
+from edgewise.core.errors import PolicyViolation, StoreError, Unreachable
 from edgewise.core.files import write_atomic
 from edgewise.core.ids import Digest, digest_of
 from edgewise.core.provenance import origins_of
@@ -35,6 +35,7 @@ class FolderBlobs:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._fetching: dict[Digest, asyncio.Lock] = {}
+        self._moved: dict[Digest, asyncio.Event] = {}
 
     def put(self, data: bytes) -> Digest:
         """Keeps bytes, whole or not at all.
@@ -105,6 +106,42 @@ class FolderBlobs:
                 return file.read(-1 if size is None else size)
         except FileNotFoundError as error:
             raise _missing(digest) from error
+
+    async def read_coming(self, digest: Digest, offset: int, size: int) -> bytes:
+        """Reads a part of a blob that may still be coming; it is not checked before all of it is here.
+
+        Args:
+            digest: Which.
+            offset: First byte.
+            size: At most so many bytes, as `read`; where the blob is being fetched they are waited for.
+
+        Returns:
+            The bytes.
+
+        Raises:
+            Unreachable: If a part of it is here, and the rest is not being fetched now.
+            StoreError: If nothing is here.
+        """
+        while not self.has(digest) and self.partial_size(digest) < offset + size:
+            fetching = self._fetching.get(digest)
+            if fetching is None or not fetching.locked():
+                there = self.partial_size(digest)
+                if not there:
+                    raise _missing(digest)
+                raise Unreachable(
+                    f"only the first {there:,} bytes of blob {digest[:12]} are here yet. Ask again, or another holder."
+                )
+            await self._moved.setdefault(digest, asyncio.Event()).wait()
+        if self.has(digest):
+            return self.read(digest, offset, size)
+        with self._partial(digest).open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+    def has_moved(self, digest: Digest) -> None:
+        """Wakes whoever waits for a blob that is coming; on their event loop."""
+        if digest in self._moved:
+            self._moved.pop(digest).set()
 
     def partial_size(self, digest: Digest) -> int:
         """Bytes from the start that are here already, of a blob that is still coming."""

@@ -7,7 +7,8 @@
     mine.read(digest)
 
 A slow or stopped receiver only slows itself: nothing is sent that was not asked for. What arrived stays on disk,
-so a fetch that was interrupted goes on where it was, also from another holder. How much is asked for ahead
+so a fetch that was interrupted goes on where it was, also from another holder. A node passes on what it is still fetching
+itself: over two links a model takes as long as over the slower one, not as both. How much is asked for ahead
 is in `window.py`; no rate is configured.
 """
 
@@ -48,7 +49,7 @@ class ChunkRequest(msgspec.Struct, frozen=True, array_like=True):
 
 
 async def serve_blobs(transport: Transport, key: str, blobs: FolderBlobs) -> Registration:
-    """Answers chunk questions for every whole blob of a store.
+    """Answers chunk questions for every blob of a store, also for one that it is fetching meanwhile.
 
     Args:
         transport: The holder's.
@@ -66,7 +67,7 @@ async def serve_blobs(transport: Transport, key: str, blobs: FolderBlobs) -> Reg
                 f"a chunk has 1 to {MAX_CHUNK_BYTES:,} bytes from offset 0 on; asked were {wanted.size_bytes:,} "
                 f"from {wanted.offset:,}."
             )
-        data = blobs.read(wanted.digest, wanted.offset, wanted.size_bytes)
+        data = await blobs.read_coming(wanted.digest, wanted.offset, wanted.size_bytes)
         return make_frame("chunk", tensors={"": np.frombuffer(data, np.uint8)}, purpose=Purpose.BULK)
 
     return await transport.serve(key, give)
@@ -101,8 +102,11 @@ async def fetch_blob(
     async with blobs.fetching(digest):
         if blobs.has(digest):
             return
-        await _Fetch(transport, key, digest, size_bytes, blobs, run, progress).run()
-        await asyncio.to_thread(blobs.finish, digest)
+        try:
+            await _Fetch(transport, key, digest, size_bytes, blobs, run, progress).run()
+            await asyncio.to_thread(blobs.finish, digest)
+        finally:
+            blobs.has_moved(digest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +201,7 @@ class _Fetch:
         while (data := self._early.pop(self._written, None)) is not None:
             self._blobs.write_at(self._digest, self._written, data)
             self._written += len(data)
+        self._blobs.has_moved(self._digest)
         if self._progress is not None:
             self._progress(self._written, self._size_bytes)
 
