@@ -86,10 +86,15 @@ class Fleet:
     good: dict[NodeId, StayingGood] = field(default_factory=lambda: {d: StayingGood(d, 4_000_000) for d in DEVICES})
     alarms: list[dict[str, Any]] = field(default_factory=list)
     asked: dict[str, NodeId] = field(default_factory=dict)
+    serving: int = 0
 
     def __post_init__(self) -> None:
         self.watch = DriftWatch(
-            self.versions.confidences, lambda: DEVICES, self._order, lambda _, said: self.alarms.append(said)
+            lambda: self.serving,
+            self.versions.confidences,
+            lambda: DEVICES,
+            self._order,
+            lambda _, said: self.alarms.append(said),
         )
 
     async def _order(self, device: NodeId, order: CollectOrder) -> None:
@@ -98,7 +103,7 @@ class Fleet:
     async def serve(self, phase: str, inputs: Any, version: ModelVersion) -> tuple[Any, int | None]:
         """Serves requests in turn; returns the answers, and after how many an alarm came."""
         answers, sure, logits = answered(self.versions, version, inputs)
-        noticed = None
+        noticed, self.serving = None, version.number
         for index in range(len(inputs)):
             device, name = DEVICES[index % len(DEVICES)], f"{phase}-{index}"
             self.asked[name] = device

@@ -34,8 +34,12 @@ def watched(*reports: Confidences, sender: str = NODE, sentences: list[str] | No
         return None
 
     async def run() -> None:
-        watch = DriftWatch(lambda version: REFERENCE, lambda: (NODE,), order, lambda _, said: alarms.append(said))
+        force = [1]
+        watch = DriftWatch(
+            lambda: force[-1], lambda version: REFERENCE, lambda: (NODE,), order, lambda _, said: alarms.append(said)
+        )
         for report in reports:
+            force.append(max(report.version, 1) if report.version < 10 else force[-1])
             await watch.arrived(report, None, info(sender))  # type: ignore[arg-type]
             if sentences is not None:
                 sentences.append(watch.sentence)
@@ -65,6 +69,26 @@ def test_what_was_found_is_said_until_another_version_serves() -> None:
     watched(told(0.3, 0.6, 0), told(0.0, 0.2, 0), later, sentences=said)
     assert (said[0], said[2]) == ("", "")
     assert "requests before the alarm the inputs of version 1 did not look like those it was calibrated on" in said[1]
+
+
+def under(version: int, report: Confidences) -> Confidences:
+    return Confidences(report.node, version, report.values, report.time, report.exit)
+
+
+def test_a_version_that_answers_a_drift_is_known_by_what_it_gives_on_the_new_inputs() -> None:
+    drifted, answer = told(0.0, 0.2, 0), under(2, told(0.1, 0.3, 0))
+    assert len(watched(drifted, answer, answer, answer)) == 1  # far below calibration, and as sure as it ever was
+    assert len(watched(drifted, answer, answer, under(2, told(0.0, 0.02, 0)))) == 2  # another change is a drift
+    assert len(watched(answer)) == 1  # without a drift before it is compared with its calibration
+
+
+def test_after_a_rollback_the_former_version_is_compared_with_its_calibration() -> None:
+    drifted, answer = told(0.0, 0.2, 0), under(2, told(0.1, 0.3, 0))
+    assert len(watched(drifted, answer, drifted)) == 2
+
+
+def test_what_is_told_of_a_version_that_is_not_in_force_is_left_out() -> None:
+    assert watched(under(10, told(0.0, 0.2, 0))) == []
 
 
 def test_a_device_speaks_for_itself_only() -> None:

@@ -173,6 +173,8 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminals]:
         "drift: for ",
         "completed: run after-drift completed 2 rounds.",
         "completed: run taught completed 1 rounds.",
+        "hard examples have labels; training starts from version 1",  # keep
+        "serving: done: version 4 serves; every device that is there has it",
         "hard examples have a label from teacher(reads='device', min_confidence=0.8)",  # what a device says to itself
     ],
 )

@@ -68,10 +68,10 @@ async def plan_on_fleet(out: Output, wish: FleetWish) -> None:
     """
     from edgewise.fleet.fleet_planning import choose_version
 
-    policy = _policy(wish)
+    policy = policy_of(wish.policy)
     async with operator_of(wish.connect, wish.identity, "") as operator:
         version = choose_version((await operator.versions()).versions, wish.version)
-        await _plan_and_deploy(out, wish, policy, operator, version)
+        out.result(await plan_and_deploy(out, wish, policy, operator, version))
 
 
 async def serve_on_fleet(out: Output, wish: FleetWish, graph: Graph, name: str) -> None:
@@ -86,7 +86,7 @@ async def serve_on_fleet(out: Output, wish: FleetWish, graph: Graph, name: str) 
     Raises:
         GateRefused: If it is worse than the version that serves.
     """
-    policy = _policy(wish)
+    policy = policy_of(wish.policy)
     async with operator_of(wish.connect, wish.identity, "") as operator:
         known = await operator.versions()
         ack = await operator.register(graph.model_bytes, task=name, parent=_parent(known, name))
@@ -97,19 +97,45 @@ async def serve_on_fleet(out: Output, wish: FleetWish, graph: Graph, name: str) 
         version = next(v for v in (await operator.versions()).versions if v.number == number)
         if version.gate is not None and not version.gate.passed:
             raise GateRefused(f"version {number} may not serve: {version.gate.reason}", version=number)
-        await _plan_and_deploy(out, wish, policy, operator, version)
+        out.result(await plan_and_deploy(out, wish, policy, operator, version))
 
 
-def _policy(wish: FleetWish) -> Policy:
+def policy_of(path: Path | None) -> Policy:
+    """Reads a policy.
+
+    Args:
+        path: TOML; None for no limits.
+
+    Returns:
+        The policy.
+
+    Raises:
+        ConfigError: If the file is wrong.
+    """
     from edgewise.core.config import load_toml
     from edgewise.planning.policy import Policy
 
-    return Policy() if wish.policy is None else load_toml(wish.policy, Policy)
+    return Policy() if path is None else load_toml(path, Policy)
 
 
-async def _plan_and_deploy(
+async def plan_and_deploy(
     out: Output, wish: FleetWish, policy: Policy, operator: Operator, version: ModelVersion
-) -> None:
+) -> dict[str, Any]:
+    """Measures a version where it will run, prints levels and answer, and puts the plan in force if that is wished.
+
+    Args:
+        out: Where to print.
+        wish: What.
+        policy: As read.
+        operator: Connection to the fleet.
+        version: Which.
+
+    Returns:
+        The same for `--json`.
+
+    Raises:
+        RemoteError: If the rollout was refused or halted; with the cause.
+    """
     from edgewise.fleet.fleet_planning import choose_chain, measure, search_of, with_evidence
     from edgewise.models.graph import Graph
     from edgewise.planning.levels import recommend
@@ -128,7 +154,7 @@ async def _plan_and_deploy(
     found = show_plan(out, version, search, said, chain, meaning)
     if wish.deploy:
         found["deployed"] = await deploy_plan(out, wish, operator, version, search, said)
-    out.result(found)
+    return found
 
 
 async def deploy_plan(

@@ -25,6 +25,7 @@ VERBS: dict[str, str] = {
     "agent": "Start the process that every node runs.",
     "nodes": "List the nodes of a running fleet and what they can do.",
     "train": "Train a model on the devices of a running fleet.",
+    "keep": "Keep a fleet's model good: when inputs drift, retrain, judge and roll out.",
     "simulate": "Run a training job in virtual time, without processes or network.",
     "data": "Audit how a data set is split over clients.",
     "profile": "Measure what a model costs on this machine, segment by segment.",

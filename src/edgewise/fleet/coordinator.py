@@ -66,7 +66,7 @@ class Coordinator:
         self.watch = Watch(node, ready=self._ready, lost=self._lost)
         self.runs = Runs(node, self.events, self.versions, self.watch, self._told)
         self.deployments = Deployments(node, self.versions, self.watch, self.events, install_here, self._told)
-        self.drift = DriftWatch(self.versions.confidences, self._devices, self._collect, self._told)
+        self.drift = DriftWatch(self._in_force, self.versions.confidences, self._devices, self._collect, self._told)
         self._routes()
 
     async def start(self) -> None:
@@ -162,6 +162,10 @@ class Coordinator:
 
     async def _rollback(self, *_: Any) -> Ack:
         return await self.deployments.rollback()
+
+    def _in_force(self) -> int:
+        now = self.deployments.current
+        return 0 if now is None else now.deploy.version
 
     def _devices(self) -> list[NodeId]:
         return [m.node for m in self.watch.members.alive(Tier.DEVICE)]

@@ -18,6 +18,8 @@ from edgewise.transport.frame import Frame
 
 ALARM = 10_000.0
 """Mean number of undrifted requests between false alarms is at least this."""
+NUM_WATCHED = 60
+"""Confidences of one exit that a version's own new inputs are known by."""
 SLACK = 2
 """Examples a device keeps beyond its share of those since the change."""
 
@@ -47,12 +49,13 @@ class CollectOrder(Message, frozen=True):
 
 
 class DriftWatch:
-    """The coordinator's detector, one state per version in force.
+    """The coordinator's detector of the version in force.
 
-    Attributes:
-        sentence: What was found of the version in force; "" while its inputs look as they should.
+    A version is compared with its calibration data, except one that was put in force because inputs had changed: how sure
+    it is of the first new inputs is how sure it will be, and only another change is a drift.
 
     Args:
+        in_force: The version in force; 0 if none.
         reference: Calibration confidences of a version, by exit; {} if there is no held-out data.
         devices: Names of the devices that are there.
         order: Sends an order to a device.
@@ -61,18 +64,26 @@ class DriftWatch:
 
     def __init__(
         self,
+        in_force: Callable[[], int],
         reference: Callable[[int], Mapping[int, Sequence[float]]],
         devices: Callable[[], Sequence[NodeId]],
         order: Callable[[NodeId, CollectOrder], Awaitable[None]],
         told: Callable[[str, dict[str, Any]], None],
     ) -> None:
+        self._in_force = in_force
         self._reference = reference
         self._devices = devices
         self._order = order
         self._told = told
-        self.sentence = ""
+        self._found = ""
         self._version = 0
         self._state: drift.DriftState | None = None
+        self._watched: dict[int, list[float]] | None = None
+
+    @property
+    def sentence(self) -> str:
+        """What was found of the version in force; "" while its inputs look as they should."""
+        return self._found if self._version == self._in_force() else ""
 
     async def arrived(self, report: Confidences, _: Frame, sender: NodeInfo) -> Ack:
         """Takes a device's confidences.
@@ -84,14 +95,15 @@ class DriftWatch:
             raise InputError(
                 f"{sender.node} reports confidences in the name of {report.node}; each node reports its own."
             )
-        if report.version < self._version:
-            return Ack(False, "an older version")
-        if report.version != self._version or self._state is None:
-            reference = self._reference(report.version)
-            if not reference:
-                return Ack(False, "no held-out data to compare with")
-            self.sentence = ""
-            self._version, self._state = report.version, drift.drift_detector(reference, threshold=ALARM)
+        if report.version != self._in_force():
+            return Ack(False, f"version {report.version} is not in force")
+        if report.version != self._version:
+            self._begin(report.version)
+        if self._watched is not None:
+            self._watch(self._watched, report)
+            return Ack()
+        if self._state is None:
+            return Ack(False, "no held-out data to compare with")
         for value in report.values:
             seen = drift.ConfidenceObserved(report.node, value, report.exit, report.time)
             self._state, alarms = drift.step(self._state, seen)
@@ -99,8 +111,21 @@ class DriftWatch:
                 await self._alarm(alarm)
         return Ack()
 
+    def _begin(self, version: int) -> None:
+        is_answer_to_drift = bool(self._found) and version > self._version
+        self._version, self._found, self._state = version, "", None
+        self._watched = {} if is_answer_to_drift else None
+        if self._watched is None and (reference := self._reference(version)):
+            self._state = drift.drift_detector(reference, threshold=ALARM)
+
+    def _watch(self, watched: dict[int, list[float]], report: Confidences) -> None:
+        watched.setdefault(report.exit, []).extend(report.values)
+        if len(watched[report.exit]) >= NUM_WATCHED:
+            enough = {index: values for index, values in watched.items() if len(values) >= NUM_WATCHED}
+            self._state, self._watched = drift.drift_detector(enough, threshold=ALARM), None
+
     async def _alarm(self, alarm: drift.DriftDetected) -> None:
-        self.sentence = (
+        self._found = (
             f"drift: for {alarm.num_since} requests before the alarm the inputs of version {self._version} did not look "
             "like those it was calibrated on. Give feedback, and train with --collected."
         )

@@ -159,6 +159,22 @@ class Feedback(Message, frozen=True):
     labels: dict[str, int]
 
 
+class HeldRequest(Message, frozen=True):
+    """Asks a device what it has collected."""
+
+
+class Held(Message, frozen=True):
+    """What a device has collected: numbers, no examples.
+
+    Attributes:
+        num_hard: Hard examples kept.
+        num_labelled: Those of them it was told the label of.
+    """
+
+    num_hard: int
+    num_labelled: int
+
+
 class HealthRequest(Message, frozen=True):
     """Asks a device how its last requests under a version went."""
 

@@ -24,6 +24,8 @@ from edgewise.fleet.messages import (
     FleetAnswer,
     FleetRequest,
     GraphRequest,
+    Held,
+    HeldRequest,
     LedgerAnswer,
     LedgerRequest,
     ListVersions,
@@ -223,6 +225,10 @@ class Operator:
     async def ledger(self, node: NodeId) -> LedgerAnswer:
         """What a node counted."""
         return await self._ask(LedgerRequest(), LedgerAnswer, to=node)
+
+    async def held(self, node: NodeId) -> Held:
+        """What a device has collected of hard examples."""
+        return await self._ask(HeldRequest(), Held, to=node)
 
     async def order(self, node: NodeId, message: Message) -> Ack:
         """Any order to any node."""

@@ -28,6 +28,8 @@ from edgewise.fleet.messages import (
     HardExamples,
     Health,
     HealthRequest,
+    Held,
+    HeldRequest,
     InstallOrder,
     ProfileAnswer,
     ProfileOrder,
@@ -144,6 +146,7 @@ class Serving:
         if self.server is not None:
             self.node.route("control", Feedback, self._feedback, Tier.CLOUD)
             self.node.route("control", CollectOrder, self._collect, Tier.CLOUD)
+            self.node.route("control", HeldRequest, self._held, Tier.CLOUD)
             if self._settings.http and self._open_door is not None:
                 host, _, port = self._settings.http.rpartition(":")
                 self._door = await self._open_door(self.server, host or "127.0.0.1", int(port))
@@ -281,6 +284,9 @@ class Serving:
 
     async def _collect(self, order: CollectOrder, *_: Any) -> Ack:
         return Ack(details={"kept": self.good.collect(order.last)})
+
+    async def _held(self, *_: Any) -> Held:
+        return Held(self.good.num_hard, self.good.num_labelled)
 
     async def _health(self, request: HealthRequest, *_: Any) -> Health:
         rows = [o for o in self.observations if o.version == request.version][-request.last :]

@@ -48,6 +48,11 @@ class StayingGood:
         """Hard examples kept."""
         return len(self._buffer.kept)
 
+    @property
+    def num_labelled(self) -> int:
+        """Those whose label was told."""
+        return len(self._answers.keys() & {example.request for example in self._buffer.examples})
+
     def served(self, inputs: Tensors, served: Served) -> Confidences | None:
         """Takes one served request.
 

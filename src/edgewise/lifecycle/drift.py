@@ -66,7 +66,7 @@ class DriftState:
         starts: When each bet's climb began: (time, requests seen before).
         num_seen: Requests ranked.
         num_unranked: Requests whose exit has no reference; they are left out.
-        detected: The alarm given; there is none after it until `rebased`.
+        detected: The alarm given; there is none after it.
     """
 
     threshold: float
@@ -150,19 +150,6 @@ def step(state: DriftState, event: ConfidenceObserved) -> tuple[DriftState, tupl
     since, before = state.starts[leader]
     alarm = DriftDetected(state.statistic, state.threshold, since, state.num_seen - before)
     return replace(state, detected=alarm), (alarm,)
-
-
-def rebased(state: DriftState, reference: Mapping[int, Sequence[float]]) -> DriftState:
-    """The detector for a new version: evidence forgotten, ranked against its own calibration confidences.
-
-    Args:
-        state: Any state; its threshold and bound are kept.
-        reference: As in `drift_detector`.
-
-    Returns:
-        A fresh state.
-    """
-    return drift_detector(reference, threshold=state.threshold, max_reference=state.max_reference)
 
 
 def _bet(state: DriftState, rank: float, time: float) -> DriftState:

@@ -1,27 +1,21 @@
-"""The closed loop: serve, notice drift, collect, label, retrain, gate, roll out, watch. One pure `step`.
+"""The closed loop: serve, notice drift, collect labels, retrain, gate, roll out. One pure `step`.
 
-    serving ─▶ collecting ─▶ labelling ─▶ retraining ─▶ gating ─▶ rolling out ─▶ watching ─▶ serving (done)
-       ▲                                      │ failed     │ refused    │ rolled back
-       └──────────────────────────────────────┴────────────┴────────────┘  old version serves, drift is found again
+    serving ─▶ collecting ─▶ retraining ─▶ gating ─▶ rolling out ─▶ serving (done)
+       ▲                         │ failed     │ refused    │ rolled back
+       └─────────────────────────┴────────────┴────────────┘  old version serves, a drift that is still there is found again
 
-Every turn ends in one outcome with a cause, and everything that happened is in the timeline, in words.
+Detection (`drift.py`), the gate and the rollout have steps of their own; here is what follows from what. Every turn ends in
+one outcome with a cause, and everything that happened is in the timeline, in words. `fleet/keeping.py` drives it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TypeAlias
 
-from edgewise.core.ids import NodeId
-from edgewise.lifecycle import drift, rollout
-from edgewise.lifecycle.drift import ConfidenceObserved, DriftState
-from edgewise.lifecycle.health import HealthLimits, HealthObserved
-from edgewise.lifecycle.rollout import EndRollout, RollbackRequested, RolloutAction, RolloutState
-
 MAX_NOTES = 1000
-"""Notes and outcomes a loop remembers; older ones go first. A turn makes about ten."""
+"""Notes and outcomes a loop remembers; older ones go first. A turn makes about six."""
 
 
 class LoopPhase(StrEnum):
@@ -29,12 +23,9 @@ class LoopPhase(StrEnum):
 
     SERVING = "serving"
     COLLECTING = "collecting"
-    LABELLING = "labelling"
     RETRAINING = "retraining"
     GATING = "gating"
     ROLLING_OUT = "rolling out"
-    WATCHING = "watching"
-    ROLLING_BACK = "rolling back"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +33,12 @@ class LoopSettings:
     """How the loop acts.
 
     Attributes:
-        stages: Nodes by rollout stage.
-        limits: Health of a stage.
-        min_examples: Hard examples in the fleet before labels are asked for.
-        min_labels: Labelled examples before a training run starts.
-        num_watched: Requests under the new version before the turn is done; their confidences become the detector's
-            reference, so at least 50.
+        min_labels: Labelled hard examples on the devices before a training run starts; after a turn that failed as many
+            more, for what did not help once is not tried again.
         max_attempts: Turns that may fail one after the other; then the loop only serves and says so.
     """
 
-    stages: tuple[tuple[NodeId, ...], ...]
-    limits: HealthLimits = HealthLimits()
-    min_examples: int = 60
     min_labels: int = 40
-    num_watched: int = 60
     max_attempts: int = 3
 
 
@@ -69,21 +52,20 @@ class TimelineNote:
 
 
 @dataclass(frozen=True, slots=True)
-class ExamplesHeld:
-    """The devices together hold this many hard examples."""
+class DriftNoticed:
+    """The inputs of the version that serves do not look as they did; a sentence says since when."""
 
-    num: int
+    text: str
     time: float
 
 
 @dataclass(frozen=True, slots=True)
-class LabelsReady:
-    """The devices together hold this many labelled examples; `agreement` with the truth where known."""
+class ExamplesHeld:
+    """The devices together hold this many hard examples, and so many of them have a label, or will get one from a teacher."""
 
     num: int
-    source: str
+    num_labelled: int
     time: float
-    agreement: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,29 +94,22 @@ class GateJudged:
     time: float
 
 
-LoopEvent: TypeAlias = (
-    ConfidenceObserved
-    | ExamplesHeld
-    | LabelsReady
-    | TrainingFinished
-    | TrainingFailed
-    | GateJudged
-    | rollout.RolloutEvent
-)
+@dataclass(frozen=True, slots=True)
+class RolloutEnded:
+    """A candidate serves on every device, or was taken back from all of them, and why."""
+
+    version: int
+    completed: bool
+    cause: str
+    time: float
+
+
+LoopEvent: TypeAlias = DriftNoticed | ExamplesHeld | TrainingFinished | TrainingFailed | GateJudged | RolloutEnded
 
 
 @dataclass(frozen=True, slots=True)
-class CollectExamples:
-    """Tell every device to keep hard examples from now on."""
-
-    since: float
-
-
-@dataclass(frozen=True, slots=True)
-class LabelExamples:
-    """Ask the label sources about what the devices hold."""
-
-    num: int
+class CountExamples:
+    """Ask the devices now and then what they hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +128,13 @@ class JudgeVersion:
 
 
 @dataclass(frozen=True, slots=True)
+class RollOut:
+    """Plan the candidate and bring it to the devices, stage by stage."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
 class EndTurn:
     """A turn of the loop is over: `done`, `refused`, `failed` or `rolled_back`, and why."""
 
@@ -161,7 +143,7 @@ class EndTurn:
     version: int
 
 
-LoopAction: TypeAlias = CollectExamples | LabelExamples | StartTraining | JudgeVersion | EndTurn | RolloutAction
+LoopAction: TypeAlias = CountExamples | StartTraining | JudgeVersion | RollOut | EndTurn
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,13 +153,8 @@ class LoopState:
     Attributes:
         settings: How it acts.
         version: What serves.
-        drift: The detector.
-        reference: Confidences the detector started from, per exit.
-        former: The same of the version before, for a rollback after the turn was done.
         phase: Where it stands.
         candidate: Version in the making; 0 if none.
-        rollout: The rollout of this turn, or of the last one, which can still be rolled back.
-        watched: Confidences seen under the new version, per exit.
         num_failed: Turns that failed one after the other.
         outcomes: Of every turn, in order; the last `MAX_NOTES`.
         timeline: What happened; the last `MAX_NOTES`.
@@ -185,43 +162,38 @@ class LoopState:
 
     settings: LoopSettings
     version: int
-    drift: DriftState
-    reference: Mapping[int, Sequence[float]]
-    former: Mapping[int, Sequence[float]] | None = None
     phase: LoopPhase = LoopPhase.SERVING
     candidate: int = 0
-    rollout: RolloutState | None = None
-    watched: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
     num_failed: int = 0
     outcomes: tuple[str, ...] = ()
     timeline: tuple[TimelineNote, ...] = ()
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether too many turns failed: drifts are not acted on until somebody has looked."""
+        return self.num_failed >= self.settings.max_attempts
+
+    @property
+    def needed_labels(self) -> int:
+        """Labelled examples that the next training run waits for."""
+        return self.settings.min_labels * (1 + self.num_failed)
 
 
 Outcome: TypeAlias = tuple[LoopState, tuple[LoopAction, ...]]
 
 
-def start(
-    settings: LoopSettings,
-    version: int,
-    reference: Mapping[int, Sequence[float]],
-    *,
-    threshold: float = 10_000.0,
-    time: float = 0.0,
-) -> LoopState:
-    """A loop whose version has just begun to serve.
+def start(settings: LoopSettings, version: int, *, time: float = 0.0) -> LoopState:
+    """A loop whose version serves.
 
     Args:
         settings: How it acts.
         version: What serves.
-        reference: Per exit the version's confidences on the calibration set.
-        threshold: Of the drift detector.
-        time: Seconds on the fleet's clock.
+        time: Seconds on the clock of the events.
 
     Returns:
         The first state of `step`.
     """
-    state = LoopState(settings, version, drift.drift_detector(reference, threshold=threshold), reference)
-    return _note(state, time, f"version {version} serves")
+    return _note(LoopState(settings, version), time, f"version {version} serves")
 
 
 def step(state: LoopState, event: LoopEvent) -> Outcome:
@@ -236,16 +208,10 @@ def step(state: LoopState, event: LoopEvent) -> Outcome:
     """
     phase = state.phase
     match event:
-        case ConfidenceObserved():
-            return _on_confidence(state, event)
-        case ExamplesHeld() if phase is LoopPhase.COLLECTING and event.num >= state.settings.min_examples:
-            state = _enter(state, LoopPhase.LABELLING, event.time, f"{event.num} hard examples are kept on the devices")
-            return state, (LabelExamples(event.num),)
-        case LabelsReady() if phase is LoopPhase.LABELLING and event.num >= state.settings.min_labels:
-            agrees = "" if event.agreement is None else f", {event.agreement:.0%} agree with the truth"
-            text = (
-                f"{event.num} examples labelled by {event.source}{agrees}; training starts from version {state.version}"
-            )
+        case DriftNoticed() if phase is LoopPhase.SERVING and not state.is_given_up:
+            return _enter(state, LoopPhase.COLLECTING, event.time, event.text), (CountExamples(),)
+        case ExamplesHeld() if phase is LoopPhase.COLLECTING and event.num_labelled >= state.needed_labels:
+            text = f"{event.num_labelled} of {event.num} hard examples have labels; training starts from version {state.version}"
             return _enter(state, LoopPhase.RETRAINING, event.time, text), (StartTraining(state.version),)
         case TrainingFinished() if phase is LoopPhase.RETRAINING:
             state = replace(state, candidate=event.version)
@@ -254,102 +220,32 @@ def step(state: LoopState, event: LoopEvent) -> Outcome:
         case TrainingFailed() if phase is LoopPhase.RETRAINING:
             return _end_unchanged(state, "failed", event.cause, event.time)
         case GateJudged() if phase is LoopPhase.GATING and event.version == state.candidate:
-            return _on_gate(state, event)
-        case (
-            rollout.NodeUpdated()
-            | rollout.NodeUnhealthy()
-            | HealthObserved()
-            | rollout.NodeLost()
-            | rollout.NodeReturned()
-            | RollbackRequested()
-            | rollout.TimePassed()
-        ) if state.rollout is not None:
-            return _on_rollout(state, state.rollout, event)
+            if not event.passed:
+                return _end_unchanged(state, "refused", event.reason, event.time)
+            text = f"version {event.version} {event.reason}"
+            return _enter(state, LoopPhase.ROLLING_OUT, event.time, text), (RollOut(event.version),)
+        case RolloutEnded() if phase is LoopPhase.ROLLING_OUT and event.version == state.candidate:
+            if not event.completed:
+                return _end_unchanged(state, "rolled_back", event.cause, event.time)
+            return _done(state, event)
     return state, ()
 
 
-def _on_confidence(state: LoopState, event: ConfidenceObserved) -> Outcome:
-    if state.phase is LoopPhase.WATCHING:
-        watched = {**state.watched, event.exit: (*state.watched.get(event.exit, ()), event.confidence)}
-        state = replace(state, watched=watched)
-        enough = {e: values for e, values in watched.items() if len(values) >= max(50, state.settings.num_watched)}
-        return _done(state, enough, event.time) if enough else (state, ())
-    if state.phase is not LoopPhase.SERVING or state.num_failed >= state.settings.max_attempts:
-        return state, ()
-    detector, alarms = drift.step(state.drift, event)
-    state = replace(state, drift=detector)
-    if not alarms:
-        return state, ()
-    alarm = alarms[0]
-    text = f"drift: confidence has fallen since {alarm.since:.1f} s, {alarm.num_since} requests ago"
-    return _enter(state, LoopPhase.COLLECTING, event.time, text), (CollectExamples(alarm.since),)
-
-
-def _done(state: LoopState, reference: Mapping[int, tuple[float, ...]], time: float) -> Outcome:
-    num = sum(len(values) for values in state.watched.values())
-    cause = f"version {state.version} serves, {num} requests watched"
+def _done(state: LoopState, event: RolloutEnded) -> Outcome:
     state = replace(
-        state,
-        drift=drift.rebased(state.drift, reference),
-        reference=reference,
-        former=state.reference,
-        watched={},
-        num_failed=0,
-        outcomes=(*state.outcomes, "done")[-MAX_NOTES:],
+        state, version=event.version, candidate=0, num_failed=0, outcomes=(*state.outcomes, "done")[-MAX_NOTES:]
     )
-    return _enter(state, LoopPhase.SERVING, time, f"done: {cause}"), (EndTurn("done", cause, state.version),)
-
-
-def _on_gate(state: LoopState, event: GateJudged) -> Outcome:
-    if not event.passed:
-        return _end_unchanged(state, "refused", event.reason, event.time)
-    settings = state.settings
-    away = state.rollout.away if state.rollout is not None else frozenset()
-    rolling, actions = rollout.start(
-        event.version, state.version, settings.stages, limits=settings.limits, away=away, time=event.time
-    )
-    state = replace(state, rollout=rolling, former=None)
-    return _enter(state, LoopPhase.ROLLING_OUT, event.time, f"version {event.version} {event.reason}"), actions
-
-
-def _on_rollout(state: LoopState, rolling: RolloutState, event: rollout.RolloutEvent) -> Outcome:
-    before = rolling
-    rolling, actions = rollout.step(rolling, event)
-    state = replace(state, rollout=rolling)
-    if rolling.stage > before.stage and rolling.phase is rollout.Phase.INSTALLING:
-        state = _note(state, event.time, f"stage {before.stage + 1} of {len(rolling.stages)} is healthy")
-    if rolling.phase is rollout.Phase.REVERTING and before.phase is not rollout.Phase.REVERTING:
-        text = f"going back to version {rolling.previous}: {rolling.cause}"
-        state = _enter(state, LoopPhase.ROLLING_BACK, event.time, text)
-    orders: tuple[LoopAction, ...] = actions
-    for end in (a for a in actions if isinstance(a, EndRollout)):
-        state, more = _on_rollout_end(state, rolling, end, event.time)
-        orders = (*orders, *more)
-    return state, orders
-
-
-def _on_rollout_end(state: LoopState, rolling: RolloutState, end: EndRollout, time: float) -> Outcome:
-    if end.outcome == "completed":
-        state = replace(state, version=rolling.version, candidate=0, watched={})
-        return _enter(state, LoopPhase.WATCHING, time, f"version {rolling.version} is rolled out: {end.cause}"), ()
-    reference = state.reference if state.former is None else state.former
-    state = replace(state, version=rolling.previous, reference=reference, former=None)
-    return _end_unchanged(state, "rolled_back", end.cause, time)
+    state = _enter(state, LoopPhase.SERVING, event.time, f"done: version {event.version} serves; {event.cause}")
+    return state, (EndTurn("done", event.cause, event.version),)
 
 
 def _end_unchanged(state: LoopState, outcome: str, cause: str, time: float) -> Outcome:
-    """The old version goes on serving; the detector starts afresh and finds a drift that is still there again."""
+    """The old version goes on serving; a drift that is still there is acted on again."""
     num_failed = state.num_failed + 1
-    state = replace(
-        state,
-        drift=drift.rebased(state.drift, state.reference),
-        candidate=0,
-        watched={},
-        num_failed=num_failed,
-        outcomes=(*state.outcomes, outcome)[-MAX_NOTES:],
-    )
+    outcomes = (*state.outcomes, outcome)[-MAX_NOTES:]
+    state = replace(state, candidate=0, num_failed=num_failed, outcomes=outcomes)
     text = f"{outcome.replace('_', ' ')}: {cause.removeprefix('refused: ')}"
-    if num_failed >= state.settings.max_attempts:
+    if state.is_given_up:
         text += f" That was turn {num_failed} without success; version {state.version} serves until somebody looks"
     return _enter(state, LoopPhase.SERVING, time, text), (EndTurn(outcome, cause, state.version),)
 

@@ -1,0 +1,118 @@
+"""`edgewise keep`: the closed loop on a running fleet, without a person."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgewise.cli.fleet_plan import Deadline, FleetWish, plan_and_deploy, policy_of
+from edgewise.cli.operator_options import AsOperator, ToFleet, operator_of
+from edgewise.cli.output import AsJson, Output
+from edgewise.cli.running import run_async
+from edgewise.cli.train import Session, read_job, source_of
+
+if TYPE_CHECKING:
+    from edgewise.fleet.operator import Operator
+    from edgewise.lifecycle.loop import LoopSettings, LoopState, TimelineNote
+    from edgewise.models.task import Task
+    from edgewise.training.job import JobFile
+
+
+def command(
+    job: Annotated[Path, typer.Argument(help="TOML: the task, and how it is trained anew.")],
+    connect: ToFleet = "",
+    identity: AsOperator = "",
+    change: Annotated[list[str] | None, typer.Option("--set", help="Override a key, e.g. training.rounds=3.")] = None,
+    labels: Annotated[
+        str,
+        typer.Option(
+            "--labels", help="Who labels hard examples: feedback (if nothing is said), or teacher (the model in force)."
+        ),
+    ] = "",
+    teacher: Annotated[int, typer.Option("--teacher", min=0, help="This version labels them, on the devices.")] = 0,
+    min_labels: Annotated[
+        int, typer.Option("--min-labels", min=1, help="Labelled examples in the fleet before it trains.")
+    ] = 40,
+    policy: Annotated[Path | None, typer.Option("--policy", help="TOML: limits that every new plan keeps.")] = None,
+    budget: Annotated[str, typer.Option("--budget", help="Time to measure each node of a new version for.")] = "3 s",
+    deadline: Deadline = "",
+    turns: Annotated[int, typer.Option("--turns", min=0, help="End after so many turns; 0 goes on until ctrl-C.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Keep a running fleet's model good.
+
+    Waits until inputs drift and enough hard examples have labels, trains from the version in force, and, if the gate lets the
+    new one pass, plans it and rolls it out. After three turns without success it ends with exit code 1.
+
+    Example:
+      edgewise keep job.toml --connect tls/127.0.0.1:7447 --identity nodes/operator
+    """
+    from edgewise.lifecycle.loop import LoopSettings
+
+    out, read = Output(as_json), read_job(job, change or [])
+    source = source_of(True, labels, teacher)
+    wish = FleetWish(connect, identity, policy, budget=budget, deadline=deadline, deploy=True)
+    policy_of(policy)  # what is wrong with it is told now, not at the first drift
+    state = run_async(keep(out, wish, read, source, teacher, LoopSettings(min_labels), turns))
+    out.result({"version": state.version, "outcomes": state.outcomes, "timeline": state.timeline})
+    if state.is_given_up:
+        raise typer.Exit(1)
+
+
+async def keep(
+    out: Output,
+    wish: FleetWish,
+    read: tuple[JobFile, Task],
+    source: str,
+    teacher: int,
+    settings: LoopSettings,
+    turns: int,
+) -> LoopState:
+    """Connects, and drives the loop.
+
+    Args:
+        out: Where to print.
+        wish: Where the fleet is, and what plans keep to.
+        read: Job and task.
+        source: Words of the source of labels.
+        teacher: Version that labels; 0 for the one in force.
+        settings: Of the loop.
+        turns: As `Keeper.run`.
+
+    Returns:
+        The loop at its end.
+    """
+    from edgewise.fleet.keeping import Keeper
+
+    def said(note: TimelineNote) -> None:
+        if out.as_json:
+            out.event("loop", time_s=note.time, phase=note.phase, text=note.text)
+        else:
+            out.line(f"{note.time:8.1f} s  {note.phase}: {note.text}")
+
+    async with operator_of(wish.connect, wish.identity, "") as operator:
+
+        async def train(parent: int) -> tuple[int, str]:
+            session = Session(out)
+            status = await session.train(
+                operator, read, start_version=parent, labels=source, teacher_version=teacher
+            )  # fmt: skip
+            return status.version, status.cause or f"run {status.run} ended as {status.state} without a version"
+
+        async def roll_out(number: int) -> str:
+            return await _roll_out(out, wish, operator, number)
+
+        keeper = Keeper(
+            operator, settings, labels=source, train=train, roll_out=roll_out, said=said,
+            away=lambda cause: out.event("coordinator_away", cause=cause),
+        )  # fmt: skip
+        return await keeper.run(turns)
+
+
+async def _roll_out(out: Output, wish: FleetWish, operator: Operator, number: int) -> str:
+    version = next(v for v in (await operator.versions()).versions if v.number == number)
+    found = await plan_and_deploy(out, wish, policy_of(wish.policy), operator, version)
+    out.event("deployed", **found["deployed"])
+    return ""

@@ -1,0 +1,168 @@
+"""The loop without a person, over a coordinator that answers as one does: events, counts, gates, absences."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from edgewise.core.errors import InputError, RemoteError, Unreachable
+from edgewise.core.ids import NodeId, Tier
+from edgewise.fleet import keeping
+from edgewise.fleet.keeping import Keeper
+from edgewise.fleet.messages import Held
+from edgewise.lifecycle.loop import LoopSettings, LoopState
+from edgewise.models.version import GateResult
+from edgewise.transport.frame import Frame
+from edgewise.transport.keys import Keys
+
+DRIFT = "drift: for 80 requests before the alarm"
+PASSED = GateResult(True, 337, 1, 9, -1.5, 2.0, "passed: loses 1 and gains 9")
+REFUSED = GateResult(False, 337, 30, 0, 11.0, 2.0, "refused: loses 30")
+
+
+@dataclass
+class World:
+    """A fleet of two devices as an operator sees it; `drift` is what the coordinator has found."""
+
+    gate: GateResult | None = PASSED
+    drift: str = DRIFT
+    current: int = 1
+    away: int = 0
+    labelled: int = 25
+    rollout: str = ""
+    trained: list[int] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    causes: list[str] = field(default_factory=list)
+    hear: Any = None
+
+    def __post_init__(self) -> None:
+        self.coordinator = NodeId("cloud")
+        self.node = SimpleNamespace(keys=Keys("test"), transport=self)
+
+    async def subscribe(self, _: str, handler: Any) -> Any:
+        self.hear = handler
+        return SimpleNamespace(close=self.closed)
+
+    async def closed(self) -> None:
+        self.hear = None
+
+    async def nodes(self) -> Any:
+        if self.away:
+            self.away -= 1
+            raise Unreachable("nobody answers on cloud/control.")
+        infos = [SimpleNamespace(node=NodeId(f"device-{i}"), tier=Tier.DEVICE, http_port=80) for i in (1, 2, 3)]
+        rows = [SimpleNamespace(info=info, state="alive") for info in infos]
+        return SimpleNamespace(nodes=rows, drift=self.drift)
+
+    async def held(self, device: NodeId) -> Held:
+        if device == "device-3":
+            raise Unreachable("it is asleep.")
+        self.labelled += 5
+        return Held(100, self.labelled)
+
+    async def versions(self) -> Any:
+        known = [SimpleNamespace(number=n, gate=self.gate) for n in range(1, 9)]
+        return SimpleNamespace(current=self.current, versions=known)
+
+    async def train(self, parent: int) -> tuple[int, str]:
+        self.trained.append(parent)
+        return len(self.trained) + 1, ""
+
+    async def roll_out(self, version: int) -> str:
+        if not self.rollout:
+            self.current, self.drift = version, ""
+        return self.rollout
+
+    def keep(self, turns: int = 1, labels: str = "feedback", **settings: int) -> LoopState:
+        operator: Any = self
+
+        async def run() -> LoopState:
+            keeper = Keeper(
+                operator, LoopSettings(**settings), labels=labels, train=self.train, roll_out=self.roll_out,
+                said=lambda note: self.said.append(note.text), away=self.causes.append,
+            )  # fmt: skip
+            return await asyncio.wait_for(keeper.run(turns), 20.0)
+
+        return asyncio.run(run())
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("COUNT_EVERY_S", "AGAIN_S"):
+        monkeypatch.setattr(keeping, name, 0.01)
+
+
+def test_a_drift_that_is_there_already_becomes_a_version_that_serves() -> None:
+    world = World()
+    state = world.keep(min_labels=100)
+    assert (state.outcomes, state.version, world.trained, world.hear) == (("done",), 2, [1], None)
+    assert world.said == [
+        "version 1 serves", DRIFT, "105 of 200 hard examples have labels; training starts from version 1",
+        "version 2 is trained", "version 2 passed: loses 1 and gains 9",
+        "done: version 2 serves; every device that is there has it",
+    ]  # fmt: skip
+
+
+def test_a_drift_is_heard_while_it_waits() -> None:
+    world = World(drift="")
+    subscribe = world.subscribe
+
+    async def later(key: str, handler: Any) -> Any:
+        def happens() -> None:
+            world.drift = DRIFT
+            handler(key, Frame("node_ready"))
+            handler(key, Frame("drift_detected"))
+
+        asyncio.get_running_loop().call_later(0.05, happens)
+        return await subscribe(key, handler)
+
+    world.subscribe = later  # type: ignore[method-assign]
+    assert world.keep().outcomes == ("done",)
+
+
+def test_a_coordinator_that_is_away_comes_back() -> None:
+    world = World(away=3)
+    assert world.keep().outcomes == ("done",)
+    assert world.causes == ["nobody answers on cloud/control."] * 3
+
+
+def test_a_teacher_labels_whatever_is_held() -> None:
+    world = World(labelled=-1000)
+    assert world.keep(labels="teacher(reads='features')", min_labels=150).outcomes == ("done",)
+
+
+@pytest.mark.parametrize(
+    ("world", "outcome", "said"),
+    [
+        (World(gate=REFUSED), "refused", "loses 30"),
+        (World(gate=None), "refused", "there is no held-out data to judge it on"),
+        (World(rollout="p95 tripled on device-1"), "rolled_back", "p95 tripled on device-1"),
+    ],
+    ids=["refused", "no held-out data", "taken back"],
+)
+def test_three_turns_without_success_end_it(world: World, outcome: str, said: str) -> None:
+    state = world.keep(turns=0)
+    assert state.outcomes == (outcome,) * 3
+    assert state.is_given_up
+    assert said in world.said[-1]
+    assert (world.current, world.trained) == (1, [1, 1, 1])
+
+
+def test_errors_of_training_and_rollout_are_causes(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refused(_: int) -> Any:
+        raise RemoteError("nobody holds data of the task.")
+
+    for name, outcome in (("train", "failed"), ("roll_out", "rolled_back")):
+        world = World()
+        monkeypatch.setattr(world, name, refused)
+        assert world.keep().outcomes == (outcome,)
+        assert "nobody holds data of the task." in world.said[-1]
+
+
+def test_a_fleet_on_which_nothing_serves_is_not_kept() -> None:
+    with pytest.raises(InputError, match="no version is in force on this fleet"):
+        World(current=0).keep()
