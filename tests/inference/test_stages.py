@@ -75,7 +75,7 @@ def test_dilation_does_not_multiply_what_the_host_took(monkeypatch: pytest.Monke
 
 
 def test_what_is_far_beyond_the_usual_is_no_computing() -> None:
-    assert computing_s(np.array([1.0, 1.2, 0.9, 9.0, 2.9])).tolist() == [1.0, 1.2, 0.9, 3 * 1.2, 2.9]
+    assert computing_s([1.0, 1.2, 0.9, 9.0, 2.9]) == [1.0, 1.2, 0.9, 3 * 1.2, 2.9]
 
 
 def test_the_precise_wait_is_never_short_and_rarely_long() -> None:

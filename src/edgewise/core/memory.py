@@ -8,7 +8,7 @@ _YOUNG = 10_000
 
 
 def keep_for_good() -> None:
-    """Takes everything that exists now out of garbage collection; called once a process has what it needs to serve.
+    """Takes everything that exists now out of garbage collection; called whenever a process has what it needs to serve.
 
     A full collection walks all objects of all imported libraries: with torch 90 ms, in which no request is answered,
     longer than many a deadline. What is kept so is never freed by a collection, so call it where little is garbage.

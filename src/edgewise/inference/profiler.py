@@ -69,7 +69,7 @@ class _Piece:
 
     def cost(self, dilation: float) -> SegmentCost:
         taken_s, busy_s = np.asarray(self.runs).T
-        seconds = taken_s + (dilation - 1.0) * computing_s(busy_s)  # as `Stage.run` does
+        seconds = taken_s + (dilation - 1.0) * np.asarray(computing_s(busy_s))  # as `Stage.run` does
         middle = float(np.median(seconds))
         mad = float(np.median(np.abs(seconds - middle)))
         return SegmentCost(self.first, self.last, middle, float(np.quantile(seconds, 0.95)), mad, len(self.runs))

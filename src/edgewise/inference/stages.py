@@ -66,20 +66,20 @@ def wait_precisely(seconds: float) -> None:
         pass
 
 
-def computing_s(busy: NDArray[np.float64]) -> NDArray[np.float64]:
+def computing_s(busy: Sequence[float]) -> list[float]:
     """Seconds of computing in the processor's seconds of some runs of one thing, in order.
 
     A virtual processor that its host takes away in the middle of a run goes on counting. The same graph on inputs of the
     same size takes about as long each time, so what is beyond `_HELD_UP` times the median was not computing.
 
     Args:
-        busy: float[n], the processor's seconds of each run.
+        busy: The processor's seconds of each run.
 
     Returns:
-        float[n], at most `_HELD_UP` times their median.
+        The same, at most `_HELD_UP` times their median.
     """
-    most: NDArray[np.float64] = np.minimum(busy, _HELD_UP * np.median(busy))
-    return most
+    middle = sorted(busy)[len(busy) // 2]
+    return [min(seconds, _HELD_UP * middle) for seconds in busy]
 
 
 class Stage:
@@ -128,7 +128,7 @@ class Stage:
     def _computing_s(self, feeds: Mapping[str, NDArray[Any]], busy_s: float) -> float:
         last = self._busy.setdefault(sum(feeds[name].size for name in self.inputs), deque(maxlen=_LAST_RUNS))
         last.append(busy_s)
-        return float(computing_s(np.asarray(last))[-1]) if len(last) >= _FEWEST_RUNS else busy_s
+        return computing_s(last)[-1] if len(last) >= _FEWEST_RUNS else busy_s
 
     def compute(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """The bare computation, undilated: what the profiler and the warm-up run."""
