@@ -91,6 +91,7 @@ class Fleet:
     def __post_init__(self) -> None:
         self.watch = DriftWatch(
             lambda: self.serving,
+            lambda _: False,
             self.versions.confidences,
             lambda: DEVICES,
             self._order,

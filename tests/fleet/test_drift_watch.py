@@ -36,7 +36,12 @@ def watched(*reports: Confidences, sender: str = NODE, sentences: list[str] | No
     async def run() -> None:
         force = [1]
         watch = DriftWatch(
-            lambda: force[-1], lambda version: REFERENCE, lambda: (NODE,), order, lambda _, said: alarms.append(said)
+            lambda: force[-1],
+            lambda version: version == 2,
+            lambda version: REFERENCE,
+            lambda: (NODE,),
+            order,
+            lambda _, said: alarms.append(said),
         )
         for report in reports:
             force.append(max(report.version, 1) if report.version < 10 else force[-1])
@@ -79,7 +84,13 @@ def test_a_version_that_answers_a_drift_is_known_by_what_it_gives_on_the_new_inp
     drifted, answer = told(0.0, 0.2, 0), under(2, told(0.1, 0.3, 0))
     assert len(watched(drifted, answer, answer, answer)) == 1  # far below calibration, and as sure as it ever was
     assert len(watched(drifted, answer, answer, under(2, told(0.0, 0.02, 0)))) == 2  # another change is a drift
-    assert len(watched(answer)) == 1  # without a drift before it is compared with its calibration
+    assert watched(answer, answer) == []  # also after a restart, when nobody remembers the drift
+
+
+def test_an_exit_that_is_seen_later_is_watched_before_it_is_weighed() -> None:
+    first, later = under(2, told(0.1, 0.3, 0)), under(2, told(0.2, 0.4, 1))
+    assert watched(first, later, later) == []
+    assert len(watched(first, later, later, under(2, told(0.0, 0.02, 1)))) == 1
 
 
 def test_after_a_rollback_the_former_version_is_compared_with_its_calibration() -> None:

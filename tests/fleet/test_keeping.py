@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edgewise.core.errors import InputError, RemoteError, Unreachable
+from edgewise.core.errors import DeadlineExceeded, InputError, RemoteError, Unreachable
 from edgewise.core.ids import NodeId, Tier
 from edgewise.fleet import keeping
 from edgewise.fleet.keeping import Keeper
@@ -161,6 +161,36 @@ def test_errors_of_training_and_rollout_are_causes(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(world, name, refused)
         assert world.keep().outcomes == (outcome,)
         assert "nobody holds data of the task." in world.said[-1]
+
+
+@pytest.mark.parametrize(("patience_s", "outcome"), [(10.0, "done"), (0.05, "rolled_back")])
+def test_a_rollout_that_takes_longer_than_its_question_is_waited_for(
+    patience_s: float, outcome: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World()
+
+    async def long(version: int) -> str:
+        asyncio.get_running_loop().call_later(0.2, setattr, world, "current", version)
+        raise DeadlineExceeded("no answer on cloud/control within 120 s.")
+
+    monkeypatch.setattr(keeping, "ROLLOUT_S", patience_s)
+    monkeypatch.setattr(world, "roll_out", long)
+    assert world.keep().outcomes == (outcome,)
+
+
+def test_it_trains_from_what_is_in_force_whoever_put_it_there() -> None:
+    world = World()
+    versions = world.versions
+    asked: list[int] = []
+
+    async def changed() -> Any:
+        asked.append(world.current)
+        world.current = 7 if len(asked) > 1 else 1
+        return await versions()
+
+    world.versions = changed  # type: ignore[method-assign]
+    world.keep()
+    assert world.trained == [7]
 
 
 def test_a_fleet_on_which_nothing_serves_is_not_kept() -> None:

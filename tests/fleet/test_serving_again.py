@@ -66,6 +66,18 @@ def test_a_node_serves_again_what_it_served(tier: Tier, tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+def test_a_device_at_another_edge_asks_that_one_first(tmp_path: Path) -> None:
+    async def run() -> None:
+        await installed(tmp_path, Tier.DEVICE)
+        serving = role(tmp_path, Tier.DEVICE)
+        await serving.resume(NodeId("edge-2"))
+        assert serving.server is not None
+        assert serving.server._peers.usable() == ("edge-2", "edge-1")
+        await serving.close()
+
+    asyncio.run(run())
+
+
 def spoil(path: Path) -> None:
     path.write_bytes(b"half a f")
 

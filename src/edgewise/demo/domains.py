@@ -66,7 +66,7 @@ class OtherDomains:
         """Ends what is still under way; idempotent."""
         self._cancelled.set()  # a thread does not hear of it otherwise, and its processes would go on
         await asyncio.wait({self._task})
-        with suppress(Exception):  # told by `evidence` to whoever waits for it
+        with suppress(Exception, asyncio.CancelledError):  # told by `evidence` to whoever waits for it
             self._task.result()
 
 

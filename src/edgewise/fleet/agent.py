@@ -75,6 +75,7 @@ class Agent:
         self.stopped = asyncio.Event()
         self.uplinks = uplink.Uplinks((True,))
         self._parents: dict[int, NodeId] = {}
+        self._edge: NodeId | None = None
         self._parent_known = asyncio.Event()
         self._moving = asyncio.Lock()
         self._is_renewing = False
@@ -148,7 +149,7 @@ class Agent:
                 async with asyncio.timeout(PARENT_WAIT_S):
                     await self._parent_known.wait()
         if not settings.coordinator:  # which knows from its log what is in force
-            await self.serving.resume()
+            await self.serving.resume(self._edge if settings.tier is Tier.DEVICE else None)
         await node.attach(self.uplinks.attached)
         for role in (self.aggregator, self.coordinator):
             if role is not None:
@@ -198,8 +199,9 @@ class Agent:
             if there and known is None and zenoh_id(name, epoch) in routers:
                 self._parents[index] = name
                 node.set_parent(name, index)
+                self.serving.ways_changed()
                 if index == 0:
-                    self.parent = name
+                    self.parent, self._edge = name, name if tier is Tier.EDGE else None
                     self._parent_known.set()
             if self._parents.get(index) == name:
                 if epoch < newest.get(name, Epoch(0)):

@@ -102,6 +102,8 @@ class Aggregator:
         run = order.region.run
         self._orders[run], self._cloud[run] = order, frame.sender
         await self._begin_to_fetch(order)
+        if self._orders.get(run) is not order:
+            return Ack()  # said again meanwhile, or over; whoever took its place opens the region
         # Nobody waits for the round here: the order is durable, the sum comes by its own report.
         await self._driver.dispatch(RegionOpened(order.region, self._present()))
         for member in self.watch.members.members.values():
@@ -132,7 +134,7 @@ class Aggregator:
                 try:
                     await deliver(lambda: self.node.fetch(model, progress=moved), what=what, wanted=wanted)
                     break
-                except EdgewiseError as error:
+                except (EdgewiseError, OSError) as error:  # refused, spoiled on its way, or no room for it
                     if not begun.done():  # the order is refused with this
                         return begun.set_exception(error)
                     log.error("%s broke off, it is fetched again: %s", what, error)
@@ -202,10 +204,10 @@ class Aggregator:
     async def _miss_absent(self) -> None:
         """Gives up who was there before a restart and is not since: there was no token whose end could be seen."""
         await asyncio.sleep(RETURN_GRACE_S)
-        there = self._present()
         for region in tuple(self._driver.state.regions.values()):
-            for client in [c for c in region.gathering.outstanding if c not in there]:
-                await self._gone(client, f"not seen since {self.node.name} was started again")
+            for client in region.gathering.outstanding:
+                if client not in self._present():
+                    await self._gone(client, f"not seen since {self.node.name} was started again")
 
     @staticmethod
     def _awaits(region: Region, client: ClientId) -> bool:

@@ -66,7 +66,9 @@ class Coordinator:
         self.watch = Watch(node, ready=self._ready, lost=self._lost)
         self.runs = Runs(node, self.events, self.versions, self.watch, self._told)
         self.deployments = Deployments(node, self.versions, self.watch, self.events, install_here, self._told)
-        self.drift = DriftWatch(self._in_force, self.versions.confidences, self._devices, self._collect, self._told)
+        self.drift = DriftWatch(
+            self._in_force, self._answers_drift, self.versions.confidences, self._devices, self._collect, self._told
+        )  # fmt: skip
         self._routes()
 
     async def start(self) -> None:
@@ -162,6 +164,9 @@ class Coordinator:
 
     async def _rollback(self, *_: Any) -> Ack:
         return await self.deployments.rollback()
+
+    def _answers_drift(self, version: int) -> bool:
+        return self.runs.had_hard_examples(self.versions.get(version).run)
 
     def _in_force(self) -> int:
         now = self.deployments.current

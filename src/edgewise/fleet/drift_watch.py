@@ -51,11 +51,12 @@ class CollectOrder(Message, frozen=True):
 class DriftWatch:
     """The coordinator's detector of the version in force.
 
-    A version is compared with its calibration data, except one that was put in force because inputs had changed: how sure
-    it is of the first new inputs is how sure it will be, and only another change is a drift.
+    A version is compared with its calibration data, except one that was trained because inputs had changed: how sure it is
+    of the first inputs it sees is how sure it will be, and only another change is a drift.
 
     Args:
         in_force: The version in force; 0 if none.
+        answers_drift: Whether a version was trained because inputs had changed.
         reference: Calibration confidences of a version, by exit; {} if there is no held-out data.
         devices: Names of the devices that are there.
         order: Sends an order to a device.
@@ -65,12 +66,14 @@ class DriftWatch:
     def __init__(
         self,
         in_force: Callable[[], int],
+        answers_drift: Callable[[int], bool],
         reference: Callable[[int], Mapping[int, Sequence[float]]],
         devices: Callable[[], Sequence[NodeId]],
         order: Callable[[NodeId, CollectOrder], Awaitable[None]],
         told: Callable[[str, dict[str, Any]], None],
     ) -> None:
         self._in_force = in_force
+        self._answers_drift = answers_drift
         self._reference = reference
         self._devices = devices
         self._order = order
@@ -78,7 +81,7 @@ class DriftWatch:
         self._found = ""
         self._version = 0
         self._state: drift.DriftState | None = None
-        self._watched: dict[int, list[float]] | None = None
+        self._watched: dict[int, list[float]] = {}
 
     @property
     def sentence(self) -> str:
@@ -99,11 +102,11 @@ class DriftWatch:
             return Ack(False, f"version {report.version} is not in force")
         if report.version != self._version:
             self._begin(report.version)
-        if self._watched is not None:
-            self._watch(self._watched, report)
-            return Ack()
-        if self._state is None:
+        if self._state is None and not self._answers_drift(report.version):
             return Ack(False, "no held-out data to compare with")
+        if self._state is None or (self._answers_drift(report.version) and report.exit not in self._state.references):
+            self._watch(report)
+            return Ack()
         for value in report.values:
             seen = drift.ConfidenceObserved(report.node, value, report.exit, report.time)
             self._state, alarms = drift.step(self._state, seen)
@@ -112,17 +115,17 @@ class DriftWatch:
         return Ack()
 
     def _begin(self, version: int) -> None:
-        is_answer_to_drift = bool(self._found) and version > self._version
-        self._version, self._found, self._state = version, "", None
-        self._watched = {} if is_answer_to_drift else None
-        if self._watched is None and (reference := self._reference(version)):
+        self._version, self._found, self._state, self._watched = version, "", None, {}
+        if not self._answers_drift(version) and (reference := self._reference(version)):
             self._state = drift.drift_detector(reference, threshold=ALARM)
 
-    def _watch(self, watched: dict[int, list[float]], report: Confidences) -> None:
-        watched.setdefault(report.exit, []).extend(report.values)
-        if len(watched[report.exit]) >= NUM_WATCHED:
-            enough = {index: values for index, values in watched.items() if len(values) >= NUM_WATCHED}
-            self._state, self._watched = drift.drift_detector(enough, threshold=ALARM), None
+    def _watch(self, report: Confidences) -> None:
+        values = self._watched.setdefault(report.exit, [])
+        values.extend(report.values)
+        if len(values) >= NUM_WATCHED:
+            known = {} if self._state is None else self._state.references
+            fresh = drift.drift_detector({**known, report.exit: values}, threshold=ALARM)
+            self._state = fresh if self._state is None else drift.with_references(self._state, fresh)
 
     async def _alarm(self, alarm: drift.DriftDetected) -> None:
         self._found = (

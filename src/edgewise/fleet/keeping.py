@@ -25,6 +25,8 @@ from edgewise.transport.frame import Frame
 LOOK_EVERY_S = 5.0
 """A drift is told by an event, which may be lost; so often the coordinator is asked all the same."""
 COUNT_EVERY_S = 2.0
+ROLLOUT_S = 600.0
+"""How long a rollout that was not answered in time may still take."""
 AGAIN_S = 1.0
 
 
@@ -77,14 +79,15 @@ class Keeper:
         node = self._operator.node
         registration = await node.transport.subscribe(node.keys.event(self._operator.coordinator), self._heard)
         try:
-            state, told = loop.start(self._settings, version, time=self._now()), 0
+            state, told, ended = loop.start(self._settings, version, time=self._now()), None, 0
             while True:
-                for note in state.timeline[told:]:
-                    self._said(note)
-                told = len(state.timeline)
-                if state.phase is LoopPhase.SERVING and (state.is_given_up or (turns and len(state.outcomes) >= turns)):
+                if state.timeline[-1] is not told:
+                    told = state.timeline[-1]
+                    self._said(told)
+                if state.phase is LoopPhase.SERVING and (state.is_given_up or (turns and ended >= turns)):
                     return state
-                state, _ = loop.step(state, await self._happens_next(state))
+                state, actions = loop.step(state, await self._happens_next(state))
+                ended += any(isinstance(action, loop.EndTurn) for action in actions)
         finally:
             with suppress(EdgewiseError):
                 await registration.close()
@@ -104,7 +107,7 @@ class Keeper:
             case LoopPhase.COLLECTING:
                 return await self._patiently(lambda: self._count(state.needed_labels))
             case LoopPhase.RETRAINING:
-                return await self._trained(state.version)
+                return await self._trained()
             case LoopPhase.GATING:
                 return await self._patiently(lambda: self._judged(state.candidate))
             case LoopPhase.ROLLING_OUT:
@@ -140,9 +143,18 @@ class Keeper:
             await asyncio.sleep(COUNT_EVERY_S)
         return loop.ExamplesHeld(hard, labelled, self._now())
 
-    async def _trained(self, parent: int) -> loop.LoopEvent:
+    async def _in_force(self) -> int:
+        """The version that serves, which somebody else may have changed meanwhile."""
+        while True:
+            try:
+                return int((await self._operator.versions()).current)
+            except (Unreachable, DeadlineExceeded) as error:
+                self._away(error.message)
+                await asyncio.sleep(AGAIN_S)
+
+    async def _trained(self) -> loop.LoopEvent:
         try:
-            version, cause = await self._train(parent)
+            version, cause = await self._train(await self._in_force())
         except EdgewiseError as error:
             version, cause = 0, error.message
         if version:
@@ -156,9 +168,21 @@ class Keeper:
         return loop.GateJudged(candidate, gate.passed, gate.reason, self._now())
 
     async def _rolled_out(self, candidate: int) -> loop.LoopEvent:
+        await self._in_force()  # not while nobody is there to do it
         try:
             cause = await self._roll_out(candidate)
+        except (Unreachable, DeadlineExceeded) as error:  # a long rollout goes on without us
+            self._away(error.message)
+            cause = "" if await self._comes_into_force(candidate) else error.message
         except EdgewiseError as error:
             cause = error.message
         said = cause or "every device that is there has it"
         return loop.RolloutEnded(candidate, not cause, said, self._now())
+
+    async def _comes_into_force(self, candidate: int) -> bool:
+        until_s = self._now() + ROLLOUT_S
+        while self._now() < until_s:
+            if await self._in_force() == candidate:
+                return True
+            await asyncio.sleep(AGAIN_S)
+        return False

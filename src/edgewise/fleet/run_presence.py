@@ -89,13 +89,12 @@ class Presence:
         """Gives up who was there before a restart and is not since: there was no token whose end could be seen."""
         await asyncio.sleep(RETURN_GRACE_S)
         cause = f"not seen since {self._node.name} was started again {RETURN_GRACE_S:.0f} s ago"
-        there = self._watch.members.alive()
-        clients, nodes = {t.info.client for t in there if t.info is not None}, {t.node for t in there}
-        for live in runs:
-            if not live.is_open:
-                continue
-            for client in [c for c, k in live.state.gathering.members.items() if not k.absence and c not in clients]:
-                await live.driver.dispatch(m.ClientLost(client, cause))
-            edges = live.driver.state.edges if live.hierarchical else {}
-            for edge in [e for e, k in edges.items() if not k.absence and e not in nodes]:
-                await live.driver.dispatch(r.EdgeLost(edge, cause))
+        async with self._in_turn:
+            for live in [live for live in runs if live.is_open]:
+                for client in [c for c, known in live.state.gathering.members.items() if not known.absence]:
+                    if client not in {t.info.client for t in self._watch.members.alive() if t.info is not None}:
+                        await live.driver.dispatch(m.ClientLost(client, cause))
+                edges = live.driver.state.edges if live.hierarchical else {}
+                for edge in [e for e, known in edges.items() if not known.absence]:
+                    if edge not in {t.node for t in self._watch.members.alive()}:
+                        await live.driver.dispatch(r.EdgeLost(edge, cause))

@@ -169,6 +169,10 @@ class Runs:
         """
         return self._live(run).status
 
+    def had_hard_examples(self, run: RunId) -> bool:
+        """Whether a run learned, or learns, from hard examples beside the clients' own; False for an unknown run."""
+        return run in self._runs and self._runs[run].submitted.wish.hard_examples is not None
+
     async def cancel(self, run: RunId) -> None:
         """Stops a run; what is done stays."""
         await self._live(run).driver.dispatch(m.RunCancelled(run, "cancelled by an operator"))

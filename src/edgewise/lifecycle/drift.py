@@ -152,6 +152,11 @@ def step(state: DriftState, event: ConfidenceObserved) -> tuple[DriftState, tupl
     return replace(state, detected=alarm), (alarm,)
 
 
+def with_references(state: DriftState, other: DriftState) -> DriftState:
+    """The same evidence, ranked from now on among the references of another detector, which knows one more exit."""
+    return replace(state, references=other.references)
+
+
 def _bet(state: DriftState, rank: float, time: float) -> DriftState:
     gains = tuple(epsilon * rank ** (epsilon - 1.0) for epsilon in BETS)
     evidence = tuple((1.0 + before) * gain for before, gain in zip(state.evidence, gains, strict=True))

@@ -132,11 +132,12 @@ class FolderBlobs:
                     f"only the first {there:,} bytes of blob {digest[:12]} are here yet. Ask again, or another holder."
                 )
             await self._moved.setdefault(digest, asyncio.Event()).wait()
-        if self.has(digest):
+        try:
+            with self._partial(digest).open("rb") as file:
+                file.seek(offset)
+                return file.read(size)
+        except FileNotFoundError:  # it is whole, maybe only just
             return self.read(digest, offset, size)
-        with self._partial(digest).open("rb") as file:
-            file.seek(offset)
-            return file.read(size)
 
     def has_moved(self, digest: Digest) -> None:
         """Wakes whoever waits for a blob that is coming; on their event loop."""
