@@ -56,7 +56,7 @@ def deployed(number: int) -> Deployed:
 def name_of(number: int, graph: str = "") -> str:
     order = deployed(number)
     ref = BlobRef(graph or f"graph of {number}", 1, NodeId("edge-1"))  # type: ignore[arg-type]
-    return InstallOrder(number, ref, (), order.epoch, stage_nodes=(NodeId("edge-1"),)).what
+    return InstallOrder(number, ref, (), order.epoch, stage_nodes=(NodeId("edge-1"),)).digest
 
 
 def deployments(reached: str) -> Recorded:

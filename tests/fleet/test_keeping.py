@@ -72,10 +72,10 @@ class World:
         self.trained.append(parent)
         return len(self.trained) + 1, ""
 
-    async def roll_out(self, version: int) -> str:
-        if not self.rollout:
-            self.current, self.drift = version, ""
-        return self.rollout
+    async def roll_out(self, version: int) -> None:
+        if self.rollout:
+            raise RemoteError(self.rollout)
+        self.current, self.drift = version, ""
 
     def keep(self, turns: int = 1, labels: str = "feedback", **settings: int) -> LoopState:
         operator: Any = self
@@ -169,7 +169,7 @@ def test_a_rollout_that_takes_longer_than_its_question_is_waited_for(
 ) -> None:
     world = World()
 
-    async def long(version: int) -> str:
+    async def long(version: int) -> None:
         asyncio.get_running_loop().call_later(0.2, setattr, world, "current", version)
         raise DeadlineExceeded("no answer on cloud/control within 120 s.")
 

@@ -53,7 +53,7 @@ def test_a_node_serves_again_what_it_served(tier: Tier, tmp_path: Path) -> None:
         serving = role(tmp_path, tier)
         assert (serving.version, serving.plan_epoch, serving.deployed) == (0, 0, "")
         await serving.resume()
-        assert (serving.version, serving.plan_epoch, serving.deployed) == (3, 64, order.what)
+        assert (serving.version, serving.plan_epoch, serving.deployed) == (3, 64, order.digest)
         assert serving.node.coordinator == CLOUD
         if serving.server is not None:
             answer = await serving.server.infer({"x": images(1)})
@@ -111,6 +111,6 @@ def test_what_is_not_there_or_broken_is_waited_for(
 
 def test_a_deployment_has_the_same_name_everywhere_and_another_model_another_name(tmp_path: Path) -> None:
     device, edge = (asyncio.run(installed(tmp_path / str(tier), tier)) for tier in (Tier.DEVICE, Tier.EDGE))
-    assert device.what == edge.what
+    assert device.digest == edge.digest
     other = two_exit_graph(seed=1)
-    assert InstallOrder(3, BlobRef(other.digest, 1, CLOUD), device.plans, device.epoch).what != device.what
+    assert InstallOrder(3, BlobRef(other.digest, 1, CLOUD), device.plans, device.epoch).digest != device.digest

@@ -14,7 +14,6 @@ from edgewise.cli.running import run_async
 from edgewise.cli.train import Session, read_job, source_of
 
 if TYPE_CHECKING:
-    from edgewise.fleet.operator import Operator
     from edgewise.lifecycle.loop import LoopSettings, LoopState, TimelineNote
     from edgewise.models.task import Task
     from edgewise.training.job import JobFile
@@ -101,18 +100,13 @@ async def keep(
             )  # fmt: skip
             return status.version, status.cause or f"run {status.run} ended as {status.state} without a version"
 
-        async def roll_out(number: int) -> str:
-            return await _roll_out(out, wish, operator, number)
+        async def roll_out(number: int) -> None:
+            version = next(v for v in (await operator.versions()).versions if v.number == number)
+            found = await plan_and_deploy(out, wish, policy_of(wish.policy), operator, version)
+            out.event("deployed", **found["deployed"])
 
         keeper = Keeper(
             operator, settings, labels=source, train=train, roll_out=roll_out, said=said,
             away=lambda cause: out.event("coordinator_away", cause=cause),
         )  # fmt: skip
         return await keeper.run(turns)
-
-
-async def _roll_out(out: Output, wish: FleetWish, operator: Operator, number: int) -> str:
-    version = next(v for v in (await operator.versions()).versions if v.number == number)
-    found = await plan_and_deploy(out, wish, policy_of(wish.policy), operator, version)
-    out.event("deployed", **found["deployed"])
-    return ""

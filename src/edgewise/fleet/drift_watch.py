@@ -81,7 +81,7 @@ class DriftWatch:
         self._found = ""
         self._version = 0
         self._state: drift.DriftState | None = None
-        self._watched: dict[int, list[float]] = {}
+        self._watched: dict[int, list[float]] | None = None
 
     @property
     def sentence(self) -> str:
@@ -102,11 +102,11 @@ class DriftWatch:
             return Ack(False, f"version {report.version} is not in force")
         if report.version != self._version:
             self._begin(report.version)
-        if self._state is None and not self._answers_drift(report.version):
-            return Ack(False, "no held-out data to compare with")
-        if self._state is None or (self._answers_drift(report.version) and report.exit not in self._state.references):
-            self._watch(report)
+        if self._watched is not None and (self._state is None or report.exit not in self._state.references):
+            self._watch(self._watched, report)
             return Ack()
+        if self._state is None:
+            return Ack(False, "no held-out data to compare with")
         for value in report.values:
             seen = drift.ConfidenceObserved(report.node, value, report.exit, report.time)
             self._state, alarms = drift.step(self._state, seen)
@@ -115,12 +115,13 @@ class DriftWatch:
         return Ack()
 
     def _begin(self, version: int) -> None:
-        self._version, self._found, self._state, self._watched = version, "", None, {}
-        if not self._answers_drift(version) and (reference := self._reference(version)):
+        self._version, self._found, self._state = version, "", None
+        self._watched = {} if self._answers_drift(version) else None
+        if self._watched is None and (reference := self._reference(version)):
             self._state = drift.drift_detector(reference, threshold=ALARM)
 
-    def _watch(self, report: Confidences) -> None:
-        values = self._watched.setdefault(report.exit, [])
+    def _watch(self, watched: dict[int, list[float]], report: Confidences) -> None:
+        values = watched.setdefault(report.exit, [])
         values.extend(report.values)
         if len(values) >= NUM_WATCHED:
             known = {} if self._state is None else self._state.references

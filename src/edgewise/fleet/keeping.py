@@ -13,6 +13,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import TypeVar
 
 from edgewise.core.errors import DeadlineExceeded, EdgewiseError, InputError, Unreachable
 from edgewise.core.ids import Tier
@@ -22,6 +23,7 @@ from edgewise.lifecycle import loop
 from edgewise.lifecycle.loop import LoopPhase, LoopSettings, LoopState, TimelineNote
 from edgewise.transport.frame import Frame
 
+A = TypeVar("A")
 LOOK_EVERY_S = 5.0
 """A drift is told by an event, which may be lost; so often the coordinator is asked all the same."""
 COUNT_EVERY_S = 2.0
@@ -38,7 +40,7 @@ class Keeper:
         settings: How the loop acts.
         labels: Words of the source of labels; a teacher labels whatever devices hold, `feedback` what they were told.
         train: Trains from a version; returns the new one, or 0 and why there is none.
-        roll_out: Plans a version and puts it in force; returns why not, "" if it serves.
+        roll_out: Plans a version and puts it in force; raises why not.
         said: Told what happens.
         away: Told why the coordinator does not answer.
     """
@@ -50,7 +52,7 @@ class Keeper:
         *,
         labels: str,
         train: Callable[[int], Awaitable[tuple[int, str]]],
-        roll_out: Callable[[int], Awaitable[str]],
+        roll_out: Callable[[int], Awaitable[None]],
         said: Callable[[TimelineNote], None],
         away: Callable[[str], None] = lambda _: None,
     ) -> None:
@@ -80,14 +82,17 @@ class Keeper:
         registration = await node.transport.subscribe(node.keys.event(self._operator.coordinator), self._heard)
         try:
             state, told, ended = loop.start(self._settings, version, time=self._now()), None, 0
+            wish: loop.LoopAction | None = None
             while True:
                 if state.timeline[-1] is not told:
                     told = state.timeline[-1]
                     self._said(told)
                 if state.phase is LoopPhase.SERVING and (state.is_given_up or (turns and ended >= turns)):
                     return state
-                state, actions = loop.step(state, await self._happens_next(state))
-                ended += any(isinstance(action, loop.EndTurn) for action in actions)
+                state, actions = loop.step(state, await self._carried_out(wish, state.needed_labels))
+                for action in actions:  # none: the last one goes on
+                    is_end = isinstance(action, loop.EndTurn)
+                    ended, wish = ended + is_end, None if is_end else action
         finally:
             with suppress(EdgewiseError):
                 await registration.close()
@@ -99,26 +104,26 @@ class Keeper:
         if frame.kind == "drift_detected":
             self._noticed.set()
 
-    async def _happens_next(self, state: LoopState) -> loop.LoopEvent:
-        """Does what the loop's phase is about; the one thing that can come of it is its next event."""
-        match state.phase:
-            case LoopPhase.SERVING:
-                return await self._patiently(self._drift)
-            case LoopPhase.COLLECTING:
-                return await self._patiently(lambda: self._count(state.needed_labels))
-            case LoopPhase.RETRAINING:
+    async def _carried_out(self, wish: loop.LoopAction | None, needed: int) -> loop.LoopEvent:
+        """Carries out what the loop wishes, None being to serve; the one thing that comes of it is its next event."""
+        match wish:
+            case loop.CountExamples():
+                return await self._patiently(lambda: self._count(needed))
+            case loop.StartTraining():
                 return await self._trained()
-            case LoopPhase.GATING:
-                return await self._patiently(lambda: self._judged(state.candidate))
-            case LoopPhase.ROLLING_OUT:
-                return await self._rolled_out(state.candidate)
+            case loop.JudgeVersion(candidate, _):
+                return await self._patiently(lambda: self._judged(candidate))
+            case loop.RollOut(version):
+                return await self._rolled_out(version)
+            case _:
+                return await self._patiently(self._drift)
 
-    async def _patiently(self, look: Callable[[], Awaitable[loop.LoopEvent | None]]) -> loop.LoopEvent:
+    async def _patiently(self, look: Callable[[], Awaitable[A | None]]) -> A:
         """Looks until there is something to tell; a coordinator that is away comes back."""
         while True:
             try:
-                if (event := await look()) is not None:
-                    return event
+                if (found := await look()) is not None:
+                    return found
             except (Unreachable, DeadlineExceeded) as error:
                 self._away(error.message)
                 await asyncio.sleep(AGAIN_S)
@@ -145,12 +150,7 @@ class Keeper:
 
     async def _in_force(self) -> int:
         """The version that serves, which somebody else may have changed meanwhile."""
-        while True:
-            try:
-                return int((await self._operator.versions()).current)
-            except (Unreachable, DeadlineExceeded) as error:
-                self._away(error.message)
-                await asyncio.sleep(AGAIN_S)
+        return int((await self._patiently(self._operator.versions)).current)
 
     async def _trained(self) -> loop.LoopEvent:
         try:
@@ -170,14 +170,14 @@ class Keeper:
     async def _rolled_out(self, candidate: int) -> loop.LoopEvent:
         await self._in_force()  # not while nobody is there to do it
         try:
-            cause = await self._roll_out(candidate)
+            await self._roll_out(candidate)
         except (Unreachable, DeadlineExceeded) as error:  # a long rollout goes on without us
             self._away(error.message)
-            cause = "" if await self._comes_into_force(candidate) else error.message
+            if not await self._comes_into_force(candidate):
+                return loop.RolloutEnded(candidate, False, error.message, self._now())
         except EdgewiseError as error:
-            cause = error.message
-        said = cause or "every device that is there has it"
-        return loop.RolloutEnded(candidate, not cause, said, self._now())
+            return loop.RolloutEnded(candidate, False, error.message, self._now())
+        return loop.RolloutEnded(candidate, True, "every device that is there has it", self._now())
 
     async def _comes_into_force(self, candidate: int) -> bool:
         until_s = self._now() + ROLLOUT_S

@@ -51,7 +51,7 @@ class NodeInfo(Message, frozen=True):
         http_port: Port of its inference endpoint; 0 if none.
         version: Model version it serves; 0 if none.
         plan_epoch: Plan in force; 0 if none.
-        deployed: What is installed, as `InstallOrder.what`; "" if nothing.
+        deployed: What is installed, as `InstallOrder.digest`; "" if nothing.
     """
 
     node: NodeId

@@ -80,7 +80,7 @@ class InstallOrder(Message, frozen=True):
     inputs: PlanInputs | None = None
 
     @property
-    def what(self) -> Digest:
+    def digest(self) -> Digest:
         """Names what is served, apart from where on the fleet it is: equal on every node of a deployment."""
         return deployment_digest(self.version, self.graph.digest, self.plans, self.epoch)
 

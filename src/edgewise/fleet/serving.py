@@ -134,7 +134,7 @@ class Serving:
     @property
     def deployed(self) -> str:
         """What is installed, by name; "" if nothing."""
-        return self._installed.what if self._installed is not None else ""
+        return self._installed.digest if self._installed is not None else ""
 
     async def open(self) -> None:
         """Registers routes and opens the door."""
@@ -237,7 +237,7 @@ class Serving:
             self.server.set_targets(targets)
             epochs = [Epoch(order.epoch + index) for index in range(len(order.plans))]
             self.server.activate(epochs[0], keep=epochs)
-            self._adapt(order, graph, targets)
+            self._adapt(order, graph)
         self._installed = order
         keep_for_good()  # graphs and sessions of these plans: looked through in the middle of a request they took 20 ms
 
@@ -250,7 +250,7 @@ class Serving:
         key = self.node.keys.service
         return [Target(name, self.node.uplink_to(name), key(name, STAGE)) for name in order.stage_nodes]
 
-    def _adapt(self, order: InstallOrder, graph: Graph, targets: list[Target]) -> None:
+    def _adapt(self, order: InstallOrder, graph: Graph) -> None:
         if self._probing is not None:
             self._probing.cancel()
         self.adapting = self._probing = None
@@ -258,9 +258,10 @@ class Serving:
             return
 
         async def probe(size_bytes: int) -> float:
-            if not targets:
+            if not order.stage_nodes:
                 raise Unreachable("no stage node to probe.")
-            return await probe_once(targets[0].transport, self.node.keys.service(targets[0].node, PROBE), size_bytes)
+            home = order.stage_nodes[0]
+            return await probe_once(self.node.uplink_to(home), self.node.keys.service(home, PROBE), size_bytes)
 
         self.adapting = Adapting(self.server, order, order.inputs, graph, probe, self._switched)
         self._probing = self.node.spawn(self.adapting.keep_probing(), "link probes")
