@@ -14,7 +14,8 @@ import pytest
 from edgewise.core.errors import InputError, RemoteError
 from edgewise.core.ids import ClientId, NodeId, RoundNumber, RunId, Tier, digest_of
 from edgewise.core.seeds import Seeds
-from edgewise.fleet.messages import Ack, DismissOrder, FoldOrder, SubmitRun, UpdateReport
+from edgewise.fleet import run_presence
+from edgewise.fleet.messages import INLINE_BYTES, Ack, DismissOrder, FoldOrder, SubmitRun, UpdateReport
 from edgewise.fleet.operator import encode_layout
 from edgewise.fleet.run_presence import Presence
 from edgewise.fleet.runs import Runs
@@ -271,3 +272,43 @@ def test_a_run_hears_of_comings_and_goings_in_the_order_they_were_seen() -> None
 
     asyncio.run(run())
     assert told == ["ClientHomed", "ClientReturned", "ClientLost"]
+
+
+def test_who_comes_back_while_the_absent_are_given_up_is_not_given_up(monkeypatch: Any) -> None:
+    monkeypatch.setattr(run_presence, "RETURN_GRACE_S", 0.0)
+    there: list[Any] = []
+    told: list[str] = []
+
+    async def dispatch(event: Any) -> None:
+        told.append(event.client)
+        there.append(SimpleNamespace(node="device-b", info=SimpleNamespace(client="b")))
+
+    known = SimpleNamespace(absence="")
+    state = SimpleNamespace(gathering=SimpleNamespace(members={"a": known, "b": known}))
+    live: Any = SimpleNamespace(
+        is_open=True, hierarchical=False, state=state, driver=SimpleNamespace(dispatch=dispatch)
+    )
+    node: Any = SimpleNamespace(name="cloud")
+    watch: Any = SimpleNamespace(members=SimpleNamespace(alive=lambda: there))
+    asyncio.run(Presence(node, watch, dispatch).miss_absent([live]))  # type: ignore[arg-type]
+    assert told == ["a"]
+
+
+def test_a_model_an_edge_has_no_room_for_is_what_the_run_waits_for(tmp_path: Path) -> None:
+    async def scene(fleet: LoopbackFleet) -> str:
+        def no_room(*_: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        fleet.nodes[NodeId("edge-1")].blobs.write_at = no_room  # type: ignore[method-assign]
+        graph, layout = export_template(fleet.task)
+        order = SubmitRun("tiny", WORDS, 1, 0, encode_layout(layout), register=False, protocol="hierarchical")
+        model = initial_vector(fleet.task, Seeds(0))
+        run = await fleet.operator.submit(order, {"graph": np.frombuffer(graph, np.uint8), "model": model})
+        async with asyncio.timeout(10.0):
+            async for status in fleet.operator.watch(run):
+                if "No space left" in status.cause:
+                    return status.cause
+        raise AssertionError(status)
+
+    settings = {"hidden": INLINE_BYTES // 32}
+    assert "waits for edge edge-1 (it refuses the order" in in_a_fleet(tmp_path, scene, settings=settings)
