@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from edgewise.core.ids import Epoch, NodeId, Tier
 from edgewise.fleet.agent import Agent
 from edgewise.fleet.messages import Capability, NodeInfo
 from edgewise.fleet.settings import AgentSettings
+from edgewise.testing import LoopbackFleet
 
 
 def capability(cores: int) -> Capability:
@@ -58,3 +60,24 @@ def test_an_operator_that_is_back_makes_nobody_declare_anew() -> None:
 def test_an_edge_and_an_uplink_that_is_not_in_use_are_left_alone() -> None:
     assert times_declared(Tier.EDGE, "cloud") == 0
     assert times_declared(Tier.DEVICE, "cloud", index=1) == 0
+
+
+def test_who_declares_itself_anew_where_it_is_was_never_away(tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with LoopbackFleet(tmp_path, homes={"a": "edge-1"}) as fleet:
+            seen: list[tuple[str, bool]] = []
+            node = fleet.nodes[NodeId("device-a")]
+            watcher = fleet.nodes[NodeId("edge-1")]
+            alive = watcher.keys.alive("*", "*", "*")
+            await watcher.transport.watch_presence(alive, lambda key, there: seen.append((key, there)))
+            await asyncio.sleep(0)
+            before = len(seen)
+            await node.attach(node.attached)
+            await asyncio.sleep(0)
+            assert len(seen) == before
+            assert (await watcher.info_of(NodeId("device-a"), fresh=True)).client == "a"
+            await node.detach()
+            await asyncio.sleep(0)
+            assert seen[-1] == (watcher.keys.alive("device", "device-a", 1), False)
+
+    asyncio.run(scene())

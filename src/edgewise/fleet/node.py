@@ -100,6 +100,7 @@ class Node:
     _is_quiet: bool = False
     _routes: dict[str, dict[str, Route]] = field(default_factory=dict)
     _registrations: list[Registration] = field(default_factory=list)
+    _token: Registration | None = None
     _known: dict[NodeId, NodeInfo] = field(default_factory=dict)
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
     refused: dict[str, int] = field(default_factory=dict)
@@ -144,9 +145,13 @@ class Node:
         """Serves on an uplink: services, blobs and the liveliness token.
 
         Args:
-            index: Which uplink; what was declared elsewhere is taken back.
+            index: Which uplink; what was declared elsewhere is taken back. On the same one as before services are declared
+                anew and the token stays: nobody is to take it for an absence.
         """
-        await self.detach()
+        if index == self.attached:
+            await self._take_back()
+        else:
+            await self.detach()
         self.attached = index
         transport = self.transport
         for service in self._routes:
@@ -161,12 +166,17 @@ class Node:
             await transport.serve(self.keys.service(self.name, "progress"), self._answer_progress)
         )
         self._registrations.append(await serve_blobs(transport, self.keys.service(self.name, "blob"), self.blobs))
-        token = self.keys.alive(self.identity.tier, self.name, self.epoch)
-        self._registrations.append(await transport.declare_presence(token))
+        if self._token is None:
+            token = self.keys.alive(self.identity.tier, self.name, self.epoch)
+            self._token = await transport.declare_presence(token)
 
     async def detach(self) -> None:
         """Takes every declaration back, all at once: one after the other they cost a stopping node seconds."""
-        registrations, self._registrations = self._registrations, []
+        token, self._token = self._token, None
+        await self._take_back(*([] if token is None else [token]))
+
+    async def _take_back(self, *more: Registration) -> None:
+        registrations, self._registrations = [*self._registrations, *more], []
 
         async def close(registration: Registration) -> None:
             with contextlib.suppress(EdgewiseError):
