@@ -22,9 +22,9 @@ from benchmarks.fleet_processes import KEYS, Bench, FetchOrder, fleet
 from benchmarks.report import Bar, close, print_row, quantile
 from edgewise.core.units import parse_rate
 from edgewise.ledger.entry import Purpose
-from edgewise.transport.bulk import fetch_blob
+from edgewise.simulation.links.shape import Shape
+from edgewise.transport.bulk.fetch import fetch_blob
 from edgewise.transport.frame import make_frame
-from edgewise.transport.shape import Shape
 
 RATE = parse_rate("20 Mbit/s")
 DELAY_S = 0.005

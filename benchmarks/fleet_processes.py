@@ -15,14 +15,14 @@ import msgspec
 
 from edgewise.core.ids import Epoch, NodeId, Tier
 from edgewise.security import Authority, Identity, create_authority
-from edgewise.transport.blobs import FolderBlobs
-from edgewise.transport.bulk import fetch_blob, serve_blobs
+from edgewise.simulation.links.link import LinkSpec
+from edgewise.simulation.links.link_control import LinkControl
+from edgewise.simulation.links.shape import Shape
+from edgewise.transport.bulk.blobs import FolderBlobs
+from edgewise.transport.bulk.fetch import fetch_blob, serve_blobs
 from edgewise.transport.frame import Frame, make_frame
 from edgewise.transport.keys import Keys
-from edgewise.transport.link import LinkSpec
-from edgewise.transport.link_control import LinkControl
-from edgewise.transport.shape import Shape
-from edgewise.transport.zenoh import TlsFiles, ZenohSettings, ZenohTransport, open_zenoh
+from edgewise.transport.zenoh.zenoh_transport import TlsFiles, ZenohSettings, ZenohTransport, open_zenoh
 
 KEYS = Keys("bench")
 
@@ -64,7 +64,7 @@ async def fleet(folder: Path, shape: Shape) -> AsyncIterator[Bench]:
         target = edge["endpoint"].split("/")[1]
         spec = msgspec.to_builtins([LinkSpec("link", target, shape)])
         ports = await _start(
-            stack, "edgewise.transport.link_control", "--until-stdin-closes", "--spec", json.dumps(spec)
+            stack, "edgewise.simulation.links.link_control", "--until-stdin-closes", "--spec", json.dumps(spec)
         )
         link = await LinkControl.connect(ports["control"])
         stack.push_async_callback(link.close)

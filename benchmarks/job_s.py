@@ -19,7 +19,7 @@ class JobS(Task):
     name, input_shape, num_classes, objective = "job-s", (64,), 10, "cross_entropy"
 
     def model(self) -> Any:
-        from edgewise.models.zoo.dense import mlp
+        from edgewise.models.zoo.dense_stack import mlp
 
         return mlp()
 
@@ -36,7 +36,7 @@ class JobS(Task):
 
     @cached_property
     def _held(self) -> dict[ClientId, Examples]:
-        from edgewise.datasets.digits import load_digits
+        from edgewise.datasets.digits_data import load_digits
         from edgewise.datasets.split import dirichlet
 
         train = load_digits(0, train=1437, calibration=358, gate=1, stream=1).train

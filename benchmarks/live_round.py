@@ -27,16 +27,16 @@ from benchmarks.report import Bar, close, print_row, spread
 from edgewise.core.ids import NodeId, Tier
 from edgewise.core.seeds import Seeds
 from edgewise.fleet.messages import NodeRow, RunStatus, SubmitRun
-from edgewise.fleet.operator import Operator, connect_operator, encode_layout
-from edgewise.fleet.settings import AgentSettings
+from edgewise.fleet.node.settings import AgentSettings
+from edgewise.fleet.operator.operator import Operator, connect_operator, encode_layout
 from edgewise.models.export import export_template
 from edgewise.models.flat import initial_vector
 from edgewise.security.authority import create_authority
-from edgewise.simulation.emulated import agent_arguments
-from edgewise.simulation.links import LinksProcess
-from edgewise.simulation.processes import Child
-from edgewise.transport.link import LinkSpec
-from edgewise.transport.shape import Shape
+from edgewise.simulation.emulated.emulated_fleet import agent_arguments
+from edgewise.simulation.emulated.fleet_links import LinksProcess
+from edgewise.simulation.emulated.processes import Child
+from edgewise.simulation.links.link import LinkSpec
+from edgewise.simulation.links.shape import Shape
 
 LIMIT_S, BYTES_BAR = 0.100, 1.1
 NUM_DEVICES, WARM_UP = 4, 5

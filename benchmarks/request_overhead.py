@@ -27,17 +27,17 @@ import zenoh
 
 from benchmarks.report import Bar, close, print_row
 from edgewise.core.ids import Epoch, NodeId, Tier
-from edgewise.core.memory import keep_for_good
-from edgewise.inference.hosting import StageHost
-from edgewise.inference.messages import STAGE
+from edgewise.core.process import keep_for_good
 from edgewise.inference.peers import Target
-from edgewise.inference.serving import Server, device_only_plan
+from edgewise.inference.serving_node import Server, device_only_plan
+from edgewise.inference.stage_messages import STAGE
+from edgewise.inference.stage_server import StageHost
 from edgewise.inference.stages import make_session
-from edgewise.models.graph import Graph, graph_from
+from edgewise.models.graph.graph import Graph, graph_from
 from edgewise.planning.plan import ActivePlan, Cut, Exit, Plan, Segment
 from edgewise.transport.keys import Keys
-from edgewise.transport.zenoh import ZenohSettings, open_zenoh
-from edgewise.transport.zenoh_config import resolved
+from edgewise.transport.zenoh.session_config import resolved
+from edgewise.transport.zenoh.zenoh_transport import ZenohSettings, open_zenoh
 
 LIMIT_S = 0.002
 KEYS = Keys("bench")

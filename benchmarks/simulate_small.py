@@ -31,7 +31,7 @@ THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS
 def write_clients(path: Path) -> None:
     """Divides the digits once; both sides read this file."""
     from edgewise.core.seeds import Seeds
-    from edgewise.datasets.digits import load_digits
+    from edgewise.datasets.digits_data import load_digits
     from edgewise.datasets.split import dirichlet
 
     parts = load_digits(0, train=1437, calibration=358, gate=1, stream=1)
@@ -47,7 +47,7 @@ def ours(path: Path, rounds: int, engine: str = "") -> dict[str, Any]:
     """Runs Job S in this process."""
     from edgewise.core.ids import ClientId
     from edgewise.models.task import Examples, Task
-    from edgewise.models.zoo.dense import mlp
+    from edgewise.models.zoo.dense_stack import mlp
     from edgewise.simulation.simulate import SimulationOptions, simulate_rounds
     from edgewise.training.algorithms import make_algorithm
 

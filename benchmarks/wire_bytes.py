@@ -21,8 +21,8 @@ from benchmarks.report import Bar, close
 from edgewise.codecs import CODECS
 from edgewise.core.spec import build
 from edgewise.ledger.entry import Purpose
+from edgewise.simulation.links.shape import Shape
 from edgewise.transport.frame import make_frame
-from edgewise.transport.shape import Shape
 
 SIZES = {"job_s": 4_810, "digits_cnn": 100_000, "million": 1_000_000}
 INLINE_BYTES = 64 * 1024

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from edgewise.core.seeds import Seeds
-from edgewise.datasets.digits import load_digits
+from edgewise.datasets.digits_data import load_digits
 from edgewise.datasets.split import dirichlet
 from edgewise.models.task import Examples, Task
 

@@ -25,22 +25,22 @@ REGISTRIES = {
     "Local work": "edgewise.training.local_work:LOCAL_WORK",
     "Aggregators": "edgewise.training.aggregate:AGGREGATORS",
     "Server updates": "edgewise.training.server:SERVERS",
-    "Planners": "edgewise.planning.planners:PLANNERS",
+    "Planners": "edgewise.planning.placement:PLANNERS",
     "Splits": "edgewise.datasets.split:SPLITS",
 }
 """Heading -> where the table of parts is."""
 
 STRUCTS = {
-    "Node (`edgewise agent`, `edgewise coordinator`)": "edgewise.fleet.settings:AgentSettings",
+    "Node (`edgewise agent`, `edgewise coordinator`)": "edgewise.fleet.node.settings:AgentSettings",
     "Job: `[task]`": "edgewise.training.job:TaskTable",
     "Job: `[training]`": "edgewise.training.job:TrainingTable",
     "Job: `[virtual]`": "edgewise.training.job:VirtualTable",
     "Policy (`policy.toml`)": "edgewise.planning.policy:Policy",
-    "Fleet (`fleet.toml`)": "edgewise.simulation.fleet_file:FleetFile",
-    "Fleet: `[cloud]`": "edgewise.simulation.fleet_file:CloudClass",
-    "Fleet: `[edges]`": "edgewise.simulation.fleet_file:EdgeClass",
-    "Fleet: `[devices]`": "edgewise.simulation.fleet_file:DeviceClass",
-    "Fleet: `link`": "edgewise.simulation.fleet_file:LinkClass",
+    "Fleet (`fleet.toml`)": "edgewise.simulation.emulated.fleet_file:FleetFile",
+    "Fleet: `[cloud]`": "edgewise.simulation.emulated.fleet_file:CloudClass",
+    "Fleet: `[edges]`": "edgewise.simulation.emulated.fleet_file:EdgeClass",
+    "Fleet: `[devices]`": "edgewise.simulation.emulated.fleet_file:DeviceClass",
+    "Fleet: `link`": "edgewise.simulation.emulated.fleet_file:LinkClass",
 }
 """Heading -> the struct that a file or command line fills."""
 
@@ -133,8 +133,8 @@ def errors_page() -> str:
 def settings_page() -> str:
     """Every key of every struct that a user writes."""
     text = [f'# Settings\n\n{NOTE}\nQuantities are written with their unit: `"20 Mbit/s"`, `"5 ms"`.\n']
-    if exists("edgewise.core.settings:SETTINGS"):
-        table = find("edgewise.core.settings:settings_table")()
+    if exists("edgewise.core.environment:SETTINGS"):
+        table = find("edgewise.core.environment:settings_table")()
         text.append(f"## Of an operator\n\nEnvironment variables; `edgewise --help-settings` prints them.\n\n{table}\n")
     for heading, place in STRUCTS.items():
         if not exists(place):

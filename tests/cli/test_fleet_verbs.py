@@ -15,15 +15,15 @@ from edgewise.cli.main import run
 from edgewise.cli.nodes import COLUMNS, cells, changes, show
 from edgewise.cli.output import Output
 from edgewise.cli.rollback import roll_back
-from edgewise.cli.train import Session, read_job
+from edgewise.cli.train import TrainingSession, read_job
 from edgewise.core.errors import RemoteError
 from edgewise.core.ids import ClientId, Epoch, NodeId, RunId, Tier
 from edgewise.fleet.messages import Capability, FleetAnswer, NodeInfo, NodeRow
-from edgewise.fleet.operator import connect_operator
+from edgewise.fleet.operator.operator import connect_operator
 from edgewise.security.access import access_control
 from edgewise.security.authority import Authority, create_authority
 from edgewise.testing import LoopbackFleet, tiny_task
-from edgewise.transport.zenoh import TlsFiles, ZenohSettings, open_zenoh
+from edgewise.transport.zenoh.zenoh_transport import TlsFiles, ZenohSettings, open_zenoh
 
 T = TypeVar("T")
 NOWHERE = "tls/127.0.0.1:1"
@@ -99,7 +99,7 @@ async def on_loopback(folder: Path, work: Callable[[LoopbackFleet], Awaitable[T]
 
 def test_a_run_prints_audit_rounds_and_end(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     job = read_job(home / "job.toml", [])
-    asyncio.run(on_loopback(tmp_path, lambda fleet: Session(Output()).train(fleet.operator, job)))
+    asyncio.run(on_loopback(tmp_path, lambda fleet: TrainingSession(Output()).train(fleet.operator, job)))
     shown = capsys.readouterr()
     assert shown.out.startswith("clients 2   examples ")
     assert "submitted run=tiny-1 task=tiny clients=2 rounds=2" in shown.out
@@ -110,7 +110,7 @@ def test_a_run_prints_audit_rounds_and_end(home: Path, tmp_path: Path, capsys: p
 
 def test_json_is_one_line_an_event(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     job = read_job(home / "job.toml", ["training.rounds=1"])
-    asyncio.run(on_loopback(tmp_path, lambda fleet: Session(Output(as_json=True)).train(fleet.operator, job)))
+    asyncio.run(on_loopback(tmp_path, lambda fleet: TrainingSession(Output(as_json=True)).train(fleet.operator, job)))
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [event["event"] for event in events] == ["audit", "submitted", "round", "ended"]
     assert events[2]["num_updates"] == 2
@@ -121,12 +121,12 @@ def test_a_run_is_followed_again_and_goes_on_from_a_version(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def work(fleet: LoopbackFleet) -> None:
-        await Session(Output()).train(fleet.operator, read_job(home / "job.toml", []))
+        await TrainingSession(Output()).train(fleet.operator, read_job(home / "job.toml", []))
         capsys.readouterr()
-        await Session(Output(), "tiny-1").train(fleet.operator, None)
+        await TrainingSession(Output(), "tiny-1").train(fleet.operator, None)
         assert "round 1 loss" in capsys.readouterr().out
         again = {"start_version": 1, "name": "more"}
-        ended = await Session(Output()).train(fleet.operator, read_job(home / "job.toml", []), **again)
+        ended = await TrainingSession(Output()).train(fleet.operator, read_job(home / "job.toml", []), **again)
         assert (ended.run, ended.version) == ("more", 2)
         assert (await fleet.operator.versions()).versions[1].parent == 1
 
@@ -136,11 +136,11 @@ def test_a_run_is_followed_again_and_goes_on_from_a_version(
 def test_a_cancelled_run_ends_with_its_cause(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     async def work(fleet: LoopbackFleet) -> None:
         job = read_job(home / "job.toml", ["training.rounds=1000"])
-        session = Session(Output())
+        session = TrainingSession(Output())
         running = asyncio.create_task(session.train(fleet.operator, job))
         async with asyncio.timeout(20):
             await session.submitted.wait()
-            await Session(Output(), session.run).cancel(fleet.operator)
+            await TrainingSession(Output(), session.run).cancel(fleet.operator)
             assert (await running).state == "cancelled"
 
     asyncio.run(on_loopback(tmp_path, work))
@@ -148,7 +148,7 @@ def test_a_cancelled_run_ends_with_its_cause(home: Path, tmp_path: Path, capsys:
 
 
 def test_interrupted_it_says_how_to_look_again(capsys: pytest.CaptureFixture[str]) -> None:
-    assert Session(Output(), "tiny-1").left("--connect tls/h:1 --identity me") == 130
+    assert TrainingSession(Output(), "tiny-1").left("--connect tls/h:1 --identity me") == 130
     assert "edgewise train --follow tiny-1 --connect tls/h:1 --identity me" in capsys.readouterr().out
 
 

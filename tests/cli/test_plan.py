@@ -13,7 +13,7 @@ from edgewise.cli.main import run
 from edgewise.cli.plan import links_of, stretched
 from edgewise.core.ids import NodeId, Tier
 from edgewise.planning.profile import Fingerprint, GroupCost, Profile, SegmentCost
-from edgewise.simulation.fleet_file import FleetFile
+from edgewise.simulation.emulated.fleet_file import FleetFile
 from tests.inference.tiny import two_exit_graph
 
 FAST = ["--budget", "100 ms"]

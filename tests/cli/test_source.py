@@ -9,10 +9,10 @@ import pytest
 
 from edgewise.cli.source import read_source
 from edgewise.core.errors import DataError
-from edgewise.models.graph import Tensor
+from edgewise.models.graph.graph import PlainTensor
 
-IMAGE = Tensor("image", (1, 1, 2, 3), "float32", True)
-PAIR = (Tensor("a", (1, 2), "float32", True), Tensor("b", (1, 3), "float32", True))
+IMAGE = PlainTensor("image", (1, 1, 2, 3), "float32", True)
+PAIR = (PlainTensor("a", (1, 2), "float32", True), PlainTensor("b", (1, 3), "float32", True))
 
 
 def saved(folder: Path, **arrays: object) -> Path:
@@ -91,7 +91,7 @@ def test_images_of_a_folder_are_scaled_to_the_models_size(tmp_path: Path) -> Non
     ],
 )
 def test_a_folder_that_does_not_fit_is_refused(
-    tmp_path: Path, name: str, content: bytes, wanted: list[Tensor], text: str
+    tmp_path: Path, name: str, content: bytes, wanted: list[PlainTensor], text: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=text):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from edgewise.core.errors import InputError
-from edgewise.planning.planners import PLANNERS
-from edgewise.planning.planners.exhaustive import exhaustive
-from edgewise.planning.planners.min_cut import min_cut
-from edgewise.planning.problem import Flow, Problem, cost_of
+from edgewise.planning.placement import PLANNERS
+from edgewise.planning.placement.exhaustive import exhaustive
+from edgewise.planning.placement.min_cut import min_cut
+from edgewise.planning.placement.problem import Flow, Problem, cost_of
 
 
 def random_problem(rng: np.random.Generator, tiers: int, groups: int) -> Problem:

@@ -17,13 +17,13 @@ from edgewise.core.ids import Epoch, NodeId, Tier
 from edgewise.core.provenance import RAW, Origins, traced
 from edgewise.ledger.entry import Direction, FrameCounter, Purpose
 from edgewise.security import Authority, create_authority
+from edgewise.simulation.links.link import LinkSpec, open_link
+from edgewise.simulation.links.shape import Shape
 from edgewise.transport.frame import Frame, make_frame
 from edgewise.transport.keys import Keys
-from edgewise.transport.link import LinkSpec, open_link
 from edgewise.transport.loopback import LoopbackFabric
-from edgewise.transport.shape import Shape
 from edgewise.transport.transport import Transport
-from edgewise.transport.zenoh import TlsFiles, ZenohSettings, open_zenoh
+from edgewise.transport.zenoh.zenoh_transport import TlsFiles, ZenohSettings, open_zenoh
 
 KEYS = Keys("main")
 HUB = KEYS.service("hub", "stage")

@@ -13,7 +13,7 @@ from numpy.lib.stride_tricks import as_strided, sliding_window_view
 
 from edgewise.core.errors import FrameRefused, InputError, PolicyViolation
 from edgewise.core.ids import Tier
-from edgewise.core.png import encode_png
+from edgewise.core.png_file import encode_png
 from edgewise.core.provenance import RAW, Traced, TracedBytes, derived, origins_of, traced
 
 IMAGES = np.linspace(0, 1, 4 * 8 * 8, dtype=np.float32).reshape(4, 8, 8)
@@ -180,7 +180,7 @@ def test_granted_data_is_traced_again_where_it_arrives() -> None:
 
 
 def test_raw_data_does_not_become_a_blob(tmp_path: Path) -> None:
-    from edgewise.transport.blobs import FolderBlobs
+    from edgewise.transport.bulk.blobs import FolderBlobs
 
     for data in (traced(IMAGES, RAW).tobytes(), encode_png(traced(IMAGES[0], RAW))):
         with pytest.raises(PolicyViolation, match=r"data of class \['raw'\] may not become a blob"):

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from edgewise.core.environment import SETTINGS, setting, settings_table
 from edgewise.core.errors import ConfigError, InputError
-from edgewise.core.settings import SETTINGS, setting, settings_table
 
 
 def test_a_setting_comes_from_its_variable_or_its_default() -> None:

@@ -1,7 +1,7 @@
 import numpy as np
 
 from edgewise.core.provenance import origins_of
-from edgewise.datasets.drift import drifted, noisy, rotated
+from edgewise.datasets.shifts import drifted, noisy, rotated
 
 IMAGES = np.random.default_rng(0).random((3, 1, 8, 8)).astype(np.float32)
 

@@ -7,7 +7,7 @@ import sklearn.datasets
 
 from edgewise.core.errors import DataError
 from edgewise.core.provenance import origins_of
-from edgewise.datasets.digits import FULL_SCALE, _read, from_raw, load_digits, to_raw
+from edgewise.datasets.digits_data import FULL_SCALE, _read, from_raw, load_digits, to_raw
 
 
 def test_the_four_parts_are_disjoint_and_cover_all_digits():
@@ -46,9 +46,7 @@ def test_parts_that_do_not_fit_are_refused(sizes):
 
 
 def test_the_digits_are_scikit_learns_and_are_read_without_importing_it() -> None:
-    code = (
-        "import sys; from edgewise.datasets.digits import load_digits; load_digits(); print('sklearn' in sys.modules)"
-    )
+    code = "import sys; from edgewise.datasets.digits_data import load_digits; load_digits(); print('sklearn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
     theirs = sklearn.datasets.load_digits()
     images, labels = _read()

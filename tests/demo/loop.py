@@ -17,27 +17,27 @@ import numpy as np
 
 from edgewise.core.ids import ClientId, Digest, Epoch, NodeId, RequestId, RunId, Tier
 from edgewise.core.seeds import Seeds
-from edgewise.datasets.drift import drifted
+from edgewise.datasets.shifts import drifted
+from edgewise.demo.drift_and_retrain import spoiled
 from edgewise.demo.scenario import LOCAL, RETRAINING, UPLINK, DemoSettings, task_settings
-from edgewise.demo.staying_good import spoiled
 from edgewise.demo.streaming import take
-from edgewise.fleet.drift_watch import CollectOrder, DriftWatch
 from edgewise.fleet.messages import Capability, NodeInfo
-from edgewise.fleet.registry import Registry
-from edgewise.fleet.staying_good import StayingGood
-from edgewise.fleet.trainer import joined
-from edgewise.fleet.versions import Holdout, VersionStore, outputs_of
-from edgewise.inference.exits import confidence
+from edgewise.fleet.serving.drift_watch import CollectOrder, DriftWatch
+from edgewise.fleet.serving.example_collector import StayingGood
+from edgewise.fleet.serving.versions import Holdout, VersionStore, outputs_of
+from edgewise.fleet.store.registry import Registry
+from edgewise.fleet.training.trainer import joined
+from edgewise.inference.gates.exit import confidence
 from edgewise.inference.observation import Observation
-from edgewise.inference.request import Served
-from edgewise.inference.session import Source
+from edgewise.inference.request_driver import Served
+from edgewise.inference.session import AnswerSource
 from edgewise.models.export import export_template
 from edgewise.models.task import Examples
 from edgewise.models.version import GateResult, ModelVersion
 from edgewise.simulation.simulate import SimulationOptions, simulate_rounds
 from edgewise.training.algorithms import make_algorithm
-from edgewise.training.tasks.digits import DigitsTask
-from edgewise.transport.blobs import FolderBlobs
+from edgewise.training.tasks.digits_task import DigitsTask
+from edgewise.transport.bulk.blobs import FolderBlobs
 
 EDGES = 2
 DEVICES = tuple(NodeId(f"device-{i}") for i in range(8))
@@ -109,7 +109,7 @@ class Fleet:
             device, name = DEVICES[index % len(DEVICES)], f"{phase}-{index}"
             self.asked[name] = device
             seen = Observation(
-                RequestId(name), Epoch(1), version.number, Digest(""), Source.PLAN, 1, "", 0.0, 0.0, 1.0,
+                RequestId(name), Epoch(1), version.number, Digest(""), AnswerSource.PLAN, 1, "", 0.0, 0.0, 1.0,
                 confidence=float(sure[index]),
             )  # fmt: skip
             served = Served({"exit": logits[index : index + 1]}, seen)

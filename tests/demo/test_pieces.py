@@ -13,13 +13,13 @@ from onnx import numpy_helper
 
 from edgewise.core.ids import NodeId, Tier
 from edgewise.core.provenance import origins_of
+from edgewise.demo.drift_and_retrain import BAD_NOISE, spoiled
 from edgewise.demo.scenario import Demo, DemoSettings, fleet_file
-from edgewise.demo.serving import alternatives
-from edgewise.demo.staying_good import BAD_NOISE, spoiled
+from edgewise.demo.serve_requests import alternatives
 from edgewise.demo.streaming import Sent, epochs_changed, take
 from edgewise.fleet.messages import LedgerAnswer
 from edgewise.ledger.entry import Direction, LedgerEntry, Purpose
-from edgewise.models.graph import Graph
+from edgewise.models.graph.graph import Graph
 from edgewise.planning.choose import best_plan, make_search
 from edgewise.planning.policy import Policy
 from edgewise.service.client import Reply

@@ -16,10 +16,10 @@ import pytest
 from edgewise.core.errors import IdentityRefused, RemoteError, Unreachable
 from edgewise.core.ids import ClientId, Digest, NodeId, RoundNumber, RunId, Tier
 from edgewise.core.provenance import RAW, traced
-from edgewise.fleet.delivery import is_passing
 from edgewise.fleet.messages import Ack, BlobRef, EdgeSum, FleetRequest, TrainFailed, TrainOrder, UpdateReport
-from edgewise.fleet.node import Node
-from edgewise.fleet.trainer import Trainer
+from edgewise.fleet.node.delivery import is_passing
+from edgewise.fleet.node.node import Node
+from edgewise.fleet.training.trainer import Trainer
 from edgewise.ledger.entry import Purpose
 from edgewise.testing import LoopbackFleet
 from edgewise.training.protocols.regions import SumReport

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from edgewise.core.ids import Tier
-from edgewise.fleet.connect import _fence
-from edgewise.fleet.settings import AgentSettings
+from edgewise.fleet.node.connect import _fence
+from edgewise.fleet.node.settings import AgentSettings
 
 
 @pytest.mark.parametrize(("endpoint", "fenced"), [("tcp/127.0.0.1:0", False), ("tls/127.0.0.1:0", True)])

@@ -14,9 +14,9 @@ from edgewise.core.errors import (
     RemoteError,
     Unreachable,
 )
-from edgewise.fleet import delivery
-from edgewise.fleet.delivery import deliver, is_passing
 from edgewise.fleet.messages import Ack
+from edgewise.fleet.node import delivery
+from edgewise.fleet.node.delivery import deliver, is_passing
 
 
 def remote(kind: type[EdgewiseError]) -> RemoteError:

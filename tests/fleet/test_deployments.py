@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from edgewise.core.ids import Epoch, NodeId, Tier
-from edgewise.fleet.deployments import EPOCHS_PER_DEPLOYMENT, Deployed, Deployments
 from edgewise.fleet.messages import BlobRef, Capability, Deploy, InstallOrder, NodeInfo
+from edgewise.fleet.serving.deployments import EPOCHS_PER_DEPLOYMENT, Deployed, Deployments
 
 CAPABILITY = Capability(1, 1, 1.0, 1.0, 1.0, "")
 

@@ -10,12 +10,12 @@ import pytest
 
 from edgewise.core.errors import InputError
 from edgewise.core.ids import Epoch, NodeId, RequestId, Tier
-from edgewise.fleet.drift_watch import Confidences, DriftWatch
 from edgewise.fleet.messages import Capability, NodeInfo
-from edgewise.fleet.staying_good import BATCH, StayingGood
+from edgewise.fleet.serving.drift_watch import Confidences, DriftWatch
+from edgewise.fleet.serving.example_collector import BATCH, StayingGood
 from edgewise.inference.observation import Observation
-from edgewise.inference.request import Served
-from edgewise.inference.session import Source
+from edgewise.inference.request_driver import Served
+from edgewise.inference.session import AnswerSource
 
 NODE = NodeId("device-1")
 RNG = np.random.default_rng(0)
@@ -109,7 +109,7 @@ def test_a_device_speaks_for_itself_only() -> None:
 
 def served(version: int, exit_index: int) -> Served:
     seen = Observation(
-        RequestId("r"), Epoch(1), version, "", Source.PLAN, 1, "", 0.0, 0.0, 1.0, confidence=0.5,  # type: ignore[arg-type]
+        RequestId("r"), Epoch(1), version, "", AnswerSource.PLAN, 1, "", 0.0, 0.0, 1.0, confidence=0.5,  # type: ignore[arg-type]
         confidence_exit=exit_index,
     )  # fmt: skip
     return Served({"end": np.zeros((1, 10), np.float32)}, seen)

@@ -6,7 +6,8 @@ import pytest
 
 from edgewise.core.errors import InputError
 from edgewise.core.ids import Digest, Epoch, NodeId, Tier
-from edgewise.fleet.fleet_planning import (
+from edgewise.fleet.messages import Capability, NodeInfo, NodeRow
+from edgewise.fleet.serving.fleet_planning import (
     LEAST_DEADLINE_S,
     Measured,
     alternatives,
@@ -15,7 +16,6 @@ from edgewise.fleet.fleet_planning import (
     deployment,
     search_of,
 )
-from edgewise.fleet.messages import Capability, NodeInfo, NodeRow
 from edgewise.models.version import GateResult, ModelVersion
 from edgewise.planning.levels import recommend
 from edgewise.planning.policy import Policy

@@ -11,9 +11,9 @@ import pytest
 
 from edgewise.core.errors import DeadlineExceeded, InputError, RemoteError, Unreachable
 from edgewise.core.ids import NodeId, Tier
-from edgewise.fleet import keeping
-from edgewise.fleet.keeping import Keeper
 from edgewise.fleet.messages import Held
+from edgewise.fleet.operator import retraining as keeping
+from edgewise.fleet.operator.retraining import Keeper
 from edgewise.lifecycle.loop import LoopSettings, LoopState
 from edgewise.models.version import GateResult
 from edgewise.transport.frame import Frame

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from edgewise.core.ids import Epoch, NodeId, Tier
-from edgewise.fleet.membership import (
+from edgewise.fleet.membership.membership import (
     STALL_GAPS,
     STALL_OBSERVATIONS,
     Action,

@@ -9,7 +9,7 @@ import pytest
 
 from edgewise.core.errors import RemoteError, Unreachable
 from edgewise.core.ids import NodeId
-from edgewise.fleet import operator
+from edgewise.fleet.operator import operator
 from edgewise.testing import LoopbackFleet
 
 DEVICE = NodeId("device-a")

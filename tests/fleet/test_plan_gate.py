@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
-from edgewise.fleet.plan_gate import answers, codec_gate
+from edgewise.fleet.serving.plan_gate import answers, codec_gate
 from edgewise.inference.evidence import run_graph
 from edgewise.planning.plan import Plan
 from tests.inference.tiny import split_plan, two_exit_graph

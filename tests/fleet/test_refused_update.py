@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from edgewise.fleet import aggregator, runs
+from edgewise.fleet.training import edge_role, runs
 from edgewise.testing import LoopbackFleet
 
 TIMEOUT_S = 20.0
 
 
-@pytest.mark.parametrize(("protocol", "server"), [("synchronous", runs), ("hierarchical", aggregator)])
+@pytest.mark.parametrize(("protocol", "server"), [("synchronous", runs), ("hierarchical", edge_role)])
 def test_a_server_that_fails_over_one_update_goes_on_without_it_and_says_why(protocol, server, tmp_path, monkeypatch):
     whole = server.update_event
 

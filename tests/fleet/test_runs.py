@@ -14,11 +14,11 @@ import pytest
 from edgewise.core.errors import InputError, RemoteError
 from edgewise.core.ids import ClientId, NodeId, RoundNumber, RunId, Tier, digest_of
 from edgewise.core.seeds import Seeds
-from edgewise.fleet import run_presence
 from edgewise.fleet.messages import INLINE_BYTES, Ack, DismissOrder, FoldOrder, SubmitRun, UpdateReport
-from edgewise.fleet.operator import encode_layout
-from edgewise.fleet.run_presence import Presence
-from edgewise.fleet.runs import Runs
+from edgewise.fleet.operator.operator import encode_layout
+from edgewise.fleet.training import run_presence
+from edgewise.fleet.training.run_presence import Presence
+from edgewise.fleet.training.runs import Runs
 from edgewise.ledger.entry import Purpose
 from edgewise.models.export import export_template
 from edgewise.models.flat import initial_vector

@@ -12,9 +12,9 @@ import pytest
 
 from edgewise.core.ids import Epoch, NodeId, Tier
 from edgewise.fleet.messages import BlobRef, InstallOrder
-from edgewise.fleet.serving import Serving
-from edgewise.fleet.settings import AgentSettings
-from edgewise.transport.blobs import FolderBlobs
+from edgewise.fleet.node.settings import AgentSettings
+from edgewise.fleet.serving.serving_role import Serving
+from edgewise.transport.bulk.blobs import FolderBlobs
 from edgewise.transport.frame import Frame
 from edgewise.transport.keys import Keys
 from tests.inference.tiny import images, split_plan, two_exit_graph

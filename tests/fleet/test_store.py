@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from edgewise.core.errors import StoreError
-from edgewise.fleet.database import Database
-from edgewise.fleet.registry import Registry
-from edgewise.fleet.store import EventLog
+from edgewise.fleet.store.database import Database
+from edgewise.fleet.store.events import EventLog
+from edgewise.fleet.store.registry import Registry
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_every_append_is_flushed_to_the_disk(path: Path, log: EventLog) -> None:
 
 CRASHING = """
 import sys
-from edgewise.fleet.store import EventLog
+from edgewise.fleet.store.events import EventLog
 log = EventLog.open(sys.argv[1], crash_after=int(sys.argv[2]))
 for number in range(4):
     log.append("run", "E", bytes([number]))
@@ -133,7 +133,7 @@ def test_a_disk_that_takes_no_more_bytes_is_a_store_error(path: Path) -> None:
         [
             "import resource, signal, sys",
             "from edgewise.core.errors import StoreError",
-            "from edgewise.fleet.store import EventLog",
+            "from edgewise.fleet.store.events import EventLog",
             "log = EventLog.open(sys.argv[1])",
             "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)",
             "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))",
@@ -217,5 +217,5 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
 
 
 def test_importing_the_store_does_not_import_the_database_library() -> None:
-    code = "import sys, edgewise.fleet.store; sys.exit('sqlalchemy' in sys.modules)"
+    code = "import sys, edgewise.fleet.store.events; sys.exit('sqlalchemy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

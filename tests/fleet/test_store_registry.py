@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from edgewise.core.errors import GateRefused, StoreError
-from edgewise.fleet.registry import Registry
+from edgewise.fleet.store.registry import Registry
 from edgewise.models.version import GateResult, ModelVersion
 
 

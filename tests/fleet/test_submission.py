@@ -11,7 +11,7 @@ import pytest
 from edgewise.core.errors import InputError, TaskError
 from edgewise.core.ids import ClientId, Epoch, NodeId, Tier
 from edgewise.fleet.messages import Capability, HardExamples, NodeInfo, NodeRow
-from edgewise.fleet.submission import audit_of, make_wish, participants
+from edgewise.fleet.operator.submission import audit_of, make_wish, participants
 from edgewise.testing import TinyTask
 from edgewise.training.job import JobFile, TaskTable, TrainingTable
 

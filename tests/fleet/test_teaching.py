@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from edgewise.core.errors import Busy, InputError, PolicyViolation, Unreachable
 from edgewise.core.ids import NodeId, Tier
 from edgewise.core.provenance import RAW, Origins, origins_of
-from edgewise.fleet.staying_good import StayingGood
-from edgewise.fleet.teaching import label_help
-from edgewise.inference.serving import device_only_plan
+from edgewise.fleet.serving.example_collector import StayingGood
+from edgewise.fleet.serving.labelling import label_help
+from edgewise.inference.serving_node import device_only_plan
 from edgewise.ledger.entry import Direction, FrameCounter, Purpose
-from edgewise.models.graph import Graph
+from edgewise.models.graph.graph import Graph
 from edgewise.models.task import Examples
 from edgewise.planning.plan import Plan
 from edgewise.planning.policy import Policy

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgewise.fleet.uplink import Attach, UplinkChanged, Uplinks, step
+from edgewise.fleet.node.uplink import Attach, UplinkChanged, Uplinks, step
 
 HOME_GONE = UplinkChanged(0, False)
 HOME_BACK = UplinkChanged(0, True)

@@ -11,7 +11,7 @@ import pytest
 from edgewise.core.ids import Epoch, NodeId, Tier
 from edgewise.fleet.agent import Agent
 from edgewise.fleet.messages import Capability, NodeInfo
-from edgewise.fleet.settings import AgentSettings
+from edgewise.fleet.node.settings import AgentSettings
 from edgewise.testing import LoopbackFleet
 
 

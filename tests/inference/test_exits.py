@@ -5,7 +5,7 @@ import pytest
 
 from edgewise.core.errors import InputError
 from edgewise.core.ids import Tier
-from edgewise.inference.exits import accuracy_lower_bound, choose_threshold, confidence, decide, leaves, tradeoff
+from edgewise.inference.gates.exit import accuracy_lower_bound, choose_threshold, confidence, decide, leaves, tradeoff
 from edgewise.planning.plan import Exit
 
 

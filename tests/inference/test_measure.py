@@ -4,7 +4,7 @@ import pytest
 
 from edgewise.core.errors import InputError
 from edgewise.core.ids import Digest
-from edgewise.inference.measure import median_abs_error_fraction, prediction_error
+from edgewise.inference.accuracy import median_abs_error_fraction, prediction_error
 from edgewise.planning.plan import Path, Plan, Prediction
 
 PATHS = (Path(0, 0.5, 0.010, 0.02), Path(1, 0.5, 0.100, 0.2))

@@ -8,13 +8,13 @@ import msgspec
 import pytest
 
 from edgewise.core.ids import Epoch, NodeId, Tier
-from edgewise.inference.hosting import StageHost
-from edgewise.inference.measure import PredictionError, prediction_error
-from edgewise.inference.messages import STAGE
+from edgewise.inference.accuracy import PredictionError, prediction_error
 from edgewise.inference.observation import Observation
 from edgewise.inference.peers import Target
 from edgewise.inference.profiler import profile_graph
-from edgewise.inference.serving import Server
+from edgewise.inference.serving_node import Server
+from edgewise.inference.stage_messages import STAGE
+from edgewise.inference.stage_server import StageHost
 from edgewise.planning.choose import plan as best_plan
 from edgewise.planning.plan import Plan
 from edgewise.planning.policy import Policy

@@ -14,18 +14,18 @@ import pytest
 
 from edgewise.core.errors import Busy, InputError, PlanInfeasible, RemoteError
 from edgewise.core.ids import Epoch, NodeId, Tier
-from edgewise.inference.exits import confidence
-from edgewise.inference.hosting import StageHost
-from edgewise.inference.messages import STAGE, STAGE_REQUEST, StageRequest
+from edgewise.inference.gates.exit import confidence
 from edgewise.inference.observation import Observation
 from edgewise.inference.peers import Target
-from edgewise.inference.serving import Server, device_only_plan, local_server
-from edgewise.inference.session import Source
+from edgewise.inference.serving_node import Server, device_only_plan, local_server
+from edgewise.inference.session import AnswerSource
+from edgewise.inference.stage_messages import STAGE, STAGE_REQUEST, StageRequest
+from edgewise.inference.stage_server import StageHost
 from edgewise.inference.stages import make_session
-from edgewise.models.graph import Graph
+from edgewise.models.graph.graph import Graph
 from edgewise.planning.plan import Plan
-from edgewise.transport.door import AllowOrigins
 from edgewise.transport.frame import Frame, make_frame
+from edgewise.transport.guard import AllowOrigins
 from edgewise.transport.keys import Keys
 from edgewise.transport.loopback import LoopbackFabric
 from edgewise.transport.remote import answer, checked_reply
@@ -102,7 +102,7 @@ def test_a_lossless_split_answers_as_the_uncut_model_to_the_last_bit(plan: Plan)
             for seed in range(5):
                 x = images(1 + seed % 2, seed)
                 served = await made.server.infer({"x": x})
-                assert served.observation.source is Source.PLAN
+                assert served.observation.source is AnswerSource.PLAN
                 assert served.outputs["end"].tobytes() == whole(GRAPH, x)[1].tobytes()
 
     asyncio.run(run())
@@ -128,7 +128,7 @@ def test_a_confident_request_leaves_at_the_device_and_sends_nothing() -> None:
             await made.install(split_plan(GRAPH, threshold=0.01))
             x = images()
             served = await made.server.infer({"x": x})
-            assert (served.observation.source, served.observation.exit_index) == (Source.PLAN, 0)
+            assert (served.observation.source, served.observation.exit_index) == (AnswerSource.PLAN, 0)
             assert served.outputs["end"].tobytes() == whole(GRAPH, x)[0].tobytes()
             assert served.observation.payload_bytes == ()
             assert made.hosts["edge-1"].answered == 0
@@ -142,7 +142,7 @@ def test_the_edge_answers_from_its_own_exit_when_the_cloud_is_lost() -> None:
             await made.install(three_tier_plan(GRAPH))
             made.fabric.cut("cloud-1")
             served = await made.server.infer({"x": images()})
-            assert (served.observation.source, served.observation.exit_index) == (Source.EDGE_EXIT, 0)
+            assert (served.observation.source, served.observation.exit_index) == (AnswerSource.EDGE_EXIT, 0)
             assert "cloud-1" in served.observation.cause
 
     asyncio.run(run())
@@ -155,7 +155,7 @@ def test_another_edge_takes_over_when_home_is_cut_off() -> None:
             made.fabric.cut("edge-1")
             x = images()
             served = await made.server.infer({"x": x})
-            assert served.observation.source is Source.OTHER_EDGE
+            assert served.observation.source is AnswerSource.OTHER_EDGE
             assert served.outputs["end"].tobytes() == whole(GRAPH, x)[1].tobytes()
             assert "edge-1: transport.unreachable" in served.observation.cause
 
@@ -172,7 +172,7 @@ def test_a_returned_edge_is_used_again_at_once() -> None:
             made.fabric.heal("edge-1")
             made.server.peer_returned("edge-1")
             back = await made.server.infer({"x": images()})
-            assert (away.observation.source, back.observation.source) == (Source.OTHER_EDGE, Source.PLAN)
+            assert (away.observation.source, back.observation.source) == (AnswerSource.OTHER_EDGE, AnswerSource.PLAN)
             assert away.observation.cause == "edge-1: is unreachable or on trial"
 
     asyncio.run(run())
@@ -192,7 +192,7 @@ def test_every_request_is_answered_by_its_deadline_whatever_the_edge_does(fault:
                 await asked.wait()
                 made.fabric.cut("edge-1")
             served = await asyncio.gather(*asks)
-            wanted = Source.DEVICE_EXIT if exit_on_device else Source.LOCAL_TAIL
+            wanted = AnswerSource.DEVICE_EXIT if exit_on_device else AnswerSource.LOCAL_TAIL
             assert {s.observation.source for s in served} == {wanted}
             assert max(s.observation.latency_s for s in served) <= 0.5
             assert all(s.observation.cause and s.outputs["end"].shape == (1, 10) for s in served)
@@ -209,7 +209,7 @@ def test_a_hanging_edge_is_left_alone_after_its_first_failure() -> None:
             second = await made.server.infer({"x": images()}, deadline_s=0.5)
             assert first.observation.latency_s > 0.4
             assert second.observation.latency_s < 0.3
-            assert second.observation.source is Source.DEVICE_EXIT
+            assert second.observation.source is AnswerSource.DEVICE_EXIT
 
     asyncio.run(run())
 
@@ -252,7 +252,7 @@ def test_a_plan_the_edge_does_not_know_is_refused_and_the_device_answers() -> No
             await made.server.prepare(active(split_plan(GRAPH), 7), GRAPH)
             made.server.activate(Epoch(7))
             served = await made.server.infer({"x": images()})
-            assert served.observation.source is Source.DEVICE_EXIT
+            assert served.observation.source is AnswerSource.DEVICE_EXIT
             assert "is not prepared on 'edge-1'; prepared are epochs [1]" in served.observation.cause
             assert made.hosts["edge-1"].refused == 1
 
@@ -265,10 +265,10 @@ def test_raw_inputs_do_not_pass_a_link_without_a_grant_and_the_device_answers() 
             await made.install(raw_plan(GRAPH))
             for _ in range(2):
                 served = await made.server.infer({"x": images()})
-                assert served.observation.source is Source.LOCAL_TAIL
+                assert served.observation.source is AnswerSource.LOCAL_TAIL
                 assert "carries data of class ['raw'] over a link without a data policy" in served.observation.cause
             await made.install(split_plan(GRAPH), 2)
-            assert (await made.server.infer({"x": images()})).observation.source is Source.PLAN
+            assert (await made.server.infer({"x": images()})).observation.source is AnswerSource.PLAN
 
     asyncio.run(run())
 
@@ -284,7 +284,7 @@ def test_a_full_edge_says_so_and_the_device_answers() -> None:
             served = await made.server.infer({"x": images()})
             release.set()
             await busy
-            assert served.observation.source is Source.DEVICE_EXIT
+            assert served.observation.source is AnswerSource.DEVICE_EXIT
             assert "0 jobs wait for this node's worker, the limit is 0" in served.observation.cause
 
     asyncio.run(run())

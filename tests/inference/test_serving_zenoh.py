@@ -7,14 +7,14 @@ import asyncio
 import pytest
 
 from edgewise.core.ids import Epoch, NodeId, Tier
-from edgewise.inference.hosting import StageHost
-from edgewise.inference.messages import STAGE
 from edgewise.inference.peers import Target
-from edgewise.inference.serving import Server
-from edgewise.inference.session import Source
+from edgewise.inference.serving_node import Server
+from edgewise.inference.session import AnswerSource
+from edgewise.inference.stage_messages import STAGE
+from edgewise.inference.stage_server import StageHost
 from edgewise.inference.stages import make_session
 from edgewise.transport.keys import Keys
-from edgewise.transport.zenoh import ZenohSettings, open_zenoh
+from edgewise.transport.zenoh.zenoh_transport import ZenohSettings, open_zenoh
 from tests.inference.tiny import active, images, split_plan, two_exit_graph
 
 GRAPH = two_exit_graph()
@@ -36,11 +36,11 @@ def test_a_split_over_zenoh_is_exact_and_survives_the_loss_of_its_edge() -> None
         server.set_targets([Target(NodeId("edge-1"), device, KEYS.service("edge-1", STAGE))])
         x = images()
         served = await server.infer({"x": x})
-        assert served.observation.source is Source.PLAN
+        assert served.observation.source is AnswerSource.PLAN
         assert served.outputs["end"].tobytes() == make_session(GRAPH.whole).run(["end"], {"x": x})[0].tobytes()
         await edge.close()
         alone = await server.infer({"x": x}, deadline_s=1.0)
-        assert alone.observation.source is Source.DEVICE_EXIT
+        assert alone.observation.source is AnswerSource.DEVICE_EXIT
         assert alone.observation.latency_s <= 1.0
         await device.close()
         await server.close()

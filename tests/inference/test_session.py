@@ -9,7 +9,7 @@ import pytest
 
 from edgewise.core.clock import VirtualClock
 from edgewise.inference.session import (
-    Answer,
+    AnswerSource,
     Event,
     Offload,
     RemoteAnswered,
@@ -20,7 +20,7 @@ from edgewise.inference.session import (
     SegmentDone,
     SegmentFailed,
     Session,
-    Source,
+    SessionAnswer,
     StartTimer,
     TailDone,
     TailFailed,
@@ -45,11 +45,11 @@ class World:
     has_head: bool = True
     clock: VirtualClock = field(default_factory=VirtualClock)
     state: Session = field(default_factory=Session)
-    answers: list[tuple[float, Answer]] = field(default_factory=list)
+    answers: list[tuple[float, SessionAnswer]] = field(default_factory=list)
     offloads: list[Offload] = field(default_factory=list)
     tails: int = 0
 
-    def run(self) -> tuple[float, Answer]:
+    def run(self) -> tuple[float, SessionAnswer]:
         tail_s = None if self.own_exit or self.tail == "none" else TAIL
         arrived = RequestArrived(0.0, DEADLINE, MARGIN, self.targets, "home", False, self.has_head, tail_s, 0.1)
         self.on(arrived)
@@ -64,7 +64,7 @@ class World:
     def on(self, event: Event) -> None:
         self.state, actions = step(self.state, event)
         for action in actions:
-            if isinstance(action, Answer):
+            if isinstance(action, SessionAnswer):
                 self.answers.append((self.clock.now(), action))
             elif isinstance(action, RunSegment):
                 self.later(self.head_s, SegmentDone, 0 if self.own_exit else None, self.leaves)
@@ -104,58 +104,58 @@ def test_every_request_ends_once_by_its_deadline_with_what_the_device_has(own_ex
         world = World(head_s, False, own_exit and has_head, remote, tail, targets, has_head)
         at_s, answer = world.run()
         assert at_s <= DEADLINE
-        assert (answer.exit_index is None) == (answer.source is Source.NONE)
-        assert answer.source is Source.PLAN or answer.cause
+        assert (answer.exit_index is None) == (answer.source is AnswerSource.NONE)
+        assert answer.source is AnswerSource.PLAN or answer.cause
         has_own = own_exit and has_head and head_s < DEADLINE
         # The hedge falls at 1 − 0.1 − 0.3 = 0.6 s, after any head that is done by 0.5 s.
         has_tail = not (own_exit and has_head) and tail == "works" and (not has_head or head_s < DEADLINE - MARGIN)
         if has_own or has_tail:
-            assert answer.source is not Source.NONE, (remote, head_s, tail, targets)
+            assert answer.source is not AnswerSource.NONE, (remote, head_s, tail, targets)
 
 
 def test_a_confident_request_leaves_at_once() -> None:
     world = World(leaves=True)
-    assert world.run() == (0.05, Answer(Source.PLAN, 0))
+    assert world.run() == (0.05, SessionAnswer(AnswerSource.PLAN, 0))
     assert not world.offloads
 
 
 def test_an_answer_from_home_is_the_plans() -> None:
-    assert World().run() == (pytest.approx(0.15), Answer(Source.PLAN, 1))
+    assert World().run() == (pytest.approx(0.15), SessionAnswer(AnswerSource.PLAN, 1))
 
 
 def test_a_fast_failure_goes_to_the_other_edge() -> None:
     world = World(remote=(("fails", 0.01), ("answers", 0.1)), targets=("home", "other"))
     at_s, answer = world.run()
-    assert (at_s, answer.source, answer.cause) == (pytest.approx(0.16), Source.OTHER_EDGE, "home: lost")
+    assert (at_s, answer.source, answer.cause) == (pytest.approx(0.16), AnswerSource.OTHER_EDGE, "home: lost")
     assert world.offloads[1].timeout_s == pytest.approx(DEADLINE - 0.06)
 
 
 def test_a_late_failure_does_not_go_to_the_other_edge() -> None:
     world = World(remote=(("fails", 0.8), ("answers", 0.1)), targets=("home", "other"))
     at_s, answer = world.run()
-    assert (at_s, answer.source, len(world.offloads)) == (pytest.approx(0.85), Source.DEVICE_EXIT, 1)
+    assert (at_s, answer.source, len(world.offloads)) == (pytest.approx(0.85), AnswerSource.DEVICE_EXIT, 1)
 
 
 def test_home_that_is_away_is_named_as_the_cause() -> None:
     _, answer = World(targets=("other",)).run()
-    assert answer == Answer(Source.OTHER_EDGE, 1, "home: is unreachable or on trial")
+    assert answer == SessionAnswer(AnswerSource.OTHER_EDGE, 1, "home: is unreachable or on trial")
 
 
 def test_silence_is_answered_by_the_own_exit_at_the_last_call() -> None:
     at_s, answer = World(remote=(("silent", NEVER),)).run()
-    assert (at_s, answer.source) == (pytest.approx(DEADLINE - MARGIN), Source.DEVICE_EXIT)
+    assert (at_s, answer.source) == (pytest.approx(DEADLINE - MARGIN), AnswerSource.DEVICE_EXIT)
     assert answer.cause == "home had not answered at the last call"
 
 
 def test_a_segment_that_is_done_after_the_last_call_is_still_an_answer() -> None:
     at_s, answer = World(head_s=0.95).run()
-    assert (at_s, answer.source) == (pytest.approx(0.95), Source.DEVICE_EXIT)
+    assert (at_s, answer.source) == (pytest.approx(0.95), AnswerSource.DEVICE_EXIT)
     assert answer.cause == "the device's own segment was not done at the last call; the device is overloaded"
 
 
 def test_an_answer_from_home_after_the_last_call_is_the_plans_where_the_device_has_none() -> None:
     at_s, answer = World(remote=(("answers", 0.9),), own_exit=False, tail="none").run()
-    assert (at_s, answer.source) == (pytest.approx(0.95), Source.PLAN)
+    assert (at_s, answer.source) == (pytest.approx(0.95), AnswerSource.PLAN)
 
 
 def test_without_an_own_exit_the_local_tail_starts_so_that_it_is_done_in_time() -> None:
@@ -163,27 +163,27 @@ def test_without_an_own_exit_the_local_tail_starts_so_that_it_is_done_in_time() 
     at_s, answer = world.run()
     assert (at_s, answer) == (
         pytest.approx(DEADLINE - MARGIN),
-        Answer(Source.LOCAL_TAIL, 1, "home had not answered when the local tail was done"),
+        SessionAnswer(AnswerSource.LOCAL_TAIL, 1, "home had not answered when the local tail was done"),
     )
 
 
 def test_a_remote_answer_during_the_local_tail_wins() -> None:
     world = World(remote=(("answers", 0.7),), own_exit=False)
     at_s, answer = world.run()
-    assert (at_s, answer.source, world.tails) == (pytest.approx(0.75), Source.PLAN, 1)
+    assert (at_s, answer.source, world.tails) == (pytest.approx(0.75), AnswerSource.PLAN, 1)
 
 
 def test_an_outer_nodes_own_exit_is_named_with_its_cause() -> None:
     state, _ = step(Session(), RequestArrived(0.0, 1.0, targets=("home",), home="home"))
     state, _ = step(state, SegmentDone(0.1))
     state, actions = step(state, RemoteAnswered(0.2, "home", 0, "cloud lost"))
-    assert actions == (Answer(Source.EDGE_EXIT, 0, "cloud lost"),)
+    assert actions == (SessionAnswer(AnswerSource.EDGE_EXIT, 0, "cloud lost"),)
 
 
 def test_a_failing_device_says_so() -> None:
     state, _ = step(Session(), RequestArrived(0.0, 1.0, targets=("home",), home="home"))
     state, actions = step(state, SegmentFailed(0.1, "no memory"))
-    assert actions == (Answer(Source.NONE, None, "the device's segment failed: no memory"),)
+    assert actions == (SessionAnswer(AnswerSource.NONE, None, "the device's segment failed: no memory"),)
 
 
 def test_an_ended_request_ignores_every_event() -> None:

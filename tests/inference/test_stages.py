@@ -9,7 +9,7 @@ import pytest
 from edgewise.core.errors import InputError, PlanInfeasible
 from edgewise.core.ids import Tier
 from edgewise.core.provenance import RAW, origins_of, traced
-from edgewise.inference.serving import device_only_plan
+from edgewise.inference.serving_node import device_only_plan
 from edgewise.inference.stages import (
     Stage,
     build_stages,

@@ -16,8 +16,8 @@ sys.modules["torch"] = None
 import numpy as np
 from edgewise.core.ids import NodeId, Tier
 from edgewise.inference.profiler import profile_graph
-from edgewise.inference.serving import local_server
-from edgewise.models.graph import Graph
+from edgewise.inference.serving_node import local_server
+from edgewise.models.graph.graph import Graph
 from edgewise.service.client import InferenceClient
 from edgewise.service.open_inference import serve_http
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edgewise.core.ids import Epoch, Tier
-from edgewise.models.graph import Graph, graph_from
+from edgewise.models.graph.graph import Graph, graph_from
 from edgewise.planning.plan import ActivePlan, Cut, Exit, Plan, Segment
 
 D, E, C = Tier.DEVICE, Tier.EDGE, Tier.CLOUD

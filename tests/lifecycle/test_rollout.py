@@ -10,17 +10,17 @@ from edgewise.lifecycle.health import HealthLimits, HealthObserved
 from edgewise.lifecycle.rollout import (
     CompleteRollout,
     EndRollout,
+    InstalledNodeLost,
     InstallVersion,
-    NodeLost,
     NodeReturned,
     NodeUnhealthy,
     NodeUpdated,
     Outcome,
-    Phase,
     RevertVersion,
     RollbackRequested,
     RolloutAction,
     RolloutEvent,
+    RolloutPhase,
     RolloutState,
     TimePassed,
     WakeAt,
@@ -56,7 +56,7 @@ def test_nodes_are_updated_one_stage_after_the_other() -> None:
     state, actions = play(begun())
     assert actions == [InstallVersion(A, 2)]
     state, actions = play(begun(), NodeUpdated(A, 2, 1.0))
-    assert (state.phase, actions) == (Phase.WATCHING, [InstallVersion(A, 2)])
+    assert (state.phase, actions) == (RolloutPhase.WATCHING, [InstallVersion(A, 2)])
     _, actions = play(begun(), NodeUpdated(A, 2, 1.0), healthy(A))
     assert actions == [InstallVersion(A, 2), InstallVersion(B, 2)]
 
@@ -64,7 +64,7 @@ def test_nodes_are_updated_one_stage_after_the_other() -> None:
 def test_a_healthy_rollout_completes_once() -> None:
     events = [e for n in (A, B, C) for e in (NodeUpdated(n, 2, 1.0), healthy(n))]
     state, actions = play(begun(), *events, healthy(C), NodeUpdated(C, 2, 2.0))
-    assert state.phase is Phase.COMPLETED
+    assert state.phase is RolloutPhase.COMPLETED
     assert actions[-2:] == [CompleteRollout(2), EndRollout("completed", "3 of 3 stages healthy")]
     assert len(actions) == 5
 
@@ -85,9 +85,9 @@ def test_too_few_requests_are_not_judged() -> None:
 )
 def test_a_bad_stage_is_rolled_back_with_its_cause(report: HealthObserved, cause: str) -> None:
     state, actions = play(begun(), NodeUpdated(A, 2, 1.0), report)
-    assert (state.phase, actions[-1]) == (Phase.REVERTING, RevertVersion(A, 1))
+    assert (state.phase, actions[-1]) == (RolloutPhase.REVERTING, RevertVersion(A, 1))
     state, actions = step(state, NodeUpdated(A, 1, 3.0))
-    assert (state.phase, actions) == (Phase.ROLLED_BACK, (EndRollout("rolled_back", f"stage 1 of 3: {cause}"),))
+    assert (state.phase, actions) == (RolloutPhase.ROLLED_BACK, (EndRollout("rolled_back", f"stage 1 of 3: {cause}"),))
 
 
 def test_a_later_bad_stage_takes_the_earlier_ones_back_too() -> None:
@@ -99,11 +99,11 @@ def test_a_later_bad_stage_takes_the_earlier_ones_back_too() -> None:
 def test_a_node_that_calls_itself_unhealthy_ends_the_rollout() -> None:
     state, actions = play(begun(), NodeUnhealthy(A, "the graph does not load", 1.0), NodeUpdated(A, 1, 2.0))
     assert actions[-1] == EndRollout("rolled_back", "device-a is unhealthy: the graph does not load")
-    assert state.phase is Phase.ROLLED_BACK
+    assert state.phase is RolloutPhase.ROLLED_BACK
 
 
 def test_unhealth_of_a_node_not_yet_reached_is_no_concern_of_the_rollout() -> None:
-    assert play(begun(), NodeUnhealthy(C, "hot", 1.0))[0].phase is Phase.INSTALLING
+    assert play(begun(), NodeUnhealthy(C, "hot", 1.0))[0].phase is RolloutPhase.INSTALLING
 
 
 def test_an_away_node_is_passed_over_and_gets_the_version_when_it_returns() -> None:
@@ -120,14 +120,14 @@ def test_an_away_node_is_passed_over_and_gets_the_version_when_it_returns() -> N
 
 
 def test_a_node_lost_while_installing_is_ordered_again_when_its_turn_comes() -> None:
-    events = (NodeLost(A, 1.0), NodeUpdated(B, 2, 2.0), healthy(B), NodeReturned(A, 1, 3.0))
+    events = (InstalledNodeLost(A, 1.0), NodeUpdated(B, 2, 2.0), healthy(B), NodeReturned(A, 1, 3.0))
     state, actions = play(begun(), *events, NodeUpdated(C, 2, 4.0), healthy(C))
     assert actions == [InstallVersion(A, 2), InstallVersion(B, 2), InstallVersion(C, 2), InstallVersion(A, 2)]
     assert state.stage == 2
 
 
 def test_a_node_that_died_after_installing_does_not_get_it_twice() -> None:
-    events = (NodeUpdated(A, 2, 1.0), NodeLost(A, 1.5), NodeReturned(A, 2, 2.0))
+    events = (NodeUpdated(A, 2, 1.0), InstalledNodeLost(A, 1.5), NodeReturned(A, 2, 2.0))
     state, actions = play(start(2, 1, [[A, B]], limits=LIMITS), *events)
     assert actions == [InstallVersion(A, 2), InstallVersion(B, 2)]
     assert A in state.updated
@@ -135,13 +135,13 @@ def test_a_node_that_died_after_installing_does_not_get_it_twice() -> None:
 
 def test_if_everybody_is_away_the_rollout_waits() -> None:
     state, actions = play(begun(A, B, C), TimePassed(10.0), TimePassed(20.0))
-    assert (state.phase, actions) == (Phase.INSTALLING, [])
+    assert (state.phase, actions) == (RolloutPhase.INSTALLING, [])
     _, actions = play((state, ()), NodeReturned(A, 1, 30.0))
     assert actions == [InstallVersion(A, 2)]
 
 
 def test_an_away_node_is_taken_back_when_it_returns_after_a_rollback() -> None:
-    events = (NodeUpdated(A, 2, 1.0), healthy(A), NodeLost(A, 2.0), RollbackRequested("operator", 3.0))
+    events = (NodeUpdated(A, 2, 1.0), healthy(A), InstalledNodeLost(A, 2.0), RollbackRequested("operator", 3.0))
     state, actions = play(begun(), *events, NodeUpdated(B, 1, 4.0))
     assert actions[-2:] == [RevertVersion(B, 1), EndRollout("rolled_back", "operator")]
     assert play((state, ()), NodeReturned(A, 2, 5.0))[1] == [RevertVersion(A, 1)]
@@ -179,7 +179,7 @@ def test_a_quiet_stage_is_judged_by_what_it_has_when_its_time_is_up() -> None:
 def test_a_stage_without_a_single_request_does_not_pass() -> None:
     state, _ = play(begun(), NodeUpdated(A, 2, 1.0))
     state, actions = step(state, TimePassed(11.0))
-    assert (state.phase, actions) == (Phase.WATCHING, (WakeAt(21.0),))
+    assert (state.phase, actions) == (RolloutPhase.WATCHING, (WakeAt(21.0),))
 
 
 def test_health_of_another_version_does_not_count() -> None:

@@ -20,13 +20,13 @@ from edgewise.core.errors import EdgewiseError
 from edgewise.core.ids import ClientId, NodeId
 from edgewise.core.seeds import Seeds
 from edgewise.fleet.messages import NodeRow, RunStatus, SubmitRun
-from edgewise.fleet.operator import Operator, connect_operator, encode_layout
-from edgewise.fleet.settings import AgentSettings
+from edgewise.fleet.node.settings import AgentSettings
+from edgewise.fleet.operator.operator import Operator, connect_operator, encode_layout
 from edgewise.models.export import export_template
 from edgewise.models.flat import initial_vector
 from edgewise.models.task import load_task
-from edgewise.simulation.emulated import CLOUD, OPERATOR, EmulatedFleet
-from edgewise.simulation.fleet_file import DeviceClass, EdgeClass, FleetFile, LinkClass
+from edgewise.simulation.emulated.emulated_fleet import CLOUD, OPERATOR, EmulatedFleet
+from edgewise.simulation.emulated.fleet_file import DeviceClass, EdgeClass, FleetFile, LinkClass
 from edgewise.simulation.simulate import SimulationOptions, simulate_rounds
 from edgewise.training.algorithms import make_algorithm
 

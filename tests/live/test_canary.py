@@ -20,20 +20,20 @@ import pytest
 
 from edgewise.codecs import png
 from edgewise.core.ids import ClientId, NodeId, Tier, digest_of
-from edgewise.core.png import encode_png
+from edgewise.core.png_file import encode_png
 from edgewise.core.seeds import Seeds
 from edgewise.fleet.messages import Deploy, RunStatus, SubmitRun
-from edgewise.fleet.operator import Operator, connect_operator, encode_layout
+from edgewise.fleet.operator.operator import Operator, connect_operator, encode_layout
 from edgewise.models.export import INPUT, export_template
 from edgewise.models.flat import initial_vector
-from edgewise.models.graph import Graph
+from edgewise.models.graph.graph import Graph
 from edgewise.planning.plan import Cut, Exit, Plan, Segment
 from edgewise.service.client import InferenceClient, Reply
-from edgewise.simulation.emulated import CLOUD, OPERATOR, EmulatedFleet
-from edgewise.simulation.fleet_file import CloudClass, DeviceClass, EdgeClass, FleetFile
+from edgewise.simulation.emulated.emulated_fleet import CLOUD, OPERATOR, EmulatedFleet
+from edgewise.simulation.emulated.fleet_file import CloudClass, DeviceClass, EdgeClass, FleetFile
 from edgewise.simulation.simulate import SimulationOptions, simulate_rounds
 from edgewise.training.algorithms import make_algorithm
-from edgewise.training.tasks.digits import DigitsTask
+from edgewise.training.tasks.digits_task import DigitsTask
 
 pytestmark = [pytest.mark.live, pytest.mark.slow]
 

@@ -9,8 +9,8 @@ import pytest
 
 from edgewise.fleet.messages import Deploy
 from edgewise.service.client import InferenceClient, Reply
-from edgewise.simulation.emulated import CLOUD, EmulatedFleet
-from edgewise.simulation.fleet_file import DeviceClass, EdgeClass, FleetFile
+from edgewise.simulation.emulated.emulated_fleet import CLOUD, EmulatedFleet
+from edgewise.simulation.emulated.fleet_file import DeviceClass, EdgeClass, FleetFile
 from tests.inference.tiny import images, split_plan, two_exit_graph
 from tests.live.small_fleet import EDGE, QUICK, World
 

@@ -14,8 +14,8 @@ import pytest
 
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.ids import digest_of
-from edgewise.fleet.store import EventLog
-from edgewise.simulation.emulated import CLOUD
+from edgewise.fleet.store.events import EventLog
+from edgewise.simulation.emulated.emulated_fleet import CLOUD
 from tests.live.small_fleet import EDGE, World
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(280)]

@@ -12,8 +12,8 @@ import msgspec
 import pytest
 
 from edgewise.core.ids import ClientId, Tier, digest_of
-from edgewise.fleet.store import EventLog
-from edgewise.simulation.emulated import CLOUD
+from edgewise.fleet.store.events import EventLog
+from edgewise.simulation.emulated.emulated_fleet import CLOUD
 from edgewise.training.protocols.event_log import decode_event
 from edgewise.training.protocols.messages import UpdateReceived
 from tests.live.small_fleet import EDGE, World

@@ -40,7 +40,7 @@ def edgewise(*words: str) -> dict[str, Any]:
 
 def digits_network(folder: Path) -> Path:
     from edgewise.models.export import export_template
-    from edgewise.training.tasks.digits import DigitsTask
+    from edgewise.training.tasks.digits_task import DigitsTask
 
     (folder / "digits.onnx").write_bytes(export_template(DigitsTask())[0])
     return folder / "digits.onnx"
@@ -49,7 +49,7 @@ def digits_network(folder: Path) -> Path:
 def toy_network(folder: Path, kind: str) -> Path:
     from edgewise.models.export import export_template
     from edgewise.models.zoo import branched
-    from edgewise.training.tasks.digits import DigitsTask
+    from edgewise.training.tasks.digits_task import DigitsTask
 
     class ToyTask(DigitsTask):
         def model(self) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from edgewise.cli.main import run
-from edgewise.models.graph import Graph
+from edgewise.models.graph.graph import Graph
 from tests.inference.tiny import two_exit_graph
 
 pytestmark = pytest.mark.live

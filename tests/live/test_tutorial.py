@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from edgewise.fleet.operator import connect_operator
+from edgewise.fleet.operator.operator import connect_operator
 from tests.models.toys import digits_cnn
 
 pytestmark = [pytest.mark.live, pytest.mark.slow]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from edgewise.core.ids import NodeId
-from edgewise.simulation.emulated import CLOUD, EmulatedFleet
-from edgewise.simulation.fleet_file import DeviceClass, EdgeClass, FleetFile
+from edgewise.simulation.emulated.emulated_fleet import CLOUD, EmulatedFleet
+from edgewise.simulation.emulated.fleet_file import DeviceClass, EdgeClass, FleetFile
 from tests.live.small_fleet import EDGE, QUICK, World
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(200)]

@@ -9,11 +9,11 @@ from edgewise.core.errors import TaskError
 from edgewise.core.seeds import Seeds
 from edgewise.models.export import export_template
 from edgewise.models.flat import initial_vector, load_vector
+from edgewise.models.graph.weights import with_weights
 from edgewise.models.task import Task
-from edgewise.models.weights import with_weights
 from edgewise.models.zoo.branched import InceptionToy, ResidualToy
-from edgewise.models.zoo.dense import mlp
-from edgewise.models.zoo.exits import MultiExitNet
+from edgewise.models.zoo.dense_stack import mlp
+from edgewise.models.zoo.early_exits import MultiExitNet
 
 ZOO = {"exits": MultiExitNet, "mlp": mlp, "inception": InceptionToy, "residual": ResidualToy}
 IMAGES = np.random.default_rng(0).random((7, 1, 8, 8), np.float32)

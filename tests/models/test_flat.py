@@ -6,8 +6,8 @@ from torch import nn
 from edgewise.core.errors import InputError, TaskError
 from edgewise.core.seeds import Seeds
 from edgewise.models.flat import initial_vector, layout_of, load_vector, vector_of
-from edgewise.models.zoo.dense import mlp
-from edgewise.training.tasks.digits import DigitsTask
+from edgewise.models.zoo.dense_stack import mlp
+from edgewise.training.tasks.digits_task import DigitsTask
 
 
 def test_the_model_of_job_s_has_4810_parameters():

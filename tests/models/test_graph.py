@@ -7,8 +7,8 @@ from onnx import TensorProto, helper
 
 from edgewise.core.errors import GraphError
 from edgewise.core.ids import digest_of
-from edgewise.models.graph import Graph, graph_from
-from edgewise.models.load import runtime_opset
+from edgewise.models.graph.graph import Graph, graph_from
+from edgewise.models.graph.load import runtime_opset
 from tests.models.toys import Builder, digits_cnn, rearranged
 
 

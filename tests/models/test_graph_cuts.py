@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from edgewise.core.errors import GraphError
-from edgewise.models.graph import Graph
+from edgewise.models.graph.graph import Graph
 from tests.models.toys import digits_cnn, inception, rearranged, residual
 
 TOYS = {f.__name__: f for f in (digits_cnn, residual, inception, rearranged)}

@@ -6,7 +6,7 @@ import pytest
 
 from edgewise.core.errors import DataError
 from edgewise.models.compress.quantise import quantised
-from edgewise.models.graph import Graph
+from edgewise.models.graph.graph import Graph
 from tests.models.toys import digits_cnn, residual
 
 

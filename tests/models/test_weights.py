@@ -5,7 +5,7 @@ from onnx import helper, numpy_helper
 
 from edgewise.core.errors import GraphError, InputError
 from edgewise.core.layout import Layout
-from edgewise.models.weights import weights_of, with_weights
+from edgewise.models.graph.weights import weights_of, with_weights
 
 LAYOUT = Layout.of([("w", (2, 3)), ("b", (3,))])
 VECTOR = np.arange(9, dtype=np.float32)

@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from edgewise.models.zoo.exits import MultiExitNet, joint_cross_entropy
+from edgewise.models.zoo.early_exits import MultiExitNet, joint_cross_entropy
 
 LOGITS = (torch.randn(5, 10), torch.randn(5, 10))
 LABELS = torch.arange(5)

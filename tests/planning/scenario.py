@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 from edgewise.core.ids import NodeId, Tier
-from edgewise.models.graph import Graph
+from edgewise.models.graph.graph import Graph
 from edgewise.models.version import ExitEvidence
 from edgewise.planning.profile import Fingerprint, GroupCost, LinkState, Profile, SegmentCost
 from tests.models.toys import digits_cnn

@@ -8,12 +8,12 @@ import pytest
 
 from edgewise.core.errors import InputError, PlanInfeasible
 from edgewise.core.ids import Tier
-from edgewise.models.graph import Graph
+from edgewise.models.graph.graph import Graph
 from edgewise.planning.choose import make_search, plan, violations
 from edgewise.planning.explain import explain
-from edgewise.planning.planners import exhaustive
+from edgewise.planning.placement import exhaustive
+from edgewise.planning.placement.problem import costs
 from edgewise.planning.policy import Policy
-from edgewise.planning.problem import costs
 from edgewise.planning.profile import LinkState, SegmentCost
 from edgewise.planning.search import Prices
 from tests.models.toys import inception, residual

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from edgewise.core.errors import InputError
-from edgewise.planning.exits import ExitTable, measure_exits
+from edgewise.planning.moves.exits import ExitTable, measure_exits
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 4, 200)

@@ -11,10 +11,10 @@ import pytest
 from edgewise.core.errors import InputError, PlanInfeasible
 from edgewise.core.ids import Tier
 from edgewise.planning.choose import find_best, make_search
-from edgewise.planning.plan_map import plan_map
+from edgewise.planning.costs.predict import repriced
 from edgewise.planning.policy import Policy
-from edgewise.planning.predict import repriced
-from edgewise.planning.replan import (
+from edgewise.planning.replan.plan_map import plan_map
+from edgewise.planning.replan.replan import (
     Estimate,
     LinkObserved,
     SegmentObserved,

@@ -5,7 +5,7 @@ import onnxruntime
 import pytest
 
 from edgewise.core.ids import Tier
-from edgewise.models.graph import Graph
+from edgewise.models.graph.graph import Graph
 from edgewise.planning.choose import make_search
 from edgewise.planning.plan import Plan
 from edgewise.planning.policy import Policy

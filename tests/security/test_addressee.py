@@ -6,8 +6,8 @@ from edgewise.core.errors import IdentityRefused
 from edgewise.core.ids import Epoch
 from edgewise.ledger.entry import FrameCounter
 from edgewise.security import Identity
-from edgewise.transport.door import Door, addressed
 from edgewise.transport.frame import make_frame
+from edgewise.transport.guard import FrameGuard, addressed
 from edgewise.transport.keys import Keys
 
 MINE = Keys().service("device-1", "control")
@@ -15,7 +15,7 @@ ANOTHERS = Keys().service("device-2", "control")
 
 
 def test_a_relay_cannot_hand_an_order_to_another_node(edge: Identity) -> None:
-    door = Door(edge.node, Epoch(1), FrameCounter(edge.node), sign=edge.sign)
+    door = FrameGuard(edge.node, Epoch(1), FrameCounter(edge.node), sign=edge.sign)
     frame = door.open(door.seal(make_frame("train_order"), MINE))
     verifier = edge.verifier()
     verifier.learn(edge.certificate_pem)

@@ -14,7 +14,7 @@ from edgewise.service.report import (
     Kpis,
     LabelRow,
     LatencyMs,
-    LevelRow,
+    LevelEntry,
     LoopSection,
     PhaseRow,
     PlannerAnswer,
@@ -95,7 +95,7 @@ def made_up_report() -> Report:
     )  # fmt: skip
 
 
-def _levels() -> tuple[LevelRow, ...]:
+def _levels() -> tuple[LevelEntry, ...]:
     falls = [
         ("device compute", 6.0),
         ("device→edge", 9.0),
@@ -106,7 +106,7 @@ def _levels() -> tuple[LevelRow, ...]:
     tiers = [("cloud",), ("edge", "cloud"), ("edge",), ("device",), ("device", "edge"), ("edge",), ("device",)]
     domains = ["cloud"] * 4 + ["hierarchical", "edge", "device"]
     return tuple(
-        LevelRow(
+        LevelEntry(
             level,
             tiers[level],
             domains[level],

@@ -9,8 +9,8 @@ import pytest
 
 from edgewise.core.errors import ConfigError
 from edgewise.core.ids import NodeId
-from edgewise.inference.serving import Server
-from edgewise.service.door import open_door
+from edgewise.inference.serving_node import Server
+from edgewise.service.endpoint import open_door
 from tests.inference.tiny import images, two_exit_graph
 
 GRAPH = two_exit_graph()

@@ -16,7 +16,7 @@ import tritonclient.http as triton
 
 from edgewise.core.errors import ConfigError, RemoteError, SecurityError
 from edgewise.core.ids import Epoch, NodeId
-from edgewise.inference.serving import Server, device_only_plan, local_server
+from edgewise.inference.serving_node import Server, device_only_plan, local_server
 from edgewise.inference.stages import make_session
 from edgewise.service.client import InferenceClient
 from edgewise.service.open_inference import HttpServer, serve_http

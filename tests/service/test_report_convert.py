@@ -7,7 +7,7 @@ import pytest
 from edgewise.core.ids import Digest, Epoch, NodeId, RequestId, Tier
 from edgewise.datasets.audit import SplitAudit
 from edgewise.inference.observation import Observation
-from edgewise.inference.session import Source
+from edgewise.inference.session import AnswerSource
 from edgewise.ledger.energy import Energy
 from edgewise.ledger.resources import Resources
 from edgewise.lifecycle.loop import TimelineNote
@@ -38,7 +38,7 @@ PLAN = Plan(
 )
 
 
-def observed(source: Source = Source.PLAN, exit_index: int | None = 1) -> Observation:
+def observed(source: AnswerSource = AnswerSource.PLAN, exit_index: int | None = 1) -> Observation:
     return Observation(RequestId("r"), Epoch(1), 1, PLAN.digest, source, exit_index, "", 10.5, 0.02, 0.1)
 
 
@@ -80,20 +80,23 @@ def test_a_requests_latency_counts_from_its_scheduled_arrival() -> None:
 
 
 def test_only_the_plans_own_answers_have_a_prediction() -> None:
-    assert request_row(observed(Source.DEVICE_EXIT, 0), scheduled_s=10.5, plan=PLAN).predicted_ms is None
+    assert request_row(observed(AnswerSource.DEVICE_EXIT, 0), scheduled_s=10.5, plan=PLAN).predicted_ms is None
 
 
 def test_a_request_nobody_answered_has_no_latency() -> None:
-    row = request_row(observed(Source.NONE, None), scheduled_s=10.5, plan=PLAN)
+    row = request_row(observed(AnswerSource.NONE, None), scheduled_s=10.5, plan=PLAN)
     assert (row.latency_ms, row.by) == (None, "nobody")
 
 
 def test_every_source_has_words() -> None:
-    assert set(WORDS) == set(Source)
+    assert set(WORDS) == set(AnswerSource)
 
 
 def test_shares_sum_to_one() -> None:
-    rows = [request_row(observed(s), scheduled_s=10.5) for s in (Source.PLAN, Source.PLAN, Source.OTHER_EDGE)]
+    rows = [
+        request_row(observed(s), scheduled_s=10.5)
+        for s in (AnswerSource.PLAN, AnswerSource.PLAN, AnswerSource.OTHER_EDGE)
+    ]
     assert shares_of(rows) == pytest.approx({"full plan": 2 / 3, "another edge": 1 / 3})
     assert shares_of([]) == {}
 

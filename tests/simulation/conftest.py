@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from edgewise.core.ids import ClientId, NodeId
 from edgewise.models.task import Examples, Task
-from edgewise.models.zoo.dense import mlp
+from edgewise.models.zoo.dense_stack import mlp
 
 SIZES = {"a": 12, "b": 30, "c": 17, "d": 0, "e": 9}
 CENTRES = np.random.default_rng(0).normal(0, 2, (3, 4)).astype(np.float32)

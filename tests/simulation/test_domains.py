@@ -6,8 +6,8 @@ import pytest
 
 from edgewise.core.errors import InputError
 from edgewise.core.provenance import origins_of
-from edgewise.simulation.domain_pool import simulate_domains
-from edgewise.simulation.domains import DOMAINS, DomainTraining, clients_by_edge, public_share, simulate_domain
+from edgewise.simulation.emulated.domain_pool import simulate_domains
+from edgewise.simulation.emulated.domains import DOMAINS, DomainTraining, clients_by_edge, public_share, simulate_domain
 from edgewise.simulation.simulate import SimulationOptions, simulate_rounds
 from edgewise.training.algorithms import fed_avg
 from edgewise.training.job import JobFile, TaskTable, TrainingTable

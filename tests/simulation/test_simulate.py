@@ -11,7 +11,7 @@ from edgewise.models.task import Examples
 from edgewise.simulation.costs import VirtualCosts
 from edgewise.simulation.simulate import SimulationOptions, drawn_dropouts, homes_of, simulate, simulate_rounds
 from edgewise.training.algorithms import make_algorithm
-from edgewise.training.client import client_seeds
+from edgewise.training.client_update import client_seeds
 from edgewise.training.job import JobFile, TaskTable, TrainingTable
 from edgewise.training.local import make_engine
 from edgewise.training.protocols.messages import OutcomeKind

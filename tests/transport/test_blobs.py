@@ -6,7 +6,7 @@ import pytest
 
 from edgewise.core.errors import StoreError
 from edgewise.core.ids import Digest, digest_of
-from edgewise.transport.blobs import FolderBlobs
+from edgewise.transport.bulk.blobs import FolderBlobs
 
 DATA = bytes(range(256)) * 10
 NAME = digest_of(DATA)

@@ -15,15 +15,15 @@ import pytest
 
 from edgewise.core.errors import FrameRefused, RemoteError, StoreError, Unreachable
 from edgewise.core.ids import Digest, Epoch, NodeId, digest_of
-from edgewise.transport import bulk
-from edgewise.transport.blobs import FolderBlobs
-from edgewise.transport.bulk import ChunkRequest, fetch_blob, serve_blobs
+from edgewise.simulation.links.link import Link, LinkSpec, open_link
+from edgewise.simulation.links.shape import Shape
+from edgewise.transport.bulk import fetch as bulk
+from edgewise.transport.bulk.blobs import FolderBlobs
+from edgewise.transport.bulk.fetch import ChunkRequest, fetch_blob, serve_blobs
 from edgewise.transport.frame import make_frame
-from edgewise.transport.link import Link, LinkSpec, open_link
 from edgewise.transport.loopback import LoopbackFabric
-from edgewise.transport.shape import Shape
 from edgewise.transport.transport import Transport
-from edgewise.transport.zenoh import ZenohSettings, open_zenoh
+from edgewise.transport.zenoh.zenoh_transport import ZenohSettings, open_zenoh
 
 KEY = "ew/main/node/hub/blob"
 
@@ -266,9 +266,9 @@ async def until_moving(link: Link, size: int) -> None:
 RECEIVER = """
 import asyncio, sys
 from edgewise.core.ids import Epoch, NodeId
-from edgewise.transport.blobs import FolderBlobs
-from edgewise.transport.bulk import fetch_blob
-from edgewise.transport.zenoh import ZenohSettings, open_zenoh
+from edgewise.transport.bulk.blobs import FolderBlobs
+from edgewise.transport.bulk.fetch import fetch_blob
+from edgewise.transport.zenoh.zenoh_transport import ZenohSettings, open_zenoh
 
 async def main(endpoint, digest, size, folder):
     async with await open_zenoh(ZenohSettings(NodeId("frozen"), Epoch(1), connect=(endpoint,))) as leaf:

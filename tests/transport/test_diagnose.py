@@ -13,18 +13,18 @@ import pytest
 
 from edgewise.core.errors import InputError, Unreachable
 from edgewise.core.ids import Epoch, NodeId
-from edgewise.transport.diagnose import Cause, Finding, diagnose
-from edgewise.transport.zenoh import TlsFiles, ZenohSettings, open_zenoh
+from edgewise.transport.zenoh.diagnose import Cause, EndpointFinding, diagnose
+from edgewise.transport.zenoh.zenoh_transport import TlsFiles, ZenohSettings, open_zenoh
 
 
-def timed(find: Callable[[], Awaitable[Finding]]) -> Finding:
+def timed(find: Callable[[], Awaitable[EndpointFinding]]) -> EndpointFinding:
     start = time.monotonic()
     finding = asyncio.run(find())
     assert time.monotonic() - start < 5.0
     return finding
 
 
-async def beside_a_node(folder: Path, name: str, ask: Callable[[str], Awaitable[Finding]]) -> Finding:
+async def beside_a_node(folder: Path, name: str, ask: Callable[[str], Awaitable[EndpointFinding]]) -> EndpointFinding:
     """Asks while a TLS node with that certificate listens."""
     settings = ZenohSettings(NodeId(name), Epoch(1), "router", ("tls/127.0.0.1:0",), tls=TlsFiles.of(folder / name))
     async with await open_zenoh(settings) as node:
@@ -60,7 +60,7 @@ def test_black_hole() -> None:
 
 
 def test_port_that_does_not_speak_tls(certificates: Path) -> None:
-    async def ask() -> Finding:
+    async def ask() -> EndpointFinding:
         async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             writer.write(b"220 mail.example ESMTP\r\n")
             writer.close()
@@ -73,7 +73,7 @@ def test_port_that_does_not_speak_tls(certificates: Path) -> None:
 
 
 def test_port_that_closes_at_once() -> None:
-    async def ask() -> Finding:
+    async def ask() -> EndpointFinding:
         async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0) as server:
             return await diagnose(f"tcp/127.0.0.1:{server.sockets[0].getsockname()[1]}")
 
@@ -114,7 +114,7 @@ def test_certificate_of_another_authority_is_refused_by_the_node(certificates: P
 def test_server_whose_certificate_names_another_host(certificates: Path) -> None:
     files = TlsFiles.of(certificates / "device-1")
 
-    async def ask() -> Finding:
+    async def ask() -> EndpointFinding:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         own = TlsFiles.of(certificates / "device-2")  # issued for no host
         context.load_cert_chain(own.certificate, own.key)

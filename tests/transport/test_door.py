@@ -7,14 +7,14 @@ from edgewise.core.errors import EdgewiseError, FrameRefused, InputError
 from edgewise.core.ids import Epoch, NodeId, Tier
 from edgewise.core.provenance import RAW, Origins, traced
 from edgewise.ledger.entry import Direction, FrameCounter, Purpose
-from edgewise.transport.door import Door
 from edgewise.transport.frame import make_frame
+from edgewise.transport.guard import FrameGuard
 from edgewise.transport.keys import Keys, matches
 from edgewise.transport.remote import ErrorMessage, error_frame
 
 
-def door(**fields: object) -> Door:
-    return Door(NodeId("a"), Epoch(5), FrameCounter(NodeId("a")), **fields)  # type: ignore[arg-type]
+def door(**fields: object) -> FrameGuard:
+    return FrameGuard(NodeId("a"), Epoch(5), FrameCounter(NodeId("a")), **fields)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from contextlib import asynccontextmanager
 import pytest
 
 from edgewise.core.errors import InputError
-from edgewise.transport.link import Link, LinkSpec, open_link
-from edgewise.transport.link_control import LinkControl, main, read_specs
-from edgewise.transport.shape import PACKET_BYTES, Shape
+from edgewise.simulation.links.link import Link, LinkSpec, open_link
+from edgewise.simulation.links.link_control import LinkControl, main, read_specs
+from edgewise.simulation.links.shape import PACKET_BYTES, Shape
 
 Echo = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -176,7 +176,7 @@ def test_link_process_tells_its_ports_obeys_and_ends_with_its_owner() -> None:
     async def scene() -> None:
         spec = json.dumps([{"name": "a", "target": "127.0.0.1:1", "shape": {"bytes_per_s": 1000}}])
         pipe = asyncio.subprocess.PIPE
-        command = ("-m", "edgewise.transport.link_control", "--spec", spec, "--until-stdin-closes")
+        command = ("-m", "edgewise.simulation.links.link_control", "--spec", spec, "--until-stdin-closes")
         process = await asyncio.create_subprocess_exec(sys.executable, *command, stdin=pipe, stdout=pipe)
         assert process.stdout is not None
         assert process.stdin is not None
@@ -204,7 +204,7 @@ def test_link_process_tells_its_ports_obeys_and_ends_with_its_owner() -> None:
 def test_link_process_ends_on_sigterm() -> None:
     async def scene() -> None:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "edgewise.transport.link_control", stdout=asyncio.subprocess.PIPE
+            sys.executable, "-m", "edgewise.simulation.links.link_control", stdout=asyncio.subprocess.PIPE
         )
         assert process.stdout is not None
         await process.stdout.readline()

@@ -8,7 +8,7 @@ import pytest
 
 from edgewise.core.errors import Unreachable
 from edgewise.ledger.entry import Purpose
-from edgewise.transport.sender import Askers, Job, Sender
+from edgewise.transport.zenoh.lanes import Askers, Job, Sender
 
 DEADLINE_S = 5.0
 

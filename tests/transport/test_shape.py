@@ -5,7 +5,7 @@ import random
 import pytest
 
 from edgewise.core.errors import InputError
-from edgewise.transport.shape import PACKET_BYTES, Course, Shape, split_address
+from edgewise.simulation.links.shape import PACKET_BYTES, Course, Shape, split_address
 
 
 def test_back_to_back_pieces_leave_at_the_rate_and_arrive_after_the_delay() -> None:

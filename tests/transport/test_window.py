@@ -11,7 +11,7 @@ import heapq
 
 import pytest
 
-from edgewise.transport.window import MIN_CHUNK_BYTES, Arrival, Window, arrived, lost, next_chunk
+from edgewise.transport.bulk.window import MIN_CHUNK_BYTES, Arrival, Window, arrived, lost, next_chunk
 
 USED = 0.75
 

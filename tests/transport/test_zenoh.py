@@ -13,11 +13,11 @@ import pytest
 from edgewise.core.errors import InputError, SecurityError, Unreachable
 from edgewise.core.ids import Epoch, NodeId
 from edgewise.ledger.entry import Direction, Purpose
+from edgewise.simulation.links.link import LinkSpec, open_link
 from edgewise.transport.frame import Frame, make_frame
-from edgewise.transport.link import LinkSpec, open_link
-from edgewise.transport.sender import MAX_QUEUED_BYTES, Job, Sender
-from edgewise.transport.zenoh import TlsFiles, ZenohSettings, open_zenoh
-from edgewise.transport.zenoh_config import resolved, split_endpoint, zenoh_config
+from edgewise.transport.zenoh.lanes import MAX_QUEUED_BYTES, Job, Sender
+from edgewise.transport.zenoh.session_config import resolved, split_endpoint, zenoh_config
+from edgewise.transport.zenoh.zenoh_transport import TlsFiles, ZenohSettings, open_zenoh
 
 
 def settings(name: str = "n", **fields: Any) -> ZenohSettings:

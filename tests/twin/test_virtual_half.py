@@ -14,7 +14,7 @@ from edgewise.core.ids import ClientId
 from edgewise.core.seeds import Seeds
 from edgewise.models.flat import initial_vector
 from edgewise.models.task import Examples, Task
-from edgewise.models.zoo.dense import mlp
+from edgewise.models.zoo.dense_stack import mlp
 from edgewise.simulation.costs import VirtualCosts
 from edgewise.simulation.simulate import SimulationOptions, simulate_rounds
 from edgewise.training.algorithms import make_algorithm

@@ -105,6 +105,6 @@ def open_task(task: str, settings: dict[str, Any]) -> Any:
         The task.
     """
     from edgewise.models.task import load_task
-    from edgewise.training.tasks.digits import DigitsTask
+    from edgewise.training.tasks.digits_task import DigitsTask
 
     return DigitsTask(**settings) if task == "digits" else load_task(task, **settings)

@@ -16,8 +16,8 @@ from edgewise.core.units import parse_duration
 
 if TYPE_CHECKING:
     from edgewise.fleet.messages import NodeInfo
-    from edgewise.fleet.operator import Operator
-    from edgewise.models.graph import Graph
+    from edgewise.fleet.operator.operator import Operator
+    from edgewise.models.graph.graph import Graph
     from edgewise.models.version import ModelVersion
     from edgewise.planning.levels import Recommendation
     from edgewise.planning.policy import Policy
@@ -66,7 +66,7 @@ async def plan_on_fleet(out: Output, wish: FleetWish) -> None:
         out: Where to print.
         wish: What.
     """
-    from edgewise.fleet.fleet_planning import choose_version
+    from edgewise.fleet.serving.fleet_planning import choose_version
 
     policy = policy_of(wish.policy)
     async with operator_of(wish.connect, wish.identity, "") as operator:
@@ -136,8 +136,8 @@ async def plan_and_deploy(
     Raises:
         RemoteError: If the rollout was refused or halted; with the cause.
     """
-    from edgewise.fleet.fleet_planning import choose_chain, measure, search_of, with_evidence
-    from edgewise.models.graph import Graph
+    from edgewise.fleet.serving.fleet_planning import choose_chain, measure, search_of, with_evidence
+    from edgewise.models.graph.graph import Graph
     from edgewise.planning.levels import recommend
 
     chain = choose_chain((await operator.nodes()).nodes, wish.device)
@@ -176,7 +176,7 @@ async def deploy_plan(
     Raises:
         RemoteError: If the rollout was refused or halted; with the cause.
     """
-    from edgewise.fleet.fleet_planning import deployment
+    from edgewise.fleet.serving.fleet_planning import deployment
 
     order = deployment(version, search, said.plan, parse_duration(wish.deadline) if wish.deadline else None)
     ack = await operator.deploy(order)

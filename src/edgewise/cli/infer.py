@@ -19,7 +19,7 @@ from edgewise.core.units import parse_duration
 
 if TYPE_CHECKING:
     from edgewise.cli.source import Source
-    from edgewise.models.graph import Tensor
+    from edgewise.models.graph.graph import PlainTensor
     from edgewise.service.client import InferenceClient, Reply
 
 
@@ -123,7 +123,7 @@ async def ask_all(
         return answers, await client.feedback(model, labels)
 
 
-async def _when_served(client: InferenceClient, model: str, wait_s: float) -> tuple[Tensor, ...]:
+async def _when_served(client: InferenceClient, model: str, wait_s: float) -> tuple[PlainTensor, ...]:
     until = time.monotonic() + wait_s
     while True:
         try:
@@ -156,7 +156,7 @@ def endpoint_of(url: str) -> tuple[str, int]:
     return parts.hostname, port
 
 
-async def model_inputs(client: InferenceClient, model: str) -> tuple[Tensor, ...]:
+async def model_inputs(client: InferenceClient, model: str) -> tuple[PlainTensor, ...]:
     """Asks what a model takes.
 
     Args:
@@ -169,7 +169,7 @@ async def model_inputs(client: InferenceClient, model: str) -> tuple[Tensor, ...
     Raises:
         RemoteError: If there is no such model.
     """
-    from edgewise.models.graph import Tensor
+    from edgewise.models.graph.graph import PlainTensor
     from edgewise.service.protocol import DATATYPES
 
     status, _, body = await client.call("GET", f"/v2/models/{model}")
@@ -179,7 +179,7 @@ async def model_inputs(client: InferenceClient, model: str) -> tuple[Tensor, ...
         )
     types = {datatype: dtype for dtype, datatype in DATATYPES.items()}
     return tuple(
-        Tensor(given["name"], tuple(map(abs, given["shape"])), types[given["datatype"]], given["shape"][0] < 0)
+        PlainTensor(given["name"], tuple(map(abs, given["shape"])), types[given["datatype"]], given["shape"][0] < 0)
         for given in json.loads(body)["inputs"]
     )
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from edgewise.cli.source import Source
-    from edgewise.models.graph import Graph
+    from edgewise.models.graph.graph import Graph
     from edgewise.models.version import ExitEvidence
 
 

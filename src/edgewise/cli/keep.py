@@ -11,7 +11,7 @@ from edgewise.cli.fleet_plan import Deadline, FleetWish, plan_and_deploy, policy
 from edgewise.cli.operator_options import AsOperator, ToFleet, operator_of
 from edgewise.cli.output import AsJson, Output
 from edgewise.cli.running import run_async
-from edgewise.cli.train import Session, read_job, source_of
+from edgewise.cli.train import TrainingSession, read_job, source_of
 
 if TYPE_CHECKING:
     from edgewise.lifecycle.loop import LoopSettings, LoopState, TimelineNote
@@ -83,7 +83,7 @@ async def keep(
     Returns:
         The loop at its end.
     """
-    from edgewise.fleet.keeping import Keeper
+    from edgewise.fleet.operator.retraining import Keeper
 
     def said(note: TimelineNote) -> None:
         if out.as_json:
@@ -94,7 +94,7 @@ async def keep(
     async with operator_of(wish.connect, wish.identity, "") as operator:
 
         async def train(parent: int) -> tuple[int, str]:
-            session = Session(out)
+            session = TrainingSession(out)
             status = await session.train(
                 operator, read, start_version=parent, labels=source, teacher_version=teacher
             )  # fmt: skip

@@ -125,7 +125,7 @@ def make_cli() -> Verbs:
         if version:
             typer.echo(f"edgewise {__version__}")
         elif help_settings:
-            from edgewise.core.settings import settings_table
+            from edgewise.core.environment import settings_table
 
             typer.echo(settings_table())
         elif ctx.invoked_subcommand is None:

@@ -40,10 +40,10 @@ def run_node(as_json: bool, exit_with_parent: bool, **given: Any) -> None:
         **given: Fields of `AgentSettings`, as the options gave them.
     """
     one_thread()
+    from edgewise.core.environment import setting
     from edgewise.core.ids import Tier
-    from edgewise.core.settings import setting
     from edgewise.fleet.agent import run_agent
-    from edgewise.fleet.settings import AgentSettings
+    from edgewise.fleet.node.settings import AgentSettings
     from edgewise.security.identity import Identity as NodeIdentity
 
     output = Output(as_json)
@@ -83,6 +83,6 @@ def check_address(http: str) -> None:
 
 async def _open_door(server: Any, host: str, port: int) -> Any:
     """Opens the inference endpoint; the web framework is imported by nodes that have one."""
-    from edgewise.service.door import open_door
+    from edgewise.service.endpoint import open_door
 
     return await open_door(server, host, port)

@@ -13,7 +13,7 @@ import typer
 from edgewise.core.errors import InputError
 
 if TYPE_CHECKING:
-    from edgewise.fleet.operator import Operator
+    from edgewise.fleet.operator.operator import Operator
 
 ToFleet = Annotated[str, typer.Option("--connect", help="A router of the fleet, e.g. tls/10.0.0.5:7447.")]
 AsOperator = Annotated[str, typer.Option("--identity", help="Folder of a certificate of tier cloud.")]
@@ -64,8 +64,8 @@ async def operator_of(connect: str, identity: str, fleet: str) -> AsyncIterator[
         InputError: If one is missing or does not fit.
         Unreachable: With the cause, within five seconds.
     """
-    from edgewise.core.settings import setting
-    from edgewise.fleet.operator import connect_operator
+    from edgewise.core.environment import setting
+    from edgewise.fleet.operator.operator import connect_operator
     from edgewise.security.identity import Identity
 
     if not connect:

@@ -21,11 +21,11 @@ from edgewise.core.units import parse_duration, parse_rate
 
 if TYPE_CHECKING:
     from edgewise.cli.source import Source
-    from edgewise.models.graph import Graph
+    from edgewise.models.graph.graph import Graph
     from edgewise.models.version import ExitEvidence
     from edgewise.planning.profile import LinkState, Profile
     from edgewise.planning.search import Search
-    from edgewise.simulation.fleet_file import FleetFile
+    from edgewise.simulation.emulated.fleet_file import FleetFile
 
 DOMAIN = "cloud"
 """A model that was trained elsewhere counts as trained in the cloud: levels 0 to 3."""
@@ -106,10 +106,10 @@ def plan_file(
     from edgewise.cli.source import read_source
     from edgewise.core.config import load_toml
     from edgewise.inference.evidence import CODECS
-    from edgewise.models.graph import Graph
+    from edgewise.models.graph.graph import Graph
     from edgewise.planning.choose import make_search
     from edgewise.planning.policy import Policy
-    from edgewise.simulation.fleet_file import FleetFile
+    from edgewise.simulation.emulated.fleet_file import FleetFile
 
     wanted = Policy() if policy is None else load_toml(policy, Policy)
     file = FleetFile() if fleet is None else load_toml(fleet, FleetFile)
@@ -217,7 +217,7 @@ def links_of(file: FleetFile) -> tuple[LinkState, LinkState]:
     Args:
         file: The fleet file.
     """
-    from edgewise.fleet.probe import JOULES_PER_BYTE
+    from edgewise.fleet.node.probe import JOULES_PER_BYTE
     from edgewise.planning.profile import LinkState
 
     first, second = (

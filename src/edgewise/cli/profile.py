@@ -14,7 +14,7 @@ from edgewise.core.files import write_atomic
 from edgewise.core.units import format_bytes, parse_duration
 
 if TYPE_CHECKING:
-    from edgewise.models.graph import Graph
+    from edgewise.models.graph.graph import Graph
     from edgewise.planning.profile import Profile
 
 
@@ -45,7 +45,7 @@ def command(
     from edgewise.cli.source import read_source
     from edgewise.core.ids import node_id
     from edgewise.inference.profiler import profile_graph
-    from edgewise.models.graph import Graph
+    from edgewise.models.graph.graph import Graph
     from edgewise.security.certificates import tier_of
 
     out = Output(as_json)

@@ -11,7 +11,7 @@ from edgewise.core.errors import RemoteError
 
 if TYPE_CHECKING:
     from edgewise.fleet.messages import Ack
-    from edgewise.fleet.operator import Operator
+    from edgewise.fleet.operator.operator import Operator
 
 
 def command(connect: ToFleet = "", identity: AsOperator = "", fleet: InFleet = "", as_json: AsJson = False) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from edgewise.cli.threads import one_thread
-from edgewise.core.ending import end_in_time
+from edgewise.core.process import end_in_time
 
 T = TypeVar("T")
 STOP_S = 4.5

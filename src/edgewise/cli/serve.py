@@ -50,7 +50,7 @@ def command(
       edgewise serve model.onnx --connect tls/127.0.0.1:7447 --identity nodes/operator
     """
     from edgewise.cli.fleet_plan import FleetWish, fleet_only, serve_on_fleet
-    from edgewise.models.graph import Graph
+    from edgewise.models.graph.graph import Graph
 
     fleet_only(connect, identity=identity, policy=policy, data=data)
     if connect:
@@ -91,9 +91,9 @@ async def serve_model(
         tls: Certificate and key.
         insecure: Whether a non-loopback address may go without TLS.
     """
-    from edgewise.core.memory import keep_for_good
-    from edgewise.inference.serving import local_server
-    from edgewise.models.graph import Graph
+    from edgewise.core.process import keep_for_good
+    from edgewise.inference.serving_node import local_server
+    from edgewise.models.graph.graph import Graph
     from edgewise.service.open_inference import serve_http
 
     stop = asyncio.Event()

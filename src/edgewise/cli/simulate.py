@@ -11,7 +11,7 @@ from edgewise.cli.output import AsJson, Output
 from edgewise.core.units import format_bytes
 
 if TYPE_CHECKING:
-    from edgewise.simulation.record import RoundRecord, RunRecord
+    from edgewise.simulation.record import RunRecord, SimulatedRound
     from edgewise.training.job import JobFile
 
 
@@ -32,7 +32,7 @@ def command(
     from edgewise.core.config import load_toml
     from edgewise.core.files import write_atomic
     from edgewise.models.export import export_template
-    from edgewise.models.weights import with_weights
+    from edgewise.models.graph.weights import with_weights
     from edgewise.simulation.simulate import SimulationOptions, simulate
     from edgewise.training.job import JobFile, check_job
     from edgewise.training.protocols.messages import OutcomeKind
@@ -100,10 +100,10 @@ def print_run(out: Output, record: RunRecord) -> None:
     out.line(f"uplink {format_bytes(record.uplink_bytes)}, downlink {format_bytes(record.downlink_bytes)}")
 
 
-def len_text(record: RoundRecord) -> str:
+def len_text(record: SimulatedRound) -> str:
     """How many updates came of how many asked."""
     return f"{record.participants} of {record.participants + len(record.missing)}"
 
 
-def _words(record: RoundRecord) -> str:
+def _words(record: SimulatedRound) -> str:
     return " ".join(f"{name} {value:.4f}" for name, value in record.metrics.items())

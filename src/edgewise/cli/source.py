@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.core.errors import DataError
-from edgewise.models.graph import Tensor
+from edgewise.models.graph.graph import PlainTensor
 
 TARGETS = ("y", "labels", "targets")
 INPUTS = ("x", "inputs", "input", "data")
@@ -49,7 +49,7 @@ class Source:
         return Source({name: array[:count] for name, array in self.inputs.items()}, targets, self.names[:count])
 
 
-def read_source(path: Path, wanted: Sequence[Tensor], scale: float = 1 / 255) -> Source:
+def read_source(path: Path, wanted: Sequence[PlainTensor], scale: float = 1 / 255) -> Source:
     """Reads examples for a model.
 
     Args:
@@ -73,7 +73,7 @@ def read_source(path: Path, wanted: Sequence[Tensor], scale: float = 1 / 255) ->
     return _from_arrays(path, arrays, wanted)
 
 
-def _from_arrays(path: Path, arrays: dict[str, NDArray[Any]], wanted: Sequence[Tensor]) -> Source:
+def _from_arrays(path: Path, arrays: dict[str, NDArray[Any]], wanted: Sequence[PlainTensor]) -> Source:
     target = next((name for name in TARGETS if name in arrays), None)
     candidates = {name: array for name, array in arrays.items() if name != target}
     inputs = {tensor.name: _shaped(path, _pick(path, candidates, tensor, wanted), tensor) for tensor in wanted}
@@ -91,7 +91,9 @@ def _from_arrays(path: Path, arrays: dict[str, NDArray[Any]], wanted: Sequence[T
     return Source(inputs, None if targets is None else targets.astype(np.int64), names)
 
 
-def _pick(path: Path, arrays: Mapping[str, NDArray[Any]], tensor: Tensor, wanted: Sequence[Tensor]) -> NDArray[Any]:
+def _pick(
+    path: Path, arrays: Mapping[str, NDArray[Any]], tensor: PlainTensor, wanted: Sequence[PlainTensor]
+) -> NDArray[Any]:
     if tensor.name in arrays:
         return arrays[tensor.name]
     usual = next((name for name in INPUTS if name in arrays), None)
@@ -105,7 +107,7 @@ def _pick(path: Path, arrays: Mapping[str, NDArray[Any]], tensor: Tensor, wanted
     )
 
 
-def _shaped(path: Path, array: NDArray[Any], tensor: Tensor) -> NDArray[Any]:
+def _shaped(path: Path, array: NDArray[Any], tensor: PlainTensor) -> NDArray[Any]:
     one = tensor.shape[1:]
     if array.dtype.kind not in "iufb":
         raise DataError(f"{str(path)!r} holds {array.dtype} for input {tensor.name!r}, numbers are needed.")
@@ -121,7 +123,7 @@ def _shaped(path: Path, array: NDArray[Any], tensor: Tensor) -> NDArray[Any]:
     return np.ascontiguousarray(array.reshape(len(array), *one).astype(tensor.dtype))
 
 
-def _read_folder(folder: Path, wanted: Sequence[Tensor], scale: float) -> Source:
+def _read_folder(folder: Path, wanted: Sequence[PlainTensor], scale: float) -> Source:
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGES | {".npy"})
     if not files:
         raise DataError(f"folder {str(folder)!r} has no images and no npy files. Give a folder of examples, or an npz.")
@@ -137,7 +139,7 @@ def _read_folder(folder: Path, wanted: Sequence[Tensor], scale: float) -> Source
     return Source({tensor.name: np.concatenate(rows)}, None, [file.name for file in files])
 
 
-def _image(file: Path, tensor: Tensor, scale: float) -> NDArray[np.float32]:
+def _image(file: Path, tensor: PlainTensor, scale: float) -> NDArray[np.float32]:
     from PIL import Image, UnidentifiedImageError
 
     if len(tensor.shape) != 4 or tensor.shape[1] not in (1, 3):

@@ -18,7 +18,7 @@ from edgewise.core.units import format_bytes
 
 if TYPE_CHECKING:
     from edgewise.fleet.messages import RoundRecord, RunStatus
-    from edgewise.fleet.operator import Operator
+    from edgewise.fleet.operator.operator import Operator
     from edgewise.models.task import Task
     from edgewise.models.version import ModelVersion
     from edgewise.training.job import JobFile
@@ -63,7 +63,7 @@ def command(
     if read is not None and dry_run:
         print_job(out, *read)
         return
-    session = Session(out, known)
+    session = TrainingSession(out, known)
 
     async def speak() -> RunStatus:
         async with operator_of(connect, identity, fleet) as operator:
@@ -152,7 +152,7 @@ def print_job(out: Output, job: JobFile, task: Task) -> None:
     out.result({"task": task.name, "job": job, "algorithm": str(words)})
 
 
-class Session:
+class TrainingSession:
     """One look at a fleet that trains.
 
     Attributes:
@@ -218,7 +218,7 @@ class Session:
         return 130
 
     async def _submit(self, operator: Operator, job: JobFile, task: Task, wished: dict[str, Any]) -> None:
-        from edgewise.fleet.submission import audit_of, make_wish, participants
+        from edgewise.fleet.operator.submission import audit_of, make_wish, participants
 
         held = participants((await operator.nodes()).nodes, task.name)
         found = audit_of(held)

@@ -20,9 +20,9 @@ from edgewise.codecs.codec import Codec, Payload
 from edgewise.codecs.error_feedback import error_feedback
 from edgewise.codecs.int4 import int4
 from edgewise.codecs.int8 import int8
+from edgewise.codecs.kept import state_from_arrays, state_to_arrays
 from edgewise.codecs.none import none
 from edgewise.codecs.png import png
-from edgewise.codecs.stored_state import state_from_arrays, state_to_arrays
 from edgewise.codecs.top_k import top_k
 from edgewise.codecs.wire import payload_from_bytes, payload_from_tensors, payload_to_bytes, payload_to_tensors
 from edgewise.codecs.zstd import zstd

@@ -56,7 +56,7 @@ class _Array(msgspec.Struct, frozen=True, array_like=True):
     shape: Shape
 
 
-class _Header(msgspec.Struct, frozen=True, array_like=True):
+class _PayloadHeader(msgspec.Struct, frozen=True, array_like=True):
     shape: Shape
     arrays: tuple[_Array, ...]
 
@@ -72,7 +72,7 @@ def payload_to_bytes(payload: Payload) -> bytes:
     """
     named = sorted(payload.arrays.items())
     header = msgspec.msgpack.encode(
-        _Header(payload.shape, tuple(_Array(name, str(array.dtype), array.shape) for name, array in named))
+        _PayloadHeader(payload.shape, tuple(_Array(name, str(array.dtype), array.shape) for name, array in named))
     )
     arrays = [np.ascontiguousarray(np.asarray(array)).tobytes() for _, array in named]
     return b"".join((len(header).to_bytes(4, "little"), header, *arrays))
@@ -92,7 +92,7 @@ def payload_from_bytes(data: bytes) -> Payload:
     """
     start = 4 + int.from_bytes(data[:4], "little")
     try:
-        header = msgspec.msgpack.decode(data[4:start], type=_Header)
+        header = msgspec.msgpack.decode(data[4:start], type=_PayloadHeader)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise FrameRefused(f"{len(data):,} bytes are not a payload: {error}.") from error
     check_shape(header.shape)

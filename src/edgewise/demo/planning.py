@@ -12,15 +12,15 @@ import numpy as np
 
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.ids import NodeId, Tier
-from edgewise.datasets.digits import to_raw
-from edgewise.demo.domains import OtherDomains
+from edgewise.datasets.digits_data import to_raw
 from edgewise.demo.scenario import OPEN, PRIVATE, SLOW_BYTES_PER_S, TASK, Demo
+from edgewise.demo.training_domains import OtherDomains
 from edgewise.fleet.messages import BlobRef, Deploy, ProfileAnswer, ProfileOrder
 from edgewise.inference.evidence import CODECS, plan_evidence
-from edgewise.inference.serving import device_only_plan
+from edgewise.inference.serving_node import device_only_plan
 from edgewise.models.compress.quantise import quantised
 from edgewise.models.export import INPUT
-from edgewise.models.graph import Graph
+from edgewise.models.graph.graph import Graph
 from edgewise.models.version import ExitEvidence
 from edgewise.planning.baselines import baselines, png_bytes
 from edgewise.planning.choose import make_search
@@ -31,7 +31,7 @@ from edgewise.planning.search import Search
 from edgewise.service.client import InferenceClient, Reply, open_loop
 from edgewise.service.report import PlanSection
 from edgewise.service.report.convert import baseline_rows, level_rows, planner_answer
-from edgewise.simulation.emulated import CLOUD
+from edgewise.simulation.emulated.emulated_fleet import CLOUD
 
 DEADLINE_FACTOR = 3.0
 CALIBRATION_REQUESTS = 64

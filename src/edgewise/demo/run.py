@@ -9,20 +9,20 @@ import msgspec
 import numpy as np
 
 from edgewise import __version__
-from edgewise.core.memory import keep_for_good
-from edgewise.demo.domains import other_domains
+from edgewise.core.process import keep_for_good
+from edgewise.demo.drift_and_retrain import stay_good
 from edgewise.demo.planning import plan_all
 from edgewise.demo.scenario import TASK, Demo, DemoSettings, Show, fleet_file, task_settings
-from edgewise.demo.serving import break_things, deploy, serve
-from edgewise.demo.staying_good import stay_good
+from edgewise.demo.serve_requests import break_things, deploy, serve
 from edgewise.demo.training import train
-from edgewise.fleet.operator import connect_operator
+from edgewise.demo.training_domains import other_domains
+from edgewise.fleet.operator.operator import connect_operator
 from edgewise.ledger.energy import ENERGY_MODELS, modelled_energy, printed
 from edgewise.ledger.entry import Direction
 from edgewise.service.report import Report, ResourceRow, explained, kpi_rows, write_report
 from edgewise.service.report.picture import write_picture
-from edgewise.simulation.emulated import CLOUD, OPERATOR, EmulatedFleet, make_folder
-from edgewise.training.tasks.digits import DigitsTask
+from edgewise.simulation.emulated.emulated_fleet import CLOUD, OPERATOR, EmulatedFleet, make_folder
+from edgewise.training.tasks.digits_task import DigitsTask
 
 JOIN_TIMEOUT_S = 60.0
 

@@ -13,7 +13,7 @@ import msgspec
 
 from edgewise.core.ids import NodeId, Tier
 from edgewise.fleet.messages import LedgerAnswer, NodeRow, RunStatus
-from edgewise.fleet.operator import Operator
+from edgewise.fleet.operator.operator import Operator
 from edgewise.ledger.energy import ENERGY_MODELS, modelled_energy
 from edgewise.ledger.entry import Direction, LedgerEntry, Purpose
 from edgewise.ledger.kpis import LEARNING
@@ -22,9 +22,9 @@ from edgewise.planning.plan import Plan
 from edgewise.planning.policy import Policy
 from edgewise.planning.search import Search
 from edgewise.service.report import Report, RequestRow, TimelineEntry
-from edgewise.simulation.emulated import EmulatedFleet
-from edgewise.simulation.fleet_file import CloudClass, DeviceClass, EdgeClass, FleetFile, LinkClass
-from edgewise.training.tasks.digits import DigitsTask
+from edgewise.simulation.emulated.emulated_fleet import EmulatedFleet
+from edgewise.simulation.emulated.fleet_file import CloudClass, DeviceClass, EdgeClass, FleetFile, LinkClass
+from edgewise.training.tasks.digits_task import DigitsTask
 
 TASK = "digits"
 LOCAL = {

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgewise.core.provenance import RAW, traced
 from edgewise.demo.scenario import TASK, Demo
-from edgewise.inference.session import Source
+from edgewise.inference.session import AnswerSource
 from edgewise.models.export import INPUT
 from edgewise.planning.plan import Plan
 from edgewise.service.client import InferenceClient, Reply, open_loop
@@ -126,10 +126,10 @@ def _row(demo: Demo, sent: Sent, index: int, plan: Plan, warm_up: bool) -> Reque
     reply = sent.replies[index]
     if reply.error:
         return RequestRow(
-            reply.scheduled_s - demo.start_s, None, None, None, sent.phase, WORDS[Source.NONE], False, warm_up
+            reply.scheduled_s - demo.start_s, None, None, None, sent.phase, WORDS[AnswerSource.NONE], False, warm_up
         )
-    source, exit_index = Source(reply.parameters["source"]), reply.parameters["exit_index"]
-    paths = {p.exit_index: 1e3 * p.p50_s for p in plan.predicted.paths} if source is Source.PLAN else {}
+    source, exit_index = AnswerSource(reply.parameters["source"]), reply.parameters["exit_index"]
+    paths = {p.exit_index: 1e3 * p.p50_s for p in plan.predicted.paths} if source is AnswerSource.PLAN else {}
     (logits,) = reply.outputs.values()
     return RequestRow(
         reply.scheduled_s - demo.start_s, 1e3 * reply.latency_s, paths.get(exit_index), exit_index, sent.phase,

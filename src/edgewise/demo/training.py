@@ -12,7 +12,7 @@ from edgewise.core.seeds import Seeds
 from edgewise.datasets.audit import audit
 from edgewise.demo.scenario import LOCAL, TASK, UPLINK, Counted, Demo
 from edgewise.fleet.messages import RunStatus, SubmitRun
-from edgewise.fleet.operator import encode_layout
+from edgewise.fleet.operator.operator import encode_layout
 from edgewise.ledger.kpis import training_kpis
 from edgewise.models.export import export_template
 from edgewise.models.flat import initial_vector

@@ -18,13 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgewise.core.ending import end_in_time
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.ids import ClientId, Epoch, NodeId, Tier
-from edgewise.core.memory import keep_for_good
-from edgewise.fleet import uplink
-from edgewise.fleet.capability import measure_capability
-from edgewise.fleet.connect import open_node
+from edgewise.core.process import end_in_time, keep_for_good
 from edgewise.fleet.messages import (
     Ack,
     Capability,
@@ -35,19 +31,22 @@ from edgewise.fleet.messages import (
     StopOrder,
     TrainOrder,
 )
-from edgewise.fleet.node import Node
-from edgewise.fleet.serving import OpenDoor, Serving
-from edgewise.fleet.settings import AgentSettings
-from edgewise.fleet.trainer import Trainer
+from edgewise.fleet.node import uplink
+from edgewise.fleet.node.capability import measure_capability
+from edgewise.fleet.node.connect import open_node
+from edgewise.fleet.node.node import Node
+from edgewise.fleet.node.settings import AgentSettings
+from edgewise.fleet.serving.serving_role import OpenDoor, Serving
+from edgewise.fleet.training.trainer import Trainer
 from edgewise.ledger.resources import read_resources
 from edgewise.security.access import log_refused_links
 from edgewise.transport.keys import Keys
-from edgewise.transport.zenoh import ZenohTransport
-from edgewise.transport.zenoh_config import zenoh_id
+from edgewise.transport.zenoh.session_config import zenoh_id
+from edgewise.transport.zenoh.zenoh_transport import ZenohTransport
 
 if TYPE_CHECKING:  # a device starts sooner without what only an edge or the coordinator needs
-    from edgewise.fleet.aggregator import Aggregator
     from edgewise.fleet.coordinator import Coordinator
+    from edgewise.fleet.training.edge_role import EdgeRole
 
 log = logging.getLogger("edgewise.fleet")
 Said = Callable[..., None]
@@ -70,7 +69,7 @@ class Agent:
         self.capability = capability
         self.parent = NodeId("")
         self.trainer: Trainer | None = None
-        self.aggregator: Aggregator | None = None
+        self.aggregator: EdgeRole | None = None
         self.coordinator: Coordinator | None = None
         self.stopped = asyncio.Event()
         self.uplinks = uplink.Uplinks((True,))
@@ -133,9 +132,9 @@ class Agent:
             node.route("control", TrainOrder, self.trainer.take, Tier.EDGE, Tier.CLOUD)
             await self.trainer.load()
         if settings.tier is Tier.EDGE and not settings.coordinator:
-            from edgewise.fleet.aggregator import Aggregator
+            from edgewise.fleet.training.edge_role import EdgeRole
 
-            self.aggregator = Aggregator(node, Path(settings.state), crash_after=settings.crash_after)
+            self.aggregator = EdgeRole(node, Path(settings.state), crash_after=settings.crash_after)
         if settings.coordinator:
             from edgewise.fleet.coordinator import Coordinator
 

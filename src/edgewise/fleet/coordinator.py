@@ -14,8 +14,7 @@ import msgspec
 import numpy as np
 
 from edgewise.core.ids import NodeId, Tier
-from edgewise.fleet.deployments import Deployments
-from edgewise.fleet.drift_watch import CollectOrder, Confidences, DriftWatch
+from edgewise.fleet.membership.watch import Watch
 from edgewise.fleet.messages import (
     Ack,
     CancelRun,
@@ -36,12 +35,13 @@ from edgewise.fleet.messages import (
     UpdateReport,
     Versions,
 )
-from edgewise.fleet.node import Node
-from edgewise.fleet.runs import Runs
-from edgewise.fleet.settings import AgentSettings
-from edgewise.fleet.store import EventLog, Registry
-from edgewise.fleet.versions import Holdout, VersionStore
-from edgewise.fleet.watch import Watch
+from edgewise.fleet.node.node import Node
+from edgewise.fleet.node.settings import AgentSettings
+from edgewise.fleet.serving.deployments import Deployments
+from edgewise.fleet.serving.drift_watch import CollectOrder, Confidences, DriftWatch
+from edgewise.fleet.serving.versions import Holdout, VersionStore
+from edgewise.fleet.store.events import EventLog, Registry
+from edgewise.fleet.training.runs import Runs
 from edgewise.transport.frame import Frame
 
 log = logging.getLogger("edgewise.fleet")

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from edgewise.codecs import make_codec
 from edgewise.inference.stages import make_session
-from edgewise.models.condense import Frontier
-from edgewise.models.graph import Graph
+from edgewise.models.graph.condense import Frontier
+from edgewise.models.graph.graph import Graph
 from edgewise.models.version import ExitEvidence
-from edgewise.planning.exits import measure_exits
+from edgewise.planning.moves.exits import measure_exits
 
 CODECS = ("none", "int8")
 

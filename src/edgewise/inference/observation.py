@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from edgewise.core.ids import Digest, Epoch, NodeId, RequestId
-from edgewise.inference.session import Source
+from edgewise.inference.session import AnswerSource
 
 
 class Observation(msgspec.Struct, frozen=True):
@@ -35,7 +35,7 @@ class Observation(msgspec.Struct, frozen=True):
     epoch: Epoch
     version: int
     plan: Digest
-    source: Source
+    source: AnswerSource
     exit_index: int | None
     cause: str
     arrived_s: float

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from edgewise.codecs import Codec, make_codec
 from edgewise.core.ids import Digest, RequestId, Tier
 from edgewise.inference.cuts import CutPayload, encode_cut
-from edgewise.inference.exits import confidence, decide
-from edgewise.inference.messages import STAGE_REQUEST, StageAnswer, StageRequest
+from edgewise.inference.gates.exit import confidence, decide
+from edgewise.inference.stage_messages import STAGE_REQUEST, StageAnswer, StageRequest
 from edgewise.inference.stages import Stage, StageSet, Tensors, build_stages, cut_after, segment_of
 from edgewise.inference.worker import BRIEF_S
 from edgewise.ledger.entry import Purpose
-from edgewise.models.graph import Graph
+from edgewise.models.graph.graph import Graph
 from edgewise.planning.plan import ActivePlan, Exit, Plan
 from edgewise.transport.frame import Frame, make_frame
 

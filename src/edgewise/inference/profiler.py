@@ -31,11 +31,11 @@ from edgewise.codecs import make_codec
 from edgewise.core.errors import InputError, PlanInfeasible
 from edgewise.core.ids import Digest, Epoch, NodeId, RequestId, Tier
 from edgewise.inference.cuts import Coded, encode_cut
-from edgewise.inference.messages import STAGE_REQUEST, StageRequest
+from edgewise.inference.stage_messages import STAGE_REQUEST, StageRequest
 from edgewise.inference.stages import Stage, Tensors, computing_s, make_stage
 from edgewise.inference.worker import Worker
-from edgewise.models.condense import Frontier
-from edgewise.models.graph import Graph
+from edgewise.models.graph.condense import Frontier
+from edgewise.models.graph.graph import Graph
 from edgewise.planning.profile import Fingerprint, GroupCost, Profile, SegmentCost
 from edgewise.transport.frame import decode_frame, encode_frame, make_frame
 

@@ -1,7 +1,7 @@
 """One request at the device, as `step(state, event) -> (state, actions)`: deadline, hedge, fallback. Pure.
 
-    RequestArrived ─▶ RunSegment ─▶ SegmentDone ─┬─ confident ─▶ Answer(plan)
-                                                 └─ Offload ─┬─▶ RemoteAnswered ─▶ Answer(plan | other edge)
+    RequestArrived ─▶ RunSegment ─▶ SegmentDone ─┬─ confident ─▶ SessionAnswer(plan)
+                                                 └─ Offload ─┬─▶ RemoteAnswered ─▶ SessionAnswer(plan | other edge)
                                                              ├─▶ RemoteFailed ─▶ next target, own exit or local tail
                                                              └─▶ timers: hedge ─▶ RunLocalTail, last call ─▶ own exit
 
@@ -18,7 +18,7 @@ import msgspec
 from msgspec.structs import replace
 
 
-class Source(StrEnum):
+class AnswerSource(StrEnum):
     """Who gave the answer."""
 
     PLAN = "plan"
@@ -150,7 +150,7 @@ class StartTimer(msgspec.Struct, frozen=True):
     at_s: float
 
 
-class Answer(msgspec.Struct, frozen=True):
+class SessionAnswer(msgspec.Struct, frozen=True):
     """The one end of a request.
 
     Attributes:
@@ -159,12 +159,12 @@ class Answer(msgspec.Struct, frozen=True):
         cause: Why the full plan did not answer; "" if it did.
     """
 
-    source: Source
+    source: AnswerSource
     exit_index: int | None
     cause: str = ""
 
 
-Action = RunSegment | RunLocalTail | Offload | StartTimer | Answer
+Action = RunSegment | RunLocalTail | Offload | StartTimer | SessionAnswer
 
 
 class Session(msgspec.Struct, frozen=True):
@@ -190,7 +190,7 @@ class Session(msgspec.Struct, frozen=True):
     tail: str = "none"
     is_last_call: bool = False
     causes: tuple[str, ...] = ()
-    answer: Answer | None = None
+    answer: SessionAnswer | None = None
 
 
 Step = tuple[Session, tuple[Action, ...]]
@@ -214,15 +214,15 @@ def step(state: Session, event: Event) -> Step:
     if isinstance(event, SegmentDone):
         return _segment_done(state, event)
     if isinstance(event, SegmentFailed):
-        return _end(state, Source.NONE, None, f"the device's segment failed: {event.cause}")
+        return _end(state, AnswerSource.NONE, None, f"the device's segment failed: {event.cause}")
     if isinstance(event, RemoteAnswered):
-        source = Source.PLAN if event.target == state.setup.home else Source.OTHER_EDGE
-        return _end(state, Source.EDGE_EXIT if event.cause else source, event.exit_index, event.cause)
+        source = AnswerSource.PLAN if event.target == state.setup.home else AnswerSource.OTHER_EDGE
+        return _end(state, AnswerSource.EDGE_EXIT if event.cause else source, event.exit_index, event.cause)
     if isinstance(event, RemoteFailed):
         return _remote_failed(state, event)
     if isinstance(event, TailDone):
         cause = "" if state.causes else f"{state.trying or 'nobody'} had not answered when the local tail was done"
-        return _end(state, Source.LOCAL_TAIL, event.exit_index, cause)
+        return _end(state, AnswerSource.LOCAL_TAIL, event.exit_index, cause)
     if isinstance(event, TailFailed):
         return _fall_back(replace(state, tail="failed", causes=(*state.causes, event.cause)), event.at_s)
     return _timer_fired(state, event)
@@ -248,9 +248,9 @@ def _segment_done(state: Session, event: SegmentDone) -> Step:
     state = replace(state, has_head_run=True, own_exit=event.exit_index)
     setup = state.setup
     if event.leaves or (setup is not None and setup.is_local):
-        return _end(state, Source.PLAN, event.exit_index)
+        return _end(state, AnswerSource.PLAN, event.exit_index)
     if state.is_last_call:
-        return (state, ()) if event.exit_index is None else _end(state, Source.DEVICE_EXIT, event.exit_index)
+        return (state, ()) if event.exit_index is None else _end(state, AnswerSource.DEVICE_EXIT, event.exit_index)
     return _offload(state, event.at_s)
 
 
@@ -283,12 +283,12 @@ def _remote_failed(state: Session, event: RemoteFailed) -> Step:
 def _fall_back(state: Session, at_s: float) -> Step:
     """Answers from the device: its own exit if there is one, else the local tail."""
     if state.own_exit is not None:
-        return _end(state, Source.DEVICE_EXIT, state.own_exit)
+        return _end(state, AnswerSource.DEVICE_EXIT, state.own_exit)
     if state.tail == "idle":
         return replace(state, tail="running"), (RunLocalTail(),)
     if state.tail == "running" or state.trying:
         return state, ()
-    return _end(state, Source.NONE, None)
+    return _end(state, AnswerSource.NONE, None)
 
 
 def _timer_fired(state: Session, event: TimerFired) -> Step:
@@ -296,19 +296,19 @@ def _timer_fired(state: Session, event: TimerFired) -> Step:
         is_due = state.tail == "idle" and state.own_exit is None and state.has_head_run
         return (replace(state, tail="running"), (RunLocalTail(),)) if is_due else (state, ())
     if event.timer is Timer.DEADLINE:
-        return _end(state, Source.NONE, None)
+        return _end(state, AnswerSource.NONE, None)
     if not state.has_head_run:
         waiting = "the device's own segment was not done at the last call; the device is overloaded"
     else:
         waiting = f"{state.trying or 'nobody'} had not answered at the last call"
     state = replace(state, causes=(*state.causes, waiting), is_last_call=True)
     if state.own_exit is not None:
-        return _end(state, Source.DEVICE_EXIT, state.own_exit)
+        return _end(state, AnswerSource.DEVICE_EXIT, state.own_exit)
     assert state.setup is not None
     return state, (StartTimer(Timer.DEADLINE, max(event.at_s, state.setup.deadline_s)),)
 
 
-def _end(state: Session, source: Source, exit_index: int | None, cause: str = "") -> Step:
-    causes = () if source is Source.PLAN else (*state.causes, *((cause,) if cause else ()))
-    answer = Answer(source, exit_index, "; ".join(causes))
+def _end(state: Session, source: AnswerSource, exit_index: int | None, cause: str = "") -> Step:
+    causes = () if source is AnswerSource.PLAN else (*state.causes, *((cause,) if cause else ()))
+    answer = SessionAnswer(source, exit_index, "; ".join(causes))
     return replace(state, answer=answer), (answer,)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from edgewise.core.errors import InputError, PlanInfeasible
 from edgewise.core.ids import TIERS, Tier
 from edgewise.core.provenance import derived, origins_of, traced
-from edgewise.models.graph import Graph
+from edgewise.models.graph.graph import Graph
 from edgewise.planning.plan import Cut, Exit, Plan, Segment
 
 Tensors = dict[str, NDArray[Any]]

@@ -64,7 +64,7 @@ class HealthObserved:
 
 
 @dataclass(frozen=True, slots=True)
-class Health:
+class HealthView:
     """Reports of one node under the new version, summed."""
 
     num_requests: int = 0
@@ -76,7 +76,7 @@ class Health:
     worst_p95_s: float = 0.0
 
 
-def added(health: Health, report: HealthObserved) -> Health:
+def added(health: HealthView, report: HealthObserved) -> HealthView:
     """One more report of the same node.
 
     Args:
@@ -87,7 +87,7 @@ def added(health: Health, report: HealthObserved) -> Health:
         The sum.
     """
     is_confident = report.confidence is not None
-    return Health(
+    return HealthView(
         health.num_requests + report.num_requests,
         health.num_errors + report.num_errors,
         health.confidence_sum + (report.confidence or 0.0) * report.num_requests,
@@ -98,11 +98,11 @@ def added(health: Health, report: HealthObserved) -> Health:
     )
 
 
-def fault_of(stage: Sequence[Health], limits: HealthLimits) -> str:
+def fault_of(stage: Sequence[HealthView], limits: HealthLimits) -> str:
     """What is wrong with a stage.
 
     Args:
-        stage: Health of its nodes.
+        stage: HealthView of its nodes.
         limits: What they must keep to.
 
     Returns:

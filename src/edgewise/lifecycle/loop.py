@@ -5,7 +5,7 @@
        └─────────────────────────┴────────────┴────────────┘  old version serves, a drift that is still there is found again
 
 Detection (`drift.py`), the gate and the rollout have steps of their own; here is what follows from what. Every turn ends in
-one outcome with a cause, and everything that happened is in the timeline, in words. `fleet/keeping.py` drives it.
+one outcome with a cause, and everything that happened is in the timeline, in words. `fleet/operator/retraining.py` drives it.
 """
 
 from __future__ import annotations

@@ -13,10 +13,10 @@ from typing import TypeAlias
 
 from edgewise.core.errors import InputError
 from edgewise.core.ids import NodeId
-from edgewise.lifecycle.health import Health, HealthLimits, HealthObserved, added, fault_of
+from edgewise.lifecycle.health import HealthLimits, HealthObserved, HealthView, added, fault_of
 
 
-class Phase(StrEnum):
+class RolloutPhase(StrEnum):
     """Where a rollout stands."""
 
     INSTALLING = "installing"
@@ -45,7 +45,7 @@ class NodeUnhealthy:
 
 
 @dataclass(frozen=True, slots=True)
-class NodeLost:
+class InstalledNodeLost:
     """A node is away."""
 
     node: NodeId
@@ -77,7 +77,7 @@ class TimePassed:
 
 
 RolloutEvent: TypeAlias = (
-    NodeUpdated | NodeUnhealthy | HealthObserved | NodeLost | NodeReturned | RollbackRequested | TimePassed
+    NodeUpdated | NodeUnhealthy | HealthObserved | InstalledNodeLost | NodeReturned | RollbackRequested | TimePassed
 )
 
 
@@ -145,12 +145,12 @@ class RolloutState:
     previous: int
     stages: tuple[tuple[NodeId, ...], ...]
     limits: HealthLimits = HealthLimits()
-    phase: Phase = Phase.INSTALLING
+    phase: RolloutPhase = RolloutPhase.INSTALLING
     stage: int = 0
     ordered: frozenset[NodeId] = frozenset()
     updated: frozenset[NodeId] = frozenset()
     away: frozenset[NodeId] = frozenset()
-    health: Mapping[NodeId, Health] = field(default_factory=dict)
+    health: Mapping[NodeId, HealthView] = field(default_factory=dict)
     since: float = 0.0
     cause: str = ""
 
@@ -239,16 +239,16 @@ def step(state: RolloutState, event: RolloutEvent) -> Outcome:
             return _on_updated(state, event)
         case HealthObserved():
             return _on_health(state, event)
-        case NodeLost():
+        case InstalledNodeLost():
             return _proceed(replace(state, away=state.away | {event.node}), event.time)
         case NodeReturned():
             return _on_returned(state, event)
         case NodeUnhealthy():
-            if state.phase in (Phase.REVERTING, Phase.ROLLED_BACK) or event.node not in state.ordered:
+            if state.phase in (RolloutPhase.REVERTING, RolloutPhase.ROLLED_BACK) or event.node not in state.ordered:
                 return state, ()
             return _roll_back(state, f"{event.node} is unhealthy: {event.cause}", event.time)
         case RollbackRequested():
-            if state.phase in (Phase.REVERTING, Phase.ROLLED_BACK):
+            if state.phase in (RolloutPhase.REVERTING, RolloutPhase.ROLLED_BACK):
                 return state, ()
             return _roll_back(state, event.cause, event.time)
         case TimePassed():
@@ -268,19 +268,21 @@ def _on_updated(state: RolloutState, event: NodeUpdated) -> Outcome:
 def _on_returned(state: RolloutState, event: NodeReturned) -> Outcome:
     updated = state.updated | {event.node} if event.version == state.version else state.updated - {event.node}
     state = replace(state, away=state.away - {event.node}, updated=updated)
-    if state.phase in (Phase.REVERTING, Phase.ROLLED_BACK):
+    if state.phase in (RolloutPhase.REVERTING, RolloutPhase.ROLLED_BACK):
         orders: tuple[RolloutAction, ...] = (
             (RevertVersion(event.node, state.previous),) if event.version == state.version else ()
         )
     else:
         reached = (
-            state.nodes if state.phase is Phase.COMPLETED else [n for s in state.stages[: state.stage + 1] for n in s]
+            state.nodes
+            if state.phase is RolloutPhase.COMPLETED
+            else [n for s in state.stages[: state.stage + 1] for n in s]
         )
         is_due = event.node in reached and event.version != state.version
         state = replace(state, ordered=state.ordered | {event.node}) if is_due else state
         orders = (InstallVersion(event.node, state.version),) if is_due else ()
-        if is_due and state.phase is Phase.WATCHING and event.node in state.stages[state.stage]:
-            state = replace(state, phase=Phase.INSTALLING, since=event.time)
+        if is_due and state.phase is RolloutPhase.WATCHING and event.node in state.stages[state.stage]:
+            state = replace(state, phase=RolloutPhase.INSTALLING, since=event.time)
             orders = (*orders, WakeAt(event.time + state.limits.patience_s))
     state, more = _proceed(state, event.time)
     return state, (*orders, *more)
@@ -288,14 +290,17 @@ def _on_returned(state: RolloutState, event: NodeReturned) -> Outcome:
 
 def _on_health(state: RolloutState, event: HealthObserved) -> Outcome:
     is_current = event.version == state.version and event.node in state.updated
-    if state.phase not in (Phase.INSTALLING, Phase.WATCHING) or not is_current or event.num_requests <= 0:
+    if state.phase not in (RolloutPhase.INSTALLING, RolloutPhase.WATCHING) or not is_current or event.num_requests <= 0:
         return state, ()
-    health = added(state.health.get(event.node, Health()), event)
+    health = added(state.health.get(event.node, HealthView()), event)
     return _proceed(replace(state, health={**state.health, event.node: health}), event.time)
 
 
 def _on_time(state: RolloutState, time: float) -> Outcome:
-    if state.phase not in (Phase.INSTALLING, Phase.WATCHING) or time < state.since + state.limits.patience_s:
+    if (
+        state.phase not in (RolloutPhase.INSTALLING, RolloutPhase.WATCHING)
+        or time < state.since + state.limits.patience_s
+    ):
         return state, ()
     late = [node for node in state.present if node not in state.updated]
     if late:
@@ -309,22 +314,22 @@ def _on_time(state: RolloutState, time: float) -> Outcome:
 
 def _proceed(state: RolloutState, time: float) -> Outcome:
     """Goes on as far as what is known allows."""
-    if state.phase is Phase.REVERTING:
+    if state.phase is RolloutPhase.REVERTING:
         pending = [n for n in state.ordered if n in state.updated and n not in state.away]
         if pending:
             return state, ()
-        return replace(state, phase=Phase.ROLLED_BACK), (EndRollout("rolled_back", state.cause),)
-    if state.phase is Phase.INSTALLING and not state.present:
+        return replace(state, phase=RolloutPhase.ROLLED_BACK), (EndRollout("rolled_back", state.cause),)
+    if state.phase is RolloutPhase.INSTALLING and not state.present:
         return _pass_over(state, time)
-    if state.phase is Phase.INSTALLING and all(n in state.updated for n in state.present):
-        state = replace(state, phase=Phase.WATCHING, since=time)
+    if state.phase is RolloutPhase.INSTALLING and all(n in state.updated for n in state.present):
+        state = replace(state, phase=RolloutPhase.WATCHING, since=time)
         state, more = _proceed(state, time)
         return state, (WakeAt(time + state.limits.patience_s), *more)
-    if state.phase is Phase.WATCHING and not state.present:
+    if state.phase is RolloutPhase.WATCHING and not state.present:
         return _pass_over(state, time)
-    if state.phase is Phase.WATCHING:
+    if state.phase is RolloutPhase.WATCHING:
         enough = state.limits.min_requests
-        if all(state.health.get(n, Health()).num_requests >= enough for n in state.present):
+        if all(state.health.get(n, HealthView()).num_requests >= enough for n in state.present):
             return _judge(state, time)
     return state, ()
 
@@ -334,7 +339,7 @@ def _judge(state: RolloutState, time: float) -> Outcome:
     if fault:
         return _roll_back(state, f"stage {state.stage + 1} of {len(state.stages)}: {fault}", time)
     if state.stage + 1 < len(state.stages):
-        return _enter_stage(replace(state, stage=state.stage + 1, phase=Phase.INSTALLING, since=time), time)
+        return _enter_stage(replace(state, stage=state.stage + 1, phase=RolloutPhase.INSTALLING, since=time), time)
     return _complete(state, len(state.stages))
 
 
@@ -344,7 +349,7 @@ def _pass_over(state: RolloutState, time: float) -> Outcome:
     if all(node in state.away for stage in rest for node in stage):
         return _complete(state, state.stage) if state.stage else (state, ())
     stages = (*state.stages[: state.stage], *rest[1:], rest[0])
-    return _enter_stage(replace(state, stages=stages, phase=Phase.INSTALLING, since=time), time)
+    return _enter_stage(replace(state, stages=stages, phase=RolloutPhase.INSTALLING, since=time), time)
 
 
 def _complete(state: RolloutState, num_healthy: int) -> Outcome:
@@ -352,7 +357,10 @@ def _complete(state: RolloutState, num_healthy: int) -> Outcome:
     cause = f"{num_healthy} of {len(state.stages)} stages healthy"
     if waiting:
         cause += f"; away, to be updated when they return: {', '.join(waiting[:10])}"
-    return replace(state, phase=Phase.COMPLETED), (CompleteRollout(state.version), EndRollout("completed", cause))
+    return replace(state, phase=RolloutPhase.COMPLETED), (
+        CompleteRollout(state.version),
+        EndRollout("completed", cause),
+    )
 
 
 def _enter_stage(state: RolloutState, time: float) -> Outcome:
@@ -366,6 +374,6 @@ def _roll_back(state: RolloutState, cause: str, time: float) -> Outcome:
     # whoever was told to install may be doing so this moment: they count as updated until they say otherwise
     touched = state.updated | state.ordered
     orders = tuple(RevertVersion(n, state.previous) for n in state.nodes if n in touched and n not in state.away)
-    state = replace(state, phase=Phase.REVERTING, updated=touched, ordered=touched, cause=cause, since=time)
+    state = replace(state, phase=RolloutPhase.REVERTING, updated=touched, ordered=touched, cause=cause, since=time)
     state, more = _proceed(state, time)
     return state, (*orders, *more)

@@ -21,12 +21,12 @@ import msgspec
 
 from edgewise.core.errors import InputError, PlanInfeasible, nearest
 from edgewise.core.ids import Tier
-from edgewise.models.graph import Graph
+from edgewise.models.graph.graph import Graph
 from edgewise.models.version import ExitEvidence
-from edgewise.planning.cost import CostTable, EnergyModel, default_energy
-from edgewise.planning.exits import ExitTable
+from edgewise.planning.costs.cost import CostTable, EnergyCost, default_energy
+from edgewise.planning.moves.exits import ExitTable
+from edgewise.planning.placement import PLANNERS
 from edgewise.planning.plan import Plan
-from edgewise.planning.planners import PLANNERS
 from edgewise.planning.policy import Policy
 from edgewise.planning.profile import LinkState, Profile
 from edgewise.planning.search import Choice, Prices, Search
@@ -65,7 +65,7 @@ def make_search(
     codecs: Sequence[str] = ("none",),
     training_domain: str = "hierarchical",
     sizes: Mapping[tuple[str, str], int] | None = None,
-    energy: EnergyModel | None = None,
+    energy: EnergyCost | None = None,
     slowdown: Mapping[Tier, float] | None = None,
     planner: str = "min_cut",
     max_accuracy_loss: float = 0.02,

@@ -30,7 +30,7 @@ from edgewise.core.errors import PlanInfeasible
 from edgewise.core.ids import TIERS, Tier
 from edgewise.models.version import ExitEvidence
 from edgewise.planning.choose import OBJECTIVES, best_plan, find_best
-from edgewise.planning.exits import ExitTable
+from edgewise.planning.moves.exits import ExitTable
 from edgewise.planning.plan import Plan
 from edgewise.planning.search import Search
 

@@ -18,13 +18,13 @@ from math import inf, isnan
 import msgspec
 
 from edgewise.core.ids import TIERS, Tier
-from edgewise.planning.cost import KEEPS_THE_INPUT, CostTable
-from edgewise.planning.exits import ExitPolicy, ExitTable, OperatingPoint
+from edgewise.planning.costs.cost import KEEPS_THE_INPUT, CostTable
+from edgewise.planning.costs.predict import Placement, make_plan
+from edgewise.planning.moves.exits import ExitPolicy, ExitTable, OperatingPoint
+from edgewise.planning.placement import min_cut
+from edgewise.planning.placement.problem import Flow, Planner, Problem, Solution
 from edgewise.planning.plan import Plan
-from edgewise.planning.planners import min_cut
 from edgewise.planning.policy import Policy
-from edgewise.planning.predict import Placement, make_plan
-from edgewise.planning.problem import Flow, Planner, Problem, Solution
 
 
 class Prices(msgspec.Struct, frozen=True):

@@ -1,6 +1,6 @@
 """The Open Inference Protocol (KServe v2) over HTTP: Litestar on uvicorn, inside the caller's event loop.
 
-    door = await serve_http(server)                  # a `Server` of inference/serving.py, or several by name
+    door = await serve_http(server)                  # a `Server` of inference/serving_node.py, or several by name
     print(door.port)                                 # the real one, also for port 0
     await door.close()                               # within a second
 
@@ -33,8 +33,8 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from numpy.typing import NDArray
 
 from edgewise.core.errors import Busy, ConfigError, EdgewiseError, InputError, SecurityError, nearest
-from edgewise.inference.request import Served
-from edgewise.models.graph import Tensor
+from edgewise.inference.request_driver import Served
+from edgewise.models.graph.graph import PlainTensor
 from edgewise.planning.plan import ActivePlan
 from edgewise.service.connection import OnePacketProtocol
 from edgewise.service.protocol import describe, read_feedback, read_request, write_answer
@@ -57,12 +57,12 @@ class Model(Protocol):
         ...
 
     @property
-    def inputs(self) -> tuple[Tensor, ...]:
+    def inputs(self) -> tuple[PlainTensor, ...]:
         """The model's inputs."""
         ...
 
     @property
-    def outputs(self) -> tuple[Tensor, ...]:
+    def outputs(self) -> tuple[PlainTensor, ...]:
         """What answers carry."""
         ...
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from edgewise.core.dtypes import DTYPES, dtype_name
 from edgewise.core.errors import InputError, nearest
 from edgewise.core.provenance import RAW, traced
-from edgewise.models.graph import Tensor
+from edgewise.models.graph.graph import PlainTensor
 
 DATATYPES = {
     "bool": "BOOL", "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32", "uint64": "UINT64", "int8": "INT8",
@@ -40,14 +40,14 @@ class _OutputHeader(msgspec.Struct, frozen=True):
     parameters: dict[str, Any] = {}
 
 
-class _Header(msgspec.Struct, frozen=True):
+class _BinaryHeader(msgspec.Struct, frozen=True):
     inputs: tuple[_InputHeader, ...]
     id: str = ""
     parameters: dict[str, Any] = {}
     outputs: tuple[_OutputHeader, ...] = ()
 
 
-_decoder = msgspec.json.Decoder(_Header)
+_decoder = msgspec.json.Decoder(_BinaryHeader)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +203,7 @@ def write_answer(
     return (head + b"".join(parts), len(head)) if parts else (head, None)
 
 
-def describe(tensors: Sequence[Tensor]) -> list[dict[str, Any]]:
+def describe(tensors: Sequence[PlainTensor]) -> list[dict[str, Any]]:
     """Tensors as the protocol's metadata says them; −1 for a free batch.
 
     Args:

@@ -11,8 +11,8 @@ from edgewise.core.ids import ClientId, RoundNumber
 from edgewise.core.layout import Vector
 from edgewise.models.task import Examples, Task
 from edgewise.training.algorithm import FederatedAlgorithm
-from edgewise.training.client import client_seeds, finish_update
-from edgewise.training.local.engine import LocalEngine
+from edgewise.training.client_update import client_seeds, finish_update
+from edgewise.training.local.engines.engine import LocalEngine
 from edgewise.training.protocols.messages import examples
 
 

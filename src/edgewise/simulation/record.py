@@ -8,7 +8,7 @@ from edgewise.core.layout import Vector
 from edgewise.training.protocols.messages import Outcome
 
 
-class RoundRecord(msgspec.Struct, frozen=True):
+class SimulatedRound(msgspec.Struct, frozen=True):
     """One closed round.
 
     Attributes:
@@ -52,7 +52,7 @@ class RunRecord(msgspec.Struct, frozen=True):
     protocol: str
     engine: str
     seed: int
-    rounds: tuple[RoundRecord, ...]
+    rounds: tuple[SimulatedRound, ...]
     outcome: Outcome
 
     @property

@@ -10,7 +10,7 @@ from edgewise.core.ids import ClientId, Digest, Epoch, RoundNumber, digest_of
 from edgewise.core.layout import Vector
 from edgewise.simulation.cohort import VirtualClients
 from edgewise.simulation.costs import VirtualCosts
-from edgewise.simulation.record import RoundRecord
+from edgewise.simulation.record import SimulatedRound
 from edgewise.training.protocols.folding import vector_from_bytes
 from edgewise.training.protocols.messages import (
     ClientFailed,
@@ -26,7 +26,7 @@ Fails = Callable[[RoundNumber, ClientId], bool]
 """Whether a client drops out of a round."""
 Evaluate = Callable[[RoundNumber, Vector], dict[str, float]]
 """Metrics of the model after a round; empty to skip it."""
-OnRound = Callable[[RoundRecord], None]
+OnRound = Callable[[SimulatedRound], None]
 Feed = Callable[[Event], None]
 FIRST_EPOCH = Epoch(1)
 
@@ -64,7 +64,7 @@ class Rounds:
     on_round: OnRound | None = None
     clock: VirtualClock = field(default_factory=VirtualClock)
     log: list[Event] = field(default_factory=list)
-    records: list[RoundRecord] = field(default_factory=list)
+    records: list[SimulatedRound] = field(default_factory=list)
     outcome: Outcome | None = None
     wan_bytes: int = 0
     _updates: dict[Digest, int] = field(default_factory=dict)
@@ -114,7 +114,7 @@ class Rounds:
             summary: As announced; the model is in the blobs.
         """
         vector = vector_from_bytes(self.blobs[summary.model], self.config.num_entries)
-        record = RoundRecord(
+        record = SimulatedRound(
             round=summary.round,
             virtual_s=self.clock.now(),
             metrics=self.evaluate(summary.round, vector),

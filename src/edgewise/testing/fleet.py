@@ -17,13 +17,13 @@ from edgewise.core.errors import InputError, Unreachable
 from edgewise.core.ids import ClientId, Epoch, NodeId, Tier
 from edgewise.core.layout import Vector
 from edgewise.core.seeds import Seeds
-from edgewise.fleet.aggregator import Aggregator
 from edgewise.fleet.coordinator import Coordinator
 from edgewise.fleet.messages import Ack, Capability, NodeInfo, RunStatus, SubmitRun, TrainOrder
-from edgewise.fleet.node import Node
-from edgewise.fleet.operator import Operator, encode_layout
-from edgewise.fleet.settings import AgentSettings
-from edgewise.fleet.trainer import Trainer
+from edgewise.fleet.node.node import Node
+from edgewise.fleet.node.settings import AgentSettings
+from edgewise.fleet.operator.operator import Operator, encode_layout
+from edgewise.fleet.training.edge_role import EdgeRole
+from edgewise.fleet.training.trainer import Trainer
 from edgewise.ledger.entry import FrameCounter
 from edgewise.models.export import export_template
 from edgewise.models.flat import initial_vector
@@ -32,8 +32,8 @@ from edgewise.security.authority import Authority, create_authority
 from edgewise.security.data_policy import DataPolicy
 from edgewise.security.identity import Identity
 from edgewise.testing import tiny_task
-from edgewise.transport.blobs import FolderBlobs
-from edgewise.transport.door import Tap
+from edgewise.transport.bulk.blobs import FolderBlobs
+from edgewise.transport.guard import Tap
 from edgewise.transport.keys import Keys
 from edgewise.transport.loopback import LoopbackFabric
 
@@ -89,7 +89,7 @@ class LoopbackFleet:
         self._tap = tap
         self._authority: Authority | None = None
         self._trainers: list[Trainer] = []
-        self._aggregators: list[Aggregator] = []
+        self._aggregators: list[EdgeRole] = []
 
     async def __aenter__(self) -> LoopbackFleet:
         """Starts it; everybody knows everybody when this returns."""
@@ -172,7 +172,7 @@ class LoopbackFleet:
 
     async def _start_edge(self, name: NodeId) -> None:
         node = self._node(name, Tier.EDGE, parent=CLOUD)
-        aggregator = Aggregator(node, self._state(name))
+        aggregator = EdgeRole(node, self._state(name))
         self._aggregators.append(aggregator)
         await node.attach(0)
         await aggregator.start()

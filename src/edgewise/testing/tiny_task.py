@@ -31,7 +31,7 @@ class TinyTask(Task):
     objective = "cross_entropy"
 
     def model(self) -> nn.Module:
-        from edgewise.models.zoo.dense import mlp
+        from edgewise.models.zoo.dense_stack import mlp
 
         return mlp((*self.input_shape, int(self.settings.get("hidden", 8)), self.num_classes))
 

@@ -6,7 +6,7 @@
       └── step ◀── finish ◀── add (weight) ◀── verify ◀── uplink.decode ◀──── bytes ───────┘
 
 Vectors are flat float32: `[d]` for one client or `[clients, d]` for a cohort; every part that runs on a client
-broadcasts over the leading axis. Who runs local work is the engine's business (`training/local/engine.py`).
+broadcasts over the leading axis. Who runs local work is the engine's business (`training/local/engines/engine.py`).
 """
 
 from __future__ import annotations

@@ -134,7 +134,7 @@ def make_task(source: str, settings: Mapping[str, Any], *, folder: str | Path = 
         TaskError: If the file cannot be used.
     """
     if source == "digits":
-        from edgewise.training.tasks.digits import DigitsTask
+        from edgewise.training.tasks.digits_task import DigitsTask
 
         return DigitsTask(**settings)
     return load_task(Path(folder) / source, **settings)

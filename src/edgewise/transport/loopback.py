@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from edgewise.core.errors import DeadlineExceeded, EdgewiseError, FrameRefused, Unreachable
 from edgewise.core.ids import Epoch, NodeId
 from edgewise.ledger.entry import FrameCounter
-from edgewise.transport.door import AllowOrigins, Door, Sign, Tap
 from edgewise.transport.frame import Frame
+from edgewise.transport.guard import AllowOrigins, FrameGuard, Sign, Tap
 from edgewise.transport.keys import matches
 from edgewise.transport.remote import answer, checked_reply, error_frame, seal_reply
 from edgewise.transport.transport import FrameHandler, PresenceHandler, QueryHandler, Registration, Transport
 
 
 @dataclass(eq=False, slots=True)
-class _Declared:
+class _LoopbackDeclared:
     """Something a node declared; its own registration."""
 
     owner: LoopbackTransport
@@ -39,7 +39,7 @@ class LoopbackFabric:
     """What loopback nodes share: who declared what, and who is cut off."""
 
     def __init__(self) -> None:
-        self._declared: list[_Declared] = []
+        self._declared: list[_LoopbackDeclared] = []
         self._cut: set[NodeId] = set()
         self._asked: dict[asyncio.Future[bytes], NodeId] = {}
 
@@ -67,7 +67,7 @@ class LoopbackFabric:
             Its transport.
         """
         name = NodeId(node)
-        return LoopbackTransport(self, Door(name, Epoch(epoch), counter or FrameCounter(name), sign, allow, tap))
+        return LoopbackTransport(self, FrameGuard(name, Epoch(epoch), counter or FrameCounter(name), sign, allow, tap))
 
     def cut(self, node: NodeId | str) -> None:
         """Cuts a node off; questions it was to answer or waits for become unreachable."""
@@ -85,12 +85,12 @@ class LoopbackFabric:
         for token in [d for d in self._declared if d.what == "token" and d.owner.node == node]:
             self.tell_presence(token, True)
 
-    def declare(self, declared: _Declared) -> _Declared:
+    def declare(self, declared: _LoopbackDeclared) -> _LoopbackDeclared:
         """Adds a declaration."""
         self._declared.append(declared)
         return declared
 
-    def withdraw(self, declared: _Declared) -> None:
+    def withdraw(self, declared: _LoopbackDeclared) -> None:
         """Takes a declaration back; idempotent."""
         if declared in self._declared:
             self._declared.remove(declared)
@@ -105,7 +105,7 @@ class LoopbackFabric:
             if server == owner.node and not asked.done():
                 asked.set_exception(_lost(server))
 
-    def find(self, asker: NodeId, what: str, key: str) -> list[_Declared]:
+    def find(self, asker: NodeId, what: str, key: str) -> list[_LoopbackDeclared]:
         """What `asker` reaches: declarations of a sort whose key meets `key`."""
         return [
             d
@@ -117,12 +117,12 @@ class LoopbackFabric:
         """Whether nothing is cut between two nodes."""
         return one == other or (one not in self._cut and other not in self._cut)
 
-    def tell_presence(self, token: _Declared, is_there: bool) -> None:
+    def tell_presence(self, token: _LoopbackDeclared, is_there: bool) -> None:
         """Tells every watcher that can see it about a token."""
         for watcher in self.find(token.owner.node, "watch", token.key):
             watcher.owner.deliver(watcher, token.key, is_there)
 
-    def ask(self, asker: LoopbackTransport, server: _Declared, data: bytes) -> asyncio.Future[bytes]:
+    def ask(self, asker: LoopbackTransport, server: _LoopbackDeclared, data: bytes) -> asyncio.Future[bytes]:
         """Hands a question to a server; the future is its answer's bytes."""
         asked: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._asked[asked] = server.owner.node
@@ -134,7 +134,7 @@ class LoopbackFabric:
 class LoopbackTransport(Transport):
     """One node of a `LoopbackFabric`."""
 
-    def __init__(self, fabric: LoopbackFabric, door: Door) -> None:
+    def __init__(self, fabric: LoopbackFabric, door: FrameGuard) -> None:
         self.fabric = fabric
         self.door = door
         self.node = door.node
@@ -170,7 +170,7 @@ class LoopbackTransport(Transport):
         return answers
 
     async def serve(self, key: str, handler: QueryHandler) -> Registration:
-        return self.fabric.declare(_Declared(self, "serve", key, handler))
+        return self.fabric.declare(_LoopbackDeclared(self, "serve", key, handler))
 
     async def publish(self, key: str, frame: Frame) -> None:
         data = self._sealed(frame, key)
@@ -178,15 +178,15 @@ class LoopbackTransport(Transport):
             listener.owner.deliver(listener, key, data)
 
     async def subscribe(self, key: str, handler: FrameHandler) -> Registration:
-        return self.fabric.declare(_Declared(self, "listen", key, handler))
+        return self.fabric.declare(_LoopbackDeclared(self, "listen", key, handler))
 
     async def declare_presence(self, key: str) -> Registration:
-        token = self.fabric.declare(_Declared(self, "token", key))
+        token = self.fabric.declare(_LoopbackDeclared(self, "token", key))
         self.fabric.tell_presence(token, True)
         return token
 
     async def watch_presence(self, key: str, handler: PresenceHandler) -> Registration:
-        watcher = self.fabric.declare(_Declared(self, "watch", key, handler))
+        watcher = self.fabric.declare(_LoopbackDeclared(self, "watch", key, handler))
         for token in self.fabric.find(self.node, "token", key):
             self.deliver(watcher, token.key, True)
         return watcher
@@ -203,21 +203,23 @@ class LoopbackTransport(Transport):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def deliver(self, declared: _Declared, key: str, content: bytes | bool) -> None:
+    def deliver(self, declared: _LoopbackDeclared, key: str, content: bytes | bool) -> None:
         """Calls a handler in its turn on the event loop."""
         asyncio.get_running_loop().call_soon(self._call, declared, key, content)
 
-    def _call(self, declared: _Declared, key: str, content: bytes | bool) -> None:
+    def _call(self, declared: _LoopbackDeclared, key: str, content: bytes | bool) -> None:
         assert declared.handler is not None
         declared.handler(key, self.door.open(content) if isinstance(content, bytes) else content)
 
-    def answer_to(self, server: _Declared, data: bytes, asked: asyncio.Future[bytes], asker: NodeId) -> None:
+    def answer_to(self, server: _LoopbackDeclared, data: bytes, asked: asyncio.Future[bytes], asker: NodeId) -> None:
         """Answers a question in a task of this node."""
         task = asyncio.get_running_loop().create_task(self._answer(server, data, asked, asker))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _answer(self, server: _Declared, data: bytes, asked: asyncio.Future[bytes], asker: NodeId) -> None:
+    async def _answer(
+        self, server: _LoopbackDeclared, data: bytes, asked: asyncio.Future[bytes], asker: NodeId
+    ) -> None:
         assert server.handler is not None
         try:
             question = self.door.open(data)

@@ -9,8 +9,8 @@ import msgspec
 from msgspec.structs import replace
 
 from edgewise.core.errors import EdgewiseError, RemoteError
-from edgewise.transport.door import Door
 from edgewise.transport.frame import Frame, make_frame
+from edgewise.transport.guard import FrameGuard
 from edgewise.transport.transport import QueryHandler
 
 ERROR_KIND = "error"
@@ -86,7 +86,7 @@ def checked_reply(reply: Frame) -> Frame:
     raise RemoteError(f"{reply.sender!r} refused: {error.message}", **fields)
 
 
-def seal_reply(door: Door, reply: Frame, key: str) -> tuple[bytes, bool]:
+def seal_reply(door: FrameGuard, reply: Frame, key: str) -> tuple[bytes, bool]:
     """Seals an answer; one that may not leave is answered by its refusal instead.
 
     Args:

@@ -11,8 +11,8 @@ from torch.nn import functional
 from edgewise.core.spec import Spec
 from edgewise.models.task import Examples, Task
 from edgewise.models.zoo.branched import ResidualToy
-from edgewise.models.zoo.dense import mlp
-from edgewise.models.zoo.exits import joint_cross_entropy
+from edgewise.models.zoo.dense_stack import mlp
+from edgewise.models.zoo.early_exits import joint_cross_entropy
 from edgewise.training.algorithm import LocalWork
 
 SIZES = (5, 16, 1, 33)

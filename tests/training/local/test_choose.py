@@ -3,7 +3,7 @@ import itertools
 import pytest
 
 from edgewise.core.errors import InputError, MisfitError
-from edgewise.models.zoo.dense import mlp
+from edgewise.models.zoo.dense_stack import mlp
 from edgewise.training.local import choose_engine, make_engine
 
 

@@ -5,7 +5,7 @@ from edgewise.core.errors import DataError
 from edgewise.core.seeds import Seeds
 from edgewise.core.spec import Spec
 from edgewise.training.algorithm import LocalWork
-from edgewise.training.local.engine import batches, schedule
+from edgewise.training.local.engines.engine import batches, schedule
 
 WORK = LocalWork(Spec("sgd"), epochs=2, batch_size=4)
 

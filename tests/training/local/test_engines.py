@@ -13,7 +13,7 @@ from edgewise.core.seeds import Seeds
 from edgewise.models.flat import initial_vector, load_vector, vector_of
 from edgewise.models.task import Examples
 from edgewise.training.local import ENGINES, make_engine
-from edgewise.training.local.engine import batches
+from edgewise.training.local.engines.engine import batches
 
 SEEDS = [Seeds(1).at("client", i) for i in range(4)]
 
@@ -110,7 +110,7 @@ def test_a_result_does_not_depend_on_the_cohort_to_the_last_bit(name, dense_task
 
 def test_a_cohort_larger_than_a_stack_is_worked_in_slices(dense_task, work, monkeypatch):
     whole = _cohort(make_engine("dense", dense_task), dense_task, work)
-    monkeypatch.setattr("edgewise.training.local.sliced.STACK_BYTES", 1)
+    monkeypatch.setattr("edgewise.training.local.engines.sliced.STACK_BYTES", 1)
     counted = []
     received, held = initial_vector(dense_task, Seeds(0)), [dense_task.data(c) for c in dense_task.clients()]
     sliced = make_engine("dense", dense_task).train_cohort(received, work, held, SEEDS, progress=counted.append)

@@ -4,8 +4,8 @@ import pytest
 from edgewise.core.errors import TaskError
 from edgewise.core.provenance import origins_of
 from edgewise.models.task import load_task
-from edgewise.training.tasks import digits
-from edgewise.training.tasks.digits import DigitsTask
+from edgewise.training.tasks import digits_task as digits
+from edgewise.training.tasks.digits_task import DigitsTask
 
 NAMES = [f"device-{i}" for i in range(1, 7)]
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.core.errors import DataError
-from edgewise.models.graph import Graph
+from edgewise.models.graph.graph import Graph
 
 _OLDEST_OPSET = 13
 

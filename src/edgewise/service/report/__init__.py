@@ -17,7 +17,6 @@ measured is null with its reason in `unknown`.
 """
 
 from edgewise.ledger.kpis import InferenceKpis, Kpis, LatencyMs, TrainingKpis
-from edgewise.service.report.files import read_report, write_report
 from edgewise.service.report.observed import (
     AuditRow,
     RequestRow,
@@ -27,13 +26,14 @@ from edgewise.service.report.observed import (
     TimelineEntry,
     VersionRow,
 )
+from edgewise.service.report.report_files import read_report, write_report
 from edgewise.service.report.rows import KpiRow, kpi_rows
 from edgewise.service.report.schema import (
     Baseline,
     CodecSection,
     FaultsSection,
     LabelRow,
-    LevelRow,
+    LevelEntry,
     LoopSection,
     PhaseRow,
     PlannerAnswer,
@@ -53,7 +53,7 @@ __all__ = [
     "Kpis",
     "LabelRow",
     "LatencyMs",
-    "LevelRow",
+    "LevelEntry",
     "LoopSection",
     "PhaseRow",
     "PlanSection",

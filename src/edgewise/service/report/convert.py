@@ -9,7 +9,7 @@ from math import isfinite
 from edgewise.core.ids import NodeId
 from edgewise.datasets.audit import SplitAudit
 from edgewise.inference.observation import Observation
-from edgewise.inference.session import Source
+from edgewise.inference.session import AnswerSource
 from edgewise.ledger.energy import Energy
 from edgewise.ledger.resources import Resources
 from edgewise.lifecycle.loop import TimelineNote
@@ -17,20 +17,20 @@ from edgewise.planning import levels
 from edgewise.planning.baselines import BaselineRow
 from edgewise.planning.plan import Plan
 from edgewise.service.report.observed import AuditRow, RequestRow, ResourceRow, TimelineEntry
-from edgewise.service.report.schema import Baseline, LevelRow, PlannerAnswer
+from edgewise.service.report.schema import Baseline, LevelEntry, PlannerAnswer
 
-WORDS: dict[Source, str] = {
-    Source.PLAN: "full plan",
-    Source.OTHER_EDGE: "another edge",
-    Source.LOCAL_TAIL: "device exit",
-    Source.DEVICE_EXIT: "device exit",
-    Source.EDGE_EXIT: "edge exit",
-    Source.NONE: "nobody",
+WORDS: dict[AnswerSource, str] = {
+    AnswerSource.PLAN: "full plan",
+    AnswerSource.OTHER_EDGE: "another edge",
+    AnswerSource.LOCAL_TAIL: "device exit",
+    AnswerSource.DEVICE_EXIT: "device exit",
+    AnswerSource.EDGE_EXIT: "edge exit",
+    AnswerSource.NONE: "nobody",
 }
 """Who answered, as the report says it."""
 
 
-def level_rows(rows: Iterable[levels.LevelRow], recommended: int | None = None) -> tuple[LevelRow, ...]:
+def level_rows(rows: Iterable[levels.LevelRow], recommended: int | None = None) -> tuple[LevelEntry, ...]:
     """The planner's seven levels.
 
     Args:
@@ -41,7 +41,7 @@ def level_rows(rows: Iterable[levels.LevelRow], recommended: int | None = None) 
         One row each; numbers of infeasible levels are None.
     """
     return tuple(
-        LevelRow(
+        LevelEntry(
             row.level,
             tuple(str(t) for t in row.tiers),
             row.training_domain,
@@ -147,10 +147,10 @@ def request_row(
     Returns:
         The row; a request nobody answered has no latency.
     """
-    answered = seen.source is not Source.NONE
+    answered = seen.source is not AnswerSource.NONE
     latency = 1e3 * (seen.arrived_s + seen.latency_s - scheduled_s) if answered else None
     paths = {path.exit_index: 1e3 * path.p50_s for path in plan.predicted.paths} if plan else {}
-    predicted = paths.get(seen.exit_index) if seen.source is Source.PLAN and seen.exit_index is not None else None
+    predicted = paths.get(seen.exit_index) if seen.source is AnswerSource.PLAN and seen.exit_index is not None else None
     by = WORDS[seen.source]
     return RequestRow(scheduled_s - start_s, latency, predicted, seen.exit_index, phase, by, right, warm_up)
 

@@ -20,7 +20,7 @@ from edgewise.service.report.observed import (
 )
 
 
-class LevelRow(msgspec.Struct, frozen=True):
+class LevelEntry(msgspec.Struct, frozen=True):
     """One of the seven levels of edge intelligence, best plan of it.
 
     Attributes:
@@ -134,7 +134,7 @@ class PlanSection(msgspec.Struct, frozen=True):
     predicted_p50_ms: float | None = None
     measured_p50_ms: float | None = None
     median_abs_error_fraction: float | None = None
-    levels: tuple[LevelRow, ...] = ()
+    levels: tuple[LevelEntry, ...] = ()
     name: str = ""
     predicted_p95_ms: float | None = None
     device_energy_j: float | None = None
@@ -349,7 +349,7 @@ def is_unknown(value: Any) -> bool:
 def _nulls(path: str, value: Any) -> Iterator[str]:
     if is_unknown(value):
         yield path
-    elif isinstance(value, LevelRow) and not value.feasible:
+    elif isinstance(value, LevelEntry) and not value.feasible:
         return
     elif isinstance(value, msgspec.Struct):
         for name in value.__struct_fields__:

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgewise.core.units import format_bytes
 from edgewise.service.report.rows import format_joules, kpi_rows
-from edgewise.service.report.schema import LevelRow, Report, is_unknown
+from edgewise.service.report.schema import LevelEntry, Report, is_unknown
 
 NONE = "–"
 
@@ -83,7 +83,7 @@ def kpi_table(report: Report) -> str:
     return table(("", "KPI", "#value", "how known"), rows)
 
 
-def level_table(levels: Sequence[LevelRow]) -> str:
+def level_table(levels: Sequence[LevelEntry]) -> str:
     """The seven levels with their latency stacked by stage."""
     stages = list(dict.fromkeys(name for level in levels for name, _ in level.waterfall))
     colours = {name: f"var(--s{index % 6 + 1})" for index, name in enumerate(stages)}
@@ -123,7 +123,7 @@ def level_table(levels: Sequence[LevelRow]) -> str:
     return table(head, rows, classes) + (f'<div class="legend">{legend}</div>' if legend else "")
 
 
-def _waterfall(level: LevelRow, colours: dict[str, str], longest: float) -> str:
+def _waterfall(level: LevelEntry, colours: dict[str, str], longest: float) -> str:
     if not level.waterfall:
         return '<div class="fallbox"></div>'
     bars = "".join(

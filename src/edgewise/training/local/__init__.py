@@ -7,7 +7,7 @@
 `evaluate.py` runs a flat vector on examples. Engines import torch; this package itself does not.
 """
 
-from edgewise.training.local.choose import ENGINES, EngineChoice, choose_engine, make_engine
-from edgewise.training.local.engine import LocalEngine, LocalResult, Progress
+from edgewise.training.local.engines.choice import ENGINES, EngineChoice, choose_engine, make_engine
+from edgewise.training.local.engines.engine import LocalEngine, LocalResult, Progress
 
 __all__ = ["ENGINES", "EngineChoice", "LocalEngine", "LocalResult", "Progress", "choose_engine", "make_engine"]

@@ -12,7 +12,7 @@ from edgewise.core.layout import Vector
 from edgewise.core.provenance import derived
 from edgewise.models.flat import load_vector
 from edgewise.models.task import Examples, Task
-from edgewise.training.local.sequential import one_thread, to_tensors
+from edgewise.training.local.engines.sequential import one_thread, to_tensors
 
 
 class Evaluator:

@@ -14,7 +14,7 @@ from edgewise.core.ids import ClientId, Epoch, RoundNumber, RunId, digest_of
 from edgewise.core.layout import Vector
 from edgewise.core.seeds import Seeds
 from edgewise.training.algorithm import FederatedAlgorithm
-from edgewise.training.client import client_seeds, encode_update
+from edgewise.training.client_update import client_seeds, encode_update
 from edgewise.training.protocols.messages import UpdateReceived, examples
 
 Train = Callable[[ClientId, RoundNumber, Vector, Seeds], tuple[Vector, int, Mapping[str, float]]]

@@ -1,0 +1,237 @@
+"""Stage 5 and 6: the stream along the plan, then with a slow link and with a dead edge."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+
+import msgspec
+import numpy as np
+
+from edgewise.core.errors import EdgewiseError
+from edgewise.core.ids import Tier
+from edgewise.core.units import parse_rate
+from edgewise.demo.scenario import SLOW_BYTES_PER_S, Demo
+from edgewise.demo.streaming import Sent, epochs_changed, stream, take
+from edgewise.fleet.messages import Deploy, PlanInputs
+from edgewise.inference.accuracy import prediction_error
+from edgewise.inference.evidence import CODECS
+from edgewise.ledger.kpis import inference_kpis
+from edgewise.planning.levels import single_node_plans
+from edgewise.planning.plan import Plan
+from edgewise.planning.replan.plan_map import plan_map
+from edgewise.service.client import Reply
+from edgewise.service.report import FaultsSection, RequestRow
+from edgewise.service.report.convert import shares_of
+
+EDGE = "edge-1"
+KILL_AFTER_FRACTION = 0.25
+RESTART_AFTER_FRACTION = 0.45
+HOME_TIMEOUT_S = 20.0
+LOOK_EVERY_S = 0.2
+
+
+async def deploy(demo: Demo) -> None:
+    """Puts the plan and its alternatives in force, device by device."""
+    plans = alternatives(demo)
+    table = demo.search.table
+    inputs = PlanInputs(
+        tuple(table.profiles.values()), tuple(table.links), demo.search.policy, demo.version.evidence, CODECS
+    )
+    ack = await demo.operator.deploy(Deploy(demo.version.number, plans, demo.deadline_s, inputs))
+    if not ack.accepted:
+        raise EdgewiseError(f"version {demo.version.number} was not deployed: {ack.reason}")
+    for reason in ack.details["codec_gates"]:
+        demo.show.line(f"  coded cut beside uncoded: {reason}")
+    demo.happened(
+        "serving",
+        f"version {demo.version.number} is in force on {len(ack.details['devices'])} devices, {len(plans)} plans warm",
+        "plan",
+    )
+
+
+def alternatives(demo: Demo) -> tuple[Plan, ...]:
+    """The plan, then those that are the best at another bandwidth, then the best on the device alone."""
+    others = [*plan_map(demo.search).plans, *single_node_plans(demo.search)]
+    found = {demo.plan.name: demo.plan}
+    for plan in others:
+        found.setdefault(plan.name, plan)
+    return tuple(found.values())
+
+
+async def serve(demo: Demo) -> None:
+    """The fault-free stream; measured beside predicted."""
+    parts = demo.task.parts.stream
+    before = await demo.counted()
+    inputs, targets = take(parts.inputs, parts.targets, demo.settings.fault_free)
+    sent = await stream(demo, "fault-free", inputs, targets, plan=demo.plan)
+    after = await demo.counted()
+    exits = [(row.exit if row.predicted_ms is not None else None, (row.latency_ms or 0.0) / 1e3) for row in sent.rows]
+    error = prediction_error(demo.plan, exits, num_warm_up=sum(row.warm_up for row in sent.rows))
+    measured_ms = 1e3 * float(
+        np.median(
+            [r.latency_s for r, row in zip(sent.replies, sent.rows, strict=True) if not row.warm_up and not r.error]
+        )
+    )
+    demo.stream_sent.append(sent)
+    energy_j = demo.inference_energy_j(before, after)
+    kpis = inference_kpis(
+        demo.entries(before, after), demo.tiers, latencies_s=sent.latencies_s, right=[bool(r.right) for r in sent.rows],
+        peak_memory_bytes={n: a.peak_memory_bytes for n, a in after.items()}, energy_j=energy_j,
+    )  # fmt: skip
+    demo.change(
+        kpis=msgspec.structs.replace(demo.report.kpis, inference=kpis),
+        plan=msgspec.structs.replace(
+            demo.report.plan, measured_p50_ms=measured_ms, num_warm_up=error.num_warm_up, num_compared=error.num_requests,
+            median_abs_error_fraction=error.median_abs_error_fraction,
+        ),
+    )  # fmt: skip
+    predicted = demo.plan.predicted
+    demo.show.table(
+        "Predicted and measured",
+        ("", "p50 ms", "p95 ms", "accuracy", "bytes per request"),
+        [
+            ("predicted", f"{predicted.latency_p50_s * 1e3:.1f}", f"{predicted.latency_p95_s * 1e3:.1f}", f"{predicted.accuracy:.3f}", f"{predicted.egress_bytes:.0f} up"),
+            ("measured", f"{measured_ms:.1f}", f"{kpis.latency_ms.p95 or 0:.1f}", f"{sent.accuracy:.3f}", f"{kpis.bytes_per_request or 0:.0f} both ways"),
+        ],
+    )  # fmt: skip
+    demo.show.line(
+        f"  prediction error, median over {error.num_requests} requests by the path each took: "
+        f"{error.median_abs_error_fraction:.1%} ({error.num_warm_up} warm-up, {error.num_unpredicted} off the plan)"
+    )
+
+
+async def break_things(demo: Demo) -> None:
+    """A link becomes slow, then an edge dies and returns; every request has its deadline."""
+    before = demo.stream_sent[-1]
+    slow = await _slow_link(demo)
+    killed, killed_at_s, returned = await _dead_edge(demo)
+    parts = [slow, killed]
+    rows = [row for part in parts for row in part.rows]
+    in_time = sum(part.in_time(demo.deadline_s) for part in parts)
+    lost = sum(bool(r.error) for part in parts for r in part.replies)
+    failover_ms = _failover_ms(demo, killed, killed_at_s)
+    switches = epochs_changed([before, slow, killed])
+    demo.change(
+        faults=FaultsSection(
+            len(rows), in_time, switches, lost, failover_ms, returned, shares_of(rows), 1e3 * demo.deadline_s,
+            tuple(part.phase_row(demo.deadline_s) for part in demo.stream_sent),
+        )
+    )  # fmt: skip
+    demo.show.table(
+        f"Phases, deadline {1e3 * demo.deadline_s:.0f} ms",
+        ("phase", "requests", "in time", "accuracy", "p50 ms", "p95 ms", "answered by"),
+        [_phase_cells(part, demo.deadline_s) for part in demo.stream_sent],
+    )
+    demo.show.line(
+        f"  {in_time} of {len(rows)} answered by their deadline, {lost} lost, {switches} plan switches, first answer {failover_ms or float('nan'):.0f} ms after the kill"
+    )
+
+
+async def _slow_link(demo: Demo) -> Sent:
+    parts = demo.task.parts.stream
+    inputs, targets = take(parts.inputs, parts.targets, demo.settings.link_drop, first=demo.settings.fault_free)
+    devices = [d for d in demo.fleet.devices if demo.fleet.edge_of(d) == 0]
+    rate = parse_rate(demo.fleet.file.devices.link.rate)
+
+    async def fault() -> None:
+        total_s = demo.settings.link_drop * demo.settings.gap_s
+        await asyncio.sleep(0.15 * total_s)
+        for device in devices:
+            await demo.fleet.set_link(device, EDGE, bytes_per_s=SLOW_BYTES_PER_S)
+        demo.happened("link drop", f"the links of {', '.join(devices)} drop to 64 kbit/s", "fault")
+        await asyncio.sleep(0.85 * total_s)
+
+    before = await _plans_in_force(demo)
+    sent, _ = await asyncio.gather(stream(demo, "link drop", inputs, targets, plan=demo.plan), fault())
+    demo.stream_sent.append(sent)
+    for device in devices:
+        await demo.fleet.set_link(device, EDGE, bytes_per_s=rate)
+    demo.happened("link drop", "the links are as before", "fault")
+    now = before
+    for _ in range(int(HOME_TIMEOUT_S / LOOK_EVERY_S)):
+        if (now := await _plans_in_force(demo)) == before:
+            break
+        await asyncio.sleep(LOOK_EVERY_S)  # a device whose plan does not use the link probes it once a second
+    said = "the devices' plans are as before" if now == before else f"the devices' plans are still others: {now}"
+    demo.happened("link drop", said, "plan")
+    return sent
+
+
+async def _plans_in_force(demo: Demo) -> dict[str, int]:
+    """Each device's plan epoch, asked of the device itself."""
+    rows = (await demo.operator.nodes(fresh=True)).nodes
+    return {str(r.info.node): r.info.plan_epoch for r in rows if r.info.tier is Tier.DEVICE}
+
+
+async def _dead_edge(demo: Demo) -> tuple[Sent, float, bool | None]:
+    parts = demo.task.parts.stream
+    number = demo.settings.edge_kill
+    inputs, targets = take(parts.inputs, parts.targets, number, first=demo.settings.fault_free)
+    total_s, killed_at_s, home = number * demo.settings.gap_s, 0.0, False
+    restarted = asyncio.Event()
+
+    async def fault() -> None:
+        nonlocal killed_at_s
+        await asyncio.sleep(KILL_AFTER_FRACTION * total_s)
+        killed_at_s = time.monotonic()
+        await demo.fleet.children[EDGE].kill()
+        demo.happened("edge killed", f"{EDGE} is killed (SIGKILL)", "fault")
+        await asyncio.sleep((RESTART_AFTER_FRACTION - KILL_AFTER_FRACTION) * total_s)
+        await demo.fleet.restart(EDGE)
+        restarted.set()
+        demo.happened("edge killed", f"{EDGE} is started again", "fault")
+
+    def heard(_: int, device: str, reply: Reply) -> None:
+        nonlocal home
+        if restarted.is_set() and EDGE in str(reply.parameters.get("served_by", "")).split(","):
+            home = True
+
+    sent, _ = await asyncio.gather(
+        stream(demo, "edge killed", inputs, targets, plan=demo.plan, on_reply=heard), fault()
+    )
+    demo.stream_sent.append(sent)
+    if Tier.EDGE not in demo.plan.tiers:
+        return sent, killed_at_s, None  # the plan has no use for an edge, dead or alive
+    home = home or await _wait_for_home(demo)
+    demo.happened("edge killed", f"{EDGE} {'is used again' if home else 'was not used again'}", "plan")
+    return sent, killed_at_s, home
+
+
+async def _wait_for_home(demo: Demo) -> bool:
+    """Goes on asking the edge's devices until one request is served there again."""
+    parts = demo.task.parts.stream
+    end = time.monotonic() + HOME_TIMEOUT_S
+    while time.monotonic() < end:
+        inputs, targets = take(parts.inputs, parts.targets, 40)
+        sent = await stream(demo, "edge back", inputs, targets, plan=demo.plan)
+        demo.stream_sent.append(sent)
+        if any(EDGE in str(r.parameters.get("served_by", "")).split(",") for r in sent.replies):
+            return True
+        with contextlib.suppress(EdgewiseError):
+            await demo.operator.nodes()
+    return False
+
+
+def _failover_ms(demo: Demo, sent: Sent, killed_at_s: float) -> float | None:
+    """From the kill to the first answer, at a device of that edge, that did without it."""
+    done = [
+        reply.scheduled_s + reply.latency_s - killed_at_s
+        for device, reply, row in zip(sent.devices, sent.replies, sent.rows, strict=True)
+        if demo.fleet.edge_of(device) == 0 and _did_without(row) and reply.scheduled_s + reply.latency_s > killed_at_s
+    ]
+    return 1e3 * min(done) if done else None
+
+
+def _did_without(row: RequestRow) -> bool:
+    return row.by in ("another edge", "device exit")
+
+
+def _phase_cells(part: Sent, deadline_s: float) -> tuple[str, ...]:
+    row = part.phase_row(deadline_s)
+    shares = ", ".join(f"{who} {share:.0%}" for who, share in row.shares.items())
+    return (
+        part.phase, str(row.requests), str(row.answered_by_deadline), f"{row.accuracy:.3f}", f"{row.p50_ms:.1f}",
+        f"{row.p95_ms:.1f}", shares,
+    )  # fmt: skip

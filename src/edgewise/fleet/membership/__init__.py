@@ -1,0 +1,1 @@
+"""Who is here: liveliness tokens, incarnations, suspicion."""

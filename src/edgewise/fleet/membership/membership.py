@@ -1,0 +1,208 @@
+"""The coordinator's view of the fleet, as a pure step.
+
+Joining: the liveliness token is there, the node has not yet told who it is; what it told before its last absence stays
+in view. Alive: it has told, and the worker moves. Gone: the token is gone (killed in milliseconds, frozen or cut off
+after the transport's lease; which of them shows when it is back: a new incarnation had ended, the same one had not).
+Suspected: the token is there but the worker has work and its counter stands still, by far longer than it ever did
+before it moved again. A node that comes back with a newer epoch is alive again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+import msgspec
+
+from edgewise.core.ids import Epoch, NodeId, Tier
+from edgewise.fleet.messages import NodeInfo, Progress
+
+STALL_OBSERVATIONS = 10
+"""Consecutive equal counters of a busy worker, asked once a second, until it is suspected."""
+STALL_GAPS = 20
+"""A worker that was seen to move after g seconds of standing still is given this many times g: slow is not hung."""
+
+
+class NodeState(StrEnum):
+    """What is believed of a node."""
+
+    JOINING = "joining"
+    ALIVE = "alive"
+    GONE = "gone"
+    SUSPECTED = "suspected"
+
+
+class NodeAppeared(msgspec.Struct, frozen=True, tag=True):
+    """A liveliness token appeared."""
+
+    node: NodeId
+    tier: Tier
+    epoch: Epoch
+
+
+class NodeVanished(msgspec.Struct, frozen=True, tag=True):
+    """A liveliness token is gone."""
+
+    node: NodeId
+    epoch: Epoch
+
+
+class NodeDescribed(msgspec.Struct, frozen=True, tag=True):
+    """A node told who it is."""
+
+    info: NodeInfo
+
+
+class ProgressObserved(msgspec.Struct, frozen=True, tag=True):
+    """A node's worker told its counter."""
+
+    node: NodeId
+    progress: Progress
+
+
+Event = NodeAppeared | NodeVanished | NodeDescribed | ProgressObserved
+
+
+class AskInfo(msgspec.Struct, frozen=True, tag=True):
+    """Ask a node who it is."""
+
+    node: NodeId
+
+
+class NodeLost(msgspec.Struct, frozen=True, tag=True):
+    """Tell whoever counts on a node that it cannot."""
+
+    node: NodeId
+    cause: str
+
+
+class NodeReady(msgspec.Struct, frozen=True, tag=True):
+    """Tell whoever waits for a node that it is here and known.
+
+    Attributes:
+        info: Who it is.
+        after: What its absence was, now that it is over; "" the first time.
+    """
+
+    info: NodeInfo
+    after: str = ""
+
+
+Action = AskInfo | NodeLost | NodeReady
+
+
+@dataclass(frozen=True, slots=True)
+class KnownNode:
+    """One node as believed.
+
+    Attributes:
+        node, tier, epoch: Who, where, which incarnation.
+        state: What is believed.
+        info: What it told of itself; None before it did.
+        cause: Why it is not alive.
+        counter: Its worker's, as last seen.
+        stalls: Answers in a row without a move of the busy worker.
+        longest_gap: Most stalls after which it did move.
+        after: What its last absence was.
+    """
+
+    node: NodeId
+    tier: Tier
+    epoch: Epoch
+    state: NodeState = NodeState.JOINING
+    info: NodeInfo | None = None
+    cause: str = ""
+    counter: int = -1
+    stalls: int = 0
+    longest_gap: int = 0
+    after: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """All nodes ever seen, by name."""
+
+    members: dict[NodeId, KnownNode] = field(default_factory=dict)
+
+    def alive(self, tier: Tier | None = None) -> tuple[KnownNode, ...]:
+        """Members that are alive and described, in the order of their names."""
+        return tuple(
+            m
+            for _, m in sorted(self.members.items())
+            if m.state is NodeState.ALIVE and (tier is None or m.tier is tier)
+        )
+
+    def has(self, node: NodeId, epoch: Epoch) -> bool:
+        """Whether a node is there in this incarnation."""
+        member = self.members.get(node)
+        return member is not None and member.epoch == epoch and member.state is not NodeState.GONE
+
+
+def step(state: Membership, event: Event) -> tuple[Membership, tuple[Action, ...]]:
+    """Folds one event into the view.
+
+    Args:
+        state: The view so far.
+        event: What happened.
+
+    Returns:
+        The next view, and what to do.
+    """
+    match event:
+        case NodeAppeared(node, tier, epoch):
+            known = state.members.get(node)
+            if known is not None and (
+                known.epoch > epoch or (known.epoch == epoch and known.state is not NodeState.GONE)
+            ):
+                return state, ()
+            told = None if known is None else known.info
+            joining = KnownNode(node, tier, epoch, info=told, after=_absence(known, epoch))
+            return _with(state, joining), (AskInfo(node),)
+        case NodeVanished(node, epoch):
+            known = state.members.get(node)
+            if known is None or known.epoch != epoch or known.state is NodeState.GONE:
+                return state, ()
+            cause = f"{node} is unreachable: its liveliness token is gone (process ended, frozen or cut off)"
+            return _with(state, replace(known, state=NodeState.GONE, cause=cause)), (NodeLost(node, cause),)
+        case NodeDescribed(info):
+            known = state.members.get(info.node)
+            if known is None or known.epoch > info.epoch:
+                return state, ()
+            described = replace(known, info=info, epoch=info.epoch, after="")
+            if known.state is NodeState.GONE:  # it left again while it was asked; its next token asks anew
+                return _with(state, described), ()
+            here = NodeState.ALIVE if known.state is NodeState.JOINING else known.state
+            return _with(state, replace(described, state=here)), (NodeReady(info, known.after),)
+        case ProgressObserved(node, progress):
+            return _observe(state, node, progress)
+
+
+def _observe(state: Membership, node: NodeId, progress: Progress) -> tuple[Membership, tuple[Action, ...]]:
+    known = state.members.get(node)
+    if known is None or known.state not in (NodeState.ALIVE, NodeState.SUSPECTED):
+        return state, ()
+    moved = progress.counter != known.counter or not progress.busy
+    stalls = 0 if moved else known.stalls + 1
+    gap = max(known.longest_gap, known.stalls) if moved else known.longest_gap
+    observed = replace(known, counter=progress.counter, stalls=stalls, longest_gap=gap)
+    if moved:
+        back = known.state is NodeState.SUSPECTED and known.info is not None
+        observed = replace(observed, state=NodeState.ALIVE, cause="")
+        return _with(state, observed), ((NodeReady(known.info, "its worker hung"),) if back and known.info else ())
+    if stalls >= max(STALL_OBSERVATIONS, STALL_GAPS * gap) and known.state is NodeState.ALIVE:
+        cause = (
+            f"{node} answers but its worker hangs: counter {progress.counter} did not move over "
+            f"{stalls} answers while it was to {progress.work or 'work'}"
+        )
+        return _with(state, replace(observed, state=NodeState.SUSPECTED, cause=cause)), (NodeLost(node, cause),)
+    return _with(state, observed), ()
+
+
+def _absence(known: KnownNode | None, epoch: Epoch) -> str:
+    if known is None:
+        return ""
+    return "it was frozen or cut off" if known.epoch == epoch else "it was started again"
+
+
+def _with(state: Membership, member: KnownNode) -> Membership:
+    return Membership({**state.members, member.node: member})

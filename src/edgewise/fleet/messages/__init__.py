@@ -1,0 +1,108 @@
+"""What nodes of a fleet say to each other: orders, reports and answers, each a typed struct.
+
+The struct's frame kind is its snake-case name (`kind_of`). Orders travel outward on `control`, updates and sums inward
+on `report`; both are signed. Tensors (updates, models small enough) travel beside the struct in the same frame.
+
+    message.py             what all of them are      messages_training.py   rounds and runs
+    messages_fleet.py      who is there              messages_serving.py    versions, plans, answers
+"""
+
+from __future__ import annotations
+
+from edgewise.fleet.messages.message import (
+    INLINE_BYTES,
+    Ack,
+    BlobRef,
+    Message,
+    kind_of,
+)
+from edgewise.fleet.messages.node_messages import (
+    Capability,
+    FleetAnswer,
+    FleetRequest,
+    InfoRequest,
+    LedgerAnswer,
+    LedgerRequest,
+    NodeInfo,
+    NodeRow,
+    Progress,
+    ProgressRequest,
+    StopOrder,
+)
+from edgewise.fleet.messages.serving_messages import (
+    Deploy,
+    Feedback,
+    GraphRequest,
+    Health,
+    HealthRequest,
+    Held,
+    HeldRequest,
+    InstallOrder,
+    ListVersions,
+    PlanInputs,
+    ProfileAnswer,
+    ProfileOrder,
+    RegisterVersion,
+    Rollback,
+    Versions,
+)
+from edgewise.fleet.messages.training_messages import (
+    CancelRun,
+    DismissOrder,
+    EdgeSum,
+    FoldOrder,
+    HardExamples,
+    RoundRecord,
+    RunRequest,
+    RunStatus,
+    SubmitRun,
+    TrainFailed,
+    TrainOrder,
+    UpdateReport,
+)
+
+__all__ = [
+    "INLINE_BYTES",
+    "Ack",
+    "BlobRef",
+    "CancelRun",
+    "Capability",
+    "Deploy",
+    "DismissOrder",
+    "EdgeSum",
+    "Feedback",
+    "FleetAnswer",
+    "FleetRequest",
+    "FoldOrder",
+    "GraphRequest",
+    "HardExamples",
+    "Health",
+    "HealthRequest",
+    "Held",
+    "HeldRequest",
+    "InfoRequest",
+    "InstallOrder",
+    "LedgerAnswer",
+    "LedgerRequest",
+    "ListVersions",
+    "Message",
+    "NodeInfo",
+    "NodeRow",
+    "PlanInputs",
+    "ProfileAnswer",
+    "ProfileOrder",
+    "Progress",
+    "ProgressRequest",
+    "RegisterVersion",
+    "Rollback",
+    "RoundRecord",
+    "RunRequest",
+    "RunStatus",
+    "StopOrder",
+    "SubmitRun",
+    "TrainFailed",
+    "TrainOrder",
+    "UpdateReport",
+    "Versions",
+    "kind_of",
+]

@@ -1,0 +1,133 @@
+"""Who a node is, whether its worker moves, what it counted, and who is in the fleet."""
+
+from __future__ import annotations
+
+import msgspec
+
+from edgewise.core.ids import ClientId, Epoch, NodeId, Tier
+from edgewise.fleet.messages.message import Message
+from edgewise.ledger.entry import LedgerEntry
+
+
+class Capability(msgspec.Struct, frozen=True):
+    """What a node measured of itself at start.
+
+    Attributes:
+        cores: Processors it may use.
+        memory_bytes: Memory of the machine.
+        flops: float32 multiply-adds per second ×2 of a 256³ matrix product on one thread, dilation included.
+        dilation: Factor by which its inference compute is stretched.
+        active_power_w: Modelled power while computing.
+        python: Interpreter version.
+    """
+
+    cores: int
+    memory_bytes: int
+    flops: float
+    dilation: float
+    active_power_w: float
+    python: str
+
+
+class InfoRequest(Message, frozen=True):
+    """Asks a node who it is."""
+
+
+class NodeInfo(Message, frozen=True):
+    """Who a node is.
+
+    Attributes:
+        node: Name.
+        tier: Where it stands.
+        epoch: Incarnation.
+        certificate: PEM, for checking what it signs.
+        parent: The node its home link leads to; "" at the root.
+        capability: Measured.
+        coordinator: Whether it decides for the fleet.
+        client: The training client it is; "" if it only infers.
+        task: Task installed on it.
+        num_examples: Examples it holds.
+        label_counts: Examples per label, for the data-split audit.
+        http_port: Port of its inference endpoint; 0 if none.
+        version: Model version it serves; 0 if none.
+        plan_epoch: Plan in force; 0 if none.
+        deployed: What is installed, as `InstallOrder.digest`; "" if nothing.
+    """
+
+    node: NodeId
+    tier: Tier
+    epoch: Epoch
+    certificate: str
+    parent: NodeId
+    capability: Capability
+    coordinator: bool = False
+    client: ClientId = ClientId("")
+    task: str = ""
+    num_examples: int = 0
+    label_counts: dict[str, int] = msgspec.field(default_factory=dict)
+    http_port: int = 0
+    version: int = 0
+    plan_epoch: int = 0
+    deployed: str = ""
+
+
+class ProgressRequest(Message, frozen=True):
+    """Asks the worker's counter."""
+
+
+class Progress(Message, frozen=True):
+    """The worker's own counter: it moves while the worker works.
+
+    Attributes:
+        counter: Steps done since start.
+        busy: Whether it has work.
+        work: What, e.g. `train run-1 round 3`.
+    """
+
+    counter: int
+    busy: bool
+    work: str = ""
+
+
+class LedgerRequest(Message, frozen=True):
+    """Asks a node what it counted."""
+
+
+class LedgerAnswer(Message, frozen=True):
+    """What a node counted and used."""
+
+    entries: tuple[LedgerEntry, ...]
+    cpu_s: float
+    peak_memory_bytes: int
+    inference_s: float = 0.0
+    training_s: float = 0.0
+
+
+class FleetRequest(Message, frozen=True):
+    """Asks the coordinator for its view of the fleet."""
+
+
+class NodeRow(msgspec.Struct, frozen=True):
+    """One node as the coordinator sees it: joining, alive, gone or suspected, and why."""
+
+    info: NodeInfo
+    state: str
+    cause: str = ""
+
+
+class FleetAnswer(Message, frozen=True):
+    """The coordinator's view.
+
+    Attributes:
+        nodes: Itself first.
+        refused: How often what was refused at it.
+        drift: What it found of the inputs of the version in force; "" while nothing is.
+    """
+
+    nodes: tuple[NodeRow, ...]
+    refused: dict[str, int] = msgspec.field(default_factory=dict)
+    drift: str = ""
+
+
+class StopOrder(Message, frozen=True):
+    """Ends the process cleanly."""

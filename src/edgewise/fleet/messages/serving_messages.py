@@ -1,0 +1,193 @@
+"""What is said about versions, plans and serving: profile, install, deploy, roll back, feedback, health, drift."""
+
+from __future__ import annotations
+
+import msgspec
+
+from edgewise.core.ids import Digest, Epoch, NodeId, digest_of
+from edgewise.fleet.messages.message import BlobRef, Message
+from edgewise.models.version import ExitEvidence, ModelVersion
+from edgewise.planning.plan import Plan
+from edgewise.planning.policy import Policy
+from edgewise.planning.profile import LinkState, Profile
+
+
+class ProfileOrder(Message, frozen=True):
+    """Measure a graph's segments here, and the link to the parent.
+
+    Attributes:
+        graph: The ONNX bytes.
+        budget_s: Seconds of measuring.
+        cadence_s: Gap between runs, as in serving.
+        link_to: Node whose link is measured as well; "" for none.
+        door_overhead_s: Seconds a request spends at the node's HTTP door, as measured by whoever asks; 0 lets a node
+            that has a door measure it.
+        measures_memory: Whether to measure the session's memory too, which takes a process of its own.
+    """
+
+    graph: BlobRef
+    budget_s: float = 3.0
+    cadence_s: float = 0.0
+    link_to: NodeId = NodeId("")
+    door_overhead_s: float = 0.0
+    measures_memory: bool = True
+
+
+class ProfileAnswer(Message, frozen=True):
+    """A node's costs."""
+
+    profile: Profile
+    link: LinkState | None = None
+
+
+class PlanInputs(msgspec.Struct, frozen=True):
+    """What plans were made from, so that a device can weigh them anew when its link changes.
+
+    Attributes:
+        profiles: One per tier.
+        links: Device-edge, edge-cloud.
+        policy: Objective and limits.
+        evidence: Of the version, one row per exit, codec and threshold.
+        codecs: Names tried at the cut.
+    """
+
+    profiles: tuple[Profile, ...]
+    links: tuple[LinkState, ...]
+    policy: Policy
+    evidence: tuple[ExitEvidence, ...] = ()
+    codecs: tuple[str, ...] = ("none",)
+
+
+class InstallOrder(Message, frozen=True):
+    """Prepare a version and plans; activate one.
+
+    Attributes:
+        version: Version number.
+        graph: Its ONNX bytes.
+        plans: The plan, then the alternatives of its plan map, best first.
+        epoch: Epoch of the first plan; alternatives follow.
+        stage_nodes: For a device: nodes that run the next stage, in order of preference.
+        deadline_s: Deadline of a request under these plans.
+        inputs: What the plans were made from; a device given them may switch among the plans by what it observes.
+    """
+
+    version: int
+    graph: BlobRef
+    plans: tuple[Plan, ...]
+    epoch: Epoch
+    stage_nodes: tuple[NodeId, ...] = ()
+    deadline_s: float = 1.0
+    inputs: PlanInputs | None = None
+
+    @property
+    def digest(self) -> Digest:
+        """Names what is served, apart from where on the fleet it is: equal on every node of a deployment."""
+        return deployment_digest(self.version, self.graph.digest, self.plans, self.epoch)
+
+
+def deployment_digest(version: int, graph: Digest, plans: tuple[Plan, ...], epoch: Epoch) -> Digest:
+    """Names a deployment by its content.
+
+    Args:
+        version: Version number.
+        graph: Digest of its ONNX bytes.
+        plans: Its plans, best first.
+        epoch: Epoch of the first.
+
+    Returns:
+        The name.
+    """
+    return digest_of(msgspec.msgpack.encode((version, graph, plans, epoch), order="deterministic"))
+
+
+class Deploy(Message, frozen=True):
+    """An operator's wish to serve a version along plans, device by device.
+
+    Attributes:
+        version: Version number.
+        plans: The plan, then the alternatives of its plan map.
+        deadline_s: Deadline of a request.
+        inputs: What the plans were made from; given, devices may switch among the plans by what they observe.
+        staged: Whether to go device by device and watch each stage's health.
+        min_requests: Requests a device serves before its stage is judged; 0 goes on at once.
+    """
+
+    version: int
+    plans: tuple[Plan, ...]
+    deadline_s: float = 1.0
+    inputs: PlanInputs | None = None
+    staged: bool = True
+    min_requests: int = 0
+
+
+class Rollback(Message, frozen=True):
+    """Restores the version that served before."""
+
+
+class ListVersions(Message, frozen=True):
+    """Asks the registry."""
+
+
+class Versions(Message, frozen=True):
+    """The registry, oldest first, and the current version."""
+
+    versions: tuple[ModelVersion, ...]
+    current: int
+
+
+class GraphRequest(Message, frozen=True):
+    """Asks for a version's ONNX bytes, which travel as tensor `graph`."""
+
+    version: int
+
+
+class RegisterVersion(Message, frozen=True):
+    """A candidate from outside a run (imported, or deliberately bad); its graph travels as tensor `graph`."""
+
+    task: str
+    origin: str = "imported"
+    parent: int = 0
+
+
+class Feedback(Message, frozen=True):
+    """True labels of requests a device answered; they stay on the device.
+
+    Attributes:
+        labels: Label by request id.
+    """
+
+    labels: dict[str, int]
+
+
+class HeldRequest(Message, frozen=True):
+    """Asks a device what it has collected."""
+
+
+class Held(Message, frozen=True):
+    """What a device has collected: numbers, no examples.
+
+    Attributes:
+        num_hard: Hard examples kept.
+        num_labelled: Those of them it was told the label of.
+    """
+
+    num_hard: int
+    num_labelled: int
+
+
+class HealthRequest(Message, frozen=True):
+    """Asks a device how its last requests under a version went."""
+
+    version: int
+    last: int = 50
+
+
+class Health(Message, frozen=True):
+    """How a device's last requests under a version went."""
+
+    node: NodeId
+    version: int
+    num_requests: int
+    num_errors: int
+    p95_latency_s: float
+    time: float

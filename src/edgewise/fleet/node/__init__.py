@@ -1,0 +1,1 @@
+"""One node's process: identity, uplinks, signed messages, delivery."""

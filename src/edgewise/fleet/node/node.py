@@ -1,0 +1,406 @@
+"""One node's process: identity, uplinks, signed messages, services. Roles (trainer, aggregator, …) register handlers here.
+
+A node serves on one uplink at a time: its home, or a standby while home is away (`uplink.py` decides). Every frame that
+changes state is checked where it arrives: certificate by our authority, name, tier, incarnation, sequence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+
+from edgewise.core.errors import (
+    EdgewiseError,
+    FrameRefused,
+    IdentityRefused,
+    PolicyViolation,
+    TransportError,
+    Unreachable,
+)
+from edgewise.core.ids import Epoch, NodeId, Tier
+from edgewise.core.provenance import Origins
+from edgewise.fleet.messages import InfoRequest, Message, NodeInfo, Progress, kind_of
+from edgewise.ledger.entry import FrameCounter, Purpose
+from edgewise.security.data_policy import DataPolicy, EgressAudit
+from edgewise.security.identity import Identity
+from edgewise.security.verifier import Verifier
+from edgewise.transport.bulk.blobs import FolderBlobs
+from edgewise.transport.bulk.fetch import fetch_blob, serve_blobs
+from edgewise.transport.frame import Frame, Tensor, make_frame
+from edgewise.transport.guard import addressed
+from edgewise.transport.keys import Keys
+from edgewise.transport.transport import Hearer, QueryHandler, Registration, Transport
+
+log = logging.getLogger("edgewise.fleet")
+Arrays = Mapping[str, np.ndarray[Any, Any]] | Sequence[Tensor]
+Answer = tuple[Message, Arrays]
+Handler = Callable[[Any, Frame, NodeInfo], Awaitable[Answer | Message]]
+M = TypeVar("M", bound=Message)
+
+ORDER_TIMEOUT_S = 10.0
+"""Longest a node may take to take an order or a report (not to carry it out)."""
+_MOST_REFUSALS = 1000
+"""Distinct sentences counted; further ones fall under `…`, so that invented names do not fill the memory."""
+_SIGNED = frozenset((Purpose.CONTROL, Purpose.TRAINING))
+
+
+@dataclass(slots=True)
+class Route:
+    """One kind of message on one service.
+
+    Attributes:
+        message: Its struct.
+        handler: (message, frame, sender's info) -> answer.
+        tiers: Tiers that may send it; None lets anybody who is certified.
+    """
+
+    message: type[Message]
+    handler: Handler
+    tiers: frozenset[Tier] | None
+
+
+@dataclass(slots=True)
+class Node:
+    """A node at run time.
+
+    Attributes:
+        identity: Name, tier and key.
+        epoch: This incarnation.
+        keys: Key layout.
+        uplinks: Home first, then standbys; a router node has one.
+        blobs: Values by digest.
+        verifier: Checks what others sign.
+        counter: Counts every frame.
+        describe: Makes this node's info.
+        policy: What data may reach which tier.
+        progress: Makes the worker's counter.
+        audit: Counts what the policy let go, and what it refused.
+        extra_services: Handlers of services that are not messages, by service.
+        hearers: The same for services that answer beside the event loop.
+        refused: How often what was refused here, by a sentence without numbers.
+    """
+
+    identity: Identity
+    epoch: Epoch
+    keys: Keys
+    uplinks: list[Transport]
+    blobs: FolderBlobs
+    verifier: Verifier
+    counter: FrameCounter
+    describe: Callable[[], NodeInfo]
+    policy: DataPolicy
+    progress: Callable[[], Progress] = lambda: Progress(0, False)
+    attached: int = 0
+    _is_quiet: bool = False
+    _routes: dict[str, dict[str, Route]] = field(default_factory=dict)
+    _registrations: list[Registration] = field(default_factory=list)
+    _token: Registration | None = None
+    _known: dict[NodeId, NodeInfo] = field(default_factory=dict)
+    _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+    refused: dict[str, int] = field(default_factory=dict)
+    on_failure: Callable[[str, BaseException], None] | None = None
+    extra_services: dict[str, QueryHandler] = field(default_factory=dict)
+    hearers: dict[str, Hearer] = field(default_factory=dict)
+    coordinator: NodeId | None = None
+    audit: EgressAudit = field(init=False)
+    _uplink_of: dict[NodeId, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.audit = EgressAudit(self.policy)
+
+    @property
+    def name(self) -> NodeId:
+        """This node's name."""
+        return self.identity.node
+
+    @property
+    def transport(self) -> Transport:
+        """The uplink in use."""
+        return self.uplinks[self.attached]
+
+    def route(
+        self,
+        service: str,
+        message: type[M],
+        handler: Callable[[M, Frame, NodeInfo], Awaitable[Answer | Message]],
+        *tiers: Tier,
+    ) -> None:
+        """Registers who handles a kind of message.
+
+        Args:
+            service: `control` or `report`.
+            message: The struct.
+            handler: Called on the event loop.
+            *tiers: Tiers that may send it; none given lets anybody certified.
+        """
+        self._routes.setdefault(service, {})[kind_of(message)] = Route(message, handler, frozenset(tiers) or None)
+
+    async def attach(self, index: int) -> None:
+        """Serves on an uplink: services, blobs and the liveliness token.
+
+        Args:
+            index: Which uplink; what was declared elsewhere is taken back. On the same one as before services are declared
+                anew and the token stays: nobody is to take it for an absence.
+        """
+        if index == self.attached:
+            await self._take_back()
+        else:
+            await self.detach()
+        self.attached = index
+        transport = self.transport
+        for service in self._routes:
+            key = self.keys.service(self.name, service)
+            self._registrations.append(await transport.serve(key, self._dispatcher(service)))
+        for service, handler in self.extra_services.items():
+            self._registrations.append(await transport.serve(self.keys.service(self.name, service), handler))
+        for service, hearer in self.hearers.items():
+            self._registrations.append(await transport.hear(self.keys.service(self.name, service), hearer))
+        self._registrations.append(await transport.serve(self.keys.service(self.name, "info"), self._answer_info))
+        self._registrations.append(
+            await transport.serve(self.keys.service(self.name, "progress"), self._answer_progress)
+        )
+        self._registrations.append(await serve_blobs(transport, self.keys.service(self.name, "blob"), self.blobs))
+        if self._token is None:
+            token = self.keys.alive(self.identity.tier, self.name, self.epoch)
+            self._token = await transport.declare_presence(token)
+
+    async def detach(self) -> None:
+        """Takes every declaration back, all at once: one after the other they cost a stopping node seconds."""
+        token, self._token = self._token, None
+        await self._take_back(*([] if token is None else [token]))
+
+    async def _take_back(self, *more: Registration) -> None:
+        registrations, self._registrations = [*self._registrations, *more], []
+
+        async def close(registration: Registration) -> None:
+            with contextlib.suppress(EdgewiseError):
+                await registration.close()
+
+        await asyncio.gather(*map(close, registrations))
+
+    async def send(
+        self,
+        node: NodeId,
+        service: str,
+        message: Message,
+        tensors: Arrays = (),
+        *,
+        purpose: Purpose = Purpose.CONTROL,
+        timeout_s: float = ORDER_TIMEOUT_S,
+        run: str = "",
+    ) -> Frame:
+        """Sends a signed message to a node's service and waits for its answer.
+
+        Args:
+            node: To whom.
+            service: `control` or `report`.
+            message: What.
+            tensors: What travels beside it.
+            purpose: Priority class.
+            timeout_s: Deadline for the answer.
+            run: Run it belongs to, for the ledger.
+
+        Returns:
+            The answering frame, unread; proved to be that node's where its purpose is a signed one.
+
+        Raises:
+            TransportError: As `Transport.query`.
+            IdentityRefused: If somebody else answered in its name.
+        """
+        frame = make_frame(kind_of(message), message, tensors, purpose=purpose, run=run, deadline_s=timeout_s)
+        key = self.keys.service(node, service)
+        answer = await self.transport.query(key, frame, timeout_s=timeout_s)
+        if purpose in _SIGNED:
+            await self._prove_answer(node, key, answer)
+        return answer
+
+    async def ask(
+        self, node: NodeId, service: str, message: Message, answer: type[M], tensors: Arrays = (), **how: Any
+    ) -> M:
+        """`send`, then reads the answer as a struct."""
+        return (await self.send(node, service, message, tensors, **how)).read(answer)
+
+    async def fetch(self, ref: Any, *, progress: Callable[[int, int], None] | None = None) -> bytes:
+        """Pulls a blob from whoever holds it, unless it is here already.
+
+        Args:
+            ref: A `BlobRef`.
+            progress: Called with (bytes here, bytes in all).
+
+        Returns:
+            The bytes.
+        """
+        if not self.blobs.has(ref.digest):
+            key = self.keys.service(ref.holder, "blob")
+            await fetch_blob(self.transport, key, ref.digest, ref.size_bytes, self.blobs, progress=progress)
+        return self.blobs.read(ref.digest)
+
+    async def info_of(self, node: NodeId, *, fresh: bool = False) -> NodeInfo:
+        """Who a node is; asked once, its certificate checked, then remembered.
+
+        Args:
+            node: Whom.
+            fresh: Ask again.
+
+        Returns:
+            Its info.
+
+        Raises:
+            IdentityRefused: If its certificate is not by our authority or names another node or tier.
+            Unreachable: If it does not answer.
+        """
+        if fresh or node not in self._known:
+            reply = await self.transport.query(
+                self.keys.service(node, "info"),
+                make_frame(kind_of(InfoRequest), InfoRequest()),
+                timeout_s=ORDER_TIMEOUT_S,
+            )
+            info = reply.read(NodeInfo)
+            proven, tier = self.verifier.learn(info.certificate.encode(), expected=node)
+            if info.node != node or tier != info.tier:
+                self.count_refusal(f"{node} presents the certificate of {proven} ({tier})")
+                raise IdentityRefused(
+                    f"{node!r} ({info.tier}) presents a certificate of {proven!r} ({tier}). "
+                    "Each node needs its own certificate; issue one with `edgewise ca issue`."
+                )
+            self._known[node] = info
+        return self._known[node]
+
+    def uplink_to(self, node: NodeId) -> Transport:
+        """The session that leads to a parent directly; the attached one for everybody else."""
+        return self.uplinks[self._uplink_of.get(node, self.attached)]
+
+    def set_parent(self, node: NodeId, index: int) -> None:
+        """Remembers which uplink leads to a node."""
+        self._uplink_of[node] = index
+
+    def allow(self, origins: Origins, key: str) -> None:
+        """The data policy of frames that leave: raises PolicyViolation if data of these classes may not go there.
+
+        Args:
+            origins: Data classes of the frame's tensors.
+            key: Where it goes; a node not known yet, and any answer, counts as the cloud.
+        """
+        parts = key.split("/")
+        known = self._known.get(NodeId(parts[3])) if len(parts) > 3 else None
+        self.audit.allow(origins, known.tier if known is not None else Tier.CLOUD)
+
+    def count_refusal(self, what: str) -> None:
+        """Counts something refused.
+
+        Args:
+            what: A sentence with names and without numbers, so that equal refusals are counted together.
+        """
+        what = what if what in self.refused or len(self.refused) < _MOST_REFUSALS else "…"
+        self.refused[what] = self.refused.get(what, 0) + 1
+
+    def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        """Runs something beside; what it raises is logged and reported, never lost. A quiet node begins nothing."""
+        if self._is_quiet:
+            work.close()
+            work = _nothing()
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._reap)
+        return task
+
+    async def quiet(self) -> None:
+        """Takes declarations back and ends tasks; the uplinks stay open."""
+        self._is_quiet = True
+        await self.detach()
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Becomes quiet, closes the uplinks; idempotent."""
+        await self.quiet()
+        for transport in self.uplinks:
+            await transport.close()
+
+    def _reap(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() or task.exception() is None:
+            return
+        error = task.exception()
+        assert error is not None
+        log.error("%s: %s failed: %s: %s", self.name, task.get_name(), type(error).__name__, error)
+        if self.on_failure is not None:
+            self.on_failure(task.get_name(), error)
+
+    def _dispatcher(self, service: str) -> Callable[[Frame], Awaitable[Frame]]:
+        async def dispatch(frame: Frame) -> Frame:
+            route = self._routes[service].get(frame.kind)
+            if route is None:
+                known = ", ".join(sorted(self._routes[service]))
+                raise FrameRefused(f"{self.name} takes no {frame.kind!r} on {service}. It takes {known}.")
+            sender = await self._verified(frame, route, service)
+            answer = await route.handler(frame.read(route.message), frame, sender)
+            message, tensors = answer if isinstance(answer, tuple) else (answer, ())
+            return make_frame(kind_of(message), message, tensors, purpose=frame.purpose, run=frame.run)
+
+        return dispatch
+
+    async def _verified(self, frame: Frame, route: Route, service: str) -> NodeInfo:
+        try:
+            sender = await self._prove(frame.sender, frame, self.keys.service(self.name, service))
+        except TransportError as error:
+            # Not for good: a node that has just come back cannot be asked who it is yet. It may try again.
+            self.count_refusal(f"{frame.kind} of {frame.sender or 'nobody'}, who could not be asked for a certificate")
+            raise Unreachable(
+                f"{self.name} cannot ask {frame.sender or 'nobody'!r} for its certificate: {error.message} "
+                "Send it again once the link is back.",
+                node=frame.sender,
+            ) from error
+        except IdentityRefused as error:
+            self.count_refusal(f"{frame.kind} in the name of {frame.sender or 'nobody'}")
+            log.warning("%s refuses %s in the name of %s: %s", self.name, frame.kind, frame.sender, error)
+            raise IdentityRefused(str(error), **{**error.fields, "node": frame.sender}) from error
+        if route.tiers is not None and sender.tier not in route.tiers:
+            self.count_refusal(f"{frame.kind} by {frame.sender}, a {sender.tier}")
+            raise PolicyViolation(
+                f"{frame.sender!r} is a {sender.tier}, {frame.kind!r} is taken from "
+                f"{', '.join(sorted(route.tiers))} only. Send it from a node of that tier."
+            )
+        return sender
+
+    async def _prove(self, node: NodeId, frame: Frame, key: str) -> NodeInfo:
+        """Who a node is, if it signed this frame for this key in this incarnation."""
+        known = self._known.get(node)
+        # An operator's sessions come and go under one certificate, and the one that answers may be leaving: what is
+        # known of its name stands as long as its signature does.
+        gives_orders = known is not None and not known.capability.cores
+        stands = gives_orders and self.verifier.is_signed(node, frame.signature, addressed(frame.signed_bytes, key))
+        info = await self.info_of(node, fresh=known is not None and known.epoch != frame.epoch and not stands)
+        self.verifier.check(
+            frame.sender, frame.epoch, frame.sequence, frame.signature, addressed(frame.signed_bytes, key)
+        )
+        return info
+
+    async def _prove_answer(self, node: NodeId, key: str, answer: Frame) -> None:
+        try:
+            if answer.sender != node:
+                raise IdentityRefused(f"{answer.sender!r} answers what {node!r} was asked. The answer does not count.")
+            await self._prove(node, answer, key)
+        except IdentityRefused as error:
+            self.count_refusal(f"an answer in the name of {node}")
+            log.warning("%s refuses an answer in the name of %s: %s", self.name, node, error)
+            raise
+
+    async def _answer_info(self, _: Frame) -> Frame:
+        info = self.describe()
+        return make_frame(kind_of(info), info)
+
+    async def _answer_progress(self, _: Frame) -> Frame:
+        progress = self.progress()
+        return make_frame(kind_of(progress), progress)
+
+
+async def _nothing() -> None:
+    return None

@@ -1,0 +1,352 @@
+"""An operator's connection to a fleet: what the command line and the demo speak through."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+
+from edgewise.core.errors import DeadlineExceeded, EdgewiseError, InputError, RemoteError, Unreachable
+from edgewise.core.ids import NodeId, RunId, Tier
+from edgewise.fleet.membership.watch import Watch
+from edgewise.fleet.messages import (
+    Ack,
+    BlobRef,
+    CancelRun,
+    Capability,
+    Deploy,
+    FleetAnswer,
+    FleetRequest,
+    GraphRequest,
+    Held,
+    HeldRequest,
+    LedgerAnswer,
+    LedgerRequest,
+    ListVersions,
+    Message,
+    NodeInfo,
+    NodeRow,
+    ProfileAnswer,
+    ProfileOrder,
+    RegisterVersion,
+    Rollback,
+    RunRequest,
+    RunStatus,
+    SubmitRun,
+    Versions,
+)
+from edgewise.fleet.node.connect import open_node
+from edgewise.fleet.node.node import Node
+from edgewise.fleet.node.settings import AgentSettings
+from edgewise.ledger.entry import Purpose
+from edgewise.security.identity import Identity
+from edgewise.transport.frame import Frame
+
+M = TypeVar("M", bound=Message)
+A = TypeVar("A")
+FIND_TIMEOUT_S = 3.5
+LONG_TIMEOUT_S = 120.0
+STATUS_TIMEOUT_S = 5.0
+FRESH_TIMEOUT_S = 2.0
+FRESH_AT_ONCE = 64
+AGAIN_S = (0.1, 0.5, 1.0)
+"""Waits before a question is asked again that an operator's second session got in the way of, or a node's moving."""
+STALE = "stale_epoch"
+"""Refusal of a frame whose sender has appeared again under the same name."""
+
+
+class Operator:
+    """Orders and questions to a fleet; made by `connect_operator`.
+
+    Two operators may use one certificate, in two terminals: the fleet hears the newer incarnation of a name only, so one
+    that was overtaken is refused, opens its session anew and asks again.
+
+    Attributes:
+        node: Its own session.
+        coordinator: The node that decides.
+    """
+
+    def __init__(self, node: Node, coordinator: NodeId, reopen: Callable[[], Awaitable[Node]] | None = None) -> None:
+        self.node = node
+        self.coordinator = coordinator
+        self._reopen = reopen
+
+    async def nodes(self, *, fresh: bool = False) -> FleetAnswer:
+        """The coordinator's view of the fleet.
+
+        Args:
+            fresh: Ask every live node again who it is; the coordinator remembers what a node said when it joined,
+                and the version it serves has changed since.
+
+        Returns:
+            The view.
+        """
+        answer = await self._ask(FleetRequest(), FleetAnswer)
+        if not fresh:
+            return answer
+        gate = asyncio.Semaphore(FRESH_AT_ONCE)
+
+        async def renewed(row: NodeRow) -> NodeRow:
+            if row.state != "alive":
+                return row
+            with suppress(EdgewiseError, TimeoutError):
+                async with gate, asyncio.timeout(FRESH_TIMEOUT_S):
+                    return msgspec.structs.replace(row, info=await self.node.info_of(row.info.node, fresh=True))
+            return row
+
+        return msgspec.structs.replace(answer, nodes=tuple(await asyncio.gather(*map(renewed, answer.nodes))))
+
+    async def wait_for_nodes(self, ready: Callable[[list[NodeRow]], bool], timeout_s: float) -> list[NodeRow]:
+        """Waits until the fleet meets a condition.
+
+        Args:
+            ready: Tells from the rows.
+            timeout_s: Deadline.
+
+        Returns:
+            The rows.
+
+        Raises:
+            Unreachable: If it does not by then; says who is there.
+        """
+        end = time.monotonic() + timeout_s
+        while True:
+            rows = list((await self.nodes()).nodes)
+            if ready(rows):
+                return rows
+            if time.monotonic() > end:
+                there = ", ".join(f"{r.info.node} ({r.state})" for r in rows) or "nobody"
+                raise Unreachable(
+                    f"the fleet is not complete after {timeout_s:.0f} s; there: {there}. Look at the missing nodes' logs."
+                )
+            await asyncio.sleep(0.1)
+
+    async def submit(self, run: SubmitRun, tensors: dict[str, np.ndarray[Any, Any]]) -> RunId:
+        """Starts a run.
+
+        Args:
+            run: What to train.
+            tensors: `graph` (template ONNX bytes as uint8) and `model` (float32[d]) for a new model.
+
+        Returns:
+            Its id.
+        """
+        ack = await self._ask(run, Ack, tensors)
+        if not ack.accepted:
+            raise RemoteError(ack.reason)
+        return RunId(ack.details["run"])
+
+    async def status(self, run: RunId) -> RunStatus:
+        """How a run stands."""
+        return await self._ask(RunRequest(run), RunStatus)
+
+    async def cancel(self, run: RunId) -> None:
+        """Stops a run; what is done stays."""
+        await self._ask(CancelRun(run), Ack)
+
+    async def watch(
+        self, run: RunId, *, patience_s: float = 60.0, away: Callable[[str], None] = lambda _: None
+    ) -> AsyncIterator[RunStatus]:
+        """Yields the run's status whenever a round closes, last its terminal state.
+
+        Args:
+            run: Its id.
+            patience_s: How long the coordinator may be away; it goes on with the run when it is back.
+            away: Told why there is no answer, each time.
+
+        Yields:
+            The status.
+
+        Raises:
+            Unreachable: If the coordinator is away for longer.
+        """
+        changed = asyncio.Event()
+
+        def heard(_: str, frame: Frame) -> None:
+            if frame.run == run:
+                changed.set()
+
+        node, answered_s = None, time.monotonic()
+        while True:
+            if node is not self.node:  # at first, and after another incarnation took over
+                node = self.node
+                await node.transport.subscribe(node.keys.event(self.coordinator), heard)
+            changed.clear()
+            try:
+                status = await self._ask(RunRequest(run), RunStatus, timeout_s=STATUS_TIMEOUT_S)
+            except (Unreachable, DeadlineExceeded) as error:
+                away(error.message)
+                if time.monotonic() - answered_s > patience_s:
+                    raise
+            else:
+                answered_s = time.monotonic()
+                yield status
+                if status.state != "running":
+                    return
+            with suppress(TimeoutError):
+                async with asyncio.timeout(2.0):  # a publication may be lost; the status is the truth
+                    await changed.wait()
+
+    async def versions(self) -> Versions:
+        """The registry."""
+        return await self._ask(ListVersions(), Versions)
+
+    async def graph(self, version: int) -> bytes:
+        """A version's ONNX bytes."""
+        question = GraphRequest(version)
+        frame = await self._renewed(
+            lambda: self.node.send(self.coordinator, "control", question, timeout_s=LONG_TIMEOUT_S)
+        )
+        return frame.array("graph").tobytes()
+
+    async def register(self, graph: bytes, *, task: str, origin: str = "imported", parent: int = 0) -> Ack:
+        """Offers a model version; the gate decides. Details: version, gate."""
+        array = np.frombuffer(graph, np.uint8)
+        return await self._ask(RegisterVersion(task, origin, parent), Ack, {"graph": array})
+
+    async def profile(self, node: NodeId, order: ProfileOrder) -> ProfileAnswer:
+        """Lets a node measure a graph and its home link."""
+        return await self._ask(order, ProfileAnswer, to=node)
+
+    async def deploy(self, deploy: Deploy) -> Ack:
+        """Serves a version along plans, device by device; answers when it is done or halted."""
+        return await self._ask(deploy, Ack)
+
+    async def rollback(self) -> Ack:
+        """Restores the version before."""
+        return await self._ask(Rollback(), Ack)
+
+    async def ledger(self, node: NodeId) -> LedgerAnswer:
+        """What a node counted."""
+        return await self._ask(LedgerRequest(), LedgerAnswer, to=node)
+
+    async def held(self, node: NodeId) -> Held:
+        """What a device has collected of hard examples."""
+        return await self._ask(HeldRequest(), Held, to=node)
+
+    async def order(self, node: NodeId, message: Message) -> Ack:
+        """Any order to any node."""
+        return await self._ask(message, Ack, to=node)
+
+    def offer(self, data: bytes) -> BlobRef:
+        """Puts bytes where nodes can pull them from this operator."""
+        return BlobRef(self.node.blobs.put(data), len(data), self.node.name)
+
+    async def close(self) -> None:
+        """Leaves the fleet."""
+        await self.node.close()
+
+    async def _ask(
+        self,
+        message: Message,
+        answer: type[M],
+        tensors: Any = (),
+        *,
+        to: NodeId | None = None,
+        timeout_s: float = LONG_TIMEOUT_S,
+    ) -> M:
+        async def ask() -> M:
+            whom = to or self.coordinator
+            return await self.node.ask(
+                whom, "control", message, answer, tensors, purpose=Purpose.CONTROL, timeout_s=timeout_s
+            )
+
+        return await self._renewed(ask, may_be_moving=to is not None)
+
+    async def _renewed(self, ask: Callable[[], Awaitable[A]], *, may_be_moving: bool = False) -> A:
+        """Asks; again if another session of our name came between, or the node may be moving to another uplink.
+
+        Overtaken, we open a new incarnation; if the other one was asked who we are just as it left, we ask once more.
+        """
+        for wait_s in AGAIN_S:
+            try:
+                return await ask()
+            except Unreachable:
+                if not may_be_moving:
+                    raise
+                await asyncio.sleep(wait_s)
+            except RemoteError as error:
+                unproven = error.fields.get("remote_code") == Unreachable.code
+                if error.fields.get("reason") == STALE and self._reopen is not None:
+                    await self.node.close()
+                    self.node = await self._reopen()
+                elif unproven and error.fields.get("node") == self.node.name:
+                    await asyncio.sleep(wait_s)
+                else:
+                    raise
+        return await ask()
+
+
+@asynccontextmanager
+async def connect_operator(identity: Path, endpoint: str, state: Path, fleet: str = "main") -> AsyncIterator[Operator]:
+    """Joins a fleet as its operator.
+
+    Args:
+        identity: Folder of a certificate of tier cloud; its name is the operator's.
+        endpoint: A router of the fleet.
+        state: Folder for blobs.
+        fleet: Fleet name.
+
+    Yields:
+        The operator.
+
+    Raises:
+        InputError: If the certificate is of another tier: orders are taken from the cloud's only.
+        Unreachable: Within seconds, with the cause, if the endpoint or the coordinator is not there.
+    """
+    own = Identity.load(identity)
+    if own.tier is not Tier.CLOUD:
+        raise InputError(
+            f"the certificate in {str(identity)!r} is of {own.node!r} ({own.tier}); a fleet takes orders from tier cloud "
+            "only. Make one with: edgewise ca issue operator --tier cloud"
+        )
+    settings = AgentSettings(own.node, own.tier, str(identity), str(state), fleet=fleet, connect=(endpoint,))
+
+    async def open_session() -> Node:
+        node = await open_node(settings, lambda: _operator_info(node))
+        await node.attach(0)
+        return node
+
+    node = await open_session()
+    try:
+        operator = Operator(node, await _find_coordinator(node, endpoint, fleet), open_session)
+    except BaseException:
+        await node.close()
+        raise
+    try:
+        yield operator
+    finally:
+        await operator.close()
+
+
+async def _find_coordinator(node: Node, endpoint: str, fleet: str) -> NodeId:
+    watch = Watch(node)
+    await watch.start()
+
+    def coordinators() -> list[NodeId]:
+        return [m.node for m in watch.members.alive() if m.info is not None and m.info.coordinator]
+
+    if not await watch.wait_for(lambda _: bool(coordinators()), FIND_TIMEOUT_S):
+        seen = ", ".join(sorted(watch.members.members)) or "no node"
+        raise Unreachable(
+            f"{endpoint} answers but no coordinator is in fleet {fleet!r} (seen: {seen}). Check --fleet, start `edgewise coordinator`."
+        )
+    return coordinators()[0]
+
+
+def _operator_info(node: Node) -> NodeInfo:
+    return NodeInfo(
+        node.name, node.identity.tier, node.epoch, node.identity.certificate_pem.decode(), NodeId(""),
+        Capability(0, 0, 0.0, 1.0, 0.0, ""),
+    )  # fmt: skip
+
+
+def encode_layout(layout: Any) -> bytes:
+    """msgpack of a layout, as `SubmitRun.layout` wants it."""
+    return msgspec.msgpack.encode(layout)

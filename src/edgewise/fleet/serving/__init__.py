@@ -1,0 +1,1 @@
+"""Serving roles on a running fleet: deployments, drift, labels."""

@@ -1,0 +1,98 @@
+"""A device follows its link: what requests and sparse probes show goes into the replanner's step; a switch is warm.
+
+The round trip of a hand-over less the stages beyond it is `rtt + bytes / rate`. The round trip is physics and was
+measured when planning, so what changes is read as rate. A plan that does not use the link is probed now and then,
+or its recovery would never be seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+from edgewise.core.errors import EdgewiseError
+from edgewise.core.ids import Epoch, Tier
+from edgewise.fleet.messages import InstallOrder, PlanInputs
+from edgewise.inference.observation import Observation
+from edgewise.inference.serving_node import Server
+from edgewise.models.graph.graph import Graph
+from edgewise.planning.choose import make_search
+from edgewise.planning.plan import Plan
+from edgewise.planning.replan import replan
+
+PROBE_EVERY_S = 1.0
+PROBE_BYTES = 512
+LEAST_TRANSFER_S = 2e-4
+"""Below this a transfer is as fast as can be told; faster rates are read as this."""
+
+
+class Adapting:
+    """One device's replanner, for the plans of one install order.
+
+    Args:
+        server: Whose plan is switched.
+        order: Plans, epochs and what they were made from.
+        inputs: The same, `order.inputs`.
+        graph: The version's graph.
+        probe: Sends a frame of so many bytes to the next tier and returns the seconds it took.
+        switched: Told (epoch, why).
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        order: InstallOrder,
+        inputs: PlanInputs,
+        graph: Graph,
+        probe: Callable[[int], Awaitable[float]],
+        switched: Callable[[Epoch, str], None],
+    ) -> None:
+        self._server = server
+        self._order = order
+        self._probe = probe
+        self._switched = switched
+        self._link = inputs.links[0]
+        search = make_search(
+            graph, {p.tier: p for p in inputs.profiles}, inputs.links, inputs.policy, inputs.evidence,
+            codecs=inputs.codecs, training_domain=order.plans[0].training_domain,
+        )  # fmt: skip
+        settings = replan.Settings(dwell_s=1.0, min_gain_fraction=0.1)
+        self._state = replan.start(search, order.plans[0], order.plans, settings, time_s=time.monotonic())
+        self.num_switches = 0
+
+    def observed(self, seen: Observation) -> None:
+        """Takes one request's cost."""
+        sent = [(b, n) for b, n in seen.payload_bytes if b.startswith(f"{Tier.DEVICE}→")]
+        if not sent:
+            return
+        boundary, size_bytes = sent[0]
+        between = [s for name, s in seen.stages if name == boundary]
+        # A hand-over that was not answered in time took at least as long as the request lived.
+        self._transferred(size_bytes, between[0] if between else seen.latency_s)
+
+    async def keep_probing(self) -> None:
+        """Probes the link while the plan in force does not use it; runs until cancelled."""
+        while True:
+            await asyncio.sleep(PROBE_EVERY_S)
+            if not self._state.current.cuts:
+                try:
+                    seconds = await self._probe(PROBE_BYTES)
+                except EdgewiseError:
+                    continue  # nobody there: presence tells when somebody is
+                self._transferred(PROBE_BYTES, seconds)
+
+    def _transferred(self, size_bytes: int, seconds: float) -> None:
+        taken = max(seconds - self._link.rtt_s, LEAST_TRANSFER_S)
+        rate = min((size_bytes + self._link.frame_overhead_bytes) / taken, self._link.bytes_per_s)
+        self._state, actions = replan.step(self._state, replan.LinkObserved(time.monotonic(), 0, rate))
+        for action in actions:
+            index = next(i for i, plan in enumerate(self._order.plans) if _same(plan, action.plan))
+            epoch = Epoch(self._order.epoch + index)
+            self._server.activate(epoch, keep=self._server.epochs)
+            self.num_switches += 1
+            self._switched(epoch, action.reason)
+
+
+def _same(a: Plan, b: Plan) -> bool:
+    return (a.segments, a.cuts, a.exits) == (b.segments, b.cuts, b.exits) or a.name == b.name

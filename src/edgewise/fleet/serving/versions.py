@@ -1,0 +1,210 @@
+"""Model versions at the coordinator: made from vectors without torch, judged on held-out data, kept in the registry."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.core.errors import DataError, InputError
+from edgewise.core.ids import Digest, RunId
+from edgewise.core.layout import Layout, Vector
+from edgewise.core.provenance import traced
+from edgewise.fleet.serving.plan_gate import codec_gate
+from edgewise.fleet.store.events import Registry
+from edgewise.inference.evidence import plan_evidence
+from edgewise.inference.gates.exit import confidence
+from edgewise.inference.stages import make_session
+from edgewise.lifecycle.gate import compare
+from edgewise.models.graph.graph import Graph
+from edgewise.models.graph.weights import with_weights
+from edgewise.models.version import ExitEvidence, GateResult, ModelVersion
+from edgewise.planning.plan import Plan
+from edgewise.transport.bulk.blobs import FolderBlobs
+
+log = logging.getLogger("edgewise.fleet")
+PUBLIC = "public"
+"""Data class of held-out data that its owner gave to the coordinator; it may be anywhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holdout:
+    """What the coordinator judges versions on.
+
+    Attributes:
+        calibration_x, calibration_y: Choose thresholds and give plan evidence.
+        gate_x, gate_y: Decide whether a version may serve.
+    """
+
+    calibration_x: NDArray[np.float32]
+    calibration_y: NDArray[np.int64]
+    gate_x: NDArray[np.float32]
+    gate_y: NDArray[np.int64]
+
+    @staticmethod
+    def load(path: str | Path) -> Holdout:
+        """Reads an npz with these four arrays.
+
+        Raises:
+            DataError: If the file or an array is missing.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return Holdout(*(traced(file[name], PUBLIC) for name in Holdout.__slots__))
+        except (OSError, KeyError, ValueError) as error:
+            raise DataError(
+                f"held-out data {str(path)!r} cannot be used: {error}. Needed is an npz with {', '.join(Holdout.__slots__)}."
+            ) from error
+
+
+def outputs_of(graph: bytes, inputs: NDArray[Any]) -> list[NDArray[np.float32]]:
+    """Runs a graph on a batch.
+
+    Args:
+        graph: ONNX bytes with a dynamic batch axis.
+        inputs: float32[n, …].
+
+    Returns:
+        Per exit float32[n, classes].
+    """
+    session = make_session(graph)
+    name = session.get_inputs()[0].name
+    return list(session.run(None, {name: np.ascontiguousarray(np.asarray(inputs))}))
+
+
+class VersionStore:
+    """The registry with its graphs.
+
+    Args:
+        registry: Durable list of versions.
+        blobs: Where graphs and weights are.
+        holdout: Held-out data, or None: versions then have no evidence and no gate, and say so.
+    """
+
+    def __init__(self, registry: Registry, blobs: FolderBlobs, holdout: Holdout | None) -> None:
+        self.registry = registry
+        self.blobs = blobs
+        self.holdout = holdout
+        self._confidences: dict[int, dict[int, tuple[float, ...]]] = {}
+
+    def get(self, number: int) -> ModelVersion:
+        """A version by number.
+
+        Raises:
+            InputError: If there is none.
+        """
+        known = {v.number: v for v in self.registry.versions()}
+        if number not in known:
+            raise InputError(f"there is no model version {number}. Known: {sorted(known) or 'none; train one first'}.")
+        return known[number]
+
+    def graph(self, number: int) -> bytes:
+        """A version's ONNX bytes."""
+        return self.blobs.read(self.get(number).graph)
+
+    def graph_size(self, number: int) -> int:
+        """Bytes of its graph."""
+        return self.blobs.size(self.get(number).graph)
+
+    def codec_gate(self, number: int, plan: Plan) -> GateResult | None:
+        """A plan with its codecs against itself without, on the gate's examples.
+
+        Args:
+            number: Version.
+            plan: With coded cuts.
+
+        Returns:
+            The comparison; None for lossless plans, and without held-out data.
+        """
+        if self.holdout is None:
+            return None
+        graph = Graph.load(self.graph(number))
+        return codec_gate(graph, plan, self.holdout.gate_x, self.holdout.gate_y)
+
+    def promote(self, number: int) -> None:
+        """Makes a version the current one."""
+        self.registry.promote(number)
+
+    def confidences(self, number: int) -> dict[int, tuple[float, ...]]:
+        """Calibration confidences by exit; {} without held-out data."""
+        if self.holdout is None:
+            return {}
+        if number not in self._confidences:
+            outputs = outputs_of(self.graph(number), self.holdout.calibration_x)
+            self._confidences[number] = {
+                index: tuple(float(c) for c in confidence(logits))
+                for index, logits in enumerate(outputs)
+                if logits.ndim == 2
+            }
+        return self._confidences[number]
+
+    def calibration_accuracy(self, template: Digest, layout: Layout, vector: Vector) -> float:
+        """Accuracy of a vector's last exit on the calibration data; NaN without held-out data."""
+        if self.holdout is None:
+            return float("nan")
+        graph = with_weights(self.blobs.read(template), layout, vector)
+        last = outputs_of(graph, self.holdout.calibration_x)[-1]
+        return float((last.argmax(-1) == np.asarray(self.holdout.calibration_y)).mean())
+
+    def evidence_of(self, graph: bytes) -> tuple[ExitEvidence, ...]:
+        """How the exits behave on calibration data, uncut and behind each codec at the narrowest cut."""
+        assert self.holdout is not None
+        return plan_evidence(graph, self.holdout.calibration_x, np.asarray(self.holdout.calibration_y))
+
+    def register_vector(
+        self,
+        template: Digest,
+        layout: Layout,
+        vector: Vector,
+        *,
+        task: str,
+        run: RunId,
+        parent: int,
+        data: dict[str, int],
+    ) -> ModelVersion:
+        """Makes a version from a trained vector: graph, evidence, gate, entry.
+
+        Args:
+            template: Digest of the template graph.
+            layout: Its slots.
+            vector: float32[d].
+            task: Task name.
+            run: Which run made it.
+            parent: Version it started from.
+            data: Examples by client.
+
+        Returns:
+            The version; its gate may have refused it.
+        """
+        graph = with_weights(self.blobs.read(template), layout, vector)
+        weights = self.blobs.put(np.ascontiguousarray(vector).tobytes())
+        return self._register(graph, ModelVersion(0, Digest(""), weights, task, run, parent, data=data))
+
+    def register_graph(self, graph: bytes, *, task: str, origin: str, parent: int) -> ModelVersion:
+        """Registers a graph from outside a run, under the same gate."""
+        return self._register(graph, ModelVersion(0, Digest(""), Digest(""), task, parent=parent, origin=origin))
+
+    def _register(self, graph: bytes, version: ModelVersion) -> ModelVersion:
+        digest = self.blobs.put(graph)
+        evidence: tuple[ExitEvidence, ...] = ()
+        gate: GateResult | None = None
+        if self.holdout is not None:
+            evidence = self.evidence_of(graph)
+            gate = self._gate(graph, version.parent)
+        version = msgspec.structs.replace(version, graph=digest, evidence=evidence, gate=gate)
+        return self.registry.add(version)
+
+    def _gate(self, graph: bytes, parent: int) -> GateResult | None:
+        """The candidate against the version it started from; the first version has nothing to be compared with."""
+        assert self.holdout is not None
+        if parent == 0:
+            return None
+        targets = np.asarray(self.holdout.gate_y)
+        candidate = outputs_of(graph, self.holdout.gate_x)[-1].argmax(-1) == targets
+        reference = outputs_of(self.graph(parent), self.holdout.gate_x)[-1].argmax(-1) == targets
+        return compare(reference, candidate)

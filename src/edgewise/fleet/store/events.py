@@ -1,0 +1,217 @@
+"""The event log of a node: what happened, in order, on disk before anybody hears of it. State is the fold of the log.
+
+Example:
+    >>> import tempfile
+    >>> log = EventLog.open(Path(tempfile.mkdtemp()) / "events.sqlite")
+    >>> log.append("run-1", "RoundStarted", b"1"), log.append("run-1", "UpdateReceived", b"2")
+    (1, 2)
+    >>> [(entry.index, entry.kind) for entry in log.read("run-1", after=1)]
+    [(2, 'UpdateReceived')]
+    >>> log.close()
+
+Model versions are in `registry.py`; both may share one `Database`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgewise.core.errors import StoreError
+from edgewise.fleet.store.database import Database
+from edgewise.fleet.store.registry import Promotion, Registry
+
+if TYPE_CHECKING:
+    from sqlalchemy import Table
+
+_CHECK_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """One event.
+
+    Attributes:
+        run: The run it belongs to.
+        index: Its place in that run, from 1, without gaps.
+        kind: Name of the event's type.
+        payload: The event as its protocol wrote it.
+        time_s: When it was written, seconds since 1970; for people, nothing is decided by it.
+    """
+
+    run: str
+    index: int
+    kind: str
+    payload: bytes
+    time_s: float
+
+
+class EventLog:
+    """Events of any number of runs; open one with `open`. Any thread may append; one process writes."""
+
+    def __init__(
+        self, database: Database, *, crash_after: int | None = None, now: Callable[[], float] = time.time
+    ) -> None:
+        """Makes a log in an open database.
+
+        Args:
+            database: May hold a registry too.
+            crash_after: Kill this process (SIGKILL) right after its n-th append is on disk; tests enumerate it.
+            now: Wall clock of `LogEntry.time_s`.
+        """
+        self._database = database
+        database.create(_events().metadata)
+        self._crash_after = crash_after
+        self._now = now
+        self._num_appended = 0
+        self._last: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    @staticmethod
+    def open(path: str | Path, *, crash_after: int | None = None, read_only: bool = False) -> EventLog:
+        """Opens a log of its own file, or makes it.
+
+        Args:
+            path: Where.
+            crash_after: As in `EventLog`.
+            read_only: Read beside the running writer.
+
+        Returns:
+            The log.
+
+        Raises:
+            StoreError: As `Database.open`.
+        """
+        database = Database.open(path, read_only=read_only)
+        return EventLog(database, crash_after=crash_after)
+
+    def append(self, run: str, kind: str, payload: bytes) -> int:
+        """Writes one event; it is on disk when this returns.
+
+        Args:
+            run: The run.
+            kind: Name of the event's type.
+            payload: The event's bytes.
+
+        Returns:
+            Its index in the run, from 1.
+
+        Raises:
+            StoreError: If it could not be written; then it is not in the log, and may be tried again.
+        """
+        return self.append_many(run, [(kind, payload)])
+
+    def append_many(self, run: str, events: Iterable[tuple[str, bytes]]) -> int:
+        """Writes several events in one transaction: all are on disk when this returns, or none is.
+
+        Args:
+            run: The run.
+            events: (kind, payload) in order.
+
+        Returns:
+            The index of the last one; of the run's last event if none was given.
+
+        Raises:
+            StoreError: As `append`.
+        """
+        with self._lock:
+            first = self._last_index(run) + 1
+            rows = [
+                {"run": run, "number": first + i, "kind": kind, "payload": payload, "time_s": self._now(),
+                 "checksum": _checksum(run, first + i, kind, payload)}
+                for i, (kind, payload) in enumerate(events)
+            ]  # fmt: skip
+            if rows:
+                with self._database.transaction() as connection:
+                    connection.execute(_events().insert(), rows)
+            self._last[run] = first + len(rows) - 1
+            self._num_appended += len(rows)
+            if self._crash_after is not None and self._num_appended >= self._crash_after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return self._last[run]
+
+    def read(self, run: str, after: int = 0) -> list[LogEntry]:
+        """Events of a run in order.
+
+        Args:
+            run: The run.
+            after: Leaves out those up to this index.
+
+        Returns:
+            The entries; empty for an unknown run.
+
+        Raises:
+            StoreError: If an entry is missing or was changed on disk.
+        """
+        from sqlalchemy import select
+
+        t = _events()
+        query = select(t).where(t.c.run == run, t.c.number > after).order_by(t.c.number)
+        with self._database.transaction() as connection:
+            rows = connection.execute(query).all()
+        entries = [LogEntry(row.run, row.number, row.kind, row.payload, row.time_s) for row in rows]
+        for place, (entry, row) in enumerate(zip(entries, rows, strict=True), start=after + 1):
+            if entry.index != place or row.checksum != _checksum(run, entry.index, entry.kind, entry.payload):
+                raise StoreError(
+                    f"event {place} of run {run!r} in {str(self._database.path)!r} is missing or damaged. "
+                    "Restore a copy of the file, or start a new run.",
+                    run=run,
+                    index=place,
+                )
+        return entries
+
+    def runs(self) -> tuple[str, ...]:
+        """Runs with events, in the order they began."""
+        from sqlalchemy import select
+
+        t = _events()
+        query = select(t.c.run).where(t.c.number == 1).order_by(t.c.time_s, t.c.run)
+        with self._database.transaction() as connection:
+            return tuple(connection.execute(query).scalars())
+
+    def close(self) -> None:
+        """Closes the file; idempotent."""
+        self._database.close()
+
+    def _last_index(self, run: str) -> int:
+        if run not in self._last:
+            from sqlalchemy import func, select
+
+            t = _events()
+            with self._database.transaction() as connection:
+                last = connection.execute(select(func.max(t.c.number)).where(t.c.run == run)).scalar()
+            self._last[run] = last or 0
+        return self._last[run]
+
+
+@cache
+def _events() -> Table:
+    from sqlalchemy import Column, Float, Integer, LargeBinary, MetaData, String, Table
+
+    return Table(
+        "events",
+        MetaData(),
+        Column("run", String, primary_key=True),
+        Column("number", Integer, primary_key=True),
+        Column("kind", String, nullable=False),
+        Column("payload", LargeBinary, nullable=False),
+        Column("time_s", Float, nullable=False),
+        Column("checksum", LargeBinary, nullable=False),
+    )
+
+
+def _checksum(run: str, index: int, kind: str, payload: bytes) -> bytes:
+    hasher = hashlib.blake2b(f"{run}\x1f{index}\x1f{kind}\x1f".encode(), digest_size=_CHECK_BYTES)
+    hasher.update(payload)
+    return hasher.digest()
+
+
+__all__ = ["Database", "EventLog", "LogEntry", "Promotion", "Registry"]

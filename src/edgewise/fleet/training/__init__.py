@@ -1,0 +1,1 @@
+"""Training roles on a running fleet."""

@@ -1,0 +1,1 @@
+"""Where a request may end before the last stage."""

@@ -1,0 +1,271 @@
+"""The live driver of one request: performs what `session.step` decides, on the event loop and the worker's thread."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from edgewise.core.errors import EdgewiseError, Unreachable
+from edgewise.core.ids import NodeId, RequestId
+from edgewise.inference import session
+from edgewise.inference.observation import Observation
+from edgewise.inference.peers import Peers, is_peers_fault
+from edgewise.inference.prepared import PreparedPlan, SegmentResult, stage_answer, stage_question
+from edgewise.inference.session import AnswerSource, Session, step
+from edgewise.inference.stage_messages import StageAnswer
+from edgewise.inference.stages import Tensors
+from edgewise.inference.worker import Worker, to_loop
+from edgewise.transport.frame import Frame
+
+log = logging.getLogger(__name__)
+
+_MARGIN_FRACTION = 0.15
+_MAX_MARGIN_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The end of a request.
+
+    Attributes:
+        outputs: Arrays by the model's output name; {} if nothing was ready in time.
+        observation: What it cost, and who answered.
+    """
+
+    outputs: Tensors
+    observation: Observation
+
+
+@dataclass(frozen=True, slots=True)
+class RequestResources:
+    """What the requests of one device share.
+
+    Attributes:
+        node: The device.
+        worker: Its one computing thread.
+        peers: Targets of the next tier.
+    """
+
+    node: NodeId
+    worker: Worker
+    peers: Peers
+
+
+class LiveRequest:
+    """One request from arrival to answer; used once."""
+
+    def __init__(
+        self,
+        resources: RequestResources,
+        prepared: PreparedPlan,
+        inputs: Tensors,
+        *,
+        budget_s: float,
+        request: RequestId,
+    ) -> None:
+        self._at = resources
+        self._prepared = prepared
+        self._inputs = inputs
+        self._request = request
+        self._loop = asyncio.get_running_loop()
+        self._arrived_s, self._budget_s = self._loop.time(), budget_s
+        self._state = Session()
+        self._head: SegmentResult | None = None
+        self._outputs: Tensors = {}
+        self._remote: StageAnswer | None = None
+        self._stages: list[tuple[str, float]] = []
+        self._nodes: list[NodeId] = []
+        self._open: list[Callable[[], Any]] = []
+        self._done: asyncio.Future[session.SessionAnswer] = self._loop.create_future()
+        self._is_asking = self._has_asked = False
+
+    async def run(self) -> Served:
+        """Serves the request.
+
+        Returns:
+            Its end; it never takes longer than the deadline.
+        """
+        try:
+            self._on(self._arrival())
+            answer = await self._done
+        finally:
+            for cancel in self._open:
+                cancel()
+        return Served(self._outputs, self._observation(answer))
+
+    def _arrival(self) -> session.RequestArrived:
+        prepared, stages = self._prepared, self._prepared.stages
+        is_local = stages.cut is None
+        return session.RequestArrived(
+            at_s=self._arrived_s,
+            deadline_s=self._arrived_s + self._budget_s,
+            margin_s=min(_MARGIN_FRACTION * self._budget_s, _MAX_MARGIN_S),
+            targets=() if is_local else self._at.peers.usable(),
+            home="" if is_local else self._at.peers.first,
+            is_local=is_local,
+            has_head=stages.stage is not None,
+            tail_s=prepared.tail_p99_s(),
+            remote_s=prepared.usual_remote_s,
+        )
+
+    def _on(self, event: session.Event) -> None:
+        self._state, actions = step(self._state, event)
+        for action in actions:
+            self._perform(action)
+
+    def _perform(self, action: session.Action) -> None:
+        match action:
+            case session.RunSegment():
+                segment = self._prepared.run_segment
+                self._compute(
+                    lambda: segment(self._inputs), self._segment_done, session.SegmentFailed, self._prepared.is_brief
+                )
+            case session.RunLocalTail():
+                tensors = self._inputs if self._head is None else self._head.tensors
+                self._compute(lambda: self._prepared.run_tail(tensors), self._tail_done, session.TailFailed)
+            case session.Offload():
+                self._offload(action)
+            case session.StartTimer():
+                fire = self._loop.call_at(action.at_s, self._fire, action.timer)
+                self._open.append(fire.cancel)
+            case session.SessionAnswer():
+                self._end(action)
+
+    def _compute(
+        self,
+        job: Callable[[], Any],
+        done: Callable[[Any], None],
+        failed: Callable[[float, str], session.Event],
+        is_brief: bool = False,
+    ) -> None:
+        def settled(result: Any, error: BaseException | None) -> None:
+            if self._done.done():
+                return
+            if error is None:
+                done(result)
+            else:
+                if not isinstance(error, EdgewiseError):
+                    log.error("request %s: local work failed", self._request, exc_info=error)
+                self._on(failed(self._loop.time(), f"{type(error).__name__}: {error}"))
+
+        until_s = self._arrived_s + self._budget_s
+        try:
+            self._at.worker.submit(
+                job, to_loop(settled), deadline_s=until_s, is_dropped=self._done.done, is_brief=is_brief
+            )
+        except EdgewiseError as error:
+            self._loop.call_soon(self._on, failed(self._loop.time(), f"{error.code}: {error.message}"))
+
+    def _segment_done(self, result: SegmentResult) -> None:
+        self._head = result
+        self._stages.extend(result.stages)
+        self._nodes.append(self._at.node)
+        if result.exit is not None:
+            self._outputs = self._prepared.answer_tensors(result.exit, result.tensors)
+        exit_index = None if result.exit is None else result.exit.index
+        self._on(session.SegmentDone(self._loop.time(), exit_index, result.leaves))
+
+    def _tail_done(self, result: tuple[Tensors, float]) -> None:
+        if self._state.answer is not None:
+            return
+        outputs, seconds = result
+        self._stages.append(("device tail", seconds))
+        end = self._prepared.stages.tail_exit
+        assert end is not None
+        self._outputs = self._prepared.answer_tensors(end, outputs)
+        self._on(session.TailDone(self._loop.time(), end.index))
+
+    def _offload(self, action: session.Offload) -> None:
+        def encoded(result: SegmentResult) -> None:
+            self._head = result
+            self._stages.extend(result.stages)
+            self._ask(action, result)
+
+        def failed(at_s: float, cause: str) -> session.RemoteFailed:
+            return session.RemoteFailed(at_s, action.target, cause)
+
+        if self._head is not None and self._head.payload is not None:
+            self._ask(action, self._head)
+        else:
+            prepared = self._prepared
+            self._compute(lambda: prepared.run_segment(self._inputs), encoded, failed, prepared.is_brief)
+
+    def _ask(self, action: session.Offload, head: SegmentResult) -> None:
+        peers, node, started = self._at.peers, action.target, self._loop.time()
+        assert head.payload is not None
+
+        def told(reply: Frame | None, error: EdgewiseError | None) -> None:
+            self._is_asking = False
+            if self._done.done():
+                return
+            try:
+                if reply is None:
+                    raise error or Unreachable(f"{node!r} said nothing.")
+                answer, tensors = stage_answer(reply)
+            except EdgewiseError as caught:
+                self._remote_failed(node, caught)
+            else:
+                self._remote_answered(node, answer, tensors, self._loop.time() - started)
+
+        self._is_asking = self._has_asked = True
+        try:
+            target = peers.target(node)
+            peers.asked(node, self._budget_s)
+            question = stage_question(
+                self._prepared, head.payload, request=self._request, timeout_s=action.timeout_s
+            )  # fmt: skip
+            self._open.append(target.transport.ask(target.key, question, told, timeout_s=action.timeout_s))
+        except EdgewiseError as error:
+            self._loop.call_soon(told, None, error)
+
+    def _remote_failed(self, node: str, error: EdgewiseError) -> None:
+        if is_peers_fault(error):
+            self._at.peers.failed(node, self._budget_s)
+        self._on(session.RemoteFailed(self._loop.time(), node, f"{error.code}: {error.message}"))
+
+    def _remote_answered(self, node: str, answer: StageAnswer, tensors: Tensors, seconds: float) -> None:
+        self._at.peers.succeeded(node)
+        self._prepared.remote_took(seconds)
+        assert self._prepared.stages.cut is not None
+        boundary = f"{self._prepared.stages.cut.source}→{self._prepared.stages.cut.target}"
+        beyond = sum(s for _, s in answer.stages)
+        self._stages.append((boundary, max(0.0, seconds - beyond)))
+        self._stages.extend(answer.stages)
+        self._remote, self._outputs = answer, tensors
+        self._on(session.RemoteAnswered(self._loop.time(), node, answer.exit_index, answer.cause))
+
+    def _fire(self, timer: session.Timer) -> None:
+        self._on(session.TimerFired(self._loop.time(), timer))
+
+    def _end(self, answer: session.SessionAnswer) -> None:
+        if self._is_asking and self._state.trying:
+            self._at.peers.failed(self._state.trying, self._budget_s)
+        if answer.source is AnswerSource.NONE:
+            self._outputs = {}
+        elif len(self._prepared.plan.exits) > 1:
+            # One public name, whichever exit answered: that of the model's end.
+            (logits,) = self._outputs.values()
+            self._outputs = {self._prepared.graph.outputs[-1].name: logits}
+        if not self._done.done():
+            self._done.set_result(answer)
+
+    def _observation(self, answer: session.SessionAnswer) -> Observation:
+        active, head = self._prepared.active, self._head
+        sent: list[tuple[str, int]] = []
+        if self._has_asked and head is not None and head.payload is not None:
+            cut = self._prepared.stages.cut
+            assert cut is not None
+            sent.append((f"{cut.source}→{cut.target}", head.payload.size_bytes))
+        remote, exits = self._remote, self._prepared.plan.exits
+        sure = None if head is None else head.confidence
+        if sure is None and remote is not None:
+            sure = remote.confidence
+        return Observation(
+            self._request, active.epoch, active.version, self._prepared.digest, answer.source, answer.exit_index,
+            answer.cause, self._arrived_s, self._loop.time() - self._arrived_s, self._budget_s,
+            (*self._nodes, *(remote.served_by if remote else ())),
+            tuple(self._stages), (*sent, *(remote.payload_bytes if remote else ())), sure, exits[0].index if exits else 0,
+        )  # fmt: skip

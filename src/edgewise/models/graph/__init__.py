@@ -1,0 +1,1 @@
+"""The ONNX graph as a value: loading, names, cutting, condensing, widening, weights."""

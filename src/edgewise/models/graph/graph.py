@@ -1,0 +1,89 @@
+"""`Graph`: an ONNX model as a value: its tensors, its exits, exact pieces of it.
+
+How to use::
+
+    graph = Graph.load("model.onnx")               # or bytes; errors name cause and cure
+    graph.inputs, graph.outputs                    # tensors with shape, dtype, bytes (batch 1); outputs are the exits
+    graph.condensed                                # fusion groups, live tensors, cut candidates: `condense.py`
+    head = graph.extract(["x"], ["cut"])           # ONNX bytes of the part between
+    inputs, outputs = graph.condensed.boundary(["g0.Conv", "g1.Conv"])
+
+It never runs a model, except once with zeros where a tensor's shape cannot be inferred. Read `condense.py` next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from edgewise.models.graph.condense import Condensed, condense
+from edgewise.models.graph.extract import extract_model
+from edgewise.models.graph.load import load_graph
+from edgewise.models.graph.plain import PlainGraph, PlainNode, PlainTensor
+
+
+@dataclass(frozen=True)
+class Graph(PlainGraph):
+    """An ONNX model that can be planned: the plain data (its attributes), and what can be asked of it."""
+
+    @staticmethod
+    def load(source: bytes | str | Path, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Graph:
+        """Reads a model and infers its shapes.
+
+        Args:
+            source: ONNX bytes, or the path of a file.
+            input_shapes: Shapes for inputs whose axes other than the first are symbolic.
+
+        Returns:
+            The graph.
+
+        Raises:
+            GraphError: If the file is missing or corrupt, has symbolic axes that `input_shapes` does not settle,
+                external data that is not there, operators outside ONNX, or an opset that is too new.
+        """
+        plain = load_graph(source, {k: tuple(v) for k, v in (input_shapes or {}).items()})
+        return Graph(**{field.name: getattr(plain, field.name) for field in fields(plain)})
+
+    @cached_property
+    def condensed(self) -> Condensed:
+        """The graph of fusion groups."""
+        return condense(self)
+
+    def extract(self, inputs: Iterable[str], outputs: Iterable[str]) -> bytes:
+        """Cuts out the part that computes some tensors from others; nothing is recomputed differently.
+
+        Args:
+            inputs: Tensors that will be given.
+            outputs: Tensors wanted.
+
+        Returns:
+            ONNX bytes of a model with exactly these inputs and outputs.
+
+        Raises:
+            GraphError: If a tensor does not exist, or the outputs need something that is not given.
+        """
+        return extract_model(self, tuple(inputs), tuple(outputs))
+
+    @cached_property
+    def whole(self) -> bytes:
+        """The model as one piece, in the form the pieces have: what served answers are compared with."""
+        return self.extract([t.name for t in self.inputs], [t.name for t in self.outputs])
+
+
+def graph_from(model: Any, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Graph:
+    """A graph from an `onnx.ModelProto` in memory.
+
+    Args:
+        model: The model.
+        input_shapes: As in `Graph.load`.
+
+    Returns:
+        The graph.
+    """
+    return Graph.load(model.SerializeToString(), input_shapes)
+
+
+__all__ = ["Graph", "PlainNode", "PlainTensor", "graph_from"]

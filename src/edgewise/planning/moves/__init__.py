@@ -1,0 +1,1 @@
+"""Dimensions of a plan beside placement, each a generator of plans."""

@@ -1,0 +1,1 @@
+"""Following the link and the load: when another plan of the map is better."""

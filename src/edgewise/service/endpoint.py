@@ -1,0 +1,116 @@
+"""A node's door: the HTTP endpoint, and what it costs a request by itself. `edgewise agent` gives it to its node."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.core.ids import Epoch, NodeId, RequestId
+from edgewise.inference.observation import Observation
+from edgewise.inference.request_driver import Served
+from edgewise.inference.serving_node import Server, device_only_plan
+from edgewise.inference.session import AnswerSource
+from edgewise.models.graph.graph import Graph, PlainTensor
+from edgewise.planning.plan import ActivePlan
+from edgewise.service.client import InferenceClient
+from edgewise.service.open_inference import HttpServer, serve_http
+
+_REQUESTS = 7
+
+
+class NodeDoor:
+    """The open endpoint of a node.
+
+    Attributes:
+        port: Where it listens.
+    """
+
+    def __init__(self, http: HttpServer) -> None:
+        self._http = http
+        self.port = http.port
+
+    async def close(self) -> None:
+        """Stops taking requests."""
+        await self._http.close()
+
+    async def overhead_s(self, graph: Graph, gap_s: float = 0.0) -> float:
+        """Seconds a request for a model spends in HTTP, at the client and here: of one whose answer is ready.
+
+        Args:
+            graph: The model; its inputs and end have the sizes that travel.
+            gap_s: Idle time before each request, as in serving.
+
+        Returns:
+            The median of a few requests over a connection of their own.
+        """
+        ready = _AtOnce(graph)
+        door = await serve_http(ready)
+        inputs = {t.name: np.zeros(t.shape, t.dtype) for t in graph.inputs}
+        seconds = []
+        try:
+            async with InferenceClient(door.host, door.port) as client:
+                for _ in range(_REQUESTS):
+                    await asyncio.sleep(gap_s)
+                    started = time.perf_counter()
+                    await client.infer(ready.name, inputs)
+                    seconds.append(time.perf_counter() - started)
+        finally:
+            await door.close()
+        return median(seconds)
+
+
+async def open_door(server: Server, host: str, port: int) -> NodeDoor:
+    """Opens a device's endpoint.
+
+    Args:
+        server: Serves the model.
+        host: Address to listen on.
+        port: Port; 0 takes a free one.
+
+    Returns:
+        The door.
+
+    Raises:
+        ConfigError: As `serve_http`.
+        SecurityError: As `serve_http`.
+    """
+    return NodeDoor(await serve_http(server, host, port))
+
+
+class _AtOnce:
+    """A model that has its answer ready."""
+
+    name = "ready"
+
+    def __init__(self, graph: Graph) -> None:
+        self.active = ActivePlan(Epoch(1), device_only_plan(graph), 1)
+        self.inputs: tuple[PlainTensor, ...] = graph.inputs
+        self.outputs: tuple[PlainTensor, ...] = graph.outputs[-1:]
+        seen = Observation(
+            RequestId(self.name),
+            Epoch(1),
+            1,
+            self.active.plan.digest,
+            AnswerSource.PLAN,
+            0,
+            "",
+            0.0,
+            0.0,
+            1.0,
+            (NodeId("here"),),
+        )
+        self._answer = Served({t.name: np.zeros(t.shape, t.dtype) for t in self.outputs}, seen)
+
+    async def infer(
+        self, inputs: Mapping[str, NDArray[Any]], *, deadline_s: float | None = None, request: str = ""
+    ) -> Served:
+        return self._answer
+
+    def feedback(self, labels: Mapping[str, int]) -> int:
+        return 0

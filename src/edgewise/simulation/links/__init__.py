@@ -1,0 +1,1 @@
+"""Emulated links: a TCP proxy with rate, delay, jitter, loss and outage."""

@@ -1,0 +1,1 @@
+"""Large values by digest: kept in a folder, pulled in chunks."""

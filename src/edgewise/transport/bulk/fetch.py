@@ -1,0 +1,218 @@
+"""Large values by digest: a publication only announces them, each receiver pulls the chunks.
+
+    digest = blobs.put(data)                                    # the holder; tell digest and size in any frame
+    await serve_blobs(transport, keys.service(me, "blob"), blobs)
+
+    await fetch_blob(transport, keys.service(holder, "blob"), digest, size_bytes, mine)     # the receiver
+    mine.read(digest)
+
+A slow or stopped receiver only slows itself: nothing is sent that was not asked for. What arrived stays on disk,
+so a fetch that was interrupted goes on where it was, also from another holder. A node passes on what it is still fetching
+itself: over two links a model takes as long as over the slower one, not as both. How much is asked for ahead
+is in `window.py`; no rate is configured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from edgewise.core.errors import DeadlineExceeded, FrameRefused, InputError, Unreachable
+from edgewise.core.ids import Digest
+from edgewise.ledger.entry import Purpose
+from edgewise.transport.bulk.blobs import FolderBlobs
+from edgewise.transport.bulk.window import MAX_CHUNK_BYTES, Arrival, Window, arrived, lost, next_chunk
+from edgewise.transport.frame import Frame, make_frame
+from edgewise.transport.transport import Registration, Transport
+
+Progress = Callable[[int, int], object]
+"""Takes (bytes here, bytes in all)."""
+
+_STALL_S = 30.0
+"""A chunk without an answer for so long means that its holder does not move, though its link does."""
+_GRACE_S = 6.0
+"""How long a lost way may take to come back: three transport leases."""
+_RETRY_S = 0.05
+
+
+class ChunkRequest(msgspec.Struct, frozen=True, array_like=True):
+    """Asks for `size_bytes` of a blob from `offset` on."""
+
+    digest: Digest
+    offset: int
+    size_bytes: int
+
+
+async def serve_blobs(transport: Transport, key: str, blobs: FolderBlobs) -> Registration:
+    """Answers chunk questions for every blob of a store, also for one that it is fetching meanwhile.
+
+    Args:
+        transport: The holder's.
+        key: Its `blob` service.
+        blobs: What it holds.
+
+    Returns:
+        The registration; close it to stop serving.
+    """
+
+    async def give(question: Frame) -> Frame:
+        wanted = question.read(ChunkRequest)
+        if not (0 < wanted.size_bytes <= MAX_CHUNK_BYTES) or wanted.offset < 0:
+            raise InputError(
+                f"a chunk has 1 to {MAX_CHUNK_BYTES:,} bytes from offset 0 on; asked were {wanted.size_bytes:,} "
+                f"from {wanted.offset:,}."
+            )
+        data = await blobs.read_coming(wanted.digest, wanted.offset, wanted.size_bytes)
+        return make_frame("chunk", tensors={"": np.frombuffer(data, np.uint8)}, purpose=Purpose.BULK)
+
+    return await transport.serve(key, give)
+
+
+async def fetch_blob(
+    transport: Transport,
+    key: str,
+    digest: Digest,
+    size_bytes: int,
+    blobs: FolderBlobs,
+    *,
+    run: str = "",
+    progress: Progress | None = None,
+) -> None:
+    """Pulls a blob into a store; returns at once if it is there.
+
+    Args:
+        transport: The receiver's.
+        key: The `blob` service of a holder.
+        digest: Which blob.
+        size_bytes: Its announced size.
+        blobs: Where it goes; half of it may be there already.
+        run: What it belongs to, for the ledger.
+        progress: Told after every chunk.
+
+    Raises:
+        Unreachable: If the holder is gone, or does not move.
+        RemoteError: If the holder does not have it.
+        StoreError: If what came has another digest.
+    """
+    async with blobs.fetching(digest):
+        if blobs.has(digest):
+            return
+        try:
+            await _Fetch(transport, key, digest, size_bytes, blobs, run, progress).run()
+            await asyncio.to_thread(blobs.finish, digest)
+        finally:
+            blobs.has_moved(digest)
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    offset: int
+    size_bytes: int
+
+
+class _Fetch:
+    """One blob on its way. `_ask` and `_take` are the two halves; everything between is the window's."""
+
+    def __init__(
+        self, transport: Transport, key: str, digest: Digest, size_bytes: int, blobs: FolderBlobs, run: str,
+        progress: Progress | None,
+    ) -> None:  # fmt: skip
+        self._transport, self._key, self._run = transport, key, run
+        self._digest, self._size_bytes, self._blobs = digest, size_bytes, blobs
+        self._progress = progress
+        self._window = Window()
+        self._written = min(blobs.partial_size(digest), size_bytes)
+        self._next_offset = self._written
+        self._again: list[_Chunk] = []
+        self._asked: dict[asyncio.Task[tuple[float, bytes]], _Chunk] = {}
+        self._asked_bytes = 0
+        self._early: dict[int, bytes] = {}
+        self._moved_at = time.monotonic()
+
+    async def run(self) -> None:
+        try:
+            while self._written < self._size_bytes:
+                self._ask_on()
+                done, _ = await asyncio.wait(self._asked, return_when=asyncio.FIRST_COMPLETED)
+                failure: Exception | None = None
+                for task in done:
+                    failure = self._take(task) or failure
+                if failure is not None:
+                    await self._wait_for_way(failure)
+        finally:
+            for task in self._asked:
+                task.cancel()
+            await asyncio.gather(*self._asked, return_exceptions=True)
+
+    def _ask_on(self) -> None:
+        while chunk := self._choose():
+            task = asyncio.get_running_loop().create_task(self._ask(chunk))
+            self._asked[task] = chunk
+            self._asked_bytes += chunk.size_bytes
+
+    def _choose(self) -> _Chunk | None:
+        size = next_chunk(self._window, self._asked_bytes, time.monotonic())
+        if size == 0:
+            return None
+        if self._again:
+            return self._again.pop(0)
+        size = min(size, self._size_bytes - self._next_offset)
+        if size <= 0:
+            return None
+        chunk = _Chunk(self._next_offset, size)
+        self._next_offset += size
+        return chunk
+
+    async def _ask(self, chunk: _Chunk) -> tuple[float, bytes]:
+        asked_s = time.monotonic()
+        request = ChunkRequest(self._digest, chunk.offset, chunk.size_bytes)
+        question = make_frame("chunk_request", request, purpose=Purpose.BULK, run=self._run)
+        reply = await self._transport.query(self._key, question, timeout_s=_STALL_S)
+        return asked_s, reply.array("").tobytes()
+
+    def _take(self, task: asyncio.Task[tuple[float, bytes]]) -> Exception | None:
+        """Takes a finished question: writes what came, or puts the chunk back and tells why."""
+        chunk = self._asked.pop(task)
+        self._asked_bytes -= chunk.size_bytes
+        failure = task.exception()
+        if failure is not None:
+            if not isinstance(failure, (Unreachable, DeadlineExceeded)):
+                raise failure
+            self._again.append(chunk)
+            return failure
+        asked_s, data = task.result()
+        if len(data) != chunk.size_bytes:
+            raise FrameRefused(
+                f"chunk at {chunk.offset:,} of blob {self._digest[:12]} has {len(data):,} bytes instead of "
+                f"{chunk.size_bytes:,}: the announced size {self._size_bytes:,} is wrong. Ask the holder again."
+            )
+        self._moved_at = time.monotonic()
+        self._window = arrived(self._window, Arrival(len(data), asked_s, self._moved_at))
+        self._early[chunk.offset] = data
+        self._write_on()
+        return None
+
+    def _write_on(self) -> None:
+        while (data := self._early.pop(self._written, None)) is not None:
+            self._blobs.write_at(self._digest, self._written, data)
+            self._written += len(data)
+        self._blobs.has_moved(self._digest)
+        if self._progress is not None:
+            self._progress(self._written, self._size_bytes)
+
+    async def _wait_for_way(self, failure: Exception) -> None:
+        """Waits a little for a lost way to come back; raises if nothing has moved for too long."""
+        still_s = time.monotonic() - self._moved_at
+        if still_s > (_GRACE_S if isinstance(failure, Unreachable) else 2 * _STALL_S - 1.0):
+            raise Unreachable(
+                f"blob {self._digest[:12]} stands at {self._written:,} of {self._size_bytes:,} bytes: nobody serves "
+                f"{self._key!r} since {still_s:.0f} s. Fetch it from another holder; it goes on where it was.",
+                digest=self._digest,
+            ) from failure
+        self._window = lost(self._window)
+        await asyncio.sleep(_RETRY_S)

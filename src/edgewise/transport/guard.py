@@ -1,0 +1,113 @@
+"""The door every frame of a node passes: stamp, data policy, signature, count, tap. Transports only move its bytes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
+
+from edgewise.core.errors import FrameRefused
+from edgewise.core.ids import Epoch, NodeId
+from edgewise.core.provenance import Origins
+from edgewise.ledger.entry import Direction, FrameCounter, Purpose
+from edgewise.transport.frame import Frame, decode_frame, encode_frame
+
+Sign = Callable[[bytes], bytes]
+AllowOrigins = Callable[[Origins, str], None]
+"""Takes (data classes, key); raises PolicyViolation if that data may not be sent to that key."""
+Tap = Callable[[bytes], None]
+
+_SIGNED = frozenset((Purpose.CONTROL, Purpose.TRAINING))
+
+
+@dataclass(slots=True)
+class FrameGuard:
+    """One node's door; any thread may use it.
+
+    Attributes:
+        node: Name stamped on what leaves.
+        epoch: Incarnation stamped on what leaves.
+        counter: Counts every frame both ways.
+        sign: Signs control and training frames; None signs nothing.
+        allow: The data policy; None refuses every frame that carries traced data.
+        tap: Sees the plain bytes of every frame that leaves.
+    """
+
+    node: NodeId
+    epoch: Epoch
+    counter: FrameCounter
+    sign: Sign | None = None
+    allow: AllowOrigins | None = None
+    tap: Tap | None = None
+    _sequence: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+
+    def seal(self, frame: Frame, key: str) -> bytes:
+        """Stamps, checks, signs, encodes and counts a frame that leaves.
+
+        Args:
+            frame: What to send; its sender, epoch and sequence are overwritten.
+            key: Where it goes, for the policy.
+
+        Returns:
+            Its bytes.
+
+        Raises:
+            PolicyViolation: If the policy does not let its data go there.
+            FrameRefused: As `encode_frame`.
+        """
+        sign = _addressing(self.sign, key) if self.sign and frame.purpose in _SIGNED else None
+        sequence = next(self._sequence) if sign else 0
+        frame = replace(frame, sender=self.node, epoch=self.epoch, sequence=sequence)
+        data = encode_frame(frame, sign=sign, allow=self._allow_towards(key))
+        self._count(frame, Direction.SENT, len(data))
+        if self.tap is not None:
+            self.tap(data)
+        return data
+
+    def open(self, data: bytes | memoryview) -> Frame:
+        """Decodes and counts a frame that arrived; its signature is checked where it is consumed.
+
+        Args:
+            data: The bytes.
+
+        Returns:
+            The frame.
+
+        Raises:
+            FrameRefused: As `decode_frame`; counted under the kind `refused`.
+        """
+        try:
+            frame = decode_frame(data)
+        except FrameRefused:
+            self.counter.count("refused", Purpose.CONTROL, Direction.RECEIVED, len(data))
+            raise
+        self._count(frame, Direction.RECEIVED, len(data))
+        return frame
+
+    def _allow_towards(self, key: str) -> Callable[[Origins], None] | None:
+        allow = self.allow
+        if allow is None:
+            return None
+        return lambda origins: allow(origins, key) if origins else None
+
+    def _count(self, frame: Frame, direction: Direction, size_bytes: int) -> None:
+        self.counter.count(frame.kind, frame.purpose, direction, size_bytes, run=frame.run, data_classes=frame.origins)
+
+
+def addressed(signed_bytes: bytes, key: str) -> bytes:
+    """What a signature covers: the frame and the key it goes to, so that nobody hands it to another node.
+
+    Args:
+        signed_bytes: The frame up to its digest, `Frame.signed_bytes`.
+        key: The service key it was sent to; the receiver's own.
+
+    Returns:
+        The bytes to sign, or to check.
+    """
+    return b"".join((signed_bytes, b"\0", key.encode()))
+
+
+def _addressing(sign: Sign, key: str) -> Sign:
+    return lambda signed_bytes: sign(addressed(signed_bytes, key))
