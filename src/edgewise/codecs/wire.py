@@ -78,7 +78,7 @@ def payload_to_bytes(payload: Payload) -> bytes:
     return b"".join((len(header).to_bytes(4, "little"), header, *arrays))
 
 
-def payload_from_bytes(data: bytes) -> Payload:
+def payload_from_bytes(data: bytes | memoryview) -> Payload:
     """Undoes `payload_to_bytes`.
 
     Args:
