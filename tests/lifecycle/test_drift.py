@@ -11,7 +11,7 @@ import pytest
 from edgewise.core.errors import InputError
 from edgewise.core.ids import NodeId
 from edgewise.lifecycle import drift
-from edgewise.lifecycle.drift import Answer, AnswerObserved, DriftDetected, DriftState, drift_detector, step
+from edgewise.lifecycle.drift import SCALES, Answer, AnswerObserved, DriftDetected, DriftState, drift_detector, step
 
 NODE = NodeId("device-1")
 MIX = np.full(10, 0.1)
@@ -69,7 +69,7 @@ def test_the_mean_time_to_a_false_alarm_is_at_least_the_threshold() -> None:
 
 @pytest.mark.parametrize("kind", ["distinct", "tied"])
 def test_a_views_evidence_grows_by_one_per_undrifted_request_on_average(kind: str) -> None:
-    # E[statistic after n] = n by the martingale property, for each order; ties do not change it, as they are broken
+    # E[statistic after n] = n by the martingale property, on each scale; ties do not change it, as they are broken
     # at random: with them a third of the answers is fully sure.
     finals = []
     for seed in range(400):
@@ -83,16 +83,16 @@ def test_a_views_evidence_grows_by_one_per_undrifted_request_on_average(kind: st
 
 
 def test_evidence_is_what_laplaces_rule_and_the_law_of_the_gaps_say() -> None:
-    # 999 reference answers leave 1,000 gaps, 200 in each of 5 bins. Of n answers below them all, a law of its own gives
-    # the last m the probability 1 / C(m + 4, 4), and the usual one the product of (200 + i) / (1000 + i).
+    # 999 reference answers leave 1,000 gaps, 100 in each of 10 bins. Of n answers below them all, a law of its own gives
+    # the last m the probability 1 / C(m + 9, 9), and the usual one the product of (100 + i) / (1000 + i).
     rng = np.random.default_rng(0)
     state = drift_detector({0: confidences(np.linspace(0.5, 1.0, 999))}, rng=rng, threshold=1e12)
     state, _ = feed(state, confidences(np.zeros(20)), rng)
     wanted = sum(
-        prod((1000 + i) / (200 + i) for i in range(start, 20)) / comb(20 - start + 4, 4) for start in range(20)
+        prod((1000 + i) / (100 + i) for i in range(start, 20)) / comb(20 - start + 9, 9) for start in range(20)
     )
     assert [view.statistic for view in state.views.values()] == [pytest.approx(wanted)]
-    assert state.statistic == pytest.approx(wanted / 4)
+    assert state.statistic == pytest.approx(wanted / 6)
 
 
 def test_no_alarm_on_undrifted_streams_at_the_default_threshold() -> None:
@@ -115,9 +115,10 @@ def test_a_change_of_confidence_or_of_classes_is_found(drifted: dict[str, Any], 
 
 
 def test_delay_grows_as_the_ranks_come_closer_to_uniform() -> None:
-    # Ranks Beta(a, 1) have KL = ln a − 1 + 1/a to uniform: 1.61 for a = 1/4, 0.31 for 1/2; in five bins 1.01 and 0.24.
-    # ln(4,000,000) / KL = 15 and 63, and a law of five bins costs about (4 / 2) ln n more: 7 and 35 requests.
-    for share, wanted in ((1 / 4, 22), (1 / 2, 98)):
+    # Ranks Beta(a, 1) have KL = ln a − 1 + 1/a to uniform, 1.61 for a = 1/4 and 0.31 for 1/2; in ten bins, of masses
+    # (k/10)^a − ((k−1)/10)^a, 0.70 and 0.21. n KL less the redundancy of Laplace's rule passes ln(6,000,000) at n = 37
+    # and 141.
+    for share, wanted in ((1 / 4, 37), (1 / 2, 141)):
         delays = []
         for seed in range(30):
             rng = np.random.default_rng(seed)
@@ -125,7 +126,7 @@ def test_delay_grows_as_the_ranks_come_closer_to_uniform() -> None:
             state, _ = feed(state, confidences(rng.random(150)), rng)
             state, alarms = feed(state, confidences(rng.random(300) ** (1 / share)), rng, start=150)
             delays.append(state.num_seen - 150 if alarms else 300)
-        assert 0.6 * wanted < np.median(delays) < 1.6 * wanted
+        assert 0.6 * wanted < np.median(delays) < 1.4 * wanted
 
 
 def test_the_evidence_of_a_missed_drift_does_not_fall() -> None:
@@ -155,11 +156,11 @@ def test_the_alarm_dates_the_change() -> None:
 def test_without_classes_confidences_alone_are_weighed() -> None:
     rng = np.random.default_rng(0)
     state = drift_detector({0: confidences(rng.random(100))}, rng=rng)
-    assert set(state.views) == {(0, "confidence")}
+    assert set(state.views) == {(0, SCALES[0])}
     assert len(feed(state, confidences(np.zeros(60)), rng)[1]) == 1
     both = drift_detector({0: answers(rng, 100)}, rng=rng)
     both, _ = feed(both, confidences(rng.beta(*USUAL, 30)), rng)
-    assert both.views[0, "class"].statistic == 0
+    assert [both.views[0, scale].statistic > 0 for scale in SCALES] == [True, False, False]
 
 
 def test_ties_at_full_confidence_are_no_alarm() -> None:
@@ -201,7 +202,7 @@ def test_an_exit_without_reference_is_counted_and_left_out() -> None:
 
 
 def test_what_is_remembered_does_not_grow_with_the_stream() -> None:
-    view = undrifted(0, 300, 1e12).views[0, "class"]
+    view = undrifted(0, 300, 1e12).views[0, SCALES[-1]]
     assert len(view.starts) == len(view.evidence) == len(view.since) == drift.NUM_STARTS
     assert view.starts[-1].num_before == 299
     assert view.usual.sum() == 201 + 300
@@ -212,7 +213,7 @@ def test_starts_that_are_merged_keep_their_evidence(monkeypatch: pytest.MonkeyPa
     few = undrifted(0, drift.NUM_STARTS + 1, 1e12)
     monkeypatch.setattr(drift, "NUM_STARTS", 1000)
     many = undrifted(0, 33, 1e12)
-    assert (len(few.views[0, "class"].starts), len(many.views[0, "class"].starts)) == (32, 33)
+    assert [len(state.views[0, SCALES[-1]].starts) for state in (few, many)] == [32, 33]
     assert few.statistic == pytest.approx(many.statistic)
 
 
