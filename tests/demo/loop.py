@@ -92,7 +92,7 @@ class Fleet:
         self.watch = DriftWatch(
             lambda: self.serving,
             lambda _: False,
-            self.versions.confidences,
+            self.versions.calibration_answers,
             lambda: DEVICES,
             self._order,
             lambda _, said: self.alarms.append(said),
@@ -103,14 +103,15 @@ class Fleet:
 
     async def serve(self, phase: str, inputs: Any, version: ModelVersion) -> tuple[Any, int | None]:
         """Serves requests in turn; returns the answers, and after how many an alarm came."""
-        answers, sure, logits = answered(self.versions, version, inputs)
+        answers, first, logits = answered(self.versions, version, inputs)
+        sure, named = confidence(first), first.argmax(-1)
         noticed, self.serving = None, version.number
         for index in range(len(inputs)):
             device, name = DEVICES[index % len(DEVICES)], f"{phase}-{index}"
             self.asked[name] = device
             seen = Observation(
                 RequestId(name), Epoch(1), version.number, Digest(""), AnswerSource.PLAN, 1, "", 0.0, 0.0, 1.0,
-                confidence=float(sure[index]),
+                confidence=float(sure[index]), predicted=int(named[index]),
             )  # fmt: skip
             served = Served({"exit": logits[index : index + 1]}, seen)
             told = self.good[device].served({"image": inputs[index : index + 1]}, served)
@@ -147,11 +148,11 @@ def threshold_of(version: ModelVersion) -> float:
 
 
 def answered(versions: VersionStore, version: ModelVersion, inputs: Any) -> tuple[Any, Any, Any]:
-    """Answers, confidences of exit 0 and logits as served."""
+    """Answers, logits of exit 0 and logits as served."""
     first, last = outputs_of(versions.graph(version.number), inputs)
     sure = confidence(first)
     logits = np.where((sure >= threshold_of(version))[:, None], first, last)
-    return logits.argmax(-1), sure, logits
+    return logits.argmax(-1), first, logits
 
 
 def run_loop(seed: int) -> Outcome:

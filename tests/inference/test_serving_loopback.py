@@ -426,13 +426,14 @@ def test_a_server_without_a_plan_or_with_too_many_requests_refuses() -> None:
         (three_tier_plan(GRAPH, edge_threshold=0.0), 0),
     ],
 )
-def test_the_confidence_at_the_plans_first_exit_is_known_wherever_it_was_computed(plan: Plan, first: int) -> None:
+def test_the_answer_at_the_plans_first_exit_is_known_wherever_it_was_computed(plan: Plan, first: int) -> None:
     async def run() -> None:
         async with world("edge-1", cloud=True) as made:
             await made.install(plan)
             x = images()
             seen = (await made.server.infer({"x": x})).observation
             assert seen.confidence == pytest.approx(float(confidence(whole(GRAPH, x)[first])[0]))
+            assert seen.predicted == whole(GRAPH, x)[first][0].argmax()
             assert seen.confidence_exit == first
 
     asyncio.run(run())

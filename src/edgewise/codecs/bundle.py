@@ -128,7 +128,9 @@ def decode_bundle(codecs: Codecs, accepted: Sequence[Section] | None, coded: Cod
         if plain is not None:
             value = plain
             if plain.shape != section.shape:
-                raise FrameRefused(f"section {section.name!r} has shape {plain.shape}, its header says {section.shape}.")
+                raise FrameRefused(
+                    f"section {section.name!r} has shape {plain.shape}, its header says {section.shape}."
+                )
         elif section.name in codecs:
             value = codecs[section.name].decode(payload_from_tensors(section.shape, coded.arrays, prefix))
         else:

@@ -31,7 +31,7 @@ from edgewise.service.client import Reply
 from edgewise.service.report import LabelRow, LoopSection, VersionRow
 from edgewise.transport.frame import Frame
 
-DETECTOR = "Shiryaev-Roberts e-detector on conformal ranks of the confidence at the plan's first exit (Shin, Ramdas & Rinaldo 2022), all devices together"
+DETECTOR = "Shiryaev-Roberts e-detector on ranks of confidence and class at the plan's first exit (Shin, Ramdas & Rinaldo 2022), all devices together"
 BAD_NOISE = 0.5
 """Noise on the deliberately bad version's weights, in standard deviations of each tensor."""
 

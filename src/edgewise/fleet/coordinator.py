@@ -67,7 +67,8 @@ class Coordinator:
         self.runs = Runs(node, self.events, self.versions, self.watch, self._told)
         self.deployments = Deployments(node, self.versions, self.watch, self.events, install_here, self._told)
         self.drift = DriftWatch(
-            self._in_force, self._answers_drift, self.versions.confidences, self._devices, self._collect, self._told
+            self._in_force, self._answers_drift, self.versions.calibration_answers, self._devices, self._collect,
+            self._told,
         )  # fmt: skip
         self._routes()
 

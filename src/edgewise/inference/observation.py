@@ -29,6 +29,7 @@ class Observation(msgspec.Struct, frozen=True):
         confidence: Top-1 softmax at the plan's first exit, which every request reaches; what drift is seen in. None
             where that exit was not reached, or is no classifier.
         confidence_exit: Index of that exit in the model.
+        predicted: The class with the highest score there, of the first example; known where the confidence is.
     """
 
     request: RequestId
@@ -46,6 +47,7 @@ class Observation(msgspec.Struct, frozen=True):
     payload_bytes: tuple[tuple[str, int], ...] = ()
     confidence: float | None = None
     confidence_exit: int = 0
+    predicted: int | None = None
 
     @property
     def compute_s(self) -> float:

@@ -49,6 +49,7 @@ class SegmentResult:
         payload: The encoded cut; None if it leaves or the plan ends here.
         stages: Seconds by stage.
         confidence: Top-1 softmax at the plan's first exit, of the first example, if it was computed here.
+        predicted: The class with the highest score there.
     """
 
     tensors: Tensors
@@ -57,6 +58,7 @@ class SegmentResult:
     payload: CutPayload | None
     stages: tuple[tuple[str, float], ...]
     confidence: float | None = None
+    predicted: int | None = None
 
 
 class Slowest:
@@ -172,17 +174,19 @@ class PreparedPlan:
             stages.append((f"{tier} codec", time.perf_counter() - started))
         self._took(sum(seconds for _, seconds in stages))
         return SegmentResult(
-            tensors, here, is_leaving or self.stages.cut is None, payload, tuple(stages), self._confidence(tensors)
+            tensors, here, is_leaving or self.stages.cut is None, payload, tuple(stages), *self._first_answer(tensors)
         )  # fmt: skip
 
     def _took(self, seconds: float) -> None:
         self.usual_segment_s = _mean(self.usual_segment_s, seconds, is_first=self.usual_segment_s == float("inf"))
         self.segment_seconds.add(seconds)
 
-    def _confidence(self, tensors: Tensors) -> float | None:
+    def _first_answer(self, tensors: Tensors) -> tuple[float, int] | tuple[None, None]:
         """What drift is seen in: every request reaches the plan's first exit, wherever that is."""
         logits = tensors.get(self.plan.exits[0].tensor) if self.plan.exits else None
-        return None if logits is None or logits.size > _MAX_LOGITS else float(confidence(logits)[0])
+        if logits is None or logits.size > _MAX_LOGITS:
+            return None, None
+        return float(confidence(logits)[0]), int(logits[0].argmax())
 
     def run_tail(self, tensors: Mapping[str, NDArray[Any]]) -> tuple[Tensors, float]:
         """Runs the local tail; in the worker's thread."""

@@ -260,12 +260,11 @@ class LiveRequest:
             assert cut is not None
             sent.append((f"{cut.source}→{cut.target}", head.payload.size_bytes))
         remote, exits = self._remote, self._prepared.plan.exits
-        sure = None if head is None else head.confidence
-        if sure is None and remote is not None:
-            sure = remote.confidence
+        first = remote if head is None or head.confidence is None else head
         return Observation(
             self._request, active.epoch, active.version, self._prepared.digest, answer.source, answer.exit_index,
             answer.cause, self._arrived_s, self._loop.time() - self._arrived_s, self._budget_s,
             (*self._nodes, *(remote.served_by if remote else ())),
-            tuple(self._stages), (*sent, *(remote.payload_bytes if remote else ())), sure, exits[0].index if exits else 0,
+            tuple(self._stages), (*sent, *(remote.payload_bytes if remote else ())),
+            first.confidence if first else None, exits[0].index if exits else 0, first.predicted if first else None,
         )  # fmt: skip

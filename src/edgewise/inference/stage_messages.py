@@ -43,6 +43,7 @@ class StageAnswer(msgspec.Struct, frozen=True):
         payload_bytes: Bytes of cut payloads that left each of those nodes, by boundary, e.g. (("edge→cloud", 2048),).
         cause: Why an outer tier did not answer, if this is a nearer exit; "" otherwise.
         confidence: Top-1 softmax at the plan's first exit, if one of these nodes computed it.
+        predicted: The class with the highest score there.
     """
 
     exit_index: int
@@ -51,3 +52,4 @@ class StageAnswer(msgspec.Struct, frozen=True):
     payload_bytes: tuple[tuple[str, int], ...] = ()
     cause: str = ""
     confidence: float | None = None
+    predicted: int | None = None

@@ -188,7 +188,10 @@ class StageHost:
         self, prepared: PreparedPlan, result: SegmentResult, cause: str = ""
     ) -> tuple[StageAnswer, Tensors]:
         assert result.exit is not None
-        answer = StageAnswer(result.exit.index, (self.node,), result.stages, cause=cause, confidence=result.confidence)
+        answer = StageAnswer(
+            result.exit.index, (self.node,), result.stages, cause=cause, confidence=result.confidence,
+            predicted=result.predicted,
+        )  # fmt: skip
         return answer, prepared.answer_tensors(result.exit, result.tensors)
 
     async def _hand_over(
@@ -220,11 +223,12 @@ class StageHost:
                 continue
             self._peers.succeeded(node)
             between = max(0.0, loop.time() - started - sum(s for _, s in answer.stages))
+            first = answer if result.confidence is None else result
             return StageAnswer(
                 answer.exit_index, (self.node, *answer.served_by),
                 (*result.stages, (boundary, between), *answer.stages),
                 ((boundary, result.payload.size_bytes), *answer.payload_bytes), answer.cause,
-                answer.confidence if result.confidence is None else result.confidence,
+                first.confidence, first.predicted,
             ), tensors  # fmt: skip
         if result.exit is not None:
             return self._own_answer(prepared, result, f"{error.code}: {error.message}")

@@ -1,7 +1,7 @@
-"""What a device does so that its model stays good: keeps hard examples, joins them with labels, tells confidences.
+"""What a device does so that its model stays good: keeps hard examples, joins them with labels, tells how sure it was.
 
-Inputs are traced raw data and stay here, labels come to the device by feedback. What leaves are the confidences of
-answers (`drift_watch.py` weighs them), and later an update.
+Inputs are traced raw data and stay here, labels come to the device by feedback. What leaves are the confidences and
+classes of answers (`drift_watch.py` weighs them), and later an update.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class StayingGood:
         self._buffer = hard_examples.hard_examples(MAX_EXAMPLES, max_bytes)
         self._answers: dict[RequestId, int] = {}
         self._times: deque[float] = deque(maxlen=10 * MAX_EXAMPLES)
-        self._untold: dict[tuple[int, int], list[float]] = {}
+        self._untold: dict[tuple[int, int], list[tuple[float, int]]] = {}
 
     @property
     def num_hard(self) -> int:
@@ -61,7 +61,7 @@ class StayingGood:
             served: What was answered.
 
         Returns:
-            Confidences to tell the coordinator, when a few have come together.
+            Confidences and classes to tell the coordinator, when a few have come together.
         """
         seen = served.observation
         if not served.outputs:
@@ -74,15 +74,16 @@ class StayingGood:
         rng = self._seeds.at(self._buffer.num_offered).rng()
         self._buffer, _ = hard_examples.step(self._buffer, example, rng)
         self._times.append(now)
-        if seen.confidence is None:
+        if seen.confidence is None or seen.predicted is None:
             return None
         under = (seen.version, seen.confidence_exit)
         untold = self._untold.setdefault(under, [])
-        untold.append(seen.confidence)
+        untold.append((seen.confidence, seen.predicted))
         if len(untold) < BATCH:
             return None
         self._untold = {key: values for key, values in self._untold.items() if key != under and key[0] == seen.version}
-        return Confidences(self._node, seen.version, tuple(untold), now, seen.confidence_exit)
+        values, predicted = zip(*untold, strict=True)
+        return Confidences(self._node, seen.version, values, now, seen.confidence_exit, predicted)
 
     def collect(self, last: int) -> int:
         """The inputs have changed: forgets what was seen before the last so many requests; returns what is kept."""

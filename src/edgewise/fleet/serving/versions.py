@@ -20,6 +20,7 @@ from edgewise.fleet.store.events import Registry
 from edgewise.inference.evidence import plan_evidence
 from edgewise.inference.gates.exit import confidence
 from edgewise.inference.stages import make_session
+from edgewise.lifecycle.drift import DriftAnswer
 from edgewise.lifecycle.gate import compare
 from edgewise.models.graph.graph import Graph
 from edgewise.models.graph.weights import with_weights
@@ -90,7 +91,7 @@ class VersionStore:
         self.registry = registry
         self.blobs = blobs
         self.holdout = holdout
-        self._confidences: dict[int, dict[int, tuple[float, ...]]] = {}
+        self._answers: dict[int, dict[int, tuple[DriftAnswer, ...]]] = {}
 
     def get(self, number: int) -> ModelVersion:
         """A version by number.
@@ -130,18 +131,18 @@ class VersionStore:
         """Makes a version the current one."""
         self.registry.promote(number)
 
-    def confidences(self, number: int) -> dict[int, tuple[float, ...]]:
-        """Calibration confidences by exit; {} without held-out data."""
+    def calibration_answers(self, number: int) -> dict[int, tuple[DriftAnswer, ...]]:
+        """Confidences and classes on the calibration data by exit, without labels; {} without held-out data."""
         if self.holdout is None:
             return {}
-        if number not in self._confidences:
+        if number not in self._answers:
             outputs = outputs_of(self.graph(number), self.holdout.calibration_x)
-            self._confidences[number] = {
-                index: tuple(float(c) for c in confidence(logits))
+            self._answers[number] = {
+                index: tuple(map(DriftAnswer, confidence(logits).tolist(), logits.argmax(axis=1).tolist()))
                 for index, logits in enumerate(outputs)
                 if logits.ndim == 2
             }
-        return self._confidences[number]
+        return self._answers[number]
 
     def calibration_accuracy(self, template: Digest, layout: Layout, vector: Vector) -> float:
         """Accuracy of a vector's last exit on the calibration data; NaN without held-out data."""
