@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from edgewise.datasets.shifts import drifted
-from edgewise.fleet.drift_watch import ALARM
-from edgewise.fleet.staying_good import BATCH
+from edgewise.fleet.serving.drift_watch import ALARM
+from edgewise.fleet.serving.example_collector import BATCH
 from edgewise.fleet.versions import outputs_of
 from edgewise.inference.exits import confidence
 from edgewise.models.weights import with_weights
