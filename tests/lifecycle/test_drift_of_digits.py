@@ -12,10 +12,10 @@ import pytest
 from edgewise.datasets.shifts import drifted
 from edgewise.fleet.serving.drift_watch import ALARM
 from edgewise.fleet.serving.example_collector import BATCH
-from edgewise.fleet.versions import outputs_of
-from edgewise.inference.exits import confidence
-from edgewise.models.weights import with_weights
-from edgewise.training.tasks.digits import DigitsTask
+from edgewise.fleet.serving.versions import outputs_of
+from edgewise.inference.gates.exit import confidence
+from edgewise.models.graph.weights import with_weights
+from edgewise.training.tasks.digits_task import DigitsTask
 
 from edgewise.core.ids import NodeId
 from edgewise.lifecycle.drift import AnswerObserved, DriftAnswer, drift_detector, step
