@@ -89,7 +89,7 @@ async def edge() -> None:
     await host.prepare(ActivePlan(Epoch(1), split_plan(graph), 1), graph)
     settings = ZenohSettings(NodeId("edge-1"), Epoch(1), mode="router", listen=("tcp/127.0.0.1:0",))
     async with await open_zenoh(settings) as transport:
-        await transport.hear(KEYS.service("edge-1", STAGE), host.hear)
+        await transport.serve_sync(KEYS.service("edge-1", STAGE), host.hear)
         bare = ZenohSettings(NodeId("bare"), Epoch(1), mode="router", listen=("tcp/127.0.0.1:0",))
         (beside,) = resolved(bare).listen
         tail, shape = make_session(graph.extract([CUT], ["end"])), graph.tensor(CUT).shape

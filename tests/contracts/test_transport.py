@@ -287,7 +287,7 @@ def test_handlers_bug_reaches_the_asker_as_internal(run: Run) -> None:
 def test_a_hearer_answers_from_a_thread_of_its_own(run: Run) -> None:
     async def scene(net: Net) -> None:
         with ThreadPoolExecutor(1) as worker:
-            await net.hub.hear(HUB, lambda question, reply: _ignored(worker.submit(reply, make_frame("done"))))
+            await net.hub.serve_sync(HUB, lambda question, reply: _ignored(worker.submit(reply, make_frame("done"))))
             question = make_frame("ask", purpose=Purpose.SERVING, run="r")
             answers = [await net.leaf.query(HUB, question, timeout_s=WAIT_S) for _ in range(3)]
         assert [(a.kind, a.sender, a.purpose, a.run) for a in answers] == [("done", "hub", Purpose.SERVING, "r")] * 3
@@ -303,7 +303,7 @@ def test_what_a_hearer_raises_reaches_the_asker(run: Run, error: Exception, code
         raise error
 
     async def scene(net: Net) -> None:
-        await net.hub.hear(HUB, refuse)
+        await net.hub.serve_sync(HUB, refuse)
         with pytest.raises(RemoteError, match=str(error).split(".")[0]) as caught:
             await net.leaf.query(HUB, make_frame("ask", purpose=Purpose.SERVING), timeout_s=WAIT_S)
         assert caught.value.fields["remote_code"] == code

@@ -81,7 +81,7 @@ def test_two_who_want_the_same_blob_fetch_it_once(tmp_path: Path) -> None:
         await serve_blobs(hub, KEY, theirs)
         digest = theirs.put(os.urandom(200_000))
         await asyncio.gather(*(fetch_blob(leaf, KEY, digest, 200_000, mine) for _ in range(3)))
-        received = sum(e.size_bytes for e in leaf.door.counter.entries() if e.kind == "chunk")
+        received = sum(e.size_bytes for e in leaf.guard.counter.entries() if e.kind == "chunk")
         assert 200_000 <= received < 220_000
 
     play(scene)

@@ -1,4 +1,4 @@
-"""A frame: one typed message with its tensors, versioned, length-limited, digest-checked, signable.
+"""Encodes and decodes frames: one typed message with its tensors, versioned, digest-checked, signable.
 
     "EW" version:u8 flags:u8 header_length:u32 | header (msgpack) | message (msgpack) | tensors | digest 16 | signature
 
@@ -35,7 +35,7 @@ M = TypeVar("M", bound=msgspec.Struct)
 
 
 class Tensor(msgspec.Struct, frozen=True, eq=False):
-    """A named array on its way over a link, with the data classes it descends from.
+    """Holds a named array to send, with the data classes it descends from.
 
     Attributes:
         name: The receiver's key.
@@ -77,7 +77,7 @@ _read_header = msgspec.msgpack.Decoder(_Header).decode
 
 
 class Frame(msgspec.Struct, frozen=True, eq=False):
-    """One message between two nodes.
+    """Holds one message between two nodes.
 
     Attributes:
         kind: The message's tag, e.g. `update`; routes it and names it in the ledger.
@@ -128,7 +128,7 @@ class Frame(msgspec.Struct, frozen=True, eq=False):
             ) from error
 
     def array(self, name: str) -> NDArray[Any]:
-        """One tensor by name.
+        """Returns one tensor by name.
 
         Raises:
             FrameRefused: If the frame has none of that name.
@@ -140,7 +140,7 @@ class Frame(msgspec.Struct, frozen=True, eq=False):
 
     @property
     def origins(self) -> Origins:
-        """Data classes of all its tensors."""
+        """Returns the data classes of all its tensors."""
         found: Origins = frozenset()
         for tensor in self.tensors:
             found |= tensor.origins
@@ -175,7 +175,7 @@ def encode_frame(
     sign: Callable[[bytes], bytes] | None = None,
     allow: Callable[[Origins], None] | None = None,
 ) -> bytes:
-    """Writes a frame.
+    """Encodes a frame into bytes.
 
     Args:
         frame: What to send.
@@ -224,11 +224,11 @@ def encode_frame(
 
 
 def decode_frame(data: bytes | memoryview, *, max_bytes: int = MAX_FRAME_BYTES) -> Frame:
-    """Reads a frame; nothing in it is trusted before its digest and lengths are checked.
+    """Decodes a frame after checking its lengths and digest.
 
     Args:
         data: The bytes.
-        max_bytes: Length limit of this door.
+        max_bytes: Length limit.
 
     Returns:
         The frame; arrays are read-only views of `data`. The signature is kept, not verified.
@@ -281,5 +281,5 @@ def _tensor_bytes(meta: _TensorHeader) -> int:
 
 
 def stamped(frame: Frame, *, sender: NodeId, epoch: Epoch, sequence: int = 0) -> Frame:
-    """The same frame with its sender's name, incarnation and counter."""
+    """Returns the frame with its sender's name, incarnation and counter set."""
     return replace(frame, sender=sender, epoch=epoch, sequence=sequence)

@@ -35,7 +35,7 @@ from edgewise.transport.bulk.fetch import fetch_blob, serve_blobs
 from edgewise.transport.frame import Frame, Tensor, make_frame
 from edgewise.transport.guard import addressed
 from edgewise.transport.keys import Keys
-from edgewise.transport.transport import Hearer, QueryHandler, Registration, Transport
+from edgewise.transport.transport import QueryHandler, Registration, SyncHandler, Transport
 
 log = logging.getLogger("edgewise.fleet")
 Arrays = Mapping[str, np.ndarray[Any, Any]] | Sequence[Tensor]
@@ -82,7 +82,7 @@ class Node:
         progress: Makes the worker's counter.
         audit: Counts what the policy let go, and what it refused.
         extra_services: Handlers of services that are not messages, by service.
-        hearers: The same for services that answer beside the event loop.
+        sync_services: The same for services that answer on a thread of their own.
         refused: How often what was refused here, by a sentence without numbers.
     """
 
@@ -106,7 +106,7 @@ class Node:
     refused: dict[str, int] = field(default_factory=dict)
     on_failure: Callable[[str, BaseException], None] | None = None
     extra_services: dict[str, QueryHandler] = field(default_factory=dict)
-    hearers: dict[str, Hearer] = field(default_factory=dict)
+    sync_services: dict[str, SyncHandler] = field(default_factory=dict)
     coordinator: NodeId | None = None
     audit: EgressAudit = field(init=False)
     _uplink_of: dict[NodeId, int] = field(default_factory=dict)
@@ -159,8 +159,8 @@ class Node:
             self._registrations.append(await transport.serve(key, self._dispatcher(service)))
         for service, handler in self.extra_services.items():
             self._registrations.append(await transport.serve(self.keys.service(self.name, service), handler))
-        for service, hearer in self.hearers.items():
-            self._registrations.append(await transport.hear(self.keys.service(self.name, service), hearer))
+        for service, sync_handler in self.sync_services.items():
+            self._registrations.append(await transport.serve_sync(self.keys.service(self.name, service), sync_handler))
         self._registrations.append(await transport.serve(self.keys.service(self.name, "info"), self._answer_info))
         self._registrations.append(
             await transport.serve(self.keys.service(self.name, "progress"), self._answer_progress)

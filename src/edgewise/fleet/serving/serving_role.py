@@ -143,7 +143,7 @@ class Serving:
         self.node.route("control", HealthRequest, self._health, Tier.CLOUD)
         if self.host is not None:
             self.node.extra_services[PROBE] = answer_probe
-            self.node.hearers[STAGE] = self.host.hear
+            self.node.sync_services[STAGE] = self.host.hear
         if self.server is not None:
             self.node.route("control", Feedback, self._feedback, Tier.CLOUD)
             self.node.route("control", CollectOrder, self._collect, Tier.CLOUD)

@@ -1,6 +1,6 @@
-"""Large values by digest: a publication only announces them, each receiver pulls the chunks.
+"""Transfers large values by digest: the holder announces them, each receiver pulls the chunks.
 
-    digest = blobs.put(data)                                    # the holder; tell digest and size in any frame
+    digest = blobs.put(data)                                    # the holder; send digest and size in any frame
     await serve_blobs(transport, keys.service(me, "blob"), blobs)
 
     await fetch_blob(transport, keys.service(holder, "blob"), digest, size_bytes, mine)     # the receiver
@@ -49,7 +49,7 @@ class ChunkRequest(msgspec.Struct, frozen=True, array_like=True):
 
 
 async def serve_blobs(transport: Transport, key: str, blobs: FolderBlobs) -> Registration:
-    """Answers chunk questions for every blob of a store, also for one that it is fetching meanwhile.
+    """Serves chunk queries for every blob of a store, also for one still being fetched.
 
     Args:
         transport: The holder's.
@@ -60,8 +60,8 @@ async def serve_blobs(transport: Transport, key: str, blobs: FolderBlobs) -> Reg
         The registration; close it to stop serving.
     """
 
-    async def give(question: Frame) -> Frame:
-        wanted = question.read(ChunkRequest)
+    async def give(query: Frame) -> Frame:
+        wanted = query.read(ChunkRequest)
         if not (0 < wanted.size_bytes <= MAX_CHUNK_BYTES) or wanted.offset < 0:
             raise InputError(
                 f"a chunk has 1 to {MAX_CHUNK_BYTES:,} bytes from offset 0 on; asked were {wanted.size_bytes:,} "
@@ -83,7 +83,7 @@ async def fetch_blob(
     run: str = "",
     progress: Progress | None = None,
 ) -> None:
-    """Pulls a blob into a store; returns at once if it is there.
+    """Fetches a blob into a store; returns at once if it is stored already.
 
     Args:
         transport: The receiver's.
@@ -92,7 +92,7 @@ async def fetch_blob(
         size_bytes: Its announced size.
         blobs: Where it goes; half of it may be there already.
         run: What it belongs to, for the ledger.
-        progress: Told after every chunk.
+        progress: Called after every chunk.
 
     Raises:
         Unreachable: If the holder is gone, or does not move.
@@ -116,7 +116,7 @@ class _Chunk:
 
 
 class _Fetch:
-    """One blob on its way. `_ask` and `_take` are the two halves; everything between is the window's."""
+    """Fetches one blob: `_ask` sends chunk queries, `_take` stores their answers, the window bounds what is in flight."""
 
     def __init__(
         self, transport: Transport, key: str, digest: Digest, size_bytes: int, blobs: FolderBlobs, run: str,
@@ -171,12 +171,12 @@ class _Fetch:
     async def _ask(self, chunk: _Chunk) -> tuple[float, bytes]:
         asked_s = time.monotonic()
         request = ChunkRequest(self._digest, chunk.offset, chunk.size_bytes)
-        question = make_frame("chunk_request", request, purpose=Purpose.BULK, run=self._run)
-        reply = await self._transport.query(self._key, question, timeout_s=_STALL_S)
+        query = make_frame("chunk_request", request, purpose=Purpose.BULK, run=self._run)
+        reply = await self._transport.query(self._key, query, timeout_s=_STALL_S)
         return asked_s, reply.array("").tobytes()
 
     def _take(self, task: asyncio.Task[tuple[float, bytes]]) -> Exception | None:
-        """Takes a finished question: writes what came, or puts the chunk back and tells why."""
+        """Writes the chunk of a finished query, or queues it again and returns the failure."""
         chunk = self._asked.pop(task)
         self._asked_bytes -= chunk.size_bytes
         failure = task.exception()
@@ -206,7 +206,7 @@ class _Fetch:
             self._progress(self._written, self._size_bytes)
 
     async def _wait_for_way(self, failure: Exception) -> None:
-        """Waits a little for a lost way to come back; raises if nothing has moved for too long."""
+        """Waits before retrying a lost connection; raises if nothing has arrived for too long."""
         still_s = time.monotonic() - self._moved_at
         if still_s > (_GRACE_S if isinstance(failure, Unreachable) else 2 * _STALL_S - 1.0):
             raise Unreachable(

@@ -13,36 +13,36 @@ from edgewise.transport.keys import Keys, matches
 from edgewise.transport.remote import ErrorMessage, error_frame
 
 
-def door(**fields: object) -> FrameGuard:
+def guard(**fields: object) -> FrameGuard:
     return FrameGuard(NodeId("a"), Epoch(5), FrameCounter(NodeId("a")), **fields)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("purpose", "is_signed"), [("control", True), ("training", True), ("serving", False), ("bulk", False)]
 )
-def test_door_signs_control_and_training(purpose: str, is_signed: bool) -> None:
-    a = door(sign=lambda data: b"signature")
+def test_guard_signs_control_and_training(purpose: str, is_signed: bool) -> None:
+    a = guard(sign=lambda data: b"signature")
     frame = a.open(a.seal(make_frame("k", purpose=Purpose(purpose)), "key"))
     assert (frame.signature == b"signature") is is_signed
     assert (frame.sender, frame.epoch, frame.sequence) == ("a", 5, int(is_signed))
 
 
 def test_sequence_counts_signed_frames() -> None:
-    a = door(sign=lambda data: b"s")
+    a = guard(sign=lambda data: b"s")
     kinds = [Purpose.CONTROL, Purpose.SERVING, Purpose.TRAINING]
     assert [a.open(a.seal(make_frame("k", purpose=p), "key")).sequence for p in kinds] == [1, 0, 2]
 
 
 def test_policy_is_asked_with_classes_and_key_only_for_traced_data() -> None:
     asked: list[tuple[Origins, str]] = []
-    a = door(allow=lambda origins, key: asked.append((origins, key)))
+    a = guard(allow=lambda origins, key: asked.append((origins, key)))
     a.seal(make_frame("k", tensors={"x": np.zeros(2)}), "plain")
     a.seal(make_frame("k", tensors={"x": traced(np.zeros(2), RAW)}), "there")
     assert asked == [(frozenset({RAW}), "there")]
 
 
 def test_refused_bytes_are_counted_as_refused() -> None:
-    a = door()
+    a = guard()
     with pytest.raises(FrameRefused, match="not a frame"):
         a.open(b"x" * 40)
     (entry,) = a.counter.entries()
