@@ -1,4 +1,4 @@
-"""Fewer bytes on a link: one kind of value for updates going up and activations crossing a cut.
+"""Encodes updates and activations into fewer bytes; one kind of value serves both.
 
     codec = make_codec({"name": "chain", "codecs": ["int8", "zstd"]})     # or chain(int8(), zstd())
     payload, state = codec.encode(array, codec.init(array.shape), rng)    # keep `state` for the next array
@@ -64,7 +64,7 @@ CODECS: dict[str, Callable[..., Codec]] = {
 
 
 def make_codec(spec: Any) -> Codec:
-    """Builds a codec from its words.
+    """Builds a codec from its spec.
 
     Args:
         spec: A name, a table with `name`, or a Spec, e.g. `{"name": "top_k", "fraction": 0.1}`.

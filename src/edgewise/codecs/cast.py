@@ -1,4 +1,4 @@
-"""Half precision: two bytes an entry."""
+"""Encodes at half precision: two bytes per entry."""
 
 from __future__ import annotations
 

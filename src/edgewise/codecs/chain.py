@@ -1,4 +1,4 @@
-"""Codecs one after the other; decoding undoes them in reverse."""
+"""Chains codecs; decoding reverses them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Half a byte an entry, one scale for each block."""
+"""Encodes at half a byte per entry, with one scale per block."""
 
 from __future__ import annotations
 

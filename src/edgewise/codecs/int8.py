@@ -1,4 +1,4 @@
-"""One byte an entry, one scale a row."""
+"""Encodes at one byte per entry, with one scale per row."""
 
 from __future__ import annotations
 

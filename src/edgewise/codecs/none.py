@@ -1,4 +1,4 @@
-"""No coding: float32 as it is."""
+"""Sends float32 without coding."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edgewise.core.spec import Spec
 
 
 def none() -> Codec:
-    """Sends float32 entries as they are; the codec everything else is compared with.
+    """Sends float32 entries unchanged; the baseline of all codecs.
 
     Returns:
         A lossless codec: float32[...] -> values float32[...].

@@ -1,4 +1,4 @@
-"""Pictures as PNG: what a camera would send if nobody planned."""
+"""Encodes pictures as PNG, the baseline of sending raw images."""
 
 from __future__ import annotations
 

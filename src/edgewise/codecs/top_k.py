@@ -1,4 +1,4 @@
-"""The largest entries and where they are."""
+"""Sends the largest entries and their indices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Joules: by a model whose parameters are printed, or from the processor's counter. Every number says which.
+"""Computes energy in joules, by a printed model or from the processor's counter; every number names its source.
 
 A model is `P_active · CPU seconds + P_idle · (wall − CPU) + joules/byte · bytes`; read `kpis.py` next.
 """
@@ -18,7 +18,7 @@ MODELLED = "modelled"
 
 
 class EnergyModel(msgspec.Struct, frozen=True):
-    """What a node of one kind is assumed to draw.
+    """Holds the assumed power of one kind of node.
 
     Attributes:
         active_power_w: While one core computes.
@@ -34,7 +34,7 @@ class EnergyModel(msgspec.Struct, frozen=True):
 
 
 class Energy(msgspec.Struct, frozen=True):
-    """An amount of energy and how it is known.
+    """Holds an amount of energy and its source.
 
     Attributes:
         joules: The sum.
@@ -79,7 +79,7 @@ def modelled_energy(
     sent_bytes: float = 0,
     received_bytes: float = 0,
 ) -> Energy:
-    """Energy by the model.
+    """Computes energy by the model.
 
     Args:
         model: Of the node.
@@ -110,7 +110,7 @@ def modelled_energy(
 
 
 def printed(models: Mapping[Tier, EnergyModel]) -> dict[str, dict[str, float]]:
-    """The parameters as the report prints them.
+    """Returns the parameters as the report prints them.
 
     Args:
         models: By tier.
@@ -122,7 +122,7 @@ def printed(models: Mapping[Tier, EnergyModel]) -> dict[str, dict[str, float]]:
 
 
 class ProcessorCounter:
-    """The processor's own energy counter (RAPL, through Linux powercap); for the whole machine, all processes.
+    """Reads the processor's energy counter (RAPL, through Linux powercap) for the whole machine.
 
     So it is a node's energy only where one node runs on the machine; elsewhere print it beside the model.
     """
@@ -150,7 +150,7 @@ class ProcessorCounter:
 def measured_energy(
     before: Mapping[str, tuple[int, int]] | None, after: Mapping[str, tuple[int, int]] | None
 ) -> Energy | None:
-    """Energy between two readings of `ProcessorCounter`, at most one wrap apart.
+    """Computes the energy between two readings of `ProcessorCounter`, at most one wrap apart.
 
     Args:
         before: First reading.

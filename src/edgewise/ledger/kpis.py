@@ -1,4 +1,4 @@
-"""The twelve KPIs as values, computed from ledger entries, observations and resources. Pure.
+"""Computes the twelve KPIs from ledger entries, observations and resources.
 
 Bytes are counted at the end where they are unambiguous: the device-edge links at the devices, the WAN at the cloud.
 A number nobody measured is None; the report says why.
@@ -21,7 +21,7 @@ LEARNING = (Purpose.TRAINING, Purpose.BULK)
 
 
 class TrainingKpis(msgspec.Struct, frozen=True):
-    """Six KPIs of a training run.
+    """Holds six KPIs of a training run.
 
     Attributes:
         loss: Of the last round.
@@ -49,7 +49,7 @@ class TrainingKpis(msgspec.Struct, frozen=True):
 
 
 class LatencyMs(msgspec.Struct, frozen=True):
-    """Quantiles of the end-to-end latency, from the scheduled arrival."""
+    """Holds quantiles of the end-to-end latency, from the scheduled arrival."""
 
     p50: float | None = None
     p95: float | None = None
@@ -57,7 +57,7 @@ class LatencyMs(msgspec.Struct, frozen=True):
 
 
 class InferenceKpis(msgspec.Struct, frozen=True):
-    """Six KPIs of serving.
+    """Holds six KPIs of serving.
 
     Attributes:
         latency_ms: Quantiles.
@@ -79,14 +79,14 @@ class InferenceKpis(msgspec.Struct, frozen=True):
 
 
 class Kpis(msgspec.Struct, frozen=True):
-    """The twelve."""
+    """Holds all twelve KPIs."""
 
     training: TrainingKpis = TrainingKpis()
     inference: InferenceKpis = InferenceKpis()
 
 
 class LinkBytes(msgspec.Struct, frozen=True):
-    """What crossed the links of a fleet.
+    """Holds the bytes that crossed the links of a fleet.
 
     Attributes:
         uplink_bytes: Devices sent.
@@ -106,12 +106,12 @@ class LinkBytes(msgspec.Struct, frozen=True):
 
     @property
     def wan_bytes(self) -> int:
-        """Both ways between edges and cloud."""
+        """Returns the bytes both ways between edges and cloud."""
         return self.wan_up_bytes + self.wan_down_bytes
 
     @property
     def device_bytes(self) -> int:
-        """Both ways on the devices' links."""
+        """Returns the bytes both ways on the devices' links."""
         return self.uplink_bytes + self.downlink_bytes
 
 
@@ -154,7 +154,7 @@ def link_bytes(
 
 
 def bytes_by_purpose(entries: Iterable[LedgerEntry], tiers: Mapping[NodeId, Tier]) -> dict[Purpose, LinkBytes]:
-    """The same sums, for each purpose apart.
+    """Sums ledger entries by link, for each purpose.
 
     Args:
         entries: Of all nodes.
@@ -169,7 +169,7 @@ def bytes_by_purpose(entries: Iterable[LedgerEntry], tiers: Mapping[NodeId, Tier
 
 
 def latency_ms(latencies_s: Any) -> LatencyMs:
-    """Quantiles of measured latencies.
+    """Computes quantiles of measured latencies.
 
     Args:
         latencies_s: float[n] seconds.
@@ -197,7 +197,7 @@ def training_kpis(
     energy_j: float | None = None,
     energy_source: str = "modelled",
 ) -> TrainingKpis:
-    """Joins what a run reported with what the ledger counted.
+    """Joins the report of a run with the counts of the ledger.
 
     Args:
         entries: Of all nodes.
@@ -240,7 +240,7 @@ def inference_kpis(
     energy_j: float | None = None,
     energy_source: str = "modelled",
 ) -> InferenceKpis:
-    """Joins measured requests with what the ledger counted.
+    """Joins measured requests with the counts of the ledger.
 
     Args:
         entries: Of all nodes, serving frames of exactly these requests.

@@ -1,4 +1,4 @@
-"""Drives `membership`: liveliness tokens in, infos asked, workers' counters asked while something is awaited of them."""
+"""Drives `membership`: watches liveliness tokens, queries infos and the progress counters of awaited workers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ INFO_RETRY_S = (0.05, 0.1, 0.2, 0.4, 0.8, 2.0)
 
 
 class Watch:
-    """A node's eyes on others.
+    """Watches the other nodes of a fleet.
 
     Attributes:
         members: The view, folded.
@@ -58,17 +58,17 @@ class Watch:
         self._changed = asyncio.Event()
 
     async def start(self) -> None:
-        """Begins to watch tokens on the node's uplink."""
+        """Starts to watch liveliness tokens on the node's uplink."""
         await self._node.transport.watch_presence(self._node.keys.alive("*", "*", "*"), self._presence)
 
     def expect(self, nodes: Iterable[NodeId]) -> None:
-        """Says whose work is awaited now; their counters, and those of suspects, are asked until that is over."""
+        """Sets whose work is awaited; their progress counters, and those of suspects, are queried until it is done."""
         self._awaited = set(nodes)
         if self._asked and (self._asking is None or self._asking.done()):
             self._asking = self._node.spawn(self._ask_progress(), "progress watch")
 
     async def wait_for(self, condition: Callable[[Membership], bool], timeout_s: float) -> bool:
-        """Waits until the view meets a condition.
+        """Waits until the view meets a condition or the deadline passes.
 
         Args:
             condition: Tells whether it does.
@@ -130,7 +130,7 @@ class Watch:
 
     @property
     def _asked(self) -> set[NodeId]:
-        """Whose counter is asked: awaited ones, and suspects, who may move again."""
+        """Returns the nodes whose counter is queried: awaited ones and suspects, who may recover."""
         members = self.members.members.values()
         return self._awaited | {m.node for m in members if m.state is NodeState.SUSPECTED}
 

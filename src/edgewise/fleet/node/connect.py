@@ -1,4 +1,4 @@
-"""Opens a node: identity, verifier, one session per uplink; a bad address tells its cause within seconds."""
+"""Opens a node: identity, verifier, one session per uplink; a bad address is diagnosed within seconds."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def open_node(settings: AgentSettings, describe: Callable[[], NodeInfo]) -
 
     Raises:
         InputError: If identity, name and tier do not belong together.
-        Unreachable: If the home endpoint cannot be reached; says why.
+        Unreachable: If the primary endpoint cannot be reached; says why.
     """
     identity = Identity.load(settings.identity)
     if identity.node != settings.name or identity.tier != settings.tier:
@@ -78,7 +78,7 @@ async def open_node(settings: AgentSettings, describe: Callable[[], NodeInfo]) -
 
 
 def _fence(settings: AgentSettings) -> dict[str, Any] | None:
-    """Zenoh's rules by certificate; without TLS there are no certificates, and the rules would refuse everybody."""
+    """Builds Zenoh's access rules by certificate; None without TLS, where they would refuse every node."""
     if not any(endpoint.startswith("tls/") for endpoint in (*settings.listen, *settings.connect)):
         return None
     return access_control(settings.fleet, protect=(settings.name,))

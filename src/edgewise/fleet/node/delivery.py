@@ -1,4 +1,4 @@
-"""Delivering what must arrive: asked again while the way or the other side is away, given up only for a refusal."""
+"""Delivers messages reliably: retries while the connection or the other node is lost, stops at a refusal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PASSING = frozenset(kind.code for kind in (Unreachable, DeadlineExceeded, Busy)
 
 
 def is_passing(error: EdgewiseError) -> bool:
-    """Whether asking again may help.
+    """Returns whether a retry may succeed.
 
     Args:
         error: What `Node.ask` raised.
@@ -44,7 +44,7 @@ async def deliver(
     wanted: Callable[[], bool] = lambda: True,
     poke: asyncio.Event | None = None,
 ) -> T | None:
-    """Asks until there is an answer.
+    """Retries a query until it is answered.
 
     Args:
         ask: One attempt.
