@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable, Iterable
 
+from edgewise.core.backoff import Backoff
 from edgewise.core.errors import EdgewiseError, IdentityRefused
 from edgewise.core.ids import NodeId, Tier
 from edgewise.fleet.membership import membership
@@ -18,8 +20,8 @@ log = logging.getLogger("edgewise.fleet")
 
 ASK_EVERY_S = 1.0
 """How often a worker's counter is asked while its work is awaited."""
-INFO_RETRY_S = (0.05, 0.1, 0.2, 0.4, 0.8, 2.0)
-"""Waits between attempts to ask a node who it is; the last repeats while its token is there."""
+INFO_RETRY = Backoff(0.05, most_s=2.0)
+"""Waits between attempts to query a node's info while its liveliness token is present."""
 
 
 class Watch:
@@ -112,7 +114,7 @@ class Watch:
 
     async def _ask_info(self, node: NodeId) -> None:
         epoch = self.members.members[node].epoch
-        for attempt in range(10**9):
+        for attempt in itertools.count():
             member = self.members.members[node]
             if member.epoch != epoch or member.state is NodeState.GONE:
                 return  # another token has its own question
@@ -123,7 +125,7 @@ class Watch:
                 return
             except EdgewiseError as error:
                 log.info("%s: no info of %s yet: %s", self._node.name, node, error)
-                await asyncio.sleep(INFO_RETRY_S[min(attempt, len(INFO_RETRY_S) - 1)])
+                await asyncio.sleep(INFO_RETRY.delay_s(attempt))
             else:
                 self._fold(membership.NodeDescribed(info))
                 return

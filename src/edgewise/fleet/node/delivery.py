@@ -8,6 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from edgewise.core.backoff import Backoff
 from edgewise.core.errors import Busy, DeadlineExceeded, EdgewiseError, IdentityRefused, RemoteError, Unreachable
 from edgewise.core.ids import NodeId
 from edgewise.fleet.messages.message import Ack, Message
@@ -17,8 +18,8 @@ from edgewise.ledger.entry import Purpose
 log = logging.getLogger("edgewise.fleet")
 T = TypeVar("T")
 
-RETRY_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-"""Waits between attempts; the last repeats."""
+RETRY = Backoff(0.05, most_s=2.0)
+"""Waits between attempts."""
 _PASSING = frozenset(kind.code for kind in (Unreachable, DeadlineExceeded, Busy))
 
 
@@ -66,7 +67,7 @@ async def deliver(
             if not is_passing(error):
                 raise
             log.info("%s waits: %s", what, error)
-        await _wait(RETRY_S[min(attempt, len(RETRY_S) - 1)], poke)
+        await _wait(RETRY.delay_s(attempt), poke)
         attempt += 1
     return None
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
+from edgewise.core.backoff import Backoff
 from edgewise.core.errors import DeadlineExceeded, FrameRefused, InputError, Unreachable
 from edgewise.core.ids import Digest
 from edgewise.ledger.entry import Purpose
@@ -37,7 +38,8 @@ _STALL_S = 30.0
 """A chunk without an answer for so long means that its holder does not move, though its link does."""
 _GRACE_S = 6.0
 """How long a lost way may take to come back: three transport leases."""
-_RETRY_S = 0.05
+_RETRY = Backoff(0.05, factor=1.0)
+"""Constant: how long to go on is bounded by the time since the last chunk, not by a count."""
 
 
 class ChunkRequest(msgspec.Struct, frozen=True, array_like=True):
@@ -215,4 +217,4 @@ class _Fetch:
                 digest=self._digest,
             ) from failure
         self._window = lost(self._window)
-        await asyncio.sleep(_RETRY_S)
+        await asyncio.sleep(_RETRY.delay_s(0))
