@@ -69,13 +69,13 @@ async def zenoh(folder: Path, protocol: str, shape: Shape) -> AsyncIterator[Net]
     def settings(name: str, **fields: Any) -> ZenohSettings:
         tls = TlsFiles.of(folder / name) if protocol == "tls" else None
         common: dict[str, Any] = {"counter": counters[name], "allow": refuse_raw, "tap": sent[name].append}
-        return ZenohSettings(NodeId(name), Epoch(1), tls=tls, **common, **fields)
+        return ZenohSettings(node=NodeId(name), epoch=Epoch(1), tls=tls, **common, **fields)
 
     async with AsyncExitStack() as stack:
         hub = await stack.enter_async_context(
             await open_zenoh(settings("hub", mode="router", listen=(f"{protocol}/127.0.0.1:0",)))
         )
-        link = await open_link(LinkSpec("leaf", hub.endpoints[0].split("/")[1], shape))
+        link = await open_link(LinkSpec(name="leaf", target=hub.endpoints[0].split("/")[1], shape=shape))
         stack.push_async_callback(link.close)
         way = f"{protocol}/127.0.0.1:{link.port}"
         leaf = await stack.enter_async_context(await open_zenoh(settings("leaf", connect=(way,))))

@@ -27,9 +27,11 @@ def test_a_split_over_zenoh_is_exact_and_survives_the_loss_of_its_edge() -> None
         plan = active(split_plan(GRAPH))
         host = StageHost(NodeId("edge-1"), Tier.EDGE)
         await host.prepare(plan, GRAPH)
-        edge = await open_zenoh(ZenohSettings(NodeId("edge-1"), Epoch(1), mode="router", listen=("tcp/127.0.0.1:0",)))
+        edge = await open_zenoh(
+            ZenohSettings(node=NodeId("edge-1"), epoch=Epoch(1), mode="router", listen=("tcp/127.0.0.1:0",))
+        )
         await edge.serve_sync(KEYS.service("edge-1", STAGE), host.hear)
-        device = await open_zenoh(ZenohSettings(NodeId("device-1"), Epoch(1), connect=edge.endpoints))
+        device = await open_zenoh(ZenohSettings(node=NodeId("device-1"), epoch=Epoch(1), connect=edge.endpoints))
         server = Server(NodeId("device-1"))
         await server.prepare(plan, GRAPH)
         server.activate(Epoch(1))

@@ -34,7 +34,7 @@ def play(scene: Callable[[], Awaitable[None]], seconds: float = 60.0) -> None:
 
 async def open_hub(stack: AsyncExitStack, folder: Path) -> tuple[Transport, FolderBlobs, str]:
     """A router that serves blobs; also its endpoint."""
-    settings = ZenohSettings(NodeId("hub"), Epoch(1), "router", ("tcp/127.0.0.1:0",))
+    settings = ZenohSettings(node=NodeId("hub"), epoch=Epoch(1), mode="router", listen=("tcp/127.0.0.1:0",))
     hub = await stack.enter_async_context(await open_zenoh(settings))
     blobs = FolderBlobs(folder / "hub")
     await serve_blobs(hub, KEY, blobs)
@@ -43,9 +43,9 @@ async def open_hub(stack: AsyncExitStack, folder: Path) -> tuple[Transport, Fold
 
 async def open_leaf(stack: AsyncExitStack, target: str, name: str, **shape: float) -> tuple[Transport, Link]:
     """A client behind a link of its own."""
-    link = await open_link(LinkSpec(name, target, Shape(**shape)))
+    link = await open_link(LinkSpec(name=name, target=target, shape=Shape(**shape)))
     stack.push_async_callback(link.close)
-    settings = ZenohSettings(NodeId(name), Epoch(1), connect=(f"tcp/127.0.0.1:{link.port}",))
+    settings = ZenohSettings(node=NodeId(name), epoch=Epoch(1), connect=(f"tcp/127.0.0.1:{link.port}",))
     return await stack.enter_async_context(await open_zenoh(settings)), link
 
 
@@ -271,7 +271,7 @@ from edgewise.transport.bulk.fetch import fetch_blob
 from edgewise.transport.zenoh.zenoh_transport import ZenohSettings, open_zenoh
 
 async def main(endpoint, digest, size, folder):
-    async with await open_zenoh(ZenohSettings(NodeId("frozen"), Epoch(1), connect=(endpoint,))) as leaf:
+    async with await open_zenoh(ZenohSettings(node=NodeId("frozen"), epoch=Epoch(1), connect=(endpoint,))) as leaf:
         print("ready", flush=True)
         await fetch_blob(leaf, "ew/main/node/hub/blob", digest, int(size), FolderBlobs(folder))
         print("done", flush=True)
@@ -286,7 +286,7 @@ def test_stopped_receiver_does_not_slow_the_others_and_goes_on_when_it_wakes(tmp
         async with AsyncExitStack() as stack:
             _, theirs, target = await open_hub(stack, tmp_path)
             digest, size = theirs.put(os.urandom(4_000_000)), 4_000_000
-            link = await open_link(LinkSpec("frozen", target, Shape(bytes_per_s=1e6)))
+            link = await open_link(LinkSpec(name="frozen", target=target, shape=Shape(bytes_per_s=1e6)))
             stack.push_async_callback(link.close)
             arguments = (f"tcp/127.0.0.1:{link.port}", digest, str(size), str(tmp_path / "frozen"))
             process: Any = await asyncio.create_subprocess_exec(

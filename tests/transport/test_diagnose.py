@@ -26,7 +26,9 @@ def timed(find: Callable[[], Awaitable[EndpointFinding]]) -> EndpointFinding:
 
 async def beside_a_node(folder: Path, name: str, ask: Callable[[str], Awaitable[EndpointFinding]]) -> EndpointFinding:
     """Asks while a TLS node with that certificate listens."""
-    settings = ZenohSettings(NodeId(name), Epoch(1), "router", ("tls/127.0.0.1:0",), tls=TlsFiles.of(folder / name))
+    settings = ZenohSettings(
+        node=NodeId(name), epoch=Epoch(1), mode="router", listen=("tls/127.0.0.1:0",), tls=TlsFiles.of(folder / name)
+    )
     async with await open_zenoh(settings) as node:
         return await ask(node.endpoints[0])
 
@@ -139,7 +141,7 @@ def test_opening_a_session_to_nowhere_says_why_within_five_seconds(mode: str) ->
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             endpoint = f"tcp/127.0.0.1:{free.getsockname()[1]}"
-            await open_zenoh(ZenohSettings(NodeId("n"), Epoch(1), mode, (), (endpoint,)))  # type: ignore[arg-type]
+            await open_zenoh(ZenohSettings(node=NodeId("n"), epoch=Epoch(1), mode=mode, listen=(), connect=(endpoint,)))  # type: ignore[arg-type]
 
     start = time.monotonic()
     with pytest.raises(Unreachable, match=r"no parent can be reached: .*nothing listens on that port") as caught:

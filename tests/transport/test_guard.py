@@ -14,7 +14,7 @@ from edgewise.transport.remote import ErrorMessage, error_frame
 
 
 def guard(**fields: object) -> FrameGuard:
-    return FrameGuard(NodeId("a"), Epoch(5), FrameCounter(NodeId("a")), **fields)  # type: ignore[arg-type]
+    return FrameGuard(node=NodeId("a"), epoch=Epoch(5), counter=FrameCounter(NodeId("a")), **fields)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ async def linked(shape: Shape) -> AsyncIterator[tuple[Link, Callable[[], Awaitab
             writer.close()
 
     server = await asyncio.start_server(echo, "127.0.0.1", 0)
-    link = await open_link(LinkSpec("l", f"127.0.0.1:{server.sockets[0].getsockname()[1]}", shape))
+    link = await open_link(LinkSpec(name="l", target=f"127.0.0.1:{server.sockets[0].getsockname()[1]}", shape=shape))
     writers: list[asyncio.StreamWriter] = []
 
     async def dial() -> Echo:
@@ -164,9 +164,9 @@ def test_wrong_settings_are_refused() -> None:
             with pytest.raises(InputError, match="cannot be set so"):
                 link.set(speed=3)
             with pytest.raises(InputError, match="cannot listen on"):
-                await open_link(LinkSpec("m", "127.0.0.1:1", listen=f"127.0.0.1:{link.port}"))
+                await open_link(LinkSpec(name="m", target="127.0.0.1:1", listen=f"127.0.0.1:{link.port}"))
             with pytest.raises(InputError, match="is not an address"):
-                await open_link(LinkSpec("m", "nowhere"))
+                await open_link(LinkSpec(name="m", target="nowhere"))
 
     play(scene)
 
@@ -182,7 +182,7 @@ def test_link_process_tells_its_ports_obeys_and_ends_with_its_owner() -> None:
         assert process.stdin is not None
         ports = json.loads(await process.stdout.readline())
         control = await LinkControl.connect(ports["control"])
-        assert await control.add(LinkSpec("b", "127.0.0.1:2")) > 0
+        assert await control.add(LinkSpec(name="b", target="127.0.0.1:2")) > 0
         await control.set("a", bytes_per_s=5.0, outage="cut")
         assert set(await control.counters()) == {"a", "b"}
         with pytest.raises(InputError, match=r"there is no link 'c'\."):
@@ -190,7 +190,7 @@ def test_link_process_tells_its_ports_obeys_and_ends_with_its_owner() -> None:
         with pytest.raises(InputError, match="no operation 'jump'"):
             await control.call("jump")
         with pytest.raises(InputError, match="link 'b' exists"):
-            await control.add(LinkSpec("b", "127.0.0.1:2"))
+            await control.add(LinkSpec(name="b", target="127.0.0.1:2"))
         with pytest.raises(InputError, match="cannot be called so"):
             await control.call("counters", what=1)
         await control.close()
@@ -225,7 +225,7 @@ def test_wrong_spec_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_senders_segments_have_a_networks_size_and_fit_any_window() -> None:
     async def scene() -> None:
-        async with linked(Shape(1e6, 0.001)) as (_, dial):
+        async with linked(Shape(bytes_per_s=1e6, delay_s=0.001)) as (_, dial):
             _, writer = await dial()
             end = writer.get_extra_info("socket")
             assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) <= PACKET_BYTES
@@ -235,7 +235,7 @@ def test_a_senders_segments_have_a_networks_size_and_fit_any_window() -> None:
 
 def test_a_link_that_is_changed_while_its_receiver_takes_nothing_goes_on_when_it_does() -> None:
     async def scene() -> None:
-        async with linked(Shape(50e6, 0.0001)) as (link, dial):
+        async with linked(Shape(bytes_per_s=50e6, delay_s=0.0001)) as (link, dial):
             reader, writer = await dial()
             size = 16 * 2**20  # more than all buffers hold
             writer.write(b"x" * size)

@@ -21,7 +21,7 @@ from edgewise.transport.zenoh.zenoh_transport import TlsFiles, ZenohSettings, op
 
 
 def settings(name: str = "n", **fields: Any) -> ZenohSettings:
-    return ZenohSettings(NodeId(name), Epoch(1), **fields)
+    return ZenohSettings(node=NodeId(name), epoch=Epoch(1), **fields)
 
 
 async def echo(question: Frame) -> Frame:
@@ -89,7 +89,7 @@ def test_no_byte_passes_beside_the_link() -> None:
 
     async def scene() -> None:
         async with await open_zenoh(settings("hub", mode="router", listen=("tcp/127.0.0.1:0",))) as hub:
-            link = await open_link(LinkSpec("l", hub.endpoints[0].split("/")[1]))
+            link = await open_link(LinkSpec(name="l", target=hub.endpoints[0].split("/")[1]))
             leaf = await open_zenoh(settings("leaf", connect=(f"tcp/127.0.0.1:{link.port}",)))
             await hub.serve("ew/f/node/hub/stage", echo)
             before = link.counters_dict()

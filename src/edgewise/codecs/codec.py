@@ -77,7 +77,7 @@ class Payload(msgspec.Struct, frozen=True, eq=False):
         return found
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Codec:
     """Holds an encoder-decoder pair.
 

@@ -35,4 +35,4 @@ def error_feedback(codec: Codec) -> Codec:
         return payload, (corrected - codec.decode(payload), inner)
 
     spec = Spec("error_feedback", {"codec": codec.spec})
-    return Codec(spec, init, encode, codec.decode, lossless=codec.lossless)
+    return Codec(spec=spec, init=init, encode=encode, decode=codec.decode, lossless=codec.lossless)

@@ -22,4 +22,6 @@ def none() -> Codec:
     def decode(payload: Payload) -> NDArray[np.float32]:
         return payload.array("values", np.float32, payload.shape)
 
-    return Codec(Spec("none"), stateless, encode, decode, lossless=True, values_shape=same_shape)
+    return Codec(
+        spec=Spec("none"), init=stateless, encode=encode, decode=decode, lossless=True, values_shape=same_shape
+    )

@@ -56,7 +56,7 @@ def zstd(level: int = 3) -> Codec:
         return unpack(payload).array("values", np.float32, payload.shape)
 
     spec = Spec("zstd", {"level": level})
-    return Codec(spec, stateless, encode, decode, lossless=True, pack=pack, unpack=unpack)
+    return Codec(spec=spec, init=stateless, encode=encode, decode=decode, lossless=True, pack=pack, unpack=unpack)
 
 
 def _limit(payload: Payload) -> int:

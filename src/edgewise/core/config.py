@@ -200,8 +200,14 @@ def _explain(table: Any, as_type: Any, steps: Steps, message: str) -> tuple[str,
 
 
 def _article(needed: str) -> str:
-    names = {"object": "a table", "array": "a list", "str": "text", "int": "a whole number", "float": "a number",
-             "bool": "true or false"}  # fmt: skip
+    names = {
+        "object": "a table",
+        "array": "a list",
+        "str": "text",
+        "int": "a whole number",
+        "float": "a number",
+        "bool": "true or false",
+    }
     return " or ".join(names.get(word, word) for word in needed.split(" | "))
 
 

@@ -8,10 +8,21 @@ import numpy as np
 
 DTYPES = {
     name: np.dtype(name)
-    for name in (
-        "float32", "float16", "float64", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "bool",
-    )
-}  # fmt: skip
+    for name in [
+        "float32",
+        "float16",
+        "float64",
+        "int8",
+        "uint8",
+        "int16",
+        "uint16",
+        "int32",
+        "uint32",
+        "int64",
+        "uint64",
+        "bool",
+    ]
+}
 """By name."""
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 

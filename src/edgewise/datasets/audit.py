@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edgewise.core.errors import DataError
 
 
-class SplitAudit(msgspec.Struct, frozen=True):
+class SplitAudit(msgspec.Struct, frozen=True, kw_only=True):
     """Holds sizes and label skew of a split.
 
     Attributes:

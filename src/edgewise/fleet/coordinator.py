@@ -116,7 +116,7 @@ class Coordinator:
 
     def _told(self, kind: str, fields: dict[str, Any]) -> None:
         log.info("%s %s", kind, fields)
-        frame = Frame(kind, msgspec.msgpack.encode(fields), run=str(fields.get("run", "")))
+        frame = Frame(kind=kind, message=msgspec.msgpack.encode(fields), run=str(fields.get("run", "")))
         self.node.spawn(self.node.transport.publish(self.node.keys.event(self.node.name), frame), f"tell {kind}")
 
     async def _fleet(self, *_: Any) -> FleetAnswer:

@@ -33,7 +33,7 @@ class EnergyModel(msgspec.Struct, frozen=True):
     joules_per_byte_down: float = 0.0
 
 
-class Energy(msgspec.Struct, frozen=True):
+class Energy(msgspec.Struct, frozen=True, kw_only=True):
     """Holds an amount of energy and its source.
 
     Attributes:
@@ -52,11 +52,11 @@ class Energy(msgspec.Struct, frozen=True):
 
     def __add__(self, other: Energy) -> Energy:
         return Energy(
-            self.joules + other.joules,
-            self.source if self.source == other.source else MODELLED,
-            self.compute_j + other.compute_j,
-            self.idle_j + other.idle_j,
-            self.network_j + other.network_j,
+            joules=self.joules + other.joules,
+            source=self.source if self.source == other.source else MODELLED,
+            compute_j=self.compute_j + other.compute_j,
+            idle_j=self.idle_j + other.idle_j,
+            network_j=self.network_j + other.network_j,
         )
 
 
@@ -106,7 +106,7 @@ def modelled_energy(
     compute = model.active_power_w * cpu_seconds
     idle = model.idle_power_w * max(0.0, wall_seconds - cpu_seconds)
     network = model.joules_per_byte_up * sent_bytes + model.joules_per_byte_down * received_bytes
-    return Energy(compute + idle + network, MODELLED, compute, idle, network)
+    return Energy(joules=compute + idle + network, source=MODELLED, compute_j=compute, idle_j=idle, network_j=network)
 
 
 def printed(models: Mapping[Tier, EnergyModel]) -> dict[str, dict[str, float]]:
@@ -162,4 +162,4 @@ def measured_energy(
     if before is None or after is None or set(before) != set(after):
         return None
     joules = sum((after[name][0] - before[name][0]) % (after[name][1] + 1) for name in before) / 1e6
-    return Energy(joules, MEASURED, compute_j=joules)
+    return Energy(joules=joules, source=MEASURED, compute_j=joules)

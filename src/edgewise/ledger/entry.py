@@ -27,7 +27,7 @@ class Direction(StrEnum):
     RECEIVED = "received"
 
 
-class LedgerEntry(msgspec.Struct, frozen=True):
+class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):
     """Counts frames and bytes of one (node, kind, purpose, direction, run).
 
     Attributes:
@@ -90,6 +90,15 @@ class FrameCounter:
         with self._lock:
             rows = {key: tuple(row) for key, row in self._rows.items()}
         return tuple(
-            LedgerEntry(self.node, kind, purpose, direction, run, num, size, classes)
+            LedgerEntry(
+                node=self.node,
+                kind=kind,
+                purpose=purpose,
+                direction=direction,
+                run=run,
+                num_frames=num,
+                size_bytes=size,
+                data_classes=classes,
+            )
             for (kind, purpose, direction, run, classes), (num, size) in rows.items()
         )

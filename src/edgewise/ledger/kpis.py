@@ -20,7 +20,7 @@ LEARNING = (Purpose.TRAINING, Purpose.BULK)
 """Purposes whose bytes a training run costs: updates and sums, and the models that are fetched."""
 
 
-class TrainingKpis(msgspec.Struct, frozen=True):
+class TrainingKpis(msgspec.Struct, frozen=True, kw_only=True):
     """Holds six KPIs of a training run.
 
     Attributes:
@@ -56,7 +56,7 @@ class LatencyMs(msgspec.Struct, frozen=True):
     p99: float | None = None
 
 
-class InferenceKpis(msgspec.Struct, frozen=True):
+class InferenceKpis(msgspec.Struct, frozen=True, kw_only=True):
     """Holds six KPIs of serving.
 
     Attributes:
@@ -85,7 +85,7 @@ class Kpis(msgspec.Struct, frozen=True):
     inference: InferenceKpis = InferenceKpis()
 
 
-class LinkBytes(msgspec.Struct, frozen=True):
+class LinkBytes(msgspec.Struct, frozen=True, kw_only=True):
     """Holds the bytes that crossed the links of a fleet.
 
     Attributes:
@@ -217,16 +217,16 @@ def training_kpis(
     moved = link_bytes(kept, tiers, purposes=LEARNING, run=run)
     every = link_bytes(kept, tiers, purposes=(*LEARNING, Purpose.CONTROL), run=run)
     return TrainingKpis(
-        loss,
-        accuracy,
-        rounds,
-        seconds,
-        moved.uplink_bytes,
-        moved.downlink_bytes,
-        moved.wan_bytes,
-        energy_j,
-        energy_source,
-        every.raw_bytes,
+        loss=loss,
+        accuracy=accuracy,
+        rounds=rounds,
+        seconds=seconds,
+        uplink_bytes=moved.uplink_bytes,
+        downlink_bytes=moved.downlink_bytes,
+        wan_bytes=moved.wan_bytes,
+        energy_j=energy_j,
+        energy_source=energy_source,
+        raw_bytes_off_device=every.raw_bytes,
     )
 
 
@@ -258,11 +258,11 @@ def inference_kpis(
     num, answers = len(latencies_s), np.asarray(right, bool)
     devices = [size for node, size in (peak_memory_bytes or {}).items() if tiers.get(node) is Tier.DEVICE]
     return InferenceKpis(
-        latency_ms(latencies_s),
-        float(answers.mean()) if answers.size else None,
-        energy_j / num if energy_j is not None and num else None,
-        energy_source,
-        moved.device_bytes / num if num else None,
-        min(1.0, moved.raw_frames / num) if num else None,
-        max(devices, default=None),
+        latency_ms=latency_ms(latencies_s),
+        accuracy=float(answers.mean()) if answers.size else None,
+        energy_j_per_request=energy_j / num if energy_j is not None and num else None,
+        energy_source=energy_source,
+        bytes_per_request=moved.device_bytes / num if num else None,
+        raw_inputs_off_device_fraction=min(1.0, moved.raw_frames / num) if num else None,
+        peak_memory_bytes=max(devices, default=None),
     )

@@ -52,7 +52,7 @@ _BACKDATE = dt.timedelta(minutes=5)
 """Clocks of small devices lag; a certificate is valid a little before it was made."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CertificateFiles:
     """Holds the files a node needs to join.
 
@@ -303,7 +303,9 @@ class Authority:
         certificate = builder.sign(self.key, hashes.SHA256())
         pem = certificate_pem(certificate)
         write_atomic(self.folder / "issued" / f"{subject.node}-{certificate.serial_number:x}.pem", pem)
-        return CertificateFiles(subject, self.ca_pem, pem, key, certificate.not_valid_after_utc)
+        return CertificateFiles(
+            subject=subject, ca=self.ca_pem, certificate=pem, key=key, expires=certificate.not_valid_after_utc
+        )
 
 
 def make_request(
@@ -371,6 +373,13 @@ def _builder(
 
 def _key_usage(*, authority: bool) -> x509.KeyUsage:
     return x509.KeyUsage(
-        digital_signature=not authority, content_commitment=False, key_encipherment=False, data_encipherment=False,
-        key_agreement=False, key_cert_sign=authority, crl_sign=authority, encipher_only=False, decipher_only=False,
-    )  # fmt: skip
+        digital_signature=not authority,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=authority,
+        crl_sign=authority,
+        encipher_only=False,
+        decipher_only=False,
+    )

@@ -23,7 +23,7 @@ from edgewise.core.ids import TIERS, Tier
 from edgewise.core.provenance import Origins
 
 
-class DataPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class DataPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Names the outermost tier each class of data may reach; by default raw data stays on its device.
 
     `device` means the very device: whatever travels in a frame leaves it, also to another device.
@@ -83,7 +83,7 @@ class DataPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
-class AuditEntry(msgspec.Struct, frozen=True):
+class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
     """Counts the frames of one data class that were allowed or refused towards one tier.
 
     Attributes:
@@ -133,8 +133,14 @@ class EgressAudit:
         """Returns the counts by class, tier and outcome."""
         with self._lock:
             return tuple(
-                AuditEntry(*key, num_frames=number, size_bytes=self._bytes[key])
-                for key, number in sorted(self._frames.items())
+                AuditEntry(
+                    data_class=data_class,
+                    tier=tier,
+                    granted=granted,
+                    num_frames=number,
+                    size_bytes=self._bytes[data_class, tier, granted],
+                )
+                for (data_class, tier, granted), number in sorted(self._frames.items())
             )
 
     def _count(self, classes: list[str], target: Tier, granted: bool, size_bytes: int) -> None:

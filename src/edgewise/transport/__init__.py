@@ -1,6 +1,8 @@
 """Moves messages between nodes: frames, key layout, loopback, Zenoh, bulk transfer by digest.
 
-    settings = ZenohSettings(node_id("device-1"), epoch, connect=("tls/10.0.0.2:7447",), tls=TlsFiles.of("device-1/"))
+    settings = ZenohSettings(
+        node=node_id("device-1"), epoch=epoch, connect=("tls/10.0.0.2:7447",), tls=TlsFiles.of("device-1/")
+    )
     async with await open_zenoh(settings) as transport:                      # zenoh/zenoh_transport.py
         await transport.declare_presence(keys.alive(Tier.DEVICE, "device-1", epoch))
         await transport.serve(keys.service("device-1", "info"), handler)     # handler: Frame -> Frame, async

@@ -60,7 +60,7 @@ class _TensorHeader(msgspec.Struct, frozen=True, array_like=True):
     origins: tuple[str, ...] = ()
 
 
-class _Header(msgspec.Struct, frozen=True, array_like=True):
+class _Header(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     kind: str
     purpose: Purpose
     sender: NodeId
@@ -76,7 +76,7 @@ _write = msgspec.msgpack.Encoder().encode
 _read_header = msgspec.msgpack.Decoder(_Header).decode
 
 
-class Frame(msgspec.Struct, frozen=True, eq=False):
+class Frame(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     """Holds one message between two nodes.
 
     Attributes:
@@ -166,7 +166,7 @@ def make_frame(
     """
     if isinstance(tensors, Mapping):
         tensors = tuple(Tensor(name, array) for name, array in tensors.items())
-    return Frame(kind, _write(message), tuple(tensors), **fields)
+    return Frame(kind=kind, message=_write(message), tensors=tuple(tensors), **fields)
 
 
 def encode_frame(
@@ -208,10 +208,17 @@ def encode_frame(
         parts.append(array.data)
     header = _write(
         _Header(
-            frame.kind, frame.purpose, frame.sender, frame.epoch, frame.sequence, frame.deadline_s,
-            frame.run, len(frame.message), tuple(headers),
+            kind=frame.kind,
+            purpose=frame.purpose,
+            sender=frame.sender,
+            epoch=frame.epoch,
+            sequence=frame.sequence,
+            deadline_s=frame.deadline_s,
+            run=frame.run,
+            message_bytes=len(frame.message),
+            tensors=tuple(headers),
         )
-    )  # fmt: skip
+    )
     prefix = MAGIC + bytes((VERSION, 1 if sign else 0)) + len(header).to_bytes(4, "little")
     content = b"".join((prefix, header, frame.message, *parts))
     if len(content) > MAX_FRAME_BYTES:
@@ -267,9 +274,18 @@ def decode_frame(data: bytes | memoryview, *, max_bytes: int = MAX_FRAME_BYTES) 
         tensors.append(Tensor(meta.name, traced(array, *meta.origins) if meta.origins else array))
         offset += size
     return Frame(
-        header.kind, data[start : start + header.message_bytes], tuple(tensors), header.purpose, header.sender,
-        header.epoch, header.sequence, header.deadline_s, header.run, data[signed_end:], data[:signed_end],
-    )  # fmt: skip
+        kind=header.kind,
+        message=data[start : start + header.message_bytes],
+        tensors=tuple(tensors),
+        purpose=header.purpose,
+        sender=header.sender,
+        epoch=header.epoch,
+        sequence=header.sequence,
+        deadline_s=header.deadline_s,
+        run=header.run,
+        signature=data[signed_end:],
+        signed_bytes=data[:signed_end],
+    )
 
 
 def _tensor_bytes(meta: _TensorHeader) -> int:

@@ -22,7 +22,7 @@ Tap = Callable[[bytes], None]
 _SIGNED = frozenset((Purpose.CONTROL, Purpose.TRAINING))
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class FrameGuard:
     """Seals and opens the frames of one node; thread-safe.
 

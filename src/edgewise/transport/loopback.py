@@ -67,7 +67,12 @@ class LoopbackFabric:
             Its transport.
         """
         name = NodeId(node)
-        return LoopbackTransport(self, FrameGuard(name, Epoch(epoch), counter or FrameCounter(name), sign, allow, tap))
+        return LoopbackTransport(
+            self,
+            FrameGuard(
+                node=name, epoch=Epoch(epoch), counter=counter or FrameCounter(name), sign=sign, allow=allow, tap=tap
+            ),
+        )
 
     def cut(self, node: NodeId | str) -> None:
         """Cuts a node off; its open queries, sent and received, fail with `Unreachable`."""

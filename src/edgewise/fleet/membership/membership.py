@@ -91,7 +91,7 @@ class NodeReady(msgspec.Struct, frozen=True, tag=True):
 Action = AskInfo | NodeLost | NodeReady
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KnownNode:
     """Holds the believed state of one node.
 
@@ -156,7 +156,7 @@ def step(state: Membership, event: Event) -> tuple[Membership, tuple[Action, ...
             ):
                 return state, ()
             info = None if known is None else known.info
-            joining = KnownNode(node, tier, epoch, info=info, after=_absence(known, epoch))
+            joining = KnownNode(node=node, tier=tier, epoch=epoch, info=info, after=_absence(known, epoch))
             return _with(state, joining), (AskInfo(node),)
         case NodeVanished(node, epoch):
             known = state.members.get(node)

@@ -49,15 +49,28 @@ async def open_node(settings: AgentSettings, describe: Callable[[], NodeInfo]) -
     policy = DataPolicy(raw=settings.raw_may_reach)
     tap = _capture(settings)
     node = Node(
-        identity=identity, epoch=epoch, keys=Keys(settings.fleet), uplinks=[], policy=policy,
-        blobs=FolderBlobs(Path(settings.state) / "blobs"), verifier=identity.verifier(), counter=counter,
+        identity=identity,
+        epoch=epoch,
+        keys=Keys(settings.fleet),
+        uplinks=[],
+        policy=policy,
+        blobs=FolderBlobs(Path(settings.state) / "blobs"),
+        verifier=identity.verifier(),
+        counter=counter,
         describe=describe,
-    )  # fmt: skip
+    )
     tls = TlsFiles(*_files(Path(settings.identity)))
     common = ZenohSettings(
-        identity.node, epoch, tls=tls, scout=settings.scout, insecure=settings.insecure, counter=counter,
-        sign=identity.sign, allow=node.allow, tap=tap,
-    )  # fmt: skip
+        node=identity.node,
+        epoch=epoch,
+        tls=tls,
+        scout=settings.scout,
+        insecure=settings.insecure,
+        counter=counter,
+        sign=identity.sign,
+        allow=node.allow,
+        tap=tap,
+    )
     if settings.listen or (settings.tier is not Tier.DEVICE and not _is_operator(settings)):
         fence = _fence(settings)
         router = replace(common, mode="router", listen=settings.listen, connect=settings.connect, access_control=fence)

@@ -65,7 +65,7 @@ class Route:
     tiers: frozenset[Tier] | None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Node:
     """Runs a node: serves its services, sends signed messages, verifies received ones.
 

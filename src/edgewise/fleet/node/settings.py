@@ -9,7 +9,7 @@ import msgspec
 from edgewise.core.ids import Tier
 
 
-class AgentSettings(msgspec.Struct, frozen=True):
+class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Holds the settings of one node.
 
     Attributes:

@@ -308,7 +308,9 @@ async def connect_operator(identity: Path, endpoint: str, state: Path, fleet: st
             f"the certificate in {str(identity)!r} is of {own.node!r} ({own.tier}); a fleet takes orders from tier cloud "
             "only. Make one with: edgewise ca issue operator --tier cloud"
         )
-    settings = AgentSettings(own.node, own.tier, str(identity), str(state), fleet=fleet, connect=(endpoint,))
+    settings = AgentSettings(
+        name=own.node, tier=own.tier, identity=str(identity), state=str(state), fleet=fleet, connect=(endpoint,)
+    )
 
     async def open_session() -> Node:
         node = await open_node(settings, lambda: _operator_info(node))

@@ -333,7 +333,7 @@ class Serving:
             log.info("%s could not tell its confidences, they are dropped: %s", self.node.name, error)
 
     async def _tell(self, kind: str, fields: dict[str, Any]) -> None:
-        frame = Frame(kind, msgspec.msgpack.encode({"node": self.node.name, **fields}))
+        frame = Frame(kind=kind, message=msgspec.msgpack.encode({"node": self.node.name, **fields}))
         await self.node.transport.publish(self.node.keys.event(self.node.name), frame)
 
 

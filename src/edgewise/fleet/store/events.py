@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _CHECK_BYTES = 8
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogEntry:
     """Holds one event.
 
@@ -125,10 +125,16 @@ class EventLog:
         with self._lock:
             first = self._last_index(run) + 1
             rows = [
-                {"run": run, "number": first + i, "kind": kind, "payload": payload, "time_s": self._now(),
-                 "checksum": _checksum(run, first + i, kind, payload)}
+                {
+                    "run": run,
+                    "number": first + i,
+                    "kind": kind,
+                    "payload": payload,
+                    "time_s": self._now(),
+                    "checksum": _checksum(run, first + i, kind, payload),
+                }
                 for i, (kind, payload) in enumerate(events)
-            ]  # fmt: skip
+            ]
             if rows:
                 with self._database.transaction() as connection:
                     connection.execute(_events().insert(), rows)
@@ -157,7 +163,10 @@ class EventLog:
         query = select(t).where(t.c.run == run, t.c.number > after).order_by(t.c.number)
         with self._database.transaction() as connection:
             rows = connection.execute(query).all()
-        entries = [LogEntry(row.run, row.number, row.kind, row.payload, row.time_s) for row in rows]
+        entries = [
+            LogEntry(run=row.run, index=row.number, kind=row.kind, payload=row.payload, time_s=row.time_s)
+            for row in rows
+        ]
         for place, (entry, row) in enumerate(zip(entries, rows, strict=True), start=after + 1):
             if entry.index != place or row.checksum != _checksum(run, entry.index, entry.kind, entry.payload):
                 raise StoreError(

@@ -88,6 +88,12 @@ def _one(job: JobFile, domain: str, folder: str, public_fraction: float) -> Doma
     return simulate_domain(
         domain,
         DomainTraining(
-            task, job.algorithm(), job.training.rounds, edge_of, job.training.seed, public_fraction, options
+            task=task,
+            algorithm=job.algorithm(),
+            rounds=job.training.rounds,
+            edge_of=edge_of,
+            seed=job.training.seed,
+            public_fraction=public_fraction,
+            options=options,
         ),
     )

@@ -60,7 +60,7 @@ class DomainResult(msgspec.Struct, frozen=True):
         return self.vectors[self.representative]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DomainTraining:
     """Holds the settings all domains share, so that their accuracies can be compared.
 

@@ -141,10 +141,12 @@ class EmulatedFleet:
 
     async def _add_link(self, source: str, target: str, link: LinkClass, endpoint: str) -> None:
         shape = Shape(
-            parse_rate(link.rate), parse_duration(link.rtt) / 2, jitter_s=parse_duration(link.jitter),
+            bytes_per_s=parse_rate(link.rate),
+            delay_s=parse_duration(link.rtt) / 2,
+            jitter_s=parse_duration(link.jitter),
             loss_fraction=link.loss_fraction,
-        )  # fmt: skip
-        await self.links.add(LinkSpec(f"{source}→{target}", endpoint.partition("/")[2], shape))
+        )
+        await self.links.add(LinkSpec(name=f"{source}→{target}", target=endpoint.partition("/")[2], shape=shape))
 
     def _through(self, source: str, target: str) -> str:
         return f"tls/127.0.0.1:{self.links.ports[f'{source}→{target}']}"
@@ -157,32 +159,50 @@ class EmulatedFleet:
     def _common(self, name: str) -> dict[str, Any]:
         capture = str(self._capture or "")
         return {
-            "name": name, "identity": str(self.identity(name)), "state": str(self.folder / "state" / name),
-            "fleet": self.file.name, "capture": capture, "raw_may_reach": self.file.raw_may_reach,
-        }  # fmt: skip
+            "name": name,
+            "identity": str(self.identity(name)),
+            "state": str(self.folder / "state" / name),
+            "fleet": self.file.name,
+            "capture": capture,
+            "raw_may_reach": self.file.raw_may_reach,
+        }
 
     def _cloud_settings(self) -> AgentSettings:
         return AgentSettings(
-            tier=Tier.CLOUD, listen=("tls/127.0.0.1:0",), coordinator=True, dilation=self.file.cloud.dilation,
-            active_power_w=self.file.cloud.active_power_w, holdout=str(self._holdout or ""), **self._common(CLOUD),
-        )  # fmt: skip
+            tier=Tier.CLOUD,
+            listen=("tls/127.0.0.1:0",),
+            coordinator=True,
+            dilation=self.file.cloud.dilation,
+            active_power_w=self.file.cloud.active_power_w,
+            holdout=str(self._holdout or ""),
+            **self._common(CLOUD),
+        )
 
     def _edge_settings(self, edge: str) -> AgentSettings:
         return AgentSettings(
-            tier=Tier.EDGE, listen=("tls/127.0.0.1:0",), connect=(self._through(edge, CLOUD),),
-            dilation=self.file.edges.dilation, active_power_w=self.file.edges.active_power_w, **self._common(edge),
-        )  # fmt: skip
+            tier=Tier.EDGE,
+            listen=("tls/127.0.0.1:0",),
+            connect=(self._through(edge, CLOUD),),
+            dilation=self.file.edges.dilation,
+            active_power_w=self.file.edges.active_power_w,
+            **self._common(edge),
+        )
 
     def _device_settings(self, device: str) -> AgentSettings:
         trains = device in self.trainers
         return AgentSettings(
-            tier=Tier.DEVICE, http="127.0.0.1:0", dilation=self.file.devices.dilation,
+            tier=Tier.DEVICE,
+            http="127.0.0.1:0",
+            dilation=self.file.devices.dilation,
             connect=tuple(self._through(device, edge) for edge in self._parents(device)),
-            active_power_w=self.file.devices.active_power_w, task=self.file.task if trains else "",
+            active_power_w=self.file.devices.active_power_w,
+            task=self.file.task if trains else "",
             task_settings=self.file.task_settings if trains else {},
             client=f"client-{self.trainers.index(device)}" if trains else "",
-            engine=self.file.devices.engine if trains else "", model_name=Path(self.file.task).stem, **self._common(device),
-        )  # fmt: skip
+            engine=self.file.devices.engine if trains else "",
+            model_name=Path(self.file.task).stem,
+            **self._common(device),
+        )
 
 
 def agent_arguments(settings: AgentSettings) -> list[str]:
@@ -205,11 +225,16 @@ def agent_arguments(settings: AgentSettings) -> list[str]:
     for endpoint in settings.listen:
         arguments += ["--listen", endpoint]
     optional = {
-        "--task": settings.task, "--client": settings.client, "--holdout": settings.holdout, "--http": settings.http,
-        "--model-name": settings.model_name if settings.http else "", "--engine": settings.engine, "--capture": settings.capture,
+        "--task": settings.task,
+        "--client": settings.client,
+        "--holdout": settings.holdout,
+        "--http": settings.http,
+        "--model-name": settings.model_name if settings.http else "",
+        "--engine": settings.engine,
+        "--capture": settings.capture,
         "--task-settings": json.dumps(settings.task_settings) if settings.task_settings else "",
         "--crash-after": "" if settings.crash_after is None else str(settings.crash_after),
-    }  # fmt: skip
+    }
     for flag, value in optional.items():
         arguments += [flag, value] if value else []
     arguments += ["--dilation", str(settings.dilation), "--power", str(settings.active_power_w)]

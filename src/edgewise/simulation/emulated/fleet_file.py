@@ -54,7 +54,7 @@ class EdgeClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     link: LinkClass = LinkClass("50 Mbit/s", "20 ms")
 
 
-class DeviceClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class DeviceClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Describes the devices, their local engine and their links to a primary and a standby edge."""
 
     per_edge: int = 4
@@ -66,7 +66,7 @@ class DeviceClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engine: str = "sequential"
 
 
-class FleetFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class FleetFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Describes an emulated fleet.
 
     Attributes:

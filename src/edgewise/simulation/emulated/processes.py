@@ -58,10 +58,14 @@ class Child:
         self._log_file.parent.mkdir(parents=True, exist_ok=True)
         with self._log_file.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, *self._arguments,
-                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
-                env={**os.environ, **_ONE_THREAD}, start_new_session=True,
-            )  # fmt: skip
+                sys.executable,
+                *self._arguments,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                env={**os.environ, **_ONE_THREAD},
+                start_new_session=True,
+            )
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
                 self.ready = await self._wait_ready()

@@ -1,6 +1,6 @@
 """Emulates a link by a TCP proxy with rate, delay, losses and outages; TLS passes unread.
 
-    link = await open_link(LinkSpec("device-1", target="127.0.0.1:7447", shape=Shape(2.5e6, 0.005)))
+    link = await open_link(LinkSpec(name="device-1", target="127.0.0.1:7447", shape=Shape(bytes_per_s=2.5e6, delay_s=0.005)))
     print(link.port)                      # device-1 dials this instead
     link.set(bytes_per_s=8_000.0)         # while it runs
     link.set(outage="cut")                # and outage=None to heal

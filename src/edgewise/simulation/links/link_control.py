@@ -63,8 +63,11 @@ class Links:
             The answer; an error is `{"error": {code, message, fields}}`.
         """
         operations: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {
-            "set": self._set, "counters": self._counters, "add": self._add, "stop": self._stop,
-        }  # fmt: skip
+            "set": self._set,
+            "counters": self._counters,
+            "add": self._add,
+            "stop": self._stop,
+        }
         try:
             op = str(order.pop("op", ""))
             if op not in operations:

@@ -19,7 +19,7 @@ _PIECE_S = 0.0005
 _UNLIMITED_BYTES = 4 * 2**20
 
 
-class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Describes one direction of a link.
 
     Attributes:
@@ -54,7 +54,7 @@ class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return max(PACKET_BYTES, min(2**16, int(_PIECE_S * self.bytes_per_s)))
 
 
-class LinkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class LinkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Describes a link to open.
 
     Attributes:

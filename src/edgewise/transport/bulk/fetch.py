@@ -121,9 +121,15 @@ class _Fetch:
     """Fetches one blob: `_ask` sends chunk queries, `_take` stores their answers, the window bounds what is in flight."""
 
     def __init__(
-        self, transport: Transport, key: str, digest: Digest, size_bytes: int, blobs: FolderBlobs, run: str,
+        self,
+        transport: Transport,
+        key: str,
+        digest: Digest,
+        size_bytes: int,
+        blobs: FolderBlobs,
+        run: str,
         progress: Progress | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._transport, self._key, self._run = transport, key, run
         self._digest, self._size_bytes, self._blobs = digest, size_bytes, blobs
         self._progress = progress

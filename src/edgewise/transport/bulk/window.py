@@ -45,7 +45,7 @@ class Arrival:
     arrived_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
     """Holds the receiver's estimate of its link.
 

@@ -130,12 +130,17 @@ class Queries:
 
         def get(handler: Any) -> Any:
             return self._session.get(
-                key, handler, payload=data,
+                key,
+                handler,
+                payload=data,
                 target=zenoh.QueryTarget.BEST_MATCHING if one else zenoh.QueryTarget.ALL,
-                consolidation=zenoh.ConsolidationMode.NONE, timeout=timeout_s + 1.0,
-                congestion_control=zenoh.CongestionControl.BLOCK, priority=PRIORITY[purpose],
-                express=purpose in EXPRESS, cancellation_token=query.cancellation,
-            )  # fmt: skip
+                consolidation=zenoh.ConsolidationMode.NONE,
+                timeout=timeout_s + 1.0,
+                congestion_control=zenoh.CongestionControl.BLOCK,
+                priority=PRIORITY[purpose],
+                express=purpose in EXPRESS,
+                cancellation_token=query.cancellation,
+            )
 
         if is_serving:
             self._serve(query, get, len(data))

@@ -18,8 +18,16 @@ from edgewise.transport.guard import AllowOrigins, Sign, Tap
 SEND_BUFFER_BYTES = 128 * 1024
 KEEP_ALIVES_PER_LEASE = 16
 BATCH_BYTES = 13 * 1024
-QUEUE_BATCHES = {"control": 2, "real_time": 2, "interactive_high": 8, "interactive_low": 4,
-                 "data_high": 8, "data": 2, "data_low": 8, "background": 16}  # fmt: skip
+QUEUE_BATCHES = {
+    "control": 2,
+    "real_time": 2,
+    "interactive_high": 8,
+    "interactive_low": 4,
+    "data_high": 8,
+    "data": 2,
+    "data_low": 8,
+    "background": 16,
+}
 PRIORITIES = {
     Purpose.SERVING: "INTERACTIVE_HIGH",
     Purpose.CONTROL: "DATA_HIGH",
@@ -54,7 +62,7 @@ class TlsFiles:
         return TlsFiles(folder / "ca.pem", folder / "node.pem", folder / "node.key")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ZenohSettings:
     """Configures how a node joins the fabric.
 

@@ -1,6 +1,8 @@
 """Moves frames over Eclipse Zenoh: plain TCP on loopback, mutual TLS elsewhere.
 
-    settings = ZenohSettings(node_id("edge-1"), epoch, mode="router", listen=("tls/0.0.0.0:0",), tls=files)
+    settings = ZenohSettings(
+        node=node_id("edge-1"), epoch=epoch, mode="router", listen=("tls/0.0.0.0:0",), tls=files
+    )
     async with await open_zenoh(settings) as transport:
         print(transport.endpoints)          # ports resolved
         await transport.serve(keys.service("edge-1", "info"), handler)
@@ -152,7 +154,12 @@ class ZenohTransport(Transport):
         self.endpoints = settings.listen
         self.counter = settings.counter or FrameCounter(settings.node)
         self.guard = FrameGuard(
-            settings.node, settings.epoch, self.counter, settings.sign, settings.allow, settings.tap
+            node=settings.node,
+            epoch=settings.epoch,
+            counter=self.counter,
+            sign=settings.sign,
+            allow=settings.allow,
+            tap=settings.tap,
         )
         self._session = session
         self._loop = asyncio.get_running_loop()
@@ -202,9 +209,8 @@ class ZenohTransport(Transport):
             on_answer(answer, failure)
 
         def ended(error: EdgewiseError | None) -> None:
-            settle(None, error or Unreachable(
-                f"nobody answers on {key!r}: no node serves it, or it was lost. Check that the node is up.", key=key
-            ))  # fmt: skip
+            lost = f"nobody answers on {key!r}: no node serves it, or it was lost. Check that the node is up."
+            settle(None, error or Unreachable(lost, key=key))
 
         def expire() -> None:
             settle(None, DeadlineExceeded(f"no answer on {key!r} within {timeout_s:.3g} s.", key=key))
@@ -214,9 +220,7 @@ class ZenohTransport(Transport):
             query.drop()
 
         data = self.guard.seal(frame, key)
-        query = self._queries.ask(
-            key, data, frame.purpose, timeout_s, on_reply=settle, on_end=ended, one=True
-        )  # fmt: skip
+        query = self._queries.ask(key, data, frame.purpose, timeout_s, on_reply=settle, on_end=ended, one=True)
         timer = self._loop.call_later(timeout_s, expire)
         return cancel
 
@@ -229,9 +233,7 @@ class ZenohTransport(Transport):
                 finished.set_result(None) if error is None else finished.set_exception(error)
 
         data = self.guard.seal(frame, key)
-        query = self._queries.ask(
-            key, data, frame.purpose, timeout_s, on_reply=replies.append, on_end=ended, one=False
-        )  # fmt: skip
+        query = self._queries.ask(key, data, frame.purpose, timeout_s, on_reply=replies.append, on_end=ended, one=False)
         try:
             async with asyncio.timeout(timeout_s):
                 await finished
@@ -253,7 +255,7 @@ class ZenohTransport(Transport):
 
     async def serve_sync(self, key: str, handler: SyncHandler) -> Registration:
         def arrived(incoming: Any) -> None:
-            query = Frame("")
+            query = Frame(kind="")
             try:
                 query = self.guard.open(_payload(incoming))
                 asked = query
@@ -268,9 +270,12 @@ class ZenohTransport(Transport):
 
         def put() -> None:
             self._session.put(
-                key, data, congestion_control=zenoh.CongestionControl.DROP,
-                priority=PRIORITY[frame.purpose], express=frame.purpose is Purpose.SERVING,
-            )  # fmt: skip
+                key,
+                data,
+                congestion_control=zenoh.CongestionControl.DROP,
+                priority=PRIORITY[frame.purpose],
+                express=frame.purpose is Purpose.SERVING,
+            )
 
         self._sender.submit(frame.purpose, key, Job(put, lambda error: None, len(data)))
 
