@@ -234,10 +234,8 @@ def test_nobody_listening_is_no_error_for_a_publication(run: Run) -> None:
 
 def test_query_nobody_serves_is_unreachable_at_once(run: Run) -> None:
     async def scene(net: Net) -> None:
-        started = asyncio.get_running_loop().time()
-        with pytest.raises(Unreachable, match=r"nobody .* 'ew/main/node/ghost/info'"):
-            await net.leaf.query(KEYS.service("ghost", "info"), make_frame("ask"), timeout_s=WAIT_S)
-        assert asyncio.get_running_loop().time() - started < WAIT_S / 4
+        with pytest.raises(Unreachable, match=r"nobody .* 'ew/main/node/ghost/info'"):  # long before the deadline
+            await net.leaf.query(KEYS.service("ghost", "info"), make_frame("ask"), timeout_s=1000 * WAIT_S)
 
     run(scene)
 

@@ -3,14 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgewise.core.errors import EdgewiseError, FrameRefused, InputError
-from edgewise.core.ids import Epoch, NodeId, Tier
+from edgewise.core.errors import FrameRefused
+from edgewise.core.ids import Epoch, NodeId
 from edgewise.core.provenance import RAW, Origins, traced
 from edgewise.ledger.entry import Direction, FrameCounter, Purpose
 from edgewise.transport.frame import make_frame
 from edgewise.transport.guard import FrameGuard
-from edgewise.transport.keys import Keys, matches
-from edgewise.transport.remote import ErrorMessage, error_frame
 
 
 def guard(**fields: object) -> FrameGuard:
@@ -47,18 +45,3 @@ def test_refused_bytes_are_counted_as_refused() -> None:
         a.open(b"x" * 40)
     (entry,) = a.counter.entries()
     assert (entry.kind, entry.direction, entry.size_bytes) == ("refused", Direction.RECEIVED, 40)
-
-
-def test_error_frame_keeps_code_message_and_what_can_be_said_of_its_fields() -> None:
-    error: EdgewiseError = InputError("no.", stage=3, what={1, 2}, thing=object)
-    message = error_frame(error).read(ErrorMessage)
-    assert (message.code, message.message, message.fields["stage"]) == ("input", "no.", 3)
-    assert "object" in message.fields["thing"]
-
-
-def test_keys_match_chunk_by_chunk() -> None:
-    keys = Keys("f")
-    assert matches(keys.service("*", "info"), keys.service("n", "info"))
-    assert not matches(keys.service("*", "info"), keys.service("n", "blob"))
-    assert not matches("ew/*", "ew/a/b")
-    assert Keys.read_alive(keys.alive(Tier.EDGE, "e", 12)) == (Tier.EDGE, "e", 12)

@@ -8,7 +8,7 @@ import pytest
 
 from edgewise.core.errors import Unreachable
 from edgewise.ledger.entry import Purpose
-from edgewise.transport.zenoh.lanes import Job, QueryThreads, Sender
+from edgewise.transport.zenoh.lanes import MAX_QUEUED_BYTES, Job, QueryThreads, Sender
 
 DEADLINE_S = 5.0
 
@@ -77,3 +77,18 @@ def test_a_query_thread_whose_call_breaks_carries_the_next_one(caplog: pytest.Lo
     assert done.wait(DEADLINE_S)
     assert "a query of n failed" in caplog.text
     threads.close()
+
+
+def test_lane_that_does_not_move_is_refused_instead_of_filled() -> None:
+    sender = Sender("n")
+    stuck = threading.Event()
+    failures: list[Exception] = []
+    sender.submit(Purpose.BULK, "x", Job(stuck.wait, failures.append, MAX_QUEUED_BYTES))
+    with pytest.raises(Unreachable, match=r"bytes of bulk towards 'x' wait for a link"):
+        sender.submit(Purpose.BULK, "x", Job(stuck.wait, failures.append, 1))
+    stuck.set()
+    sender.close()
+    sender.join(5.0)
+    with pytest.raises(Unreachable, match="is closed"):
+        sender.submit(Purpose.BULK, "x", Job(stuck.wait, failures.append, 1))
+    assert failures == []

@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from edgewise.core.ids import Epoch, NodeId
 from edgewise.ledger.entry import Direction, Purpose
 from edgewise.simulation.links.link import LinkSpec, open_link
 from edgewise.transport.frame import Frame, make_frame
-from edgewise.transport.zenoh.lanes import MAX_QUEUED_BYTES, Job, Sender
 from edgewise.transport.zenoh.session_config import resolved, split_endpoint, zenoh_config
 from edgewise.transport.zenoh.zenoh_transport import TlsFiles, ZenohSettings, open_zenoh
 
@@ -146,18 +144,3 @@ async def ask_when_known(transport: Any, key: str, asked: asyncio.Event) -> Fram
             if asked.is_set():
                 raise
             await asyncio.sleep(0.01)
-
-
-def test_lane_that_does_not_move_is_refused_instead_of_filled() -> None:
-    sender = Sender("n")
-    stuck = threading.Event()
-    failures: list[Exception] = []
-    sender.submit(Purpose.BULK, "x", Job(stuck.wait, failures.append, MAX_QUEUED_BYTES))
-    with pytest.raises(Unreachable, match=r"bytes of bulk towards 'x' wait for a link"):
-        sender.submit(Purpose.BULK, "x", Job(stuck.wait, failures.append, 1))
-    stuck.set()
-    sender.close()
-    sender.join(5.0)
-    with pytest.raises(Unreachable, match="is closed"):
-        sender.submit(Purpose.BULK, "x", Job(stuck.wait, failures.append, 1))
-    assert failures == []
