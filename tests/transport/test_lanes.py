@@ -38,11 +38,11 @@ def test_jobs_of_one_lane_keep_their_order() -> None:
     sender.close()
 
 
-def test_what_sending_raises_is_told_to_the_owner() -> None:
-    sender, done, told = Sender("n"), threading.Event(), []
-    sender.submit(Purpose.SERVING, "a", job(lambda: 1 / 0, failed=lambda error: (told.append(error), done.set())))
+def test_what_sending_raises_is_given_to_the_owner() -> None:
+    sender, done, failures = Sender("n"), threading.Event(), []
+    sender.submit(Purpose.SERVING, "a", job(lambda: 1 / 0, failed=lambda error: (failures.append(error), done.set())))
     assert done.wait(DEADLINE_S)
-    assert isinstance(told[0], ZeroDivisionError)
+    assert isinstance(failures[0], ZeroDivisionError)
     sender.close()
 
 

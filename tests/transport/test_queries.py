@@ -27,7 +27,7 @@ def reply_of(data: bytes) -> Any:
 
 
 class Session:
-    """Answers every `get` as told; keeps who called it and how."""
+    """Answers every `get` as given; keeps who called it and how."""
 
     def __init__(self, *answers: bytes | Exception | None) -> None:
         self.answers = list(answers)

@@ -22,8 +22,8 @@ def settings(name: str = "n", **fields: Any) -> ZenohSettings:
     return ZenohSettings(node=NodeId(name), epoch=Epoch(1), **fields)
 
 
-async def echo(question: Frame) -> Frame:
-    return make_frame("answer", tensors=question.tensors)
+async def echo(query: Frame) -> Frame:
+    return make_frame("answer", tensors=query.tensors)
 
 
 def test_nodes_find_nobody_but_their_given_endpoints() -> None:
@@ -121,7 +121,7 @@ def test_server_two_routers_away_that_goes_is_unreachable_before_the_deadline() 
             ):
                 asked = asyncio.Event()
 
-                async def never(question: Frame) -> Frame:
+                async def never(query: Frame) -> Frame:
                     asked.set()
                     return await asyncio.get_running_loop().create_future()
 
@@ -136,7 +136,7 @@ def test_server_two_routers_away_that_goes_is_unreachable_before_the_deadline() 
 
 
 async def ask_when_known(transport: Any, key: str, asked: asyncio.Event) -> Frame:
-    """Asks again until the declaration has travelled; the question that was heard decides."""
+    """Asks again until the declaration has travelled; the query that was received decides."""
     while True:
         try:
             return await transport.query(key, make_frame("ask"), timeout_s=60.0)

@@ -1,6 +1,6 @@
 """Tracks which data classes an array descends from, as a property of the value.
 
-Every loader of examples and every door for inputs returns `Traced` arrays. Views, casts, slices, arithmetic
+Every loader of examples and every endpoint for inputs returns `Traced` arrays. Views, casts, slices, arithmetic
 and our own byte encodings keep the origin; only a computation with trained weights or a training step makes
 something new. The frame encoder asks `origins_of`, so no label has to be remembered by the code in between.
 

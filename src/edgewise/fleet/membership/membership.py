@@ -98,7 +98,7 @@ class KnownNode:
     Attributes:
         node, tier, epoch: Who, where, which incarnation.
         state: What is believed.
-        info: What it told of itself; None before it did.
+        info: Its description of itself; None before it came.
         cause: Why it is not alive.
         counter: Its worker's, as last seen.
         stalls: Answers in a row without a move of the busy worker.

@@ -44,8 +44,8 @@ class Watch:
 
         Args:
             node: Who watches.
-            ready: Told who is here (again) and known.
-            lost: Told who cannot be counted on, and why.
+            ready: Called with the info of a node that is alive (again) and known.
+            lost: Called with a node that is lost, and why.
             tiers: Tiers to watch.
             ask_every_s: How often an awaited worker's counter is asked.
         """
@@ -117,7 +117,7 @@ class Watch:
         for attempt in itertools.count():
             member = self.members.members[node]
             if member.epoch != epoch or member.state is NodeState.GONE:
-                return  # another token has its own question
+                return  # another liveliness token has its own query
             try:
                 info = await self._node.info_of(node, fresh=True)
             except IdentityRefused as error:

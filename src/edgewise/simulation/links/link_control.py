@@ -125,7 +125,7 @@ async def run_links(
 
     Args:
         specs: Links to open at once.
-        ready: Told the ports: `{"control": port, "links": {name: port}}`.
+        ready: Called with the ports: `{"control": port, "links": {name: port}}`.
         stop: Ends it from outside.
     """
     links = Links()
