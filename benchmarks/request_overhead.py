@@ -87,10 +87,10 @@ async def edge() -> None:
     graph = bench_graph()
     host = StageHost(NodeId("edge-1"), Tier.EDGE)
     await host.prepare(ActivePlan(Epoch(1), split_plan(graph), 1), graph)
-    settings = ZenohSettings(NodeId("edge-1"), Epoch(1), mode="router", listen=("tcp/127.0.0.1:0",))
+    settings = ZenohSettings(node=NodeId("edge-1"), epoch=Epoch(1), mode="router", listen=("tcp/127.0.0.1:0",))
     async with await open_zenoh(settings) as transport:
-        await transport.hear(KEYS.service("edge-1", STAGE), host.hear)
-        bare = ZenohSettings(NodeId("bare"), Epoch(1), mode="router", listen=("tcp/127.0.0.1:0",))
+        await transport.serve_sync(KEYS.service("edge-1", STAGE), host.hear)
+        bare = ZenohSettings(node=NodeId("bare"), epoch=Epoch(1), mode="router", listen=("tcp/127.0.0.1:0",))
         (beside,) = resolved(bare).listen
         tail, shape = make_session(graph.extract([CUT], ["end"])), graph.tensor(CUT).shape
         size = graph.tensor(CUT).size_bytes
@@ -111,7 +111,7 @@ async def device(endpoint: str) -> None:
     from edgewise.service.open_inference import serve_http
 
     graph = bench_graph()
-    settings = ZenohSettings(NodeId("device-1"), Epoch(1), mode="client", connect=(endpoint,))
+    settings = ZenohSettings(node=NodeId("device-1"), epoch=Epoch(1), mode="client", connect=(endpoint,))
     async with await open_zenoh(settings) as transport:
         servers = {name: Server(NodeId("device-1"), name=name) for name in ("local", "split")}
         for server, plan in zip(servers.values(), (device_only_plan(graph), split_plan(graph)), strict=True):

@@ -290,7 +290,12 @@ def test_an_endpoint_without_a_coordinator_says_so(
     monkeypatch.setenv("EDGEWISE_STATE", str(tmp_path))
     tls = TlsFiles.of(home / "edge-1")
     settings = ZenohSettings(
-        NodeId("edge-1"), Epoch(1), "router", ("tls/127.0.0.1:0",), tls=tls, access_control=access_control("home")
+        node=NodeId("edge-1"),
+        epoch=Epoch(1),
+        mode="router",
+        listen=("tls/127.0.0.1:0",),
+        tls=tls,
+        access_control=access_control("home"),
     )
 
     async def ask() -> int:

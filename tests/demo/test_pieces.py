@@ -86,7 +86,15 @@ def test_taking_more_than_there_is_goes_round_and_the_inputs_are_raw():
 
 
 def entry(num_frames: int, size_bytes: int, direction: Direction = Direction.SENT) -> LedgerEntry:
-    return LedgerEntry(NodeId("a"), "stage_request", Purpose.SERVING, direction, "version-1", num_frames, size_bytes)
+    return LedgerEntry(
+        node=NodeId("a"),
+        kind="stage_request",
+        purpose=Purpose.SERVING,
+        direction=direction,
+        run="version-1",
+        num_frames=num_frames,
+        size_bytes=size_bytes,
+    )
 
 
 def counted(*entries: LedgerEntry) -> dict[NodeId, LedgerAnswer]:

@@ -114,8 +114,8 @@ def test_a_drift_is_heard_while_it_waits() -> None:
     async def later(key: str, handler: Any) -> Any:
         def happens() -> None:
             world.drift = DRIFT
-            handler(key, Frame("node_ready"))
-            handler(key, Frame("drift_detected"))
+            handler(key, Frame(kind="node_ready"))
+            handler(key, Frame(kind="drift_detected"))
 
         asyncio.get_running_loop().call_later(0.05, happens)
         return await subscribe(key, handler)

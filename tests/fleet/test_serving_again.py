@@ -33,7 +33,7 @@ def role(folder: Path, tier: Tier) -> Serving:
     node: Any = SimpleNamespace(
         name=NodeId(f"{tier}-1"), blobs=blobs, fetch=fetch, keys=Keys("test"), coordinator=None, uplink_to=lambda name: None,
     )  # fmt: skip
-    return Serving(node, AgentSettings(node.name, tier, identity="", state=str(folder)))
+    return Serving(node, AgentSettings(name=node.name, tier=tier, identity="", state=str(folder)))
 
 
 async def installed(folder: Path, tier: Tier) -> InstallOrder:
@@ -41,7 +41,7 @@ async def installed(folder: Path, tier: Tier) -> InstallOrder:
     serving = role(folder, tier)
     ref = BlobRef(serving.node.blobs.put(GRAPH.model_bytes), len(GRAPH.model_bytes), CLOUD)
     order = InstallOrder(3, ref, (split_plan(GRAPH, threshold=0.01),), Epoch(64), (NodeId("edge-1"),), deadline_s=7.0)
-    await serving.install(order, Frame("install_order", sender=CLOUD))
+    await serving.install(order, Frame(kind="install_order", sender=CLOUD))
     await serving.close()
     return order
 

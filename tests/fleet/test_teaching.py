@@ -90,7 +90,7 @@ def test_what_is_learned_from_is_counted_as_training_and_outlasts_a_requests_dea
 
     async def hurry(made: World) -> None:
         made.server.default_deadline_s = 1e-6
-        counters.append(made.server._peers.target("edge-1").transport.door.counter)  # type: ignore[attr-defined]
+        counters.append(made.server._peers.target("edge-1").transport.guard.counter)  # type: ignore[attr-defined]
 
     examples, _ = taught(split_plan(GRAPH, threshold=0.01), ANY | {"reads": "features"}, before=hurry)
     assert examples is not None

@@ -59,7 +59,7 @@ async def served(plan: Plan, num: int) -> list[Observation]:
         await server.prepare(active(plan), GRAPH)
         if Tier.EDGE in plan.tiers:
             await host.prepare(active(plan), GRAPH)
-            await edge.hear(KEYS.service("edge", STAGE), host.hear)
+            await edge.serve_sync(KEYS.service("edge", STAGE), host.hear)
         server.activate(Epoch(1))
         server.set_targets([Target(NodeId("edge"), device, KEYS.service("edge", STAGE))])
         for _ in range(num):

@@ -23,7 +23,7 @@ class OneDevice(World):
     """An edge with a device that only serves."""
 
     def make_fleet(self, folder: Path) -> EmulatedFleet:
-        devices = DeviceClass(1, 0, dilation=1.0, link=QUICK, standby=False)
+        devices = DeviceClass(per_edge=1, trainers_per_edge=0, dilation=1.0, link=QUICK, standby=False)
         return EmulatedFleet(FleetFile(name="small", edges=EdgeClass(count=1, link=QUICK), devices=devices), folder)
 
 

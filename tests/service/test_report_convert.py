@@ -107,11 +107,13 @@ def test_the_loops_notes_move_to_the_reports_clock() -> None:
 
 def test_resources_without_known_energy_say_nothing_of_it() -> None:
     used = [Resources(NodeId("a"), Tier.DEVICE, 1.0, 9), Resources(NodeId("b"), Tier.EDGE, 2.0, 8)]
-    rows = resource_rows(used, {NodeId("a"): Energy(3.0, "measured")})
+    rows = resource_rows(used, {NodeId("a"): Energy(joules=3.0, source="measured")})
     assert [(r.energy_j, r.energy_source) for r in rows] == [(3.0, "measured"), (None, "modelled")]
 
 
 def test_audit_rows_have_a_count_for_every_label() -> None:
-    audit = SplitAudit({"a": 3, "b": 0}, {"a": {0: 1, 2: 2}}, 0.1, ("b",))
+    audit = SplitAudit(
+        examples={"a": 3, "b": 0}, label_counts={"a": {0: 1, 2: 2}}, label_skew=0.1, empty_clients=("b",)
+    )
     rows = audit_rows(audit, infers_only=["b"])
     assert [(r.labels, r.trains) for r in rows] == [((1, 0, 2), True), ((0, 0, 0), False)]

@@ -1,4 +1,4 @@
-"""How payloads travel: as named tensors of a frame, or as the bytes of a blob. Nothing read here is trusted."""
+"""Converts payloads to tensors of a frame or bytes of a blob and back, validating what is received."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DTYPES = frozenset(["float32", "float16", "int8", "uint8", "int16", "uint16", "
 
 
 def payload_to_tensors(payload: Payload, prefix: str = "") -> dict[str, NDArray[Any]]:
-    """The arrays of a payload by the names they have in a frame; the shape goes into the message.
+    """Returns the arrays of a payload by their names in a frame; the shape goes into the message.
 
     Args:
         payload: What an encoder made.
@@ -30,7 +30,7 @@ def payload_to_tensors(payload: Payload, prefix: str = "") -> dict[str, NDArray[
 
 
 def payload_from_tensors(shape: Sequence[int], tensors: Mapping[str, NDArray[Any]], prefix: str = "") -> Payload:
-    """The payload of a frame.
+    """Reads the payload of a frame.
 
     Args:
         shape: From the message.
@@ -62,7 +62,7 @@ class _PayloadHeader(msgspec.Struct, frozen=True, array_like=True):
 
 
 def payload_to_bytes(payload: Payload) -> bytes:
-    """One string of bytes for a blob; equal payloads give equal bytes.
+    """Encodes a payload as the bytes of a blob; equal payloads give equal bytes.
 
     Args:
         payload: Any payload.
@@ -79,7 +79,7 @@ def payload_to_bytes(payload: Payload) -> bytes:
 
 
 def payload_from_bytes(data: bytes | memoryview) -> Payload:
-    """Undoes `payload_to_bytes`.
+    """Decodes the bytes of `payload_to_bytes`.
 
     Args:
         data: From a blob.

@@ -1,4 +1,4 @@
-"""Names of things: nodes, clients, runs, rounds, digests, tiers. Read `layout.py` next."""
+"""Defines the typed names of nodes, clients, runs, rounds, digests and tiers. Read `layout.py` next."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
 class Tier(StrEnum):
-    """Where a node stands, in the order data moves outward."""
+    """Names the tiers, in the order data moves outward."""
 
     DEVICE = "device"
     EDGE = "edge"
@@ -31,7 +31,7 @@ class Tier(StrEnum):
 
     @property
     def rank(self) -> int:
-        """0 for device, 1 for edge, 2 for cloud."""
+        """Returns 0 for device, 1 for edge, 2 for cloud."""
         return TIERS.index(self)
 
 
@@ -39,7 +39,7 @@ TIERS: tuple[Tier, ...] = (Tier.DEVICE, Tier.EDGE, Tier.CLOUD)
 
 
 def digest_of(data: bytes | bytearray | memoryview) -> Digest:
-    """Names bytes by their content.
+    """Returns the digest of bytes.
 
     Args:
         data: Any bytes.
@@ -51,7 +51,7 @@ def digest_of(data: bytes | bytearray | memoryview) -> Digest:
 
 
 def node_id(name: str) -> NodeId:
-    """Checks a node name, which becomes part of wire keys, files and certificates.
+    """Validates a node name, which becomes part of wire keys, files and certificates.
 
     Args:
         name: The wanted name.

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgewise.core.backoff import Backoff
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.ids import ClientId, Epoch, NodeId, Tier
 from edgewise.core.process import end_in_time, keep_for_good
@@ -52,7 +53,8 @@ log = logging.getLogger("edgewise.fleet")
 Said = Callable[..., None]
 STOP_S = 4.0
 """Longest a stopping process waits for its threads."""
-ATTACH_WAITS_S = (0.1, 0.5, 1.0, 2.0, 5.0)
+ATTACH_RETRY = Backoff(0.1, factor=3.0, most_s=5.0)
+ATTACH_RETRIES = 5
 PARENT_WAIT_S = 3.0
 """How long a starting node waits for its parent's token, to name it in its info."""
 
@@ -257,14 +259,14 @@ class Agent:
 
     async def _attach(self, index: int) -> None:
         """Serves on an uplink, however often it takes: a node that serves nowhere is lost to its fleet."""
-        for wait_s in (*ATTACH_WAITS_S, None):
+        for attempt in range(ATTACH_RETRIES + 1):
             try:
                 return await self.node.attach(index)
             except EdgewiseError as error:
                 log.error("%s cannot serve on uplink %d: %s", self.node.name, index, error)
-                if wait_s is None:
+                if attempt == ATTACH_RETRIES:
                     raise
-                await asyncio.sleep(wait_s)
+                await asyncio.sleep(ATTACH_RETRY.delay_s(attempt))
 
 
 async def run_agent(

@@ -35,6 +35,7 @@ from edgewise.fleet.messages import (
     UpdateReport,
     Versions,
 )
+from edgewise.fleet.messages.events import event_frame, event_of
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.node.settings import AgentSettings
 from edgewise.fleet.serving.deployments import Deployments
@@ -117,7 +118,7 @@ class Coordinator:
 
     def _told(self, kind: str, fields: dict[str, Any]) -> None:
         log.info("%s %s", kind, fields)
-        frame = Frame(kind, msgspec.msgpack.encode(fields), run=str(fields.get("run", "")))
+        frame = event_frame(event_of(kind, fields))
         self.node.spawn(self.node.transport.publish(self.node.keys.event(self.node.name), frame), f"tell {kind}")
 
     async def _fleet(self, *_: Any) -> FleetAnswer:

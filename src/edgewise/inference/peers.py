@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from edgewise.core.backoff import Backoff
 from edgewise.core.errors import Busy, DeadlineExceeded, EdgewiseError, Unreachable
 from edgewise.core.ids import NodeId
 from edgewise.transport.transport import Transport
 
-_MAX_DOUBLINGS = 6
+_MOST_DEADLINES = 2.0**6
 _ITS_OWN = frozenset((Busy.code, DeadlineExceeded.code, "internal"))
 
 
@@ -37,8 +38,8 @@ class Breaker:
 
     def failed(self, now_s: float, budget_s: float) -> Breaker:
         """Left alone for 1, 2, 4, … deadlines of the work that failed; nobody tunes a time-out."""
-        doublings = min(self.failures, _MAX_DOUBLINGS)
-        return replace(self, failures=self.failures + 1, retry_at_s=now_s + budget_s * 2.0**doublings)
+        wait = Backoff(budget_s, most_s=_MOST_DEADLINES * budget_s)
+        return replace(self, failures=self.failures + 1, retry_at_s=now_s + wait.delay_s(self.failures))
 
     def succeeded(self) -> Breaker:
         """Asked as usual again."""

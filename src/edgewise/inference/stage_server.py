@@ -2,7 +2,7 @@
 
     host = StageHost(NodeId("edge-1"), Tier.EDGE, dilation=2.0)
     await host.prepare(ActivePlan(Epoch(1), plan, version=3), graph)
-    registration = await transport.hear(keys.service("edge-1", STAGE), host.hear)
+    registration = await transport.serve_sync(keys.service("edge-1", STAGE), host.hear)
     host.set_targets([Target(NodeId("cloud-1"), transport, keys.service("cloud-1", STAGE))])   # for three tiers
 
 A stage request goes from the thread that hears it to the worker, and the answer from there to the wire; the event loop
@@ -95,7 +95,7 @@ class StageHost:
         self._peers.returned(node)
 
     def hear(self, frame: Frame, reply: Reply) -> None:
-        """Takes one stage request; give it to `Transport.hear`.
+        """Takes one stage request; give it to `Transport.serve_sync`.
 
         Args:
             frame: Of kind `stage_request`.

@@ -147,7 +147,7 @@ def label_source(words: Any) -> LabelSource:
     Raises:
         InputError: If there is none of that name.
     """
-    return build("labels", LABEL_SOURCES, words)
+    return build("labels", LABEL_SOURCES, Spec.parse(words) if isinstance(words, str) else words)
 
 
 def agreement(labels: Labels, truth: Sequence[int | None]) -> float:

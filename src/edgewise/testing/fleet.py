@@ -165,7 +165,9 @@ class LoopbackFleet:
 
     async def _start_coordinator(self) -> None:
         node = self._node(CLOUD, Tier.CLOUD)
-        settings = AgentSettings(CLOUD, Tier.CLOUD, identity="", state=str(self._state(CLOUD)), coordinator=True)
+        settings = AgentSettings(
+            name=CLOUD, tier=Tier.CLOUD, identity="", state=str(self._state(CLOUD)), coordinator=True
+        )
         self.coordinator = Coordinator(node, settings, _serves_nothing)
         await node.attach(0)
         await self.coordinator.start()

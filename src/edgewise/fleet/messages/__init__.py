@@ -3,8 +3,9 @@
 The struct's frame kind is its snake-case name (`kind_of`). Orders travel outward on `control`, updates and sums inward
 on `report`; both are signed. Tensors (updates, models small enough) travel beside the struct in the same frame.
 
-    message.py             what all of them are      messages_training.py   rounds and runs
-    messages_fleet.py      who is there              messages_serving.py    versions, plans, answers
+    message.py            the base and the plain answer     training_messages.py   rounds and runs
+    node_messages.py      nodes and their resources         serving_messages.py    versions, plans, answers
+    events.py             what is published to watchers
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class NodeInfo(Message, frozen=True):
         tier: Where it stands.
         epoch: Incarnation.
         certificate: PEM, for checking what it signs.
-        parent: The node its home link leads to; "" at the root.
+        parent: The node its primary uplink leads to; "" at the root.
         capability: Measured.
         coordinator: Whether it decides for the fleet.
         client: The training client it is; "" if it only infers.

@@ -1,4 +1,4 @@
-"""Delivering what must arrive: asked again while the way or the other side is away, given up only for a refusal."""
+"""Delivers messages reliably: retries while the connection or the other node is lost, stops at a refusal."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from edgewise.core.backoff import Backoff
 from edgewise.core.errors import Busy, DeadlineExceeded, EdgewiseError, IdentityRefused, RemoteError, Unreachable
 from edgewise.core.ids import NodeId
 from edgewise.fleet.messages.message import Ack, Message
@@ -17,13 +18,13 @@ from edgewise.ledger.entry import Purpose
 log = logging.getLogger("edgewise.fleet")
 T = TypeVar("T")
 
-RETRY_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-"""Waits between attempts; the last repeats."""
+RETRY = Backoff(0.05, most_s=2.0)
+"""Waits between attempts."""
 _PASSING = frozenset(kind.code for kind in (Unreachable, DeadlineExceeded, Busy))
 
 
 def is_passing(error: EdgewiseError) -> bool:
-    """Whether asking again may help.
+    """Returns whether a retry may succeed.
 
     Args:
         error: What `Node.ask` raised.
@@ -44,7 +45,7 @@ async def deliver(
     wanted: Callable[[], bool] = lambda: True,
     poke: asyncio.Event | None = None,
 ) -> T | None:
-    """Asks until there is an answer.
+    """Retries a query until it is answered.
 
     Args:
         ask: One attempt.
@@ -66,7 +67,7 @@ async def deliver(
             if not is_passing(error):
                 raise
             log.info("%s waits: %s", what, error)
-        await _wait(RETRY_S[min(attempt, len(RETRY_S) - 1)], poke)
+        await _wait(RETRY.delay_s(attempt), poke)
         attempt += 1
     return None
 

@@ -1,4 +1,4 @@
-"""What an operator says to start a node; the command line, `fleet.toml` and tests all make this one value."""
+"""Defines the settings that start a node, for the command line, `fleet.toml` and tests."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import msgspec
 from edgewise.core.ids import Tier
 
 
-class AgentSettings(msgspec.Struct, frozen=True):
-    """One node.
+class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Holds the settings of one node.
 
     Attributes:
         name: Node name, as in its certificate.
@@ -18,7 +18,7 @@ class AgentSettings(msgspec.Struct, frozen=True):
         identity: Folder with `ca.pem`, `node.pem`, `node.key`.
         state: Folder for blobs, logs and the registry.
         fleet: Name of the fleet.
-        connect: Endpoints of its parents: home first, then standbys.
+        connect: Endpoints of its parents: the primary one first, then standbys.
         listen: Endpoints it listens on (edge, cloud).
         coordinator: Whether it decides for the fleet.
         task: Task file installed on this node, or `digits`; "" trains nothing.

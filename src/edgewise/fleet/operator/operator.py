@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
+from edgewise.core.backoff import Backoff
 from edgewise.core.errors import DeadlineExceeded, EdgewiseError, InputError, RemoteError, Unreachable
 from edgewise.core.ids import NodeId, RunId, Tier
 from edgewise.fleet.membership.watch import Watch
@@ -55,7 +56,8 @@ LONG_TIMEOUT_S = 120.0
 STATUS_TIMEOUT_S = 5.0
 FRESH_TIMEOUT_S = 2.0
 FRESH_AT_ONCE = 64
-AGAIN_S = (0.1, 0.5, 1.0)
+RETRY = Backoff(0.1, factor=3.0, most_s=1.0)
+RETRIES = 3
 """Waits before a question is asked again that an operator's second session got in the way of, or a node's moving."""
 STALE = "stale_epoch"
 """Refusal of a frame whose sender has appeared again under the same name."""
@@ -264,20 +266,20 @@ class Operator:
 
         Overtaken, we open a new incarnation; if the other one was asked who we are just as it left, we ask once more.
         """
-        for wait_s in AGAIN_S:
+        for attempt in range(RETRIES):
             try:
                 return await ask()
             except Unreachable:
                 if not may_be_moving:
                     raise
-                await asyncio.sleep(wait_s)
+                await asyncio.sleep(RETRY.delay_s(attempt))
             except RemoteError as error:
                 unproven = error.fields.get("remote_code") == Unreachable.code
                 if error.fields.get("reason") == STALE and self._reopen is not None:
                     await self.node.close()
                     self.node = await self._reopen()
                 elif unproven and error.fields.get("node") == self.node.name:
-                    await asyncio.sleep(wait_s)
+                    await asyncio.sleep(RETRY.delay_s(attempt))
                 else:
                     raise
         return await ask()
@@ -306,7 +308,9 @@ async def connect_operator(identity: Path, endpoint: str, state: Path, fleet: st
             f"the certificate in {str(identity)!r} is of {own.node!r} ({own.tier}); a fleet takes orders from tier cloud "
             "only. Make one with: edgewise ca issue operator --tier cloud"
         )
-    settings = AgentSettings(own.node, own.tier, str(identity), str(state), fleet=fleet, connect=(endpoint,))
+    settings = AgentSettings(
+        name=own.node, tier=own.tier, identity=str(identity), state=str(state), fleet=fleet, connect=(endpoint,)
+    )
 
     async def open_session() -> Node:
         node = await open_node(settings, lambda: _operator_info(node))

@@ -33,6 +33,7 @@ from edgewise.fleet.messages import (
     ProfileAnswer,
     ProfileOrder,
 )
+from edgewise.fleet.messages.events import event_frame, event_of
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.node.probe import PROBE, answer_probe, probe_link, probe_once
 from edgewise.fleet.node.settings import AgentSettings
@@ -143,7 +144,7 @@ class Serving:
         self.node.route("control", HealthRequest, self._health, Tier.CLOUD)
         if self.host is not None:
             self.node.extra_services[PROBE] = answer_probe
-            self.node.hearers[STAGE] = self.host.hear
+            self.node.sync_services[STAGE] = self.host.hear
         if self.server is not None:
             self.node.route("control", Feedback, self._feedback, Tier.CLOUD)
             self.node.route("control", CollectOrder, self._collect, Tier.CLOUD)
@@ -333,7 +334,7 @@ class Serving:
             log.info("%s could not tell its confidences, they are dropped: %s", self.node.name, error)
 
     async def _tell(self, kind: str, fields: dict[str, Any]) -> None:
-        frame = Frame(kind, msgspec.msgpack.encode({"node": self.node.name, **fields}))
+        frame = event_frame(event_of(kind, {"node": self.node.name, **fields}))
         await self.node.transport.publish(self.node.keys.event(self.node.name), frame)
 
 

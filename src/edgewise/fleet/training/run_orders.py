@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from edgewise.core.backoff import Backoff
 from edgewise.core.ids import ClientId, Epoch, NodeId, RunId
 from edgewise.fleet.membership.watch import Watch
 from edgewise.fleet.messages import BlobRef, DismissOrder, FoldOrder, NodeInfo
@@ -16,8 +17,7 @@ from edgewise.training.protocols import regions as r
 
 MODEL_TIMEOUT_S = 600.0
 """Longest an edge may take to fetch a round's model before it takes the order."""
-RETRY_BASE_S = 0.5
-RETRY_MOST_S = 30.0
+RETRY = Backoff(1.0, most_s=30.0)
 
 
 def clients_of(watch: Watch, task: str) -> dict[ClientId, NodeInfo]:
@@ -86,7 +86,7 @@ class RunOrders:
     async def ask_missing(self, live: LiveRun, number: int) -> None:
         """A round below its quorum asks those again who are missing but there: a late worker, a lost order."""
         live.retries += 1
-        await asyncio.sleep(min(RETRY_BASE_S * 2.0**live.retries, RETRY_MOST_S))
+        await asyncio.sleep(RETRY.delay_s(live.retries - 1))
         state = live.state
         if state is None or state.outcome is not None or state.gathering.round != number:
             return

@@ -1,4 +1,4 @@
-"""All domains of a job, in a few processes: domains do not depend on each other, and one torch thread is enough for each."""
+"""Trains all domains of a job in a few processes; the domains are independent of each other."""
 
 from __future__ import annotations
 
@@ -83,9 +83,17 @@ def _begin(is_background: bool) -> None:
 def _one(job: JobFile, domain: str, folder: str, public_fraction: float) -> DomainResult:
     task = make_task(job.task.file, job.task.settings, folder=folder)
     clients = [ClientId(client) for client in task.clients() if len(task.data(client))]
-    homes = {client: edge for client, edge in homes_of(job, task.clients()).items() if client in clients}
+    edge_of = {client: edge for client, edge in homes_of(job, task.clients()).items() if client in clients}
     options = SimulationOptions(job.training.engine, evaluate_every=0)
     return simulate_domain(
         domain,
-        DomainTraining(task, job.algorithm(), job.training.rounds, homes, job.training.seed, public_fraction, options),
+        DomainTraining(
+            task=task,
+            algorithm=job.algorithm(),
+            rounds=job.training.rounds,
+            edge_of=edge_of,
+            seed=job.training.seed,
+            public_fraction=public_fraction,
+            options=options,
+        ),
     )

@@ -1,4 +1,4 @@
-"""Models trained in each of the four domains that the levels of edge intelligence differ by.
+"""Trains models in each of the four domains by which the levels of edge intelligence differ.
 
 cloud         pooled on the share of the data that its owners made public      levels 0 to 3
 hierarchical  federated over all clients, through the edges                    level 4
@@ -30,7 +30,7 @@ POOL = ClientId("cloud")
 
 
 class DomainResult(msgspec.Struct, frozen=True):
-    """What training in one domain gave.
+    """Holds the models and metrics of training in one domain.
 
     Attributes:
         domain: Which.
@@ -46,29 +46,29 @@ class DomainResult(msgspec.Struct, frozen=True):
 
     @property
     def accuracy(self) -> float:
-        """Mean over the owners: what a request meets that may arrive at any of them."""
+        """Returns the mean accuracy over the owners, as met by a request to any of them."""
         return float(np.mean([metrics["accuracy"] for metrics in self.accuracies.values()]))
 
     @property
     def representative(self) -> str:
-        """The owner whose model's accuracy is closest to the mean."""
+        """Returns the owner whose model's accuracy is closest to the mean."""
         return min(self.accuracies, key=lambda owner: abs(self.accuracies[owner]["accuracy"] - self.accuracy))
 
     @property
     def vector(self) -> Vector:
-        """The representative's model."""
+        """Returns the representative's model."""
         return self.vectors[self.representative]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DomainTraining:
-    """What all domains have in common, so that their accuracies can be compared.
+    """Holds the settings all domains share, so that their accuracies can be compared.
 
     Attributes:
         task: What is learned.
         algorithm: The five parts; on one client only its local work counts.
         rounds: Rounds, of as many local epochs each, in every domain.
-        homes: Edge of each client.
+        edge_of: Edge of each client.
         seed: The job's seed.
         public_fraction: Share of each client's data that the cloud may pool.
         options: How it is simulated.
@@ -77,7 +77,7 @@ class DomainTraining:
     task: Task
     algorithm: FederatedAlgorithm
     rounds: int
-    homes: Mapping[ClientId, NodeId]
+    edge_of: Mapping[ClientId, NodeId]
     seed: int = 0
     public_fraction: float = 0.2
     options: SimulationOptions = SimulationOptions()
@@ -101,14 +101,14 @@ def simulate_domain(domain: str, training: DomainTraining) -> DomainResult:
     if domain == "cloud":
         return _alone(domain, training, {POOL: public_share(training)})
     if domain == "device":
-        return _alone(domain, training, {c: training.task.data(c) for c in training.homes})
+        return _alone(domain, training, {c: training.task.data(c) for c in training.edge_of})
     if domain == "edge":
-        return _federated(domain, training, clients_by_edge(training.homes), flat=True)
-    return _federated(domain, training, {"all": tuple(training.homes)}, flat=False)
+        return _federated(domain, training, clients_by_edge(training.edge_of), flat=True)
+    return _federated(domain, training, {"all": tuple(training.edge_of)}, flat=False)
 
 
 def public_share(training: DomainTraining) -> Examples:
-    """What the cloud may pool: the same share of every client, at least one example of each.
+    """Returns the examples the cloud may pool: the same share of every client, at least one of each.
 
     Args:
         training: Its `public_fraction` says how much.
@@ -123,7 +123,7 @@ def public_share(training: DomainTraining) -> Examples:
     if not 0 < fraction <= 1:
         raise InputError(f"public_fraction must be above 0 and at most 1, got {fraction!r}. 0.2 is usual.")
     inputs, targets = [], []
-    for client in training.homes:
+    for client in training.edge_of:
         held = training.task.data(client)
         order = Seeds(training.seed).at("domain", "public", client).rng().permutation(len(held))
         chosen = order[: max(1, round(fraction * len(held)))]
@@ -132,10 +132,10 @@ def public_share(training: DomainTraining) -> Examples:
     return Examples.of(np.concatenate(inputs), np.concatenate(targets))
 
 
-def clients_by_edge(homes: Mapping[ClientId, NodeId]) -> dict[str, tuple[ClientId, ...]]:
-    """The clients of each edge, in the order of `homes`."""
-    edges = dict.fromkeys(homes.values())
-    return {str(edge): tuple(c for c, home in homes.items() if home == edge) for edge in edges}
+def clients_by_edge(edge_of: Mapping[ClientId, NodeId]) -> dict[str, tuple[ClientId, ...]]:
+    """Returns the clients of each edge, in the order of `edge_of`."""
+    edges = dict.fromkeys(edge_of.values())
+    return {str(edge): tuple(c for c, its_edge in edge_of.items() if its_edge == edge) for edge in edges}
 
 
 def _federated(
@@ -149,7 +149,7 @@ def _federated(
             rounds=training.rounds,
             seed=training.seed,
             clients=clients,
-            homes=None if flat else training.homes,
+            homes=None if flat else training.edge_of,
             options=replace(training.options, evaluate_every=0),
         )
         vectors[owner], accuracies[owner] = run.vector, run.record.metrics
@@ -164,8 +164,8 @@ def _alone(domain: str, training: DomainTraining, held: Mapping[ClientId, Exampl
     engine = choose_engine(task, work, list(held.values())[:1], pinned=training.options.engine).engine
     test = training.options.test_data if training.options.test_data is not None else task.test_data()
     vectors = {str(owner): _descended(training, engine, owner, examples) for owner, examples in held.items()}
-    judge = Evaluator(task)
-    accuracies = {o: dict(judge.metrics(v, test)) for o, v in vectors.items()} if test is not None else {}
+    evaluator = Evaluator(task)
+    accuracies = {o: dict(evaluator.metrics(v, test)) for o, v in vectors.items()} if test is not None else {}
     return DomainResult(domain, vectors, accuracies, {str(owner): len(e) for owner, e in held.items()})
 
 
