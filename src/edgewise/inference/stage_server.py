@@ -44,7 +44,7 @@ class StageHost:
         node: This node.
         tier: Its tier.
         dilation: Factor by which it stretches inference compute.
-        keep: Plans that stay prepared; the oldest beyond that is dropped.
+        keep: Plans of one model that stay prepared; the oldest beyond that is dropped.
         worker: The computing thread; its `completed` counter is this node's progress.
         refused: Requests refused because their plan is not prepared here.
         answered: Requests answered.
@@ -58,6 +58,7 @@ class StageHost:
         self.refused = 0
         self.answered = 0
         self._plans: dict[Epoch, PreparedPlan] = {}
+        self._of_model: dict[str, list[Epoch]] = {}
         self._peers = Peers(time.monotonic)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._handing_over: set[asyncio.Task[None]] = set()
@@ -67,20 +68,28 @@ class StageHost:
         """Epochs that are prepared, ascending."""
         return tuple(sorted(self._plans))
 
-    async def prepare(self, active: ActivePlan, graph: Graph) -> None:
+    async def prepare(self, active: ActivePlan, graph: Graph, *, model: str = "") -> None:
         """Builds and warms this tier's part of a plan; it is served as soon as this returns.
 
         Args:
             active: The plan with epoch and version.
             graph: Its graph.
+            model: Of which model; what is kept of others does not depend on it.
 
         Raises:
             PlanInfeasible: If plan and graph do not belong together.
         """
         self._loop = asyncio.get_running_loop()
         self._plans[active.epoch] = await prepare_plan(active, graph, self.tier, dilation=self.dilation)
-        for oldest in self.epochs[: -self.keep]:
-            del self._plans[oldest]
+        mine = self._of_model[model] = sorted({*self._of_model.get(model, ()), active.epoch})
+        for oldest in mine[: -self.keep]:
+            self._plans.pop(oldest, None)
+        del mine[: -self.keep]
+
+    def remove(self, model: str) -> None:
+        """Gives up all plans of a model."""
+        for epoch in self._of_model.pop(model, ()):
+            self._plans.pop(epoch, None)
 
     def set_targets(self, targets: Sequence[Target]) -> None:
         """Sets the nodes of the next tier, best first."""
