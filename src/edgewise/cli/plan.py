@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from edgewise.cli.fleet_plan import Deadline, DeviceName, FleetWish, VersionNumber, fleet_only, plan_on_fleet
-from edgewise.cli.judge import judge
-from edgewise.cli.operator_options import AsOperator, ToFleet
+from edgewise.cli.evaluate import evaluate
+from edgewise.cli.fleet_plan import Deadline, DeviceName, FleetPlanRequest, VersionNumber, fleet_only, plan_on_fleet
+from edgewise.cli.operator_options import AsOperator, ModelName, ToFleet
 from edgewise.cli.output import AsJson, Output
 from edgewise.cli.running import run_async
 from edgewise.cli.serve import Shapes, parse_shapes
@@ -49,6 +49,7 @@ def command(
     connect: ToFleet = "",
     identity: AsOperator = "",
     version: VersionNumber = 0,
+    model: ModelName = "",
     device: DeviceName = "",
     deadline: Deadline = "",
     deploy: Annotated[bool, typer.Option("--deploy", help="On a fleet: put the plan in force.")] = False,
@@ -67,12 +68,12 @@ def command(
       edgewise plan --connect tls/127.0.0.1:7447 --identity nodes/operator --policy policy.toml --deploy
     """
     out = Output(as_json)
-    fleet_only(connect, identity=identity, version=version, device=device, deadline=deadline, deploy=deploy)
+    fleet_only(connect, identity=identity, version=version, model=model, device=device, deadline=deadline, deploy=deploy)
     if connect:
         if onnx is not None:
             raise InputError("a fleet plans its own versions. To bring a file there: edgewise serve FILE --connect …")
-        wish = FleetWish(connect, identity, policy, data, version, device, budget, deadline, deploy)
-        run_async(plan_on_fleet(out, wish))
+        request = FleetPlanRequest(connect, identity, policy, data, version, device, budget, deadline, deploy, model)
+        run_async(plan_on_fleet(out, request))
         return
     if onnx is None or data is None:
         raise InputError("give a model and --data with real inputs, or --connect to plan a version of a fleet.")
@@ -117,7 +118,7 @@ def plan_file(
     source = read_source(data, graph.inputs).first(limit)
     given = read_profiles(profile)
     profiles = {**measure(out, graph, file, source, budget_s, given), **given}
-    evidence, meaning = judge(graph, source)
+    evidence, meaning = evaluate(graph, source)
     codecs = CODECS if evidence else CODECS[:1]
     search = make_search(graph, profiles, links_of(file), wanted, evidence, codecs=codecs, training_domain=DOMAIN)
     _print(out, search, evidence, meaning)

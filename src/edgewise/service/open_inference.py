@@ -230,7 +230,7 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
 
     @get(["/v2/health/ready"], sync_to_thread=False)
     def ready() -> Response[dict[str, bool]]:
-        is_ready = all(m.active is not None for m in models.values())
+        is_ready = bool(models) and all(m.active is not None for m in models.values())
         return Response({"ready": is_ready}, status_code=200 if is_ready else 503)
 
     @get("/v2", sync_to_thread=False)
@@ -238,8 +238,20 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
         return {
             "name": "edgewise",
             "version": package_version("edgewise"),
-            "extensions": ["binary_tensor_data", "feedback"],
+            "extensions": ["binary_tensor_data", "model_repository", "feedback"],
         }
+
+    @post("/v2/repository/index", status_code=200, sync_to_thread=False)
+    def index() -> list[dict[str, str]]:
+        served = [(name, model.active) for name, model in sorted(models.items())]
+        return [
+            {
+                "name": name,
+                "version": "" if active is None else str(active.version),
+                "state": "UNAVAILABLE" if active is None else "READY",
+            }
+            for name, active in served
+        ]
 
     @get(["/v2/models/{name:str}", "/v2/models/{name:str}/versions/{version:str}"], sync_to_thread=False)
     def model_metadata(request: Request[Any, Any, Any]) -> dict[str, Any]:
@@ -300,7 +312,7 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
 
     handlers: Any = {EdgewiseError: _edgewise_error, HTTPException: _http_error}
     routes = Litestar(
-        [live, ready, server_metadata, model_metadata, model_ready, feedback],
+        [live, ready, server_metadata, index, model_metadata, model_ready, feedback],
         exception_handlers=handlers, logging_config=None, on_app_init=[_plain_app],
     )  # fmt: skip
 

@@ -3,8 +3,8 @@
 The struct's frame kind is its snake-case name (`kind_of`). Orders travel outward on `control`, updates and sums inward
 on `report`; both are signed. Tensors (updates, models small enough) travel beside the struct in the same frame.
 
-    message.py             what all of them are      messages_training.py   rounds and runs
-    messages_fleet.py      who is there              messages_serving.py    versions, plans, answers
+    message.py          what all of them are      training_messages.py   rounds and runs
+    node_messages.py    who is there              serving_messages.py    versions, plans, answers
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from edgewise.fleet.messages.node_messages import (
     Capability,
     FleetAnswer,
     FleetRequest,
+    InForce,
     InfoRequest,
     LedgerAnswer,
     LedgerRequest,
@@ -31,12 +32,12 @@ from edgewise.fleet.messages.node_messages import (
 )
 from edgewise.fleet.messages.serving_messages import (
     Deploy,
+    ExampleCounts,
+    ExampleCountsRequest,
     Feedback,
     GraphRequest,
     Health,
     HealthRequest,
-    Held,
-    HeldRequest,
     InstallOrder,
     ListVersions,
     PlanInputs,
@@ -44,6 +45,7 @@ from edgewise.fleet.messages.serving_messages import (
     ProfileOrder,
     RegisterVersion,
     Rollback,
+    UninstallOrder,
     Versions,
 )
 from edgewise.fleet.messages.training_messages import (
@@ -70,6 +72,8 @@ __all__ = [
     "Deploy",
     "DismissOrder",
     "EdgeSum",
+    "ExampleCounts",
+    "ExampleCountsRequest",
     "Feedback",
     "FleetAnswer",
     "FleetRequest",
@@ -78,9 +82,8 @@ __all__ = [
     "HardExamples",
     "Health",
     "HealthRequest",
-    "Held",
-    "HeldRequest",
     "InfoRequest",
+    "InForce",
     "InstallOrder",
     "LedgerAnswer",
     "LedgerRequest",
@@ -102,6 +105,7 @@ __all__ = [
     "SubmitRun",
     "TrainFailed",
     "TrainOrder",
+    "UninstallOrder",
     "UpdateReport",
     "Versions",
     "kind_of",

@@ -21,11 +21,11 @@ from edgewise.fleet.messages import (
     CancelRun,
     Capability,
     Deploy,
+    ExampleCounts,
+    ExampleCountsRequest,
     FleetAnswer,
     FleetRequest,
     GraphRequest,
-    Held,
-    HeldRequest,
     LedgerAnswer,
     LedgerRequest,
     ListVersions,
@@ -218,17 +218,24 @@ class Operator:
         """Serves a version along plans, device by device; answers when it is done or halted."""
         return await self._ask(deploy, Ack)
 
-    async def rollback(self) -> Ack:
-        """Restores the version before."""
-        return await self._ask(Rollback(), Ack)
+    async def rollback(self, model: str = "") -> Ack:
+        """Restores the version of a model that served before; a rollout in progress is taken back.
+
+        Args:
+            model: Which; "" for the only one in force.
+
+        Returns:
+            Yes or why not. Details: model, version, from, revision.
+        """
+        return await self._ask(Rollback(model), Ack)
 
     async def ledger(self, node: NodeId) -> LedgerAnswer:
         """What a node counted."""
         return await self._ask(LedgerRequest(), LedgerAnswer, to=node)
 
-    async def held(self, node: NodeId) -> Held:
-        """What a device has collected of hard examples."""
-        return await self._ask(HeldRequest(), Held, to=node)
+    async def example_counts(self, node: NodeId, model: str) -> ExampleCounts:
+        """How many hard examples of a model a device has collected."""
+        return await self._ask(ExampleCountsRequest(model), ExampleCounts, to=node)
 
     async def order(self, node: NodeId, message: Message) -> Ack:
         """Any order to any node."""

@@ -33,6 +33,7 @@ class Confidences(Message, frozen=True):
         values: Top-1 softmax of one exit, in order.
         time: Of the last one, seconds on the device's clock.
         exit: Index of that exit in the model: the first of the plan that answered.
+        model: Of which model.
     """
 
     node: NodeId
@@ -40,12 +41,14 @@ class Confidences(Message, frozen=True):
     values: tuple[float, ...]
     time: float
     exit: int = 0
+    model: str = ""
 
 
 class CollectOrder(Message, frozen=True):
-    """The inputs have changed: keep hard examples among the last so many requests only."""
+    """The inputs have changed: keep hard examples among the last so many requests of a model only."""
 
     last: int
+    model: str = ""
 
 
 class DriftWatch:

@@ -19,6 +19,7 @@ from edgewise.core.errors import InputError
 from edgewise.core.ids import NodeId, Tier
 from edgewise.fleet.messages import Deploy, NodeInfo, NodeRow, PlanInputs, ProfileOrder
 from edgewise.fleet.operator.operator import Operator
+from edgewise.fleet.serving.model_choice import choose_model
 from edgewise.inference.evidence import CODECS
 from edgewise.models.graph.graph import Graph
 from edgewise.models.version import ExitEvidence, ModelVersion
@@ -97,8 +98,8 @@ async def measure(
         chain: As from `choose_chain`.
         budget_s: Seconds of measuring per node.
         cadence_s: Gap between a device's runs, as between requests in serving.
-        door_overhead_s: Seconds a request spends at the device's HTTP door.
-        done: Told each node that is done.
+        door_overhead_s: Seconds a request spends at the device's HTTP endpoint.
+        done: Takes each node that is done.
 
     Returns:
         Profiles and links.
@@ -178,19 +179,24 @@ def deployment(version: ModelVersion, search: Search, plan: Plan, deadline_s: fl
     return Deploy(version.number, alternatives(search, plan), deadline_s or limit_s, inputs)
 
 
-def choose_version(versions: Sequence[ModelVersion], number: int = 0) -> ModelVersion:
-    """A version by number, or the newest that may serve.
+def choose_version(versions: Sequence[ModelVersion], number: int = 0, model: str = "") -> ModelVersion:
+    """A version by number, or the newest of a model that may serve.
 
     Args:
         versions: The registry.
         number: Which; 0 for the newest that its gate did not refuse.
+        model: Of which model; "" for the only one there is.
 
     Returns:
         The version.
 
     Raises:
-        InputError: If there is none.
+        InputError: If there is none, or no model is named and there are several.
     """
+    if model or not number:
+        may_serve = {v.task for v in versions if v.gate is None or v.gate.passed}
+        name = choose_model(may_serve, model, are="there") if model or len(may_serve) > 1 else ""
+        versions = [v for v in versions if not name or v.task == name]
     found = [v for v in versions if v.number == number or (not number and (v.gate is None or v.gate.passed))]
     if not found:
         known = ", ".join(str(v.number) for v in versions) or "none; train one first"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgewise.core.errors import Busy, InputError, PolicyViolation, Unreachable
 from edgewise.core.ids import NodeId, Tier
 from edgewise.core.provenance import RAW, Origins, origins_of
-from edgewise.fleet.serving.example_collector import StayingGood
+from edgewise.fleet.serving.example_collector import ExampleCollector
 from edgewise.fleet.serving.labelling import label_help
 from edgewise.inference.serving_node import device_only_plan
 from edgewise.ledger.entry import Direction, FrameCounter, Purpose
@@ -47,7 +47,7 @@ def taught(
 
     async def run() -> tuple[Examples | None, NDArray[Any]]:
         async with world("edge-1", allow=allow) as made:
-            good = StayingGood(NodeId("device-1"), 10**6)
+            good = ExampleCollector(NodeId("device-1"), "tiny", 10**6)
             made.server._on_served = good.served
             await made.install(plan)
             inputs = np.concatenate([images(1, seed) for seed in range(NUM)])
