@@ -11,7 +11,7 @@ import msgspec
 from edgewise.core.ids import Digest, NodeId, Revision, digest_of
 from edgewise.fleet.messages.message import BlobRef, Message
 from edgewise.models.version import ExitEvidence, ModelVersion
-from edgewise.planning.plan import Plan
+from edgewise.planning.plan import Plan, Site
 from edgewise.planning.policy import Policy
 from edgewise.planning.profile import LinkState, Profile
 
@@ -62,6 +62,13 @@ class PlanInputs(msgspec.Struct, frozen=True):
     codecs: tuple[str, ...] = ("none",)
 
 
+class NodesAt(msgspec.Struct, frozen=True):
+    """Nodes that may stand at a site, in order of preference."""
+
+    site: Site
+    nodes: tuple[NodeId, ...]
+
+
 class InstallOrder(Message, frozen=True):
     """Prepare a version of a model and its plans; activate the first.
 
@@ -71,7 +78,7 @@ class InstallOrder(Message, frozen=True):
         graph: Its ONNX bytes.
         plans: The plan, then the alternatives of its plan map, best first.
         revision: Of the first plan; alternatives follow.
-        stage_nodes: For a device: nodes that run the next stage, in order of preference.
+        nodes_at: Nodes by the site of the plans they may stand at, nearest site first.
         deadline_s: Deadline of a request under these plans.
         inputs: What the plans were made from; a device given them may switch among the plans by what it observes.
     """
@@ -81,7 +88,7 @@ class InstallOrder(Message, frozen=True):
     graph: BlobRef
     plans: tuple[Plan, ...]
     revision: Revision
-    stage_nodes: tuple[NodeId, ...] = ()
+    nodes_at: tuple[NodesAt, ...] = ()
     deadline_s: float = 1.0
     inputs: PlanInputs | None = None
 

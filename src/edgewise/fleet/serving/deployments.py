@@ -28,6 +28,7 @@ from edgewise.fleet.messages import (
     InForce,
     InstallOrder,
     NodeInfo,
+    NodesAt,
     UninstallOrder,
 )
 from edgewise.fleet.messages.message import Message
@@ -39,6 +40,7 @@ from edgewise.fleet.serving.versions import VersionStore
 from edgewise.fleet.store.events import EventLog
 from edgewise.lifecycle import rollout
 from edgewise.lifecycle.health import HealthLimits
+from edgewise.planning.plan import Site
 
 log = logging.getLogger("edgewise.fleet")
 LOG = RunId("deployments")
@@ -161,7 +163,7 @@ class Deployments:
                 fields = {"model": version.task, "plan": plan.name, "passed": gate.passed, "reason": gate.reason}
                 self.on_event("codec_gate", fields)
             if gate is not None and not gate.passed:
-                reason = f"plan {plan.name!r} loses too much at its cut: {gate.reason}"
+                reason = f"plan {plan.name!r} loses too much where it hands over: {gate.reason}"
                 return Ack(False, reason, {"gate": msgspec.to_builtins(gate)})
         of = self._of(version.task)
         async with of.busy:
@@ -343,22 +345,26 @@ class Deployments:
         version = self.versions.get(deploy.version)
         alive = {m.node: m for m in self.watch.members.alive()}
         info = alive[node].info if node in alive else None
-        holder = self.node.name
-        stages: tuple[NodeId, ...] = ()
-        edges = sorted(m.node for m in self.watch.members.alive(Tier.EDGE))
-        if tier is Tier.EDGE:
-            stages = (self.node.name,)
-        elif tier is Tier.DEVICE:
-            edge_of = info.parent if info is not None else NodeId("")
-            holder = edge_of if edge_of in alive else holder
-            uses_edge = any(Tier.EDGE in plan.tiers for plan in deploy.plans)
-            stages = tuple(sorted(edges, key=lambda e: e != edge_of)) if uses_edge else (self.node.name,)
+        holder, near = self.node.name, node
+        if tier is Tier.DEVICE:
+            near = info.parent if info is not None else NodeId("")
+            holder = near if near in alive else holder
+        sites = sorted({site for plan in deploy.plans for site in plan.sites}, key=lambda s: (s.tier.rank, s.ordinal))
+        nodes_at = [NodesAt(site, self._nodes_at(site, near)) for site in sites if site.tier is not Tier.DEVICE]
         return InstallOrder(
             model=what.model, version=deploy.version,
             graph=BlobRef(version.graph, self.versions.graph_size(deploy.version), holder),
-            plans=deploy.plans, revision=what.revision, stage_nodes=stages, deadline_s=deploy.deadline_s,
+            plans=deploy.plans, revision=what.revision, nodes_at=tuple(nodes_at), deadline_s=deploy.deadline_s,
             inputs=deploy.inputs if tier is Tier.DEVICE else None,
         )  # fmt: skip
+
+    def _nodes_at(self, site: Site, near: NodeId) -> tuple[NodeId, ...]:
+        """Who may stand at a site: of several edges the near one first, at each further site the one that follows it."""
+        if site.tier is Tier.CLOUD:
+            return (self.node.name,)
+        edges = sorted(m.node for m in self.watch.members.alive(Tier.EDGE))
+        first = (edges.index(near) if near in edges else 0) + site.ordinal
+        return tuple(edges[(first + place) % len(edges)] for place in range(len(edges)))
 
     def _record(self, now: Deployment) -> None:
         self.events.append(LOG, "deployed", msgspec.msgpack.encode(now))

@@ -81,10 +81,10 @@ class ExampleCollector:
         unreported.append(seen.confidence)
         if len(unreported) < BATCH:
             return None
-        self._unreported = {key: values for key, values in self._unreported.items() if key != under and key[0] == seen.version}
-        return Confidences(
-            self._node, seen.version, tuple(unreported), now, seen.confidence_exit, model=self._model
-        )
+        self._unreported = {
+            key: values for key, values in self._unreported.items() if key != under and key[0] == seen.version
+        }
+        return Confidences(self._node, seen.version, tuple(unreported), now, seen.confidence_exit, model=self._model)
 
     def collect(self, last: int) -> int:
         """The inputs have changed: forgets what was seen before the last so many requests; returns what is kept."""

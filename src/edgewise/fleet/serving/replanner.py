@@ -14,8 +14,8 @@ from collections.abc import Awaitable, Callable
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.ids import Revision, Tier
 from edgewise.fleet.messages import InstallOrder, PlanInputs
+from edgewise.inference.model_server import ModelServer
 from edgewise.inference.observation import Observation
-from edgewise.inference.serving_node import Server
 from edgewise.models.graph.graph import Graph
 from edgewise.planning.choose import make_search
 from edgewise.planning.plan import Plan
@@ -31,7 +31,7 @@ class Replanner:
     """Switches one model of one device among the plans of its install order.
 
     Args:
-        server: Whose plan is switched.
+        served: Whose plan is switched.
         order: Plans, revisions and what they were made from.
         inputs: The same, `order.inputs`.
         graph: The version's graph.
@@ -41,14 +41,14 @@ class Replanner:
 
     def __init__(
         self,
-        server: Server,
+        served: ModelServer,
         order: InstallOrder,
         inputs: PlanInputs,
         graph: Graph,
         probe: Callable[[int], Awaitable[float]],
         on_switch: Callable[[Revision, str], None],
     ) -> None:
-        self._server = server
+        self._served = served
         self._order = order
         self._probe = probe
         self._on_switch = on_switch
@@ -75,7 +75,7 @@ class Replanner:
         """Probes the link while the plan in force does not use it; runs until cancelled."""
         while True:
             await asyncio.sleep(PROBE_EVERY_S)
-            if not self._state.current.cuts:
+            if not self._state.current.handovers:
                 try:
                     seconds = await self._probe(PROBE_BYTES)
                 except EdgewiseError:
@@ -89,10 +89,10 @@ class Replanner:
         for action in actions:
             index = next(i for i, plan in enumerate(self._order.plans) if _same(plan, action.plan))
             revision = Revision(self._order.revision + index)
-            self._server.activate(revision, keep=self._server.revisions)
+            self._served.activate(revision, keep=self._served.revisions)
             self.num_switches += 1
             self._on_switch(revision, action.reason)
 
 
 def _same(a: Plan, b: Plan) -> bool:
-    return (a.segments, a.cuts, a.exits) == (b.segments, b.cuts, b.exits) or a.name == b.name
+    return (a.stages, a.handovers, a.gates) == (b.stages, b.handovers, b.gates) or a.name == b.name

@@ -31,6 +31,7 @@ from edgewise.fleet.messages import (
     HealthRequest,
     InForce,
     InstallOrder,
+    NodesAt,
     ProfileAnswer,
     ProfileOrder,
     UninstallOrder,
@@ -38,25 +39,25 @@ from edgewise.fleet.messages import (
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.node.probe import PROBE, answer_probe, probe_link, probe_once
 from edgewise.fleet.node.settings import AgentSettings
+from edgewise.fleet.serving.device_model import DeviceModel, EndpointModels
 from edgewise.fleet.serving.drift_watch import CollectOrder, Confidences
 from edgewise.fleet.serving.labelling import label_help
 from edgewise.fleet.serving.model_choice import choose_model
-from edgewise.fleet.serving.served_model import ServedModel, ServedModels
+from edgewise.inference.model_server import ModelServer
 from edgewise.inference.observation import Observation
 from edgewise.inference.peers import Target
-from edgewise.inference.serving_node import Server
+from edgewise.inference.serving_node import ServingNode
 from edgewise.inference.stage_messages import STAGE
 from edgewise.inference.stage_server import StageHost
-from edgewise.inference.worker import Worker
 from edgewise.models.graph.graph import Graph
 from edgewise.models.task import Examples
-from edgewise.planning.plan import ActivePlan
+from edgewise.planning.plan import ActivePlan, Site
 from edgewise.planning.policy import Policy
 from edgewise.transport.frame import Frame
 
 log = logging.getLogger("edgewise.fleet")
 MAX_IN_FLIGHT = 64
-"""Open requests of one model on a device."""
+"""Open requests of all models of a device; each may have its share of them."""
 
 
 class ServingEndpoint(Protocol):
@@ -85,17 +86,17 @@ class Installed(msgspec.Struct, frozen=True):
     coordinator: NodeId
 
 
-OpenEndpoint = Callable[[Mapping[str, Server], str, int], Awaitable[ServingEndpoint]]
-"""(servers by model, host, port) -> the open endpoint."""
+OpenEndpoint = Callable[[Mapping[str, ModelServer], str, int], Awaitable[ServingEndpoint]]
+"""(models by name, host, port) -> the open endpoint."""
 
 
 class Serving:
-    """Stage host on every node but devices; on a device a server per model behind its endpoint.
+    """Stage host on every node but devices; on a device all its models behind one endpoint.
 
     Attributes:
         http_port: Port of the endpoint; 0 without one.
         models: What a device serves, by name.
-        host: What another node serves.
+        host: Runs stages on another node.
         compute_s: Seconds this node has computed answers.
     """
 
@@ -103,12 +104,12 @@ class Serving:
         self.node = node
         self.http_port = 0
         self.compute_s = 0.0
-        self.models: dict[str, ServedModel] = {}
+        self.models: dict[str, DeviceModel] = {}
         self.host: StageHost | None = None
         self._settings = settings
         self._open_endpoint = open_endpoint
         self._endpoint: ServingEndpoint | None = None
-        self._worker: Worker | None = None
+        self._device: ServingNode | None = None
         self._graphs: dict[str, Graph] = {}
         self._orders: dict[str, InstallOrder] = {}
         self._changing = asyncio.Lock()
@@ -116,7 +117,7 @@ class Serving:
         self._file = Path(settings.state) / "serving.msgpack"
         self._max_bytes = settings.models_bytes or _machine_bytes() // 2
         if settings.tier is Tier.DEVICE:
-            self._worker = Worker(f"{node.name}-compute", max_waiting=2 * MAX_IN_FLIGHT)
+            self._device = ServingNode(node.name, dilation=settings.dilation, max_in_flight=MAX_IN_FLIGHT)
         else:
             self.host = StageHost(node.name, settings.tier, dilation=settings.dilation, keep=16)
 
@@ -140,10 +141,10 @@ class Serving:
         self.node.route("control", Feedback, self._feedback, Tier.CLOUD)
         self.node.route("control", CollectOrder, self._collect, Tier.CLOUD)
         self.node.route("control", ExampleCountsRequest, self._counts, Tier.CLOUD)
-        if self._settings.http and self._open_endpoint is not None:
+        if self._settings.http and self._open_endpoint is not None and self._device is not None:
             host, _, port = self._settings.http.rpartition(":")
-            servers = ServedModels(self.models, self._settings.model_name)
-            self._endpoint = await self._open_endpoint(servers, host or "127.0.0.1", int(port))
+            models = EndpointModels(self._device.models, self._settings.model_name)
+            self._endpoint = await self._open_endpoint(models, host or "127.0.0.1", int(port))
             self.http_port = self._endpoint.port
 
     async def resume(self, edge: NodeId | None = None) -> None:
@@ -178,14 +179,15 @@ class Serving:
             model.stop_following()
         if self.host is not None:
             await self.host.close()
-        if self._worker is not None:
-            await asyncio.get_running_loop().run_in_executor(None, self._worker.close)
+        if self._device is not None:
+            await self._device.close()
 
     def peer_changed(self, name: NodeId, there: bool) -> None:
         """A node further out appeared or vanished."""
         (self._away.discard if there else self._away.add)(name)
-        for part in [self.host] if self.host is not None else [model.server for model in self.models.values()]:
-            (part.peer_returned if there else part.peer_lost)(name)
+        part = self._device or self.host
+        assert part is not None
+        (part.peer_returned if there else part.peer_lost)(name)
 
     async def labelled(self, model: str, wanted: HardExamples) -> Examples | None:
         """Hard examples of a model on this device with the labels a source gives them; they stay here.
@@ -207,7 +209,7 @@ class Serving:
         inputs = None if served.order is None else served.order.inputs
         policy = Policy() if inputs is None else inputs.policy
         policy = msgspec.structs.replace(policy, raw_may_reach=self._settings.raw_may_reach)
-        help = label_help(served.server, wanted.labels, policy, graph, asyncio.get_running_loop())
+        help = label_help(served.served, wanted.labels, policy, graph, asyncio.get_running_loop())
         return await asyncio.to_thread(served.collector.labelled, wanted.labels, help)
 
     async def host_here(self, order: InstallOrder | UninstallOrder) -> Ack:
@@ -249,6 +251,8 @@ class Serving:
                 self.host.remove(order.model)
             elif (model := self.models.pop(order.model, None)) is not None:
                 model.stop_following()
+                assert self._device is not None
+                self._device.withdraw(order.model)
             await self._remember(frame)
         return Ack(details={"model": order.model})
 
@@ -277,13 +281,14 @@ class Serving:
             for index, plan in enumerate(order.plans):
                 active = ActivePlan(Revision(order.revision + index), plan, order.version)
                 await self.host.prepare(active, graph, model=order.model)
-            self.host.set_targets(targets)
+            for site, nodes in targets.items():
+                self.host.set_targets(nodes, site)
         else:
             model = self.models.get(order.model) or self._new_model(order.model)
             model.stop_following()
             await model.install(order, graph, targets)
             for name in self._away:
-                model.server.peer_lost(name)
+                model.served.peer_lost(name)
             self.models[order.model] = model
             model.follow_link(graph, lambda size: self._probe(order, size), self._switched, self.node.spawn)
         self._orders[order.model] = order
@@ -296,31 +301,30 @@ class Serving:
         installed = msgspec.msgpack.encode(Installed(self._orders, frame.sender))
         await asyncio.to_thread(write_atomic, self._file, installed)
 
-    def _new_model(self, name: str) -> ServedModel:
-        def make_server(**given: Any) -> Server:
-            return Server(
-                self.node.name, dilation=self._settings.dilation, max_in_flight=MAX_IN_FLIGHT, worker=self._worker, **given
-            )
-
-        return ServedModel(
-            self.node.name, name, make_server, buffer_bytes=self._settings.buffer_bytes,
+    def _new_model(self, name: str) -> DeviceModel:
+        assert self._device is not None
+        return DeviceModel(
+            self._device, name, buffer_bytes=self._settings.buffer_bytes,
             on_observation=self._observed, on_confidences=self._report,
         )  # fmt: skip
 
     def ways_changed(self) -> None:
         """Another uplink leads to a node now, or it is known which does."""
         for name, order in self._orders.items():
-            part = self.host if self.host is not None else self.models[name].server
-            part.set_targets(self._targets(order))
+            part = self.host if self.host is not None else self.models[name].served
+            for site, nodes in self._targets(order).items():
+                part.set_targets(nodes, site)
 
-    def _targets(self, order: InstallOrder) -> list[Target]:
-        key = self.node.keys.service
-        return [Target(name, self.node.uplink_to(name), key(name, STAGE)) for name in order.stage_nodes]
+    def _targets(self, order: InstallOrder) -> dict[Site, list[Target]]:
+        def target(name: NodeId) -> Target:
+            return Target(name, self.node.uplink_to(name), self.node.keys.service(name, STAGE))
+
+        return {at.site: [target(name) for name in at.nodes] for at in order.nodes_at}
 
     async def _probe(self, order: InstallOrder, size_bytes: int) -> float:
-        if not order.stage_nodes:
-            raise Unreachable("no stage node to probe.")
-        first = order.stage_nodes[0]
+        if not order.nodes_at or not order.nodes_at[0].nodes:
+            raise Unreachable("no node beyond this one to probe.")
+        first = order.nodes_at[0].nodes[0]
         return await probe_once(self.node.uplink_to(first), self.node.keys.service(first, PROBE), size_bytes)
 
     async def _load(self, graph: BlobRef) -> Graph:
@@ -355,7 +359,7 @@ class Serving:
             )
         return ProfileAnswer(profile, link)
 
-    def _model(self, name: str) -> ServedModel:
+    def _model(self, name: str) -> DeviceModel:
         return self.models[choose_model(self.models, name)]
 
     async def _feedback(self, feedback: Feedback, *_: Any) -> Ack:
@@ -396,9 +400,14 @@ class Serving:
 
 def _edge_first(order: InstallOrder, edge: NodeId | None) -> InstallOrder:
     """The same with the edge a device is connected to now as the first that is asked."""
-    if edge is None or not any(Tier.EDGE in plan.tiers for plan in order.plans):
+    if edge is None:
         return order
-    return msgspec.structs.replace(order, stage_nodes=(edge, *(name for name in order.stage_nodes if name != edge)))
+    first = Site(Tier.EDGE)
+    nodes_at = (
+        NodesAt(at.site, (edge, *(name for name in at.nodes if name != edge))) if at.site == first else at
+        for at in order.nodes_at
+    )
+    return msgspec.structs.replace(order, nodes_at=tuple(nodes_at))
 
 
 def _bytes_of(order: InstallOrder) -> int:

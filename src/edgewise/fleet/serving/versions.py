@@ -107,9 +107,7 @@ class VersionStore:
             say so.
     """
 
-    def __init__(
-        self, registry: Registry, blobs: FolderBlobs, holdout: Holdout | Mapping[str, Holdout] | None
-    ) -> None:
+    def __init__(self, registry: Registry, blobs: FolderBlobs, holdout: Holdout | Mapping[str, Holdout] | None) -> None:
         self.registry = registry
         self.blobs = blobs
         self._holdouts = {"": holdout} if isinstance(holdout, Holdout) else dict(holdout or {})

@@ -1,7 +1,7 @@
-"""One model on one device: what is installed of it, its server, its replanner, and the examples it collects.
+"""One model of a fleet on one device: what is installed of it, its replanner, and the examples it collects.
 
-Models of a device share one computing thread and nothing else: each has its own plan, version, health, drift reports and
-buffer.
+Models of a device share one computing thread and the budget of open requests, each with its share; a plan, a version,
+health, drift reports and the buffer are each model's own.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from math import ceil
 from typing import Any
 
-from edgewise.core.ids import NodeId, Revision
+from edgewise.core.ids import Revision
 from edgewise.fleet.messages import ExampleCounts, Health, HealthRequest, InForce, InstallOrder
 from edgewise.fleet.serving.drift_watch import Confidences
 from edgewise.fleet.serving.example_collector import ExampleCollector
 from edgewise.fleet.serving.replanner import Replanner
+from edgewise.inference.model_server import ModelServer
 from edgewise.inference.observation import Observation
 from edgewise.inference.peers import Target
 from edgewise.inference.request_driver import Served
-from edgewise.inference.serving_node import Server
+from edgewise.inference.serving_node import ServingNode
 from edgewise.inference.stages import Tensors
 from edgewise.models.graph.graph import Graph
-from edgewise.planning.plan import ActivePlan
+from edgewise.planning.plan import ActivePlan, Site
 
 LAST_OBSERVATIONS = 2000
 """Of each model, for its health and the ledger."""
@@ -32,12 +33,12 @@ LAST_LATENCIES = 50
 """Requests that a deployment's 95th percentile is of."""
 
 
-class ServedModel:
+class DeviceModel:
     """A model in force on a device.
 
     Attributes:
         name: The model's.
-        server: Answers its requests.
+        served: Answers its requests.
         collector: Its hard examples.
         order: What is installed; None before the first.
         replanner: Switches among the order's plans; None if it may not.
@@ -46,9 +47,8 @@ class ServedModel:
 
     def __init__(
         self,
-        node: NodeId,
+        node: ServingNode,
         name: str,
-        make_server: Callable[..., Server],
         *,
         buffer_bytes: int,
         on_observation: Callable[[Observation], None],
@@ -57,40 +57,40 @@ class ServedModel:
         """Makes a model that serves nothing yet.
 
         Args:
-            node: The device.
+            node: The device's, to which the model is added.
             name: The model's.
-            make_server: Takes `name` and the server's callbacks.
             buffer_bytes: Bound of its hard examples.
             on_observation: Takes each request's cost.
             on_confidences: Takes confidences for the coordinator's drift watch.
         """
         self.name = name
-        self.collector = ExampleCollector(node, name, buffer_bytes)
+        self.collector = ExampleCollector(node.node, name, buffer_bytes)
         self.order: InstallOrder | None = None
         self.replanner: Replanner | None = None
         self.observations: deque[Observation] = deque(maxlen=LAST_OBSERVATIONS)
-        self._node = node
+        self._node = node.node
         self._num_requests = self._num_errors = 0
         self._on_observation, self._on_confidences = on_observation, on_confidences
         self._probing: asyncio.Task[Any] | None = None
-        self.server = make_server(
-            name=name, on_observation=self._observed, on_served=self._served, on_feedback=self.collector.label
+        self.served = node.deploy(
+            name, on_observation=self._observed, on_served=self._collect, on_feedback=self.collector.label
         )
 
-    async def install(self, order: InstallOrder, graph: Graph, targets: Sequence[Target]) -> None:
+    async def install(self, order: InstallOrder, graph: Graph, targets: Mapping[Site, Sequence[Target]]) -> None:
         """Prepares the plans of an order and switches to the first; open requests finish on the plan they began with.
 
         Args:
             order: What.
             graph: Its graph.
-            targets: Nodes that may run the next stage, best first.
+            targets: Nodes by the site they may stand at, best first.
         """
         for index, plan in enumerate(order.plans):
-            await self.server.prepare(ActivePlan(Revision(order.revision + index), plan, order.version), graph)
-        self.server.default_deadline_s = order.deadline_s
-        self.server.set_targets(targets)
+            await self.served.prepare(ActivePlan(Revision(order.revision + index), plan, order.version), graph)
+        self.served.default_deadline_s = order.deadline_s
+        for site, nodes in targets.items():
+            self.served.set_targets(nodes, site)
         revisions = [Revision(order.revision + index) for index in range(len(order.plans))]
-        self.server.activate(revisions[0], keep=revisions)
+        self.served.activate(revisions[0], keep=revisions)
         if self.order is None or self.order.revision != order.revision:
             self._num_requests = self._num_errors = 0
         self.order = order
@@ -117,7 +117,7 @@ class ServedModel:
         def switched(revision: Revision, why: str) -> None:
             on_switch(self.name, revision, why)
 
-        self.replanner = Replanner(self.server, self.order, self.order.inputs, graph, probe, switched)
+        self.replanner = Replanner(self.served, self.order, self.order.inputs, graph, probe, switched)
         self._probing = spawn(self.replanner.keep_probing(), f"link probes for {self.name}")
 
     def stop_following(self) -> None:
@@ -131,7 +131,7 @@ class ServedModel:
         """What serves; None before the first install."""
         if self.order is None:
             return None
-        active = self.server.active
+        active = self.served.active
         revision = self.order.revision if active is None else active.revision
         return InForce(self.order.version, Revision(revision), self.order.digest)
 
@@ -158,25 +158,25 @@ class ServedModel:
         if self.replanner is not None:
             self.replanner.observed(observation)
 
-    def _served(self, inputs: Tensors, served: Served) -> None:
+    def _collect(self, inputs: Tensors, served: Served) -> None:
         report = self.collector.served(inputs, served)
         if report is not None:
             self._on_confidences(report)
 
 
-class ServedModels(Mapping[str, Server]):
-    """Servers by model name, as the endpoint looks them up; it follows what is installed and uninstalled.
+class EndpointModels(Mapping[str, ModelServer]):
+    """Models by name, as the endpoint looks them up; it follows what is installed and uninstalled.
 
     A device's own word for its only model (`--model-name`) is understood as long as there is one.
     """
 
-    def __init__(self, models: Mapping[str, ServedModel], alias: str = "") -> None:
+    def __init__(self, models: Mapping[str, ModelServer], alias: str = "") -> None:
         self._models, self._alias = models, alias
 
-    def __getitem__(self, name: str) -> Server:
+    def __getitem__(self, name: str) -> ModelServer:
         if name not in self._models and name == self._alias and len(self._models) == 1:
-            return next(iter(self._models.values())).server
-        return self._models[name].server
+            return next(iter(self._models.values()))
+        return self._models[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._models)
