@@ -1,10 +1,10 @@
-"""Every planner on the same random problems: never better than the oracle, `min_cut` equal to it."""
+"""Every placement solver on the same random problems: never better than the oracle, `min_cut` equal to it."""
 
 import numpy as np
 import pytest
 
 from edgewise.core.errors import InputError
-from edgewise.planning.placement import PLANNERS
+from edgewise.planning.placement import PLACEMENT_SOLVERS
 from edgewise.planning.placement.exhaustive import exhaustive
 from edgewise.planning.placement.min_cut import min_cut
 from edgewise.planning.placement.problem import Flow, Problem, cost_of
@@ -43,12 +43,12 @@ def test_min_cut_equals_exhaustive_on_random_dags(tiers, groups, count):
     assert infeasible < count / 2
 
 
-@pytest.mark.parametrize("name", PLANNERS)
+@pytest.mark.parametrize("name", PLACEMENT_SOLVERS)
 def test_no_planner_beats_the_oracle_and_each_states_its_true_cost(name):
     rng = np.random.default_rng(7)
     for _ in range(40):
         problem = random_problem(rng, 3, 5)
-        found = PLANNERS[name](problem)
+        found = PLACEMENT_SOLVERS[name](problem)
         assert found.cost >= exhaustive(problem).cost * (1 - 1e-9)
         assert not found.is_feasible or found.cost == cost_of(problem, found.tiers)
 
@@ -60,36 +60,36 @@ def shared(crossing: float) -> Problem:
     return Problem((stem, branch, branch, branch), (1.0,) * 4, flows, (0.5,))
 
 
-@pytest.mark.parametrize("name", PLANNERS)
+@pytest.mark.parametrize("name", PLACEMENT_SOLVERS)
 def test_a_shared_tensor_is_paid_for_once(name):
-    found = PLANNERS[name](shared(4.0))
+    found = PLACEMENT_SOLVERS[name](shared(4.0))
     assert found.tiers == (0, 1, 1, 1)
     assert found.cost == pytest.approx(0.1 + 4.0 + 0.5 + 3 * 0.1)
 
 
-@pytest.mark.parametrize("name", PLANNERS)
+@pytest.mark.parametrize("name", PLACEMENT_SOLVERS)
 def test_a_forbidden_tensor_keeps_its_readers_inside(name):
-    assert PLANNERS[name](shared(float("inf"))).tiers == (0, 0, 0, 0)
+    assert PLACEMENT_SOLVERS[name](shared(float("inf"))).tiers == (0, 0, 0, 0)
 
 
-@pytest.mark.parametrize("name", PLANNERS)
+@pytest.mark.parametrize("name", PLACEMENT_SOLVERS)
 def test_an_early_exit_discounts_what_comes_after_it(name):
     flows = (Flow(-1, (0,), (9.0,)), Flow(0, (1, 2), (2.0,)))
     problem = Problem(((1.0, 9.0), (0.5, 9.0), (6.0, 1.0)), (1.0, 1.0, 0.25), flows, (1.0,))
-    found = PLANNERS[name](problem)
+    found = PLACEMENT_SOLVERS[name](problem)
     assert found.tiers == (0, 0, 1)
     assert found.cost == pytest.approx(1.0 + 0.5 + 0.25 * (1.0 + 2.0 + 1.0))
 
 
-@pytest.mark.parametrize("name", PLANNERS)
+@pytest.mark.parametrize("name", PLACEMENT_SOLVERS)
 def test_where_nothing_is_allowed_the_solution_is_infeasible(name):
-    found = PLANNERS[name](Problem(((float("inf"), float("inf")),), (1.0,), (), (1.0,)))
+    found = PLACEMENT_SOLVERS[name](Problem(((float("inf"), float("inf")),), (1.0,), (), (1.0,)))
     assert not found.is_feasible
     assert found.tiers == ()
 
 
 def test_exhaustive_refuses_what_it_cannot_try():
     problem = Problem(((1.0, 1.0, 1.0),) * 40, (1.0,) * 40, (), (1.0, 1.0))
-    with pytest.raises(InputError, match=r"40 groups on 3 tiers have .* Use the planner 'min_cut'"):
+    with pytest.raises(InputError, match=r"40 groups on 3 tiers have .* Use the solver 'min_cut'"):
         exhaustive(problem)
     assert min_cut(problem).cost == pytest.approx(40.0)

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.core.ids import Epoch, NodeId, RequestId
+from edgewise.core.ids import NodeId, RequestId, Revision
 from edgewise.inference.observation import Observation
 from edgewise.inference.request_driver import Served
 from edgewise.inference.serving_node import device_only_plan
 from edgewise.inference.session import AnswerSource
+from edgewise.inference.streams import StreamStep
 from edgewise.models.graph.graph import Graph, PlainTensor
 from edgewise.planning.plan import ActivePlan
 from edgewise.service.client import InferenceClient
@@ -89,12 +90,12 @@ class _AtOnce:
     name = "ready"
 
     def __init__(self, graph: Graph) -> None:
-        self.active = ActivePlan(Epoch(1), device_only_plan(graph), 1)
+        self.active = ActivePlan(Revision(1), device_only_plan(graph), 1)
         self.inputs: tuple[PlainTensor, ...] = graph.inputs
-        self.outputs: tuple[PlainTensor, ...] = graph.outputs[-1:]
+        self.outputs: tuple[PlainTensor, ...] = graph.outputs
         seen = Observation(
             RequestId(self.name),
-            Epoch(1),
+            Revision(1),
             1,
             self.active.plan.digest,
             AnswerSource.PLAN,
@@ -108,7 +109,12 @@ class _AtOnce:
         self._answer = Served({t.name: np.zeros(t.shape, t.dtype) for t in self.outputs}, seen)
 
     async def infer(
-        self, inputs: Mapping[str, NDArray[Any]], *, deadline_s: float | None = None, request: str = ""
+        self,
+        inputs: Mapping[str, NDArray[Any]],
+        *,
+        deadline_s: float | None = None,
+        request: str = "",
+        stream: StreamStep | None = None,
     ) -> Served:
         return self._answer
 
