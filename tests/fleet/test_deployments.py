@@ -115,7 +115,8 @@ class Fleet:
     def __init__(self, log: FakeLog | None = None) -> None:
         self.node, self.versions, self.events = FakeNode(), FakeVersions(), []
         known = {
-            n: KnownNode(n, t, Epoch(1), NodeState.ALIVE, info(n, t)) for n, t in ((EDGE, Tier.EDGE), (DEVICE, Tier.DEVICE))
+            n: KnownNode(n, t, Epoch(1), NodeState.ALIVE, info(n, t))
+            for n, t in ((EDGE, Tier.EDGE), (DEVICE, Tier.DEVICE))
         }
         node: Any = self.node
         versions: Any = self.versions
@@ -306,7 +307,9 @@ def test_which_model_to_roll_back_must_be_said_where_there_are_several() -> None
         ack = await fleet.made.rollback()
         assert "there is no former deployment of 'digits'" in ack.reason
         await fleet.deploy(3)
-        with pytest.raises(InputError, match=r"several models are in force: digits, faces\. Say which, with --model NAME"):
+        with pytest.raises(
+            InputError, match=r"several models are in force: digits, faces\. Say which, with --model NAME"
+        ):
             await fleet.made.rollback()
         with pytest.raises(InputError, match=r"no model 'digit' is in force here\. Did you mean 'digits'"):
             await fleet.made.rollback("digit")

@@ -39,7 +39,9 @@ def command(
     task_settings: Annotated[str, typer.Option("--task-settings", help="JSON passed to the task.")] = "",
     client: Annotated[str, typer.Option("--client", help="Whose data the node holds; by default its own name.")] = "",
     http: Annotated[str, typer.Option("--http", help="Host:port of the inference endpoint; port 0 picks one.")] = "",
-    model_name: Annotated[str, typer.Option("--model-name", help="Another name of its only model at the endpoint.")] = "model",
+    model_name: Annotated[
+        str, typer.Option("--model-name", help="Another name of its only model at the endpoint.")
+    ] = "model",
     engine: Annotated[str, typer.Option("--engine", help="Local engine; by default the fastest is chosen.")] = "",
     dilation: Dilation = 1.0,
     power: Power = 3.0,

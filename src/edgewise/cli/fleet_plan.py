@@ -149,7 +149,9 @@ async def plan_and_deploy(
         evidence, meaning = _evaluated(graph, request.data)
         version = with_evidence(version, evidence)
     with out.progress(f"version {version.number}: measuring", len(chain)) as advance:
-        measured = await measure(operator, graph.model_bytes, chain, budget_s=parse_duration(request.budget), done=advance)
+        measured = await measure(
+            operator, graph.model_bytes, chain, budget_s=parse_duration(request.budget), done=advance
+        )
     search = search_of(graph, measured, policy, version.evidence, version.training_domain)
     said = recommend(search)
     meaning = meaning if version.evidence else "unknown: no held-out data; give --data, or the coordinator --holdout"
@@ -160,7 +162,12 @@ async def plan_and_deploy(
 
 
 async def deploy_plan(
-    out: Output, request: FleetPlanRequest, operator: Operator, version: ModelVersion, search: Search, said: Recommendation
+    out: Output,
+    request: FleetPlanRequest,
+    operator: Operator,
+    version: ModelVersion,
+    search: Search,
+    said: Recommendation,
 ) -> dict[str, Any]:
     """Puts a plan in force, device by device.
 
@@ -190,7 +197,9 @@ async def deploy_plan(
         f"{len(order.plans)} plans warm, deadline {order.deadline_s * 1e3:.0f} ms"
     )
     for node, port in ports.items():
-        out.line(f"  ask {node} at port {port}: edgewise infer --url http://HOST:{port} --model {version.task} --source FILE")
+        out.line(
+            f"  ask {node} at port {port}: edgewise infer --url http://HOST:{port} --model {version.task} --source FILE"
+        )
     return {**ack.details, "deadline_s": order.deadline_s, "plans": [p.name for p in order.plans], "ports": ports}
 
 

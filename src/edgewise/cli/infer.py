@@ -177,7 +177,9 @@ async def only_model(client: InferenceClient) -> str:
     status, _, body = await client.call("POST", "/v2/repository/index")
     names = [model["name"] for model in json.loads(body)] if status == 200 else []
     if not names:
-        raise RemoteError("the endpoint serves no model yet. Say which with --model NAME, or --wait until there is one.")
+        raise RemoteError(
+            "the endpoint serves no model yet. Say which with --model NAME, or --wait until there is one."
+        )
     return choose_model(names, are="served there")
 
 

@@ -68,7 +68,9 @@ def command(
       edgewise plan --connect tls/127.0.0.1:7447 --identity nodes/operator --policy policy.toml --deploy
     """
     out = Output(as_json)
-    fleet_only(connect, identity=identity, version=version, model=model, device=device, deadline=deadline, deploy=deploy)
+    fleet_only(
+        connect, identity=identity, version=version, model=model, device=device, deadline=deadline, deploy=deploy
+    )
     if connect:
         if onnx is not None:
             raise InputError("a fleet plans its own versions. To bring a file there: edgewise serve FILE --connect …")

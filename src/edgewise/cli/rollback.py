@@ -33,7 +33,11 @@ def command(
             return await roll_back(operator, model)
 
     done = run_async(speak()).details
-    again = f"version {done['version']} serves again (plan revision {done['revision']})" if done["version"] else "nothing serves"
+    again = (
+        f"version {done['version']} serves again (plan revision {done['revision']})"
+        if done["version"]
+        else "nothing serves"
+    )
     out.line(f"{done['model']}: {again}, in place of version {done['from']}")
     out.result(done)
 

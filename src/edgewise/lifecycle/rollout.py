@@ -304,9 +304,7 @@ def _on_time(state: RolloutState, time: float) -> Outcome:
         return state, ()
     late = [node for node in state.present if node not in state.updated]
     if late:
-        return _roll_back(
-            state, f"{late[0]} did not install it within {state.limits.patience_s:g} s", time
-        )
+        return _roll_back(state, f"{late[0]} did not install it within {state.limits.patience_s:g} s", time)
     if not state.present or not any(node in state.health for node in state.present):
         return state, (WakeAt(time + state.limits.patience_s),)  # nobody to evaluate: a rollout does not pass unseen
     return _evaluate(state, time)

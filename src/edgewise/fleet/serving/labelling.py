@@ -53,7 +53,9 @@ def label_help(
         return probabilities(logits)
 
     features = None if handover.carries_raw else served.features
-    return LabelHelp(features=features, teacher=ask, teacher_tier=active.plan.site_of(handover.target).tier, policy=policy)
+    return LabelHelp(
+        features=features, teacher=ask, teacher_tier=active.plan.site_of(handover.target).tier, policy=policy
+    )
 
 
 def _runs_here(graph: Graph) -> Any:

@@ -20,6 +20,7 @@ from edgewise.core.errors import EdgewiseError, TransportError, Unreachable
 from edgewise.core.files import write_atomic
 from edgewise.core.ids import NodeId, Revision, Tier
 from edgewise.core.process import keep_for_good
+from edgewise.core.units import format_bytes
 from edgewise.fleet.messages import (
     Ack,
     BlobRef,
@@ -268,8 +269,8 @@ class Serving:
         needed, taken = _bytes_of(order), sum(map(_bytes_of, others))
         if needed + taken > self._max_bytes:
             return (
-                f"{order.model!r} with {len(order.plans)} plans needs about {needed / 1e6:.0f} MB on {self.node.name}, "
-                f"where {taken / 1e6:.0f} of {self._max_bytes / 1e6:.0f} MB for models are taken. Deploy fewer plans or a "
+                f"{order.model!r} with {len(order.plans)} plans needs about {format_bytes(needed)} on {self.node.name}, where "
+                f"{format_bytes(taken)} of {format_bytes(self._max_bytes)} for models are taken. Deploy fewer plans or a "
                 "smaller model, or start it with a larger --models-bytes."
             )
         return ""
@@ -285,11 +286,15 @@ class Serving:
                 self.host.set_targets(nodes, site)
         else:
             model = self.models.get(order.model) or self._new_model(order.model)
-            model.stop_following()
-            await model.install(order, graph, targets)
+            try:
+                await model.install(order, graph, targets)
+            except BaseException:
+                self._drop(model)
+                raise
             for name in self._away:
                 model.served.peer_lost(name)
             self.models[order.model] = model
+            model.stop_following()
             model.follow_link(graph, lambda size: self._probe(order, size), self._switched, self.node.spawn)
         self._orders[order.model] = order
         keep_for_good()  # graphs and sessions of these plans: looked through in the middle of a request they took 20 ms
@@ -300,6 +305,11 @@ class Serving:
         self.node.coordinator = frame.sender
         installed = msgspec.msgpack.encode(Installed(self._orders, frame.sender))
         await asyncio.to_thread(write_atomic, self._file, installed)
+
+    def _drop(self, model: DeviceModel) -> None:
+        """Gives up a model that could not be prepared, unless an earlier version of it serves."""
+        if model.order is None and self._device is not None:
+            self._device.withdraw(model.name)
 
     def _new_model(self, name: str) -> DeviceModel:
         assert self._device is not None
