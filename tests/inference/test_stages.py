@@ -121,6 +121,8 @@ def test_plans_that_cannot_run_are_refused() -> None:
     with pytest.raises(PlanInfeasible, match="has no exit, so it never answers"):
         asyncio.run(build_stages(graph, Plan("empty", graph.digest, ()), ENTRY))
     with pytest.raises(PlanInfeasible, match="plan 'empty' has no stage, so it computes nothing"):
-        asyncio.run(build_stages(graph, Plan("empty", graph.digest, (), (), (Gate(EXIT, "edge", 0.0, index=0),)), ENTRY))
+        asyncio.run(
+            build_stages(graph, Plan("empty", graph.digest, (), (), (Gate(EXIT, "edge", 0.0, index=0),)), ENTRY)
+        )
     stages = asyncio.run(build_stages(graph, device_only_plan(graph), ENTRY)).stages
     assert [isinstance(loaded, LoadedStage) for _, loaded in stages] == [True]

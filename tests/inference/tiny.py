@@ -13,7 +13,6 @@ from onnx import TensorProto, helper, numpy_helper
 from edgewise.core.ids import NodeId, Revision, Tier
 from edgewise.inference.model_server import ModelServer
 from edgewise.inference.serving_node import ServingNode
-from edgewise.inference.worker import Worker
 from edgewise.models.graph.graph import Graph, graph_from
 from edgewise.planning.plan import EXIT, INPUT, ActivePlan, Gate, Handover, Plan, Site, Stage
 
@@ -132,18 +131,10 @@ def active(plan: Plan, revision: int = 1, version: int = 1) -> ActivePlan:
     return ActivePlan(Revision(revision), plan, version)
 
 
-def model_server(
-    node: str = "device-1",
-    *,
-    dilation: float = 1.0,
-    max_in_flight: int = 64,
-    worker: Worker | None = None,
-    **given: Any,
-) -> ModelServer:
+def model_server(node: str = "device-1", *, name: str = "model", **settings: Any) -> ModelServer:
     """A device's only model."""
-    return ServingNode(NodeId(node), dilation=dilation, max_in_flight=max_in_flight, worker=worker).deploy(
-        "model", **given
-    )
+    own = {key: settings.pop(key) for key in ("dilation", "max_in_flight") if key in settings}
+    return ServingNode(NodeId(node), **own).deploy(name, **settings)
 
 
 async def close(server: ModelServer) -> None:

@@ -8,17 +8,15 @@ import socket
 import pytest
 
 from edgewise.core.errors import ConfigError
-from edgewise.core.ids import NodeId
-from edgewise.inference.serving_node import Server
 from edgewise.service.endpoint import open_endpoint
-from tests.inference.tiny import images, two_exit_graph
+from tests.inference.tiny import close, images, model_server, two_exit_graph
 
 GRAPH = two_exit_graph()
 
 
 def test_an_endpoint_tells_what_it_costs_and_leaves_its_own_requests_alone() -> None:
     async def run() -> None:
-        server = Server(NodeId("device-1"), name="tiny")
+        server = model_server(name="tiny")
         endpoint = await open_endpoint(server, "127.0.0.1", 0)
         before = len(asyncio.all_tasks())
         assert 0.0 < await endpoint.overhead_s(GRAPH, gap_s=0.001) < 5.0
@@ -26,7 +24,7 @@ def test_an_endpoint_tells_what_it_costs_and_leaves_its_own_requests_alone() -> 
         await asyncio.sleep(0.05)
         assert len(asyncio.all_tasks()) == before
         await endpoint.close()
-        await server.close()
+        await close(server)
 
     asyncio.run(run())
 
@@ -46,9 +44,9 @@ def test_every_type_of_the_protocol_crosses_our_own_client() -> None:
 def test_a_port_in_use_is_named() -> None:
     async def run() -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
-            server = Server(NodeId("device-1"))
+            server = model_server()
             with pytest.raises(ConfigError, match=r"cannot listen on 127\.0\.0\.1"):
                 await open_endpoint(server, "127.0.0.1", taken.getsockname()[1])
-            await server.close()
+            await close(server)
 
     asyncio.run(run())
