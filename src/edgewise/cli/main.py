@@ -59,7 +59,7 @@ class Verbs(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Finds the verb or says which one was perhaps meant."""
         if args[0] in RENAMED:
-            ctx.fail(f"the verb {args[0]!r} is now called {RENAMED[args[0]]!r}: edgewise {RENAMED[args[0]]} …")
+            raise _MISUSE(f"`edgewise {args[0]}` is now called `edgewise {RENAMED[args[0]]}`, with the same options.")
         if args[0] not in available_verbs() and not args[0].startswith("-"):
             ctx.fail(f"there is no verb {args[0]!r}.{nearest(args[0], available_verbs())}")
         return super().resolve_command(ctx, args)

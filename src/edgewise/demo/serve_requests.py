@@ -13,7 +13,7 @@ from edgewise.core.errors import EdgewiseError
 from edgewise.core.ids import Tier
 from edgewise.core.units import parse_rate
 from edgewise.demo.scenario import SLOW_BYTES_PER_S, TASK, Demo
-from edgewise.demo.streaming import Sent, epochs_changed, stream, take
+from edgewise.demo.streaming import Sent, revisions_changed, stream, take
 from edgewise.fleet.messages import Deploy, PlanInputs
 from edgewise.inference.accuracy import prediction_error
 from edgewise.inference.evidence import CODECS
@@ -112,7 +112,7 @@ async def break_things(demo: Demo) -> None:
     in_time = sum(part.in_time(demo.deadline_s) for part in parts)
     lost = sum(bool(r.error) for part in parts for r in part.replies)
     failover_ms = _failover_ms(demo, killed, killed_at_s)
-    switches = epochs_changed([before, slow, killed])
+    switches = revisions_changed([before, slow, killed])
     demo.change(
         faults=FaultsSection(
             len(rows), in_time, switches, lost, failover_ms, returned, shares_of(rows), 1e3 * demo.deadline_s,
