@@ -23,7 +23,8 @@ from edgewise.fleet.messages import (
     NodeInfo,
     UninstallOrder,
 )
-from edgewise.fleet.serving.deployments import LOG, REVISIONS_PER_DEPLOYMENT, Deployment, Deployments
+from edgewise.fleet.serving.deployment import Deployment
+from edgewise.fleet.serving.deployments import LOG, REVISIONS_PER_DEPLOYMENT, Deployments
 from edgewise.models.version import ModelVersion
 from edgewise.planning.plan import Plan
 from tests.inference.tiny import split_plan, two_exit_graph
@@ -133,9 +134,11 @@ class Fleet:
         return await self.made.deploy(Deploy(number, (PLAN,), **how))
 
     async def until(self, holds: Any) -> None:
-        async with asyncio.timeout(5.0):
-            while not holds():
-                await asyncio.sleep(0.01)
+        for _ in range(500):
+            if holds():
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError("it did not come about")
 
 
 def test_each_model_has_its_own_version_in_force_and_its_own_way_back() -> None:

@@ -172,7 +172,7 @@ async def only_model(client: InferenceClient) -> str:
         RemoteError: If none is served.
         InputError: If several are.
     """
-    from edgewise.fleet.serving.model_choice import choose_model
+    from edgewise.models.model_choice import choose_model
 
     status, _, body = await client.call("POST", "/v2/repository/index")
     names = [model["name"] for model in json.loads(body)] if status == 200 else []

@@ -20,9 +20,9 @@ from edgewise.core.errors import DeadlineExceeded, EdgewiseError, Unreachable
 from edgewise.core.ids import Tier
 from edgewise.fleet.messages import ExampleCounts
 from edgewise.fleet.operator.operator import Operator
-from edgewise.fleet.serving.model_choice import choose_model
 from edgewise.lifecycle import loop
 from edgewise.lifecycle.loop import LoopPhase, LoopSettings, LoopState, TimelineNote
+from edgewise.models.model_choice import choose_model
 from edgewise.transport.frame import Frame
 
 A = TypeVar("A")

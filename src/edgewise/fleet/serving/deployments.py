@@ -34,12 +34,13 @@ from edgewise.fleet.messages import (
 from edgewise.fleet.messages.message import Message
 from edgewise.fleet.messages.serving_messages import deployment_digest
 from edgewise.fleet.node.node import Node
-from edgewise.fleet.serving.model_choice import choose_model
+from edgewise.fleet.serving.deployment import Deployment, ModelDeployments, Withdrawn
 from edgewise.fleet.serving.rollout_driver import RolloutDriver
 from edgewise.fleet.serving.versions import VersionStore
 from edgewise.fleet.store.events import EventLog
 from edgewise.lifecycle import rollout
 from edgewise.lifecycle.health import HealthLimits
+from edgewise.models.model_choice import choose_model
 from edgewise.planning.plan import Site
 
 log = logging.getLogger("edgewise.fleet")
@@ -47,48 +48,6 @@ LOG = RunId("deployments")
 REVISIONS_PER_DEPLOYMENT = 64
 """A deployment's plans take consecutive revisions from a multiple of this."""
 INSTALL_TIMEOUT_S = 60.0
-
-
-class Deployment(msgspec.Struct, frozen=True):
-    """A version of a model along plans, in force or on its way there.
-
-    Attributes:
-        model: Which model.
-        deploy: Version and plans.
-        revision: Of the first plan.
-    """
-
-    model: str
-    deploy: Deploy
-    revision: Revision
-
-
-class Withdrawn(msgspec.Struct, frozen=True):
-    """The last deployment of a model is no longer in its history."""
-
-    model: str
-
-
-@dataclass(slots=True)
-class ModelDeployments:
-    """One model: what served, what serves, and the rollout in progress.
-
-    Attributes:
-        history: What was in force, newest last; it is in force.
-        busy: Held by whoever changes it.
-        rollout: In progress; None if none is.
-        rolling_out: What it brings.
-    """
-
-    history: list[Deployment] = field(default_factory=list)
-    busy: asyncio.Lock = field(default_factory=asyncio.Lock)
-    rollout: RolloutDriver | None = None
-    rolling_out: Deployment | None = None
-
-    @property
-    def current(self) -> Deployment | None:
-        """What is in force; None before the first deployment."""
-        return self.history[-1] if self.history else None
 
 
 @dataclass(slots=True)

@@ -19,9 +19,9 @@ from edgewise.core.errors import InputError
 from edgewise.core.ids import NodeId, Tier
 from edgewise.fleet.messages import Deploy, NodeInfo, NodeRow, PlanInputs, ProfileOrder
 from edgewise.fleet.operator.operator import Operator
-from edgewise.fleet.serving.model_choice import choose_model
 from edgewise.inference.evidence import CODECS
 from edgewise.models.graph.graph import Graph
+from edgewise.models.model_choice import choose_model
 from edgewise.models.version import ExitEvidence, ModelVersion
 from edgewise.planning.choose import make_search
 from edgewise.planning.levels import single_node_plans

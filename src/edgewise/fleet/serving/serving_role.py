@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,10 +16,8 @@ from typing import Any, Protocol
 import msgspec
 
 from edgewise.core.errors import EdgewiseError, TransportError, Unreachable
-from edgewise.core.files import write_atomic
 from edgewise.core.ids import NodeId, Revision, Tier
 from edgewise.core.process import keep_for_good
-from edgewise.core.units import format_bytes
 from edgewise.fleet.messages import (
     Ack,
     BlobRef,
@@ -32,7 +29,6 @@ from edgewise.fleet.messages import (
     HealthRequest,
     InForce,
     InstallOrder,
-    NodesAt,
     ProfileAnswer,
     ProfileOrder,
     UninstallOrder,
@@ -42,8 +38,8 @@ from edgewise.fleet.node.probe import PROBE, answer_probe, probe_link, probe_onc
 from edgewise.fleet.node.settings import AgentSettings
 from edgewise.fleet.serving.device_model import DeviceModel, EndpointModels
 from edgewise.fleet.serving.drift_watch import CollectOrder, Confidences
+from edgewise.fleet.serving.installed import InstalledModels, edge_first
 from edgewise.fleet.serving.labelling import label_help
-from edgewise.fleet.serving.model_choice import choose_model
 from edgewise.inference.model_server import ModelServer
 from edgewise.inference.observation import Observation
 from edgewise.inference.peers import Target
@@ -51,6 +47,7 @@ from edgewise.inference.serving_node import ServingNode
 from edgewise.inference.stage_messages import STAGE
 from edgewise.inference.stage_server import StageHost
 from edgewise.models.graph.graph import Graph
+from edgewise.models.model_choice import choose_model
 from edgewise.models.task import Examples
 from edgewise.planning.plan import ActivePlan, Site
 from edgewise.planning.policy import Policy
@@ -73,18 +70,6 @@ class ServingEndpoint(Protocol):
     async def overhead_s(self, graph: Graph, gap_s: float = 0.0) -> float:
         """Seconds a request for a model spends in the endpoint itself."""
         ...
-
-
-class Installed(msgspec.Struct, frozen=True):
-    """What a node serves, as it is on disk.
-
-    Attributes:
-        orders: What was installed, by model.
-        coordinator: Who ordered it.
-    """
-
-    orders: dict[str, InstallOrder]
-    coordinator: NodeId
 
 
 OpenEndpoint = Callable[[Mapping[str, ModelServer], str, int], Awaitable[ServingEndpoint]]
@@ -112,11 +97,12 @@ class Serving:
         self._endpoint: ServingEndpoint | None = None
         self._device: ServingNode | None = None
         self._graphs: dict[str, Graph] = {}
-        self._orders: dict[str, InstallOrder] = {}
         self._changing = asyncio.Lock()
         self._away: set[NodeId] = set()
-        self._file = Path(settings.state) / "serving.msgpack"
-        self._max_bytes = settings.models_bytes or _machine_bytes() // 2
+        self._installed = InstalledModels(
+            node.name, Path(settings.state) / "serving.msgpack", max_models=settings.max_models,
+            max_bytes=settings.models_bytes,
+        )  # fmt: skip
         if settings.tier is Tier.DEVICE:
             self._device = ServingNode(node.name, dilation=settings.dilation, max_in_flight=MAX_IN_FLIGHT)
         else:
@@ -125,7 +111,7 @@ class Serving:
     def in_force(self) -> dict[str, InForce]:
         """What is served, by model."""
         if self.host is not None:
-            return {n: InForce(o.version, o.revision, o.digest) for n, o in sorted(self._orders.items())}
+            return self._installed.in_force
         found = {name: model.in_force for name, model in sorted(self.models.items())}
         return {name: now for name, now in found.items() if now is not None}
 
@@ -155,16 +141,16 @@ class Serving:
             edge: The edge it is connected to now, which may be another than before; it is asked first.
         """
         try:
-            kept = msgspec.msgpack.decode(await asyncio.to_thread(self._file.read_bytes), type=Installed)
+            before = await self._installed.read()
         except FileNotFoundError:
             return
         except (OSError, msgspec.MsgspecError) as error:
             return self._cannot_resume(error)
-        for order in kept.orders.values():
+        for order in before.orders.values():
             try:
                 if self.node.blobs.has(order.graph.digest):
-                    await self._serve(_edge_first(order, edge))
-                    self.node.coordinator = kept.coordinator
+                    await self._serve(edge_first(order, edge))
+                    self.node.coordinator = before.coordinator
                     log.info("%s serves version %d of %s again", self.node.name, order.version, order.model)
             except (OSError, EdgewiseError) as error:
                 self._cannot_resume(error)
@@ -230,7 +216,7 @@ class Serving:
             Yes, with model, version and revision; no if there is no room for another model.
         """
         async with self._changing:
-            if cause := self._no_room_for(order):
+            if cause := self._installed.refusal_of(order):
                 return Ack(False, cause)
             await self._serve(order)
             await self._remember(frame)
@@ -247,7 +233,7 @@ class Serving:
             Yes, also if it was not served.
         """
         async with self._changing:
-            self._orders.pop(order.model, None)
+            self._installed.orders.pop(order.model, None)
             if self.host is not None:
                 self.host.remove(order.model)
             elif (model := self.models.pop(order.model, None)) is not None:
@@ -256,24 +242,6 @@ class Serving:
                 self._device.withdraw(order.model)
             await self._remember(frame)
         return Ack(details={"model": order.model})
-
-    def _no_room_for(self, order: InstallOrder) -> str:
-        """Why another model cannot be served here; "" if it can."""
-        others = [other for name, other in self._orders.items() if name != order.model]
-        if len(others) >= self._settings.max_models:
-            names = ", ".join(sorted(other.model for other in others))
-            return (
-                f"{self.node.name} serves {len(others)} models ({names}) and takes no more, so not {order.model!r}. "
-                "Start it with a larger --max-models, or deploy elsewhere."
-            )
-        needed, taken = _bytes_of(order), sum(map(_bytes_of, others))
-        if needed + taken > self._max_bytes:
-            return (
-                f"{order.model!r} with {len(order.plans)} plans needs about {format_bytes(needed)} on {self.node.name}, where "
-                f"{format_bytes(taken)} of {format_bytes(self._max_bytes)} for models are taken. Deploy fewer plans or a "
-                "smaller model, or start it with a larger --models-bytes."
-            )
-        return ""
 
     async def _serve(self, order: InstallOrder) -> None:
         graph = await self._load(order.graph)
@@ -296,15 +264,14 @@ class Serving:
             self.models[order.model] = model
             model.stop_following()
             model.follow_link(graph, lambda size: self._probe(order, size), self._switched, self.node.spawn)
-        self._orders[order.model] = order
+        self._installed.orders[order.model] = order
         keep_for_good()  # graphs and sessions of these plans: looked through in the middle of a request they took 20 ms
 
     async def _remember(self, frame: Frame | None) -> None:
         if frame is None:
             return
         self.node.coordinator = frame.sender
-        installed = msgspec.msgpack.encode(Installed(self._orders, frame.sender))
-        await asyncio.to_thread(write_atomic, self._file, installed)
+        await self._installed.write(frame.sender)
 
     def _drop(self, model: DeviceModel) -> None:
         """Gives up a model that could not be prepared, unless an earlier version of it serves."""
@@ -320,7 +287,7 @@ class Serving:
 
     def ways_changed(self) -> None:
         """Another uplink leads to a node now, or it is known which does."""
-        for name, order in self._orders.items():
+        for name, order in self._installed.orders.items():
             part = self.host if self.host is not None else self.models[name].served
             for site, nodes in self._targets(order).items():
                 part.set_targets(nodes, site)
@@ -341,7 +308,7 @@ class Serving:
         digest = graph.digest
         if digest not in self._graphs:
             data = await self.node.fetch(graph)
-            served = {order.graph.digest for order in self._orders.values()}
+            served = {order.graph.digest for order in self._installed.orders.values()}
             others = [item for item in self._graphs.items() if item[0] not in served][-3:]
             self._graphs = {
                 **{known: value for known, value in self._graphs.items() if known in served},
@@ -406,24 +373,3 @@ class Serving:
     async def _publish(self, kind: str, fields: dict[str, Any]) -> None:
         frame = Frame(kind, msgspec.msgpack.encode({"node": self.node.name, **fields}))
         await self.node.transport.publish(self.node.keys.event(self.node.name), frame)
-
-
-def _edge_first(order: InstallOrder, edge: NodeId | None) -> InstallOrder:
-    """The same with the edge a device is connected to now as the first that is asked."""
-    if edge is None:
-        return order
-    first = Site(Tier.EDGE)
-    nodes_at = (
-        NodesAt(at.site, (edge, *(name for name in at.nodes if name != edge))) if at.site == first else at
-        for at in order.nodes_at
-    )
-    return msgspec.structs.replace(order, nodes_at=tuple(nodes_at))
-
-
-def _bytes_of(order: InstallOrder) -> int:
-    """About what a model takes here: its graph, and each plan's sessions with the weights once."""
-    return order.graph.size_bytes * (1 + len(order.plans))
-
-
-def _machine_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
