@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,22 +12,17 @@ import pytest
 from edgewise.core.errors import Busy, InputError, PlanInfeasible, RemoteError
 from edgewise.core.ids import NodeId, Revision, Tier
 from edgewise.inference.gates.exit import confidence
-from edgewise.inference.model_server import ModelServer
-from edgewise.inference.observation import Observation
-from edgewise.inference.peers import Target
 from edgewise.inference.serving_node import device_only_plan, local_server
 from edgewise.inference.session import AnswerSource
-from edgewise.inference.stage_messages import STAGE, STAGE_REQUEST, StageRequest
+from edgewise.inference.stage_messages import STAGE_REQUEST, StageRequest
 from edgewise.inference.stage_server import StageHost
 from edgewise.inference.stages import make_session
 from edgewise.models.graph.graph import Graph
 from edgewise.planning.plan import Plan, Site
 from edgewise.transport.frame import Frame, make_frame
-from edgewise.transport.guard import AllowOrigins
-from edgewise.transport.keys import Keys
-from edgewise.transport.loopback import LoopbackFabric
 from edgewise.transport.remote import answer, checked_reply
-from edgewise.transport.transport import Registration, on_the_loop
+from edgewise.transport.transport import on_the_loop
+from tests.inference.loopback_world import hang, world
 from tests.inference.tiny import (
     active,
     close,
@@ -43,66 +35,10 @@ from tests.inference.tiny import (
 )
 
 GRAPH = two_exit_graph()
-KEYS = Keys("test")
 
 
 def whole(graph: Graph, x: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
     return list(make_session(graph.whole).run(None, {"x": x}))
-
-
-@dataclass
-class World:
-    """A device and edges (and a cloud) on one fabric."""
-
-    fabric: LoopbackFabric
-    server: ModelServer
-    hosts: dict[str, StageHost]
-    rows: list[Observation]
-    registrations: dict[str, Registration] = field(default_factory=dict)
-
-    async def install(self, plan: Plan, revision: int = 1, version: int = 1, graph: Graph = GRAPH) -> None:
-        for host in self.hosts.values():
-            await host.prepare(active(plan, revision, version), graph)
-        await self.server.prepare(active(plan, revision, version), graph)
-        self.server.activate(Revision(revision))
-
-
-def anything(origins: object, key: str) -> None:
-    """A data policy that grants everything."""
-
-
-@asynccontextmanager
-async def world(*edges: str, cloud: bool = False, allow: AllowOrigins | None = anything) -> AsyncIterator[World]:
-    fabric, rows = LoopbackFabric(), list[Observation]()
-    async with AsyncExitStack() as stack:
-        device = await stack.enter_async_context(fabric.open("device-1", allow=allow))
-        server = model_server("device-1", on_observation=rows.append)
-        made = World(fabric, server, {}, rows)
-        names = [(name, Tier.EDGE) for name in edges] + ([("cloud-1", Tier.CLOUD)] if cloud else [])
-        for name, tier in names:
-            transport = await stack.enter_async_context(fabric.open(name, allow=allow))
-            host = made.hosts[name] = StageHost(NodeId(name), tier)
-            made.registrations[name] = await transport.hear(KEYS.service(name, STAGE), host.hear)
-            if cloud and tier is Tier.EDGE:
-                host.set_targets([Target(NodeId("cloud-1"), transport, KEYS.service("cloud-1", STAGE))])
-        server.set_targets([Target(NodeId(name), device, KEYS.service(name, STAGE)) for name in edges])
-        yield made
-        await close(server)
-        for host in made.hosts.values():
-            await host.close()
-
-
-def hang(made: World, name: str) -> asyncio.Event:
-    """Makes a host take questions and never answer."""
-    asked = asyncio.Event()
-
-    async def handle(frame: Frame) -> Frame:
-        asked.set()
-        await asyncio.Event().wait()
-        return frame
-
-    made.registrations[name].handler = handle  # type: ignore[attr-defined]
-    return asked
 
 
 @pytest.mark.parametrize("plan", [split_plan(GRAPH), split_plan(GRAPH, exit_on_device=False), raw_plan(GRAPH)])
