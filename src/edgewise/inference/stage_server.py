@@ -74,6 +74,7 @@ class StageHost:
         self.answered = 0
         self._plans: dict[Revision, dict[Site, PreparedPlan]] = {}
         self._of_model: dict[str, list[Revision]] = {}
+        self._model_of: dict[Revision, str] = {}
         self._peers = SitePeers(time.monotonic)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._handing_over: set[asyncio.Task[None]] = set()
@@ -89,7 +90,7 @@ class StageHost:
         Args:
             active: The plan with revision and version.
             graph: Its graph.
-            model: Of which model; what is kept of others does not depend on it.
+            model: Of which model; it has its share of the thread, and what is kept of others does not depend on it.
 
         Raises:
             PlanInfeasible: If plan and graph do not belong together.
@@ -99,15 +100,21 @@ class StageHost:
             site: await prepare_plan(active, graph, site, dilation=self.dilation)
             for site in sites_of_tier(active.plan, self.tier)
         }
+        self._model_of[active.revision] = model
         mine = self._of_model[model] = sorted({*self._of_model.get(model, ()), active.revision})
-        for oldest in mine[: -self.keep]:
-            self._plans.pop(oldest, None)
+        self._drop(mine[: -self.keep])
         del mine[: -self.keep]
+        self.worker.set_shares(dict.fromkeys(self._of_model, 1.0))
 
     def remove(self, model: str) -> None:
         """Gives up all plans of a model."""
-        for revision in self._of_model.pop(model, ()):
+        self._drop(self._of_model.pop(model, ()))
+        self.worker.set_shares(dict.fromkeys(self._of_model, 1.0))
+
+    def _drop(self, revisions: Sequence[Revision]) -> None:
+        for revision in revisions:
             self._plans.pop(revision, None)
+            self._model_of.pop(revision, None)
 
     def set_targets(self, targets: Sequence[Target], site: Site | None = None) -> None:
         """Sets the nodes that stand at a site, best first; without a site, at every one that has none of its own."""
@@ -154,8 +161,9 @@ class StageHost:
                 )
 
         self.worker.submit(
-            lambda: self._run(prepared, message, step, frame), settle, deadline_s=deadline_s, is_brief=prepared.is_brief
-        )
+            lambda: self._run(prepared, message, step, frame), settle, deadline_s=deadline_s,
+            is_brief=prepared.is_brief, tenant=self._model_of.get(message.revision, ""),
+        )  # fmt: skip
 
     async def close(self) -> None:
         """Stops the worker and what is being handed over."""
