@@ -21,7 +21,8 @@ from edgewise.models.graph.graph import Graph
 from edgewise.models.task import Examples
 from edgewise.planning.plan import Plan, Site
 from edgewise.planning.policy import Policy
-from tests.inference.test_serving_loopback import GRAPH, World, whole, world
+from tests.inference.loopback_world import World, world
+from tests.inference.test_serving_loopback import GRAPH, whole
 from tests.inference.tiny import images, raw_plan, split_plan, two_exit_graph
 
 ANY = {"name": "teacher", "min_confidence": 0.0}
