@@ -5,7 +5,7 @@ import pytest
 
 from edgewise.core.errors import InputError
 from edgewise.inference.gates.exit import accuracy_lower_bound, choose_threshold, confidence, leaves, tradeoff
-from edgewise.inference.prepared import GateStates
+from edgewise.inference.gates.gate_states import GateStates
 from edgewise.planning.plan import EXIT, Gate
 
 

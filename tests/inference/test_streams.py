@@ -81,7 +81,7 @@ def test_a_stream_that_ends_frees_its_state_at_the_edge(how: str) -> None:
     async def run() -> None:
         async with world("edge-1") as made:
             await made.install(SPLIT, graph=GRAPH)
-            made.server.max_streams = 1
+            made.server.streams.max_streams = 1
             stream = made.server.stream()
             await stream.infer({"x": samples(1)})
             assert len(kept(made)) == 1
@@ -91,7 +91,7 @@ def test_a_stream_that_ends_frees_its_state_at_the_edge(how: str) -> None:
                 await stream.infer({"x": samples(1)}, is_last=True)
             else:
                 made.server.stream()
-            await asyncio.gather(*made.server._telling)
+            await asyncio.gather(*made.server.streams.telling)
             assert len(kept(made)) == 0
             if how != "last request":
                 with pytest.raises(StreamLost, match=r"stream 'stream-1' is not open on 'device-1'"):
@@ -179,7 +179,7 @@ def test_sequences_of_the_protocol_are_streams() -> None:
                     said = {"sequence_id": 7, "sequence_start": at == 0, "sequence_end": at == 3}
                     found.append((await client.infer("lstm", {"x": row[None]}, parameters=said)).outputs["y"])
                 assert np.allclose(np.concatenate(found), unrolled(x), atol=1e-6)
-                assert (made.server.num_streams, len(kept(made))) == (0, 0)
+                assert (len(made.server.streams), len(kept(made))) == (0, 0)
                 with pytest.raises(Exception, match="stream '7' is not open"):
                     await client.infer("lstm", {"x": x[:1]}, parameters={"sequence_id": 7})
             await endpoint.close()

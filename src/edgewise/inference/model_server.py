@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,15 +21,15 @@ from numpy.typing import NDArray
 from edgewise.core.errors import Busy, InputError, PlanInfeasible, Unreachable
 from edgewise.core.ids import NodeId, RequestId, Revision
 from edgewise.inference.cuts import encode_cut
+from edgewise.inference.device_streams import OpenStreams, Stream
 from edgewise.inference.observation import Observation
 from edgewise.inference.peers import SitePeers, Target
 from edgewise.inference.prepared import PreparedPlan, prepare_plan, stage_answer, stage_request
 from edgewise.inference.request_driver import LiveRequest, RequestResources, Served
 from edgewise.inference.request_inputs import check_inputs
 from edgewise.inference.session import AnswerSource
-from edgewise.inference.stage_server import end_stream
 from edgewise.inference.stages import Tensors
-from edgewise.inference.streams import StreamLost, StreamStep
+from edgewise.inference.streams import StreamStep
 from edgewise.inference.worker import Worker
 from edgewise.ledger.entry import Purpose
 from edgewise.models.graph.graph import Graph, PlainTensor
@@ -39,16 +37,6 @@ from edgewise.planning.plan import ENTRY, FILTERED, ActivePlan, Handover, Site
 
 _LABELLING_S = 30.0
 """For an answer to learn from; hosts serve the earliest deadline first, so requests go first."""
-
-
-@dataclass(slots=True, eq=False)
-class _OpenStream:
-    """A stream at the device: on which plan, how far, and which node has its state."""
-
-    prepared: PreparedPlan
-    turn: asyncio.Lock
-    num_sent: int = 0
-    nodes: tuple[str, ...] | None = None
 
 
 class ModelServer:
@@ -60,7 +48,7 @@ class ModelServer:
         dilation: Factor by which this device stretches inference compute.
         default_deadline_s: For requests that bring none.
         max_in_flight: Open requests; one more is refused with `Busy`.
-        max_streams: Open streams; beginning one more evicts the one that was used longest ago.
+        streams: Those that are open.
         worker: The device's computing thread.
         refused: Requests refused because too many were open.
 
@@ -76,21 +64,19 @@ class ModelServer:
         dilation: float = 1.0,
         default_deadline_s: float = 10.0,
         max_in_flight: int = 64,
-        max_streams: int = 64,
         on_observation: Callable[[Observation], None] = lambda observation: None,
         on_served: Callable[[Tensors, Served], None] = lambda inputs, served: None,
         on_feedback: Callable[[Mapping[str, int]], int] | None = None,
     ) -> None:
         self.node, self.name, self.dilation, self.worker = node, name, dilation, worker
-        self.default_deadline_s, self.max_in_flight, self.max_streams = default_deadline_s, max_in_flight, max_streams
+        self.default_deadline_s, self.max_in_flight = default_deadline_s, max_in_flight
         self.refused = 0
         self._on_observation, self._on_served, self._on_feedback = on_observation, on_served, on_feedback
         self._peers = SitePeers(lambda: asyncio.get_running_loop().time())
         self._plans: dict[Revision, PreparedPlan] = {}
         self._active: PreparedPlan | None = None
-        self._streams: OrderedDict[str, _OpenStream] = OrderedDict()
+        self.streams = OpenStreams(node, self._peers)
         self._numbers = itertools.count(1)
-        self._telling: set[asyncio.Task[None]] = set()
 
     @property
     def active(self) -> ActivePlan | None:
@@ -133,11 +119,6 @@ class ModelServer:
     def target(self) -> Site | None:
         """Where it hands over to; None likewise."""
         return None if self._active is None else self._active.stages.target
-
-    @property
-    def num_streams(self) -> int:
-        """Open streams."""
-        return len(self._streams)
 
     def features(self, inputs: NDArray[Any]) -> NDArray[Any]:
         """What this device's stage makes of examples, whatever its gates say. Blocks: call it off the event loop.
@@ -349,54 +330,26 @@ class ModelServer:
             Busy: If no plan is active.
         """
         prepared, name = self._in_force(), name or f"stream-{next(self._numbers)}"
-        self.end_stream(name)
-        while len(self._streams) >= self.max_streams:
-            self.end_stream(next(iter(self._streams)))
-        prepared.num_streams += 1
-        self._streams[name] = _OpenStream(prepared, asyncio.Lock())
-        return Stream(self, name)
+        self.streams.begin(name, prepared)
+        self._drop_idle()
+        return Stream(name, self.infer, self.end_stream)
 
     def end_stream(self, name: str) -> None:
         """Ends a stream and frees its state on every node that it can tell; nothing happens if it is not open."""
-        stream = self._streams.pop(name, None)
-        if stream is None:
-            return
-        prepared = stream.prepared
-        prepared.num_streams -= 1
-        for gates in (prepared.filters, prepared.gates):
-            gates.drop(name)
-        if prepared.streams is not None:
-            prepared.streams.drop(name)
-        if prepared.stages.target is not None and prepared.plan.state and stream.num_sent:
-            task = asyncio.get_running_loop().create_task(
-                end_stream(prepared, self._peers, name, stream.nodes or ())
-            )  # fmt: skip
-            self._telling.add(task)
-            task.add_done_callback(self._telling.discard)
+        self.streams.end(name)
         self._drop_idle()
 
     async def _infer_next(
         self, step: StreamStep, inputs: Mapping[str, NDArray[Any]], deadline_s: float | None, request: str
     ) -> Served:
-        if step.index == 0 and step.stream not in self._streams:
+        if step.index == 0 and not self.streams.is_new(step.stream):
             self.stream(step.stream)
-        stream = self._streams.get(step.stream)
-        if stream is None:
-            raise StreamLost(
-                f"stream {step.stream!r} is not open on {self.node!r}: it ended, or was evicted when more than "
-                f"{self.max_streams} were open. Begin a new one."
-            )
-        self._streams.move_to_end(step.stream)
+        stream = self.streams.opened(step.stream)
         async with stream.turn:
-            if step.index == 0 and stream.num_sent:
-                self.stream(step.stream)
-                return await self._infer_next(step, inputs, deadline_s, request)
             at = StreamStep(step.stream, stream.num_sent, step.is_last)
-            served = await self._infer(stream.prepared, inputs, deadline_s, request, at, stream.nodes)
             stream.num_sent += 1
-            seen = served.observation
-            if stream.nodes is None and stream.prepared.plan.state and len(seen.served_by) > 1:
-                stream.nodes = (next(node for node in seen.served_by if node != self.node),)
+            served = await self._infer(stream.prepared, inputs, deadline_s, request, at, stream.nodes)
+            stream.answered(self.node, served.observation.served_by)
         if step.is_last:
             self.end_stream(step.stream)
         return served
@@ -424,40 +377,11 @@ class ModelServer:
     def retire(self) -> None:
         """Answers no more requests; open ones end with what they have."""
         self._active = None
-        for name in tuple(self._streams):
-            self.end_stream(name)
+        self.streams.end_all()
 
     def _drop_idle(self) -> None:
         for revision in [r for r, p in self._plans.items() if p.is_retired and p.is_idle]:
             del self._plans[revision]
-
-
-class Stream:
-    """Requests in order, between which stages keep their state.
-
-    Attributes:
-        name: Of the stream.
-    """
-
-    def __init__(self, model: ModelServer, name: str) -> None:
-        self.name, self._model, self._num_sent = name, model, 0
-
-    async def infer(
-        self,
-        inputs: Mapping[str, NDArray[Any]],
-        *,
-        deadline_s: float | None = None,
-        request: str = "",
-        is_last: bool = False,
-    ) -> Served:
-        """Serves the stream's next request; see `ModelServer.infer`. With `is_last` the stream ends after it."""
-        step = StreamStep(self.name, self._num_sent, is_last)
-        self._num_sent += 1
-        return await self._model.infer(inputs, deadline_s=deadline_s, request=request, stream=step)
-
-    def close(self) -> None:
-        """Ends the stream: its state is freed."""
-        self._model.end_stream(self.name)
 
 
 def _asked(prepared: PreparedPlan) -> tuple[PlainTensor, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,16 +20,16 @@ from edgewise.codecs import Codec, make_codec
 from edgewise.codecs.bundle import CodedBundle, Section
 from edgewise.core.ids import Digest, RequestId
 from edgewise.inference.cuts import encode_cut, sections_of
-from edgewise.inference.gates import GateRule, make_gate
 from edgewise.inference.gates.exit import confidence
-from edgewise.inference.gates.gate import Answer, State
+from edgewise.inference.gates.gate import Answer
+from edgewise.inference.gates.gate_states import GateStates
 from edgewise.inference.stage_messages import STAGE_REQUEST, StageAnswer, StageRequest
 from edgewise.inference.stages import LoadedStage, StageSet, Tensors, build_stages
 from edgewise.inference.streams import StreamStates, StreamStep
 from edgewise.inference.worker import BRIEF_S
 from edgewise.ledger.entry import Purpose
 from edgewise.models.graph.graph import Graph
-from edgewise.planning.plan import FILTERED, ActivePlan, Gate, Handover, Plan, Site
+from edgewise.planning.plan import ActivePlan, Gate, Handover, Plan, Site
 from edgewise.transport.frame import Frame, make_frame
 
 _WINDOW = 64
@@ -40,7 +40,6 @@ _HEADROOM = 1.25
 _DISPATCH_S = 0.002
 # Larger first outputs are no logits of a classifier.
 _MAX_LOGITS = 65_536
-_MAX_GATE_STATES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,57 +89,6 @@ class Slowest:
             self._falling.popleft()
         self._count += 1
         self.largest = self._falling[0][1]
-
-
-class GateStates:
-    """The gates of one place with their state per stream of requests; the longest unused stream beyond 64 goes."""
-
-    def __init__(self, gates: tuple[Gate, ...]) -> None:
-        self._rules: tuple[tuple[Gate, GateRule], ...] = tuple((gate, make_gate(gate)) for gate in gates)
-        self._states: OrderedDict[str, list[State]] = OrderedDict()
-        self.learns = any(rule.learn is not None for _, rule in self._rules)
-
-    def ask(self, tensors: Mapping[str, NDArray[Any]], stream: str = "") -> tuple[Gate, Answer, bool] | None:
-        """Asks the gates in order.
-
-        Args:
-            tensors: At least what they look at.
-            stream: Whose state.
-
-        Returns:
-            (gate, answer, True) of the first that answers; (last exit, its outputs, False) if none does; None without
-            exits.
-        """
-        latest: tuple[Gate, Answer, bool] | None = None
-        states = self._of(stream)
-        for place, (gate, rule) in enumerate(self._rules):
-            seen = {name: tensors[name] for name in gate.tensors}
-            answer, states[place] = rule.ask(seen, states[place])
-            if answer is not None:
-                return gate, answer, True
-            if gate.index != FILTERED:
-                latest = gate, seen, False
-        return latest
-
-    def learn(self, tensors: Mapping[str, NDArray[Any]], answer: Answer, stream: str = "") -> None:
-        """Tells the gates that learn what a request that had passed was answered."""
-        states = self._of(stream)
-        for place, (gate, rule) in enumerate(self._rules):
-            if rule.learn is not None:
-                states[place] = rule.learn({name: tensors[name] for name in gate.tensors}, answer, states[place])
-
-    def drop(self, stream: str) -> None:
-        """Forgets a stream."""
-        self._states.pop(stream, None)
-
-    def _of(self, stream: str) -> list[State]:
-        if not self.learns:
-            return [None] * len(self._rules)
-        if stream not in self._states and len(self._states) >= _MAX_GATE_STATES:
-            self._states.popitem(last=False)
-        states = self._states.setdefault(stream, [None] * len(self._rules))
-        self._states.move_to_end(stream)
-        return states
 
 
 @dataclass(slots=True)

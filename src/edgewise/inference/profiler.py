@@ -87,7 +87,7 @@ def profile_graph(
     codecs: Sequence[str] = ("none", "int8"),
     inputs: Tensors | None = None,
     active_power_w: float = 0.0,
-    door_overhead_s: float = 0.0,
+    endpoint_overhead_s: float = 0.0,
     max_cuts: int = 12,
     measures_memory: bool = True,
 ) -> Profile:
@@ -103,7 +103,7 @@ def profile_graph(
         codecs: Spec texts of codecs to time.
         inputs: Example inputs; zeros if None (sparse activations run as fast, but compress better).
         active_power_w: Modelled power while computing.
-        door_overhead_s: Seconds a request spends at this node's HTTP door, added to the overhead.
+        endpoint_overhead_s: Seconds a request spends at this node's HTTP endpoint, added to the overhead.
         max_cuts: Cuts measured, at most.
         measures_memory: Whether to measure peak memory, in a child process of half a second.
 
@@ -133,7 +133,7 @@ def profile_graph(
         _group_costs(graph, costs, call_s),
         tuple(costs),
         coding,
-        overhead_s + door_overhead_s,
+        overhead_s + endpoint_overhead_s,
         active_power_w,
         measure_memory(graph) if measures_memory else 0,
         call_s,

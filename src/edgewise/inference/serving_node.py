@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from edgewise.core.errors import InputError, nearest
 from edgewise.core.ids import NodeId, Revision
-from edgewise.inference.model_server import ModelServer, Stream
+from edgewise.inference.device_streams import Stream
+from edgewise.inference.model_server import ModelServer
 from edgewise.inference.request_driver import Served
 from edgewise.inference.streams import StreamStep
 from edgewise.inference.worker import Worker
@@ -52,7 +53,7 @@ class ServingNode:
         Args:
             name: Its name at the endpoint.
             share: Its weight among the models, for the thread's time and for open requests.
-            **settings: As `ModelServer`: `default_deadline_s`, `max_streams`, `on_observation`, `on_served`,
+            **settings: As `ModelServer`: `default_deadline_s`, `on_observation`, `on_served`,
                 `on_feedback`.
 
         Returns:

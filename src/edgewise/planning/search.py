@@ -19,8 +19,9 @@ import msgspec
 
 from edgewise.core.ids import TIERS, Tier
 from edgewise.planning.costs.cost import KEEPS_THE_INPUT, CostTable
+from edgewise.planning.costs.operating_point import ExitPolicy, OperatingPoint
 from edgewise.planning.costs.predict import Placement, make_plan
-from edgewise.planning.moves.exits import ExitPolicy, ExitTable, OperatingPoint
+from edgewise.planning.moves.exits import ExitTable
 from edgewise.planning.placement import min_cut
 from edgewise.planning.placement.problem import Flow, PlacementSolver, Problem, Solution
 from edgewise.planning.plan import Plan

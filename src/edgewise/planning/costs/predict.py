@@ -14,7 +14,7 @@ import msgspec
 
 from edgewise.core.ids import TIERS, Tier
 from edgewise.planning.costs.cost import CostTable
-from edgewise.planning.moves.exits import OperatingPoint
+from edgewise.planning.costs.operating_point import OperatingPoint
 from edgewise.planning.plan import EXIT, FILTERED, INPUT, Gate, Handover, Path, Plan, Prediction, Site, Stage
 
 _P95_SIGMAS = 1.645
