@@ -79,7 +79,8 @@ def exit_by_confidence(threshold: float) -> GateRule:
         The rule; it has no state.
 
     Reference:
-        As `confidence`.
+        Laskaridis et al., "SPINN: Synergistic Progressive Inference of Neural Networks over Device and Cloud",
+        MobiCom 2020.
     """
 
     def ask(tensors: Given, state: State) -> tuple[Answer | None, State]:
