@@ -24,7 +24,7 @@ from edgewise.fleet.messages import (
     UninstallOrder,
 )
 from edgewise.fleet.serving.deployment import Deployment
-from edgewise.fleet.serving.deployments import LOG, REVISIONS_PER_DEPLOYMENT, Deployments
+from edgewise.fleet.serving.deployments import LOG, REVISIONS_PER_DEPLOYMENT, Deployments, _stages
 from edgewise.models.version import ModelVersion
 from edgewise.planning.plan import Plan
 from tests.inference.tiny import split_plan, two_exit_graph
@@ -227,6 +227,16 @@ def test_a_device_that_returns_in_mid_rollout_is_installed_again() -> None:
         assert fleet.node.installed(DEVICE) == [("digits", 1), ("digits", 2), ("digits", 2)]
 
     asyncio.run(run())
+
+
+def test_devices_are_updated_by_shares_where_the_operator_says_so() -> None:
+    devices = [NodeId(f"device-{i}") for i in range(10)]
+    for deploy, sizes in (
+        (Deploy(1, (PLAN,)), [1] * 10),
+        (Deploy(1, (PLAN,), shares=(0.1, 0.5, 1.0)), [1, 4, 5]),
+        (Deploy(1, (PLAN,), staged=False), [10]),
+    ):
+        assert [len(stage) for stage in _stages(deploy, devices)] == sizes
 
 
 def test_health_counts_each_request_once() -> None:

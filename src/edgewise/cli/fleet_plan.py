@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 
 from edgewise.cli.evaluate import evaluate
@@ -27,6 +28,12 @@ VersionNumber = Annotated[
     int, typer.Option("--version", min=0, help="On a fleet: which version; 0 for the newest that may serve.")
 ]
 DeviceName = Annotated[str, typer.Option("--device", help="On a fleet: plan for this device; default: the slowest.")]
+RolloutStages = Annotated[
+    str, typer.Option("--stages", help="On a fleet: share of devices by stage, e.g. 0.1,0.5,1; default: one by one.")
+]
+MinRequests = Annotated[
+    int, typer.Option("--min-requests", min=0, help="On a fleet: requests a device serves before the next stage.")
+]
 Deadline = Annotated[
     str, typer.Option("--deadline", help="On a fleet: of a request; default: 3 x the predicted p95, at least 100 ms.")
 ]
@@ -47,6 +54,8 @@ class FleetPlanRequest:
         deadline: Of a request; "" follows from the plan.
         deploy: Whether to put the plan in force.
         model: Which model; "" for the only one there is.
+        stages: Shares of the devices, rising to 1, e.g. `0.1,0.5,1`; "" goes device by device.
+        min_requests: Requests each device of a stage serves before the next stage begins.
     """
 
     connect: str
@@ -59,6 +68,8 @@ class FleetPlanRequest:
     deadline: str = ""
     deploy: bool = False
     model: str = ""
+    stages: str = ""
+    min_requests: int = 0
 
 
 async def plan_on_fleet(out: Output, request: FleetPlanRequest) -> None:
@@ -153,11 +164,11 @@ async def plan_and_deploy(
             operator, graph.model_bytes, chain, budget_s=parse_duration(request.budget), done=advance
         )
     search = search_of(graph, measured, policy, version.evidence, version.training_domain)
-    said = recommend(search)
+    recommended = recommend(search)
     meaning = meaning if version.evidence else "unknown: no held-out data; give --data, or the coordinator --holdout"
-    found = show_plan(out, version, search, said, chain, meaning)
+    found = show_plan(out, version, search, recommended, chain, meaning)
     if request.deploy:
-        found["deployed"] = await deploy_plan(out, request, operator, version, search, said)
+        found["deployed"] = await deploy_plan(out, request, operator, version, search, recommended)
     return found
 
 
@@ -167,7 +178,7 @@ async def deploy_plan(
     operator: Operator,
     version: ModelVersion,
     search: Search,
-    said: Recommendation,
+    recommended: Recommendation,
 ) -> dict[str, Any]:
     """Puts a plan in force, device by device.
 
@@ -177,7 +188,7 @@ async def deploy_plan(
         operator: Connection to the fleet.
         version: What is served.
         search: What the plan was made from.
-        said: The plan.
+        recommended: The plan.
 
     Returns:
         Version, epoch, devices, deadline, names of the plans.
@@ -187,7 +198,10 @@ async def deploy_plan(
     """
     from edgewise.fleet.serving.fleet_planning import deployment
 
-    order = deployment(version, search, said.plan, parse_duration(request.deadline) if request.deadline else None)
+    order = deployment(
+        version, search, recommended.plan, parse_duration(request.deadline) if request.deadline else None
+    )
+    order = msgspec.structs.replace(order, shares=parse_shares(request.stages), min_requests=request.min_requests)
     ack = await operator.deploy(order)
     if not ack.accepted:
         raise RemoteError(f"version {version.number} was not deployed: {ack.reason}")
@@ -204,7 +218,12 @@ async def deploy_plan(
 
 
 def show_plan(
-    out: Output, version: ModelVersion, search: Search, said: Recommendation, chain: tuple[NodeInfo, ...], meaning: str
+    out: Output,
+    version: ModelVersion,
+    search: Search,
+    recommended: Recommendation,
+    chain: tuple[NodeInfo, ...],
+    meaning: str,
 ) -> dict[str, Any]:
     """Prints links, levels and the answer.
 
@@ -212,7 +231,7 @@ def show_plan(
         out: Where to.
         version: What was planned.
         search: From what.
-        said: The answer.
+        recommended: The answer.
         chain: Who was measured.
         meaning: What accuracy means here.
 
@@ -228,12 +247,12 @@ def show_plan(
         out.line(f"link {inner.node} → {outer.node}: {speed}")
     out.table(f"version {version.number}: levels of edge intelligence, predicted", LEVEL_COLUMNS, level_cells(rows))
     out.line(f"accuracy is {meaning}")
-    out.line(f"recommended, level {said.level}: {said.reason}")
-    for line in explain(said.plan):
+    out.line(f"recommended, level {recommended.level}: {recommended.reason}")
+    for line in explain(recommended.plan):
         out.line(line)
     return {
         "version": version.number, "measured": [info.node for info in chain], "links": list(search.table.links),
-        "levels": rows, "recommendation": said, "accuracy_means": meaning,
+        "levels": rows, "recommendation": recommended, "accuracy_means": meaning,
     }  # fmt: skip
 
 
@@ -241,6 +260,29 @@ def _evaluated(graph: Graph, data: Path) -> tuple[tuple[Any, ...], str]:
     from edgewise.cli.source import read_source
 
     return evaluate(graph, read_source(data, graph.inputs).first(500))
+
+
+def parse_shares(text: str) -> tuple[float, ...]:
+    """Reads `--stages`.
+
+    Args:
+        text: e.g. `0.1,0.5,1`; "" for none.
+
+    Returns:
+        The shares.
+
+    Raises:
+        InputError: If it is written otherwise.
+    """
+    from edgewise.lifecycle.rollout import stages_by_fraction
+
+    try:
+        shares = tuple(float(share) for share in text.split(",") if text)
+    except ValueError as error:
+        raise InputError(f"{text!r} are no stages. Write them like '0.1,0.5,1'.") from error
+    if shares:
+        stages_by_fraction((), shares)
+    return shares
 
 
 def fleet_only(connect: str, **given: Any) -> None:

@@ -1,4 +1,4 @@
-"""Options that `agent` and `coordinator` share, and running a node until it is told to stop."""
+"""Options that `agent` and `coordinator` share, and running a node until it is asked to stop."""
 
 from __future__ import annotations
 

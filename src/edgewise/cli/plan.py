@@ -10,7 +10,17 @@ import msgspec
 import typer
 
 from edgewise.cli.evaluate import evaluate
-from edgewise.cli.fleet_plan import Deadline, DeviceName, FleetPlanRequest, VersionNumber, fleet_only, plan_on_fleet
+from edgewise.cli.fleet_plan import (
+    Deadline,
+    DeviceName,
+    FleetPlanRequest,
+    MinRequests,
+    RolloutStages,
+    VersionNumber,
+    fleet_only,
+    parse_shares,
+    plan_on_fleet,
+)
 from edgewise.cli.operator_options import AsOperator, ModelName, ToFleet
 from edgewise.cli.output import AsJson, Output
 from edgewise.cli.running import run_async
@@ -53,6 +63,8 @@ def command(
     device: DeviceName = "",
     deadline: Deadline = "",
     deploy: Annotated[bool, typer.Option("--deploy", help="On a fleet: put the plan in force.")] = False,
+    stages: RolloutStages = "",
+    min_requests: MinRequests = 0,
     as_json: AsJson = False,
 ) -> None:
     """Say where a model should run: seven levels with predictions, and the plan to use.
@@ -69,12 +81,16 @@ def command(
     """
     out = Output(as_json)
     fleet_only(
-        connect, identity=identity, version=version, model=model, device=device, deadline=deadline, deploy=deploy
-    )
+        connect, identity=identity, version=version, model=model, device=device, deadline=deadline, deploy=deploy,
+        stages=stages, min_requests=min_requests,
+    )  # fmt: skip
+    parse_shares(stages)
     if connect:
         if onnx is not None:
             raise InputError("a fleet plans its own versions. To bring a file there: edgewise serve FILE --connect …")
-        request = FleetPlanRequest(connect, identity, policy, data, version, device, budget, deadline, deploy, model)
+        request = FleetPlanRequest(
+            connect, identity, policy, data, version, device, budget, deadline, deploy, model, stages, min_requests
+        )
         run_async(plan_on_fleet(out, request))
         return
     if onnx is None or data is None:

@@ -1,4 +1,4 @@
-"""Sending the stream: open-loop arrivals over all devices, answers judged against labels and the plan's prediction."""
+"""Sending the stream: open-loop arrivals over all devices, answers compared with labels and the plan's prediction."""
 
 from __future__ import annotations
 

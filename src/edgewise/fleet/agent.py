@@ -1,4 +1,4 @@
-"""The process every node runs: opens the node, gives it its roles, serves until it is told to stop.
+"""The process every node runs: opens the node, gives it its roles, serves until it is asked to stop.
 
 device   trainer (if a task is installed) · serving with an inference endpoint · uplinks with a standby
 edge     aggregator · stage host
@@ -210,7 +210,7 @@ class Agent:
                     self._parent_known.set()
             if self._parents.get(index) == name:
                 if epoch < newest.get(name, Epoch(0)):
-                    return  # the end of a former incarnation, told after the next one had begun
+                    return  # the end of a former incarnation, seen after the next one had begun
                 newest[name] = epoch
                 self.serving.peer_changed(name, there)
                 if there:

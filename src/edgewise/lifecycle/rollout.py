@@ -171,7 +171,7 @@ Outcome: TypeAlias = tuple[RolloutState, tuple[RolloutAction, ...]]
 def stages_by_fraction(
     nodes: Sequence[NodeId], fractions: Sequence[float] = (0.1, 0.5, 1.0)
 ) -> tuple[tuple[NodeId, ...], ...]:
-    """Splits nodes into stages that end at these shares of all; `stages_one_by_one` is `[(n,) for n in nodes]`.
+    """Splits nodes into stages that end at these shares of all.
 
     Args:
         nodes: In the order they are updated.

@@ -24,8 +24,8 @@ class ProfileOrder(Message, frozen=True):
         budget_s: Seconds of measuring.
         cadence_s: Gap between runs, as in serving.
         link_to: Node whose link is measured as well; "" for none.
-        door_overhead_s: Seconds a request spends at the node's HTTP endpoint, as measured by whoever asks; 0 lets a node
-            that has a door measure it.
+        endpoint_overhead_s: Seconds a request spends at the node's HTTP endpoint, as measured by whoever asks; 0 lets a node
+            that has one measure it.
         measures_memory: Whether to measure the session's memory too, which takes a process of its own.
     """
 
@@ -33,7 +33,7 @@ class ProfileOrder(Message, frozen=True):
     budget_s: float = 3.0
     cadence_s: float = 0.0
     link_to: NodeId = NodeId("")
-    door_overhead_s: float = 0.0
+    endpoint_overhead_s: float = 0.0
     measures_memory: bool = True
 
 
@@ -127,7 +127,8 @@ class Deploy(Message, frozen=True):
         plans: The plan, then the alternatives of its plan map.
         deadline_s: Deadline of a request.
         inputs: What the plans were made from; given, devices may switch among the plans by what they observe.
-        staged: Whether to go device by device and watch each stage's health.
+        staged: Whether to go stage by stage and watch each stage's health.
+        shares: Of all devices that have it when a stage ends, rising to 1; () makes every device a stage of its own.
         min_requests: Requests a device serves before its stage is evaluated; 0 goes on at once.
     """
 
@@ -137,6 +138,7 @@ class Deploy(Message, frozen=True):
     inputs: PlanInputs | None = None
     staged: bool = True
     min_requests: int = 0
+    shares: tuple[float, ...] = ()
 
 
 class Rollback(Message, frozen=True):

@@ -151,14 +151,14 @@ class Operator:
         await self._ask(CancelRun(run), Ack)
 
     async def watch(
-        self, run: RunId, *, patience_s: float = 60.0, away: Callable[[str], None] = lambda _: None
+        self, run: RunId, *, patience_s: float = 60.0, on_unreachable: Callable[[str], None] = lambda _: None
     ) -> AsyncIterator[RunStatus]:
         """Yields the run's status whenever a round closes, last its terminal state.
 
         Args:
             run: Its id.
             patience_s: How long the coordinator may be away; it goes on with the run when it is back.
-            away: Told why there is no answer, each time.
+            on_unreachable: Takes why there is no answer, each time.
 
         Yields:
             The status.
@@ -168,7 +168,7 @@ class Operator:
         """
         changed = asyncio.Event()
 
-        def heard(_: str, frame: Frame) -> None:
+        def on_message(_: str, frame: Frame) -> None:
             if frame.run == run:
                 changed.set()
 
@@ -176,12 +176,12 @@ class Operator:
         while True:
             if node is not self.node:  # at first, and after another incarnation took over
                 node = self.node
-                await node.transport.subscribe(node.keys.event(self.coordinator), heard)
+                await node.transport.subscribe(node.keys.event(self.coordinator), on_message)
             changed.clear()
             try:
                 status = await self._ask(RunRequest(run), RunStatus, timeout_s=STATUS_TIMEOUT_S)
             except (Unreachable, DeadlineExceeded) as error:
-                away(error.message)
+                on_unreachable(error.message)
                 if time.monotonic() - answered_s > patience_s:
                     raise
             else:

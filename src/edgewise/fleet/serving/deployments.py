@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -260,7 +260,7 @@ class Deployments:
         devices = [m.node for m in self.watch.members.alive(Tier.DEVICE)]
         if not devices:
             return ""
-        stages = [[d] for d in devices] if now.deploy.staged else [devices]
+        stages = _stages(now.deploy, devices)
         limits = HealthLimits(min_requests=now.deploy.min_requests, max_latency_ratio=3.0)
         previous = int(before.revision) if before is not None else 0
         actions = _DeviceActions(self, now, before)
@@ -330,6 +330,12 @@ class Deployments:
         self._of(now.model).history.append(now)
         fields = {"model": now.model, "version": now.deploy.version, "revision": int(now.revision)}
         self.on_event("deployed", {**fields, "plan": now.deploy.plans[0].name})
+
+
+def _stages(deploy: Deploy, devices: Sequence[NodeId]) -> Sequence[Sequence[NodeId]]:
+    if not deploy.staged:
+        return [devices]
+    return rollout.stages_by_fraction(devices, deploy.shares) if deploy.shares else [[d] for d in devices]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,8 @@
 chain = choose_chain(answer.nodes)
 measured = await measure(operator, graph.model_bytes, chain, budget_s=3.0)
 search = search_of(graph, measured, policy, version.evidence, version.training_domain)
-said = recommend(search)
-await operator.deploy(deployment(version, search, said.plan))
+recommended = recommend(search)
+await operator.deploy(deployment(version, search, recommended.plan))
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ async def measure(
     *,
     budget_s: float = 3.0,
     cadence_s: float = 0.0,
-    door_overhead_s: float = 0.0,
+    endpoint_overhead_s: float = 0.0,
     done: Callable[[str], None] = lambda _: None,
 ) -> Measured:
     """Lets the nodes of a chain measure a graph and the links between them, one after the other.
@@ -98,7 +98,7 @@ async def measure(
         chain: As from `choose_chain`.
         budget_s: Seconds of measuring per node.
         cadence_s: Gap between a device's runs, as between requests in serving.
-        door_overhead_s: Seconds a request spends at the device's HTTP endpoint.
+        endpoint_overhead_s: Seconds a request spends at the device's HTTP endpoint.
         done: Takes each node that is done.
 
     Returns:
@@ -108,7 +108,7 @@ async def measure(
     upward = {inner.node: outer.node for inner, outer in pairwise(chain)}
     profiles, links = {}, []
     for info in chain:
-        served = (cadence_s, door_overhead_s) if info.tier is Tier.DEVICE else (0.0, 0.0)
+        served = (cadence_s, endpoint_overhead_s) if info.tier is Tier.DEVICE else (0.0, 0.0)
         order = ProfileOrder(ref, budget_s, served[0], upward.get(info.node, NodeId("")), served[1])
         answer = await operator.profile(info.node, order)
         profiles[info.tier] = answer.profile

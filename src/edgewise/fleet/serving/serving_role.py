@@ -321,13 +321,13 @@ class Serving:
         from edgewise.inference.profiler import profile_graph
 
         graph = await self._load(order.graph)
-        overhead_s = order.door_overhead_s
+        overhead_s = order.endpoint_overhead_s
         if overhead_s == 0.0 and self._endpoint is not None:
             overhead_s = await self._endpoint.overhead_s(graph, order.cadence_s)
         profile = await asyncio.to_thread(
             profile_graph, graph, self.node.name, self._settings.tier, dilation=self._settings.dilation,
             cadence_s=order.cadence_s, budget_s=order.budget_s, active_power_w=self._settings.active_power_w,
-            door_overhead_s=overhead_s, measures_memory=order.measures_memory,
+            endpoint_overhead_s=overhead_s, measures_memory=order.measures_memory,
         )  # fmt: skip
         link = None
         if order.link_to:
