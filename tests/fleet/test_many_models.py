@@ -19,7 +19,7 @@ from edgewise.inference.serving_node import device_only_plan
 from edgewise.models.graph.graph import Graph
 from edgewise.planning.plan import Plan
 from edgewise.testing.serving_fleet import ServingFleet
-from tests.inference.tiny import images, split_plan, two_exit_graph
+from tests.inference.tiny import images, rescaling_graph, split_plan, two_exit_graph
 
 GRAPHS = {"digits": two_exit_graph(), "faces": two_exit_graph(seed=1)}
 NEWER = {"digits": two_exit_graph(seed=2), "faces": two_exit_graph(seed=3)}
@@ -160,6 +160,30 @@ def test_each_model_has_its_own_held_out_data_and_gate(tmp_path: Path) -> None:
         assert not found[swapped].gate.passed  # right about digits, and wrong about faces
         ack = await fleet.operator.deploy(Deploy(swapped, plans(GRAPHS["digits"])))
         assert "did not pass its gate" in ack.reason
+
+    on_fleet(tmp_path, scene, holdout=files)
+
+
+def test_held_out_data_of_another_kind_are_not_asked(tmp_path: Path) -> None:
+    files = holdout(tmp_path / "digits.npz", GRAPHS["digits"])
+
+    async def scene(fleet: ServingFleet) -> None:
+        await fleet.register(GRAPHS["digits"].model_bytes, "digits")
+        number = await fleet.register(rescaling_graph().model_bytes, "other")
+        first, other = (await fleet.operator.versions()).versions
+        assert (bool(first.evidence), other.evidence, other.gate) == (True, (), None)
+        ack = await fleet.operator.deploy(Deploy(number, (device_only_plan(rescaling_graph()),)))
+        assert ack.accepted, ack.reason
+
+    on_fleet(tmp_path, scene, holdout=files)
+
+
+def test_held_out_data_of_its_own_must_fit_the_model(tmp_path: Path) -> None:
+    files = "other=" + holdout(tmp_path / "digits.npz", GRAPHS["digits"])
+
+    async def scene(fleet: ServingFleet) -> None:
+        with pytest.raises(RemoteError, match=r"held-out examples of shape \[1, 8, 8\] are not what model 'other' takes"):
+            await fleet.register(rescaling_graph().model_bytes, "other")
 
     on_fleet(tmp_path, scene, holdout=files)
 

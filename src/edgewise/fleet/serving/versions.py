@@ -122,6 +122,21 @@ class VersionStore:
         """Held-out data of a model; None without any."""
         return self._holdouts.get(model, self._holdouts.get(""))
 
+    def _holdout_for(self, model: str, graph: bytes) -> Holdout | None:
+        """Held-out data to evaluate a graph on; None without, or where those of all models are not of its kind."""
+        holdout = self.holdout_of(model)
+        if holdout is None:
+            return None
+        takes, shape = Graph.load(graph).inputs, holdout.calibration_x.shape[1:]
+        if len(takes) == 1 and takes[0].shape[1:] == shape:
+            return holdout
+        wanted = ", ".join(f"{t.name} {list(t.shape[1:])}" for t in takes)
+        text = f"held-out examples of shape {list(shape)} are not what model {model!r} takes: {wanted}."
+        if model in self._holdouts:
+            raise DataError(f"{text} Start the coordinator with others, --holdout {model}=FILE.")
+        log.warning("%s It has no evidence and no gate; give it its own with --holdout %s=FILE", text, model)
+        return None
+
     def get(self, number: int) -> ModelVersion:
         """A version by number.
 
@@ -151,11 +166,11 @@ class VersionStore:
         Returns:
             The comparison; None for lossless plans, and without held-out data.
         """
-        holdout = self.holdout_of(self.get(number).task)
+        data = self.graph(number)
+        holdout = self._holdout_for(self.get(number).task, data)
         if holdout is None:
             return None
-        graph = Graph.load(self.graph(number))
-        return codec_gate(graph, plan, holdout.gate_x, holdout.gate_y)
+        return codec_gate(Graph.load(data), plan, holdout.gate_x, holdout.gate_y)
 
     def promote(self, number: int) -> None:
         """Makes a version the current one."""
@@ -163,11 +178,12 @@ class VersionStore:
 
     def confidences(self, number: int) -> dict[int, tuple[float, ...]]:
         """Calibration confidences by exit; {} without held-out data."""
-        holdout = self.holdout_of(self.get(number).task)
+        graph = self.graph(number)
+        holdout = self._holdout_for(self.get(number).task, graph)
         if holdout is None:
             return {}
         if number not in self._confidences:
-            outputs = outputs_of(self.graph(number), holdout.calibration_x)
+            outputs = outputs_of(graph, holdout.calibration_x)
             self._confidences[number] = {
                 index: tuple(float(c) for c in confidence(logits))
                 for index, logits in enumerate(outputs)
@@ -221,7 +237,7 @@ class VersionStore:
         digest = self.blobs.put(graph)
         evidence: tuple[ExitEvidence, ...] = ()
         gate: GateResult | None = None
-        holdout = self.holdout_of(version.task)
+        holdout = self._holdout_for(version.task, graph)
         if holdout is not None:
             evidence = plan_evidence(graph, holdout.calibration_x, np.asarray(holdout.calibration_y))
             gate = self._gate(graph, version.parent, holdout)
