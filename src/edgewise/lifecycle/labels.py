@@ -1,4 +1,4 @@
-"""Where labels of hard examples come from. A source is a plug-in: words, and a function. Read `gate.py` next.
+"""Where labels of hard examples come from. A source is a plug-in: words, and a function. Read `version_gate.py` next.
 
 `feedback` asks the user, whose true labels come back by request. `teacher` asks a larger model: on the device, or far away from the
 cut's features; a teacher that needs the raw input works only where the data policy lets raw data go, and its bytes are counted.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from edgewise.codecs import make_codec
 from edgewise.inference.evidence import run_graph
 from edgewise.inference.gates.exit import confidence
-from edgewise.lifecycle.gate import compare
+from edgewise.lifecycle.version_gate import compare
 from edgewise.models.graph.graph import Graph
 from edgewise.models.version import GateResult
 from edgewise.planning.plan import Plan

@@ -21,7 +21,7 @@ from edgewise.fleet.store.events import Registry
 from edgewise.inference.evidence import plan_evidence
 from edgewise.inference.gates.exit import confidence
 from edgewise.inference.stages import make_session
-from edgewise.lifecycle.gate import compare
+from edgewise.lifecycle.version_gate import compare
 from edgewise.models.graph.graph import Graph
 from edgewise.models.graph.weights import with_weights
 from edgewise.models.version import ExitEvidence, GateResult, ModelVersion
