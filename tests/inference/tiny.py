@@ -19,7 +19,7 @@ from edgewise.planning.plan import EXIT, INPUT, ActivePlan, Gate, Handover, Plan
 D, E, C = Tier.DEVICE, Tier.EDGE, Tier.CLOUD
 
 
-def two_exit_graph(seed: int = 0, *, width: int = 8) -> Graph:
+def two_exit_graph(seed: int = 0, *, width: int = 8, named: bool = True) -> Graph:
     """conv-relu `a` ─ exit 0 `early`; conv-relu `b` ─ conv-relu `c` ─ exit 1 `end`; input `x` float32[n, 1, 8, 8]."""
     rng = np.random.default_rng(seed)
     nodes, weights = [], []
@@ -44,7 +44,8 @@ def two_exit_graph(seed: int = 0, *, width: int = 8) -> Graph:
     conv("a", "b", 4, width)
     conv("b", "c", width, width)
     head("c", "end", width)
-    return graph_from(_model(nodes, weights, {"x": (1, 8, 8)}, {"early": (10,), "end": (10,)}))
+    model = _model(nodes, weights, {"x": (1, 8, 8)}, {"early": (10,), "end": (10,)})
+    return graph_from(model, exits=("early", "end") if named else ())
 
 
 def rescaling_graph() -> Graph:

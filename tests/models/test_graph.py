@@ -9,7 +9,7 @@ from edgewise.core.errors import GraphError
 from edgewise.core.ids import digest_of
 from edgewise.models.graph.graph import Graph, graph_from
 from edgewise.models.graph.load import runtime_opset
-from tests.models.toys import Builder, digits_cnn, rearranged
+from tests.models.toys import Builder, digits_cnn, rearranged, residual
 
 
 def changed(change):
@@ -90,13 +90,22 @@ def test_an_invalid_model_is_refused():
         graph_from(changed(spoil))
 
 
-def test_an_open_axis_other_than_the_batch_needs_a_shape():
+def test_an_open_axis_that_allows_one_size_only_asks_for_it():
+    model = onnx.load_model_from_string(residual())
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
+    name = model.graph.input[0].name
+    with pytest.raises(GraphError, match=rf"runs with none of the sizes 16, 64, 224 .*--input-shape {name}=1,\d+,224"):
+        graph_from(model)
+    assert graph_from(model, {name: Graph.load(residual()).inputs[0].shape}).inputs[0].free == ()
+
+
+def test_an_open_axis_that_allows_any_size_stays_free():
     def open_height(model):
         model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
 
-    with pytest.raises(GraphError, match=r"input 'input' .* dimension 2 \('height'\).*--input-shape input=1,1,224,8"):
-        graph_from(changed(open_height))
-    assert graph_from(changed(open_height), {"input": (1, 1, 8, 8)}).inputs[0].shape == (1, 1, 8, 8)
+    assert graph_from(changed(open_height)).inputs[0].free == (2,)
+    settled = graph_from(changed(open_height), {"input": (1, 1, 8, 8)}).inputs[0]
+    assert (settled.shape, settled.free) == ((1, 1, 8, 8), ())
 
 
 def test_a_shape_for_an_unknown_input_is_refused():

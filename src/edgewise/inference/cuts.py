@@ -69,6 +69,6 @@ def sections_of(graph: Graph, names: Iterable[str]) -> tuple[Section, ...]:
     Returns:
         A section each; where an input of the graph has a free axis, every axis may have any length.
     """
-    is_free = any(tensor.symbolic_batch for tensor in graph.inputs)
+    is_free = any(tensor.symbolic_batch or tensor.free for tensor in graph.inputs)
     tensors = [graph.tensor(name) for name in names]
     return tuple(Section(t.name, t.dtype, tuple(None if is_free else n for n in t.shape)) for t in tensors)

@@ -65,7 +65,7 @@ def plan_evidence(
     """
     graph = source if isinstance(source, Graph) else Graph.load(source)
     name = graph.inputs[0].name
-    exits = [t.name for t in graph.outputs]
+    exits = list(graph.exits)
     logits = {"none": _flat(run_graph(graph.whole, {name: inputs}, exits))}
     cut = narrowest_cut(graph)
     for codec in codecs:
@@ -125,7 +125,7 @@ def _coded(
         array = np.asarray(array, np.float32)
         payload, _ = codec.encode(array, codec.init(array.shape), np.random.default_rng(0))
         coded[tensor] = codec.decode(payload)
-    behind = [e for e, group in zip(exits, graph.condensed.exit_groups, strict=True) if group >= cut.position]
+    behind = [e for e in exits if graph.condensed.producer[e] >= cut.position]
     run = dict(zip(behind, _flat(run_graph(graph.extract(cut.tensors, behind), coded, behind)), strict=True))
     return [run.get(e, logits) for e, logits in zip(exits, uncoded, strict=True)]
 

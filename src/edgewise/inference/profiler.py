@@ -112,7 +112,9 @@ def profile_graph(
 
     Raises:
         InputError: If budget, cadence or dilation cannot be.
+        GraphError: If an axis other than the batch is free.
     """
+    graph.check_sizes()
     if budget_s <= 0 or cadence_s < 0 or dilation < 1:
         raise InputError(
             f"budget {budget_s} s, cadence {cadence_s} s, dilation {dilation} cannot be profiled with. "

@@ -41,9 +41,11 @@ def check_inputs(tensors: Iterable[PlainTensor], inputs: Mapping[str, NDArray[An
         array = inputs[name]
         if dtype_name(array.dtype) != tensor.dtype:
             raise InputError(f"input {name!r} has dtype {array.dtype}, the model takes {tensor.dtype}. Convert it.")
-        has_shape = array.shape[1:] == tensor.shape[1:] and array.ndim == len(tensor.shape)
-        is_batch_right = has_shape and ((tensor.symbolic_batch and array.shape[0] > 0) or array.shape == tensor.shape)
-        if not is_batch_right:
+        fits = array.ndim == len(tensor.shape) and all(
+            found == wanted or (wanted is None and found > 0)
+            for found, wanted in zip(array.shape, tensor.open_shape, strict=False)
+        )
+        if not fits:
             raise InputError(
                 f"input {name!r} has shape {list(array.shape)}, the model takes {_shown(tensor)}. Reshape it."
             )
@@ -60,7 +62,7 @@ def _raw(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _shown(tensor: PlainTensor) -> str:
-    sizes = [str(n) for n in tensor.shape]
+    sizes = ["?" if n is None else str(n) for n in tensor.open_shape]
     if tensor.symbolic_batch:
         sizes[0] = "n"
     return f"[{', '.join(sizes)}]"

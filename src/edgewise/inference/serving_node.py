@@ -149,11 +149,13 @@ def device_only_plan(graph: Graph, *, keeps: tuple[tuple[str, str], ...] = ()) -
         The plan; it answers every output but the state.
     """
     made = {name for _, name in keeps}
-    answered = tuple(t.name for t in graph.outputs if t.name not in made)
+    end = graph.exits[-1]
+    others = (t.name for t in graph.outputs if t.name not in made and t.name != end)
+    answered = (*others, *((end,) if end not in made else ()))
     inputs = tuple(t.name for t in graph.inputs)
     stage = Stage("device", graph.digest, inputs, tuple(t.name for t in graph.outputs), ENTRY, keeps=keeps)
-    end = Gate(EXIT, stage.name, 0.0, 1.0, 1.0, answered, len(graph.outputs) - 1)
-    return Plan("device only", graph.digest, (stage,), (), (end,))
+    gate = Gate(EXIT, stage.name, 0.0, 1.0, 1.0, answered, len(graph.exits) - 1)
+    return Plan("device only", graph.digest, (stage,), (), (gate,))
 
 
 async def local_server(graph: Graph, *, name: str = "model", dilation: float = 1.0, version: int = 1) -> ServingNode:

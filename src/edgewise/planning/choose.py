@@ -99,7 +99,7 @@ def make_search(
     if policy.objective not in OBJECTIVES:
         raise InputError(f"a policy has no objective {policy.objective!r}.{nearest(policy.objective, OBJECTIVES)}")
     table = CostTable(graph, profiles, links, sizes or {}, energy or default_energy(profiles, links), slowdown or {})
-    exits = ExitTable.of(evidence, len(graph.outputs))
+    exits = ExitTable.of(evidence, len(graph.exits))
     return Search(
         table,
         policy,

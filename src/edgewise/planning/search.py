@@ -157,10 +157,11 @@ class Search:
 
     def outputs(self, policy: ExitPolicy) -> tuple[tuple[str, ...], ...]:
         """Logits of each exit in use; without inner evidence all of a model's outputs are its end."""
-        names = [t.name for t in self.table.graph.outputs]
+        names, exits = [t.name for t in self.table.graph.outputs], self.table.graph.exits
         if not self.exits.rows:
             return (tuple(names),)
-        return tuple((names[index],) for index, _ in policy)
+        whole = (*(name for name in names if name not in exits), exits[-1])
+        return tuple(whole if index == len(exits) - 1 else (exits[index],) for index, _ in policy)
 
     def needed(self, policy: ExitPolicy) -> tuple[int, ...]:
         """Indices of the groups that the exits in use depend on."""

@@ -221,7 +221,7 @@ def write_answer(
 
 
 def describe(tensors: Sequence[PlainTensor]) -> list[dict[str, Any]]:
-    """Tensors as the protocol's metadata says them; −1 for a free batch.
+    """Tensors as the protocol's metadata says them; −1 for a free axis.
 
     Args:
         tensors: Inputs or outputs of a model.
@@ -233,7 +233,7 @@ def describe(tensors: Sequence[PlainTensor]) -> list[dict[str, Any]]:
         {
             "name": t.name,
             "datatype": DATATYPES[t.dtype],
-            "shape": [-1, *t.shape[1:]] if t.symbolic_batch else list(t.shape),
+            "shape": [-1 if size is None else size for size in t.open_shape],
         }
         for t in tensors
     ]

@@ -59,7 +59,7 @@ def make_plan(
     stages = tuple(_stage(table, placement, handovers, t) for t in running)
     predicted = predict(table, placement, route, handovers)
     return Plan(
-        _name(running, handovers, placement, len(table.graph.outputs)),
+        _name(running, handovers, placement, len(table.graph.exits)),
         table.graph.digest,
         stages,
         handovers,

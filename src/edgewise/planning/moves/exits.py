@@ -110,7 +110,17 @@ class ExitTable(msgspec.Struct, frozen=True):
 
         Returns:
             The table.
+
+        Raises:
+            InputError: If a row is of an exit that the model does not have.
         """
+        evidence = tuple(evidence)
+        for row in evidence:
+            if row.exit_index >= num_exits:
+                raise InputError(
+                    f"evidence speaks of exit {row.exit_index}, the model names {num_exits}. Name its exits when it is "
+                    "loaded (exits=), or measure the evidence again."
+                )
         keyed = {(e.exit_index, e.codec, e.threshold, tuple((i, t) for i, t in e.before)): e for e in evidence}
         return ExitTable(keyed, num_exits)
 

@@ -96,8 +96,8 @@ class _Laid:
 
     def plan(self) -> Plan:
         condensed, graph = self.graph.condensed, self.graph
-        end, stages, handovers = graph.outputs[-1].name, list[Stage](), list[Handover]()
-        answered = tuple(tensor.name for tensor in graph.outputs)
+        end, stages, handovers = graph.exits[-1], list[Stage](), list[Handover]()
+        answered = (*(t.name for t in graph.outputs if t.name != end), end)
         for place, (site, (first, last)) in enumerate(zip(self.route, pairwise((0, *self.ends)), strict=True)):
             names = [group.name for group in condensed.groups[first:last]]
             if names:
@@ -115,16 +115,16 @@ class _Laid:
                 )  # fmt: skip
         rows = {(row.exit_index, row.codec): row for row in self.evidence.exits if not row.before and not row.threshold}
         codec = "none" if self.codec in KEEPS_THE_INPUT else self.codec
-        known = rows.get((len(graph.outputs) - 1, codec))
+        known = rows.get((len(graph.exits) - 1, codec))
         link, device = self.sites.links[self.route[0], self.route[1]], self.sites.profiles.get(ENTRY)
         sent, latency_s = float(self.bytes_at(0) + link.frame_overhead_bytes), self.latency_s()
         energy = default_energy({} if device is None else {Tier.DEVICE: device}, (link,))
         busy_s = self.steps[0][1] - device.overhead_s if device is not None and self.ends[0] else 0.0
-        path = Path(len(graph.outputs) - 1, 1.0, latency_s, latency_s, tuple(self.steps))
+        path = Path(len(graph.exits) - 1, 1.0, latency_s, latency_s, tuple(self.steps))
         predicted = Prediction(
             latency_s, latency_s, latency_s, float("nan") if known is None else known.accuracy_all,
             energy.active_power_w * busy_s + energy.joules_per_byte * sent, sent, 0.0, (path,),
         )  # fmt: skip
         name = f"pipeline {'|'.join(str(stage.site) for stage in stages)} at {', '.join(map(str, self.ends[:-1]))}"
-        gate = Gate(EXIT, str(self.route[-1]), 0.0, 1.0, 1.0, answered, graph.outputs.index(graph.tensor(end)))
+        gate = Gate(EXIT, str(self.route[-1]), 0.0, 1.0, 1.0, answered, len(graph.exits) - 1)
         return Plan(name, graph.digest, tuple(stages), tuple(handovers), (gate,), predicted=predicted)
