@@ -275,12 +275,12 @@ def test_two_terminals_may_share_a_certificate(fleet: Terminals) -> None:
     async def talk() -> None:
         identity, endpoint = fleet.folder / "nodes/operator", f"tls/127.0.0.1:{fleet.ports['7447']}"
         async with connect_operator(identity, endpoint, fleet.folder / "one", "home") as first:
-            assert (await first.versions()).current == 1
+            assert (await first.versions()).in_force["digits"] == 1
             for _ in range(3):
                 async with connect_operator(identity, endpoint, fleet.folder / "two", "home") as second:
-                    assert (await second.versions()).current == 1
-                    assert (await first.versions()).current == 1  # overtaken: back under a newer incarnation
-                assert (await first.versions()).current == 1
+                    assert (await second.versions()).in_force["digits"] == 1
+                    assert (await first.versions()).in_force["digits"] == 1  # overtaken: back under a newer incarnation
+                assert (await first.versions()).in_force["digits"] == 1
 
     asyncio.run(talk())
 
