@@ -287,7 +287,7 @@ def test_two_terminals_may_share_a_certificate(fleet: Terminals) -> None:
 
 def test_a_policy_that_cannot_be_met_names_the_limit_and_the_nearest(fleet: Terminals) -> None:
     (fleet.folder / "hard.toml").write_text("max_latency_s = 1e-6\n")
-    done = fleet.type_in(fleet.to_fleet("plan --policy hard.toml --budget '200 ms'"))
+    done = fleet.type_in(fleet.to_fleet("plan --model digits --policy hard.toml --budget '200 ms'"))
     assert done.returncode == 1
     said = (
         "error [plan.infeasible]: no plan meets the policy: max_latency_s = 1e-06 is binding, the nearest feasible is"
