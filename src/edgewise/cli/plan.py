@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from edgewise.cli.source import Source
     from edgewise.models.graph.graph import Graph
     from edgewise.models.version import ExitEvidence
+    from edgewise.planning.levels import Recommendation
     from edgewise.planning.profile import LinkState, Profile
     from edgewise.planning.search import Search
     from edgewise.simulation.emulated.fleet_file import FleetFile
@@ -258,4 +259,18 @@ def _print(out: Output, search: Search, evidence: tuple[ExitEvidence, ...], mean
     out.line(f"recommended, level {chosen.level}: {chosen.reason}")
     for line in explain(chosen.plan):
         out.line(line)
-    out.result(found)
+    out.result({**found, "recommendation": _with_old_words(chosen)})
+
+
+def _with_old_words(chosen: Recommendation) -> dict[str, Any]:
+    """A recommendation whose plan says its stages and exits in the words of 0.1.0 too, for this release."""
+    said: dict[str, Any] = msgspec.to_builtins(chosen)
+    plan = said["plan"]
+    plan["segments"] = [
+        {"tier": s["site"]["tier"], "inputs": s["inputs"], "outputs": s["outputs"]} for s in plan["stages"]
+    ]
+    plan["exits"] = [
+        {"index": gate.index, "tensor": gate.tensors[-1], "tier": gate.at, "threshold": gate.threshold}
+        for gate in chosen.plan.exits
+    ]
+    return said

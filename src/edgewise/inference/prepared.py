@@ -213,7 +213,9 @@ class PreparedPlan:
     def _confidence(self, tensors: Tensors) -> float | None:
         """What drift is seen in: every request reaches the plan's first exit, wherever that is."""
         logits = tensors.get(self.plan.exits[0].tensors[-1])
-        return None if logits is None or logits.size > _MAX_LOGITS else float(confidence(logits)[0])
+        if logits is None or logits.ndim < 2 or not 0 < logits.size <= _MAX_LOGITS or logits.dtype.kind != "f":
+            return None
+        return float(confidence(logits)[0])
 
     def run_tail(self, tensors: Mapping[str, NDArray[Any]]) -> tuple[Tensors, float]:
         """Runs the local tail; in the worker's thread."""
