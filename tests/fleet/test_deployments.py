@@ -291,6 +291,23 @@ def test_an_edge_that_returns_during_a_rollout_is_not_kept_waiting() -> None:
     asyncio.run(run())
 
 
+def test_an_edge_that_returns_in_mid_rollout_gets_what_comes_too() -> None:
+    async def run() -> None:
+        fleet = Fleet()
+        await fleet.deploy(1)
+        rollout = asyncio.create_task(fleet.deploy(2, min_requests=5))
+        await fleet.until(lambda: fleet.node.installed(DEVICE)[-1] == ("digits", 2))
+        fleet.node.orders.clear()
+        await fleet.made.returned(info(EDGE, Tier.EDGE))
+        assert fleet.node.installed(EDGE) == [("digits", 1), ("digits", 2)]
+        await fleet.made.rollback()
+        assert not (await rollout).accepted
+        assert fleet.node.installed(EDGE)[-1] == ("digits", 1)  # what it says it serves is what is in force
+        assert fleet.here[-1].version == 1
+
+    asyncio.run(run())
+
+
 def test_an_edge_without_room_stops_the_deployment_before_any_device_is_touched() -> None:
     async def run() -> None:
         fleet = Fleet()

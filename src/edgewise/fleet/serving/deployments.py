@@ -130,8 +130,7 @@ class Deployments:
             now = Deployment(version.task, wanted, self._next_revision())
             cause = await self._prepare_hosts(now) or await self._roll_out(of, now, before)
             if cause:
-                if before is None:
-                    await self._withdraw_from_hosts(now.model)
+                await (self._withdraw_from_hosts(now.model) if before is None else self._prepare_hosts(before))
                 return Ack(False, cause)
             self._record(now)
             self.versions.promote(wanted.version)
@@ -213,6 +212,8 @@ class Deployments:
         of = self._of(name)
         if info.tier is not Tier.DEVICE:  # hosts keep many plans; what is in force is wanted at once
             await self._catch_up(info, name)
+            if of.rolling_out is not None:
+                await self._install(info.node, of.rolling_out)
             return
         if of.rollout is not None:
             serves = info.models[name].revision if name in info.models else 0

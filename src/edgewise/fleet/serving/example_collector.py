@@ -104,7 +104,7 @@ class ExampleCollector:
         """Hard examples that have a label, as training data; a teacher may take its time: call it off the event loop.
 
         Args:
-            source: Words of the label source.
+            source: Spec of the label source.
             help: What this device offers it, beside the true labels it knows.
 
         Returns:
