@@ -54,7 +54,7 @@ def test_a_policy_that_keeps_raw_inputs_is_kept(folder: Path, capsys: pytest.Cap
     assert run(plan_words(folder, "--policy", str(folder / "policy.toml"), "--json")) == 0
     levels = json.loads(capsys.readouterr().out)["levels"]
     assert levels[0]["feasible"] is False
-    assert all(not cut["carries_raw"] for row in levels if row["plan"] for cut in row["plan"]["cuts"])
+    assert all(not cut["carries_raw"] for row in levels if row["plan"] for cut in row["plan"]["handovers"])
 
 
 def test_a_policy_that_cannot_be_met_names_the_limit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from edgewise.core.errors import InputError
 from edgewise.core.ids import Epoch, NodeId, RequestId, Tier
 from edgewise.fleet.messages import Capability, NodeInfo
 from edgewise.fleet.serving.drift_watch import Confidences, DriftWatch
-from edgewise.fleet.serving.example_collector import BATCH, StayingGood
+from edgewise.fleet.serving.example_collector import BATCH, ExampleCollector
 from edgewise.inference.observation import Observation
 from edgewise.inference.request_driver import Served
 from edgewise.inference.session import AnswerSource
@@ -139,9 +139,10 @@ def served(version: int, exit_index: int) -> Served:
 
 
 def test_what_is_told_at_once_is_of_one_version_and_one_exit() -> None:
-    good, inputs = StayingGood(NODE, 1_000_000), {"x": np.zeros((1, 1, 8, 8), np.float32)}
+    good, inputs = ExampleCollector(NODE, "tiny", 1_000_000), {"x": np.zeros((1, 1, 8, 8), np.float32)}
     for under in [(1, 0)] * (BATCH - 1) + [(2, 0)] * (BATCH - 1) + [(2, 1)] * (BATCH - 1):
         assert good.served(inputs, served(*under)) is None
     report = good.served(inputs, served(2, 1))
     assert report is not None
+    assert (report.model, report.version, report.exit, len(report.values)) == ("tiny", 2, 1, BATCH)
     assert (report.version, report.exit, report.values, report.predicted) == (2, 1, (0.5,) * BATCH, (3,) * BATCH)

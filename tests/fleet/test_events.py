@@ -30,14 +30,15 @@ FIELDS: dict[str, dict[str, Any]] = {
     "run_waiting": {"run": "r", "round": 3, "sentence": "waits for a"},
     "quarantined": {"run": "r", "client": "a", "reason": "not finite"},
     "run_ended": {"run": "r", "state": "completed", "cause": "", "version": 1},
-    "version_registered": {"version": 1, "passed": True},
-    "codec_gate": {"plan": "p", "passed": False, "reason": "loses 0.1"},
-    "deployed": {"version": 1, "epoch": 8, "plan": "p"},
-    "node_updated": {"node": "device-1", "version": 1, "cause": ""},
-    "rollout_ended": {"version": 1, "outcome": "completed", "cause": ""},
-    "rolled_back": {"from": 2, "to": 1},
-    "plan_switched": {"node": "device-1", "epoch": 9, "why": "the link is slow"},
-    "drift_detected": {"version": 1, "statistic": 3.0, "threshold": 2.0, "num_since": 12},
+    "version_registered": {"model": "m", "version": 1, "passed": True},
+    "codec_gate": {"model": "m", "plan": "p", "passed": False, "reason": "loses 0.1"},
+    "deployed": {"model": "m", "version": 1, "revision": 8, "plan": "p"},
+    "node_updated": {"model": "m", "node": "device-1", "version": 1, "cause": ""},
+    "rollout_begun": {"model": "m", "version": 1, "devices": ["device-1"]},
+    "rollout_ended": {"model": "m", "version": 1, "outcome": "completed", "cause": ""},
+    "rolled_back": {"model": "m", "from": 2, "to": 1},
+    "plan_switched": {"model": "m", "node": "device-1", "revision": 9, "why": "the link is slow"},
+    "drift_detected": {"model": "m", "version": 1, "statistic": 3.0, "threshold": 2.0, "num_since": 12},
 }
 
 
@@ -58,8 +59,8 @@ def test_an_event_survives_its_frame(kind: str) -> None:
 def test_events_are_values_of_their_own_types() -> None:
     assert event_of("node_ready", FIELDS["node_ready"]) == NodeReadyEvent(NodeId("edge-1"), Tier.EDGE)
     assert event_of("run_ended", FIELDS["run_ended"]) == RunEndedEvent(RunId("r"), "completed", version=1)
-    assert event_of("rolled_back", FIELDS["rolled_back"]) == RolledBackEvent(source=2, target=1)
-    assert event_of("drift_detected", FIELDS["drift_detected"]) == DriftDetectedEvent(1, 3.0, 2.0, 12)
+    assert event_of("rolled_back", FIELDS["rolled_back"]) == RolledBackEvent(model="m", source=2, target=1)
+    assert event_of("drift_detected", FIELDS["drift_detected"]) == DriftDetectedEvent("m", 1, 3.0, 2.0, 12)
 
 
 @pytest.mark.parametrize(

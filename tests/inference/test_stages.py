@@ -7,20 +7,18 @@ import numpy as np
 import pytest
 
 from edgewise.core.errors import InputError, PlanInfeasible
-from edgewise.core.ids import Tier
 from edgewise.core.provenance import RAW, origins_of, traced
 from edgewise.inference.serving_node import device_only_plan
 from edgewise.inference.stages import (
-    Stage,
+    LoadedStage,
     build_stages,
     computing_s,
-    entry_tier,
     make_session,
     make_stage,
     wait_precisely,
 )
-from edgewise.planning.plan import Plan
-from tests.inference.tiny import images, rescaling_graph, split_plan, two_exit_graph
+from edgewise.planning.plan import ENTRY, EXIT, Gate, Plan, Site
+from tests.inference.tiny import E, images, rescaling_graph, split_plan, two_exit_graph
 
 
 def test_head_and_tail_give_the_wholes_bits() -> None:
@@ -110,19 +108,21 @@ def test_what_was_not_traced_stays_untraced() -> None:
 @pytest.mark.parametrize(("exit_on_device", "has_tail"), [(True, False), (False, True)])
 def test_a_device_without_an_own_exit_gets_a_local_tail(exit_on_device: bool, has_tail: bool) -> None:
     graph = two_exit_graph()
-    stages = asyncio.run(build_stages(graph, split_plan(graph, exit_on_device=exit_on_device), Tier.DEVICE))
+    stages = asyncio.run(build_stages(graph, split_plan(graph, exit_on_device=exit_on_device), ENTRY))
     assert (stages.tail is not None) == has_tail
-    edge = asyncio.run(build_stages(graph, split_plan(graph), Tier.EDGE))
+    edge = asyncio.run(build_stages(graph, split_plan(graph), Site(E)))
     assert edge.tail is None
-    assert edge.stage is not None
-    assert edge.stage.outputs == ("end",)
+    ((_, loaded),) = edge.stages
+    assert loaded.outputs == ("end",)
 
 
 def test_plans_that_cannot_run_are_refused() -> None:
     graph = two_exit_graph()
     with pytest.raises(PlanInfeasible, match="has no exit, so it never answers"):
-        asyncio.run(build_stages(graph, Plan("empty", graph.digest, ()), Tier.DEVICE))
-    with pytest.raises(PlanInfeasible, match="plan 'empty' has no segment that runs anything"):
-        entry_tier(Plan("empty", graph.digest, ()))
-    assert entry_tier(device_only_plan(graph)) is Tier.DEVICE
-    assert isinstance(asyncio.run(build_stages(graph, device_only_plan(graph), Tier.DEVICE)).stage, Stage)
+        asyncio.run(build_stages(graph, Plan("empty", graph.digest, ()), ENTRY))
+    with pytest.raises(PlanInfeasible, match="plan 'empty' has no stage, so it computes nothing"):
+        asyncio.run(
+            build_stages(graph, Plan("empty", graph.digest, (), (), (Gate(EXIT, "edge", 0.0, index=0),)), ENTRY)
+        )
+    stages = asyncio.run(build_stages(graph, device_only_plan(graph), ENTRY)).stages
+    assert [isinstance(loaded, LoadedStage) for _, loaded in stages] == [True]

@@ -9,19 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from edgewise.core.ids import NodeId
 from edgewise.datasets.shifts import drifted
 from edgewise.fleet.serving.drift_watch import ALARM
 from edgewise.fleet.serving.example_collector import BATCH
 from edgewise.fleet.serving.versions import outputs_of
 from edgewise.inference.gates.exit import confidence
-from edgewise.models.graph.weights import with_weights
-from edgewise.training.tasks.digits_task import DigitsTask
-
-from edgewise.core.ids import NodeId
 from edgewise.lifecycle.drift import AnswerObserved, DriftAnswer, drift_detector, step
 from edgewise.models.export import export_template
+from edgewise.models.graph.weights import with_weights
 from edgewise.simulation.simulate import SimulationOptions, simulate_rounds
 from edgewise.training.algorithms import make_algorithm
+from edgewise.training.tasks.digits_task import DigitsTask
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/tutorials/two-terminals.md").read_text()
 EXITS = {"first": 0, "last": -1}

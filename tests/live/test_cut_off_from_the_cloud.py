@@ -54,7 +54,7 @@ def test_a_device_started_again_without_the_cloud_serves_what_it_served(world: W
         await world.rows(lambda rows: rows[EDGE].state == "gone")
         await world.restart(DEVICE)
         after = await world.eventually(answered_again)
-        told = {name: after.parameters[name] for name in ("source", "served_by", "plan_epoch", "model_version")}
+        told = {name: after.parameters[name] for name in ("source", "served_by", "plan_revision", "model_version")}
         assert told == {name: before.parameters[name] for name in told}
         assert (told["source"], told["served_by"], told["model_version"]) == ("plan", f"{DEVICE},{EDGE}", 1)
         assert f"{DEVICE} serves version 1 again" in world.log(DEVICE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgewise.core.ids import Digest, Epoch, NodeId, RequestId, Tier
+from edgewise.core.ids import Digest, NodeId, RequestId, Revision, Tier
 from edgewise.datasets.audit import SplitAudit
 from edgewise.inference.observation import Observation
 from edgewise.inference.session import AnswerSource
@@ -13,7 +13,7 @@ from edgewise.ledger.resources import Resources
 from edgewise.lifecycle.loop import TimelineNote
 from edgewise.planning import levels
 from edgewise.planning.baselines import BaselineRow
-from edgewise.planning.plan import Path, Plan, Prediction, Segment
+from edgewise.planning.plan import Path, Plan, Prediction, Site, Stage
 from edgewise.service.report.convert import (
     WORDS,
     audit_rows,
@@ -33,13 +33,13 @@ PATHS = (
 PLAN = Plan(
     "split",
     Digest("0" * 64),
-    (Segment(Tier.DEVICE, ("a",), (), ()), Segment(Tier.EDGE, ("b",), (), ())),
+    tuple(Stage(tier, Digest("g"), (), (), Site(tier)) for tier in (Tier.DEVICE, Tier.EDGE)),
     predicted=Prediction(0.012, 0.009, 0.03, 0.95, 0.02, 220.0, 0.0, PATHS),
 )
 
 
 def observed(source: AnswerSource = AnswerSource.PLAN, exit_index: int | None = 1) -> Observation:
-    return Observation(RequestId("r"), Epoch(1), 1, PLAN.digest, source, exit_index, "", 10.5, 0.02, 0.1)
+    return Observation(RequestId("r"), Revision(1), 1, PLAN.digest, source, exit_index, "", 10.5, 0.02, 0.1)
 
 
 def test_levels_get_milliseconds_their_plans_name_and_the_longest_waterfall() -> None:

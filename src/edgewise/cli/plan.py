@@ -9,9 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from edgewise.cli.fleet_plan import Deadline, DeviceName, FleetWish, VersionNumber, fleet_only, plan_on_fleet
-from edgewise.cli.judge import judge
-from edgewise.cli.operator_options import AsOperator, ToFleet
+from edgewise.cli.evaluate import evaluate
+from edgewise.cli.fleet_plan import (
+    Deadline,
+    DeviceName,
+    FleetPlanRequest,
+    MinRequests,
+    RolloutStages,
+    VersionNumber,
+    fleet_only,
+    parse_shares,
+    plan_on_fleet,
+)
+from edgewise.cli.operator_options import AsOperator, ModelName, ToFleet
 from edgewise.cli.output import AsJson, Output
 from edgewise.cli.running import run_async
 from edgewise.cli.serve import Shapes, parse_shapes
@@ -23,6 +33,7 @@ if TYPE_CHECKING:
     from edgewise.cli.source import Source
     from edgewise.models.graph.graph import Graph
     from edgewise.models.version import ExitEvidence
+    from edgewise.planning.levels import Recommendation
     from edgewise.planning.profile import LinkState, Profile
     from edgewise.planning.search import Search
     from edgewise.simulation.emulated.fleet_file import FleetFile
@@ -49,9 +60,12 @@ def command(
     connect: ToFleet = "",
     identity: AsOperator = "",
     version: VersionNumber = 0,
+    model: ModelName = "",
     device: DeviceName = "",
     deadline: Deadline = "",
     deploy: Annotated[bool, typer.Option("--deploy", help="On a fleet: put the plan in force.")] = False,
+    stages: RolloutStages = "",
+    min_requests: MinRequests = 0,
     as_json: AsJson = False,
 ) -> None:
     """Say where a model should run: seven levels with predictions, and the plan to use.
@@ -67,12 +81,18 @@ def command(
       edgewise plan --connect tls/127.0.0.1:7447 --identity nodes/operator --policy policy.toml --deploy
     """
     out = Output(as_json)
-    fleet_only(connect, identity=identity, version=version, device=device, deadline=deadline, deploy=deploy)
+    fleet_only(
+        connect, identity=identity, version=version, model=model, device=device, deadline=deadline, deploy=deploy,
+        stages=stages, min_requests=min_requests,
+    )  # fmt: skip
+    parse_shares(stages)
     if connect:
         if onnx is not None:
             raise InputError("a fleet plans its own versions. To bring a file there: edgewise serve FILE --connect …")
-        wish = FleetWish(connect, identity, policy, data, version, device, budget, deadline, deploy)
-        run_async(plan_on_fleet(out, wish))
+        request = FleetPlanRequest(
+            connect, identity, policy, data, version, device, budget, deadline, deploy, model, stages, min_requests
+        )
+        run_async(plan_on_fleet(out, request))
         return
     if onnx is None or data is None:
         raise InputError("give a model and --data with real inputs, or --connect to plan a version of a fleet.")
@@ -117,7 +137,7 @@ def plan_file(
     source = read_source(data, graph.inputs).first(limit)
     given = read_profiles(profile)
     profiles = {**measure(out, graph, file, source, budget_s, given), **given}
-    evidence, meaning = judge(graph, source)
+    evidence, meaning = evaluate(graph, source)
     codecs = CODECS if evidence else CODECS[:1]
     search = make_search(graph, profiles, links_of(file), wanted, evidence, codecs=codecs, training_domain=DOMAIN)
     _print(out, search, evidence, meaning)
@@ -239,4 +259,18 @@ def _print(out: Output, search: Search, evidence: tuple[ExitEvidence, ...], mean
     out.line(f"recommended, level {chosen.level}: {chosen.reason}")
     for line in explain(chosen.plan):
         out.line(line)
-    out.result(found)
+    out.result({**found, "recommendation": _with_old_words(chosen)})
+
+
+def _with_old_words(chosen: Recommendation) -> dict[str, Any]:
+    """A recommendation whose plan says its stages and exits in the words of 0.1.0 too, for this release."""
+    said: dict[str, Any] = msgspec.to_builtins(chosen)
+    plan = said["plan"]
+    plan["segments"] = [
+        {"tier": s["site"]["tier"], "inputs": s["inputs"], "outputs": s["outputs"]} for s in plan["stages"]
+    ]
+    plan["exits"] = [
+        {"index": gate.index, "tensor": gate.tensors[-1], "tier": gate.at, "threshold": gate.threshold}
+        for gate in chosen.plan.exits
+    ]
+    return said

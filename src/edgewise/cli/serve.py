@@ -34,7 +34,7 @@ def command(
     connect: ToFleet = "",
     identity: AsOperator = "",
     policy: Annotated[Path | None, typer.Option("--policy", help="On a fleet: TOML, objective and limits.")] = None,
-    data: Annotated[Path | None, typer.Option("--data", help="On a fleet: examples to judge the model on.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="On a fleet: examples to evaluate the model on.")] = None,
     budget: Annotated[str, typer.Option("--budget", help="On a fleet: time to measure each node for.")] = "3 s",
     as_json: AsJson = False,
 ) -> None:
@@ -49,14 +49,14 @@ def command(
     Example:
       edgewise serve model.onnx --connect tls/127.0.0.1:7447 --identity nodes/operator
     """
-    from edgewise.cli.fleet_plan import FleetWish, fleet_only, serve_on_fleet
+    from edgewise.cli.fleet_plan import FleetPlanRequest, fleet_only, serve_on_fleet
     from edgewise.models.graph.graph import Graph
 
     fleet_only(connect, identity=identity, policy=policy, data=data)
     if connect:
-        wish = FleetWish(connect, identity, policy, data, budget=budget, deploy=True)
+        request = FleetPlanRequest(connect, identity, policy, data, budget=budget, deploy=True, model=name or onnx.stem)
         graph = Graph.load(onnx, parse_shapes(input_shape))
-        run_async(serve_on_fleet(Output(as_json), wish, graph, name or onnx.stem))
+        run_async(serve_on_fleet(Output(as_json), request, graph, name or onnx.stem))
         return
     if (certificate is None) != (key is None):
         raise InputError("TLS needs both --certificate and --key. Give the other one too.")
@@ -83,7 +83,7 @@ async def serve_model(
     Args:
         out: Says where it is served.
         onnx: The model.
-        name: Its name at the door.
+        name: Its name at the endpoint.
         host: Address.
         port: Port; 0 takes a free one.
         dilation: Factor for emulating a slow device.
@@ -101,12 +101,12 @@ async def serve_model(
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     server = await local_server(Graph.load(onnx, shapes), name=name, dilation=dilation)
     try:
-        door = await serve_http(server, host, port, tls=tls, insecure=insecure)
+        endpoint = await serve_http(server.models, host, port, tls=tls, insecure=insecure)
         keep_for_good()
         scheme = "http" if tls is None else "https"
-        out.event("serving", model=name, url=f"{scheme}://{door.host}:{door.port}")
+        out.event("serving", model=name, url=f"{scheme}://{endpoint.host}:{endpoint.port}")
         await stop.wait()
-        await door.close()
+        await endpoint.close()
         out.event("stopped", model=name)
     finally:
         await server.close()

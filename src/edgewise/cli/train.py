@@ -233,7 +233,7 @@ class TrainingSession:
     async def _follow(self, operator: Operator, num_rounds: int) -> RunStatus:
         shown, waits, moved_s = 0, "", time.monotonic()
         with self.out.progress(f"{self.run}: round", num_rounds or 1) as advance:
-            async for status in operator.watch(self.run, away=self._away):
+            async for status in operator.watch(self.run, on_unreachable=self._away):
                 for done in status.rounds[shown:]:
                     self._round(done, advance if num_rounds else None)
                     moved_s = time.monotonic()

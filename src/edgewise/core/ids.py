@@ -15,7 +15,9 @@ RunId = NewType("RunId", str)
 RequestId = NewType("RequestId", str)
 RoundNumber = NewType("RoundNumber", int)
 Epoch = NewType("Epoch", int)
-"""Incarnation of a node (its start time, ns) or of a plan (a counter); newer is larger."""
+"""Incarnation of a node (its start time, ns); newer is larger."""
+Revision = NewType("Revision", int)
+"""One plan put in force: a counter over the whole fleet, so that it names one plan of one model; newer is larger."""
 Digest = NewType("Digest", str)
 """`sha256` of some bytes, 64 hexadecimal characters."""
 

@@ -29,9 +29,9 @@ async def train(demo: Demo) -> None:
         "model": initial_vector(demo.task, Seeds(demo.settings.seed)),
     }
     packed, few = encode_layout(layout), demo.settings.comparison_rounds
-    uncoded = await follow(demo, _wish(demo, "uncoded", {"name": "none"}, few, packed, register=False), tensors)
+    uncoded = await follow(demo, _request(demo, "uncoded", {"name": "none"}, few, packed, register=False), tensors)
     before = await demo.counted()
-    coded = await follow(demo, _wish(demo, "first", UPLINK, demo.settings.rounds, packed), tensors)
+    coded = await follow(demo, _request(demo, "first", UPLINK, demo.settings.rounds, packed), tensors)
     demo.run = coded
     _kpis(demo, before, await demo.counted())
     versions = (await demo.operator.versions()).versions
@@ -63,15 +63,15 @@ def _kpis(demo: Demo, before: Counted, after: Counted) -> None:
     demo.change(kpis=msgspec.structs.replace(demo.report.kpis, training=kpis))
 
 
-async def follow(demo: Demo, wish: SubmitRun, tensors: dict[str, Any]) -> RunStatus:
+async def follow(demo: Demo, request: SubmitRun, tensors: dict[str, Any]) -> RunStatus:
     """Submits a run and shows its rounds until it ends.
 
     Raises:
         EdgewiseError: If it did not complete; with its cause.
     """
-    run = await demo.operator.submit(wish, tensors)
+    run = await demo.operator.submit(request, tensors)
     shown = 0
-    with demo.show.progress(f"  {wish.name}: rounds", wish.num_rounds) as advance:
+    with demo.show.progress(f"  {request.name}: rounds", request.num_rounds) as advance:
         async for status in demo.operator.watch(run):
             for done in status.rounds[shown:]:
                 advance(f"loss {done.loss:.3f} accuracy {done.accuracy:.3f} {done.seconds:.1f} s")
@@ -81,7 +81,7 @@ async def follow(demo: Demo, wish: SubmitRun, tensors: dict[str, Any]) -> RunSta
     return status
 
 
-def _wish(
+def _request(
     demo: Demo, name: str, uplink: dict[str, Any], rounds: int, layout: bytes, *, register: bool = True
 ) -> SubmitRun:
     words = {"name": "fed_avg", "local": LOCAL, "uplink": uplink}

@@ -9,13 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.codecs import make_codec
+from edgewise.inference.gates.frame_difference import frame_difference
 from edgewise.inference.stages import make_session
 from edgewise.models.graph.condense import Frontier
 from edgewise.models.graph.graph import Graph
 from edgewise.models.version import ExitEvidence
 from edgewise.planning.moves.exits import measure_exits
+from edgewise.planning.moves.filters import FilterEvidence
 
 CODECS = ("none", "int8")
+FILTER_THRESHOLDS = (0.01, 0.02, 0.05, 0.1, 0.2)
 
 
 def run_graph(model: bytes, feeds: dict[str, NDArray[Any]], outputs: Sequence[str] = ()) -> list[NDArray[Any]]:
@@ -62,13 +65,49 @@ def plan_evidence(
     """
     graph = source if isinstance(source, Graph) else Graph.load(source)
     name = graph.inputs[0].name
-    exits = [t.name for t in graph.outputs]
+    exits = list(graph.exits)
     logits = {"none": _flat(run_graph(graph.whole, {name: inputs}, exits))}
     cut = narrowest_cut(graph)
     for codec in codecs:
         if codec != "none" and cut is not None:
             logits[codec] = _coded(graph, cut, codec, {name: inputs}, logits["none"], exits)
     return measure_exits(logits, np.asarray(targets))
+
+
+def filter_evidence(
+    frames: NDArray[Any],
+    answers: NDArray[Any],
+    thresholds: Sequence[float] = FILTER_THRESHOLDS,
+    *,
+    every: int = 30,
+    cells: int = 1,
+) -> tuple[FilterEvidence, ...]:
+    """Measures what a frame-difference filter does on a recording.
+
+    Args:
+        frames: [n, …], in the order they came.
+        answers: [n, classes], the whole model's logits on them.
+        thresholds: To try.
+        every: As in `frame_difference`.
+        cells: As in `frame_difference`.
+
+    Returns:
+        A row per threshold.
+    """
+    rows, classes = [], np.asarray(answers).reshape(len(frames), -1).argmax(axis=1)
+    for threshold in thresholds:
+        rule, state, filtered, right = frame_difference(threshold, every, cells), None, 0, 0
+        assert rule.learn is not None
+        for frame, own in zip(frames, classes, strict=True):
+            answer, state = rule.ask({"frame": frame}, state)
+            if answer is None:
+                state = rule.learn({"frame": frame}, {"class": own}, state)
+            else:
+                filtered, right = filtered + 1, right + int(answer["class"] == own)
+        spec = f"frame_difference(every={every}, cells={cells})"
+        agreement = right / filtered if filtered else 1.0
+        rows.append(FilterEvidence(spec, float(threshold), filtered / len(frames), agreement, len(frames)))
+    return tuple(rows)
 
 
 def _coded(
@@ -86,7 +125,7 @@ def _coded(
         array = np.asarray(array, np.float32)
         payload, _ = codec.encode(array, codec.init(array.shape), np.random.default_rng(0))
         coded[tensor] = codec.decode(payload)
-    behind = [e for e, group in zip(exits, graph.condensed.exit_groups, strict=True) if group >= cut.position]
+    behind = [e for e in exits if graph.condensed.producer[e] >= cut.position]
     run = dict(zip(behind, _flat(run_graph(graph.extract(cut.tensors, behind), coded, behind)), strict=True))
     return [run.get(e, logits) for e, logits in zip(exits, uncoded, strict=True)]
 

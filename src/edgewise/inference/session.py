@@ -23,8 +23,10 @@ class AnswerSource(StrEnum):
 
     PLAN = "plan"
     """The plan as intended; an early exit that was confident is part of it."""
+    FILTER = "filter"
+    """A gate in front of every stage: nothing was computed, the answer is that of a request like this one."""
     OTHER_EDGE = "other_edge"
-    """The plan's outer segments, on another node than the first choice."""
+    """The plan's outer stages, on another node than the first choice."""
     LOCAL_TAIL = "local_tail"
     """The device computed on to an exit of its own after the cut."""
     EDGE_EXIT = "edge_exit"

@@ -1,11 +1,11 @@
 """The Open Inference Protocol (KServe v2) over HTTP: Litestar on uvicorn, inside the caller's event loop.
 
-    door = await serve_http(server)                  # a `Server` of inference/serving_node.py, or several by name
-    print(door.port)                                 # the real one, also for port 0
-    await door.close()                               # within a second
+    endpoint = await serve_http(node)                # a `ServingNode` with all its models, or models by name
+    print(endpoint.port)                             # the real one, also for port 0
+    await endpoint.close()                           # within a second
 
 `infer` is a raw ASGI handler in front of the router, for it is on every request's path; the rest are ordinary Litestar routes. Any client of
-the protocol works unchanged, e.g. `tritonclient.http`. Answers carry `parameters`: exit_index, source, plan_epoch,
+the protocol works unchanged, e.g. `tritonclient.http`. Answers carry `parameters`: exit_index, source, plan_revision,
 model_version, cause, latency_ms (at the device, HTTP excluded), compute_ms (all nodes), served_by. Our own extension:
 `POST /v2/models/NAME/feedback` with `{"labels": {request id: class}}` says what was right; it stays on the node.
 """
@@ -34,6 +34,8 @@ from numpy.typing import NDArray
 
 from edgewise.core.errors import Busy, ConfigError, EdgewiseError, InputError, SecurityError, nearest
 from edgewise.inference.request_driver import Served
+from edgewise.inference.serving_node import ServingNode
+from edgewise.inference.streams import StreamStep
 from edgewise.models.graph.graph import PlainTensor
 from edgewise.planning.plan import ActivePlan
 from edgewise.service.connection import OnePacketProtocol
@@ -67,7 +69,12 @@ class Model(Protocol):
         ...
 
     async def infer(
-        self, inputs: Mapping[str, NDArray[Any]], *, deadline_s: float | None = None, request: str = ""
+        self,
+        inputs: Mapping[str, NDArray[Any]],
+        *,
+        deadline_s: float | None = None,
+        request: str = "",
+        stream: StreamStep | None = None,
     ) -> Served:
         """Serves one request."""
         ...
@@ -128,7 +135,7 @@ class _Uvicorn(uvicorn.Server):
 
 
 async def serve_http(
-    models: Model | Mapping[str, Model],
+    models: ServingNode | Model | Mapping[str, Model],
     host: str = "127.0.0.1",
     port: int = 0,
     *,
@@ -139,7 +146,7 @@ async def serve_http(
     """Opens the door on the running event loop.
 
     Args:
-        models: What is served; several by name.
+        models: What is served; several by name, or all of a node.
         host: Address to listen on.
         port: Port; 0 takes a free one.
         max_body_bytes: Longer bodies are refused with 413.
@@ -153,6 +160,8 @@ async def serve_http(
         ConfigError: If the port is in use or the address is not this machine's.
         SecurityError: If the address is not loopback, there is no TLS, and `insecure` is not said.
     """
+    if isinstance(models, ServingNode):
+        models = models.models
     served = models if isinstance(models, Mapping) else {models.name: models}
     if tls is None and not insecure and not _is_loopback(host):
         raise SecurityError(
@@ -230,7 +239,7 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
 
     @get(["/v2/health/ready"], sync_to_thread=False)
     def ready() -> Response[dict[str, bool]]:
-        is_ready = all(m.active is not None for m in models.values())
+        is_ready = bool(models) and all(m.active is not None for m in models.values())
         return Response({"ready": is_ready}, status_code=200 if is_ready else 503)
 
     @get("/v2", sync_to_thread=False)
@@ -238,8 +247,20 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
         return {
             "name": "edgewise",
             "version": package_version("edgewise"),
-            "extensions": ["binary_tensor_data", "feedback"],
+            "extensions": ["binary_tensor_data", "model_repository", "feedback"],
         }
+
+    @post("/v2/repository/index", status_code=200, sync_to_thread=False)
+    def index() -> list[dict[str, str]]:
+        served = [(name, model.active) for name, model in sorted(models.items())]
+        return [
+            {
+                "name": name,
+                "version": "" if active is None else str(active.version),
+                "state": "UNAVAILABLE" if active is None else "READY",
+            }
+            for name, active in served
+        ]
 
     @get(["/v2/models/{name:str}", "/v2/models/{name:str}/versions/{version:str}"], sync_to_thread=False)
     def model_metadata(request: Request[Any, Any, Any]) -> dict[str, Any]:
@@ -287,12 +308,14 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
         model, _ = find(name, version[1] if len(version) > 2 else "")
         body = _decompressed(await _read(receive, max_body_bytes), headers, max_body_bytes)
         request = read_request(body, _header_length(headers))
-        served = await model.infer(request.inputs, deadline_s=request.deadline_s, request=request.id)
+        served = await model.infer(
+            request.inputs, deadline_s=request.deadline_s, request=request.id, stream=request.stream
+        )
         seen = served.observation
         if not served.outputs:
             raise Busy(f"nothing was ready by the deadline of {seen.deadline_s:.3f} s: {seen.cause}.")
         parameters = {
-            "exit_index": seen.exit_index, "source": str(seen.source), "plan_epoch": seen.epoch,
+            "exit_index": seen.exit_index, "source": str(seen.source), "plan_revision": seen.revision,
             "model_version": seen.version, "cause": seen.cause, "latency_ms": round(seen.latency_s * 1e3, 3),
             "served_by": ",".join(seen.served_by), "compute_ms": round(seen.compute_s * 1e3, 3),
         }  # fmt: skip
@@ -300,7 +323,7 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
 
     handlers: Any = {EdgewiseError: _edgewise_error, HTTPException: _http_error}
     routes = Litestar(
-        [live, ready, server_metadata, model_metadata, model_ready, feedback],
+        [live, ready, server_metadata, index, model_metadata, model_ready, feedback],
         exception_handlers=handlers, logging_config=None, on_app_init=[_plain_app],
     )  # fmt: skip
 

@@ -70,6 +70,7 @@ class RunEndedEvent(FleetEvent, frozen=True, tag="run_ended"):
 class VersionRegisteredEvent(FleetEvent, frozen=True, tag="version_registered"):
     """Reports a new version and whether it passed the gate."""
 
+    model: str
     version: int
     passed: bool
 
@@ -77,6 +78,7 @@ class VersionRegisteredEvent(FleetEvent, frozen=True, tag="version_registered"):
 class CodecGateEvent(FleetEvent, frozen=True, tag="codec_gate"):
     """Reports whether a plan's lossy codec keeps enough accuracy."""
 
+    model: str
     plan: str
     passed: bool
     reason: str = ""
@@ -85,22 +87,33 @@ class CodecGateEvent(FleetEvent, frozen=True, tag="codec_gate"):
 class DeployedEvent(FleetEvent, frozen=True, tag="deployed"):
     """Reports which version and plan are in force now."""
 
+    model: str
     version: int
-    epoch: int
+    revision: int
     plan: str
 
 
 class NodeUpdatedEvent(FleetEvent, frozen=True, tag="node_updated"):
     """Reports that a device installed a version; `cause` says why not, "" if it did."""
 
+    model: str
     node: NodeId
     version: int
     cause: str = ""
 
 
+class RolloutBegunEvent(FleetEvent, frozen=True, tag="rollout_begun"):
+    """Reports that a version begins to be handed to devices, group after group."""
+
+    model: str
+    version: int
+    devices: list[NodeId]
+
+
 class RolloutEndedEvent(FleetEvent, frozen=True, tag="rollout_ended"):
     """Reports the outcome of a staged rollout: `completed` or `rolled_back`."""
 
+    model: str
     version: int
     outcome: str
     cause: str = ""
@@ -109,6 +122,7 @@ class RolloutEndedEvent(FleetEvent, frozen=True, tag="rollout_ended"):
 class RolledBackEvent(FleetEvent, frozen=True, tag="rolled_back"):
     """Reports that an operator restored the version that served before."""
 
+    model: str
     source: int = msgspec.field(name="from")
     target: int = msgspec.field(name="to")
 
@@ -116,8 +130,9 @@ class RolledBackEvent(FleetEvent, frozen=True, tag="rolled_back"):
 class PlanSwitchedEvent(FleetEvent, frozen=True, tag="plan_switched"):
     """Reports that a device switched to another of its plans, and why."""
 
+    model: str
     node: NodeId
-    epoch: int
+    revision: int
     why: str
 
 
@@ -125,12 +140,14 @@ class DriftDetectedEvent(FleetEvent, frozen=True, tag="drift_detected"):
     """Reports that the inputs of a version have drifted.
 
     Attributes:
+        model: Whose inputs.
         version: The version in force.
         statistic: The detector's statistic.
         threshold: What it exceeds.
         num_since: Examples since the estimated onset.
     """
 
+    model: str
     version: int
     statistic: float
     threshold: float
@@ -148,6 +165,7 @@ AnyEvent = (
     | CodecGateEvent
     | DeployedEvent
     | NodeUpdatedEvent
+    | RolloutBegunEvent
     | RolloutEndedEvent
     | RolledBackEvent
     | PlanSwitchedEvent

@@ -61,7 +61,7 @@ async def probe_link(transport: Transport, key: str, *, gap_s: float = 0.0, time
         taken = await probe_once(transport, key, size, timeout_s)
         if taken - rtt_s > ENOUGH_S or size >= MAX_BYTES:
             break
-        size *= 4
+        size = min(4 * size, MAX_BYTES)
     again = [taken] + [await probe_once(transport, key, size, timeout_s) for _ in range(2)]
     bytes_per_s = (size - SMALL_BYTES) / max(median(again) - rtt_s, 1e-6)
     return LinkState(bytes_per_s, rtt_s, joules_per_byte=JOULES_PER_BYTE, source="probed")

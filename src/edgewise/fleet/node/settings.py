@@ -24,13 +24,16 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
         task: Task file installed on this node, or `digits`; "" trains nothing.
         task_settings: Passed to the task.
         client: Which client's data it holds; "" means its own name.
-        holdout: npz with calibration_x, calibration_y, gate_x, gate_y, for evidence and gate (coordinator).
+        holdout: npz with calibration_x, calibration_y, gate_x, gate_y, for evidence and gate (coordinator); `MODEL=FILE` for
+            one model, several with commas between.
         dilation: Factor by which inference compute is stretched.
         active_power_w: Modelled power while computing.
         http: Host:port of the inference endpoint; "" for none, port 0 picks a free one.
-        model_name: Name of the model at the inference endpoint.
+        model_name: Another name of its only model at the inference endpoint; each is known by its own.
         engine: Local engine, or "" to choose by a short timing.
-        buffer_bytes: Bound of the hard-example buffer.
+        buffer_bytes: Bound of each model's hard-example buffer.
+        max_models: Models it serves at once; one more is refused.
+        models_bytes: Bound of what all its models take; 0 for half of the machine's memory.
         raw_may_reach: Outermost tier raw data of this node may reach.
         scout: Whether to look for other nodes by multicast and gossip.
         insecure: Whether to go without TLS on a non-loopback address.
@@ -56,6 +59,8 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
     model_name: str = "model"
     engine: str = ""
     buffer_bytes: int = 4 * 2**20
+    max_models: int = 8
+    models_bytes: int = 0
     raw_may_reach: Tier = Tier.DEVICE
     scout: bool = False
     insecure: bool = False

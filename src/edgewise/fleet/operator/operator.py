@@ -22,11 +22,11 @@ from edgewise.fleet.messages import (
     CancelRun,
     Capability,
     Deploy,
+    ExampleCounts,
+    ExampleCountsRequest,
     FleetAnswer,
     FleetRequest,
     GraphRequest,
-    Held,
-    HeldRequest,
     LedgerAnswer,
     LedgerRequest,
     ListVersions,
@@ -153,14 +153,14 @@ class Operator:
         await self._ask(CancelRun(run), Ack)
 
     async def watch(
-        self, run: RunId, *, patience_s: float = 60.0, away: Callable[[str], None] = lambda _: None
+        self, run: RunId, *, patience_s: float = 60.0, on_unreachable: Callable[[str], None] = lambda _: None
     ) -> AsyncIterator[RunStatus]:
         """Yields the run's status whenever a round closes, last its terminal state.
 
         Args:
             run: Its id.
             patience_s: How long the coordinator may be away; it goes on with the run when it is back.
-            away: Told why there is no answer, each time.
+            on_unreachable: Takes why there is no answer, each time.
 
         Yields:
             The status.
@@ -170,7 +170,7 @@ class Operator:
         """
         changed = asyncio.Event()
 
-        def heard(_: str, frame: Frame) -> None:
+        def on_message(_: str, frame: Frame) -> None:
             if frame.run == run:
                 changed.set()
 
@@ -178,12 +178,12 @@ class Operator:
         while True:
             if node is not self.node:  # at first, and after another incarnation took over
                 node = self.node
-                await node.transport.subscribe(node.keys.event(self.coordinator), heard)
+                await node.transport.subscribe(node.keys.event(self.coordinator), on_message)
             changed.clear()
             try:
                 status = await self._ask(RunRequest(run), RunStatus, timeout_s=STATUS_TIMEOUT_S)
             except (Unreachable, DeadlineExceeded) as error:
-                away(error.message)
+                on_unreachable(error.message)
                 if time.monotonic() - answered_s > patience_s:
                     raise
             else:
@@ -220,17 +220,24 @@ class Operator:
         """Serves a version along plans, device by device; answers when it is done or halted."""
         return await self._ask(deploy, Ack)
 
-    async def rollback(self) -> Ack:
-        """Restores the version before."""
-        return await self._ask(Rollback(), Ack)
+    async def rollback(self, model: str = "") -> Ack:
+        """Restores the version of a model that served before; a rollout in progress is taken back.
+
+        Args:
+            model: Which; "" for the only one in force.
+
+        Returns:
+            Yes or why not. Details: model, version, from, revision.
+        """
+        return await self._ask(Rollback(model), Ack)
 
     async def ledger(self, node: NodeId) -> LedgerAnswer:
         """What a node counted."""
         return await self._ask(LedgerRequest(), LedgerAnswer, to=node)
 
-    async def held(self, node: NodeId) -> Held:
-        """What a device has collected of hard examples."""
-        return await self._ask(HeldRequest(), Held, to=node)
+    async def example_counts(self, node: NodeId, model: str) -> ExampleCounts:
+        """How many hard examples of a model a device has collected."""
+        return await self._ask(ExampleCountsRequest(model), ExampleCounts, to=node)
 
     async def order(self, node: NodeId, message: Message) -> Ack:
         """Any order to any node."""

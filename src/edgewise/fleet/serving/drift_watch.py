@@ -35,6 +35,7 @@ class Confidences(Message, frozen=True):
         time: Of the last one, seconds on the device's clock.
         exit: Index of that exit in the model: the first of the plan that answered.
         predicted: The class with the highest score there, one for each value; () from a device that does not tell.
+        model: Of which model.
     """
 
     node: NodeId
@@ -43,6 +44,7 @@ class Confidences(Message, frozen=True):
     time: float
     exit: int = 0
     predicted: tuple[int, ...] = ()
+    model: str = ""
 
     @property
     def answers(self) -> list[drift.DriftAnswer]:
@@ -52,9 +54,10 @@ class Confidences(Message, frozen=True):
 
 
 class CollectOrder(Message, frozen=True):
-    """The inputs have changed: keep hard examples among the last so many requests only."""
+    """The inputs have changed: keep hard examples among the last so many requests of a model only."""
 
     last: int
+    model: str = ""
 
 
 class DriftWatch:

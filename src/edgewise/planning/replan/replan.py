@@ -259,7 +259,7 @@ def estimated_table(state: ReplanState) -> CostTable:
 
 def _cost(state: ReplanState, table: CostTable, plan: Plan) -> float:
     """The objective of a plan; infinity if it uses a lost tier, also one that only relays, or breaks a limit."""
-    furthest = max((s.tier.rank for s in plan.segments if s.groups), default=0)
+    furthest = max((tier.rank for tier in plan.tiers), default=0)
     if state.lost & set(TIERS[1 : furthest + 1]):
         return inf
     now = repriced(table, plan)
