@@ -271,5 +271,5 @@ class Deployments:
         self.events.append(LOG, "deployed", msgspec.msgpack.encode(now))
         self.history.append(now)
         self.told(
-            "deployed", {"version": now.deploy.version, "epoch": int(now.epoch), "plan": now.deploy.plans[0].name}
+            "deployed", {"version": now.deploy.version, "revision": int(now.epoch), "plan": now.deploy.plans[0].name}
         )

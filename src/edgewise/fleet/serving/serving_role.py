@@ -313,7 +313,7 @@ class Serving:
 
     def _switched(self, epoch: Epoch, why: str) -> None:
         log.warning("%s switches to plan epoch %d: %s", self.node.name, epoch, why)
-        self.node.spawn(self._tell("plan_switched", {"epoch": int(epoch), "why": why}), "tell of a plan switch")
+        self.node.spawn(self._tell("plan_switched", {"revision": int(epoch), "why": why}), "tell of a plan switch")
 
     def _observed(self, observation: Observation) -> None:
         self.observations.append(observation)
