@@ -67,87 +67,83 @@ class RunEndedEvent(FleetEvent, frozen=True, tag="run_ended"):
     version: int = 0
 
 
-class VersionRegisteredEvent(FleetEvent, frozen=True, tag="version_registered"):
+class ModelEvent(FleetEvent, frozen=True, kw_only=True):
+    """Is the base of events about one served model; `model` is "" where a fleet serves only one."""
+
+    model: str = ""
+
+
+class VersionRegisteredEvent(ModelEvent, frozen=True, tag="version_registered"):
     """Reports a new version and whether it passed the gate."""
 
-    model: str
     version: int
     passed: bool
 
 
-class CodecGateEvent(FleetEvent, frozen=True, tag="codec_gate"):
+class CodecGateEvent(ModelEvent, frozen=True, tag="codec_gate"):
     """Reports whether a plan's lossy codec keeps enough accuracy."""
 
-    model: str
     plan: str
     passed: bool
     reason: str = ""
 
 
-class DeployedEvent(FleetEvent, frozen=True, tag="deployed"):
+class DeployedEvent(ModelEvent, frozen=True, tag="deployed"):
     """Reports which version and plan are in force now."""
 
-    model: str
     version: int
     revision: int
     plan: str
 
 
-class NodeUpdatedEvent(FleetEvent, frozen=True, tag="node_updated"):
+class NodeUpdatedEvent(ModelEvent, frozen=True, tag="node_updated"):
     """Reports that a device installed a version; `cause` says why not, "" if it did."""
 
-    model: str
     node: NodeId
     version: int
     cause: str = ""
 
 
-class RolloutBegunEvent(FleetEvent, frozen=True, tag="rollout_begun"):
-    """Reports that a version begins to be handed to devices, group after group."""
+class RolloutBegunEvent(ModelEvent, frozen=True, tag="rollout_begun"):
+    """Reports the start of a staged rollout to these devices."""
 
-    model: str
     version: int
-    devices: list[NodeId]
+    devices: tuple[NodeId, ...]
 
 
-class RolloutEndedEvent(FleetEvent, frozen=True, tag="rollout_ended"):
+class RolloutEndedEvent(ModelEvent, frozen=True, tag="rollout_ended"):
     """Reports the outcome of a staged rollout: `completed` or `rolled_back`."""
 
-    model: str
     version: int
     outcome: str
     cause: str = ""
 
 
-class RolledBackEvent(FleetEvent, frozen=True, tag="rolled_back"):
+class RolledBackEvent(ModelEvent, frozen=True, tag="rolled_back"):
     """Reports that an operator restored the version that served before."""
 
-    model: str
     source: int = msgspec.field(name="from")
     target: int = msgspec.field(name="to")
 
 
-class PlanSwitchedEvent(FleetEvent, frozen=True, tag="plan_switched"):
+class PlanSwitchedEvent(ModelEvent, frozen=True, tag="plan_switched"):
     """Reports that a device switched to another of its plans, and why."""
 
-    model: str
     node: NodeId
     revision: int
     why: str
 
 
-class DriftDetectedEvent(FleetEvent, frozen=True, tag="drift_detected"):
+class DriftDetectedEvent(ModelEvent, frozen=True, tag="drift_detected"):
     """Reports that the inputs of a version have drifted.
 
     Attributes:
-        model: Whose inputs.
         version: The version in force.
         statistic: The detector's statistic.
         threshold: What it exceeds.
         num_since: Examples since the estimated onset.
     """
 
-    model: str
     version: int
     statistic: float
     threshold: float
@@ -186,9 +182,12 @@ def event_of(kind: str, fields: Mapping[str, Any]) -> AnyEvent:
         The event.
 
     Raises:
-        msgspec.ValidationError: If there is no such kind, or a field is missing or of another type.
+        msgspec.ValidationError: If there is no such kind, or a field is missing, unknown or of another type.
     """
     event: AnyEvent = msgspec.convert({"kind": kind, **fields}, AnyEvent)
+    unknown = set(fields) - set(event.__struct_encode_fields__)
+    if unknown:
+        raise msgspec.ValidationError(f"event {kind!r} has no field {', '.join(map(repr, sorted(unknown)))}")
     return event
 
 
