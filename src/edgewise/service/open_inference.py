@@ -49,7 +49,7 @@ _LAST_REQUESTS_S = 0.5
 
 
 class Model(Protocol):
-    """What can be served at the door; `inference.serving.Server` is one."""
+    """What can be served; `inference.model_server.ModelServer` is one."""
 
     name: str
 
@@ -91,13 +91,13 @@ class UnknownModel(InputError):
 
 
 class BodyTooLarge(InputError):
-    """A request body beyond the door's bound."""
+    """A request body beyond the bound."""
 
     code = "input.size"
 
 
 class HttpServer:
-    """A running door.
+    """A running endpoint.
 
     Attributes:
         host: Address it listens on.
@@ -143,7 +143,7 @@ async def serve_http(
     tls: tuple[Path, Path] | None = None,
     insecure: bool = False,
 ) -> HttpServer:
-    """Opens the door on the running event loop.
+    """Opens the endpoint on the running event loop.
 
     Args:
         models: What is served; several by name, or all of a node.
@@ -154,7 +154,7 @@ async def serve_http(
         insecure: Lets a non-loopback address be served without TLS.
 
     Returns:
-        The door, listening.
+        The endpoint, listening.
 
     Raises:
         ConfigError: If the port is in use or the address is not this machine's.
