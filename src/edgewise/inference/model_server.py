@@ -96,7 +96,7 @@ class ModelServer:
     @property
     def inputs(self) -> tuple[PlainTensor, ...]:
         """What a request must bring: the model's inputs, less state that stages keep; () before the first plan."""
-        return () if self._active is None else _asked(self._active)
+        return () if self._active is None else self._active.inputs
 
     @property
     def outputs(self) -> tuple[PlainTensor, ...]:
@@ -273,7 +273,7 @@ class ModelServer:
         if sum(p.in_flight for p in self._plans.values()) >= self.max_in_flight:
             self.refused += 1
             raise Busy(f"{self.max_in_flight} requests are open on {self.node!r}, this one is dropped. Send less.")
-        checked = check_inputs(_asked(prepared), inputs)
+        checked = check_inputs(prepared.inputs, inputs)
         name = RequestId(request or f"{self.node}-{next(self._numbers)}")
         budget_s = self.default_deadline_s if deadline_s is None else deadline_s
         stream = "" if step is None else step.stream
@@ -303,7 +303,7 @@ class ModelServer:
         self, prepared: PreparedPlan, inputs: Tensors, stream: str, request: RequestId, budget_s: float
     ) -> Served | None:
         """Asks the gates in front of every stage; None lets the request pass."""
-        if not prepared.plan.filters:
+        if not prepared.filters:
             return None
         loop = asyncio.get_running_loop()
         arrived_s = loop.time()
@@ -382,8 +382,3 @@ class ModelServer:
     def _drop_idle(self) -> None:
         for revision in [r for r, p in self._plans.items() if p.is_retired and p.is_idle]:
             del self._plans[revision]
-
-
-def _asked(prepared: PreparedPlan) -> tuple[PlainTensor, ...]:
-    kept = {given for given, _ in prepared.plan.state}
-    return tuple(t for t in prepared.graph.inputs if t.name not in kept)
