@@ -17,6 +17,7 @@ from edgewise.inference.session import AnswerSource
 from edgewise.planning.moves.filters import filters
 from edgewise.planning.plan import FILTERED, Plan, Prediction
 from edgewise.planning.plan import Path as Way
+from edgewise.service.open_inference import describe_counts
 from edgewise.service.report.convert import request_row, shares_of
 from tests.inference.loopback_world import world
 from tests.inference.tiny import images, split_plan, two_exit_graph
@@ -57,7 +58,12 @@ def test_an_unchanged_frame_is_answered_without_any_stage() -> None:
                 assert np.array_equal(answer.outputs["end"], served[index // 12 * 12].outputs["end"])
             seen = served[1].observation
             assert (seen.exit_index, seen.served_by, seen.payload_bytes, seen.cause) == (FILTERED, (), (), "")
+            await asyncio.sleep(0)  # the last one is told of after its answer
+            gate = made.server.active.plan.filters[0]
             shares = shares_of([request_row(s.observation, scheduled_s=0.0) for s in served])
+            said = describe_counts("tiny", made.server)
+            assert (said["inference_count"], said["execution_count"]) == (60, 5)
+            assert said["share_of_requests"]["filter"] == pytest.approx(gate.end_fraction)
             assert shares == {"filter": pytest.approx(fraction), "full plan": pytest.approx(1 - fraction)}
 
     asyncio.run(run())

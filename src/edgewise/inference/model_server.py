@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,14 @@ _LABELLING_S = 30.0
 """For an answer to learn from; hosts serve the earliest deadline first, so requests go first."""
 
 
+@dataclass(slots=True)
+class Count:
+    """Requests, and the seconds they took in all."""
+
+    num: int = 0
+    seconds: float = 0.0
+
+
 class ModelServer:
     """Answers inference requests for one model on one device along its active plan.
 
@@ -51,6 +60,7 @@ class ModelServer:
         streams: Those that are open.
         worker: The device's computing thread.
         refused: Requests refused because too many were open.
+        counts: Requests by who answered.
 
     `on_observation` and `on_served` are called for each request once its answer is on its way.
     """
@@ -71,6 +81,7 @@ class ModelServer:
         self.node, self.name, self.dilation, self.worker = node, name, dilation, worker
         self.default_deadline_s, self.max_in_flight = default_deadline_s, max_in_flight
         self.refused = 0
+        self.counts: dict[AnswerSource, Count] = {}
         self._on_observation, self._on_served, self._on_feedback = on_observation, on_served, on_feedback
         self._peers = SitePeers(lambda: asyncio.get_running_loop().time())
         self._plans: dict[Revision, PreparedPlan] = {}
@@ -355,6 +366,8 @@ class ModelServer:
         return served
 
     def _tell(self, inputs: Tensors, served: Served) -> None:
+        count = self.counts.setdefault(served.observation.source, Count())
+        count.num, count.seconds = count.num + 1, count.seconds + served.observation.latency_s
         self._on_observation(served.observation)
         self._on_served(inputs, served)
 
