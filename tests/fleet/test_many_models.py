@@ -250,25 +250,26 @@ async def steady(fleet: ServingFleet, number: int, gap_s: float, deadline_s: flo
 
 
 def test_a_flood_of_one_model_leaves_the_other_its_share(tmp_path: Path) -> None:
-    """The thread computes one request at a time; with two models a request waits for one of the other, not for all."""
+    """The thread computes one request at a time; with two models a request waits for one of the other, not for all.
+
+    The flood's deadlines are the earlier ones: served by deadline alone, it would leave the other model nothing at all.
+    """
 
     async def scene(fleet: ServingFleet) -> None:
         for number, (name, graph) in enumerate(GRAPHS.items(), 1):
             await fleet.register(graph.model_bytes, name)
             assert (await fleet.operator.deploy(Deploy(number, (device_only_plan(graph),)))).accepted
-        alone = await steady(fleet, 20, 0.0, 5.0)
-        one_s = float(np.median(alone))
-        refused, answered = 0, 0
+        one_s = float(np.median(await steady(fleet, 20, 0.0, 5.0)))
+        counts = {"refused": 0, "answered": 0}
         is_over = asyncio.Event()
 
         async def flood() -> None:
-            nonlocal refused, answered
             while not is_over.is_set():
                 try:
-                    await fleet.infer(DEVICE, "digits", {"x": images()}, deadline_s=100 * one_s)
-                    answered += 1
+                    served = await fleet.infer(DEVICE, "digits", {"x": images()}, deadline_s=7 * one_s)
+                    counts["answered"] += bool(served.outputs)
                 except Busy:
-                    refused += 1
+                    counts["refused"] += 1
                     await asyncio.sleep(one_s)
 
         floods = [asyncio.create_task(flood()) for _ in range(60)]
@@ -279,8 +280,8 @@ def test_a_flood_of_one_model_leaves_the_other_its_share(tmp_path: Path) -> None
         await asyncio.gather(*floods)
         assert sum(np.isfinite(beside)) >= 38, (one_s, beside)
         assert np.median(beside) < 4 * one_s
-        assert refused > 0  # more than its share of open requests
-        assert answered > 40  # and it went on meanwhile
+        assert counts["refused"] > 0  # more than its share of open requests
+        assert counts["answered"] > 5  # and it went on meanwhile
 
     on_fleet(tmp_path, scene, dilation=100.0)
 

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from itertools import pairwise
+from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
 from edgewise.inference.evidence import filter_evidence, run_graph
+from edgewise.inference.gates.frame_difference import difference
 from edgewise.inference.session import AnswerSource
 from edgewise.planning.moves.filters import filters
-from edgewise.planning.plan import FILTERED, Path, Plan, Prediction
+from edgewise.planning.plan import FILTERED, Plan, Prediction
+from edgewise.planning.plan import Path as Way
+from edgewise.service.open_inference import describe_counts
 from edgewise.service.report.convert import request_row, shares_of
 from tests.inference.loopback_world import world
 from tests.inference.tiny import images, split_plan, two_exit_graph
 
 GRAPH = two_exit_graph()
 NOISE = 0.01
-PREDICTED = Prediction(0.012, 0.012, 0.015, 0.9, 1.0, 1200.0, 0.0, (Path(1, 1.0, 0.012, 0.015),))
+FOLDER = Path(os.environ.get("EDGEWISE_DATA", "")) / "video"
+PREDICTED = Prediction(0.012, 0.012, 0.015, 0.9, 1.0, 1200.0, 0.0, (Way(1, 1.0, 0.012, 0.015),))
 
 
 def camera(num: int = 60, every: int = 12) -> np.ndarray:
@@ -51,7 +58,12 @@ def test_an_unchanged_frame_is_answered_without_any_stage() -> None:
                 assert np.array_equal(answer.outputs["end"], served[index // 12 * 12].outputs["end"])
             seen = served[1].observation
             assert (seen.exit_index, seen.served_by, seen.payload_bytes, seen.cause) == (FILTERED, (), (), "")
+            await asyncio.sleep(0)  # the last one is told of after its answer
+            gate = made.server.active.plan.filters[0]
             shares = shares_of([request_row(s.observation, scheduled_s=0.0) for s in served])
+            said = describe_counts("tiny", made.server)
+            assert (said["inference_count"], said["execution_count"]) == (60, 5)
+            assert said["share_of_requests"]["filter"] == pytest.approx(gate.end_fraction)
             assert shares == {"filter": pytest.approx(fraction), "full plan": pytest.approx(1 - fraction)}
 
     asyncio.run(run())
@@ -118,3 +130,18 @@ def test_a_filter_that_agrees_too_rarely_is_not_offered() -> None:
     rows = filter_evidence(camera(), rng.normal(size=(60, 10)), thresholds=(0.1,))
     assert rows[0].agreement < 0.5
     assert list(filters(rows, GRAPH, min_agreement=0.98)(split_plan(GRAPH))) == []
+
+
+@pytest.mark.skipif(not (FOLDER / "car_gray.npz").is_file(), reason="EDGEWISE_DATA names no folder with video/")
+@pytest.mark.parametrize("clip", ["bottle", "car"])
+def test_on_a_real_camera_the_share_of_the_first_half_holds_in_the_second(clip: str) -> None:
+    with np.load(FOLDER / f"{clip}_gray.npz") as stored:
+        frames = next(stored[name] for name in stored if stored[name].ndim == 3)[:, None].astype(np.float32)
+    first, second = np.array_split(frames, 2)
+    threshold = float(np.median([difference({"x": b}, {"x": a}, 8) for a, b in pairwise(first)]))
+    shares = [
+        filter_evidence(half, np.zeros((len(half), 2)), (threshold,), cells=8)[0].filtered_fraction
+        for half in (first, second)
+    ]
+    assert 0.02 < shares[0] < 0.98
+    assert abs(shares[0] - shares[1]) < 0.35

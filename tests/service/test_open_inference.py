@@ -227,7 +227,7 @@ def test_a_request_that_nothing_answered_in_time_gets_503_with_the_cause() -> No
         request = infer_body() | {"parameters": {"deadline_ms": 100}}
         status, answer = await asyncio.get_running_loop().run_in_executor(None, ask, endpoint, request)
         assert status == 503
-        assert "nothing was ready by the deadline of 0.100 s: the device's own segment was not done" in answer["error"]
+        assert "nothing was ready by the deadline of 0.100 s: the device's own stages were not done" in answer["error"]
         await blocked
         await endpoint.close()
         await close(server)

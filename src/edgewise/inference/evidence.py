@@ -58,7 +58,7 @@ def plan_evidence(
         source: ONNX bytes or the graph.
         inputs: float32[n, …].
         targets: int[n]; without labels give the whole model's own answers, then accuracy means agreement.
-        codecs: Words of the codecs to try at the cut; `none` is always measured.
+        codecs: Spec texts of the codecs to try at the cut; `none` is always measured.
 
     Returns:
         Rows for `ModelVersion.evidence`.
@@ -113,12 +113,12 @@ def filter_evidence(
 def _coded(
     graph: Graph,
     cut: Frontier,
-    codec_words: str,
+    codec_spec: str,
     feeds: dict[str, NDArray[Any]],
     uncoded: list[NDArray[Any]],
     exits: list[str],
 ) -> list[NDArray[Any]]:
-    codec = make_codec(codec_words)
+    codec = make_codec(codec_spec)
     head = graph.extract([t.name for t in graph.inputs], cut.tensors)
     coded = {}
     for tensor, array in zip(cut.tensors, run_graph(head, feeds, cut.tensors), strict=True):

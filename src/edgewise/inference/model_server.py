@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,14 @@ _LABELLING_S = 30.0
 """For an answer to learn from; hosts serve the earliest deadline first, so requests go first."""
 
 
+@dataclass(slots=True)
+class Count:
+    """Requests, and the seconds they took in all."""
+
+    num: int = 0
+    seconds: float = 0.0
+
+
 class ModelServer:
     """Answers inference requests for one model on one device along its active plan.
 
@@ -51,6 +60,7 @@ class ModelServer:
         streams: Those that are open.
         worker: The device's computing thread.
         refused: Requests refused because too many were open.
+        counts: Requests by who answered.
 
     `on_observation` and `on_served` are called for each request once its answer is on its way.
     """
@@ -71,6 +81,7 @@ class ModelServer:
         self.node, self.name, self.dilation, self.worker = node, name, dilation, worker
         self.default_deadline_s, self.max_in_flight = default_deadline_s, max_in_flight
         self.refused = 0
+        self.counts: dict[AnswerSource, Count] = {}
         self._on_observation, self._on_served, self._on_feedback = on_observation, on_served, on_feedback
         self._peers = SitePeers(lambda: asyncio.get_running_loop().time())
         self._plans: dict[Revision, PreparedPlan] = {}
@@ -96,7 +107,7 @@ class ModelServer:
     @property
     def inputs(self) -> tuple[PlainTensor, ...]:
         """What a request must bring: the model's inputs, less state that stages keep; () before the first plan."""
-        return () if self._active is None else _asked(self._active)
+        return () if self._active is None else self._active.inputs
 
     @property
     def outputs(self) -> tuple[PlainTensor, ...]:
@@ -273,7 +284,7 @@ class ModelServer:
         if sum(p.in_flight for p in self._plans.values()) >= self.max_in_flight:
             self.refused += 1
             raise Busy(f"{self.max_in_flight} requests are open on {self.node!r}, this one is dropped. Send less.")
-        checked = check_inputs(_asked(prepared), inputs)
+        checked = check_inputs(prepared.inputs, inputs)
         name = RequestId(request or f"{self.node}-{next(self._numbers)}")
         budget_s = self.default_deadline_s if deadline_s is None else deadline_s
         stream = "" if step is None else step.stream
@@ -303,7 +314,7 @@ class ModelServer:
         self, prepared: PreparedPlan, inputs: Tensors, stream: str, request: RequestId, budget_s: float
     ) -> Served | None:
         """Asks the gates in front of every stage; None lets the request pass."""
-        if not prepared.plan.filters:
+        if not prepared.filters:
             return None
         loop = asyncio.get_running_loop()
         arrived_s = loop.time()
@@ -355,6 +366,8 @@ class ModelServer:
         return served
 
     def _tell(self, inputs: Tensors, served: Served) -> None:
+        count = self.counts.setdefault(served.observation.source, Count())
+        count.num, count.seconds = count.num + 1, count.seconds + served.observation.latency_s
         self._on_observation(served.observation)
         self._on_served(inputs, served)
 
@@ -382,8 +395,3 @@ class ModelServer:
     def _drop_idle(self) -> None:
         for revision in [r for r, p in self._plans.items() if p.is_retired and p.is_idle]:
             del self._plans[revision]
-
-
-def _asked(prepared: PreparedPlan) -> tuple[PlainTensor, ...]:
-    kept = {given for given, _ in prepared.plan.state}
-    return tuple(t for t in prepared.graph.inputs if t.name not in kept)

@@ -28,7 +28,7 @@ from edgewise.inference.stages import LoadedStage, StageSet, Tensors, build_stag
 from edgewise.inference.streams import StreamStates, StreamStep
 from edgewise.inference.worker import BRIEF_S
 from edgewise.ledger.entry import Purpose
-from edgewise.models.graph.graph import Graph
+from edgewise.models.graph.graph import Graph, PlainTensor
 from edgewise.planning.plan import ActivePlan, Gate, Handover, Plan, Site
 from edgewise.transport.frame import Frame, make_frame
 
@@ -108,6 +108,7 @@ class PreparedPlan:
         filters: Gates in front of every stage; asked by the device.
         gates: Gates behind the stages of this site.
         streams: State of the streams; None if no stage here keeps any.
+        inputs: What a request must bring: the graph's inputs, less state that stages keep.
         rng: For codecs that round at random.
         in_flight: Requests that began on this revision and are open.
         num_streams: Streams that began on it and are open.
@@ -128,6 +129,7 @@ class PreparedPlan:
     filters: GateStates
     gates: GateStates
     streams: StreamStates | None
+    inputs: tuple[PlainTensor, ...]
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
     in_flight: int = 0
     num_streams: int = 0
@@ -228,10 +230,11 @@ class PreparedPlan:
 
     def public(self, index: int | None, answer: Mapping[str, NDArray[Any]]) -> Tensors:
         """An answer under the names of the model's end, whichever exit gave it."""
-        own = next((gate for gate in self.plan.exits if gate.index == index), None)
-        if own is None or own is self.plan.exits[-1]:
+        exits = self.plan.exits
+        own = next((gate for gate in exits[:-1] if gate.index == index), None) if len(exits) > 1 else None
+        if own is None:
             return dict(answer)
-        names = self.plan.exits[-1].tensors[-len(own.tensors) :]
+        names = exits[-1].tensors[-len(own.tensors) :]
         return {end: answer[name] for end, name in zip(names, own.tensors, strict=True)}
 
 
@@ -261,6 +264,7 @@ async def prepare_plan(active: ActivePlan, graph: Graph, site: Site, *, dilation
         GateStates(plan.filters),
         GateStates(stages.gates),
         StreamStates(zeros(graph, [given for given, _ in stages.keeps])) if stages.keeps else None,
+        tuple(t for t in graph.inputs if t.name not in {given for given, _ in plan.state}),
     )
     await asyncio.get_running_loop().run_in_executor(None, _warm_up_all, prepared, dilation)
     return prepared

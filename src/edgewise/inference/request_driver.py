@@ -131,8 +131,8 @@ class LiveRequest:
 
     def _perform(self, action: session.Action) -> None:
         match action:
-            case session.RunSegment():
-                self._compute(self._run_stages, self._segment_done, session.SegmentFailed, self._prepared.is_brief)
+            case session.RunStages():
+                self._compute(self._run_stages, self._stages_done, session.StagesFailed, self._prepared.is_brief)
             case session.RunLocalTail():
                 tensors = self._inputs if self.head is None else self.head.tensors
                 self._compute(lambda: self._prepared.run_tail(tensors), self._tail_done, session.TailFailed)
@@ -177,14 +177,14 @@ class LiveRequest:
         except EdgewiseError as error:
             self._loop.call_soon(self._on, failed(self._loop.time(), f"{error.code}: {error.message}"))
 
-    def _segment_done(self, result: StageResult) -> None:
+    def _stages_done(self, result: StageResult) -> None:
         self.head = result
         self._stages.extend(result.stages)
         self._nodes.append(self._at.node)
         exit_index = None if result.gate is None else result.gate.index
         if exit_index is not None:
             self._outputs = self._prepared.public(exit_index, result.answer)
-        self._on(session.SegmentDone(self._loop.time(), exit_index, result.leaves))
+        self._on(session.StagesDone(self._loop.time(), exit_index, result.leaves))
 
     def _tail_done(self, result: tuple[Tensors, float]) -> None:
         if self._state.answer is not None:

@@ -41,11 +41,7 @@ def check_inputs(tensors: Iterable[PlainTensor], inputs: Mapping[str, NDArray[An
         array = inputs[name]
         if dtype_name(array.dtype) != tensor.dtype:
             raise InputError(f"input {name!r} has dtype {array.dtype}, the model takes {tensor.dtype}. Convert it.")
-        fits = array.ndim == len(tensor.shape) and all(
-            found == wanted or (wanted is None and found > 0)
-            for found, wanted in zip(array.shape, tensor.open_shape, strict=False)
-        )
-        if not fits:
+        if array.shape != tensor.shape and not _fits(array.shape, tensor):
             raise InputError(
                 f"input {name!r} has shape {list(array.shape)}, the model takes {_shown(tensor)}. Reshape it."
             )
@@ -54,6 +50,12 @@ def check_inputs(tensors: Iterable[PlainTensor], inputs: Mapping[str, NDArray[An
     if len(batches) > 1:
         raise InputError(f"inputs have different batch sizes {sorted(batches)}. Send one batch.")
     return {name: _raw(array) for name, array in inputs.items()}
+
+
+def _fits(shape: tuple[int, ...], tensor: PlainTensor) -> bool:
+    if len(shape) != len(tensor.shape):
+        return False
+    return all(n == w or (w is None and n > 0) for n, w in zip(shape, tensor.open_shape, strict=True))
 
 
 def _raw(array: NDArray[Any]) -> NDArray[Any]:

@@ -53,8 +53,10 @@ class Worker:
         expired: Jobs dropped because their deadline had passed.
     """
 
-    def __init__(self, name: str = "compute", *, max_waiting: int = 64) -> None:
-        self.max_waiting = max_waiting
+    def __init__(
+        self, name: str = "compute", *, max_waiting: int = 64, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self.max_waiting, self._clock = max_waiting, clock
         self.completed = 0
         self.refused = 0
         self.expired = 0
@@ -182,9 +184,9 @@ class Worker:
         return min(self.max_waiting, max(1, int(self.max_waiting * tenant.share / whole)))
 
     def _charge(self, tenant: _Tenant, call: Callable[[], None]) -> None:
-        started = time.perf_counter()
+        started = self._clock()
         call()
-        tenant.used_s += (time.perf_counter() - started) / tenant.share
+        tenant.used_s += (self._clock() - started) / tenant.share
         self.completed += 1
 
     def close(self) -> None:

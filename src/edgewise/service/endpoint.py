@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.core.ids import NodeId, RequestId, Revision
+from edgewise.inference.model_server import Count
 from edgewise.inference.observation import Observation
 from edgewise.inference.request_driver import Served
 from edgewise.inference.serving_node import device_only_plan
@@ -93,6 +94,7 @@ class _AtOnce:
         self.active = ActivePlan(Revision(1), device_only_plan(graph), 1)
         self.inputs: tuple[PlainTensor, ...] = graph.inputs
         self.outputs: tuple[PlainTensor, ...] = graph.outputs
+        self.counts: dict[AnswerSource, Count] = {}
         seen = Observation(
             RequestId(self.name),
             Revision(1),

@@ -17,7 +17,6 @@ import contextlib
 import ipaddress
 import logging
 import socket
-import zlib
 from collections.abc import Mapping
 from importlib.metadata import version as package_version
 from pathlib import Path
@@ -33,23 +32,25 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from numpy.typing import NDArray
 
 from edgewise.core.errors import Busy, ConfigError, EdgewiseError, InputError, SecurityError, nearest
+from edgewise.inference.model_server import Count
 from edgewise.inference.request_driver import Served
 from edgewise.inference.serving_node import ServingNode
+from edgewise.inference.session import AnswerSource
 from edgewise.inference.streams import StreamStep
 from edgewise.models.graph.graph import PlainTensor
 from edgewise.planning.plan import ActivePlan
 from edgewise.service.connection import OnePacketProtocol
 from edgewise.service.protocol import describe, read_feedback, read_request, write_answer
+from edgewise.service.request_body import LENGTH, BodyTooLarge, decompressed, header_length, read_body
 
 log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 64 * 2**20
-_LENGTH = b"inference-header-content-length"
 _LAST_REQUESTS_S = 0.5
 
 
 class Model(Protocol):
-    """What can be served at the door; `inference.serving.Server` is one."""
+    """What can be served; `inference.model_server.ModelServer` is one."""
 
     name: str
 
@@ -66,6 +67,11 @@ class Model(Protocol):
     @property
     def outputs(self) -> tuple[PlainTensor, ...]:
         """What answers carry."""
+        ...
+
+    @property
+    def counts(self) -> Mapping[AnswerSource, Count]:
+        """Requests by who answered."""
         ...
 
     async def infer(
@@ -90,14 +96,8 @@ class UnknownModel(InputError):
     code = "input.model"
 
 
-class BodyTooLarge(InputError):
-    """A request body beyond the door's bound."""
-
-    code = "input.size"
-
-
 class HttpServer:
-    """A running door.
+    """A running endpoint.
 
     Attributes:
         host: Address it listens on.
@@ -143,7 +143,7 @@ async def serve_http(
     tls: tuple[Path, Path] | None = None,
     insecure: bool = False,
 ) -> HttpServer:
-    """Opens the door on the running event loop.
+    """Opens the endpoint on the running event loop.
 
     Args:
         models: What is served; several by name, or all of a node.
@@ -154,7 +154,7 @@ async def serve_http(
         insecure: Lets a non-loopback address be served without TLS.
 
     Returns:
-        The door, listening.
+        The endpoint, listening.
 
     Raises:
         ConfigError: If the port is in use or the address is not this machine's.
@@ -247,7 +247,7 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
         return {
             "name": "edgewise",
             "version": package_version("edgewise"),
-            "extensions": ["binary_tensor_data", "model_repository", "feedback"],
+            "extensions": ["binary_tensor_data", "model_repository", "sequence", "statistics", "feedback"],
         }
 
     @post("/v2/repository/index", status_code=200, sync_to_thread=False)
@@ -280,6 +280,15 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
         find(name, request.path_params.get("version", ""))
         return {"name": name, "ready": True}
 
+    @get(
+        ["/v2/models/stats", "/v2/models/{name:str}/stats", "/v2/models/{name:str}/versions/{version:str}/stats"],
+        sync_to_thread=False,
+    )
+    def statistics(request: Request[Any, Any, Any]) -> dict[str, Any]:
+        name = request.path_params.get("name", "")
+        chosen = {name: find(name, request.path_params.get("version", ""))[0]} if name else models
+        return {"model_stats": [describe_counts(name, model) for name, model in sorted(chosen.items())]}
+
     @post(["/v2/models/{name:str}/feedback"], status_code=200)
     async def feedback(request: Request[Any, Any, Any]) -> dict[str, int]:
         model, _ = find(request.path_params["name"])
@@ -296,7 +305,7 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
         headers = [(b"content-type", b"application/json" if length is None else b"application/octet-stream")]
         headers.append((b"content-length", str(len(body)).encode()))
         if length is not None:
-            headers.append((_LENGTH, str(length).encode()))
+            headers.append((LENGTH, str(length).encode()))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
@@ -306,8 +315,8 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
         headers = dict(scope["headers"])
         _, _, _, name, *version = unquote(scope["path"]).removesuffix("/").split("/")
         model, _ = find(name, version[1] if len(version) > 2 else "")
-        body = _decompressed(await _read(receive, max_body_bytes), headers, max_body_bytes)
-        request = read_request(body, _header_length(headers))
+        body = decompressed(await read_body(receive, max_body_bytes), headers, max_body_bytes)
+        request = read_request(body, header_length(headers))
         served = await model.infer(
             request.inputs, deadline_s=request.deadline_s, request=request.id, stream=request.stream
         )
@@ -323,7 +332,7 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
 
     handlers: Any = {EdgewiseError: _edgewise_error, HTTPException: _http_error}
     routes = Litestar(
-        [live, ready, server_metadata, index, model_metadata, model_ready, feedback],
+        [live, ready, server_metadata, index, model_metadata, model_ready, statistics, feedback],
         exception_handlers=handlers, logging_config=None, on_app_init=[_plain_app],
     )  # fmt: skip
 
@@ -334,6 +343,35 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
         await (infer if is_infer else routes)(scope, receive, send)
 
     return app
+
+
+def describe_counts(name: str, model: Model) -> dict[str, Any]:
+    """What a model has answered, as the protocol's statistics extension says it.
+
+    Args:
+        name: Its name at the endpoint.
+        model: The model.
+
+    Returns:
+        Counts and nanoseconds; `share_of_requests` is ours: by who answered, a filter in front of the plan among them.
+    """
+    counts = dict(model.counts)
+    failed = counts.get(AnswerSource.NONE, Count())
+    answered = [count for source, count in counts.items() if source is not AnswerSource.NONE]
+    whole = sum(count.num for count in counts.values())
+
+    def summed(rows: list[Count]) -> dict[str, int]:
+        return {"count": sum(row.num for row in rows), "ns": round(1e9 * sum(row.seconds for row in rows))}
+
+    active = model.active
+    return {
+        "name": name,
+        "version": "" if active is None else str(active.version),
+        "inference_count": whole - failed.num,
+        "execution_count": whole - failed.num - counts.get(AnswerSource.FILTER, Count()).num,
+        "inference_stats": {"success": summed(answered), "fail": summed([failed])},
+        "share_of_requests": {str(source): count.num / whole for source, count in counts.items()},
+    }
 
 
 def _plain_app(config: AppConfig) -> AppConfig:
@@ -359,45 +397,3 @@ def _status(error: EdgewiseError) -> int:
 
 def _error_body(message: str) -> bytes:
     return msgspec.json.encode({"error": message})
-
-
-async def _read(receive: Receive, max_bytes: int) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            raise InputError("the client closed the connection before its request was complete.")
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > max_bytes:
-            raise BodyTooLarge(f"the request body has more than {max_bytes:,} bytes. Send less at once.")
-        if not message.get("more_body", False):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _header_length(headers: Mapping[bytes, bytes]) -> int | None:
-    text = headers.get(_LENGTH)
-    if text is None:
-        return None
-    if not text.isdigit():
-        raise InputError(f"Inference-Header-Content-Length is {text.decode('latin-1')!r}, it must be a number.")
-    return int(text)
-
-
-def _decompressed(body: bytes, headers: Mapping[bytes, bytes], max_bytes: int) -> bytes:
-    encoding = headers.get(b"content-encoding", b"identity").decode("latin-1")
-    if encoding == "identity":
-        return body
-    if encoding not in ("gzip", "deflate"):
-        raise InputError(f"content-encoding {encoding!r} is not offered. Send gzip, deflate or plain bytes.")
-    reader = zlib.decompressobj(zlib.MAX_WBITS | 32)
-    try:
-        plain = reader.decompress(body, max_bytes)
-    except zlib.error as error:
-        raise InputError(f"the body is not {encoding}: {error}.") from error
-    if reader.unconsumed_tail:
-        raise BodyTooLarge(f"the request body unpacks to more than {max_bytes:,} bytes. Send less at once.")
-    if not reader.eof:
-        raise InputError(f"the body is not {encoding}: it ends too early.")
-    return plain

@@ -23,6 +23,9 @@ class GateStates:
         self._states: OrderedDict[str, list[State]] = OrderedDict()
         self.learns = any(rule.learn is not None for _, rule in self._rules)
 
+    def __len__(self) -> int:
+        return len(self._rules)
+
     def ask(self, tensors: Mapping[str, NDArray[Any]], stream: str = "") -> tuple[Gate, Answer, bool] | None:
         """Asks the gates in order.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from edgewise.core.errors import GraphError
 from edgewise.core.ids import digest_of
-from edgewise.models.graph.exits import exits_of, name_exits
+from edgewise.models.graph.named_exits import exits_of, name_exits
 from edgewise.models.graph.plain import PlainGraph, PlainNode, PlainTensor
 from edgewise.models.graph.widen import widen
 

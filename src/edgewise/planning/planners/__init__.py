@@ -12,8 +12,8 @@ from edgewise.models.graph.graph import Graph
 from edgewise.planning.choose import OBJECTIVES, violations
 from edgewise.planning.plan import Plan
 from edgewise.planning.planner import Evidence, Move, Planner, Sites
-from edgewise.planning.planners.chain import chain
 from edgewise.planning.planners.pipeline import pipeline
+from edgewise.planning.planners.tier_chain import chain
 from edgewise.planning.policy import Policy
 
 PLANNERS: dict[str, Callable[..., Planner]] = {"chain": chain, "pipeline": pipeline}
