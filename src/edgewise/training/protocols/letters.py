@@ -14,6 +14,10 @@ import msgspec
 from edgewise.core.ids import ClientId, Digest, NodeId, RoundNumber, RunId
 
 
+SERVER = "server"
+"""Author of what both a coordinator and an edge may write."""
+
+
 class BlobName(msgspec.Struct, frozen=True):
     """Bytes by their digest."""
 
@@ -82,6 +86,16 @@ class Letter(msgspec.Struct, frozen=True):
         """What must be at the receiver before its step sees the letter."""
         return ()
 
+    @property
+    def passed_on(self) -> tuple[BlobName, ...]:
+        """Those of `blobs` that the receiver only hands on: it takes the letter as soon as they begin to come."""
+        return ()
+
+    @property
+    def author(self) -> Address:
+        """Who may sign it: a client for itself, an edge for itself, `coordinator`, or `server` for either of the last two."""
+        raise NotImplementedError
+
 
 class WorkOrder(Letter, frozen=True, kw_only=True, tag="work_order"):
     """Server to client: do the local work of an exchange.
@@ -104,6 +118,10 @@ class WorkOrder(Letter, frozen=True, kw_only=True, tag="work_order"):
     @property
     def key(self) -> str:
         return f"work/{self.client}/{self.round}/{self.exchange}"
+
+    @property
+    def author(self) -> Address:
+        return Address(SERVER)
 
     @property
     def blobs(self) -> tuple[BlobName, ...]:
@@ -133,6 +151,10 @@ class UpdateReport(Letter, frozen=True, kw_only=True, tag="update_report"):
         return f"update/{self.client}/{self.round}/{self.exchange}"
 
     @property
+    def author(self) -> Address:
+        return Address("client", self.client)
+
+    @property
     def blobs(self) -> tuple[BlobName, ...]:
         return (self.update,)
 
@@ -149,6 +171,10 @@ class WorkFailed(Letter, frozen=True, kw_only=True, tag="work_failed"):
     @property
     def key(self) -> str:
         return f"failed/{self.client}/{self.round}/{self.exchange}"
+
+    @property
+    def author(self) -> Address:
+        return Address("client", self.client)
 
 
 class EdgeTask(Letter, frozen=True, kw_only=True, tag="edge_task"):
@@ -178,6 +204,14 @@ class EdgeTask(Letter, frozen=True, kw_only=True, tag="edge_task"):
     @property
     def key(self) -> str:
         return f"task/{self.assignment}"
+
+    @property
+    def author(self) -> Address:
+        return Address("coordinator")
+
+    @property
+    def passed_on(self) -> tuple[BlobName, ...]:
+        return self.blobs
 
     @property
     def blobs(self) -> tuple[BlobName, ...]:
@@ -220,6 +254,10 @@ class SumReport(Letter, frozen=True, kw_only=True, tag="sum_report"):
         return f"sum/{self.assignment}"
 
     @property
+    def author(self) -> Address:
+        return Address("edge", self.edge)
+
+    @property
     def blobs(self) -> tuple[BlobName, ...]:
         return (self.sums,)
 
@@ -240,6 +278,10 @@ class RunEnded(Letter, frozen=True, kw_only=True, tag="run_ended"):
     @property
     def key(self) -> str:
         return "ended"
+
+    @property
+    def author(self) -> Address:
+        return Address(SERVER)
 
 
 class GossipTask(Letter, frozen=True, kw_only=True, tag="gossip_task"):
@@ -267,6 +309,10 @@ class GossipTask(Letter, frozen=True, kw_only=True, tag="gossip_task"):
         return f"gossip/{self.client}"
 
     @property
+    def author(self) -> Address:
+        return Address("coordinator")
+
+    @property
     def blobs(self) -> tuple[BlobName, ...]:
         return tuple(section.blob for section in self.sections)
 
@@ -290,6 +336,10 @@ class PeerShare(Letter, frozen=True, kw_only=True, tag="peer_share"):
     @property
     def key(self) -> str:
         return f"share/{self.sender}/{self.receiver}/{self.round}"
+
+    @property
+    def author(self) -> Address:
+        return Address("client", self.sender)
 
     @property
     def blobs(self) -> tuple[BlobName, ...]:
@@ -316,6 +366,10 @@ class GossipReport(Letter, frozen=True, kw_only=True, tag="gossip_report"):
     @property
     def key(self) -> str:
         return f"gossip_report/{self.client}"
+
+    @property
+    def author(self) -> Address:
+        return Address("client", self.client)
 
     @property
     def blobs(self) -> tuple[BlobName, ...]:

@@ -62,12 +62,15 @@ class Role:
         resume: state -> what is outstanding after a replay; carrying it out twice is harmless.
         wants: (state, to, letter) -> whether a letter still needs to be delivered.
         is_over: state -> whether this node has nothing more to do with the run.
+        state: Type of its state, a msgspec struct; with it a driver replaces old events by a snapshot and drops blobs that
+            the state names no more. None keeps every event.
     """
 
     make_step: Callable[[FederatedAlgorithm, Blobs], Step]
     resume: Callable[[State], tuple[Action, ...]]
     wants: Callable[[State, Address, AnyLetter], bool]
     is_over: Callable[[State], bool]
+    state: Any = None
 
 
 @dataclass(frozen=True, slots=True)
