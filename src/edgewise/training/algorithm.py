@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from edgewise.codecs.bundle import Bundle
 from edgewise.codecs.codec import Codec
-from edgewise.core.errors import MisfitError
+from edgewise.core.errors import InputError, MisfitError
 from edgewise.core.ids import ClientId, RoundNumber
 from edgewise.core.layout import Vector
 from edgewise.core.spec import Spec
@@ -103,10 +103,17 @@ class Counted(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Weigh:
-    """How much an update counts: `weight(counted) -> a non-negative real`, e.g. its number of examples."""
+    """How much an update counts: `weight(counted) -> a non-negative real`, e.g. its number of examples.
+
+    Attributes:
+        spec: The words that build it.
+        weight: What decides it -> the weight.
+        unit: Weights are rounded to multiples of it, so that their sums are exact: 1 where they are whole numbers.
+    """
 
     spec: Spec
     weight: Callable[[Counted], float]
+    unit: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +135,15 @@ class Closed:
     population: Sequence[Counted] = ()
 
 
-class Aggregator(Protocol):
-    """Folds one section of the updates into one array, independent of their order. Implementations are frozen values.
+EVERYTHING = slice(None)
+"""All entries of a section."""
+
+
+class Aggregator:
+    """Folds one section of the updates into one array, independent of their order. Parts are frozen values.
+
+    A SUM is `init`, `add`, `merge` and `finish`; a COLLECT is `finish_slice` alone. What a kind does not do refuses.
+    A fold is changed in place (a large model has room for one): go on with what is returned, and not with it after an error.
 
     Attributes:
         spec: The words that build it.
@@ -139,39 +153,64 @@ class Aggregator(Protocol):
     """
 
     spec: Spec
-    kind: Kind
+    kind: Kind = Kind.SUM
     weigh: Weigh
-    hides_updates: bool
+    hides_updates: bool = False
 
     def prepare(self, array: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
         """On the client, before coding: clip, mask; as it is for a plain mean."""
+        return array
 
     def check(self, array: NDArray[Any]) -> None:
         """Refuses an update that cannot be folded, at the door: InputError with entry and value."""
+        finite = np.isfinite(array).ravel()
+        if not finite.all():
+            index = int(np.argmin(finite))
+            raise InputError(
+                f"entry {index} of the update is {array.ravel()[index]!s}; a finite number is needed. "
+                "The client has diverged: lower its learning rate."
+            )
+
+    def units(self, weights: Sequence[float]) -> int:
+        """Sum of weights as `weight_of` a fold of them; InputError for one that cannot be counted. SUM only."""
+        raise self._misfit("units")
 
     def init(self, size: int) -> State:
         """The empty fold of arrays with that many entries. SUM only."""
+        raise self._misfit("init")
 
     def add(self, state: State, rows: NDArray[Any], weights: Sequence[float]) -> State:
         """The fold with more updates, float32[updates, size] and the weight of each. SUM only."""
+        raise self._misfit("add")
 
     def merge(self, left: State, right: State) -> State:
         """The fold of disjoint updates. SUM only."""
+        raise self._misfit("merge")
 
-    def weight_of(self, state: State) -> float:
-        """Sum of the weights in a fold, in the aggregator's own units. SUM only."""
+    def weight_of(self, state: State) -> int:
+        """Sum of the weights in a fold, in whole units. SUM only."""
+        raise self._misfit("weight_of")
 
-    def finish(self, state: State, closed: Closed) -> NDArray[np.float32]:
-        """The result, float32[size]. SUM only."""
+    def finish(self, state: State, closed: Closed, entries: slice = EVERYTHING) -> NDArray[np.float32]:
+        """The result, or these entries of it, float32[size]. SUM only."""
+        raise self._misfit("finish")
 
     def finish_slice(self, rows: Vector, weights: Sequence[float], closed: Closed) -> Vector:
-        """The result of one slice of entries: float32[updates, width] -> float32[width]. COLLECT only."""
+        """The result of one slice of entries: float32[updates, width] -> float32[width]; may use `rows`. COLLECT only."""
+        raise self._misfit("finish_slice")
 
     def to_arrays(self, state: State) -> dict[str, NDArray[Any]]:
         """A fold for a frame. SUM only."""
+        raise self._misfit("to_arrays")
 
-    def from_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> State:
-        """Undoes `to_arrays`; FrameRefused for what is not an honest fold. SUM only."""
+    def add_arrays(self, state: State, arrays: Mapping[str, NDArray[Any]]) -> State:
+        """The fold with one that travelled; FrameRefused for what is not an honest fold of that size. SUM only."""
+        raise self._misfit("add_arrays")
+
+    def _misfit(self, what: str) -> MisfitError:
+        return MisfitError(
+            f"{self.spec} is given its updates by {self.kind}, it has no {what!r}. Drive it by its kind, or take weighted_mean()."
+        )
 
 
 LetterOf = Callable[[Bundle, ClientId, ClientRecord | None], Bundle | None]
