@@ -13,7 +13,6 @@ import msgspec
 
 from edgewise.core.ids import ClientId, Digest, NodeId, RoundNumber, RunId
 
-
 SERVER = "server"
 """Author of what both a coordinator and an edge may write."""
 
@@ -49,6 +48,7 @@ class RunSpec(msgspec.Struct, frozen=True):
         seed: The job's seed.
         layout: Digest of the model's layout.
         num_entries: d, entries of the flat vector.
+        buffers: (offset, size) of entries that are buffers (running statistics); servers average them plainly.
         extra: What the fleet adds for its devices, e.g. which hard examples join the data; no protocol reads it.
     """
 
@@ -58,6 +58,7 @@ class RunSpec(msgspec.Struct, frozen=True):
     seed: int
     layout: Digest
     num_entries: int
+    buffers: tuple[tuple[int, int], ...] = ()
     extra: dict[str, Any] = {}
 
 
@@ -71,6 +72,9 @@ class Address(msgspec.Struct, frozen=True, array_like=True):
 
     role: str
     name: str = ""
+
+
+COORDINATOR_ADDRESS = Address("coordinator")
 
 
 class Letter(msgspec.Struct, frozen=True):
@@ -106,6 +110,7 @@ class WorkOrder(Letter, frozen=True, kw_only=True, tag="work_order"):
         client: Whose data.
         sections: What it gets.
         counted: Round of the client's last update that counted; what it kept from any other does not stand.
+        reply_to: Whom the client answers.
     """
 
     spec: RunSpec
@@ -114,6 +119,7 @@ class WorkOrder(Letter, frozen=True, kw_only=True, tag="work_order"):
     sections: tuple[SectionBlob, ...]
     exchange: int = 0
     counted: RoundNumber = RoundNumber(0)
+    reply_to: Address = COORDINATOR_ADDRESS
 
     @property
     def key(self) -> str:
@@ -170,6 +176,7 @@ class WorkFailed(Letter, frozen=True, kw_only=True, tag="work_failed"):
 
     @property
     def key(self) -> str:
+        """One per exchange: an attempt that fails anew says so under the same name."""
         return f"failed/{self.client}/{self.round}/{self.exchange}"
 
     @property

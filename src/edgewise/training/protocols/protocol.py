@@ -9,7 +9,7 @@ the first letter of a run they receive. The virtual driver is `simulation/virtua
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from edgewise.core.ids import ClientId, Digest, RoundNumber
 from edgewise.core.spec import Spec
 from edgewise.training.algorithm import FederatedAlgorithm, Kind
 from edgewise.training.protocols.letters import Address, AnyLetter
-from edgewise.training.protocols.messages import Action, Event, Member, Outcome, RoundSummary
+from edgewise.training.protocols.messages import Action, Event, Member, Outcome, RoundSummary, Store
 
 State = Any
 Blobs = Mapping[Digest, bytes]
@@ -70,6 +70,7 @@ class Role:
     resume: Callable[[State], tuple[Action, ...]]
     wants: Callable[[State, Address, AnyLetter], bool]
     is_over: Callable[[State], bool]
+    needs: Callable[[State], Iterable[Digest]]
     state: Any = None
 
 
@@ -90,6 +91,26 @@ class Protocol:
     view: Callable[[State], RunView]
     folds_in_parts: bool = False
     carries: Callable[[FederatedAlgorithm], str] = field(default=lambda algorithm: "")
+
+
+def replay(step: Step, events: Iterable[Event], store: MutableMapping[Digest, bytes]) -> State | None:
+    """Folds a log to the state it leads to.
+
+    Args:
+        step: From `Role.make_step`, reading `store`.
+        events: The log, in order.
+        store: Where blobs are; what was not stored before the crash is stored now.
+
+    Returns:
+        The state; None for an empty log.
+    """
+    state: State | None = None
+    for event in events:
+        state, actions = step(state, event)
+        for action in actions:
+            if isinstance(action, Store):
+                store.update(action.blobs)
+    return state
 
 
 def check_carries(protocol: Protocol, algorithm: FederatedAlgorithm) -> None:
