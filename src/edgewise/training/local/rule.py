@@ -5,11 +5,14 @@
 A rule is the client's optimiser as pure functions on flat vectors: float32[d] for one client or [clients, d] for a cohort,
 torch tensors or numpy arrays, so it uses arithmetic operators only. What it keeps stays on the client, and is provisional
 until the server says that the update counted. The loop is written once (`loop.py`); engines answer its questions.
+
+For a cohort every array has a leading axis: [clients, ...], or [1, ...] where all share one value. A number of one client is
+float32[1], of a cohort float32[clients, 1], so that it broadcasts over entries in both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -30,10 +33,20 @@ VECTOR = (ENTRIES,)
 
 
 class Oracle(Protocol):
-    """What an engine answers of a client's data. `batch` is a step's number; None is all of the client's examples."""
+    """What an engine answers of a client's data. `batch` is a step's number; None is all of the client's examples.
+
+    Attributes:
+        trained: 1 for parameters and 0 for buffers, as float32[d]; just 1.0 where the model has no buffers.
+    """
+
+    trained: Array | float
 
     def gradient(self, weights: Array, batch: int | None = None) -> Array:
-        """Gradient of the mean loss, float32[..., d]."""
+        """Gradient of the mean loss, float32[..., d]; 0 for buffers.
+
+        That of a step belongs to the rule until the next question: it may be written into, and is copied to be carried. The
+        forward pass of a step moves the buffers in `weights` on; that of all examples leaves them.
+        """
 
     def loss(self, weights: Array, batch: int | None = None) -> Array:
         """Mean loss, float32[...]."""
@@ -42,10 +55,13 @@ class Oracle(Protocol):
         """Hessian of the mean loss times a vector, float32[..., d]."""
 
     def outputs(self, weights: Array, inputs: Array) -> tuple[Array, ...]:
-        """What the model answers to inputs, per exit."""
+        """What the model answers to inputs when it serves, per exit float32[..., n, classes]."""
+
+    def entries(self, patterns: Sequence[str]) -> Array:
+        """bool[d]: entries of the layout's slots that match (`Layout.entries`)."""
 
     def rng(self, *names: str | int) -> Any:
-        """A generator at that place below the client's own in the seed tree (numpy)."""
+        """A numpy generator at that place below the client's own in the seed tree; for a cohort it draws [clients, ...]."""
 
     def like(self, array: Any) -> Array:
         """A numpy array as the kind of array this engine works with."""
@@ -57,7 +73,7 @@ class Loop:
 
     Attributes:
         epochs: Passes over the client's data; 0 takes no step.
-        batch_size: Examples per step; the last batch of an epoch may be smaller. 0 takes all at once.
+        batch_size: Examples per step; the last batch of an epoch may be smaller. 0 takes all at once, in their own order.
         max_steps: Steps at most; None for as many as epochs give.
     """
 
@@ -73,8 +89,9 @@ class Rule:
     Attributes:
         spec: The words that build it.
         init: (received, kept, oracle) -> (weights, carry). `kept` is empty at first.
-        step: (gradient, weights, carry) -> (weights, carry); may change `weights` in place.
-        finish: (weights, carry, num_steps) -> (sent, kept); num_steps broadcasts over a cohort.
+        step: (gradient, weights, carry) -> (weights, carry); may change `weights` and `gradient` in place. An array that is
+            carried has a leading axis in a cohort; anything else is carried as it is. Without GRADIENT in `needs` it gets None.
+        finish: (weights, carry, num_steps) -> (sent, kept); may change `weights` in place. num_steps is float32[..., 1].
         receives: Sections it must be given.
         sends: Sections it sends; `ENTRIES` in a shape is d.
         keeps: Sections it keeps for the next round.
