@@ -84,7 +84,9 @@ def with_rules(work: LocalWork, *make: Callable[..., Rule]) -> LocalWork:
             f"the algorithm brings its own rule, and {work.spec} has one too. Give it sgd(learning_rate, epochs, batch_size)."
         )
     loop = work.loop
-    return local_work(*(m(rate) for m in make), epochs=loop.epochs, batch_size=loop.batch_size, max_steps=loop.max_steps)
+    return local_work(
+        *(m(rate) for m in make), epochs=loop.epochs, batch_size=loop.batch_size, max_steps=loop.max_steps
+    )
 
 
 def _loop_words(epochs: int, batch_size: int, max_steps: int | None) -> dict[str, Any]:

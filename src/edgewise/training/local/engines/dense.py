@@ -72,7 +72,9 @@ class DenseEngine(SlicedEngine):
         _check_objective(task, self.layers[-1].shape[0])
         self._kept = np.empty((2, 0, self.layout.size), np.float32)
 
-    def oracle(self, plan: Schedule, examples: Sequence[Examples], seeds: Sequence[Seeds], first: Seeds) -> CohortOracle:
+    def oracle(
+        self, plan: Schedule, examples: Sequence[Examples], seeds: Sequence[Seeds], first: Seeds
+    ) -> CohortOracle:
         return _DenseOracle(self, plan, examples, seeds)
 
     def room(self, num_clients: int) -> tuple[Vector, Vector]:

@@ -144,7 +144,9 @@ class _ClientOracle:
             slopes = self._slopes(self._loss(batch), create_graph=True)
             along = (torch.cat([s.reshape(-1) for s in slopes]) * vector[: self._model.layout.num_trained]).sum()
             # A loss that is linear in the weights has no second derivative, and no graph to it.
-            return self._model.flat(self._slopes(along) if along.requires_grad else [torch.zeros_like(s) for s in slopes])
+            return self._model.flat(
+                self._slopes(along) if along.requires_grad else [torch.zeros_like(s) for s in slopes]
+            )
 
     def outputs(self, weights: Tensor, inputs: Any) -> tuple[Tensor, ...]:
         """As in `Oracle`."""

@@ -17,7 +17,7 @@ from edgewise.models.task import Examples
 from edgewise.training.local.batches import Schedule, schedule
 from edgewise.training.local.engines.engine import CohortRng, LocalEngine, LocalResult, Progress, bundle_of
 from edgewise.training.local.loop import Driven, descend, kept_of, run_rules
-from edgewise.training.local.rule import Array, Arrays, Loop, LocalWork
+from edgewise.training.local.rule import Array, Arrays, LocalWork, Loop
 
 STACK_BYTES = 8 << 20
 """Bound of one stack of models; at least one model is worked at once."""
@@ -62,7 +62,9 @@ class SlicedEngine(LocalEngine):
         return [results[client] for client in range(len(examples))]
 
     @abstractmethod
-    def oracle(self, plan: Schedule, examples: Sequence[Examples], seeds: Sequence[Seeds], first: Seeds) -> CohortOracle:
+    def oracle(
+        self, plan: Schedule, examples: Sequence[Examples], seeds: Sequence[Seeds], first: Seeds
+    ) -> CohortOracle:
         """Who answers for the clients of one slice, all at once.
 
         Args:

@@ -65,7 +65,9 @@ class StackedEngine(SlicedEngine):
         with torch.random.fork_rng(devices=[]):
             return super().work_cohort(work, received, kept, examples, seeds, progress=progress)
 
-    def oracle(self, plan: Schedule, examples: Sequence[Examples], seeds: Sequence[Seeds], first: Seeds) -> CohortOracle:
+    def oracle(
+        self, plan: Schedule, examples: Sequence[Examples], seeds: Sequence[Seeds], first: Seeds
+    ) -> CohortOracle:
         torch.manual_seed(first.at("torch").integer() % 2**63)
         return _StackOracle(self, plan, examples, seeds)
 
