@@ -11,7 +11,7 @@ commutative. k = 1 where weights are whole numbers (12 bytes an entry), k = 2 wh
 
 **Overflow.** All weights of a sum together stay at or below 2³⁹ units for k = 1 (10⁹ examples are 2³⁰) and 2⁶¹ for k = 2
 (10⁹ at a unit of 2⁻³⁰ are 2⁶⁰). Then |Σ W·q| ≤ 2⁹⁴ and |high| ≤ 2⁶² + 1, or ≤ 2¹¹⁶ and |high| ≤ 2⁵² + 1. Within one addition
-q = q₁ · 2³² + q₀, with 0 ≤ q₀ < 2³² and |q₁| ≤ 2²³. Where the weights added together are at most 2³⁰, Σ W·q₀ < 2⁶² and
+q = q₁ · 2³² + q₀, with 0 ≤ q₀ < 2³² and |q₁| ≤ 2²³. Where m rows of weight at most 2³⁰/m are added together, Σ W·q₀ < 2⁶² and
 |Σ W·q₁| ≤ 2⁵³. Otherwise W = W₁ · 2³² + W₀ as well, and 16 rows are added at a time: W₀·q₀ < 2⁶⁴ fits uint64 and is cut
 into halves before it is summed (< 2³⁶ each); |Σ W₀·q₁| ≤ 16 · 2⁵⁵ = 2⁵⁹, Σ W₁·q₀ < 2²⁹ · 2³² = 2⁶¹, |Σ W₁·q₁| ≤ 2⁵²: every
 partial sum stays below 2⁶². Only high itself may pass 2⁶³ on the way for k = 1; it is exact modulo 2⁶⁴, and its end fits.
@@ -137,7 +137,7 @@ def add(total: FixedPointSum, update: Vector, units: Any) -> FixedPointSum:
     """
     check_update(update, total.size)
     given = np.broadcast_to(np.asarray(units, np.int64), update.shape[:-1]).reshape(-1)
-    total.total_units = _checked_units(total, sum(given.tolist()))
+    total.total_units = _checked_units(total, _sum_of(given))
     rows = update.reshape(-1, total.size)
     for entries in slices_of(total.size):
         # So many rows at a time that the intermediate integers stay in cache.
@@ -151,33 +151,43 @@ def add(total: FixedPointSum, update: Vector, units: Any) -> FixedPointSum:
 
 
 def _add_part(total: FixedPointSum, entries: slice, rows: Vector, units: NDArray[np.int64]) -> None:
-    q = np.rint(np.asarray(rows).astype(np.float64) * 2.0**FRACTION_BITS).astype(np.int64)
+    scaled = np.multiply(rows, 2.0**FRACTION_BITS, dtype=np.float64)
+    q = np.rint(scaled, out=scaled).astype(np.int64)
     column = units[:, None]
-    if int(units.sum()) <= _NARROW_UNITS:
-        first = ((q & _LOW_MASK) * column).sum(axis=0)
+    if len(units) * int(units.max()) <= _NARROW_UNITS:
+        first = q & _LOW_MASK
+        first *= column
         q >>= LOW_BITS
         q *= column
-        _carry(total, entries, (first, q.sum(axis=0)))
+        _carry(total, entries, (_over_rows(first), _over_rows(q)))
         return
     q0, q1 = (q & _LOW_MASK).astype(np.uint64), q >> LOW_BITS
     w0, w1 = column & _LOW_MASK, column >> LOW_BITS
     product = q0 * w0.astype(np.uint64)
     lower = (product & np.uint64(_LOW_MASK)).astype(np.int64)
     upper = (product >> np.uint64(LOW_BITS)).astype(np.int64)
-    second = upper.sum(axis=0) + (q1 * w0).sum(axis=0) + (q0.astype(np.int64) * w1).sum(axis=0)
-    _carry(total, entries, (lower.sum(axis=0), second, (q1 * w1).sum(axis=0)))
+    upper += q1 * w0
+    upper += q0.astype(np.int64) * w1
+    _carry(total, entries, (_over_rows(lower), _over_rows(upper), _over_rows(q1 * w1)))
+
+
+def _over_rows(terms: NDArray[np.int64]) -> NDArray[np.int64]:
+    found: NDArray[np.int64] = terms[0] if len(terms) == 1 else terms.sum(axis=0)
+    return found
 
 
 def _carry(total: FixedPointSum, entries: slice, parts: tuple[NDArray[np.int64], ...]) -> None:
-    """Adds Σ parts[i] · 2³²ⁱ to a slice."""
+    """Adds Σ parts[i] · 2³²ⁱ to a slice; the parts are used up."""
     carry: Any = np.int64(0)
     for low, part in zip(total.low, parts, strict=False):
-        limb = low[entries] + part + carry
-        low[entries] = limb & _LOW_MASK
-        carry = limb >> LOW_BITS
+        part += carry
+        part += low[entries]
+        low[entries] = part  # modulo 2³²
+        part >>= LOW_BITS
+        carry = part
     # For k = 1 there may be a third part, which high holds modulo 2⁶⁴; for k = 2 perhaps only two, and a carry is left.
     for place, part in enumerate(parts[len(total.low) :]):
-        carry = carry + (part << LOW_BITS * place)
+        carry += part << LOW_BITS * place if place else part
     total.high[entries] += carry
 
 
@@ -259,6 +269,11 @@ def _checked_units(total: FixedPointSum, more: int) -> int:
             "Use smaller weights or fewer clients a round."
         )
     return total_units
+
+
+def _sum_of(units: NDArray[np.int64]) -> int:
+    fits = units.size * int(units.max(initial=0)) < 2**63
+    return int(units.sum()) if fits else sum(units.tolist())
 
 
 def _let_go(total: FixedPointSum, entries: slice) -> None:

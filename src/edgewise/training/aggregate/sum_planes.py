@@ -14,7 +14,7 @@ from edgewise.core.errors import FrameRefused
 from edgewise.training.aggregate.fixed_point import FixedPointSum, add_units, merge_part, slices_of
 
 _PLAIN, _PACKED = b"\x00", b"\x01"
-_SLICE_ENTRIES = 2**20
+_SLICE_ENTRIES = 2**18
 
 Reader = Callable[[int], NDArray[np.uint8]]
 """How many of a plane's next entries -> these entries."""

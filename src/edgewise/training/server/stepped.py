@@ -93,8 +93,10 @@ def next_state(
                 found[MODEL] = _with_buffers(found[MODEL], state[MODEL], part[MODEL], entries, buffers)
         for name, array in found.items():
             num_bad[name] = num_bad.get(name, 0) + int(np.size(array) - np.count_nonzero(np.isfinite(array)))
-            shape = state[name].shape if name in state else np.shape(array)
-            if width >= size or shape not in ((size,), (entries.stop - entries.start,)):
+            is_vector = (
+                state[name].shape == (size,) if name in state else np.shape(array) == (entries.stop - entries.start,)
+            )
+            if width >= size or not is_vector:
                 changed[name] = np.asarray(array)
                 continue
             if name not in changed:
