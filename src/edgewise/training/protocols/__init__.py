@@ -18,12 +18,23 @@ from collections.abc import Callable
 from typing import Any
 
 from edgewise.core.spec import build
+from edgewise.training.protocols.hierarchical import hierarchical
 from edgewise.training.protocols.protocol import Protocol, Role, RunView, check_carries, replay
 from edgewise.training.protocols.synchronous import synchronous
 
-__all__ = ["PROTOCOLS", "Protocol", "Role", "RunView", "check_carries", "make_protocol", "replay", "synchronous"]
+__all__ = [
+    "PROTOCOLS",
+    "Protocol",
+    "Role",
+    "RunView",
+    "check_carries",
+    "hierarchical",
+    "make_protocol",
+    "replay",
+    "synchronous",
+]
 
-PROTOCOLS: dict[str, Callable[..., Protocol]] = {"synchronous": synchronous}
+PROTOCOLS: dict[str, Callable[..., Protocol]] = {"hierarchical": hierarchical, "synchronous": synchronous}
 
 
 def make_protocol(spec: Any) -> Protocol:

@@ -273,20 +273,20 @@ def _too_late(parts: Any, state: ClientState, event: Event) -> ClientResult:
     return state, (Refuse(Refusal.LATE, "the run has ended on this client."),)
 
 
-TABLE: Table = {
+TABLE = Table(("idle", "working", "reporting", "over"), {
     #                           idle                working             reporting             over
-    WorkOrder:      dict(idle=_ordered,    working=_ordered,   reporting=_ordered,   over=_too_late),
-    RunEnded:       dict(idle=_ended,      working=_ended,     reporting=_ended,     over=_accepted),
-    WorkDone:       dict(idle=ignored,     working=_done,      reporting=ignored,    over=ignored),
-    WorkGivenUp:    dict(idle=ignored,     working=_given_up,  reporting=ignored,    over=ignored),
-    Delivered:      dict(idle=ignored,     working=ignored,    reporting=_delivered, over=ignored),
-    RunCancelled:   dict(idle=_cancelled,  working=_cancelled, reporting=_cancelled, over=ignored),
-    ClientLost:     dict(idle=ignored,     working=ignored,    reporting=ignored,    over=ignored),
-    ClientReturned: dict(idle=ignored,     working=ignored,    reporting=ignored,    over=ignored),
-    EdgeLost:       dict(idle=ignored,     working=ignored,    reporting=ignored,    over=ignored),
-    EdgeReturned:   dict(idle=ignored,     working=ignored,    reporting=ignored,    over=ignored),
-    TimerFired:     dict(idle=ignored,     working=ignored,    reporting=ignored,    over=ignored),
-}  # fmt: skip
+    WorkOrder:      (_ordered,    _ordered,   _ordered,   _too_late),
+    RunEnded:       (_ended,      _ended,     _ended,     _accepted),
+    WorkDone:       (ignored,     _done,      ignored,    ignored),
+    WorkGivenUp:    (ignored,     _given_up,  ignored,    ignored),
+    Delivered:      (ignored,     ignored,    _delivered, ignored),
+    RunCancelled:   (_cancelled,  _cancelled, _cancelled, ignored),
+    ClientLost:     (ignored,     ignored,    ignored,    ignored),
+    ClientReturned: (ignored,     ignored,    ignored,    ignored),
+    EdgeLost:       (ignored,     ignored,    ignored,    ignored),
+    EdgeReturned:   (ignored,     ignored,    ignored,    ignored),
+    TimerFired:     (ignored,     ignored,    ignored,    ignored),
+})  # fmt: skip
 """Work that was replaced may still end: its `WorkDone` is ignored. Sightings of others are no business of a client."""
 
 CLIENT_ROLE = Role(make_step, resume, wants, is_over, needs, ClientState)

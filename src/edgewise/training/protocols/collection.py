@@ -13,7 +13,7 @@ import msgspec
 
 from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.core.ids import ClientId, Epoch, RoundNumber
-from edgewise.training.algorithm import Counted, Exchange
+from edgewise.training.algorithm import Counted, Exchange, Kind
 from edgewise.training.protocols.folding import blob, decode_update
 from edgewise.training.protocols.letters import UpdateReport
 from edgewise.training.protocols.messages import Accept, Action, Answer, Member, Quarantine, Refusal, Refuse, SeenClient
@@ -208,7 +208,9 @@ def fault_of(exchange: Exchange, blobs: Blobs, letter: UpdateReport, num_entries
             weight = aggregator.weigh.weight(counted)
             if not (isfinite(weight) and weight >= 0):
                 return f"{aggregator.weigh.spec} gives {section!r} the weight {weight}; a finite one of at least 0 is needed."
-            aggregator.check(bundle[section])
+            if aggregator.kind is not Kind.COLLECT:
+                aggregator.units((weight,))
+            aggregator.check(bundle[section].reshape(-1))
     except StoreError:
         raise
     except EdgewiseError as error:

@@ -8,6 +8,7 @@ views of them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from math import fsum, isfinite, prod
 from typing import Any
 
@@ -28,10 +29,12 @@ from edgewise.core.errors import FrameRefused, InputError, StoreError
 from edgewise.core.ids import Digest, digest_of
 from edgewise.core.layout import Vector
 from edgewise.core.seeds import Seeds
+from edgewise.training.aggregate.collect import collected
 from edgewise.training.algorithm import MODEL, Aggregator, Closed, Counted, Exchange, Kind, State
 from edgewise.training.protocols.letters import BlobName, SectionBlob
 from edgewise.training.protocols.messages import Answer
 from edgewise.training.protocols.protocol import Blobs
+from edgewise.training.server.stepped import Folded, NextState, next_state
 
 _FOLD_ENTRIES = 2**20
 
@@ -186,8 +189,7 @@ def fold(exchange: Exchange, blobs: Blobs, answers: Iterable[Answer], num_entrie
     Returns:
         Each aggregator's sum.
     """
-    listed, sizes = list(answers), sizes_of(exchange, num_entries)
-    sums = {name: aggregator.init(sizes[name]) for name, aggregator in _of_kind(exchange, Kind.SUM)}
+    listed, sums = list(answers), empty_sums(exchange, num_entries)
     height = max(1, _FOLD_ENTRIES // max(1, num_entries))
     for start in range(0, len(listed) if sums else 0, height):
         part = listed[start : start + height]
@@ -206,8 +208,10 @@ def _rows(updates: Sequence[Bundle], name: str) -> NDArray[Any]:
     return np.stack([update[name].reshape(-1) for update in updates])
 
 
-def _of_kind(exchange: Exchange, kind: Kind) -> list[tuple[str, Aggregator]]:
-    return [(name, a) for name, a in exchange.aggregate.items() if (a.kind is Kind.COLLECT) == (kind is Kind.COLLECT)]
+def empty_sums(exchange: Exchange, num_entries: int) -> dict[str, State]:
+    """The folds of no updates, by section; aggregators that must read every update have none."""
+    sizes = sizes_of(exchange, num_entries)
+    return {n: a.init(sizes[n]) for n, a in exchange.aggregate.items() if a.kind is not Kind.COLLECT}
 
 
 def sums_to_bytes(exchange: Exchange, sums: Mapping[str, State]) -> bytes:
@@ -216,118 +220,83 @@ def sums_to_bytes(exchange: Exchange, sums: Mapping[str, State]) -> bytes:
     return arrays_to_bytes({f"{name}/{part}": a for name, arrays in parts.items() for part, a in arrays.items()})
 
 
-def sums_from_bytes(exchange: Exchange, data: bytes, num_entries: int) -> dict[str, State]:
-    """Undoes `sums_to_bytes`.
+def add_sums(exchange: Exchange, sums: Mapping[str, State], data: bytes) -> dict[str, State]:
+    """Folds that travelled, onto running ones, which are changed in place.
 
     Args:
-        exchange: Its aggregators made the folds.
-        data: The bytes.
-        num_entries: d.
+        exchange: Its aggregators made them.
+        sums: The running folds.
+        data: As from `sums_to_bytes`.
 
     Returns:
-        The folds by section.
+        The folds of both.
 
     Raises:
-        FrameRefused, InputError: If they are not folds of these sections.
+        FrameRefused, InputError: If they are not honest folds of these sections.
     """
     arrays, found = arrays_from_bytes(data), {}
-    sizes = sizes_of(exchange, num_entries)
-    strangers = [key for key in arrays if key.partition("/")[0] not in exchange.aggregate]
+    strangers = [key for key in arrays if key.partition("/")[0] not in sums]
     if strangers:
-        raise FrameRefused(
-            f"sums of sections {sorted(exchange.aggregate)} are expected, found {sorted(strangers)[:10]}."
-        )
-    for name, aggregator in exchange.aggregate.items():
+        raise FrameRefused(f"sums of sections {sorted(sums)} are expected, found {sorted(strangers)[:10]}.")
+    for name, total in sums.items():
         prefix = f"{name}/"
-        part = aggregator.from_arrays({k.removeprefix(prefix): a for k, a in arrays.items() if k.startswith(prefix)})
-        found[name] = aggregator.merge(aggregator.init(sizes[name]), part)
+        part = {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
+        found[name] = exchange.aggregate[name].add_arrays(total, part)
     return found
 
 
-def merge_sums(exchange: Exchange, left: Mapping[str, State], right: Mapping[str, State]) -> dict[str, State]:
-    """The folds of disjoint updates together."""
-    return {name: exchange.aggregate[name].merge(left[name], right[name]) for name in left}
-
-
-def finish(
+def step_server(
     exchange: Exchange,
     blobs: Blobs,
-    sums: Mapping[str, State],
-    answers: Iterable[Answer],
-    closed: Closed,
-    num_entries: int,
-) -> dict[str, NDArray[Any]]:
-    """What the updates of an exchange became, by section.
-
-    Args:
-        exchange: The aggregators.
-        blobs: Holds the updates, for aggregators that must read every one.
-        sums: The folds of the others.
-        answers: Updates that count.
-        closed: For the aggregators.
-        num_entries: d.
-
-    Returns:
-        An array per section, in its shape.
-    """
-    shapes = {s.name: s.shape for s in exchange.local.sections(num_entries)}
-    found = {name: exchange.aggregate[name].finish(total, closed) for name, total in sums.items()}
-    collected = [name for name, _ in _of_kind(exchange, Kind.COLLECT)]
-    if collected:
-        from edgewise.training.aggregate.collect import collect
-
-        found |= collect(exchange, blobs, list(answers), closed, num_entries, collected)
-    return {name: array.reshape(shapes[name]) for name, array in found.items()}
-
-
-def next_sections(
-    exchange: Exchange,
     state: Bundle,
-    folded: Bundle,
+    sums: Mapping[str, State],
+    answers: Sequence[Answer],
     closed: Closed,
     buffers: Sequence[tuple[int, int]] = (),
-) -> dict[str, NDArray[Any]]:
-    """The server's step.
+) -> NextState:
+    """The server's step at the end of an exchange.
 
     Args:
-        exchange: Its server's rule.
+        exchange: Aggregators and the server's rule.
+        blobs: Holds the updates, for aggregators that must read every one.
         state: All sections of the server's state.
-        folded: What the updates became.
-        closed: For the rule.
-        buffers: (offset, size) of entries that are averaged plainly, whatever the rule does.
+        sums: The folds of the others.
+        answers: Updates that count.
+        closed: For the parts.
+        buffers: (offset, size) of entries that are averaged plainly.
 
     Returns:
-        The sections that change.
+        The sections that change, and the norm of the folded model section.
 
     Raises:
-        InputError: If one is not finite.
+        InputError: If nothing was folded, or what comes is not finite.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
-        stepped = dict(exchange.server.step(state, folded, closed))
-    if buffers and MODEL in folded:
-        moved = np.array(stepped.get(MODEL, state[MODEL]))
-        for offset, size in buffers:
-            place = slice(offset, offset + size)
-            moved[place] = state[MODEL][place] + folded[MODEL][place]
-        stepped[MODEL] = moved
-    for name, array in stepped.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            what = "a model" if name == MODEL else f"a section {name!r}"
-            raise InputError(
-                f"{exchange.server.spec} gives {what} with {int((~np.isfinite(array)).sum())} of {array.size} "
-                "entries not finite"
-            )
-    return stepped
+    num_entries, folded = state[MODEL].size, {}
+    for section in exchange.local.sections(num_entries):
+        name, aggregator = section.name, exchange.aggregate[section.name]
+        if aggregator.kind is Kind.COLLECT:
+            read = _collected(exchange, blobs, answers, name, closed, num_entries).__getitem__
+        else:
+            read = partial(_finished, aggregator, sums[name], closed)
+        folded[name] = Folded(tuple(n or 0 for n in section.shape), read)
+    return next_state(exchange.server, state, folded, closed, buffers)
 
 
-def norm_of(array: NDArray[Any]) -> float:
-    """Euclidean norm in float64, without a copy of a large array."""
-    flat = array.reshape(-1)
-    width = 2**20
-    if flat.size <= width:
-        return float(np.linalg.norm(flat.astype(np.float64)))
-    parts = (flat[start : start + width].astype(np.float64) for start in range(0, flat.size, width))
-    return float(np.sqrt(fsum(float(part @ part) for part in parts)))
+def _finished(aggregator: Aggregator, total: State, closed: Closed, entries: slice) -> NDArray[Any]:
+    return aggregator.finish(total, closed, entries)
+
+
+def _collected(
+    exchange: Exchange, blobs: Blobs, answers: Sequence[Answer], name: str, closed: Closed, num_entries: int
+) -> NDArray[Any]:
+    aggregator, size = exchange.aggregate[name], sizes_of(exchange, num_entries)[name]
+
+    def decode(index: int, entries: slice) -> NDArray[Any]:
+        update = decode_update(exchange, blob(blobs, answers[index].update), num_entries)
+        return update[name].reshape(-1)[entries]
+
+    weights = [aggregator.weigh.weight(counted_of(a)) for a in answers]
+    return collected(aggregator, decode, len(answers), size, weights, closed)
 
 
 def mean_metrics(answers: Iterable[tuple[Mapping[str, float], int]]) -> dict[str, float]:

@@ -7,7 +7,6 @@ from enum import StrEnum
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from edgewise.codecs.bundle import Bundle
 from edgewise.core.errors import InputError
@@ -18,12 +17,10 @@ from edgewise.training.algorithm import State as PartState
 from edgewise.training.protocols import collection as c
 from edgewise.training.protocols.folding import (
     blob,
-    finish,
     mean_metrics,
-    next_sections,
-    norm_of,
     section_from_blob,
     section_to_blob,
+    step_server,
     vector_from_bytes,
 )
 from edgewise.training.protocols.letters import Address, BlobName, RunEnded, SectionBlob, WorkOrder
@@ -62,6 +59,7 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
         config: The run.
         phase: `waiting` for a quorum of clients, `open` exchange, or `ended`.
         collection: The members and the current exchange.
+        deadline_s: Seconds of one exchange: those of the round in equal parts.
         sections: The server's state, each section as a blob; `model` is the current model.
         records: What is known of each client that was ever asked.
         sent: What goes down to all in the open exchange.
@@ -75,6 +73,7 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     phase: Phase
     collection: c.Collection
     sections: Sections
+    deadline_s: float | None = None
     records: dict[ClientId, ClientRecord] = {}
     sent: tuple[SectionBlob, ...] = ()
     own: dict[ClientId, tuple[SectionBlob, ...]] = {}
@@ -127,6 +126,7 @@ def started(algorithm: FederatedAlgorithm, blobs: Blobs, event: RunStarted) -> R
         phase=Phase.WAITING,
         collection=c.Collection(members, RoundNumber(1)),
         sections=sections,
+        deadline_s=None if config.round_deadline_s is None else config.round_deadline_s / len(algorithm.exchanges),
     )
     actions: tuple[Action, ...] = (Store({sections[n].blob.digest: d for n, d in data.items()}),) if data else ()
     if 1 <= config.quorum <= len(config.clients) and config.num_rounds >= 1:
@@ -299,15 +299,9 @@ def timer_name(state: RunState) -> str:
     return f"round/{state.collection.round}/{state.collection.exchange}"
 
 
-def deadline_s(algorithm: FederatedAlgorithm, config: RunConfig) -> float | None:
-    """Seconds of one exchange: those of the round in equal parts."""
-    return None if config.round_deadline_s is None else config.round_deadline_s / len(algorithm.exchanges)
-
-
-def set_timer(algorithm: FederatedAlgorithm, state: RunState) -> tuple[Action, ...]:
+def set_timer(state: RunState) -> tuple[Action, ...]:
     """Sets the timer of the open exchange; nothing where a round has no deadline."""
-    seconds = deadline_s(algorithm, state.config)
-    return () if seconds is None else (SetTimer(timer_name(state), seconds),)
+    return () if state.deadline_s is None else (SetTimer(timer_name(state), state.deadline_s),)
 
 
 def waiting(state: RunState, able: int | None = None) -> AnnounceWaiting:
@@ -341,9 +335,9 @@ def cancelled(state: RunState, cause: str) -> Result:
     return ended(state, OutcomeKind.CANCELLED, sentence, "Start it again from its last model.")
 
 
-def overdue(algorithm: FederatedAlgorithm, state: RunState) -> RunState:
+def overdue(state: RunState) -> RunState:
     """The state after its deadline: whoever is outstanding is a dropout."""
-    seconds = deadline_s(algorithm, state.config)
+    seconds = state.deadline_s
     cause = "no update by the deadline" if seconds is None else f"no update within {seconds:g} s"
     return with_collection(state, c.overdue(state.collection, cause))
 
@@ -391,12 +385,11 @@ def closed(algorithm: FederatedAlgorithm, blobs: Blobs, state: RunState, sums: M
     answers = [collection.answers[client] for client in collection.cohort if client in collection.answers]
     closing = closing_of(state, collection.round, collection.exchange, len(answers))
     try:
-        folded = finish(exchange, blobs, sums, answers, closing, config.num_entries)
-        stepped = next_sections(exchange, server_bundle(state, blobs), folded, closing, config.spec.buffers)
+        stepped = step_server(exchange, blobs, server_bundle(state, blobs), sums, answers, closing, config.spec.buffers)
     except InputError as error:
         cure = "Lower the learning rates of clients and server, then start again from the last model."
         return ended(state, OutcomeKind.FAILED, f"round {collection.round}: {error.message.rstrip('.')}", cure)
-    stored = {name: section_to_blob(name, array) for name, array in stepped.items()}
+    stored = {name: section_to_blob(name, array) for name, array in stepped.changed.items()}
     state = change(state, sections={**state.sections, **{name: section for name, (section, _) in stored.items()}})
     actions: tuple[Action, ...] = (Store({section.blob.digest: data for section, data in stored.values()}),)
     dropouts = {**state.dropouts, **collection.missing}
@@ -404,7 +397,7 @@ def closed(algorithm: FederatedAlgorithm, blobs: Blobs, state: RunState, sums: M
         cohort = tuple(client for client in collection.cohort if client in collection.answers)
         following = c.opened(collection, collection.round, collection.exchange + 1, cohort)
         return change(state, collection=following, dropouts=dropouts), actions
-    state, announced = _round_closed(state, dropouts, norm_of(folded.get(MODEL, np.zeros(0))))
+    state, announced = _round_closed(state, dropouts, stepped.update_norm)
     return state, actions + announced
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgewise.core.errors import StoreError
+from edgewise.core.ids import ClientId
 from edgewise.core.spec import Spec
 from edgewise.training.algorithm import FederatedAlgorithm
 from edgewise.training.protocols import collection as c
@@ -63,7 +64,7 @@ from edgewise.training.protocols.run_state import (
     waiting,
     with_collection,
 )
-from edgewise.training.protocols.transitions import Table, dispatch, ignored
+from edgewise.training.protocols.transitions import Table, dispatch, ignored, refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +120,7 @@ def resume(state: RunState) -> tuple[Action, ...]:
     """
     if state.outcome is not None:
         return (EndRun(state.outcome), *endings(state))
-    seconds = state.config.round_deadline_s
-    timer = () if seconds is None else (SetTimer(timer_name(state), seconds),)
+    timer = set_timer(state)
     if state.phase is Phase.WAITING or not state.collection.outstanding:
         return (*timer, waiting(state))
     return (*timer, *orders(state, state.collection.outstanding))
@@ -141,7 +141,7 @@ def is_over(state: RunState) -> bool:
 
 
 def _open_round(parts: _Parts, state: RunState, actions: tuple[Action, ...]) -> Result:
-    actions += set_timer(parts.algorithm, state)
+    actions += set_timer(state)
     if len(state.collection.able) >= state.config.quorum:
         return _ask(parts, state, actions)
     state = change(state, phase=Phase.WAITING)
@@ -206,7 +206,7 @@ def _delivered(parts: _Parts, state: RunState, event: Delivered) -> Result:
     collection, client = state.collection, event.to.name
     if event.accepted or event.key != f"work/{client}/{collection.round}/{collection.exchange}":
         return state, ()
-    return _settled(parts, with_collection(state, c.dropped(collection, c.ClientId(client), event.reason)), ())
+    return _settled(parts, with_collection(state, c.dropped(collection, ClientId(client), event.reason)), ())
 
 
 def _lost(parts: _Parts, state: RunState, event: ClientLost) -> Result:
@@ -224,7 +224,7 @@ def _returned(parts: _Parts, state: RunState, event: ClientReturned) -> Result:
 def _timed_out(parts: _Parts, state: RunState, event: TimerFired) -> Result:
     if event.name != timer_name(state):
         return state, ()
-    state = overdue(parts.algorithm, state)
+    state = overdue(state)
     if state.phase is Phase.OPEN and len(state.collection.answers) >= state.config.quorum:
         return _close(parts, state, ())
     return _said(too_few(state))
@@ -247,12 +247,12 @@ def _close(parts: _Parts, state: RunState, actions: tuple[Action, ...]) -> Resul
     sums = fold(exchange, parts.blobs, state.collection.answers.values(), state.config.num_entries)
     state, closing = closed(parts.algorithm, parts.blobs, state, sums)
     actions += closing
-    if state.config.round_deadline_s is not None:
+    if state.deadline_s is not None:
         actions += (SetTimer(name, None),)
     if state.phase is Phase.ENDED:
         return _said((state, actions))
     if state.collection.exchange:
-        actions += set_timer(parts.algorithm, state)
+        actions += set_timer(state)
         return _open_exchange(parts, state, state.collection.exchange, state.collection.cohort, actions)
     return _open_round(parts, state, actions)
 
@@ -277,18 +277,18 @@ def _accepted(parts: _Parts, state: RunState, event: Event) -> Result:
     return state, (Accept(),)
 
 
-TABLE: Table = {
+TABLE = Table(("waiting", "open", "ended"), {
     #                             waiting                open                   ended
-    UpdateReport:    dict(waiting=_update,       open=_update,       ended=_after_end),
-    WorkFailed:      dict(waiting=_failed,       open=_failed,       ended=_accepted),
-    LetterInvalid:   dict(waiting=_invalid,      open=_invalid,      ended=ignored),
-    Delivered:       dict(waiting=ignored,       open=_delivered,    ended=ignored),
-    ClientLost:      dict(waiting=_lost,         open=_lost,         ended=ignored),
-    ClientReturned:  dict(waiting=_returned,     open=_returned,     ended=_told_again),
-    EdgeLost:        dict(waiting=ignored,       open=ignored,       ended=ignored),
-    EdgeReturned:    dict(waiting=ignored,       open=ignored,       ended=ignored),
-    TimerFired:      dict(waiting=_timed_out,    open=_timed_out,    ended=ignored),
-    RunCancelled:    dict(waiting=_cancelled,    open=_cancelled,    ended=ignored),
-    RunStarted:      dict(waiting=ignored,       open=ignored,       ended=ignored),
-}  # fmt: skip
+    UpdateReport:    (_update,       _update,       _after_end),
+    WorkFailed:      (_failed,       _failed,       _accepted),
+    LetterInvalid:   (_invalid,      _invalid,      refused(Refusal.LATE, "the run has ended.")),
+    Delivered:       (ignored,       _delivered,    ignored),
+    ClientLost:      (_lost,         _lost,         ignored),
+    ClientReturned:  (_returned,     _returned,     _told_again),
+    EdgeLost:        (ignored,       ignored,       ignored),
+    EdgeReturned:    (ignored,       ignored,       ignored),
+    TimerFired:      (_timed_out,    _timed_out,    ignored),
+    RunCancelled:    (_cancelled,    _cancelled,    ignored),
+    RunStarted:      (ignored,       ignored,       ignored),
+})  # fmt: skip
 """Edges are no business of this protocol; a run starts once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from edgewise.core.errors import StoreError
@@ -11,8 +12,23 @@ from edgewise.training.protocols.messages import Event, LetterInvalid, Received,
 
 Handler = Callable[[Any, Any, Any], tuple[Any, tuple[Any, ...]]]
 """(parts, state, event) -> state, actions."""
-Table = Mapping[type, Mapping[str, Handler]]
-"""By event, or by letter for `Received`, then by phase."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What each event does.
+
+    Attributes:
+        phases: The columns.
+        rows: By event, or by letter for `Received`: a handler per phase.
+    """
+
+    phases: tuple[str, ...]
+    rows: Mapping[type, tuple[Handler, ...]]
+
+    def __post_init__(self) -> None:
+        for kind, handlers in self.rows.items():
+            assert len(handlers) == len(self.phases), kind
 
 
 def ignored(parts: Any, state: Any, event: Event) -> tuple[Any, tuple[Any, ...]]:
@@ -52,9 +68,9 @@ def dispatch(table: Table, role: str, parts: Any, phase: str, state: Any, event:
         StoreError: If the driver reports an event that this role knows nothing of.
     """
     kind = kind_of(event)
-    by_phase = table.get(kind)
-    if by_phase is not None:
-        return by_phase[phase](parts, state, event)
+    handlers = table.rows.get(kind)
+    if handlers is not None:
+        return handlers[table.phases.index(phase)](parts, state, event)
     if isinstance(event, Received):
         return state, (Refuse(Refusal.NOT_ASKED, f"a {role} takes no {kind.__name__}."),)
     if isinstance(event, LetterInvalid):
@@ -62,5 +78,5 @@ def dispatch(table: Table, role: str, parts: Any, phase: str, state: Any, event:
     raise StoreError(f"{kind.__name__} in the log of a {role}: it is no event of that role. Check whose log it is.")
 
 
-LETTERS: tuple[type, ...] = AnyLetter.__args__  # type: ignore[attr-defined]  # a union of types
+LETTERS: tuple[type, ...] = AnyLetter.__args__
 """Every letter there is."""
