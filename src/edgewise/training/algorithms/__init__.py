@@ -14,12 +14,14 @@ from edgewise.training.algorithm import Aggregator, Exchange, FederatedAlgorithm
 from edgewise.training.algorithms.fed_adam import fed_adam
 from edgewise.training.algorithms.fed_avg import fed_avg, one_exchange
 from edgewise.training.algorithms.fed_avg_m import fed_avg_m
+from edgewise.training.algorithms.fed_nova import fed_nova, normalised, normalised_step
 from edgewise.training.algorithms.fed_prox import fed_prox
+from edgewise.training.algorithms.scaffold import control_step, controlled, scaffold
 from edgewise.training.local import LOCAL_WORK, RULES, LocalWork, Rule
 from edgewise.training.select import SELECT
 from edgewise.training.server import SERVERS
 
-__all__ = ["ALGORITHMS", "fed_adam", "fed_avg", "fed_avg_m", "fed_prox", "make_algorithm"]
+__all__ = ["ALGORITHMS", "fed_adam", "fed_avg", "fed_avg_m", "fed_nova", "fed_prox", "make_algorithm", "scaffold"]
 
 
 def federated(*, select: Select, exchanges: Sequence[Exchange]) -> FederatedAlgorithm:
@@ -39,13 +41,15 @@ ALGORITHMS: dict[str, Callable[..., FederatedAlgorithm]] = {
     "fed_adam": fed_adam,
     "fed_avg": fed_avg,
     "fed_avg_m": fed_avg_m,
+    "fed_nova": fed_nova,
     "fed_prox": fed_prox,
     "federated": federated,
+    "scaffold": scaffold,
 }
 
-OWN_RULES: dict[str, Callable[..., Rule]] = {}
+OWN_RULES: dict[str, Callable[..., Rule]] = {"controlled": controlled, "normalised": normalised}
 """Client rules that an algorithm's file brings, beside `local.RULES`."""
-OWN_SERVERS: dict[str, Callable[..., ServerRule]] = {}
+OWN_SERVERS: dict[str, Callable[..., ServerRule]] = {"control_step": control_step, "normalised_step": normalised_step}
 """Server rules that an algorithm's file brings, beside `server.SERVERS`."""
 
 _SLOTS: dict[str, tuple[str, Mapping[str, Callable[..., Any]], Any]] = {
@@ -56,7 +60,11 @@ _SLOTS: dict[str, tuple[str, Mapping[str, Callable[..., Any]], Any]] = {
     "aggregate": ("aggregate", AGGREGATORS, Aggregator),
     "server": ("server", {**SERVERS, **OWN_SERVERS}, ServerRule),
 }
-_BRINGS = {"fed_adam": frozenset(["server"]), "fed_avg_m": frozenset(["server"])}
+_BRINGS = {
+    "fed_adam": frozenset(["server"]),
+    "fed_avg_m": frozenset(["server"]),
+    "fed_nova": frozenset(["server"]),
+}
 """Slots that an algorithm fills itself."""
 _BY_SECTION = frozenset(["aggregate", "uplink", "downlink"])
 

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from edgewise.codecs.bundle import Bundle
 from edgewise.core.errors import InputError
 from edgewise.training.local.rule import GRADIENT, Array, Arrays, LocalWork, Oracle, Rule
 
@@ -43,7 +42,7 @@ class Driven(Oracle, Protocol):
     def joined(self, head: Array, tail: Array) -> Array:
         """Rows of both, as one array."""
 
-    def take(self, arrays: Arrays) -> list[Bundle]:
+    def take(self, arrays: Arrays) -> list[dict[str, Any]]:
         """Numpy copies for each client; no longer traced as raw data."""
 
     def losses(self) -> list[float]:
@@ -81,8 +80,8 @@ def run_rules(
             tick()
         losses = losses or oracle.losses()
         made, stays = (oracle.take(arrays) for arrays in rule.finish(weights, carry, oracle.num_steps))
-        sent = [before | now for before, now in zip(sent, made, strict=True)] if sent else [dict(m) for m in made]
-        keeps = [before | now for before, now in zip(keeps, stays, strict=True)] if keeps else [dict(s) for s in stays]
+        sent = [before | now for before, now in zip(sent, made, strict=True)] if sent else made
+        keeps = [before | now for before, now in zip(keeps, stays, strict=True)] if keeps else stays
     return sent, keeps, losses
 
 

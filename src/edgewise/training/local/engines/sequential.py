@@ -172,7 +172,7 @@ class _ClientOracle:
         """As in `Driven`."""
         return torch.cat((head, tail))
 
-    def take(self, arrays: Arrays) -> list[Bundle]:
+    def take(self, arrays: Arrays) -> list[dict[str, Any]]:
         """As in `Driven`."""
         return [{name: derived(array.numpy()) for name, array in arrays.items()}]
 
@@ -192,9 +192,10 @@ class _ClientOracle:
         return loss
 
     def _slopes(self, loss: Tensor, *, create_graph: bool = False) -> Sequence[Tensor]:
-        return torch.autograd.grad(
+        made: Sequence[Tensor] = torch.autograd.grad(
             loss, self._model.parameters, create_graph=create_graph, allow_unused=True, materialize_grads=True
         )
+        return made
 
     @contextmanager
     def _at(self, weights: Tensor, batch: int | None) -> Iterator[None]:

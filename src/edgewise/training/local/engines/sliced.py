@@ -161,7 +161,7 @@ class CohortOracle(Driven):
         counts = np.where(steps, (self.plan.shares > 0).sum(axis=2), 0)
         return [float(mean) for mean in (self._seen * counts).sum(axis=1) / counts.sum(axis=1)]
 
-    def take(self, arrays: Arrays) -> list[Bundle]:
+    def take(self, arrays: Arrays) -> list[dict[str, Any]]:
         """As in `Driven`."""
         found = {name: np.asarray(array) for name, array in arrays.items()}
         return [{n: derived(a[row if len(a) > 1 else 0]) for n, a in found.items()} for row in range(len(self._sizes))]
