@@ -64,6 +64,7 @@ _BRINGS = {
     "fed_adam": frozenset(["server"]),
     "fed_avg_m": frozenset(["server"]),
     "fed_nova": frozenset(["server"]),
+    "scaffold": frozenset(["aggregate", "server"]),
 }
 """Slots that an algorithm fills itself."""
 _BY_SECTION = frozenset(["aggregate", "uplink", "downlink"])

@@ -10,11 +10,10 @@ import numpy as np
 from edgewise.codecs.bundle import Bundle, Section
 from edgewise.core.spec import Spec
 from edgewise.training.aggregate import weighted_mean
-from edgewise.training.algorithm import MODEL, Closed, FederatedAlgorithm, Select, ServerRule
-from edgewise.training.algorithms.fed_avg import Codecs, one_exchange
+from edgewise.training.algorithm import MODEL, Closed, FederatedAlgorithm, ServerRule
+from edgewise.training.algorithms.fed_avg import fed_avg
 from edgewise.training.local import LocalWork, Rule, descend, descent, sgd, with_rules
 from edgewise.training.local.rule import VECTOR, Array, Arrays, Oracle
-from edgewise.training.select import all_clients
 
 CONTROL = "control"
 
@@ -75,24 +74,17 @@ def control_step(learning_rate: float = 1.0) -> ServerRule:
 
 
 def scaffold(
-    *,
-    server_learning_rate: float = 1.0,
-    select: Select | None = None,
-    local: LocalWork | None = None,
-    uplink: Codecs = None,
-    downlink: Codecs = None,
+    *, server_learning_rate: float = 1.0, local: LocalWork | None = None, **settings: Any
 ) -> FederatedAlgorithm:
     """Removes the drift of clients whose data differ: local steps are steered towards where all are going.
 
     Costs twice the bytes of FedAvg both ways, and float32[d] on each client. The server's control is the mean of the controls
-    of all N clients of the run, those that never took part counting as 0.
+    of all N clients of the run, those that never took part counting as 0; updates weigh alike.
 
     Args:
         server_learning_rate: η_g.
-        select: Who takes part; `all_clients()`.
         local: As from `sgd`, without a direction: learning rate, epochs, batch.
-        uplink: A codec for the model, or codecs by section (`model`, `control`).
-        downlink: The same for the way down.
+        **settings: As in `fed_avg`, without `server` and `aggregate`; an uplink may name the section `control` too.
 
     Returns:
         The algorithm.
@@ -100,12 +92,9 @@ def scaffold(
     Reference:
         Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning", ICML 2020, option II.
     """
-    aggregate: dict[str, Any] = {
-        MODEL: weighted_mean("uniform"),
-        CONTROL: weighted_mean("uniform", divisor="all"),
-    }
-    work = with_rules(local or sgd(), controlled)
-    return FederatedAlgorithm(
-        select or all_clients(),
-        (one_exchange(work, control_step(server_learning_rate), aggregate, uplink, downlink),),
+    return fed_avg(
+        local=with_rules(local or sgd(), controlled),
+        server=control_step(server_learning_rate),
+        aggregate={MODEL: weighted_mean("uniform"), CONTROL: weighted_mean("uniform", divisor="all")},
+        **settings,
     )
