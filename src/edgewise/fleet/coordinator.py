@@ -19,7 +19,6 @@ from edgewise.fleet.messages import (
     Ack,
     CancelRun,
     Deploy,
-    EdgeSum,
     FleetAnswer,
     FleetRequest,
     GraphRequest,
@@ -30,9 +29,8 @@ from edgewise.fleet.messages import (
     Rollback,
     RunRequest,
     RunStatus,
+    RunSubmitted,
     SubmitRun,
-    TrainFailed,
-    UpdateReport,
     Versions,
 )
 from edgewise.fleet.node.node import Node
@@ -41,6 +39,7 @@ from edgewise.fleet.serving.deployments import Deployments
 from edgewise.fleet.serving.drift_watch import CollectOrder, Confidences, DriftWatch
 from edgewise.fleet.serving.versions import Holdout, VersionStore
 from edgewise.fleet.store.events import EventLog, Registry
+from edgewise.fleet.training.local_worker import LocalWorker
 from edgewise.fleet.training.runs import Runs
 from edgewise.transport.frame import Frame
 
@@ -54,9 +53,12 @@ class Coordinator:
         node: Its node.
         settings: How it was started.
         install_here: Installs a plan on its own stage host.
+        worker: Where a task is installed on this node, too.
     """
 
-    def __init__(self, node: Node, settings: AgentSettings, install_here: Any) -> None:
+    def __init__(
+        self, node: Node, settings: AgentSettings, install_here: Any, worker: LocalWorker | None = None
+    ) -> None:
         self.node = node
         state = Path(settings.state)
         holdout = Holdout.load(settings.holdout) if settings.holdout else None
@@ -64,7 +66,7 @@ class Coordinator:
         self.registry = Registry.open(state / "registry.db")
         self.versions = VersionStore(self.registry, node.blobs, holdout)
         self.watch = Watch(node, ready=self._ready, lost=self._lost)
-        self.runs = Runs(node, self.events, self.versions, self.watch, self._told)
+        self.runs = Runs(node, self.events, self.versions, self.watch, self._told, worker)
         self.deployments = Deployments(node, self.versions, self.watch, self.events, install_here, self._told)
         self.drift = DriftWatch(
             self._in_force, self._answers_drift, self.versions.confidences, self._devices, self._collect, self._told
@@ -81,6 +83,7 @@ class Coordinator:
 
     async def close(self) -> None:
         """Closes log and registry; nothing is lost."""
+        await self.runs.roles.close()
         self.events.close()
         self.registry.close()
 
@@ -95,16 +98,13 @@ class Coordinator:
         node.route("control", RegisterVersion, self._register, cloud)
         node.route("control", Deploy, self._deploy, cloud)
         node.route("control", Rollback, self._rollback, cloud)
-        node.route("report", UpdateReport, self.runs.update_arrived, Tier.DEVICE, Tier.EDGE)
-        node.route("report", EdgeSum, self.runs.sum_arrived, Tier.EDGE)
-        node.route("report", TrainFailed, self.runs.training_failed, Tier.DEVICE, Tier.EDGE)
         node.route("report", Confidences, self.drift.arrived, Tier.DEVICE)
 
     def _ready(self, info: NodeInfo) -> None:
         if _is_operator(info):
             return
         self._told("node_ready", {"node": info.node, "tier": str(info.tier)})
-        self.node.spawn(self.runs.node_ready(info), f"welcome {info.node} to runs")
+        self.runs.roles.node_ready(info)
         self.node.spawn(self.deployments.returned(info), f"install on {info.node}")
 
     def _lost(self, node: NodeId, cause: str) -> None:
@@ -112,7 +112,7 @@ class Coordinator:
         if info is None or _is_operator(info):
             return
         self._told("node_lost", {"node": node, "cause": cause})
-        self.node.spawn(self.runs.node_lost(node, cause), f"miss {node}")
+        self.runs.roles.node_lost(info, cause)
 
     def _told(self, kind: str, fields: dict[str, Any]) -> None:
         log.info("%s %s", kind, fields)
@@ -127,12 +127,8 @@ class Coordinator:
         rows.sort(key=lambda r: r.info.node)
         return FleetAnswer((own, *rows), dict(self.node.refused), self.drift.sentence)
 
-    async def _submit(self, wish: SubmitRun, frame: Frame, _: NodeInfo) -> Ack:
-        graph, model = frame.array("graph").tobytes(), None
-        if wish.start_version == 0:
-            model = frame.array("model").tobytes()
-        run = await self.runs.submit(wish, graph, model)
-        return Ack(details={"run": run})
+    async def _submit(self, request: SubmitRun, _: Frame, sender: NodeInfo) -> RunSubmitted:
+        return RunSubmitted(await self.runs.submit(request, sender.node))
 
     async def _status(self, request: RunRequest, *_: Any) -> RunStatus:
         return self.runs.status(request.run)

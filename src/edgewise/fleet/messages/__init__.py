@@ -1,6 +1,6 @@
 """What nodes of a fleet say to each other: orders, reports and answers, each a typed struct.
 
-The struct's frame kind is its snake-case name (`kind_of`). Orders travel outward on `control`, updates and sums inward
+The struct's frame kind is its snake-case name (`kind_of`). Orders travel outward on `control`, reports inward
 on `report`; both are signed. Tensors (updates, models small enough) travel beside the struct in the same frame.
 
     message.py             what all of them are      messages_training.py   rounds and runs
@@ -48,17 +48,18 @@ from edgewise.fleet.messages.serving_messages import (
 )
 from edgewise.fleet.messages.training_messages import (
     CancelRun,
-    DismissOrder,
-    EdgeSum,
-    FoldOrder,
+    ClientPlace,
     HardExamples,
+    LetterAck,
     RoundRecord,
+    RunLetter,
     RunRequest,
     RunStatus,
+    RunSubmitted,
     SubmitRun,
-    TrainFailed,
-    TrainOrder,
-    UpdateReport,
+    WhereIs,
+    hard_examples_of,
+    with_hard_examples,
 )
 
 __all__ = [
@@ -67,13 +68,11 @@ __all__ = [
     "BlobRef",
     "CancelRun",
     "Capability",
+    "ClientPlace",
     "Deploy",
-    "DismissOrder",
-    "EdgeSum",
     "Feedback",
     "FleetAnswer",
     "FleetRequest",
-    "FoldOrder",
     "GraphRequest",
     "HardExamples",
     "Health",
@@ -84,6 +83,7 @@ __all__ = [
     "InstallOrder",
     "LedgerAnswer",
     "LedgerRequest",
+    "LetterAck",
     "ListVersions",
     "Message",
     "NodeInfo",
@@ -96,13 +96,15 @@ __all__ = [
     "RegisterVersion",
     "Rollback",
     "RoundRecord",
+    "RunLetter",
     "RunRequest",
     "RunStatus",
+    "RunSubmitted",
     "StopOrder",
     "SubmitRun",
-    "TrainFailed",
-    "TrainOrder",
-    "UpdateReport",
     "Versions",
+    "WhereIs",
+    "hard_examples_of",
     "kind_of",
+    "with_hard_examples",
 ]

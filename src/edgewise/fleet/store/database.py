@@ -18,8 +18,8 @@ from edgewise.core.errors import StoreError
 if TYPE_CHECKING:
     from sqlalchemy import Connection, MetaData
 
-FORMAT = 1
-"""Of our tables; kept in SQLite's `user_version`."""
+FORMAT = 2
+"""Of our tables and of what stands in them; kept in SQLite's `user_version`. 1 is Edgewise 0.1.0."""
 _CURES = {
     "full": "Free some space on that disk, then start the node again; nothing that was acknowledged is lost.",
     "not a database": "It is another kind of file or was overwritten. Restore a copy, or move it away to begin anew.",
@@ -114,6 +114,13 @@ def _connect(path: Path, read_only: bool) -> Connection:
     connection = engine.connect()
     try:
         found = int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
+        if 0 < found < FORMAT:
+            raise StoreError(
+                f"{str(path)!r} was written by Edgewise 0.1.0, whose runs and versions this one does not read. "
+                "Give this node a new state folder, or go on with 0.1.0; versions can be taken over: download their "
+                "graphs with 0.1.0 and register them anew.",
+                format=found,
+            )
         if found > FORMAT:
             raise StoreError(
                 f"{str(path)!r} has format {found}, this Edgewise reads up to {FORMAT}. Update Edgewise on this node."
