@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -26,6 +26,7 @@ from edgewise.core.units import parse_duration, parse_rate
 from edgewise.models.task import Task, load_task
 from edgewise.training.algorithm import FederatedAlgorithm
 from edgewise.training.algorithms import make_algorithm
+from edgewise.training.protocols import Protocol, make_protocol
 
 BUILT_IN_TASKS = ("digits",)
 
@@ -50,7 +51,7 @@ class TrainingTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         rounds: Rounds to do.
         clients_per_round: Size of a uniformly drawn cohort; 0 takes everyone or what the algorithm says.
         quorum: Updates a round needs; 0 needs the whole cohort.
-        protocol: Devices straight to the server, or through edges.
+        protocol: Spec of the protocol; a name or a table, e.g. `synchronous`, `hierarchical`.
         edges: Which clients stand under which edge, for simulation; by default two edges take turns.
         seed: The job's seed.
         engine: Local engine by name; "" chooses by timing.
@@ -61,7 +62,7 @@ class TrainingTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rounds: int = 10
     clients_per_round: int = 0
     quorum: int = 0
-    protocol: Literal["synchronous", "hierarchical"] = "synchronous"
+    protocol: str | dict[str, Any] = "synchronous"
     edges: dict[str, tuple[str, ...]] = {}
     seed: int = 0
     engine: str = ""
@@ -107,7 +108,7 @@ class JobFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The algorithm, with a uniform cohort where `clients_per_round` asks for one.
 
         Returns:
-            The five parts.
+            The parts.
 
         Raises:
             InputError: If a word is unknown.
@@ -117,6 +118,17 @@ class JobFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.training.clients_per_round:
             table = {"select": {"name": "uniform", "cohort_size": self.training.clients_per_round}, **table}
         return make_algorithm(table)
+
+    def protocol(self) -> Protocol:
+        """The protocol.
+
+        Returns:
+            The value with its roles.
+
+        Raises:
+            InputError: If a word is unknown.
+        """
+        return make_protocol(self.training.protocol)
 
 
 def make_task(source: str, settings: Mapping[str, Any], *, folder: str | Path = ".") -> Task:

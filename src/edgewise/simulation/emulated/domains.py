@@ -68,7 +68,7 @@ class DomainTraining:
         task: What is learned.
         algorithm: The five parts; on one client only its local work counts.
         rounds: Rounds, of as many local epochs each, in every domain.
-        homes: Edge of each client.
+        edge_of: Edge of each client.
         seed: The job's seed.
         public_fraction: Share of each client's data that the cloud may pool.
         options: How it is simulated.
@@ -77,7 +77,7 @@ class DomainTraining:
     task: Task
     algorithm: FederatedAlgorithm
     rounds: int
-    homes: Mapping[ClientId, NodeId]
+    edge_of: Mapping[ClientId, NodeId]
     seed: int = 0
     public_fraction: float = 0.2
     options: SimulationOptions = SimulationOptions()
@@ -101,10 +101,10 @@ def simulate_domain(domain: str, training: DomainTraining) -> DomainResult:
     if domain == "cloud":
         return _alone(domain, training, {POOL: public_share(training)})
     if domain == "device":
-        return _alone(domain, training, {c: training.task.data(c) for c in training.homes})
+        return _alone(domain, training, {c: training.task.data(c) for c in training.edge_of})
     if domain == "edge":
-        return _federated(domain, training, clients_by_edge(training.homes), flat=True)
-    return _federated(domain, training, {"all": tuple(training.homes)}, flat=False)
+        return _federated(domain, training, clients_by_edge(training.edge_of), flat=True)
+    return _federated(domain, training, {"all": tuple(training.edge_of)}, flat=False)
 
 
 def public_share(training: DomainTraining) -> Examples:
@@ -123,7 +123,7 @@ def public_share(training: DomainTraining) -> Examples:
     if not 0 < fraction <= 1:
         raise InputError(f"public_fraction must be above 0 and at most 1, got {fraction!r}. 0.2 is usual.")
     inputs, targets = [], []
-    for client in training.homes:
+    for client in training.edge_of:
         held = training.task.data(client)
         order = Seeds(training.seed).at("domain", "public", client).rng().permutation(len(held))
         chosen = order[: max(1, round(fraction * len(held)))]
@@ -132,10 +132,10 @@ def public_share(training: DomainTraining) -> Examples:
     return Examples.of(np.concatenate(inputs), np.concatenate(targets))
 
 
-def clients_by_edge(homes: Mapping[ClientId, NodeId]) -> dict[str, tuple[ClientId, ...]]:
-    """The clients of each edge, in the order of `homes`."""
-    edges = dict.fromkeys(homes.values())
-    return {str(edge): tuple(c for c, home in homes.items() if home == edge) for edge in edges}
+def clients_by_edge(edge_of: Mapping[ClientId, NodeId]) -> dict[str, tuple[ClientId, ...]]:
+    """The clients of each edge, in the order of `edge_of`."""
+    edges = dict.fromkeys(edge_of.values())
+    return {str(edge): tuple(c for c, e in edge_of.items() if e == edge) for edge in edges}
 
 
 def _federated(
@@ -149,7 +149,7 @@ def _federated(
             rounds=training.rounds,
             seed=training.seed,
             clients=clients,
-            homes=None if flat else training.homes,
+            edge_of=None if flat else training.edge_of,
             options=replace(training.options, evaluate_every=0),
         )
         vectors[owner], accuracies[owner] = run.vector, run.record.metrics
