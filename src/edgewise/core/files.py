@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 
-def write_atomic(path: str | Path, data: bytes, *, mode: int = 0o644) -> Path:
+def write_atomic(path: str | Path, data: bytes | memoryview, *, mode: int = 0o644) -> Path:
     """Writes a file that a crash leaves either as it was or complete.
 
     The bytes go to a temporary file of the same folder, reach the disk, and take the name in one step.

@@ -6,7 +6,6 @@ Identities, signatures, event logs and blobs are real; only sockets and processe
 from __future__ import annotations
 
 import asyncio
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -82,13 +81,12 @@ class LoopbackFleet:
             engine: Does every device's local work; "" lets each choose by a short timing.
             tap: Sees the bytes of every frame any node sends.
             holdout: Held-out data of the coordinator, as in `AgentSettings`.
-            homes: The former word for `edge_of`.
+            homes: The former word for `edge_of`; taken in this release.
 
         Raises:
             InputError: If nobody is named.
         """
         if homes is not None:
-            warnings.warn("LoopbackFleet(homes=) is called edge_of= now.", DeprecationWarning, stacklevel=2)
             edge_of = homes
         if not edge_of:
             raise InputError("a fleet has at least one client. Name each with its edge, e.g. edge_of={'a': 'edge-1'}.")

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -101,9 +102,7 @@ class LetterDelivery:
             if self._pending.get(key) is pending:
                 del self._pending[key]
 
-    async def _attempt(
-        self, driver: RoleDriver, to: Address, letter: AnyLetter, is_again: bool
-    ) -> LetterAck | None:
+    async def _attempt(self, driver: RoleDriver, to: Address, letter: AnyLetter, is_again: bool) -> LetterAck | None:
         """One attempt; None where another may help."""
         try:
             node = await self._locate(driver, to, is_again)
@@ -133,7 +132,7 @@ class LetterDelivery:
             log.info("%s does not take %s of %s: %s", node, letter.key, driver.run, ack.text)
         return ack
 
-    def _inline(self, letter: AnyLetter) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+    def _inline(self, letter: AnyLetter) -> dict[str, np.ndarray[Any, Any]]:
         """Small blobs, by their place in the letter."""
         tensors, room = {}, INLINE_BYTES
         for place, blob in enumerate(letter.blobs):

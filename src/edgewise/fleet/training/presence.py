@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 
-from edgewise.core.ids import ClientId, NodeId, Tier
+from edgewise.core.ids import ClientId, Epoch, NodeId, Tier
 from edgewise.fleet.membership.membership import NodeState
 from edgewise.fleet.membership.watch import Watch
 from edgewise.fleet.messages import NodeInfo
@@ -41,7 +41,7 @@ class Presence:
         infos = (member.info for member in self._watch.members.alive() if member.info is not None)
         return {info.client: self._seen(info) for info in infos if info.client}
 
-    def edges(self) -> dict[NodeId, int]:
+    def edges(self) -> dict[NodeId, Epoch]:
         """Incarnation of each edge that is here."""
         return {member.node: member.epoch for member in self._watch.members.alive(Tier.EDGE)}
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from edgewise.core.errors import EdgewiseError, FrameRefused, IdentityRefused, RemoteError
-from edgewise.core.ids import ClientId, RunId, Tier, digest_of
+from edgewise.core.ids import ClientId, RoundNumber, RunId, Tier, digest_of
 from edgewise.fleet.messages import LetterAck, NodeInfo, RunLetter
 from edgewise.fleet.node.delivery import is_passing
 from edgewise.fleet.node.node import Node
@@ -145,16 +145,14 @@ class Reception:
                     LetterInvalid(
                         run=driver.run,
                         client=sender.client,
-                        round=getattr(letter, "round", 0),
+                        round=getattr(letter, "round", RoundNumber(0)),
                         epoch=frame.epoch,
                         reason=reason,
                     )
                 )
             raise IdentityRefused(reason, node=sender.node)
         if author.role == EDGE and sender.node != author.name:
-            reason = (
-                f"{sender.node!r} forwards a sum in the name of {author.name!r}. Each edge forwards its own."
-            )
+            reason = f"{sender.node!r} forwards a sum in the name of {author.name!r}. Each edge forwards its own."
             self._refuse(f"a sum of {sender.node} in the name of {author.name}", reason)
             raise IdentityRefused(reason, node=sender.node)
         allowed = {COORDINATOR: (Tier.CLOUD,), "server": (Tier.CLOUD, Tier.EDGE)}.get(author.role)

@@ -114,7 +114,9 @@ class Runs:
                 f"the start has {size_bytes // 4:,} entries, the task's model {layout.size:,}. "
                 "The task does not match the fleet's version; install the same task file everywhere."
             )
-        template = await self._pull(request.template, sender, TEMPLATE_BYTES_PER_ENTRY * layout.size + TEMPLATE_SPARE_BYTES)
+        template = await self._pull(
+            request.template, sender, TEMPLATE_BYTES_PER_ENTRY * layout.size + TEMPLATE_SPARE_BYTES
+        )
         if request.model is not None and not request.start_version:
             await self._pull(request.model, sender, size_bytes)
         spec = msgspec.structs.replace(
@@ -124,7 +126,9 @@ class Runs:
             protocol=protocol.spec.to_dict(),
             layout=layout.digest,
             num_entries=layout.size,
-            buffers=() if layout.num_trained == layout.size else ((layout.num_trained, layout.size - layout.num_trained),),
+            buffers=()
+            if layout.num_trained == layout.size
+            else ((layout.num_trained, layout.size - layout.num_trained),),
         )
         request = msgspec.structs.replace(request, spec=self._with_teacher(spec, request.teacher_version))
         candidates = [Candidate(client, held[client].num_examples if client in held else 0) for client in clients]

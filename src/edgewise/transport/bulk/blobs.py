@@ -37,7 +37,7 @@ class FolderBlobs:
         self._fetching: dict[Digest, asyncio.Lock] = {}
         self._moved: dict[Digest, asyncio.Event] = {}
 
-    def put(self, data: bytes) -> Digest:
+    def put(self, data: bytes | memoryview) -> Digest:
         """Keeps bytes, whole or not at all.
 
         Args:
