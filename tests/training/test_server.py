@@ -13,10 +13,11 @@ from edgewise.core.ids import RoundNumber
 from edgewise.core.spec import Spec, build
 from edgewise.training.aggregate import weighted_mean
 from edgewise.training.algorithm import Closed, ServerRule
-from edgewise.training.server import SERVERS, Folded, adam, momentum, next_state, step
+from edgewise.training.server import SERVERS, Folded, adam, keep, momentum, next_state, step
 
-EXAMPLES = [step(0.5), momentum(0.5, 0.9), adam(0.1)]
-each = pytest.mark.parametrize("rule", EXAMPLES, ids=lambda r: str(r.spec))
+MOVING = [step(0.5), momentum(0.5, 0.9), adam(0.1)]
+EXAMPLES = [*MOVING, step(0.5, sends=("model", "gradient")), keep("model")]
+each = pytest.mark.parametrize("rule", MOVING, ids=lambda r: str(r.spec))
 CLOSED = Closed(RoundNumber(1), 2, 2, np.random.default_rng(0))
 SIZE = 37
 
@@ -38,9 +39,10 @@ def test_every_registered_rule_has_an_example():
     assert {r.spec.name for r in EXAMPLES} == set(SERVERS)
 
 
-@each
+@pytest.mark.parametrize("rule", EXAMPLES, ids=lambda r: str(r.spec))
 def test_words_build_the_same_rule(rule):
     rebuilt = build("server", SERVERS, rule.spec.to_dict())
+    assert (rebuilt.spec, rebuilt.sends) == (rule.spec, rule.sends)
     state = start(rule, random(0))
     for name, array in next_state(rebuilt, state, folded(random(1)), CLOSED).changed.items():
         np.testing.assert_array_equal(array, next_state(rule, state, folded(random(1)), CLOSED).changed[name])

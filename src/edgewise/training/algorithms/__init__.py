@@ -11,17 +11,30 @@ from edgewise.core.errors import InputError, nearest
 from edgewise.core.spec import Spec, build
 from edgewise.training.aggregate import AGGREGATORS
 from edgewise.training.algorithm import Aggregator, Exchange, FederatedAlgorithm, Select, ServerRule
+from edgewise.training.algorithms.dane import dane, full_gradient, shifted
 from edgewise.training.algorithms.fed_adam import fed_adam
 from edgewise.training.algorithms.fed_avg import fed_avg, one_exchange
 from edgewise.training.algorithms.fed_avg_m import fed_avg_m
 from edgewise.training.algorithms.fed_nova import fed_nova, normalised, normalised_step
 from edgewise.training.algorithms.fed_prox import fed_prox
 from edgewise.training.algorithms.scaffold import control_step, controlled, scaffold
+from edgewise.training.algorithms.zeroth_order import along_slopes, two_point, zeroth_order
 from edgewise.training.local import LOCAL_WORK, RULES, LocalWork, Rule
 from edgewise.training.select import SELECT
 from edgewise.training.server import SERVERS
 
-__all__ = ["ALGORITHMS", "fed_adam", "fed_avg", "fed_avg_m", "fed_nova", "fed_prox", "make_algorithm", "scaffold"]
+__all__ = [
+    "ALGORITHMS",
+    "dane",
+    "fed_adam",
+    "fed_avg",
+    "fed_avg_m",
+    "fed_nova",
+    "fed_prox",
+    "make_algorithm",
+    "scaffold",
+    "zeroth_order",
+]
 
 
 def federated(*, select: Select, exchanges: Sequence[Exchange]) -> FederatedAlgorithm:
@@ -38,6 +51,7 @@ def federated(*, select: Select, exchanges: Sequence[Exchange]) -> FederatedAlgo
 
 
 ALGORITHMS: dict[str, Callable[..., FederatedAlgorithm]] = {
+    "dane": dane,
     "fed_adam": fed_adam,
     "fed_avg": fed_avg,
     "fed_avg_m": fed_avg_m,
@@ -45,11 +59,22 @@ ALGORITHMS: dict[str, Callable[..., FederatedAlgorithm]] = {
     "fed_prox": fed_prox,
     "federated": federated,
     "scaffold": scaffold,
+    "zeroth_order": zeroth_order,
 }
 
-OWN_RULES: dict[str, Callable[..., Rule]] = {"controlled": controlled, "normalised": normalised}
+OWN_RULES: dict[str, Callable[..., Rule]] = {
+    "controlled": controlled,
+    "full_gradient": full_gradient,
+    "normalised": normalised,
+    "shifted": shifted,
+    "two_point": two_point,
+}
 """Client rules that an algorithm's file brings, beside `local.RULES`."""
-OWN_SERVERS: dict[str, Callable[..., ServerRule]] = {"control_step": control_step, "normalised_step": normalised_step}
+OWN_SERVERS: dict[str, Callable[..., ServerRule]] = {
+    "along_slopes": along_slopes,
+    "control_step": control_step,
+    "normalised_step": normalised_step,
+}
 """Server rules that an algorithm's file brings, beside `server.SERVERS`."""
 
 _SLOTS: dict[str, tuple[str, Mapping[str, Callable[..., Any]], Any]] = {

@@ -6,10 +6,16 @@ from collections.abc import Callable
 
 from edgewise.training.algorithm import ServerRule
 from edgewise.training.server.adam import adam
+from edgewise.training.server.keep import keep
 from edgewise.training.server.momentum import momentum
 from edgewise.training.server.step import step
 from edgewise.training.server.stepped import Folded, NextState, next_state
 
-__all__ = ["SERVERS", "Folded", "NextState", "adam", "momentum", "next_state", "step"]
+__all__ = ["SERVERS", "Folded", "NextState", "adam", "keep", "momentum", "next_state", "step"]
 
-SERVERS: dict[str, Callable[..., ServerRule]] = {"adam": adam, "momentum": momentum, "step": step}
+SERVERS: dict[str, Callable[..., ServerRule]] = {
+    "adam": adam,
+    "keep": keep,
+    "momentum": momentum,
+    "step": step,
+}

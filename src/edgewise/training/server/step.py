@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from edgewise.codecs.bundle import Bundle
@@ -9,11 +11,12 @@ from edgewise.core.spec import Spec
 from edgewise.training.algorithm import MODEL, Closed, ServerRule
 
 
-def step(learning_rate: float = 1.0) -> ServerRule:
+def step(learning_rate: float = 1.0, sends: Sequence[str] = (MODEL,)) -> ServerRule:
     """Moves the model along the folded update: w ← w + η·Δ. With η = 1 this is FedAvg's averaging.
 
     Args:
         learning_rate: η.
+        sends: Sections that go down, where clients need more than the model.
 
     Returns:
         The rule; it keeps no state.
@@ -23,4 +26,5 @@ def step(learning_rate: float = 1.0) -> ServerRule:
     def apply(state: Bundle, folded: Bundle, closed: Closed) -> Bundle:
         return {MODEL: state[MODEL] + rate * folded[MODEL]}
 
-    return ServerRule(Spec("step", {"learning_rate": learning_rate}), lambda model: {}, apply)
+    words = {"learning_rate": learning_rate} | ({} if tuple(sends) == (MODEL,) else {"sends": tuple(sends)})
+    return ServerRule(Spec("step", words), lambda model: {}, apply, tuple(sends))
