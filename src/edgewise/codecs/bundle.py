@@ -93,7 +93,8 @@ def encode_bundle(
         sections.append(CodedSection(name, tuple(array.shape)))
         codec = codecs.get(name) if array.dtype == np.float32 else None
         if codec is None:
-            arrays[f"{name}/{_PLAIN}"] = traced(np.ascontiguousarray(array), *origins_of(array))
+            origins, plain = origins_of(array), np.ascontiguousarray(array)
+            arrays[f"{name}/{_PLAIN}"] = traced(plain, *origins) if origins else plain
             continue
         state = (states or {}).get(name)
         payload, state = codec.encode(array, codec.init(array.shape) if state is None else state, rng)
@@ -128,14 +129,15 @@ def decode_bundle(codecs: Codecs, accepted: Sequence[Section] | None, coded: Cod
         if plain is not None:
             value = plain
             if plain.shape != section.shape:
-                raise FrameRefused(f"section {section.name!r} has shape {plain.shape}, its header says {section.shape}.")
+                raise FrameRefused(
+                    f"section {section.name!r} has shape {plain.shape}, its header says {section.shape}."
+                )
         elif section.name in codecs:
             value = codecs[section.name].decode(payload_from_tensors(section.shape, coded.arrays, prefix))
         else:
             raise FrameRefused(f"section {section.name!r} came coded, it is expected as it is.")
-        dtype = wanted[section.name].dtype if section.name in wanted else str(value.dtype)
-        if str(value.dtype) != dtype:
-            raise FrameRefused(f"section {section.name!r} must be {dtype}, found {value.dtype}.")
+        if section.name in wanted and value.dtype != wanted[section.name].dtype:
+            raise FrameRefused(f"section {section.name!r} must be {wanted[section.name].dtype}, found {value.dtype}.")
         found[section.name] = traced(value, *origins) if origins else value
     return found
 
@@ -179,7 +181,7 @@ def bundle_from_bytes(data: bytes | memoryview) -> CodedBundle:
 
 def _check_sections(accepted: Sequence[Section], found: Sequence[CodedSection]) -> None:
     names, wanted = [section.name for section in found], {section.name: section for section in accepted}
-    if sorted(names) != sorted(wanted):
+    if len(names) != len(wanted) or set(names) != set(wanted):
         raise FrameRefused(f"a bundle with sections {sorted(wanted)} is expected, found {sorted(names)[:10]}.")
     for section in found:
         shape = wanted[section.name].shape

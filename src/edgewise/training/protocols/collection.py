@@ -14,10 +14,9 @@ import msgspec
 from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.core.ids import ClientId, Epoch, RoundNumber
 from edgewise.training.algorithm import Counted, Exchange, Kind
-from edgewise.training.protocols.folding import blob, decode_update
+from edgewise.training.protocols.folding import Decoder
 from edgewise.training.protocols.letters import UpdateReport
 from edgewise.training.protocols.messages import Accept, Action, Answer, Member, Quarantine, Refusal, Refuse, SeenClient
-from edgewise.training.protocols.protocol import Blobs
 
 NOT_SEEN = Member(absence="not seen yet")
 
@@ -159,13 +158,13 @@ def refusal_of(collection: Collection, letter: UpdateReport, epoch: Epoch) -> tu
 
 
 def validate_update(
-    exchange: Exchange, blobs: Blobs, collection: Collection, letter: UpdateReport, epoch: Epoch, num_entries: int
+    exchange: Exchange, decoder: Decoder, collection: Collection, letter: UpdateReport, epoch: Epoch, num_entries: int
 ) -> tuple[Collection, tuple[Action, ...]]:
     """Counts an update, or says why not.
 
     Args:
         exchange: Says what an update is.
-        blobs: Holds it.
+        decoder: Reads it.
         collection: The exchange so far.
         letter: An update of the right run.
         epoch: Incarnation of its sender when it was sent.
@@ -181,18 +180,18 @@ def validate_update(
         if refusal[0] is Refusal.NO_EXAMPLES:
             collection = dropped(collection, letter.client, refusal[1])
         return collection, actions
-    fault = fault_of(exchange, blobs, letter, num_entries)
+    fault = fault_of(exchange, decoder, letter, num_entries)
     if fault:
         return refuse_invalid(collection, letter.client, fault)
     return accepted(collection, letter, epoch), (Accept(),)
 
 
-def fault_of(exchange: Exchange, blobs: Blobs, letter: UpdateReport, num_entries: int) -> str:
+def fault_of(exchange: Exchange, decoder: Decoder, letter: UpdateReport, num_entries: int) -> str:
     """What is wrong with an update's content.
 
     Args:
         exchange: Says what an update is.
-        blobs: Holds it.
+        decoder: Reads it.
         letter: Names it.
         num_entries: d.
 
@@ -202,7 +201,7 @@ def fault_of(exchange: Exchange, blobs: Blobs, letter: UpdateReport, num_entries
     try:
         if letter.num_examples < 0:
             return f"{letter.num_examples} is not a number of examples; 0 or more is needed."
-        bundle = decode_update(exchange, blob(blobs, letter.update.digest), num_entries)
+        bundle = decoder.read(exchange, letter.update.digest, num_entries)
         counted = Counted(letter.num_examples, 0, finite(letter.metrics))
         for section, aggregator in exchange.aggregate.items():
             weight = aggregator.weigh.weight(counted)
@@ -211,6 +210,7 @@ def fault_of(exchange: Exchange, blobs: Blobs, letter: UpdateReport, num_entries
             if aggregator.kind is not Kind.COLLECT:
                 aggregator.units((weight,))
             aggregator.check(bundle[section].reshape(-1))
+        decoder.keep(letter.update.digest, bundle, num_entries)
     except StoreError:
         raise
     except EdgewiseError as error:

@@ -8,6 +8,7 @@ views of them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from math import fsum, isfinite, prod
 from typing import Any
@@ -161,6 +162,34 @@ def decode_update(exchange: Exchange, data: bytes, num_entries: int) -> dict[str
     return decode_bundle(exchange.uplink, exchange.local.sections(num_entries), bundle_from_bytes(data))
 
 
+@dataclass(slots=True)
+class Decoder:
+    """Decodes updates, and remembers small ones from the door until they are folded. It changes no result.
+
+    Attributes:
+        blobs: Holds the updates.
+        most_entries: Remembered at most, all together.
+    """
+
+    blobs: Blobs
+    most_entries: int = 2**22
+    _found: dict[Digest, dict[str, NDArray[Any]]] = field(default_factory=dict)
+
+    def read(self, exchange: Exchange, digest: Digest, num_entries: int) -> dict[str, NDArray[Any]]:
+        """An update, as `decode_update`."""
+        known = self._found.pop(digest, None)
+        return decode_update(exchange, blob(self.blobs, digest), num_entries) if known is None else known
+
+    def keep(self, digest: Digest, bundle: dict[str, NDArray[Any]], num_entries: int) -> None:
+        """Remembers an update that will be folded, if there is room."""
+        if (len(self._found) + 1) * num_entries <= self.most_entries:
+            self._found[digest] = bundle
+
+    def forget(self) -> None:
+        """Forgets what was not folded."""
+        self._found.clear()
+
+
 def counted_of(answer: Answer) -> Counted:
     """What decides the weight of an answer."""
     return Counted(answer.num_examples, answer.staleness, answer.metrics)
@@ -177,12 +206,12 @@ def _size(section: Section) -> int:
     return prod(length for length in section.shape if length is not None)
 
 
-def fold(exchange: Exchange, blobs: Blobs, answers: Iterable[Answer], num_entries: int) -> dict[str, State]:
+def fold(exchange: Exchange, decoder: Decoder, answers: Iterable[Answer], num_entries: int) -> dict[str, State]:
     """The sums of stored updates by section; a few megabytes of updates are decoded at a time.
 
     Args:
         exchange: Uplink and aggregators; all of them sums.
-        blobs: Holds the updates.
+        decoder: Reads the updates.
         answers: Updates that count; their order changes nothing.
         num_entries: d.
 
@@ -193,12 +222,13 @@ def fold(exchange: Exchange, blobs: Blobs, answers: Iterable[Answer], num_entrie
     height = max(1, _FOLD_ENTRIES // max(1, num_entries))
     for start in range(0, len(listed) if sums else 0, height):
         part = listed[start : start + height]
-        updates = [decode_update(exchange, blob(blobs, a.update), num_entries) for a in part]
+        updates = [decoder.read(exchange, a.update, num_entries) for a in part]
         counted = [counted_of(a) for a in part]
         for name, total in sums.items():
             aggregator = exchange.aggregate[name]
             weights = [aggregator.weigh.weight(c) for c in counted]
             sums[name] = aggregator.add(total, _rows(updates, name), weights)
+    decoder.forget()
     return sums
 
 

@@ -19,7 +19,7 @@ from edgewise.core.spec import Spec
 from edgewise.training.algorithm import FederatedAlgorithm
 from edgewise.training.protocols import collection as c
 from edgewise.training.protocols.client import CLIENT_ROLE
-from edgewise.training.protocols.folding import fold
+from edgewise.training.protocols.folding import Decoder, fold
 from edgewise.training.protocols.letters import Address, AnyLetter, RunEnded, UpdateReport, WorkFailed, WorkOrder
 from edgewise.training.protocols.messages import (
     Accept,
@@ -71,6 +71,7 @@ from edgewise.training.protocols.transitions import Table, dispatch, ignored, re
 class _Parts:
     algorithm: FederatedAlgorithm
     blobs: Blobs
+    decoder: Decoder
 
 
 def synchronous() -> Protocol:
@@ -96,7 +97,7 @@ def make_step(algorithm: FederatedAlgorithm, blobs: Blobs) -> Step:
     Returns:
         `step(state, event) -> (state, actions)`; the state before `RunStarted` is None.
     """
-    parts = _Parts(algorithm, blobs)
+    parts = _Parts(algorithm, blobs, Decoder(blobs))
 
     def step(state: RunState | None, event: Event) -> Result:
         if state is None:
@@ -179,7 +180,7 @@ def _update(parts: _Parts, state: RunState, event: Received) -> Result:
     else:
         exchange = parts.algorithm.exchanges[state.collection.exchange]
         collection, actions = c.validate_update(
-            exchange, parts.blobs, state.collection, letter, event.epoch, state.config.num_entries
+            exchange, parts.decoder, state.collection, letter, event.epoch, state.config.num_entries
         )
     return _settled(parts, with_collection(state, collection), actions)
 
@@ -244,7 +245,7 @@ def _settled(parts: _Parts, state: RunState, actions: tuple[Action, ...]) -> Res
 
 def _close(parts: _Parts, state: RunState, actions: tuple[Action, ...]) -> Result:
     exchange, name = parts.algorithm.exchanges[state.collection.exchange], timer_name(state)
-    sums = fold(exchange, parts.blobs, state.collection.answers.values(), state.config.num_entries)
+    sums = fold(exchange, parts.decoder, state.collection.answers.values(), state.config.num_entries)
     state, closing = closed(parts.algorithm, parts.blobs, state, sums)
     actions += closing
     if state.deadline_s is not None:

@@ -17,7 +17,7 @@ import msgspec
 from edgewise.core.ids import ClientId, Digest, digest_of
 from edgewise.training.algorithm import FederatedAlgorithm
 from edgewise.training.protocols import collection as c
-from edgewise.training.protocols.folding import blob, fold, sums_to_bytes
+from edgewise.training.protocols.folding import Decoder, blob, fold, sums_to_bytes
 from edgewise.training.protocols.letters import (
     COORDINATOR_ADDRESS,
     Address,
@@ -94,6 +94,7 @@ _NEW = EdgeState()
 class _Parts:
     algorithm: FederatedAlgorithm
     blobs: Blobs
+    decoder: Decoder
 
 
 def make_step(algorithm: FederatedAlgorithm, blobs: Blobs) -> Step:
@@ -106,7 +107,7 @@ def make_step(algorithm: FederatedAlgorithm, blobs: Blobs) -> Step:
     Returns:
         `step(state, event) -> (state, actions)`; the state before the first letter is None.
     """
-    parts = _Parts(algorithm, blobs)
+    parts = _Parts(algorithm, blobs, Decoder(blobs))
 
     def step(state: EdgeState | None, event: Event) -> EdgeResult:
         state = _NEW if state is None else state
@@ -237,7 +238,7 @@ def _update(parts: _Parts, state: EdgeState, event: Received) -> EdgeResult:
         return _with(state, msgspec.structs.replace(task, collection=collection)), actions
     exchange = parts.algorithm.exchanges[task.letter.exchange]
     collection, actions = c.validate_update(
-        exchange, parts.blobs, task.collection, letter, event.epoch, task.letter.spec.num_entries
+        exchange, parts.decoder, task.collection, letter, event.epoch, task.letter.spec.num_entries
     )
     return _collected(parts, state, task, collection, actions)
 
@@ -317,7 +318,7 @@ def _settled(parts: _Parts, state: EdgeState, task: Task, actions: tuple[Action,
     letter, collection = task.letter, task.collection
     answered = {client: collection.answers[client] for client in collection.cohort if client in collection.answers}
     exchange = parts.algorithm.exchanges[letter.exchange]
-    data = sums_to_bytes(exchange, fold(exchange, parts.blobs, answered.values(), letter.spec.num_entries))
+    data = sums_to_bytes(exchange, fold(exchange, parts.decoder, answered.values(), letter.spec.num_entries))
     report = SumReport(
         run=letter.spec.run,
         round=letter.round,
