@@ -230,3 +230,13 @@ CUT = np.frombuffer(b"\x01" + zstandard.ZstdCompressor().compress(bytes(2))[:-1]
 def test_a_sum_that_no_edge_folds_is_refused(arrays, text):
     with pytest.raises(FrameRefused, match=text):
         planes_of.add_arrays(fp.zero(2), arrays)
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_forgetting_a_slice_leaves_the_others(on_disk):
+    size = 2**20 + 3
+    total = fp.add(fp.zero(size, 2, on_disk), np.arange(size, dtype=np.float32) % 1000, 2)
+    before = fp.mean(total)
+    for entries in fp.slices_of(500_000):
+        fp.forget(total, entries)
+    assert fp.mean(total, entries=slice(500_000, None)).tobytes() == before[500_000:].tobytes()

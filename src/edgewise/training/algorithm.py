@@ -195,6 +195,9 @@ class Aggregator:
         """The result, or these entries of it, float32[size]. SUM only."""
         raise self._misfit("finish")
 
+    def forget(self, state: State, entries: slice) -> None:
+        """May free the memory of entries that nobody will ask for again, while a large model is stepped in slices."""
+
     def finish_slice(self, rows: Vector, weights: Sequence[float], closed: Closed) -> Vector:
         """The result of one slice of entries: float32[updates, width] -> float32[width]; may use `rows`. COLLECT only."""
         raise self._misfit("finish_slice")

@@ -45,6 +45,8 @@ _NARROW_UNITS = 2**30
 _WIDE_ROWS = 16
 _ROWS = 1024
 _SLICE_ENTRIES = 2**16
+_LARGE_ENTRIES = 2**20
+"""From so many entries a sum lies in mapped memory, which can be given back slice by slice while it is finished."""
 
 
 @dataclass(slots=True)
@@ -55,13 +57,15 @@ class FixedPointSum:
         high: int64[d].
         low: uint32[k, d]; the sum is high · 2³²ᵏ + Σ low[i] · 2³²ⁱ, in units of 2⁻⁴⁰.
         total_units: Σ W.
-        mapped: The file they lie in, high first; None in memory.
+        mapped: What they lie in, high first: a file, or private memory of a large sum; None for a small one.
+        on_disk: Whether it is a file.
     """
 
     high: NDArray[np.int64]
     low: NDArray[np.uint32]
     total_units: int = 0
     mapped: mmap.mmap | None = None
+    on_disk: bool = False
 
     @property
     def size(self) -> int:
@@ -85,13 +89,20 @@ def zero(size: int, num_lows: int = 1, on_disk: bool = False) -> FixedPointSum:
     Returns:
         The sum.
     """
-    if not on_disk or not size:
+    if not size or (not on_disk and size < _LARGE_ENTRIES):
         return FixedPointSum(np.zeros(size, np.int64), np.zeros((num_lows, size), np.uint32))
-    with tempfile.TemporaryFile(prefix="edgewise-sum-") as file:
-        file.truncate((8 + 4 * num_lows) * size)
-        mapped = mmap.mmap(file.fileno(), 0)
+    mapped = _mapped((8 + 4 * num_lows) * size, on_disk)
     low = np.frombuffer(mapped, np.uint32, offset=8 * size).reshape(num_lows, size)
-    return FixedPointSum(np.frombuffer(mapped, np.int64, size), low, 0, mapped)
+    return FixedPointSum(np.frombuffer(mapped, np.int64, size), low, 0, mapped, on_disk)
+
+
+def _mapped(size_bytes: int, on_disk: bool) -> mmap.mmap:
+    if not on_disk:
+        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+        return mmap.mmap(-1, size_bytes, **private)
+    with tempfile.TemporaryFile(prefix="edgewise-sum-") as file:
+        file.truncate(size_bytes)
+        return mmap.mmap(file.fileno(), 0)
 
 
 def slices_of(size: int, width: int = _SLICE_ENTRIES) -> Iterator[slice]:
@@ -276,12 +287,27 @@ def _sum_of(units: NDArray[np.int64]) -> int:
     return int(units.sum()) if fits else sum(units.tolist())
 
 
+def forget(total: FixedPointSum, entries: slice) -> None:
+    """Frees what it can of the memory of entries that nobody will ask for again; they are worth nothing afterwards."""
+    start, stop, _ = entries.indices(total.size)
+    _release(total, start, stop)
+
+
 def _let_go(total: FixedPointSum, entries: slice) -> None:
     """Gives the pages of a slice that is on disk back to the system, which writes them when it likes."""
+    if total.on_disk:
+        _release(total, entries.start, entries.stop)
+
+
+def _release(total: FixedPointSum, start: int, stop: int) -> None:
     if total.mapped is None or not hasattr(mmap, "MADV_DONTNEED"):
         return
     page, size = mmap.PAGESIZE, total.size
-    starts = [(0, 8)] + [(8 * size + 4 * size * k, 4) for k in range(len(total.low))]
-    for start, itemsize in starts:
-        first = (start + itemsize * entries.start) // page * page
-        total.mapped.madvise(mmap.MADV_DONTNEED, first, start + itemsize * entries.stop - first)
+    places = [(0, 8)] + [(8 * size + 4 * size * k, 4) for k in range(len(total.low))]
+    for offset, itemsize in places:
+        first, last = offset + itemsize * start, offset + itemsize * stop
+        # Of a file a page may go that others still use; of private memory only pages that are all within.
+        first = first // page * page if total.on_disk else -(-first // page) * page
+        last = last if total.on_disk else last // page * page
+        if first < last:
+            total.mapped.madvise(mmap.MADV_DONTNEED, first, last - first)

@@ -57,6 +57,9 @@ class WeightedMean(Aggregator):
     def finish(self, state: FixedPointSum, closed: Closed, entries: slice = EVERYTHING) -> Vector:
         return fixed_point.mean(state, self._population(closed) if self.divisor == ALL else None, entries)
 
+    def forget(self, state: FixedPointSum, entries: slice) -> None:
+        fixed_point.forget(state, entries)
+
     def to_arrays(self, state: FixedPointSum) -> dict[str, NDArray[Any]]:
         return sum_planes.to_arrays(state)
 

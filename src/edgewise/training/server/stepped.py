@@ -15,7 +15,7 @@ from edgewise.core.errors import InputError
 from edgewise.training.aggregate.fixed_point import slices_of
 from edgewise.training.algorithm import MODEL, Closed, ServerRule
 
-SLICE_ENTRIES = 2**20
+SLICE_ENTRIES = 2**18
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Folded:
 
     Attributes:
         shape: Of the section.
-        read: Entries of the flat section -> float32[width].
+        read: Entries of the flat section -> float32[width]. Each is read once, in order.
     """
 
     shape: tuple[int, ...]
