@@ -44,5 +44,7 @@ def test_that_of_fed_avg_does_not():
 def test_with_equal_steps_it_is_fed_avg():
     rng, engine = np.random.default_rng(1), LeastSquaresEngine(SIZE)
     held = {f"c{i}": quadratic(np.eye(SIZE), rng.normal(size=SIZE), 4) for i in range(3)}
-    both = [run_rounds(make(local=sgd(0.1, batch_size=1)), engine, held, num_rounds=5).model for make in (fed_nova, fed_avg)]
+    both = [
+        run_rounds(make(local=sgd(0.1, batch_size=1)), engine, held, num_rounds=5).model for make in (fed_nova, fed_avg)
+    ]
     np.testing.assert_allclose(*both, rtol=1e-5)

@@ -25,7 +25,7 @@ from edgewise.training.local import GRADIENT, HVP, LOSS, LocalEngine, LocalResul
 from edgewise.training.local.batches import batches
 from edgewise.training.local.engines.engine import bundle_of
 from edgewise.training.local.loop import kept_of, run_rules
-from edgewise.training.protocols.folding import fold, step_server
+from edgewise.training.protocols.folding import Decoder, fold, step_server
 from edgewise.training.protocols.messages import Answer
 
 
@@ -46,7 +46,7 @@ def quadratic(curvature: NDArray[Any], optimum: NDArray[Any], copies: int = 1) -
 
 def least_squares_optimum(
     held: Sequence[Examples], weights: Sequence[float], ridge: float = 0.0
-) -> NDArray[np.float64]:
+) -> NDArray[Any]:
     """Where the weighted mean of the clients' losses is least.
 
     Args:
@@ -109,7 +109,8 @@ class LeastSquaresEngine(LocalEngine):
 class _Oracle:
     """Answers for one client (`loop.Driven`)."""
 
-    buffers, trained = None, 1.0
+    buffers: slice | None = None
+    trained: Any = 1.0
 
     def __init__(self, engine: LeastSquaresEngine, held: Examples, parts: list[Any], seeds: Seeds) -> None:
         self._engine, self._held, self._parts, self._seeds = engine, held, parts, seeds
@@ -174,7 +175,7 @@ class Ran:
         kept: What each client keeps.
         models: The model after each round.
         uplink_bytes: Of all updates.
-        metrics: The clients' mean loss, per round.
+        losses: The clients' mean loss, per exchange.
     """
 
     state: dict[str, Any]
@@ -218,7 +219,8 @@ def run_rounds(
     records: dict[ClientId, ClientRecord] = {}
     models: list[Vector] = []
     losses: list[float] = []
-    size = 0
+    size, layout = 0, engine.layout
+    buffers = ((layout.num_trained, layout.size - layout.num_trained),) if layout.num_trained < layout.size else ()
     for number in range(1, num_rounds + 1):
         who = [Candidate(client, len(clients[client]), records.get(client)) for client in kept]
         cohort = algorithm.select.choose(who, RoundNumber(number), Seeds(seed).at("round", number, "select").rng())
@@ -237,9 +239,8 @@ def run_rounds(
             everybody = [Counted(len(held)) for held in clients.values()]
             place = Seeds(seed).at("round", number, "server", index)
             closed = Closed(RoundNumber(number), len(answers), len(clients), place.rng(), everybody)
-            state |= step_server(
-                exchange, blobs, state, fold(exchange, blobs, answers, first.size), answers, closed
-            ).changed
+            sums = fold(exchange, Decoder(blobs), answers, first.size)
+            state |= step_server(exchange, blobs, state, sums, answers, closed, buffers).changed
             losses.append(float(np.mean([a.metrics.get("loss", np.nan) for a in answers])))
         models.append(state[MODEL])
     return Ran(state, kept, models, size, losses)

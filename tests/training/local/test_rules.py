@@ -1,4 +1,4 @@
-"""What a local step descends: the rules of the registry, on arrays of numpy and of torch."""
+"""Directions, rules and loops as values: on arrays of numpy and of torch, and as words."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from edgewise.core.errors import InputError
+from edgewise.core.errors import InputError, MisfitError
 from edgewise.training.algorithms import make_algorithm
-from edgewise.training.local_work import clipped, proximal, sgd
+from edgewise.training.local import clipped, descend, descent, local_work, proximal, sgd
 
 # Norms 5 and 0.5.
 GRADIENTS = np.array([[3.0, 4.0], [0.3, 0.4]], np.float32)
@@ -30,9 +30,11 @@ def test_one_client_or_a_cohort_numpy_or_torch_are_clipped_alike(gradient):
 
 def test_the_words_of_a_clipped_direction_rebuild_it_on_a_device():
     local = {"name": "sgd", "direction": {"name": "clipped", "bound": 2.0}}
-    work = make_algorithm({"name": "fed_avg", "local": local}).local
+    work = make_algorithm({"name": "fed_avg", "local": local}).exchanges[0].local
     assert str(work.spec.params["direction"]) == "clipped(bound=2.0)"
-    np.testing.assert_allclose(work.direction(GRADIENTS, GRADIENTS, GRADIENTS), SHORTENED, rtol=1e-6)
+    zeros, carry = np.zeros_like(GRADIENTS), {"received": np.zeros_like(GRADIENTS)}
+    moved, _ = work.rules[0].step(GRADIENTS.copy(), zeros, carry)
+    np.testing.assert_allclose(moved, -0.1 * SHORTENED, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -42,8 +44,28 @@ def test_the_words_of_a_clipped_direction_rebuild_it_on_a_device():
         (lambda: proximal(-1.0), "proximal takes mu >= 0, found -1.0"),
         (lambda: sgd(0.0), "sgd takes learning_rate > 0, found 0.0"),
         (lambda: sgd(epochs=0), "sgd takes epochs >= 1, found 0"),
+        (lambda: sgd(batch_size=-1), r"batch_size >= 0 \(0 takes all\) and max_steps >= 1, found 1, -1 and None"),
+        (lambda: sgd(max_steps=0), "max_steps >= 1, found 1, 16 and 0"),
+        (lambda: descent(0.0), "descent takes learning_rate > 0, found 0.0"),
     ],
 )
 def test_numbers_out_of_range_are_refused(build, message):
     with pytest.raises(InputError, match=message):
         build()
+
+
+def test_a_step_is_in_place_and_alike_in_numpy_and_torch():
+    for like in (np.array, torch.tensor):
+        weights = like(GRADIENTS)
+        assert descend(weights, like(SHORTENED), 0.5) is weights
+        np.testing.assert_allclose(np.asarray(weights), GRADIENTS - 0.5 * SHORTENED, rtol=1e-6)
+
+
+def test_work_without_a_rule_is_refused():
+    with pytest.raises(MisfitError, match=r"local_work\(.*\) has no rule, so it trains nothing"):
+        local_work()
+
+
+def test_two_rules_that_send_one_section_are_refused():
+    with pytest.raises(MisfitError, match=r"two rules of local_work.* use one section: \['model', 'model'\]"):
+        local_work(descent(0.1), descent(0.2))
