@@ -55,7 +55,9 @@ def held(client):
 
 
 def trained(algorithm, num_rounds=40, seed=0):
-    return run_rounds(algorithm, LeastSquaresEngine(SIZE), {c: held(c) for c in CLIENTS}, num_rounds=num_rounds, seed=seed)
+    return run_rounds(
+        algorithm, LeastSquaresEngine(SIZE), {c: held(c) for c in CLIENTS}, num_rounds=num_rounds, seed=seed
+    )
 
 
 def test_every_registered_algorithm_has_an_example():
