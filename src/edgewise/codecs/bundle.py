@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.codecs.codec import Codec, Payload, Shape, State, check_shape
-from edgewise.codecs.wire import payload_from_bytes, payload_from_tensors, payload_to_bytes
+from edgewise.codecs.wire import payload_from_bytes, payload_of, payload_to_bytes
 from edgewise.core.errors import FrameRefused
 from edgewise.core.provenance import origins_of, traced
 
@@ -49,6 +49,9 @@ class CodedSection(msgspec.Struct, frozen=True, array_like=True):
 
     name: str
     shape: Shape
+
+
+_HEADER = msgspec.msgpack.Decoder(tuple[CodedSection, ...])
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,21 +127,22 @@ def decode_bundle(codecs: Codecs, accepted: Sequence[Section] | None, coded: Cod
     found: dict[str, NDArray[Any]] = {}
     for section in coded.sections:
         prefix = f"{section.name}/"
-        origins = origins_of(*(array for key, array in coded.arrays.items() if key.startswith(prefix)))
-        plain = coded.arrays.get(prefix + _PLAIN)
-        if plain is not None:
-            value = plain
-            if plain.shape != section.shape:
+        parts = {key[len(prefix) :]: array for key, array in coded.arrays.items() if key.startswith(prefix)}
+        value = parts.get(_PLAIN)
+        if value is not None:
+            if value.shape != section.shape:
                 raise FrameRefused(
-                    f"section {section.name!r} has shape {plain.shape}, its header says {section.shape}."
+                    f"section {section.name!r} has shape {value.shape}, its header says {section.shape}."
                 )
+            origins = origins_of(value)
+            value = traced(value, *origins) if origins else value
         elif section.name in codecs:
-            value = codecs[section.name].decode(payload_from_tensors(section.shape, coded.arrays, prefix))
+            value = codecs[section.name].decode(payload_of(section.shape, parts))
         else:
             raise FrameRefused(f"section {section.name!r} came coded, it is expected as it is.")
         if section.name in wanted and value.dtype != wanted[section.name].dtype:
             raise FrameRefused(f"section {section.name!r} must be {wanted[section.name].dtype}, found {value.dtype}.")
-        found[section.name] = traced(value, *origins) if origins else value
+        found[section.name] = value
     return found
 
 
@@ -169,7 +173,7 @@ def bundle_from_bytes(data: bytes | memoryview) -> CodedBundle:
     """
     start = 4 + int.from_bytes(data[:4], "little")
     try:
-        sections = msgspec.msgpack.decode(data[4:start], type=tuple[CodedSection, ...])
+        sections = _HEADER.decode(data[4:start])
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise FrameRefused(f"{len(data):,} bytes are not a bundle: {error}.") from error
     if len(sections) > _MOST_SECTIONS:
