@@ -38,6 +38,7 @@ class Database:
         self._connection = connection
         self._lock_file = lock_file
         self._lock = threading.RLock()
+        self._is_durable = True
 
     @staticmethod
     def open(path: str | Path, *, read_only: bool = False) -> Database:
@@ -66,14 +67,23 @@ class Database:
                 raise
 
     @contextmanager
-    def transaction(self) -> Iterator[Connection]:
+    def transaction(self, *, durable: bool = True) -> Iterator[Connection]:
         """One transaction: on disk when the block ends, undone if it raises.
+
+        Args:
+            durable: False lets it be lost with the power, never with the process, and never in part; a later durable one
+                makes it durable, too.
 
         Raises:
             StoreError: For what the disk or SQLite says.
         """
-        with self._lock, _as_store_error(self.path), self._connection.begin():
-            yield self._connection
+        with self._lock, _as_store_error(self.path):
+            if durable is not self._is_durable:
+                self._connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+                self._connection.rollback()  # what SQLAlchemy has begun for the pragma
+                self._is_durable = durable
+            with self._connection.begin():
+                yield self._connection
 
     def create(self, tables: MetaData) -> None:
         """Makes the tables that are not there yet; closes the file if it cannot, so that no lock is left behind."""

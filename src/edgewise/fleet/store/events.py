@@ -111,12 +111,13 @@ class EventLog:
         """
         return self.append_many(run, [(kind, payload)])
 
-    def append_many(self, run: str, events: Iterable[tuple[str, bytes]]) -> int:
+    def append_many(self, run: str, events: Iterable[tuple[str, bytes]], *, durable: bool = True) -> int:
         """Writes several events in one transaction: all are on disk when this returns, or none is.
 
         Args:
             run: The run.
             events: (kind, payload) in order.
+            durable: As in `Database.transaction`.
 
         Returns:
             The index of the last one; of the run's last event if none was given.
@@ -132,7 +133,7 @@ class EventLog:
                 for i, (kind, payload) in enumerate(events)
             ]  # fmt: skip
             if rows:
-                with self._database.transaction() as connection:
+                with self._database.transaction(durable=durable) as connection:
                     connection.execute(_events().insert(), rows)
             self._last[run] = first + len(rows) - 1
             self._count(len(rows))
@@ -143,7 +144,7 @@ class EventLog:
         if self._crash_after is not None and self._num_appended >= self._crash_after:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def compact(self, run: str, kind: str, payload: bytes, *, num_events: int) -> int:
+    def compact(self, run: str, kind: str, payload: bytes, *, num_events: int, durable: bool = True) -> int:
         """Puts one entry in the place of everything so far and of some events that are not written themselves.
 
         Args:
@@ -151,6 +152,7 @@ class EventLog:
             kind: `snapshot`, or another word that `read` accepts at the beginning.
             payload: What they all come to.
             num_events: How many events it stands for that were not appended.
+            durable: As in `Database.transaction`.
 
         Returns:
             Its index: the run's last one, as if those events had been appended.
@@ -162,7 +164,7 @@ class EventLog:
             t, number = _events(), self._last_index(run) + num_events
             row = {"run": run, "number": number, "kind": kind, "payload": payload, "time_s": self._now()}
             row["checksum"] = _checksum(run, number, kind, payload)
-            with self._database.transaction() as connection:
+            with self._database.transaction(durable=durable) as connection:
                 connection.execute(t.delete().where(t.c.run == run))
                 connection.execute(t.insert(), [row])
             self._last[run] = number

@@ -243,7 +243,7 @@ class LocalWorker:
             self.counted.work = ""
         kept = self.private.put(_bytes_of(update.kept)) if update.kept else None
         sent = bundle_to_bytes(update.coded)
-        return BlobName(self.node.blobs.put(sent), len(sent)), kept, update.num_examples, update.metrics
+        return BlobName(self.node.blobs.put(sent, durable=False), len(sent)), kept, update.num_examples, update.metrics
 
     def _update(self, driver: RoleDriver, work: Work, job: _Job) -> ClientUpdate:
         from edgewise.training.client_update import client_seeds, client_update, received_bundle

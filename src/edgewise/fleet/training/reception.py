@@ -6,6 +6,7 @@ device speaks for its own client only, an edge for itself only.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from math import prod
@@ -176,18 +177,19 @@ class Reception:
                     f"announce one of at most {most:,} bytes."
                 )
             if str(place) in inline:
-                self._keep(blob, inline[str(place)])
+                await self._keep(driver, blob, inline[str(place)])
             elif blob.digest in passed_on:
                 await self._fetches.begin(blob, sender.node, wanted=lambda: not driver.is_closed)
             else:
                 await self._fetches.whole(blob, sender.node)
 
-    def _keep(self, blob: BlobName, array: np.ndarray[Any, Any]) -> None:
+    async def _keep(self, driver: RoleDriver, blob: BlobName, array: np.ndarray[Any, Any]) -> None:
         data = array.tobytes()
         if len(data) != blob.size_bytes or digest_of(data) != blob.digest:
             raise FrameRefused(f"{len(data):,} bytes came as blob {blob.digest[:12]}, which they are not.")
         if not self._node.blobs.has(blob.digest):
-            self._node.blobs.put(data)
+            durable = driver.role_name == COORDINATOR
+            await asyncio.to_thread(self._node.blobs.put, data, durable=durable)
 
 
 def run_of(letter: AnyLetter) -> RunId:

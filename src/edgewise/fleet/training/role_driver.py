@@ -134,6 +134,7 @@ class RoleDriver:
     _step: Any = None
     _waiting: list[_Waiting] = field(default_factory=list)
     _folding: asyncio.Task[None] | None = None
+    _spared: set[Digest] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._step = self.role.make_step(self.algorithm, MappedBlobs(self.blobs))
@@ -182,7 +183,11 @@ class RoleDriver:
             await asyncio.wait({self._folding})
 
     def replay(self) -> None:
-        """Folds what the log has."""
+        """Folds what the log has.
+
+        Raises:
+            StoreError: If a blob is missing or spoiled that the state needs, as after a loss of power.
+        """
         for entry in self.events.read(self.log):
             if entry.kind == SNAPSHOT:
                 self._restore(msgspec.msgpack.decode(entry.payload, type=_Snapshot))
@@ -192,6 +197,11 @@ class RoleDriver:
             self._store(actions)
             self._note(event, actions)
         self.uplink_bytes = self.downlink_bytes = 0
+        if self.role_name == COORDINATOR or self.state is None:
+            return
+        for digest in self.role.needs(self.state):
+            if not (self.blobs.is_whole(digest) or (self.private is not None and self.private.is_whole(digest))):
+                raise StoreError(f"blob {digest[:12]} of {self.log} is missing or spoiled; this node begins it anew.")
 
     def resume(self) -> None:
         """After a replay: goes on with what is outstanding."""
@@ -214,6 +224,8 @@ class RoleDriver:
                     continue
                 waiting.taken.set_result(result)
                 self.carry_out(self, result)
+            if self._spared and not self._waiting:
+                await asyncio.to_thread(self._drop_spared)
 
     def _fold(self, events: list[Event]) -> list[tuple[Action, ...] | BaseException]:
         """On a thread: the results of some events, all of them durable."""
@@ -236,14 +248,26 @@ class RoleDriver:
             self._note(event, actions)
         if rows:
             spare = self._spare(state, folded)
+            durable = self._is_durable(folded, spare)
             if spare:
-                self.mentioned -= spare
-                self.events.compact(self.log, SNAPSHOT, self._snapshot(state), num_events=len(rows))
+                encoded = self._snapshot(state)
+                self.events.compact(self.log, SNAPSHOT, encoded, num_events=len(rows), durable=durable)
             else:
-                self.events.append_many(self.log, rows)
+                self.events.append_many(self.log, rows, durable=durable)
             self.state = state
-            self.drop(spare)
+            self._spared |= spare
         return results
+
+    def _is_durable(self, folded: list[tuple[Event, tuple[Action, ...]]], spare: set[Digest]) -> bool:
+        """Whether a loss of power may not undo some events.
+
+        A coordinator asks others again after one, and what they had not answered for good is done again: only its own log,
+        and what a client keeps, must stand.
+        """
+        if self.role_name != CLIENT or self.private is None:
+            return self.role_name == COORDINATOR
+        keeps = any(isinstance(event, WorkDone) and event.kept is not None for event, _ in folded)
+        return keeps or any(self.private.has(digest) for digest in spare)
 
     def drop(self, digests: Iterable[Digest]) -> None:
         """Deletes blobs."""
@@ -252,12 +276,19 @@ class RoleDriver:
             if self.private is not None:
                 self.private.drop(digest)
 
+    def _drop_spared(self) -> None:
+        """On a thread, beside: deletes what fell free; what is left when the process ends falls free again."""
+        spared, self._spared = self._spared, set()
+        spared -= self.holds(self)
+        self.drop(spared)
+        self.mentioned -= spared
+
     def _store(self, actions: Iterable[Action]) -> None:
         for action in actions:
             if isinstance(action, Store):
                 for digest, data in action.blobs.items():
                     if not self.blobs.has(digest):
-                        self.blobs.put(data)
+                        self.blobs.put(data, durable=self.role_name == COORDINATOR)
 
     def _note(self, event: Event | None, actions: Iterable[Action]) -> None:
         """Keeps account of what the role's state does not say to everybody."""
@@ -315,7 +346,7 @@ class RoleDriver:
             if isinstance(action, Send)
             for blob in action.letter.blobs
         }
-        return self.mentioned - set(self.role.needs(state)) - sent - self.holds(self)
+        return self.mentioned - self._spared - set(self.role.needs(state)) - sent - self.holds(self)
 
     def _snapshot(self, state: Any) -> bytes:
         encoded = msgspec.Raw(msgspec.msgpack.encode(state))

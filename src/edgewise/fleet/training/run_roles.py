@@ -148,6 +148,7 @@ class RunRoles:
             except EdgewiseError as error:
                 log.error("%s cannot go on with %s: %s", self._node.name, name, error)
                 self._drivers.pop((role_name, spec.run), None)
+                self._events.forget(name)  # what it was to do, its server asks for again
 
     def resume(self) -> None:
         """After a replay: every role goes on where it was; whoever does not come back is given up after a while."""
