@@ -313,7 +313,9 @@ def step_server(
 
 
 def _finished(aggregator: Aggregator, total: State, closed: Closed, entries: slice) -> NDArray[Any]:
-    return aggregator.finish(total, closed, entries)
+    found = aggregator.finish(total, closed, entries)
+    aggregator.forget(total, entries)  # each slice is read once
+    return found
 
 
 def _collected(
