@@ -271,6 +271,13 @@ def test_batch_norm_moves_its_statistics_whatever_the_direction(normed_task):
         np.testing.assert_allclose(tensors["0.weight"], 0, atol=1e-6)
 
 
+def test_batch_norm_over_a_single_example_is_refused_with_the_cure(normed_task):
+    normed_task.model = lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.BatchNorm1d(4))
+    received = initial_vector(normed_task, Seeds(0))
+    with pytest.raises(DataError, match="leaves no single example of this client's 33, batch_size=0 for all at once"):
+        _alone(make_engine("sequential", normed_task), sgd(0.1), received, normed_task.data("c3"), SEEDS[3])
+
+
 def _sgd_written_out(task, loop, direction, received, held, seeds):
     module = load_vector(task.model(), received).train()
     start = [p.detach().clone() for p in module.parameters()]

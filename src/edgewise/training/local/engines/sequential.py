@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from edgewise.codecs.bundle import Bundle
+from edgewise.core.errors import DataError
 from edgewise.core.provenance import derived
 from edgewise.core.seeds import Seeds
 from edgewise.models.flat import buffers_of, layout_of
@@ -185,7 +186,16 @@ class _ClientOracle:
         if batch is not None:
             chosen = torch.from_numpy(self._parts[batch])
             inputs, targets = inputs[chosen], targets[chosen]
-        loss = self._model.task.loss(self._model.module(inputs), targets)
+        try:
+            outputs = self._model.module(inputs)
+        except ValueError as error:
+            if self.buffers is None or len(targets) > 1:
+                raise
+            raise DataError(
+                f"a batch of a single example has no variance for batch norm: {error}. Choose a batch_size that leaves no "
+                f"single example of this client's {len(self._targets)}, batch_size=0 for all at once, or group norm."
+            ) from error
+        loss = self._model.task.loss(outputs, targets)
         if batch is not None or not self.longest:
             self._total += loss.detach() * len(targets)
             self._seen += len(targets)
