@@ -44,7 +44,7 @@ _LOW_MASK = np.int64(2**LOW_BITS - 1)
 _NARROW_UNITS = 2**30
 _WIDE_ROWS = 16
 _ROWS = 1024
-_SLICE_ENTRIES = 2**16
+_SLICE_ENTRIES = 2**15  # temporaries of 256 KiB: larger ones go back to the system each time and are paged in anew
 _LARGE_ENTRIES = 2**20
 """From so many entries a sum lies in mapped memory, which can be given back slice by slice while it is finished."""
 
