@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import Any
+from typing import Any, overload
 
 import msgspec
 
@@ -198,6 +199,12 @@ def quorum_of(algorithm: FederatedAlgorithm, candidates: Sequence[Candidate], se
 def server_bundle(state: RunState, blobs: Blobs) -> Bundle:
     """All sections of the server's state."""
     return {name: section_from_blob(s, blob(blobs, s.blob.digest)) for name, s in state.sections.items()}
+
+
+def with_stored(blobs: Blobs, actions: Iterable[Action]) -> Blobs:
+    """The store as it will be when actions of the same step are carried out."""
+    stored = [action.blobs for action in actions if isinstance(action, Store)]
+    return ChainMap(*(dict(part) for part in stored), blobs) if stored else blobs  # type: ignore[arg-type]  # only read
 
 
 def opened(
@@ -401,11 +408,32 @@ def closed(algorithm: FederatedAlgorithm, blobs: Blobs, state: RunState, sums: M
     return state, actions + announced
 
 
+class Population(Sequence[Counted]):
+    """What would decide the weight of each client of a run; made up only where a part asks."""
+
+    def __init__(self, members: Mapping[ClientId, Member]) -> None:
+        self._members = tuple(members.values())
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    @overload
+    def __getitem__(self, index: int) -> Counted: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Counted]: ...
+
+    def __getitem__(self, index: int | slice) -> Counted | Sequence[Counted]:
+        if isinstance(index, slice):
+            return [Counted(member.num_examples) for member in self._members[index]]
+        return Counted(self._members[index].num_examples)
+
+
 def closing_of(state: RunState, number: RoundNumber, exchange: int, num_counted: int) -> Closed:
     """What a server's rule may know of the exchange that closes."""
     members = state.collection.members
-    population = tuple(Counted(member.num_examples) for member in members.values())
-    return Closed(number, num_counted, len(members), exchange_seeds(state, exchange).at("server").rng(), population)
+    place = exchange_seeds(state, exchange).at("server")
+    return Closed(number, num_counted, len(members), place.rng(), Population(members))
 
 
 def _round_closed(state: RunState, dropouts: dict[ClientId, str], norm: float) -> Result:

@@ -63,6 +63,7 @@ from edgewise.training.protocols.run_state import (
     view,
     waiting,
     with_collection,
+    with_stored,
 )
 from edgewise.training.protocols.transitions import Table, dispatch, ignored, refused
 
@@ -160,7 +161,8 @@ def _ask(parts: _Parts, state: RunState, actions: tuple[Action, ...]) -> Result:
 def _open_exchange(
     parts: _Parts, state: RunState, exchange: int, cohort: tuple[Any, ...], actions: tuple[Action, ...]
 ) -> Result:
-    state, store = opened(parts.algorithm, parts.blobs, state, exchange, cohort)
+    blobs = with_stored(parts.blobs, actions)
+    state, store = opened(parts.algorithm, blobs, state, exchange, cohort)
     return state, (*actions, *store, *orders(state, cohort))
 
 

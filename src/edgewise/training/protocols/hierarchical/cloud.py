@@ -72,6 +72,7 @@ from edgewise.training.protocols.run_state import (
     too_few,
     waiting,
     with_collection,
+    with_stored,
 )
 from edgewise.training.protocols.run_state import cancelled as run_cancelled
 from edgewise.training.protocols.run_state import needs as run_needs
@@ -198,7 +199,8 @@ def _ask(parts: _Parts, state: CloudState, actions: tuple[Action, ...]) -> Cloud
 def _open_exchange(
     parts: _Parts, state: CloudState, exchange: int, cohort: tuple[ClientId, ...], actions: tuple[Action, ...]
 ) -> CloudResult:
-    run, store = opened(parts.algorithm, parts.blobs, state.run, exchange, cohort)
+    blobs = with_stored(parts.blobs, actions)
+    run, store = opened(parts.algorithm, blobs, state.run, exchange, cohort)
     state, tasks = _assigned(parts, _change(state, run=run, assignments={}), cohort)
     return state, (*actions, *store, *tasks)
 
