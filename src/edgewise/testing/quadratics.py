@@ -44,9 +44,7 @@ def quadratic(curvature: NDArray[Any], optimum: NDArray[Any], copies: int = 1) -
     return Examples.of(np.repeat(root[None], copies, 0), np.repeat((root @ optimum)[None], copies, 0))
 
 
-def least_squares_optimum(
-    held: Sequence[Examples], weights: Sequence[float], ridge: float = 0.0
-) -> NDArray[Any]:
+def least_squares_optimum(held: Sequence[Examples], weights: Sequence[float], ridge: float = 0.0) -> NDArray[Any]:
     """Where the weighted mean of the clients' losses is least.
 
     Args:
@@ -70,15 +68,16 @@ class LeastSquaresEngine(LocalEngine):
     """Answers for least squares, one client after the other; arithmetic in float64, what travels is float32.
 
     Args:
-        size: d.
+        size: d; or the layout of the weights, where their names matter.
         ridge: Weight of ½‖w‖².
     """
 
     name = "least_squares"
     offers = frozenset((GRADIENT, LOSS, HVP))
 
-    def __init__(self, size: int, ridge: float = 0.0) -> None:
-        self.layout, self.ridge = Layout.of([("weights", (size,))]), ridge
+    def __init__(self, size: int | Layout, ridge: float = 0.0) -> None:
+        self.layout = size if isinstance(size, Layout) else Layout.of([("weights", (size,))])
+        self.ridge = ridge
 
     def work_cohort(
         self,

@@ -12,10 +12,13 @@ from edgewise.core.spec import Spec, build
 from edgewise.training.aggregate import AGGREGATORS
 from edgewise.training.algorithm import Aggregator, Exchange, FederatedAlgorithm, Select, ServerRule
 from edgewise.training.algorithms.dane import dane, full_gradient, shifted
+from edgewise.training.algorithms.ditto import ditto, drawn
 from edgewise.training.algorithms.fed_adam import fed_adam
 from edgewise.training.algorithms.fed_avg import fed_avg, one_exchange
 from edgewise.training.algorithms.fed_avg_m import fed_avg_m
+from edgewise.training.algorithms.fed_bn import fed_bn
 from edgewise.training.algorithms.fed_nova import fed_nova, normalised, normalised_step
+from edgewise.training.algorithms.fed_per import fed_per
 from edgewise.training.algorithms.fed_prox import fed_prox
 from edgewise.training.algorithms.scaffold import control_step, controlled, scaffold
 from edgewise.training.algorithms.zeroth_order import along_slopes, two_point, zeroth_order
@@ -26,10 +29,13 @@ from edgewise.training.server import SERVERS
 __all__ = [
     "ALGORITHMS",
     "dane",
+    "ditto",
     "fed_adam",
     "fed_avg",
     "fed_avg_m",
+    "fed_bn",
     "fed_nova",
+    "fed_per",
     "fed_prox",
     "make_algorithm",
     "scaffold",
@@ -52,10 +58,13 @@ def federated(*, select: Select, exchanges: Sequence[Exchange]) -> FederatedAlgo
 
 ALGORITHMS: dict[str, Callable[..., FederatedAlgorithm]] = {
     "dane": dane,
+    "ditto": ditto,
     "fed_adam": fed_adam,
     "fed_avg": fed_avg,
     "fed_avg_m": fed_avg_m,
+    "fed_bn": fed_bn,
     "fed_nova": fed_nova,
+    "fed_per": fed_per,
     "fed_prox": fed_prox,
     "federated": federated,
     "scaffold": scaffold,
@@ -64,6 +73,7 @@ ALGORITHMS: dict[str, Callable[..., FederatedAlgorithm]] = {
 
 OWN_RULES: dict[str, Callable[..., Rule]] = {
     "controlled": controlled,
+    "drawn": drawn,
     "full_gradient": full_gradient,
     "normalised": normalised,
     "shifted": shifted,
@@ -125,12 +135,18 @@ def make_algorithm(words: Any) -> FederatedAlgorithm:
 
 def _check_words(spec: Spec) -> None:
     """Says which word is wrong before a builder in the middle of a chain of `**settings` does."""
-    accepted = set(inspect.signature(ALGORITHMS[spec.name]).parameters)
+    parameters = inspect.signature(ALGORITHMS[spec.name]).parameters
+    accepted = set(parameters)
     if "settings" in accepted:
         accepted = accepted - {"settings"} | (set(_SLOTS) - _BRINGS.get(spec.name, frozenset()))
     for name in spec.params:
         if name not in accepted:
             raise InputError(f"{spec.name} takes no {name!r}.{nearest(name, accepted)}")
+    missing = [
+        n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY and p.default is p.empty and n not in spec.params
+    ]
+    if missing:
+        raise InputError(f"{spec.name} needs {missing}, they are not given. Its docstring says what they are.")
 
 
 def _built(slot: str, words: Any) -> Any:

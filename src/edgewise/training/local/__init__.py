@@ -13,8 +13,10 @@ from edgewise.training.local.directions import DIRECTIONS, Direction, clipped, g
 from edgewise.training.local.engines.choice import ENGINES, EngineChoice, choose_engine, make_engine
 from edgewise.training.local.engines.engine import LocalEngine, LocalResult, Progress
 from edgewise.training.local.loop import descend
+from edgewise.training.local.only import only
+from edgewise.training.local.personal import own_patterns, personal
 from edgewise.training.local.rule import GRADIENT, HVP, LOSS, OUTPUTS, LocalWork, Loop, Oracle, Rule
-from edgewise.training.local.sgd import LOCAL_WORK, RULES, local_work, sgd, with_rules
+from edgewise.training.local.sgd import LOCAL_WORK, RULES, local_work, sgd, with_each, with_rules
 
 __all__ = [
     "DIRECTIONS",
@@ -41,7 +43,11 @@ __all__ = [
     "gradient",
     "local_work",
     "make_engine",
+    "only",
+    "own_patterns",
+    "personal",
     "proximal",
     "sgd",
+    "with_each",
     "with_rules",
 ]

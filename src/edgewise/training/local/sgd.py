@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from edgewise.core.errors import InputError, MisfitError
 from edgewise.core.spec import Spec
 from edgewise.training.local.descent import descent
 from edgewise.training.local.directions import DIRECTIONS, Direction
+from edgewise.training.local.only import only
+from edgewise.training.local.personal import personal
 from edgewise.training.local.rule import LocalWork, Loop, Rule
 
 
@@ -83,10 +85,25 @@ def with_rules(work: LocalWork, *make: Callable[..., Rule]) -> LocalWork:
         raise MisfitError(
             f"the algorithm brings its own rule, and {work.spec} has one too. Give it sgd(learning_rate, epochs, batch_size)."
         )
+    return _same_loop(work, (m(rate) for m in make))
+
+
+def with_each(work: LocalWork, wrap: Callable[[Rule], Rule]) -> LocalWork:
+    """The same loop, with every rule wrapped, e.g. in `personal`.
+
+    Args:
+        work: Any.
+        wrap: From a rule to the one in its place.
+
+    Returns:
+        The local work.
+    """
+    return _same_loop(work, (wrap(rule) for rule in work.rules))
+
+
+def _same_loop(work: LocalWork, rules: Iterable[Rule]) -> LocalWork:
     loop = work.loop
-    return local_work(
-        *(m(rate) for m in make), epochs=loop.epochs, batch_size=loop.batch_size, max_steps=loop.max_steps
-    )
+    return local_work(*rules, epochs=loop.epochs, batch_size=loop.batch_size, max_steps=loop.max_steps)
 
 
 def _loop_words(epochs: int, batch_size: int, max_steps: int | None) -> dict[str, Any]:
@@ -98,6 +115,6 @@ def _loop_words(epochs: int, batch_size: int, max_steps: int | None) -> dict[str
     return {"epochs": epochs, "batch_size": batch_size} | ({} if max_steps is None else {"max_steps": max_steps})
 
 
-RULES: dict[str, Callable[..., Rule]] = {"descent": descent}
+RULES: dict[str, Callable[..., Rule]] = {"descent": descent, "only": only, "personal": personal}
 LOCAL_WORK: dict[str, Callable[..., Any]] = {"local_work": local_work, "sgd": sgd, **DIRECTIONS, **RULES}
 """Local work, and the parts that stand inside it: `build` reads both from one table."""
