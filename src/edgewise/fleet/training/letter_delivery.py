@@ -80,6 +80,10 @@ class LetterDelivery:
             if not names or to.name in names or not to.name:
                 pending.poke.set()
 
+    def has(self, driver: RoleDriver) -> bool:
+        """Whether letters of a role are under way."""
+        return any(name == driver.log for name, _, _ in self._pending)
+
     def digests(self) -> set[Digest]:
         """Blobs of letters that are under way."""
         return {blob.digest for pending in self._pending.values() for blob in pending.letter.blobs}

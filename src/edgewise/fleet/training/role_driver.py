@@ -318,11 +318,9 @@ class RoleDriver:
                 case Send(to=to, letter=letter):
                     if hasattr(letter, "spec"):  # an order
                         per_client = len(getattr(letter, "clients", "1"))
-                        own = {
-                            blob.digest: blob.size_bytes for own in getattr(letter, "own", {}).values() for blob in own
-                        }
-                        shared = (blob.size_bytes for blob in letter.blobs if blob.digest not in own)
-                        self.downlink_bytes += per_client * sum(shared) + sum(own.values())
+                        own = [s.blob for sections in getattr(letter, "own", {}).values() for s in sections]
+                        shared = [blob.size_bytes for blob in letter.blobs if blob not in own]
+                        self.downlink_bytes += per_client * sum(shared) + sum(blob.size_bytes for blob in own)
                         if to.role == CLIENT:
                             self.awaited.add(ClientId(to.name))
                 case AnnounceRound():

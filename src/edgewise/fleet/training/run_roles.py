@@ -155,10 +155,7 @@ class RunRoles:
         self._has_begun.set()
         begun = tuple(self._drivers.values())
         for driver in begun:
-            if not driver.is_over or driver.role_name == COORDINATOR:
-                driver.resume()
-            else:
-                self._node.spawn(self._end(driver), f"end of {driver.log}")
+            driver.resume()
         if begun and self.presence is not None:
             self._node.spawn(self.presence.miss_absent(), "whoever did not come back")
 
@@ -251,7 +248,8 @@ class RunRoles:
                 case _:
                     # Answers are given where letters arrived, blobs are stored by the driver.
                     self._on_action(driver, action)
-        if actions and driver.role_name != COORDINATOR and driver.is_over and not driver.is_closed:
+        is_done = driver.role_name != COORDINATOR and driver.is_over and not self._letters.has(driver)
+        if is_done and not driver.is_closed:
             driver.is_closed = True
             self._node.spawn(self._end(driver), f"end of {driver.log}")
         self.expect()
