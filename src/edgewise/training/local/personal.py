@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any, cast
 
 from edgewise.core.spec import Spec
 from edgewise.models.personal import OWN
@@ -33,7 +34,11 @@ def personal(rule: Rule, own: Sequence[str]) -> Rule:
         if OWN in kept:
             model = model + 0 * kept[OWN][..., :1]  # a row for each client, where all received one
             model[..., entries] = kept[OWN]
-        weights, carry = rule.init({**received, "model": model}, kept, oracle)
+        shared = received["model"] * 0 + 1
+        shared[..., entries] = 0
+        weights, carry = rule.init(
+            {**received, "model": model}, kept, cast(Oracle, _Shared(oracle, shared * oracle.trained))
+        )
         return weights, {**carry, _ENTRIES: (entries,)}  # in a tuple: the loop takes rows of arrays
 
     def step(gradient: Array, weights: Array, carry: Arrays) -> tuple[Array, Arrays]:
@@ -51,6 +56,16 @@ def personal(rule: Rule, own: Sequence[str]) -> Rule:
 
     spec = Spec("personal", {"rule": rule.spec, "own": names})
     return replace(rule, spec=spec, init=init, step=step, finish=finish, keeps=(*rule.keeps, OWN))
+
+
+class _Shared:
+    """An oracle for which what is own is no part of what clients do together, as buffers are none."""
+
+    def __init__(self, oracle: Oracle, trained: Array) -> None:
+        self._oracle, self.trained = oracle, trained
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._oracle, name)
 
 
 def own_patterns(work: LocalWork) -> tuple[str, ...]:

@@ -36,7 +36,8 @@ class Oracle(Protocol):
     """What an engine answers of a client's data. `batch` is a step's number; None is all of the client's examples.
 
     Attributes:
-        trained: 1 for parameters and 0 for buffers, as float32[d]; just 1.0 where the model has no buffers.
+        trained: 1 for parameters that all clients share and 0 for the rest (buffers, `personal` entries), as float32[..., d];
+            just 1.0 where all are.
     """
 
     trained: Array | float
