@@ -97,7 +97,7 @@ class VirtualClients:
 
 def kept_to_bytes(kept: Bundle) -> bytes:
     """What a client keeps, as bytes; b"" for nothing."""
-    return bundle_to_bytes(encode_bundle({}, kept, None, Seeds(0).rng())[0]) if kept else b""
+    return bundle_to_bytes(encode_bundle({}, kept, None, Seeds(0).lazy_rng())[0]) if kept else b""
 
 
 def kept_from_bytes(data: bytes) -> Bundle:

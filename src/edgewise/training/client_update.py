@@ -145,9 +145,9 @@ def _coded(exchange: Exchange, result: LocalResult, kept: Bundle, seeds: Seeds) 
     prepared = {}
     for name, array in result.sent.items():
         place = seeds.at("prepare") if name == MODEL else seeds.at("prepare", name)
-        prepared[name] = exchange.aggregate[name].prepare(array, place.rng())
+        prepared[name] = exchange.aggregate[name].prepare(array, place.lazy_rng())
     states = _states(exchange, prepared, kept)
-    coded, after = encode_bundle(exchange.uplink, prepared, states, seeds.at("uplink").rng())
+    coded, after = encode_bundle(exchange.uplink, prepared, states, seeds.at("uplink").lazy_rng())
     residuals = {
         f"{_UPLINK}/{name}/{place}": array
         for name, state in after.items()

@@ -13,8 +13,8 @@ import msgspec
 
 from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.core.ids import ClientId, Epoch, RoundNumber
-from edgewise.training.algorithm import Counted, Exchange, Kind
-from edgewise.training.protocols.folding import Decoder
+from edgewise.training.algorithm import Exchange, Kind
+from edgewise.training.protocols.folding import Decoder, counted_of
 from edgewise.training.protocols.letters import UpdateReport
 from edgewise.training.protocols.messages import Accept, Action, Answer, Member, Quarantine, Refusal, Refuse, SeenClient
 
@@ -180,29 +180,40 @@ def validate_update(
         if refusal[0] is Refusal.NO_EXAMPLES:
             collection = dropped(collection, letter.client, refusal[1])
         return collection, actions
-    fault = fault_of(exchange, decoder, letter, num_entries)
+    answer = answer_of(letter)
+    fault = fault_of(exchange, decoder, answer, num_entries)
     if fault:
         return refuse_invalid(collection, letter.client, fault)
-    return accepted(collection, letter, epoch), (Accept(),)
+    return accepted(collection, letter.client, answer, epoch), (Accept(),)
 
 
-def fault_of(exchange: Exchange, decoder: Decoder, letter: UpdateReport, num_entries: int) -> str:
+def answer_of(letter: UpdateReport, staleness: int = 0) -> Answer:
+    """What a report says of its update."""
+    return Answer(
+        update=letter.update.digest,
+        num_examples=letter.num_examples,
+        metrics=finite(letter.metrics),
+        staleness=staleness,
+    )
+
+
+def fault_of(exchange: Exchange, decoder: Decoder, answer: Answer, num_entries: int) -> str:
     """What is wrong with an update's content.
 
     Args:
         exchange: Says what an update is.
         decoder: Reads it.
-        letter: Names it.
+        answer: Names it.
         num_entries: d.
 
     Returns:
         A sentence; "" if it can be folded.
     """
     try:
-        if letter.num_examples < 0:
-            return f"{letter.num_examples} is not a number of examples; 0 or more is needed."
-        bundle = decoder.read(exchange, letter.update.digest, num_entries)
-        counted = Counted(letter.num_examples, 0, finite(letter.metrics))
+        if answer.num_examples < 0:
+            return f"{answer.num_examples} is not a number of examples; 0 or more is needed."
+        bundle = decoder.read(exchange, answer.update, num_entries)
+        counted = counted_of(answer)
         for section, aggregator in exchange.aggregate.items():
             weight = aggregator.weigh.weight(counted)
             if not (isfinite(weight) and weight >= 0):
@@ -210,7 +221,7 @@ def fault_of(exchange: Exchange, decoder: Decoder, letter: UpdateReport, num_ent
             if aggregator.kind is not Kind.COLLECT:
                 aggregator.units((weight,))
             aggregator.check(bundle[section].reshape(-1))
-        decoder.keep(letter.update.digest, bundle, num_entries)
+        decoder.keep(answer.update, bundle, num_entries)
     except StoreError:
         raise
     except EdgewiseError as error:
@@ -223,22 +234,15 @@ def finite(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if isfinite(value)}
 
 
-def accepted(collection: Collection, letter: UpdateReport, epoch: Epoch, staleness: int = 0) -> Collection:
+def accepted(collection: Collection, client: ClientId, answer: Answer, epoch: Epoch) -> Collection:
     """The same with the update counted, also of one who was given up.
 
     It was sent before it arrived, so it tells nothing of where its sender is now: who was lost stays absent until it
     is said to be back.
     """
-    client = letter.client
-    answer = Answer(
-        update=letter.update.digest,
-        num_examples=letter.num_examples,
-        metrics=finite(letter.metrics),
-        staleness=staleness,
-    )
     member = collection.members[client]
-    if member.epoch != epoch or member.num_examples != letter.num_examples:
-        collection = with_member(collection, client, epoch=epoch, num_examples=letter.num_examples)
+    if member.epoch != epoch or member.num_examples != answer.num_examples:
+        collection = with_member(collection, client, epoch=epoch, num_examples=answer.num_examples)
     answers = {**collection.answers, client: answer}
     if client not in collection.missing:
         return change(collection, answers=answers)

@@ -104,7 +104,7 @@ def section_to_blob(
     data: Any
     if is_coded:
         place = (seeds or Seeds(0)).at("downlink", name)
-        coded, _ = encode_bundle(codecs or {}, {name: array}, None, place.rng())
+        coded, _ = encode_bundle(codecs or {}, {name: array}, None, place.lazy_rng())
         data = bundle_to_bytes(coded)
     else:
         data = np.ascontiguousarray(array, "<f4").data.cast("B")
@@ -174,11 +174,18 @@ class Decoder:
     blobs: Blobs
     most_entries: int = 2**22
     _found: dict[Digest, dict[str, NDArray[Any]]] = field(default_factory=dict)
+    _sections: dict[tuple[int, int], tuple[Section, ...]] = field(default_factory=dict)
 
     def read(self, exchange: Exchange, digest: Digest, num_entries: int) -> dict[str, NDArray[Any]]:
-        """An update, as `decode_update`."""
+        """An update, as `decode_update`; the exchange is one of the run's."""
         known = self._found.pop(digest, None)
-        return decode_update(exchange, blob(self.blobs, digest), num_entries) if known is None else known
+        if known is not None:
+            return known
+        key = (id(exchange), num_entries)
+        sections = self._sections.get(key)
+        if sections is None:
+            sections = self._sections[key] = exchange.local.sections(num_entries)
+        return decode_bundle(exchange.uplink, sections, bundle_from_bytes(blob(self.blobs, digest)))
 
     def keep(self, digest: Digest, bundle: dict[str, NDArray[Any]], num_entries: int) -> None:
         """Remembers an update that will be folded, if there is room."""

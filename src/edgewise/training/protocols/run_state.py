@@ -433,7 +433,7 @@ def closing_of(state: RunState, number: RoundNumber, exchange: int, num_counted:
     """What a server's rule may know of the exchange that closes."""
     members = state.collection.members
     place = exchange_seeds(state, exchange).at("server")
-    return Closed(number, num_counted, len(members), place.rng(), Population(members))
+    return Closed(number, num_counted, len(members), place.lazy_rng(), Population(members))
 
 
 def _round_closed(state: RunState, dropouts: dict[ClientId, str], norm: float) -> Result:
