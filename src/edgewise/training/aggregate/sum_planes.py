@@ -35,10 +35,14 @@ def to_arrays(total: FixedPointSum) -> dict[str, NDArray[Any]]:
     width = 8 + 4 * len(total.low)
     while width > 1 and _is_sign(total, width - 1):
         width -= 1
-    packed = [_packed(total, place) for place in range(width)]
+    compressor, planes, lengths = zstandard.ZstdCompressor(level=1), bytearray(), []
+    for place in range(width):
+        packed = _packed(total, place, compressor)
+        planes += packed
+        lengths.append(len(packed))
     return {
-        "planes": np.frombuffer(b"".join(packed), np.uint8),
-        "lengths": np.array([len(p) for p in packed], np.int64),
+        "planes": np.frombuffer(planes, np.uint8),
+        "lengths": np.array(lengths, np.int64),
         "weight": np.array([total.total_units], np.int64),
     }
 
@@ -93,13 +97,18 @@ def _is_sign(total: FixedPointSum, place: int) -> bool:
     )
 
 
-def _packed(total: FixedPointSum, place: int) -> bytes:
-    def parts() -> Iterator[bytes]:
-        return (_plane(total, place, s).tobytes() for s in slices_of(total.size, _SLICE_ENTRIES))
+def _packed(total: FixedPointSum, place: int, compressor: zstandard.ZstdCompressor) -> bytes:
+    if total.size <= _SLICE_ENTRIES:
+        plane = _plane(total, place, slice(0, total.size)).tobytes()
+        smaller = compressor.compress(plane)
+        return _PACKED + smaller if len(smaller) < total.size else _PLAIN + plane
+    writer = compressor.compressobj(size=total.size)
+    smaller = b"".join(writer.compress(part) for part in _parts(total, place)) + writer.flush()
+    return _PACKED + smaller if len(smaller) < total.size else b"".join((_PLAIN, *_parts(total, place)))
 
-    writer = zstandard.ZstdCompressor(level=1).compressobj(size=total.size)
-    smaller = b"".join(writer.compress(part) for part in parts()) + writer.flush()
-    return _PACKED + smaller if len(smaller) < total.size else _PLAIN + b"".join(parts())
+
+def _parts(total: FixedPointSum, place: int) -> Iterator[bytes]:
+    return (_plane(total, place, s).tobytes() for s in slices_of(total.size, _SLICE_ENTRIES))
 
 
 def _readers_of(total: FixedPointSum, arrays: Mapping[str, NDArray[Any]]) -> tuple[list[Reader], int]:
