@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edgewise.codecs import int8
 from edgewise.codecs.bundle import Section
@@ -26,7 +28,7 @@ from edgewise.training.aggregate import (
 )
 from edgewise.training.aggregate.weigh import units_of
 from edgewise.training.aggregate.weighted_mean import WeightedMean
-from edgewise.training.algorithm import Aggregator, Closed, Counted, Exchange, FederatedAlgorithm, Kind, Weigh
+from edgewise.training.algorithm import MISFITS, Aggregator, Closed, Counted, Exchange, FederatedAlgorithm, Kind, Weigh
 from edgewise.training.local.rule import VECTOR, LocalWork, Loop, Rule
 from edgewise.training.protocols.protocol import Protocol, check_carries
 from edgewise.training.select import all_clients
@@ -85,6 +87,30 @@ def test_real_weights_give_the_weighted_mean():
     np.testing.assert_allclose(found, np.average(updates, axis=0, weights=weights), atol=1e-6)
 
 
+REAL = st.floats(0, 1e7, allow_subnormal=False)
+
+
+@given(st.lists(st.tuples(st.floats(-100, 100, width=32), REAL), min_size=1, max_size=7), st.randoms())
+def test_real_weights_give_one_sum_in_any_order(pairs, random):
+    aggregator, shuffled = weighted_mean("loss"), random.sample(pairs, len(pairs))
+    arrays = []
+    for listed in (pairs, shuffled):
+        total = aggregator.init(1)
+        for entry, weight in listed:
+            total = aggregator.add(total, np.array([[entry]], np.float32), [weight])
+        arrays.append({name: array.tobytes() for name, array in aggregator.to_arrays(total).items()})
+    assert arrays[0] == arrays[1]
+
+
+@given(st.lists(st.tuples(st.floats(-100, 100, width=32), st.floats(2.0**-11, 1e7)), min_size=1, max_size=7))
+def test_a_mean_by_real_weights_is_off_by_what_their_units_allow(pairs):
+    entries, weights = (np.array(column, np.float64) for column in zip(*pairs, strict=True))
+    found = mean_of(weighted_mean("loss"), entries.astype(np.float32), list(weights))[0]
+    # Each weight is off by 2⁻²⁰ of itself at most, on either side of the fraction; then one rounding to float32.
+    bound = 2.0**-19 * np.abs(entries).max() + 2.0**-24 * abs(found) + 2.0**-40
+    assert abs(found - np.average(entries, weights=weights)) <= bound
+
+
 def test_a_billion_examples_of_clients_with_ten_million_are_one_mean():
     assert mean_of(weighted_mean(), [[1.0], [-1.0]] * 50, [10_000_000] * 100) == [0.0]
     assert mean_of(weighted_mean("staleness"), [[3.0], [-1.0]] * 50, [10_000_000] * 100) == [1.0]
@@ -129,9 +155,6 @@ def test_collecting_takes_three_times_a_slice_of_all_updates_at_most(aggregator)
     assert peak - result.nbytes <= 3 * slice_bytes
 
 
-# ---- what does not fit ----
-
-
 @dataclass(frozen=True)
 class MaskedSum(WeightedMean):
     """A test double for a sum whose single updates are masked."""
@@ -166,18 +189,28 @@ local = LocalWork(
 PLAIN = Exchange(local, step(), {"model": weighted_mean()})
 
 
-@pytest.mark.parametrize(
-    ("exchange", "reason"),
-    [
-        (replace(PLAIN, aggregate={}), r"sections \['model'\] are sent and not folded"),
-        (replace(PLAIN, aggregate={**PLAIN.aggregate, "more": weighted_mean()}), r"sections \['more'\] are sent and not folded"),
-        (replace(PLAIN, aggregate={"model": MaskedMedian()}), r"masked_median\(\) reads single updates, masks hide them"),
-        (
-            replace(PLAIN, aggregate={"model": masked_sum}, uplink={"model": int8()}),
-            r"\['model'\] would round what is masked",
-        ),
-    ],
-)  # fmt: skip
+MISFIT_CASES = {
+    "sent and not folded": (replace(PLAIN, aggregate={}), r"sections \['model'\] are sent and not folded"),
+    "folded and not sent": (
+        replace(PLAIN, aggregate={**PLAIN.aggregate, "more": weighted_mean()}),
+        r"sections \['more'\] are sent and not folded",
+    ),
+    "reads what masks hide": (
+        replace(PLAIN, aggregate={"model": MaskedMedian()}),
+        r"masked_median\(\) reads single updates, masks hide them.*weighted_mean\(\)",
+    ),
+    "rounds what is masked": (
+        replace(PLAIN, aggregate={"model": masked_sum}, uplink={"model": int8()}),
+        r"\['model'\] would round what is masked.*Quantise inside the masked sum",
+    ),
+}
+
+
+def test_every_misfit_has_a_case():
+    assert all(any(misfit.is_met(exchange) for exchange, _ in MISFIT_CASES.values()) for misfit in MISFITS)
+
+
+@pytest.mark.parametrize(("exchange", "reason"), MISFIT_CASES.values(), ids=MISFIT_CASES)
 def test_misfits_are_refused_when_joined(exchange, reason):
     with pytest.raises(MisfitError, match=reason):
         FederatedAlgorithm(all_clients(), (exchange,))

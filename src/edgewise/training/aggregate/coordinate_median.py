@@ -23,7 +23,9 @@ class CoordinateMedian(Aggregator):
 
     def finish_slice(self, rows: Vector, weights: Sequence[float], closed: Closed) -> Vector:
         counted = rows if all(weights) else rows[np.asarray(weights) > 0]
-        return np.median(counted, axis=0, overwrite_input=True).astype(np.float32)
+        counted.sort(axis=0)
+        middle: Vector = 0.5 * counted[(len(counted) - 1) // 2] + 0.5 * counted[len(counted) // 2]
+        return middle
 
 
 def coordinate_median() -> CoordinateMedian:

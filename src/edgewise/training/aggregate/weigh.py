@@ -56,6 +56,7 @@ def staleness(weigh: Weigh | Spec | str = "examples", power: float = 0.5) -> Wei
 
     Reference:
         Nguyen et al., "Federated Learning with Buffered Asynchronous Aggregation", AISTATS 2022, section 5 (power ½).
+        Differs: a weighted mean divides by the sum of the weights, not by the number of updates.
     """
     if not power >= 0:
         raise InputError(f"staleness makes late updates count less, so power must be at least 0, found {power!r}.")

@@ -26,12 +26,16 @@ def _direction(seed: int, number: int, size: int) -> Vector:
     return Seeds(seed).at("zeroth_order", number).rng().standard_normal(size, np.float32)
 
 
+def _shift(learning_rate: float, slope: float) -> float:
+    """η·g, rounded to float32 so that every node moves by the same bits."""
+    return float(np.float32(learning_rate) * np.float32(slope))
+
+
 def two_point(learning_rate: float = 0.01, mu: float = 1e-3, seed: int = 0) -> Rule:
     """Moves the kept model by the slopes it missed, and sends the slope of its loss along the round's direction u.
 
     (F(w + μu) − F(w − μu)) / 2μ. `slopes` is the round's number, then the mean slopes since the client last counted.
     """
-    rate = np.float32(learning_rate)
 
     def init(received: Arrays, kept: Arrays, oracle: Oracle) -> tuple[Array, Arrays]:
         if not isinstance(oracle.trained, float):
@@ -40,13 +44,11 @@ def two_point(learning_rate: float = 0.01, mu: float = 1e-3, seed: int = 0) -> R
                 "Use a model without batch norm, or with group norm."
             )
         slopes = np.asarray(received[_SLOPES])
-        number, *missed = slopes.reshape(-1, slopes.shape[-1])[0]  # the same for all of a cohort
+        number, *missed = slopes.reshape(-1, slopes.shape[-1])[0].tolist()  # the same for all of a cohort
         weights = received[MODEL] if MODEL in received else kept[MODEL]
-        for back, slope in enumerate([] if MODEL in received else missed):
-            weights = weights - oracle.like(
-                rate * slope * _direction(seed, int(number) - len(missed) + back, weights.shape[-1])
-            )
-        ahead = oracle.like(np.float32(mu) * _direction(seed, int(number), weights.shape[-1]))
+        for past, slope in enumerate(missed, int(number) - len(missed)):
+            weights = weights - _shift(learning_rate, slope) * oracle.like(_direction(seed, past, weights.shape[-1]))
+        ahead = mu * oracle.like(_direction(seed, int(number), weights.shape[-1]))
         slope = (oracle.loss(weights + ahead) - oracle.loss(weights - ahead)) / (2 * mu)
         return weights, {_SLOPE: oracle.like(np.asarray(slope, np.float32)[..., None])}
 
@@ -62,15 +64,17 @@ def two_point(learning_rate: float = 0.01, mu: float = 1e-3, seed: int = 0) -> R
 
 def along_slopes(learning_rate: float = 0.01, seed: int = 0) -> ServerRule:
     """w ← w − η·g·u(round); sends a client the slopes g of the rounds since it last counted, or the model where that is less."""
-    rate = np.float32(learning_rate)
 
     def init(model: Vector) -> Bundle:
         return {_SLOPES: np.zeros(1, np.float32)}  # by round, from 1
 
     def apply(state: Bundle, folded: Bundle, closed: Closed) -> Bundle:
         slope = folded[_SLOPE][0]
-        moved = state[MODEL] - rate * slope * _direction(seed, state[_SLOPES].size, state[MODEL].size)
-        return {MODEL: moved, _SLOPES: np.append(state[_SLOPES], slope)}
+        direction = _direction(seed, state[_SLOPES].size, state[MODEL].size)
+        return {
+            MODEL: state[MODEL] - _shift(learning_rate, slope) * direction,
+            _SLOPES: np.append(state[_SLOPES], slope),
+        }
 
     def letters(state: Bundle, client: ClientId, record: ClientRecord | None) -> Bundle:
         number, since = state[_SLOPES].size, record.counted if record is not None and record.num_counted else 0
