@@ -52,3 +52,12 @@ def test_what_reads_every_update_runs_without_edges_only(aggregator):
     assert np.isfinite(run(algorithm)).all()
     with pytest.raises(MisfitError, match="under hierarchical\\(\\) edges fold them first"):
         run(algorithm, EDGES)
+
+
+def test_zeroth_order_sends_a_number_each_way_once_a_device_holds_the_model():
+    run = simulate_rounds(TinyTask(clients=CLIENTS), zeroth_order(learning_rate=0.02), rounds=5, seed=3)
+    first, *later = run.record.rounds
+    assert first.downlink_bytes > 4 * run.vector.size
+    for record in later:
+        assert record.uplink_bytes <= 64 * len(CLIENTS)
+        assert record.downlink_bytes == 8 * len(CLIENTS)  # the round's number and the slope of the last one
