@@ -477,6 +477,8 @@ def view(state: RunState) -> RunView:
 
 def needs(state: RunState) -> list[Digest]:
     """Blobs that this run will still read or send."""
+    if state.phase is Phase.ENDED:
+        return [state.config.initial_model, *(section.blob.digest for section in state.sections.values())]
     own = [section for sections in state.own.values() for section in sections]
     named = [section.blob.digest for section in (*state.sections.values(), *state.sent, *own)]
     # The initial model is what a replay of the log begins with.
