@@ -194,6 +194,7 @@ class VirtualRun:
         """Works the agenda off."""
         self._work()
         self.agenda.run(self._work, until)
+        self._sweep()
 
     def run(self) -> Vector:
         """Runs to the terminal state.
