@@ -186,7 +186,7 @@ def test_an_edge_that_was_away_is_told_which_runs_are_over(tmp_path: Path) -> No
 
         def cut_once_it_is_done(_: Any) -> None:
             driver = cloud.driver("coordinator", RunId("tiny-1"))
-            if driver is not None and driver.state.outcome is not None:
+            if driver is not None and driver.is_over:
                 fleet.fabric.cut("edge-1")
 
         status = await fleet.train(WORDS, num_rounds=2, protocol="hierarchical", on_status=cut_once_it_is_done)
