@@ -31,6 +31,30 @@ class Agenda:
             heapq.heappush(self._times, time)
         calls.append((call, args))
 
+    def step(self, at_rest: Callable[[], None]) -> bool:
+        """Runs one call; where an instant has none left, what is done at its end.
+
+        Args:
+            at_rest: As in `run`.
+
+        Returns:
+            Whether anything is left.
+        """
+        if not self._times:
+            return False
+        self.now = self._times[0]
+        calls = self._calls[self.now]
+        if calls:
+            call, args = calls.popleft()
+            call(*args)
+        else:
+            at_rest()
+        if not calls:
+            at_rest()
+        if not calls:
+            del self._calls[heapq.heappop(self._times)]
+        return bool(self._times)
+
     def run(self, at_rest: Callable[[], None], until: Callable[[], bool]) -> None:
         """Runs the agenda.
 

@@ -196,6 +196,20 @@ class VirtualRun:
         self.agenda.run(self._work, until)
         self._sweep()
 
+    def pump(self, most: int = 10**6) -> int:
+        """Works off so many calls of the agenda at most, or up to the outcome.
+
+        Args:
+            most: Calls.
+
+        Returns:
+            How many were worked off.
+        """
+        num = 0
+        while num < most and self.outcome is None and self.agenda.step(self._work):
+            num += 1
+        return num
+
     def run(self) -> Vector:
         """Runs to the terminal state.
 
@@ -270,9 +284,11 @@ class VirtualRun:
             return
         assert self.disturbance is not None
         receiver = self.nodes[to.role][to.name]
+        self.agenda.after(RETRY_S, self._attempt, node, epoch, to, letter)
+        if not node.is_up:
+            return
         for extra in self.disturbance.fate(node, letter):
             self._post(node, receiver, letter, extra)
-        self.agenda.after(RETRY_S, self._attempt, node, epoch, to, letter)
 
     def _post(self, sender: Node, receiver: Node, letter: AnyLetter, extra: float) -> None:
         size, blobs = 0, letter.blobs
