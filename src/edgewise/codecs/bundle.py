@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.codecs.codec import Codec, Payload, Shape, State, check_shape
-from edgewise.codecs.wire import payload_from_bytes, payload_of, payload_to_bytes
+from edgewise.codecs.wire import payload_from_bytes, payload_of, payload_to_buffers
 from edgewise.core.errors import FrameRefused
 from edgewise.core.provenance import origins_of, traced
 
@@ -156,7 +156,7 @@ def bundle_to_bytes(coded: CodedBundle) -> bytes:
         header_length:u32 | sections (msgpack) | the arrays as of `payload_to_bytes`.
     """
     header = msgspec.msgpack.encode(coded.sections)
-    return len(header).to_bytes(4, "little") + header + payload_to_bytes(Payload((), coded.arrays))
+    return b"".join((len(header).to_bytes(4, "little"), header, *payload_to_buffers(Payload((), coded.arrays))))
 
 
 def bundle_from_bytes(data: bytes | memoryview) -> CodedBundle:

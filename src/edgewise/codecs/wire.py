@@ -100,12 +100,23 @@ def payload_to_bytes(payload: Payload) -> bytes:
     Returns:
         header_length:u32 | header (msgpack) | arrays in order of name, little-endian.
     """
+    return b"".join(payload_to_buffers(payload))
+
+
+def payload_to_buffers(payload: Payload) -> list[bytes | memoryview]:
+    """The parts of `payload_to_bytes`; arrays are not copied.
+
+    Args:
+        payload: Any payload.
+
+    Returns:
+        To be joined or written in this order.
+    """
     named = sorted(payload.arrays.items())
     header = _ENCODER.encode(
         _PayloadHeader(payload.shape, tuple(_Array(name, _name_of(array.dtype), array.shape) for name, array in named))
     )
-    arrays = [np.ascontiguousarray(np.asarray(array)).tobytes() for _, array in named]
-    return b"".join((len(header).to_bytes(4, "little"), header, *arrays))
+    return [len(header).to_bytes(4, "little"), header, *(np.ascontiguousarray(array).data for _, array in named)]
 
 
 def payload_from_bytes(data: bytes | memoryview) -> Payload:
