@@ -89,6 +89,11 @@ class Layout(msgspec.Struct, frozen=True, dict=True):
         """Entries of parameters and adapters; those of buffers are behind them."""
         return sum(slot.size for slot in self.slots if slot.kind is not SlotKind.BUFFER)
 
+    @property
+    def buffers(self) -> tuple[tuple[int, int], ...]:
+        """(offset, size) of the entries of buffers; empty without any."""
+        return ((self.num_trained, self.size - self.num_trained),) if self.num_trained < self.size else ()
+
     @cached_property
     def digest(self) -> Digest:
         """Names the layout: equal layouts have equal digests."""

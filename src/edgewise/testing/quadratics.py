@@ -218,8 +218,7 @@ def run_rounds(
     records: dict[ClientId, ClientRecord] = {}
     models: list[Vector] = []
     losses: list[float] = []
-    size, layout = 0, engine.layout
-    buffers = ((layout.num_trained, layout.size - layout.num_trained),) if layout.num_trained < layout.size else ()
+    size = 0
     for number in range(1, num_rounds + 1):
         who = [Candidate(client, len(clients[client]), records.get(client)) for client in kept]
         cohort = algorithm.select.choose(who, RoundNumber(number), Seeds(seed).at("round", number, "select").rng())
@@ -239,7 +238,7 @@ def run_rounds(
             place = Seeds(seed).at("round", number, "server", index)
             closed = Closed(RoundNumber(number), len(answers), len(clients), place.rng(), everybody)
             sums = fold(exchange, Decoder(blobs), answers, first.size)
-            state |= step_server(exchange, blobs, state, sums, answers, closed, buffers).changed
+            state |= step_server(exchange, blobs, state, sums, answers, closed, engine.layout.buffers).changed
             losses.append(float(np.mean([a.metrics.get("loss", np.nan) for a in answers])))
         models.append(state[MODEL])
     return Ran(state, kept, models, size, losses)

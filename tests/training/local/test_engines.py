@@ -225,6 +225,18 @@ def test_questions_about_all_examples_are_answered(engine, task):
             assert result.loss == pytest.approx(_answers(task, received, task.data(f"c{i}"))["loss"], abs=1e-5)
 
 
+def test_all_examples_are_asked_in_pieces(exits_task, monkeypatch):
+    engine, asked = make_engine("sequential", exits_task), _asking(lambda oracle, w: oracle.hvp(w, oracle.gradient(w)))
+    whole, loss = (
+        [r.sent["answer"] for r in _cohort(engine, exits_task, asked)],
+        [r.loss for r in _cohort(engine, exits_task, asked)],
+    )
+    monkeypatch.setattr("edgewise.training.local.engines.sequential.PIECE", 6)
+    for answer, mean, result in zip(whole, loss, _cohort(engine, exits_task, asked), strict=True):
+        assert np.abs(result.sent["answer"] - answer).max() <= 1e-4
+        assert result.loss == pytest.approx(mean, abs=1e-5)
+
+
 def test_outputs_are_those_of_the_serving_model(engine, task):
     received, inputs = initial_vector(task, Seeds(0)), np.asarray(task.data("c1").inputs)
     for result in _cohort(engine, task, _asking(lambda oracle, w: oracle.outputs(w, inputs)[-1])):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,9 @@ from edgewise.training.local.batches import batches
 from edgewise.training.local.engines.engine import LocalEngine, LocalResult, Progress, bundle_of
 from edgewise.training.local.loop import kept_of, run_rules
 from edgewise.training.local.rule import GRADIENT, HVP, LOSS, OUTPUTS, Array, Arrays, LocalWork
+
+PIECE = 4096
+"""Examples that a question about all of a client's is put to at a time."""
 
 
 class SequentialEngine(LocalEngine):
@@ -132,29 +135,35 @@ class _ClientOracle:
     def gradient(self, weights: Tensor, batch: int | None = None) -> Tensor:
         """As in `Oracle`."""
         with self._at(weights, batch):
-            return self._model.flat(self._slopes(self._loss(batch)))
+            return self._mean(batch, lambda loss: self._model.flat(self._slopes(loss)))
 
     def loss(self, weights: Tensor, batch: int | None = None) -> Tensor:
         """As in `Oracle`."""
         with self._at(weights, batch), torch.no_grad():
-            return self._loss(batch).detach()
+            return self._mean(batch, lambda loss: loss.detach())
 
     def hvp(self, weights: Tensor, vector: Tensor, batch: int | None = None) -> Tensor:
         """As in `Oracle`: the gradient of ⟨gradient, vector⟩."""
-        with self._at(weights, batch):
-            slopes = self._slopes(self._loss(batch), create_graph=True)
+
+        def product(loss: Tensor) -> Tensor:
+            slopes = self._slopes(loss, create_graph=True)
             along = (torch.cat([s.reshape(-1) for s in slopes]) * vector[: self._model.layout.num_trained]).sum()
             # A loss that is linear in the weights has no second derivative, and no graph to it.
             return self._model.flat(
                 self._slopes(along) if along.requires_grad else [torch.zeros_like(s) for s in slopes]
             )
 
+        with self._at(weights, batch):
+            return self._mean(batch, product)
+
     def outputs(self, weights: Tensor, inputs: Any) -> tuple[Tensor, ...]:
         """As in `Oracle`."""
         module = self._model.module
         with self._at(weights, None), torch.no_grad():
-            made = module.eval()(self.like(inputs))
-            module.train()
+            try:
+                made = module.eval()(self.like(inputs))
+            finally:
+                module.train()
         return (made,) if isinstance(made, Tensor) else tuple(made)
 
     def entries(self, patterns: Sequence[str]) -> Tensor:
@@ -181,11 +190,19 @@ class _ClientOracle:
         """As in `Driven`."""
         return [float(self._total) / self._seen if self._seen else float("nan")]
 
-    def _loss(self, batch: int | None) -> Tensor:
-        inputs, targets = self._inputs, self._targets
-        if batch is not None:
-            chosen = torch.from_numpy(self._parts[batch])
-            inputs, targets = inputs[chosen], targets[chosen]
+    def _mean(self, batch: int | None, ask: Callable[[Tensor], Tensor]) -> Tensor:
+        """What is asked of a loss; of all examples in pieces, for a graph of very many takes their memory."""
+        num_examples = len(self._targets)
+        if batch is not None or num_examples <= PIECE or self.buffers is not None:
+            return ask(self._loss(batch))
+        pieces = [slice(start, min(start + PIECE, num_examples)) for start in range(0, num_examples, PIECE)]
+        shares = [(piece.stop - piece.start) / num_examples for piece in pieces]
+        first, *rest = (ask(self._loss(None, p)) * share for p, share in zip(pieces, shares, strict=True))
+        return sum(rest, start=first)
+
+    def _loss(self, batch: int | None, piece: slice = slice(None)) -> Tensor:
+        chosen = piece if batch is None else torch.from_numpy(self._parts[batch])
+        inputs, targets = self._inputs[chosen], self._targets[chosen]
         try:
             outputs = self._model.module(inputs)
         except ValueError as error:
