@@ -21,7 +21,7 @@ def test_a_job_file_reads_as_it_is_written(tmp_path):
     job = check_job(load_toml(tmp_path / "job.toml", JobFile))
     assert job.training.rounds == 4
     assert str(job.algorithm().select.spec) == "uniform(cohort_size=2)"
-    assert job.algorithm().uplink.spec.name == "int8"
+    assert job.algorithm().exchanges[0].uplink["model"].spec.name == "int8"
     assert make_task(job.task.file, job.task.settings).clients() == ("client-0", "client-1", "client-2")
 
 

@@ -21,7 +21,7 @@ from edgewise.core.seeds import Seeds
 from edgewise.models.flat import initial_vector
 from edgewise.models.task import Examples, Task
 from edgewise.simulation.simulate import SimulationOptions, simulate_rounds
-from edgewise.training.algorithm import FederatedAlgorithm
+from edgewise.training.algorithm import MODEL, FederatedAlgorithm
 from edgewise.training.client_update import client_seeds
 from edgewise.training.local import LocalEngine, choose_engine
 
@@ -160,7 +160,7 @@ def _federated(
 def _alone(domain: str, training: DomainTraining, held: Mapping[ClientId, Examples]) -> DomainResult:
     from edgewise.training.local.evaluate import Evaluator
 
-    task, work = training.task, training.algorithm.local
+    task, work = training.task, training.algorithm.exchanges[0].local
     engine = choose_engine(task, work, list(held.values())[:1], pinned=training.options.engine).engine
     test = training.options.test_data if training.options.test_data is not None else task.test_data()
     vectors = {str(owner): _descended(training, engine, owner, examples) for owner, examples in held.items()}
@@ -170,8 +170,10 @@ def _alone(domain: str, training: DomainTraining, held: Mapping[ClientId, Exampl
 
 
 def _descended(training: DomainTraining, engine: LocalEngine, owner: ClientId, examples: Examples) -> Vector:
-    vector = initial_vector(training.task, Seeds(training.seed))
+    vector, exchange = initial_vector(training.task, Seeds(training.seed)), training.algorithm.exchanges[0]
+    others, kept = exchange.server.init(vector), {}  # as a server sends them before anybody answered
     for number in range(1, training.rounds + 1):
         seeds = client_seeds(training.seed, RoundNumber(number), owner).at("local")
-        vector = vector + engine.train(vector, training.algorithm.local, examples, seeds).update
+        done = engine.work_one(exchange.local, {**others, MODEL: vector}, kept, examples, seeds)
+        vector, kept = vector + done.sent[MODEL], done.kept
     return vector
