@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from edgewise.codecs import CODECS, Codec
 from edgewise.core.errors import InputError, nearest
@@ -22,7 +23,7 @@ from edgewise.training.algorithms.fed_per import fed_per
 from edgewise.training.algorithms.fed_prox import fed_prox
 from edgewise.training.algorithms.scaffold import control_step, controlled, scaffold
 from edgewise.training.algorithms.zeroth_order import along_slopes, two_point, zeroth_order
-from edgewise.training.local import LOCAL_WORK, RULES, LocalWork, Rule
+from edgewise.training.local import LOCAL_WORK, LocalWork, Rule
 from edgewise.training.select import SELECT
 from edgewise.training.server import SERVERS
 
@@ -89,11 +90,11 @@ OWN_SERVERS: dict[str, Callable[..., ServerRule]] = {
 
 _SLOTS: dict[str, tuple[str, Mapping[str, Callable[..., Any]], Any]] = {
     "select": ("select", SELECT, Select),
-    "local": ("local", {**LOCAL_WORK, **RULES, **OWN_RULES}, LocalWork),
+    "local": ("local", ChainMap(OWN_RULES, cast(Any, LOCAL_WORK)), LocalWork),
     "uplink": ("codecs", CODECS, Codec),
     "downlink": ("codecs", CODECS, Codec),
     "aggregate": ("aggregate", AGGREGATORS, Aggregator),
-    "server": ("server", {**SERVERS, **OWN_SERVERS}, ServerRule),
+    "server": ("server", ChainMap(OWN_SERVERS, SERVERS), ServerRule),
 }
 _BRINGS = {
     "fed_adam": frozenset(["server"]),

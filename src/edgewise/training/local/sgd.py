@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from edgewise.core.errors import InputError, MisfitError
@@ -116,5 +117,5 @@ def _loop_words(epochs: int, batch_size: int, max_steps: int | None) -> dict[str
 
 
 RULES: dict[str, Callable[..., Rule]] = {"descent": descent, "only": only, "personal": personal}
-LOCAL_WORK: dict[str, Callable[..., Any]] = {"local_work": local_work, "sgd": sgd, **DIRECTIONS, **RULES}
-"""Local work, and the parts that stand inside it: `build` reads both from one table."""
+LOCAL_WORK: Mapping[str, Callable[..., Any]] = ChainMap({"local_work": local_work, "sgd": sgd}, RULES, DIRECTIONS)
+"""Local work, and the parts that stand inside it: `build` reads both from one table. What joins `RULES` later is in it."""
