@@ -7,7 +7,7 @@ settings = { alpha = 0.5 }
 [training]
 algorithm = { name = "fed_avg", local = { name = "sgd", learning_rate = 0.05, epochs = 3 }, uplink = "int8" }
 rounds = 12
-protocol = "hierarchical"
+protocol = "hierarchical"           # or { name = "buffered", concurrency = 20, buffer_size = 5 }
 
 [virtual]                          # simulation only
 uplink = "20 Mbit/s"
@@ -15,18 +15,19 @@ uplink = "20 Mbit/s"
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from edgewise.core.errors import ConfigError
+from edgewise.core.errors import ConfigError, InputError, MisfitError
 from edgewise.core.units import parse_duration, parse_rate
 from edgewise.models.task import Task, load_task
 from edgewise.training.algorithm import FederatedAlgorithm
 from edgewise.training.algorithms import make_algorithm
-from edgewise.training.protocols import Protocol, make_protocol
+from edgewise.training.protocols import Protocol, check_carries, make_protocol
 
 BUILT_IN_TASKS = ("digits",)
 
@@ -164,6 +165,7 @@ def check_job(job: JobFile) -> JobFile:
     Raises:
         ConfigError: It names the dotted key.
         InputError: If a quantity is not written as one.
+        MisfitError: If the protocol does not carry the algorithm.
     """
     training, virtual = job.training, job.virtual
     least = (
@@ -174,6 +176,14 @@ def check_job(job: JobFile) -> JobFile:
     for key, value, lowest in least:
         if value < lowest:
             raise ConfigError(f"{key} must be at least {lowest}, got {value}.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # joined again where it is used, and said there
+            check_carries(job.protocol(), job.algorithm())
+    except MisfitError:
+        raise
+    except InputError as error:
+        raise ConfigError(f"[training] {error.message}") from error
     if not 0 <= virtual.dropout_fraction < 1:
         raise ConfigError(f"virtual.dropout_fraction must be in 0 to 1 (1 excluded), got {virtual.dropout_fraction}.")
     for rate in (virtual.uplink, virtual.downlink, virtual.wan):
