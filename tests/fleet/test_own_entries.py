@@ -54,3 +54,18 @@ def test_what_is_own_is_in_no_frame(name, tmp_path):
             assert not [run for run in secrets if run in sent], f"{client} in round {num_rounds}"
     assert status.model == digest_of(ran.model.tobytes())
     assert all(run in sent for run in runs_of(ran.models[0]))  # what is shared is there to be found
+
+
+def test_a_version_of_such_a_run_says_what_it_lacks(tmp_path):
+    async def registered():
+        async with LoopbackFleet(tmp_path, edge_of={"a": "edge-1", "b": "edge-1"}) as fleet:
+            found = []
+            for algorithm in (fed_per(own=("3.*",), local=LOCAL), ditto(local=LOCAL)):
+                status = await fleet.train(algorithm.spec.to_dict(), num_rounds=1, register=True)
+                found.append(fleet.coordinator.versions.get(status.version))
+            return found
+
+    part, whole = asyncio.run(registered())
+    assert part.own == ("3.*",)
+    assert "is the part that its clients share; 3.* have their first values in it" in part.caution
+    assert (whole.own, whole.caution) == ((), "")

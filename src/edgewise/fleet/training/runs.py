@@ -38,6 +38,8 @@ from edgewise.fleet.training.local_worker import LocalWorker
 from edgewise.fleet.training.role_driver import RoleDriver
 from edgewise.fleet.training.run_roles import RunRoles
 from edgewise.training.algorithm import Candidate
+from edgewise.training.algorithms import make_algorithm
+from edgewise.training.local import own_patterns
 from edgewise.training.protocols import messages as m
 from edgewise.training.protocols.event_log import decode_event, encode_event
 from edgewise.training.protocols.protocol import COORDINATOR, check_carries
@@ -337,7 +339,10 @@ class Runs:
             run=submitted.run,
             parent=submitted.parent,
             data={str(c): n for c, n in num_examples.items()},
+            own=own_patterns(make_algorithm(submitted.config.spec.algorithm).exchanges[-1].local),
         )
+        if version.own:
+            log.warning("%s", version.caution)
         return version.number
 
     def _map(self, model: Digest) -> Vector:
