@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from edgewise.core.spec import build
+from edgewise.training.protocols.buffered import buffered
 from edgewise.training.protocols.hierarchical import hierarchical
 from edgewise.training.protocols.protocol import Protocol, Role, RunView, check_carries, replay
 from edgewise.training.protocols.synchronous import synchronous
@@ -34,7 +35,11 @@ __all__ = [
     "synchronous",
 ]
 
-PROTOCOLS: dict[str, Callable[..., Protocol]] = {"hierarchical": hierarchical, "synchronous": synchronous}
+PROTOCOLS: dict[str, Callable[..., Protocol]] = {
+    "buffered": buffered,
+    "hierarchical": hierarchical,
+    "synchronous": synchronous,
+}
 
 
 def make_protocol(spec: Any) -> Protocol:

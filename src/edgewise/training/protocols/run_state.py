@@ -223,7 +223,7 @@ def opened(
         The state, and what to store; orders are the protocol's.
     """
     number = state.collection.round
-    sent, own, data = _letters_down(algorithm, blobs, state, exchange, cohort)
+    sent, own, data = sections_down(algorithm, blobs, state, exchange, cohort)
     records = state.records
     if any(client not in records for client in cohort):
         records = {**dict.fromkeys(cohort, ClientRecord()), **records}
@@ -238,9 +238,10 @@ def opened(
     return state, (Store(data),) if data else ()
 
 
-def _letters_down(
+def sections_down(
     algorithm: FederatedAlgorithm, blobs: Blobs, state: RunState, exchange: int, cohort: tuple[ClientId, ...]
 ) -> tuple[tuple[SectionBlob, ...], dict[ClientId, tuple[SectionBlob, ...]], dict[Digest, bytes]]:
+    """What goes down in an exchange: to all, to single clients, and what must be stored for it."""
     part, data = algorithm.exchanges[exchange], dict[Digest, bytes]()
     place = exchange_seeds(state, exchange)
 
@@ -446,11 +447,13 @@ def _round_closed(state: RunState, dropouts: dict[ClientId, str], norm: float) -
         metrics=mean_metrics((a.metrics, a.num_examples) for a in answered.values()),
         missing=dropouts,
         update_norm=norm,
+        staleness=sum(a.staleness for a in answered.values()) / max(1, len(answered)),
     )
     records = dict(state.records)
     for client, answer in answered.items():
         former = records.get(client, ClientRecord())
-        records[client] = ClientRecord(collection.round, former.num_counted + 1, answer.metrics)
+        asked = RoundNumber(collection.round - answer.staleness)  # the round its order named
+        records[client] = ClientRecord(asked, former.num_counted + 1, answer.metrics)
     state = change(state, rounds=(*state.rounds, summary), records=records, dropouts={})
     actions: tuple[Action, ...] = (AnnounceRound(summary),)
     if collection.round < config.num_rounds:
