@@ -22,9 +22,9 @@ REGISTRIES = {
     "Codecs": "edgewise.codecs:CODECS",
     "Algorithms": "edgewise.training.algorithms:ALGORITHMS",
     "Selections": "edgewise.training.select:SELECT",
-    "Local work": "edgewise.training.local_work:LOCAL_WORK",
+    "Local work": "edgewise.training.local:LOCAL_WORK",
     "Aggregators": "edgewise.training.aggregate:AGGREGATORS",
-    "Server updates": "edgewise.training.server:SERVERS",
+    "Server rules": "edgewise.training.server:SERVERS",
     "Planners": "edgewise.planning.placement:PLANNERS",
     "Splits": "edgewise.datasets.split:SPLITS",
 }

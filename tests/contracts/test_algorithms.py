@@ -15,7 +15,7 @@ from edgewise.core.provenance import origins_of
 from edgewise.core.seeds import Seeds
 from edgewise.core.spec import Spec
 from edgewise.models.flat import initial_vector
-from edgewise.models.personal import personal_vector
+from edgewise.models.personal_version import personal_vector
 from edgewise.models.task import Examples, Task
 from edgewise.models.zoo.dense_stack import mlp
 from edgewise.testing.quadratics import LeastSquaresEngine, quadratic, run_rounds

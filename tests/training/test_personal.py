@@ -15,7 +15,7 @@ from edgewise.core.errors import InputError
 from edgewise.core.layout import Layout
 from edgewise.core.seeds import Seeds
 from edgewise.models.flat import initial_vector
-from edgewise.models.personal import personal_vector
+from edgewise.models.personal_version import personal_vector
 from edgewise.models.task import Examples, Task
 from edgewise.testing.quadratics import LeastSquaresEngine, least_squares_optimum, quadratic, run_rounds
 from edgewise.training.algorithms import ditto, fed_avg, fed_bn, fed_per, scaffold

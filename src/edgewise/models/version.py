@@ -92,5 +92,5 @@ class ModelVersion(msgspec.Struct, frozen=True):
             return ""
         return (
             f"version {self.number} is the part that its clients share; {', '.join(self.own)} have their first values in it, and "
-            "its gate and evidence were measured so. Join it on a device with what that device kept (models/personal.py)."
+            "its gate and evidence were measured so. Join it on a device with what that device kept (models/personal_version.py)."
         )

@@ -24,7 +24,7 @@ from edgewise.training.client_update import client_seeds, client_update
 from edgewise.training.local import GRADIENT, HVP, LOSS, LocalEngine, LocalResult, LocalWork, Progress, descend
 from edgewise.training.local.batches import batches
 from edgewise.training.local.engines.engine import bundle_of
-from edgewise.training.local.loop import kept_of, run_rules
+from edgewise.training.local.local_loop import kept_of, run_rules
 from edgewise.training.protocols.folding import Decoder, fold, step_server
 from edgewise.training.protocols.messages import Answer
 
@@ -106,7 +106,7 @@ class LeastSquaresEngine(LocalEngine):
 
 
 class _Oracle:
-    """Answers for one client (`loop.Driven`)."""
+    """Answers for one client (`local_loop.Driven`)."""
 
     buffers: slice | None = None
     trained: Any = 1.0

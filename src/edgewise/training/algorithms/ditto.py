@@ -7,7 +7,7 @@ from typing import Any
 
 from edgewise.core.errors import InputError
 from edgewise.core.spec import Spec
-from edgewise.models.personal import PERSONAL
+from edgewise.models.personal_version import PERSONAL
 from edgewise.training.algorithm import MODEL, FederatedAlgorithm
 from edgewise.training.algorithms.fed_avg import fed_avg
 from edgewise.training.local import LocalWork, Rule, descend, descent, sgd, with_rules

@@ -13,7 +13,7 @@ from edgewise.training.local import LocalWork, personal, sgd, with_each
 def fed_per(*, own: Sequence[str], local: LocalWork | None = None, **settings: Any) -> FederatedAlgorithm:
     """FedAvg of a part of the model; every client keeps the rest, e.g. the head, to itself.
 
-    The server's model is not whole: its own entries are those of the first model. `models/personal.py` joins it on a device.
+    The server's model is not whole: its own entries are those of the first model. `models/personal_version.py` joins it on a device.
 
     Args:
         own: Which tensors stay: names with `*` and `?` (`head.*`), or `batch_norm`.

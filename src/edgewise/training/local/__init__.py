@@ -1,4 +1,4 @@
-"""Local work on a client's data: a loop and rules (`rule.py`, `loop.py`), engines that answer their questions (`engines/`).
+"""Local work on a client's data: a loop and rules (`rule.py`, `local_loop.py`), engines that answer their questions (`engines/`).
 
     engine = make_engine("sequential", task)                     # or choose_engine(task, work, sample).engine
     result = engine.work_one(sgd(0.1), {"model": vector}, {}, task.data(client), seeds)
@@ -12,7 +12,7 @@ from edgewise.training.local.descent import descent
 from edgewise.training.local.directions import DIRECTIONS, Direction, clipped, gradient, proximal
 from edgewise.training.local.engines.choice import ENGINES, EngineChoice, choose_engine, make_engine
 from edgewise.training.local.engines.engine import LocalEngine, LocalResult, Progress
-from edgewise.training.local.loop import descend
+from edgewise.training.local.local_loop import descend
 from edgewise.training.local.only import only
 from edgewise.training.local.personal import own_patterns, personal
 from edgewise.training.local.rule import GRADIENT, HVP, LOSS, OUTPUTS, LocalWork, Loop, Oracle, Rule

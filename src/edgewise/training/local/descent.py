@@ -5,7 +5,7 @@ from __future__ import annotations
 from edgewise.core.errors import InputError
 from edgewise.core.spec import Spec
 from edgewise.training.local.directions import Direction, gradient
-from edgewise.training.local.loop import descend
+from edgewise.training.local.local_loop import descend
 from edgewise.training.local.rule import Array, Arrays, Oracle, Rule
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from edgewise.core.spec import Spec
-from edgewise.models.personal import OWN
+from edgewise.models.personal_version import OWN
 from edgewise.training.local.rule import VECTOR, Array, Arrays, LocalWork, Oracle, Rule
 
 _ENTRIES = "own_entries"

@@ -4,7 +4,7 @@
 
 A rule is the client's optimiser as pure functions on flat vectors: float32[d] for one client or [clients, d] for a cohort,
 torch tensors or numpy arrays, so it uses arithmetic operators only. What it keeps stays on the client, and is provisional
-until the server says that the update counted. The loop is written once (`loop.py`); engines answer its questions.
+until the server says that the update counted. The loop is written once (`local_loop.py`); engines answer its questions.
 
 For a cohort every array has a leading axis: [clients, ...], or [1, ...] where all share one value. A number of one client is
 float32[1], of a cohort float32[clients, 1], so that it broadcasts over entries in both.

@@ -1,6 +1,6 @@
 """The contract of a local engine: who answers the questions of local work (`rule.Oracle`) with a client's data.
 
-    received, kept, examples ─▶ engine's oracle ─▶ loop.run_rules ─▶ sent, kept, loss, number of steps
+    received, kept, examples ─▶ engine's oracle ─▶ run_rules ─▶ sent, kept, loss, number of steps
 
 The work is data and rules (`LocalWork`); the order of examples comes from the seed tree alone, so every engine does the
 same steps on the same batches. The smallest complete engine is `sequential.py`.

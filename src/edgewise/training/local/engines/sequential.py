@@ -18,7 +18,7 @@ from edgewise.models.flat import buffers_of, layout_of
 from edgewise.models.task import Examples, Task
 from edgewise.training.local.batches import batches
 from edgewise.training.local.engines.engine import LocalEngine, LocalResult, Progress, bundle_of
-from edgewise.training.local.loop import kept_of, run_rules
+from edgewise.training.local.local_loop import kept_of, run_rules
 from edgewise.training.local.rule import GRADIENT, HVP, LOSS, OUTPUTS, Array, Arrays, LocalWork
 
 PIECE = 4096
@@ -102,7 +102,7 @@ class _FlatModel:
 
 
 class _ClientOracle:
-    """Answers for one client (`loop.Driven`)."""
+    """Answers for one client (`local_loop.Driven`)."""
 
     def __init__(self, model: _FlatModel, held: Examples, parts: list[Any], seeds: Seeds) -> None:
         self._model, self._parts, self._seeds = model, parts, seeds

@@ -16,7 +16,7 @@ from edgewise.core.seeds import Seeds
 from edgewise.models.task import Examples
 from edgewise.training.local.batches import Schedule, schedule
 from edgewise.training.local.engines.engine import CohortRng, LocalEngine, LocalResult, Progress, bundle_of
-from edgewise.training.local.loop import Driven, descend, kept_of, run_rules
+from edgewise.training.local.local_loop import Driven, descend, kept_of, run_rules
 from edgewise.training.local.rule import Array, Arrays, LocalWork, Loop
 
 STACK_BYTES = 8 << 20

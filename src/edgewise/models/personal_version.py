@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from edgewise.codecs.bundle import Bundle
 from edgewise.core.errors import InputError
 from edgewise.core.layout import Layout, Vector
 
@@ -16,7 +17,7 @@ PERSONAL = "personal"
 """Kept section that is a whole model of the client's own (`training/algorithms/ditto.py`)."""
 
 
-def personal_vector(base: Vector, kept: Bundle, layout: Layout, own: Sequence[str] = ()) -> Vector:
+def personal_vector(base: Vector, kept: Mapping[str, NDArray[Any]], layout: Layout, own: Sequence[str] = ()) -> Vector:
     """The model a device should use.
 
     A device that has kept nothing yet uses the base's entries: those of the run's first model, for the server never moves
