@@ -26,7 +26,7 @@ def fed_prox(*, mu: float = 0.01, local: LocalWork | None = None, **settings: An
 
     Reference:
         Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020.
-        Differs: partial work is not sent; a straggler's update waits for the deadline.
+        Differs: partial work is not cut off by a clock, so that a run can be repeated: bound it by `max_steps` of `local`.
     """
     work = local or sgd()
     if work.spec.name != "sgd":
