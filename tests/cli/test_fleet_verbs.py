@@ -27,7 +27,7 @@ from edgewise.transport.zenoh.zenoh_transport import TlsFiles, ZenohSettings, op
 
 T = TypeVar("T")
 NOWHERE = "tls/127.0.0.1:1"
-HOMES = {"a": "edge-1", "b": "edge-1"}
+EDGE_OF = {"a": "edge-1", "b": "edge-1"}
 JOB = f"""
 [task]
 file = "{tiny_task.__file__}"
@@ -99,7 +99,7 @@ def test_watching_says_what_changed_only() -> None:
 
 
 async def on_loopback(folder: Path, work: Callable[[LoopbackFleet], Awaitable[T]]) -> T:
-    async with LoopbackFleet(folder, homes=HOMES) as fleet:
+    async with LoopbackFleet(folder, edge_of=EDGE_OF) as fleet:
         return await work(fleet)
 
 

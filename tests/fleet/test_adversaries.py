@@ -9,85 +9,124 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 
+from edgewise.codecs.bundle import bundle_to_bytes, encode_bundle
 from edgewise.core.errors import IdentityRefused, RemoteError, Unreachable
-from edgewise.core.ids import ClientId, Digest, NodeId, RoundNumber, RunId, Tier
+from edgewise.core.ids import ClientId, Digest, NodeId, RoundNumber, RunId, digest_of
 from edgewise.core.provenance import RAW, traced
-from edgewise.fleet.messages import Ack, BlobRef, EdgeSum, FleetRequest, TrainFailed, TrainOrder, UpdateReport
+from edgewise.fleet.messages import Ack, FleetRequest, LetterAck, NodeInfo, RunLetter
 from edgewise.fleet.node.delivery import is_passing
 from edgewise.fleet.node.node import Node
-from edgewise.fleet.training.trainer import Trainer
+from edgewise.fleet.training.local_worker import LocalWorker
 from edgewise.ledger.entry import Purpose
 from edgewise.testing import LoopbackFleet
-from edgewise.training.protocols.regions import SumReport
+from edgewise.training.protocols.letters import (
+    Address,
+    AnyLetter,
+    BlobName,
+    RunEnded,
+    SumReport,
+    UpdateReport,
+    WorkFailed,
+    WorkOrder,
+)
+from edgewise.training.protocols.messages import Refusal
 from edgewise.transport.frame import Frame, make_frame
 
-HOMES = {"a": "edge-1", "b": "edge-1", "c": "edge-1"}
+EDGE_OF = {"a": "edge-1", "b": "edge-1", "c": "edge-1"}
 WORDS = {"name": "fed_avg"}
 PROTOCOLS = ("synchronous", "hierarchical")
 NUM_ENTRIES = 8 * 8 + 3
 LIAR = NodeId("device-b")
-Answering = Callable[[Node, TrainOrder], Awaitable[None]]
 
 
-def update(order: TrainOrder, client: str = "b", weight: float = 20.0, **fields: Any) -> UpdateReport:
-    return UpdateReport(order.run, order.round, ClientId(client), weight, {}, (NUM_ENTRIES,), **fields)
+class Order:
+    """An order that `device-b` took, and what it sends back."""
+
+    def __init__(self, node: Node, letter: WorkOrder, sender: NodeId) -> None:
+        self.node, self.letter, self.server = node, letter, sender
+
+    def update(self, values: Any = None, client: str = "b", **fields: Any) -> tuple[UpdateReport, bytes]:
+        """An update of zeros, or of other values."""
+        values = np.zeros(NUM_ENTRIES, np.float32) if values is None else values
+        coded, _ = encode_bundle({}, {"model": values}, None, np.random.default_rng(0))
+        data = bundle_to_bytes(coded)
+        known: dict[str, Any] = {"num_examples": 20, "update": BlobName(digest_of(data), len(data))}
+        run, number = self.letter.spec.run, self.letter.round
+        return UpdateReport(run=run, round=number, client=ClientId(client), **{**known, **fields}), data
+
+    async def send(self, letter: UpdateReport, data: bytes | None) -> LetterAck:
+        """Sends it to whoever gave the order."""
+        to = Address("coordinator" if self.server == "cloud" else "edge", self.server)
+        tensors = {} if data is None else {"0": np.frombuffer(data, np.uint8)}
+        return await say(self.node, self.server, to, letter, tensors)
 
 
-async def send(node: Node, order: TrainOrder, report: UpdateReport, values: Any = None) -> Ack:
-    values = np.zeros(NUM_ENTRIES, np.float32) if values is None else values
-    return await node.ask(
-        order.report_to, "report", report, Ack, {"values": values}, purpose=Purpose.TRAINING, run=order.run
-    )
+async def say(node: Node, server: NodeId, to: Address, letter: AnyLetter, tensors: Any = ()) -> LetterAck:
+    return await node.ask(server, "report", RunLetter(to, letter), LetterAck, tensors, purpose=Purpose.TRAINING)
+
+
+Answering = Callable[[Order], Awaitable[None]]
 
 
 async def trained(folder: Path, protocol: str, answering: Answering) -> tuple[Any, LoopbackFleet]:
     """A run in which `device-b` answers orders by `answering` instead of training; quorum 2 of 3."""
-    async with LoopbackFleet(folder, homes=HOMES) as fleet:
+    async with LoopbackFleet(folder, edge_of=EDGE_OF) as fleet:
         liar = fleet.nodes[LIAR]
 
-        async def take(order: TrainOrder, frame: Frame, _: Any) -> Ack:
-            liar.spawn(answering(liar, order), "answer")
-            return Ack()
+        async def take(message: RunLetter, _: Frame, sender: NodeInfo) -> LetterAck:
+            if isinstance(message.letter, WorkOrder):
+                liar.spawn(answering(Order(liar, message.letter, sender.node)), "answer")
+            return LetterAck()
 
-        liar.route("control", TrainOrder, take, Tier.EDGE, Tier.CLOUD)
-        status = await fleet.train(WORDS, num_rounds=2, protocol=protocol, quorum_fraction=0.6)
+        liar.route("control", RunLetter, take)
+        status = await fleet.train(WORDS, num_rounds=2, protocol=protocol, quorum=2)
         return status, fleet
 
 
-BAD_UPDATES = {
-    "not finite": (lambda order: update(order), np.full(NUM_ENTRIES, np.nan, np.float32), "entry 0 of the update is nan"),
-    "misshaped": (
-        lambda order: msgspec.structs.replace(update(order), shape=(NUM_ENTRIES + 1,)),
-        np.zeros(NUM_ENTRIES + 1, np.float32),
-        r"has shape \(67,\), found \(68,\)",
+BAD_UPDATES: dict[str, tuple[Callable[[Order], tuple[UpdateReport, bytes | None]], str]] = {
+    "not finite": (
+        lambda order: order.update(np.full(NUM_ENTRIES, np.nan, np.float32)),
+        "entry 0 .* is nan",
     ),
-    "a weight that counts nothing": (lambda order: update(order, weight=float("nan")), None, "weight"),
-    "a blob of another node": (
-        lambda order: update(order, payload=BlobRef(Digest("0" * 64), 300, NodeId("device-a"))),
-        None,
-        "it was to announce its own",
+    "misshaped": (
+        lambda order: order.update(np.zeros(NUM_ENTRIES + 1, np.float32)),
+        r"must have shape \(67,\), found \(68,\)",
+    ),
+    "of another type": (
+        lambda order: order.update(np.zeros(NUM_ENTRIES, np.int64)),
+        "must be float32, found int64",
+    ),
+    "no bundle at all": (
+        lambda order: (order.update(update=BlobName(digest_of(b"x"), 1))[0], b"x"),
+        "are not a bundle",
+    ),
+    "negative examples": (lambda order: order.update(num_examples=-3), "examples|weight"),
+    "bytes of another digest": (lambda order: (order.update()[0], b"y" * 300), "which they are not"),
+    "a blob it does not have": (
+        lambda order: (order.update(update=BlobName(Digest("0" * 64), 300))[0], None),
+        "is not in this node's store",
     ),
     "a blob too large": (
-        lambda order: update(order, payload=BlobRef(Digest("0" * 64), 10**12, LIAR)), None, "of at most"
+        lambda order: (order.update(update=BlobName(Digest("0" * 64), 10**12))[0], None),
+        "of at most",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("kind", sorted(BAD_UPDATES))
 def test_a_bad_update_is_refused_its_node_quarantined_and_the_round_goes_on(kind, protocol, tmp_path):
-    make, values, text = BAD_UPDATES[kind]
-    answers: list[Ack] = []
+    make, text = BAD_UPDATES[kind]
+    answers: list[LetterAck] = []
 
-    async def lie(node: Node, order: TrainOrder) -> None:
-        answers.append(await send(node, order, make(order), values))
+    async def lie(order: Order) -> None:
+        answers.append(await order.send(*make(order)))
 
     status, _ = asyncio.run(trained(tmp_path, protocol, lie))
-    assert (answers[0].accepted, answers[0].details["reason"]) == (False, "invalid")
+    assert (answers[0].accepted, answers[0].refusal) == (False, Refusal.INVALID)
     assert [r.num_updates for r in status.rounds] == [2, 2]
     assert status.rounds[0].missing["b"].startswith("in quarantine: ")
     assert re.search(text, status.rounds[0].missing["b"])
@@ -98,9 +137,9 @@ def test_a_bad_update_is_refused_its_node_quarantined_and_the_round_goes_on(kind
 def test_a_report_for_another_client_is_refused_and_its_signer_quarantined(protocol, tmp_path, caplog):
     refusals: list[RemoteError] = []
 
-    async def lie(node: Node, order: TrainOrder) -> None:
+    async def lie(order: Order) -> None:
         with pytest.raises(RemoteError, match="its report is in the name of 'a'") as caught:
-            await send(node, order, update(order, client="a"))
+            await order.send(*order.update(client="a"))
         refusals.append(caught.value)
 
     with caplog.at_level(logging.WARNING, "edgewise.fleet"):
@@ -115,25 +154,25 @@ def test_a_report_for_another_client_is_refused_and_its_signer_quarantined(proto
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_task_that_raises_is_a_dropout_with_its_cause(protocol, tmp_path, monkeypatch):
-    whole = Trainer._update
+    whole = LocalWorker._update
 
-    def broken(self: Trainer, *order: Any) -> Any:
+    def broken(self: LocalWorker, *order: Any) -> Any:
         if self.client == "b":
             raise ValueError("the sensor is unplugged")
         return whole(self, *order)
 
     async def run() -> Any:
-        async with LoopbackFleet(tmp_path, homes=HOMES) as fleet:
-            return await fleet.train(WORDS, num_rounds=1, protocol=protocol, quorum_fraction=0.6)
+        async with LoopbackFleet(tmp_path, edge_of=EDGE_OF) as fleet:
+            return await fleet.train(WORDS, num_rounds=1, protocol=protocol, quorum=2)
 
-    monkeypatch.setattr(Trainer, "_update", broken)
+    monkeypatch.setattr(LocalWorker, "_update", broken)
     status = asyncio.run(run())
     assert status.rounds[0].missing == {"b": "its task raised ValueError: the sensor is unplugged"}
 
 
 def test_a_forged_sender_a_replay_and_an_order_of_a_device_change_nothing(tmp_path):
     async def run() -> None:
-        async with LoopbackFleet(tmp_path, homes=HOMES) as fleet:
+        async with LoopbackFleet(tmp_path, edge_of=EDGE_OF) as fleet:
             cloud, liar = fleet.nodes[NodeId("cloud")], fleet.nodes[LIAR]
             key = cloud.keys.service(cloud.name, "control")
             guard = liar.transport.guard  # type: ignore[attr-defined]
@@ -166,7 +205,7 @@ def test_a_forged_sender_a_replay_and_an_order_of_a_device_change_nothing(tmp_pa
 
 def test_an_answer_in_another_nodes_name_does_not_count(tmp_path):
     async def run() -> None:
-        async with LoopbackFleet(tmp_path, homes=HOMES) as fleet:
+        async with LoopbackFleet(tmp_path, edge_of=EDGE_OF) as fleet:
             edge, liar, device = (fleet.nodes[NodeId(n)] for n in ("edge-1", "device-b", "device-a"))
             key = edge.keys.service(device.name, "lies")
 
@@ -187,26 +226,40 @@ def test_an_answer_in_another_nodes_name_does_not_count(tmp_path):
 
 def test_a_sum_in_another_edges_name_is_refused(tmp_path):
     async def run() -> None:
-        async with LoopbackFleet(tmp_path, homes={**HOMES, "d": "edge-2"}) as fleet:
+        async with LoopbackFleet(tmp_path, edge_of={**EDGE_OF, "d": "edge-2"}) as fleet:
             edge = fleet.nodes[NodeId("edge-2")]
-            report = SumReport(RunId("r"), RoundNumber(1), 1, NodeId("edge-1"), Digest("0" * 64), {})
-            message = EdgeSum(report, BlobRef(Digest("0" * 64), 1, edge.name))
+            report = SumReport(
+                run=RunId("r"), round=RoundNumber(1), assignment=1, edge=NodeId("edge-1"),
+                sums=BlobName(Digest("0" * 64), 1), contributions={},
+            )  # fmt: skip
             with pytest.raises(RemoteError, match="'edge-2' forwards a sum in the name of 'edge-1'"):
-                await edge.ask(NodeId("cloud"), "report", message, Ack, purpose=Purpose.TRAINING)
+                await say(edge, NodeId("cloud"), Address("coordinator"), report)
             assert fleet.nodes[NodeId("cloud")].refused["a sum of edge-2 in the name of edge-1"] == 1
+
+    asyncio.run(run())
+
+
+def test_an_order_of_a_device_is_refused(tmp_path):
+    async def run() -> None:
+        async with LoopbackFleet(tmp_path, edge_of=EDGE_OF) as fleet:
+            liar, device = fleet.nodes[LIAR], fleet.nodes[NodeId("device-a")]
+            message = RunLetter(Address("client", "a"), RunEnded(run=RunId("r")))
+            with pytest.raises(RemoteError, match="'device-b' is a device; 'ended' is taken from cloud or edge only"):
+                await liar.ask(device.name, "control", message, LetterAck, purpose=Purpose.TRAINING)
+            assert device.refused["an order of device-b, a device"] == 1
 
     asyncio.run(run())
 
 
 def test_a_node_that_cannot_be_asked_who_it_is_is_told_to_try_again(tmp_path):
     async def run() -> None:
-        async with LoopbackFleet(tmp_path, homes=HOMES) as fleet:
+        async with LoopbackFleet(tmp_path, edge_of=EDGE_OF) as fleet:
             cloud, device = fleet.nodes[NodeId("cloud")], fleet.nodes[NodeId("device-a")]
             cloud._known.clear()
             await device.detach()
-            failed = TrainFailed(RunId("r"), RoundNumber(1), ClientId("a"), "")
+            failed = WorkFailed(run=RunId("r"), round=RoundNumber(1), client=ClientId("a"), cause="")
             with pytest.raises(RemoteError, match="cloud cannot ask 'device-a' for its certificate") as caught:
-                await device.ask(cloud.name, "report", failed, Ack)
+                await say(device, cloud.name, Address("coordinator"), failed)
             assert caught.value.fields["remote_code"] == Unreachable.code
             assert is_passing(caught.value)
 
@@ -215,7 +268,7 @@ def test_a_node_that_cannot_be_asked_who_it_is_is_told_to_try_again(tmp_path):
 
 def test_what_the_policy_lets_go_and_what_it_refuses_is_counted(tmp_path):
     async def run() -> None:
-        async with LoopbackFleet(tmp_path, homes=HOMES) as fleet:
+        async with LoopbackFleet(tmp_path, edge_of=EDGE_OF) as fleet:
             device = fleet.nodes[NodeId("device-a")]
             raw = {"x": traced(np.zeros(4, np.float32), RAW)}
             with pytest.raises(Exception, match="data of class 'raw' may not leave its device"):

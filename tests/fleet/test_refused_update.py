@@ -7,27 +7,27 @@ from typing import Any
 
 import pytest
 
-from edgewise.fleet.training import edge_role, runs
+from edgewise.fleet.training.reception import Reception
 from edgewise.testing import LoopbackFleet
 
 TIMEOUT_S = 20.0
 
 
-@pytest.mark.parametrize(("protocol", "server"), [("synchronous", runs), ("hierarchical", edge_role)])
-def test_a_server_that_fails_over_one_update_goes_on_without_it_and_says_why(protocol, server, tmp_path, monkeypatch):
-    whole = server.update_event
+@pytest.mark.parametrize("protocol", ["synchronous", "hierarchical"])
+def test_a_server_that_fails_over_one_update_goes_on_without_it_and_says_why(protocol, tmp_path, monkeypatch):
+    whole = Reception._take
 
-    async def failing(node: Any, report: Any, *rest: Any) -> Any:
-        if report.client == "b":
+    async def failing(self: Any, driver: Any, letter: Any, *rest: Any) -> Any:
+        if letter.key.startswith("update/b"):
             raise RuntimeError("no space left")
-        return await whole(node, report, *rest)
+        return await whole(self, driver, letter, *rest)
 
-    monkeypatch.setattr(server, "update_event", failing)
+    monkeypatch.setattr(Reception, "_take", failing)
 
     async def run() -> Any:
-        async with LoopbackFleet(tmp_path, homes={"a": "edge-1", "b": "edge-1", "c": "edge-2"}) as fleet:
+        async with LoopbackFleet(tmp_path, edge_of={"a": "edge-1", "b": "edge-1", "c": "edge-2"}) as fleet:
             async with asyncio.timeout(TIMEOUT_S):
-                return await fleet.train({"name": "fed_avg"}, num_rounds=1, quorum_fraction=0.5, protocol=protocol)
+                return await fleet.train("fed_avg", num_rounds=1, quorum=2, protocol=protocol)
 
     (closed,) = asyncio.run(run()).rounds
     assert closed.num_updates == 2

@@ -11,23 +11,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgewise.core.errors import InputError, RemoteError
+from edgewise.codecs.bundle import bundle_to_bytes, encode_bundle
+from edgewise.core.errors import InputError, RemoteError, StoreError
 from edgewise.core.ids import ClientId, NodeId, RoundNumber, RunId, Tier, digest_of
-from edgewise.core.seeds import Seeds
-from edgewise.fleet.messages import INLINE_BYTES, Ack, DismissOrder, FoldOrder, SubmitRun, UpdateReport
-from edgewise.fleet.operator.operator import encode_layout
-from edgewise.fleet.training import run_presence
-from edgewise.fleet.training.run_presence import Presence
+from edgewise.fleet.messages import INLINE_BYTES, LetterAck, RunLetter
+from edgewise.fleet.training import presence
+from edgewise.fleet.training.node_training import NodeTraining
+from edgewise.fleet.training.presence import Presence
 from edgewise.fleet.training.runs import Runs
 from edgewise.ledger.entry import Purpose
-from edgewise.models.export import export_template
-from edgewise.models.flat import initial_vector
 from edgewise.simulation.simulate import SimulationOptions, simulate_rounds
 from edgewise.testing import LoopbackFleet, TinyTask
 from edgewise.training.algorithms import make_algorithm
-from edgewise.training.protocols.regions import ClientHomed
+from edgewise.training.protocols.letters import Address, BlobName, UpdateReport
+from edgewise.training.protocols.messages import Refusal
 
-HOMES = {"a": "edge-1", "b": "edge-1", "c": "edge-1"}
+EDGE_OF = {"a": "edge-1", "b": "edge-1", "c": "edge-1"}
 WORDS = {"name": "fed_avg"}
 PROTOCOLS = ("synchronous", "hierarchical")
 ONE_IS_EMPTY = '''"""b holds nothing."""
@@ -44,24 +43,31 @@ class Task(tiny_task.TinyTask):
 
 def in_a_fleet(folder: Path, scene: Callable[[LoopbackFleet], Awaitable[Any]], **fleet: Any) -> Any:
     async def run() -> Any:
-        async with LoopbackFleet(folder, homes=HOMES, **fleet) as made:
+        async with LoopbackFleet(folder, edge_of=EDGE_OF, **fleet) as made:
             return await scene(made)
 
     return asyncio.run(run())
 
 
-def wish(**fields: Any) -> tuple[SubmitRun, dict[str, Any]]:
-    """A run of the tiny task, and what travels with it."""
-    graph, layout = export_template(TinyTask())
-    model = fields.pop("model", initial_vector(TinyTask(), Seeds(0)))
-    given = {"task": "tiny", "algorithm": WORDS, "num_rounds": 1, "seed": 0, "layout": encode_layout(layout), **fields}
-    return SubmitRun(**given), {"graph": np.frombuffer(graph, np.uint8), "model": model}
+async def report(fleet: LoopbackFleet, to: str, run: RunId, number: int) -> LetterAck:
+    """What `a` hears of an update of zeros."""
+    device = fleet.nodes[NodeId("device-a")]
+    coded, _ = encode_bundle({}, {"model": np.zeros(67, np.float32)}, None, np.random.default_rng(0))
+    data = bundle_to_bytes(coded)
+    blob = BlobName(digest_of(data), len(data))
+    letter = UpdateReport(run=run, round=RoundNumber(number), client=ClientId("a"), update=blob, num_examples=20)
+    role = "edge" if to.startswith("edge") else "coordinator"
+    message, tensors = RunLetter(Address(role, to), letter), {"0": np.frombuffer(data, np.uint8)}
+    return await device.ask(NodeId(to), "report", message, LetterAck, tensors, purpose=Purpose.TRAINING)
 
 
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({"protocol": "gossip"}, "there is no protocol 'gossip'"),
+        ({"protocol": "chain_letter"}, "protocols has no 'chain_letter'"),
+        ({"algorithm": "fed_nothing"}, "algorithms has no 'fed_nothing'"),
+        ({"quorum": 4}, "a quorum of 4 is asked, .* chooses 3 of 3 clients"),
+        ({"start_version": 3}, "there is no model version 3"),
         ({"task": "cats"}, "no node of the fleet holds data of task 'cats'"),
         ({"model": np.zeros(3, np.float32)}, "the start has 3 entries, the task's model 67. The task does not match"),
     ],
@@ -69,16 +75,16 @@ def wish(**fields: Any) -> tuple[SubmitRun, dict[str, Any]]:
 def test_what_cannot_start_is_refused_with_its_cause(fields: Any, text: str, tmp_path: Path) -> None:
     async def scene(fleet: LoopbackFleet) -> None:
         with pytest.raises(RemoteError, match=text):
-            await fleet.operator.submit(*wish(**fields))
+            await fleet.submit(**{"algorithm": WORDS, "num_rounds": 1, **fields})
 
     in_a_fleet(tmp_path, scene)
 
 
 def test_a_name_is_given_once_and_an_unknown_run_is_said(tmp_path: Path) -> None:
     async def scene(fleet: LoopbackFleet) -> None:
-        await fleet.operator.submit(*wish(name="one", register=False))
+        await fleet.submit(WORDS, num_rounds=1, name="one")
         with pytest.raises(RemoteError, match="there is a run 'one' already"):
-            await fleet.operator.submit(*wish(name="one"))
+            await fleet.submit(WORDS, num_rounds=1, name="one")
         with pytest.raises(RemoteError, match=r"there is no run 'two'\. Known: one"):
             await fleet.operator.status(RunId("two"))
 
@@ -91,7 +97,7 @@ def test_a_client_without_examples_is_left_out_with_the_reason(protocol: str, tm
     file.write_text(ONE_IS_EMPTY)
 
     async def scene(fleet: LoopbackFleet) -> Any:
-        return await fleet.train(WORDS, num_rounds=2, protocol=protocol, quorum_fraction=0.6)
+        return await fleet.train(WORDS, num_rounds=2, protocol=protocol, quorum=2)
 
     status = in_a_fleet(tmp_path, scene, task_file=file)
     assert [r.num_updates for r in status.rounds] == [2, 2]
@@ -101,10 +107,10 @@ def test_a_client_without_examples_is_left_out_with_the_reason(protocol: str, tm
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_node_with_another_model_says_so(protocol: str, tmp_path: Path) -> None:
     async def scene(fleet: LoopbackFleet) -> Any:
-        other = fleet._trainers[1]
+        other = fleet.workers[ClientId("b")]
         other.task_settings = {"hidden": 16}
         await other.load()
-        return await fleet.train(WORDS, num_rounds=1, protocol=protocol, quorum_fraction=0.6)
+        return await fleet.train(WORDS, num_rounds=1, protocol=protocol, quorum=2)
 
     cause = in_a_fleet(tmp_path, scene).rounds[0].missing["b"]
     assert cause.startswith(
@@ -128,39 +134,31 @@ def test_two_runs_at_once_end_as_they_would_alone(tmp_path: Path) -> None:
         assert status.model == digest_of(alone.vector.tobytes())
 
 
-@pytest.mark.parametrize(("number", "accepted", "reason"), [(2, True, "duplicate"), (1, False, "late")])
+@pytest.mark.parametrize(("number", "accepted", "refusal"), [(2, True, Refusal.DUPLICATE), (1, False, Refusal.LATE)])
 def test_after_the_end_a_repeated_update_is_acknowledged_and_a_late_one_not(
-    number: int, accepted: bool, reason: str, tmp_path: Path
+    number: int, accepted: bool, refusal: Refusal, tmp_path: Path
 ) -> None:
-    async def scene(fleet: LoopbackFleet) -> Ack:
+    async def scene(fleet: LoopbackFleet) -> LetterAck:
         status = await fleet.train(WORDS, num_rounds=2, protocol="synchronous")
-        report = UpdateReport(status.run, RoundNumber(number), ClientId("a"), 20.0, {}, (67,))
-        device = fleet.nodes[NodeId("device-a")]
-        return await device.ask(
-            NodeId("cloud"), "report", report, Ack, {"values": np.zeros(67, np.float32)}, purpose=Purpose.TRAINING
-        )
+        return await report(fleet, "cloud", status.run, number)
 
     ack = in_a_fleet(tmp_path, scene)
-    assert (ack.accepted, ack.details["reason"]) == (accepted, reason)
+    assert (ack.accepted, ack.refusal) == (accepted, refusal)
 
 
 def test_an_update_for_a_run_an_edge_has_no_part_in_is_not_kept(tmp_path: Path) -> None:
-    async def scene(fleet: LoopbackFleet) -> Ack:
-        report = UpdateReport(RunId("old"), RoundNumber(1), ClientId("a"), 20.0, {}, (67,))
-        device = fleet.nodes[NodeId("device-a")]
-        return await device.ask(NodeId("edge-1"), "report", report, Ack, purpose=Purpose.TRAINING)
-
-    ack = in_a_fleet(tmp_path, scene)
-    assert ack == Ack(False, "edge-1 has no part in run old; the update does not count")
+    ack = in_a_fleet(tmp_path, lambda fleet: report(fleet, "edge-1", RunId("old"), 1))
+    assert (ack.accepted, ack.refusal) == (False, Refusal.WRONG_RUN)
+    assert ack.text == "edge-1 has no part in run old; 'update/a/1/0' does not count."
 
 
 def test_a_run_that_is_cancelled_ends_so_and_stays_so(tmp_path: Path) -> None:
     async def scene(fleet: LoopbackFleet) -> Any:
         for device in ("device-a", "device-b", "device-c"):
             fleet.fabric.cut(device)
-        run = await fleet.operator.submit(*wish(name="stopped", clients=("a", "b", "c")))
+        run = await fleet.submit(WORDS, num_rounds=1, name="stopped", clients=("a", "b", "c"), protocol="synchronous")
         waiting = await fleet.operator.status(run)
-        assert (waiting.state, "quorum is 2" in waiting.cause) == ("running", True)
+        assert (waiting.state, "quorum is 3" in waiting.cause) == ("running", True)
         await fleet.operator.cancel(run)
         return [status async for status in fleet.operator.watch(run)][-1]
 
@@ -175,7 +173,7 @@ def test_a_complete_run_that_makes_no_version_has_failed_and_says_why(tmp_path: 
             raise InputError("the disk is full.")
 
         monkeypatch.setattr(type(fleet.coordinator.versions), "register_vector", full)
-        run = await fleet.operator.submit(*wish(register=True))
+        run = await fleet.submit(WORDS, num_rounds=1, register=True)
         return [status async for status in fleet.operator.watch(run)][-1]
 
     status = in_a_fleet(tmp_path, scene)
@@ -183,30 +181,47 @@ def test_a_complete_run_that_makes_no_version_has_failed_and_says_why(tmp_path: 
 
 
 def test_an_edge_that_was_away_is_told_which_runs_are_over(tmp_path: Path) -> None:
-    async def scene(fleet: LoopbackFleet) -> tuple[RunId, ...]:
-        status = await fleet.train(WORDS, num_rounds=1, protocol="hierarchical")
-        heard: asyncio.Future[tuple[RunId, ...]] = asyncio.get_running_loop().create_future()
+    async def scene(fleet: LoopbackFleet) -> None:
+        roles, cloud = fleet.training[NodeId("edge-1")].roles, fleet.coordinator.runs.roles
 
-        async def hear(order: DismissOrder, *_: Any) -> Ack:
-            heard.set_result(order.runs)
-            return Ack()
+        def cut_once_it_is_done(_: Any) -> None:
+            driver = cloud.driver("coordinator", RunId("tiny-1"))
+            if driver is not None and driver.is_over:
+                fleet.fabric.cut("edge-1")
 
-        fleet.nodes[NodeId("edge-1")].route("control", DismissOrder, hear)
-        fleet.fabric.cut("edge-1")
+        status = await fleet.train(WORDS, num_rounds=2, protocol="hierarchical", on_status=cut_once_it_is_done)
         fleet.fabric.heal("edge-1")
-        assert status.run == "tiny-1"
-        return await asyncio.wait_for(heard, 10.0)
+        async with asyncio.timeout(10.0):
+            while roles.driver("edge", status.run) is not None:
+                await asyncio.sleep(0.01)
+        assert fleet.training[NodeId("edge-1")].events.runs() == ("ended",)
 
-    assert in_a_fleet(tmp_path, scene) == ("tiny-1",)
+    in_a_fleet(tmp_path, scene)
+
+
+def test_what_devices_and_edges_keep_of_a_run_goes_with_it(tmp_path: Path) -> None:
+    async def scene(fleet: LoopbackFleet) -> list[int]:
+        for seed in range(2):
+            run = (await fleet.train("scaffold", num_rounds=3, seed=seed, protocol="hierarchical")).run
+        roles = [fleet.training[NodeId(n)].roles for n in ("edge-1", "device-a", "device-b", "device-c")]
+        async with asyncio.timeout(10.0):
+            while any(role.driver(name, run) for role in roles for name in ("edge", "client")):
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        folders = [tmp_path / "state" / f"device-{c}" / kind for c in "abc" for kind in ("blobs", "kept")]
+        return [len(list(folder.iterdir())) for folder in (*folders, tmp_path / "state" / "edge-1" / "blobs")]
+
+    # Of each client's two runs the last control variate stays, for whoever uses what was kept; an edge keeps nothing.
+    assert in_a_fleet(tmp_path, scene) == [0, 1, 0, 1, 0, 1, 0]
 
 
 def test_an_order_an_edge_refuses_is_what_the_run_waits_for(tmp_path: Path) -> None:
     async def scene(fleet: LoopbackFleet) -> str:
-        async def refuse(*_: Any) -> Ack:
-            return Ack(False, "its disk is full")
+        async def refuse(*_: Any) -> LetterAck:
+            return LetterAck(False, None, "its disk is full")
 
-        fleet.nodes[NodeId("edge-1")].route("control", FoldOrder, refuse)
-        run = await fleet.operator.submit(*wish(register=False, protocol="hierarchical"))
+        fleet.nodes[NodeId("edge-1")].route("control", RunLetter, refuse)
+        run = await fleet.submit(WORDS, num_rounds=1, protocol="hierarchical")
         async with asyncio.timeout(10.0):
             async for status in fleet.operator.watch(run):
                 if "its disk is full" in status.cause:
@@ -244,54 +259,50 @@ def test_who_is_lost_while_a_run_is_being_added_is_not_waited_for(
 
         monkeypatch.setattr(fleet.coordinator.events, "append", lost_meanwhile)
         async with asyncio.timeout(30.0):
-            return await fleet.train(WORDS, num_rounds=2, protocol=protocol, quorum_fraction=0.6)
+            return await fleet.train(WORDS, num_rounds=2, protocol=protocol, quorum=2)
 
     status = in_a_fleet(tmp_path, scene)
     assert [r.num_updates for r in status.rounds] == [2, 2]
 
 
 def test_a_run_hears_of_comings_and_goings_in_the_order_they_were_seen() -> None:
-    told: list[str] = []
+    events: list[str] = []
 
     async def dispatch(event: Any) -> tuple[()]:
-        await asyncio.sleep(0.01 if isinstance(event, ClientHomed) else 0)
-        told.append(type(event).__name__)
+        await asyncio.sleep(0.01 if type(event).__name__ == "ClientReturned" else 0)
+        events.append(type(event).__name__)
         return ()
 
     async def run() -> None:
-        submitted = SimpleNamespace(config=SimpleNamespace(clients=("b",)))
-        driver = SimpleNamespace(dispatch=dispatch, state=SimpleNamespace(homes={"b": "edge-1"}))
-        gathering = SimpleNamespace(round=1)
-        live: Any = SimpleNamespace(
-            hierarchical=True, submitted=submitted, driver=driver, state=SimpleNamespace(gathering=gathering)
+        driver: Any = SimpleNamespace(dispatch=dispatch, role_name="edge", state=None)
+        info: Any = SimpleNamespace(
+            node="device-b", client="b", tier=Tier.DEVICE, parent="edge-2", epoch=1, num_examples=3
         )
-        info: Any = SimpleNamespace(node="device-b", client="b", tier=Tier.DEVICE, parent="edge-2", epoch=1)
-        nobody: Any = None
-        presence = Presence(nobody, nobody, nobody)
-        await asyncio.gather(presence.is_here([live], info), presence.is_lost([live], info, "cut"))
+        node: Any = SimpleNamespace(name="edge-2")
+        watch: Any = None
+        seen = Presence(node, watch, lambda: [driver])
+        await asyncio.gather(seen.is_here(info), seen.is_lost(info, "cut"))
 
     asyncio.run(run())
-    assert told == ["ClientHomed", "ClientReturned", "ClientLost"]
+    assert events == ["ClientReturned", "ClientLost"]
 
 
 def test_who_comes_back_while_the_absent_are_given_up_is_not_given_up(monkeypatch: Any) -> None:
-    monkeypatch.setattr(run_presence, "RETURN_GRACE_S", 0.0)
+    monkeypatch.setattr(presence, "RETURN_GRACE_S", 0.0)
     there: list[Any] = []
-    told: list[str] = []
+    given_up: list[str] = []
 
     async def dispatch(event: Any) -> None:
-        told.append(event.client)
-        there.append(SimpleNamespace(node="device-b", info=SimpleNamespace(client="b")))
+        given_up.append(event.client)
+        there.append(
+            SimpleNamespace(node="device-b", info=SimpleNamespace(client="b", parent="", epoch=1, num_examples=3))
+        )
 
-    known = SimpleNamespace(absence="")
-    state = SimpleNamespace(gathering=SimpleNamespace(members={"a": known, "b": known}))
-    live: Any = SimpleNamespace(
-        is_open=True, hierarchical=False, state=state, driver=SimpleNamespace(dispatch=dispatch)
-    )
-    node: Any = SimpleNamespace(name="cloud")
-    watch: Any = SimpleNamespace(members=SimpleNamespace(alive=lambda: there))
-    asyncio.run(Presence(node, watch, dispatch).miss_absent([live]))  # type: ignore[arg-type]
-    assert told == ["a"]
+    driver: Any = SimpleNamespace(seen={"a", "b"}, dispatch=dispatch, role_name="edge", state=None)
+    node: Any = SimpleNamespace(name="edge-1")
+    watch: Any = SimpleNamespace(members=SimpleNamespace(alive=lambda *_: there))
+    asyncio.run(Presence(node, watch, lambda: [driver]).miss_absent())
+    assert given_up == ["a"]
 
 
 def test_a_model_an_edge_has_no_room_for_is_what_the_run_waits_for(tmp_path: Path) -> None:
@@ -300,10 +311,7 @@ def test_a_model_an_edge_has_no_room_for_is_what_the_run_waits_for(tmp_path: Pat
             raise OSError(28, "No space left on device")
 
         fleet.nodes[NodeId("edge-1")].blobs.write_at = no_room  # type: ignore[method-assign]
-        graph, layout = export_template(fleet.task)
-        order = SubmitRun("tiny", WORDS, 1, 0, encode_layout(layout), register=False, protocol="hierarchical")
-        model = initial_vector(fleet.task, Seeds(0))
-        run = await fleet.operator.submit(order, {"graph": np.frombuffer(graph, np.uint8), "model": model})
+        run = await fleet.submit(WORDS, num_rounds=1, protocol="hierarchical")
         async with asyncio.timeout(10.0):
             async for status in fleet.operator.watch(run):
                 if "No space left" in status.cause:
@@ -312,3 +320,10 @@ def test_a_model_an_edge_has_no_room_for_is_what_the_run_waits_for(tmp_path: Pat
 
     settings = {"hidden": INLINE_BYTES // 32}
     assert "waits for edge edge-1 (it refuses the order" in in_a_fleet(tmp_path, scene, settings=settings)
+
+
+def test_an_edges_state_folder_of_0_1_0_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "edge.db").touch()
+    nobody: Any = None
+    with pytest.raises(StoreError, match=r"is of Edgewise 0\.1\.0, .* Give this node a new state folder"):
+        NodeTraining(nobody, tmp_path, is_edge=True)

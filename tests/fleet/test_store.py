@@ -201,7 +201,7 @@ def test_a_newer_format_is_refused(path: Path, log: EventLog) -> None:
     with sqlite3.connect(path) as raw:
         raw.execute("PRAGMA user_version=99")
     raw.close()
-    with pytest.raises(StoreError, match=r"has format 99, this Edgewise reads up to 1. Update Edgewise"):
+    with pytest.raises(StoreError, match=r"has format 99, this Edgewise reads up to 2. Update Edgewise"):
         EventLog.open(path)
 
 
@@ -219,3 +219,25 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
 def test_importing_the_store_does_not_import_the_database_library() -> None:
     code = "import sys, edgewise.fleet.store.events; sys.exit('sqlalchemy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+def test_a_state_folder_of_0_1_0_is_refused_with_what_to_do(path: Path, log: EventLog) -> None:
+    log.close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version=1")
+    with pytest.raises(StoreError, match=r"was written by Edgewise 0\.1\.0, .* Give this node a new state folder"):
+        EventLog.open(path)
+
+
+def test_a_snapshot_takes_the_place_of_what_was_before_and_indexes_go_on(path: Path, log: EventLog) -> None:
+    log.append_many("run-9", [("a", b"1"), ("b", b"2")])
+    assert log.compact("run-9", "snapshot", b"3", num_events=2) == 4
+    assert log.append("run-9", "c", b"4") == 5
+    log.close()
+    again = EventLog.open(path)
+    assert [(e.index, e.kind, e.payload) for e in again.read("run-9")] == [(4, "snapshot", b"3"), (5, "c", b"4")]
+    assert "run-9" in again.runs()
+    again.forget("run-9")
+    assert "run-9" not in again.runs()
+    assert again.append("run-9", "d", b"5") == 1
+    again.close()

@@ -1,17 +1,18 @@
-"""A job file as a wish to a fleet: who takes part, what they hold, what is sent."""
+"""A job file as a request to a fleet: who takes part, what they hold, what is sent."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 
 from edgewise.core.errors import InputError, TaskError
 from edgewise.core.ids import ClientId, Epoch, NodeId, Tier
-from edgewise.fleet.messages import Capability, HardExamples, NodeInfo, NodeRow
-from edgewise.fleet.operator.submission import audit_of, make_wish, participants
+from edgewise.fleet.messages import Capability, HardExamples, NodeInfo, NodeRow, hard_examples_of
+from edgewise.fleet.operator.submission import audit_of, make_request, participants
+from edgewise.models.export import export_template
+from edgewise.models.graph.weights import weights_of, with_weights
 from edgewise.testing import TinyTask
 from edgewise.training.job import JobFile, TaskTable, TrainingTable
 
@@ -58,42 +59,55 @@ def test_targets_that_are_no_labels_are_counted_only() -> None:
     assert (found.num_examples, found.label_counts) == (3, {})
 
 
-@pytest.mark.parametrize(("quorum", "fraction"), [(0, 1.0), (1, 0.5), (2, 1.0)])
-def test_a_quorum_becomes_a_share_of_who_takes_part(quorum: int, fraction: float) -> None:
-    wish, _ = make_wish(job(quorum=quorum, round_deadline="30 s", rounds=3), TinyTask(), HELD)
-    assert (wish.quorum_fraction, wish.round_deadline_s, wish.num_rounds) == (fraction, 30.0, 3)
-    assert wish.clients == ("a", "b")
+@pytest.mark.parametrize(("quorum", "needed"), [(0, 2), (1, 1), (2, 2)])
+def test_a_quorum_travels_as_it_is_and_is_the_whole_cohort_by_default(quorum: int, needed: int) -> None:
+    request, _ = make_request(job(quorum=quorum, round_deadline="30 s", rounds=3), TinyTask(), HELD)
+    assert (request.quorum, request.round_deadline_s, request.num_rounds) == (needed, 30.0, 3)
+    assert request.clients == ("a", "b")
 
 
 def test_who_holds_nothing_is_left_out_and_is_not_waited_for() -> None:
-    wish, _ = make_wish(job(), TinyTask(), [*HELD, row("z", num_examples=0).info])
-    assert (wish.clients, wish.quorum_fraction) == (("a", "b"), 1.0)
+    request, _ = make_request(job(), TinyTask(), [*HELD, row("z", num_examples=0).info])
+    assert (request.clients, request.quorum) == (("a", "b"), 2)
     with pytest.raises(InputError, match="none of the 1 nodes with task 'tiny' holds examples"):
-        make_wish(job(), TinyTask(), [row("z", num_examples=0).info])
+        make_request(job(), TinyTask(), [row("z", num_examples=0).info])
 
 
 def test_a_drawn_cohort_is_all_that_a_round_needs() -> None:
-    wish, _ = make_wish(job(clients_per_round=1), TinyTask(), HELD)
-    assert wish.quorum_fraction == 0.5  # one of two
+    request, _ = make_request(job(clients_per_round=1), TinyTask(), HELD)
+    assert request.quorum == 1  # one of two
 
 
 def test_more_updates_than_clients_is_refused() -> None:
     with pytest.raises(InputError, match=r"training\.quorum is 3, only 2 nodes hold data of task 'tiny'\. Lower it"):
-        make_wish(job(quorum=3), TinyTask(), HELD)
+        make_request(job(quorum=3), TinyTask(), HELD)
 
 
 def test_a_new_model_travels_and_a_continued_one_does_not() -> None:
-    wish, tensors = make_wish(job(seed=5), TinyTask(), HELD)
-    size = sum(int(np.prod(slot["shape"])) for slot in msgspec.msgpack.decode(wish.layout)["slots"])
-    assert (tensors["model"].shape, tensors["model"].dtype) == ((size,), np.float32)
-    assert set(make_wish(job(), TinyTask(), HELD, start_version=2)[1]) == {"graph"}
-    assert [make_wish(job(), TinyTask(), HELD, labels=words)[0].hard_examples for words in ("", "feedback")] == [
-        None,
-        HardExamples({"name": "feedback"}),
-    ]
-    taught = make_wish(job(), TinyTask(), HELD, labels="teacher(reads='device')", teacher_version=3)[0]
-    assert taught.hard_examples is not None
-    assert (taught.hard_examples.labels["reads"], taught.teacher_version) == ("device", 3)
+    request, files = make_request(job(seed=5), TinyTask(), HELD)
+    assert files.model is not None
+    assert (files.model.shape, files.model.dtype) == ((request.spec.num_entries,), np.float32)
+    assert (request.spec.seed, request.spec.protocol, request.spec.run) == (5, {"name": "synchronous"}, "")
+    assert make_request(job(), TinyTask(), HELD, start_version=2)[1].model is None
+
+
+def test_a_template_travels_without_weights_and_takes_them_up_again() -> None:
+    _, layout = export_template(TinyTask(hidden=512))
+    files = make_request(job(), TinyTask(hidden=512), HELD)[1]
+    assert len(files.template) < layout.size
+    vector = np.arange(layout.size, dtype=np.float32)
+    assert weights_of(with_weights(files.template, layout, vector), layout).tobytes() == vector.tobytes()
+
+
+def test_hard_examples_are_said_in_the_run_itself() -> None:
+    def of(**options: Any) -> HardExamples | None:
+        return hard_examples_of(make_request(job(), TinyTask(), HELD, **options)[0].spec)
+
+    assert [of(labels=labels) for labels in ("", "feedback")] == [None, HardExamples({"name": "feedback"})]
+    request, _ = make_request(job(), TinyTask(), HELD, labels="teacher(reads='device')", teacher_version=3)
+    taught = hard_examples_of(request.spec)
+    assert taught is not None
+    assert (taught.labels["reads"], request.teacher_version) == ("device", 3)
 
 
 def test_a_model_that_does_not_build_is_told_with_its_place() -> None:
@@ -104,4 +118,4 @@ def test_a_model_that_does_not_build_is_told_with_its_place() -> None:
     with pytest.raises(
         TaskError, match=r"task 'tiny' makes no model: ValueError: no such layer \(test_submission.py:\d+\)"
     ):
-        make_wish(job(), Broken(), HELD)
+        make_request(job(), Broken(), HELD)

@@ -15,7 +15,14 @@ from edgewise.models.zoo.branched import InceptionToy, ResidualToy
 from edgewise.models.zoo.dense_stack import mlp
 from edgewise.models.zoo.early_exits import MultiExitNet
 
-ZOO = {"exits": MultiExitNet, "mlp": mlp, "inception": InceptionToy, "residual": ResidualToy}
+
+def normed():
+    """Batch norm after a convolution, which exporters like to fold, and after a linear layer."""
+    convolved = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
+    return nn.Sequential(convolved, nn.Linear(256, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
+
+
+ZOO = {"exits": MultiExitNet, "mlp": mlp, "normed": normed, "inception": InceptionToy, "residual": ResidualToy}
 IMAGES = np.random.default_rng(0).random((7, 1, 8, 8), np.float32)
 
 
@@ -46,7 +53,7 @@ def test_an_exported_model_with_its_weights_gives_torchs_outputs(task):
     vector = initial_vector(task, Seeds(3))
     session = onnxruntime.InferenceSession(with_weights(template, layout, vector), providers=["CPUExecutionProvider"])
     with torch.no_grad():
-        wanted = load_vector(task.model(), vector)(torch.from_numpy(IMAGES))
+        wanted = load_vector(task.model(), vector).eval()(torch.from_numpy(IMAGES))
     wanted = wanted if isinstance(wanted, tuple) else (wanted,)
     for found, exit_ in zip(session.run(None, {"input": IMAGES}), wanted, strict=True):
         assert np.abs(found - exit_.numpy()).max() <= 1e-5

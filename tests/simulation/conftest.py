@@ -48,5 +48,5 @@ def task():
 
 
 @pytest.fixture
-def homes():
+def edge_of():
     return {ClientId(c): NodeId(f"edge-{1 + (c in 'bc')}") for c in SIZES}

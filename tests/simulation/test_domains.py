@@ -14,8 +14,8 @@ from edgewise.training.job import JobFile, TaskTable, TrainingTable
 
 
 @pytest.fixture
-def training(task, homes):
-    held = {client: edge for client, edge in homes.items() if len(task.data(client))}
+def training(task, edge_of):
+    held = {client: edge for client, edge in edge_of.items() if len(task.data(client))}
     return DomainTraining(
         task=task, algorithm=fed_avg(), rounds=5, edge_of=held, options=SimulationOptions("sequential")
     )
@@ -50,8 +50,8 @@ def test_the_public_share_is_a_fraction_of_every_client(training):
     assert origins_of(share.inputs) == {"raw"}
 
 
-def test_clients_by_edge_keep_their_order(homes):
-    assert clients_by_edge(homes) == {"edge-1": ("a", "d", "e"), "edge-2": ("b", "c")}
+def test_clients_by_edge_keep_their_order(edge_of):
+    assert clients_by_edge(edge_of) == {"edge-1": ("a", "d", "e"), "edge-2": ("b", "c")}
 
 
 def test_an_unknown_domain_is_refused(training):
@@ -59,8 +59,8 @@ def test_an_unknown_domain_is_refused(training):
         simulate_domain("clod", training)
 
 
-def test_a_public_share_of_nothing_is_refused(task, homes):
-    nothing = DomainTraining(task=task, algorithm=fed_avg(), rounds=1, edge_of=homes, public_fraction=0.0)
+def test_a_public_share_of_nothing_is_refused(task, edge_of):
+    nothing = DomainTraining(task=task, algorithm=fed_avg(), rounds=1, edge_of=edge_of, public_fraction=0.0)
     with pytest.raises(InputError, match=r"public_fraction must be above 0 and at most 1, got 0\.0"):
         simulate_domain("cloud", nothing)
 

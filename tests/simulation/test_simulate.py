@@ -9,7 +9,7 @@ from edgewise.core.seeds import Seeds
 from edgewise.models.flat import initial_vector
 from edgewise.models.task import Examples
 from edgewise.simulation.costs import VirtualCosts
-from edgewise.simulation.simulate import SimulationOptions, drawn_dropouts, homes_of, simulate, simulate_rounds
+from edgewise.simulation.simulate import SimulationOptions, drawn_dropouts, edge_of_clients, simulate, simulate_rounds
 from edgewise.training.algorithms import make_algorithm
 from edgewise.training.client_update import client_seeds
 from edgewise.training.job import JobFile, TaskTable, TrainingTable
@@ -22,10 +22,10 @@ FED_AVG = make_algorithm({"name": "fed_avg", "local": {"name": "sgd", "epochs": 
 
 def test_one_client_is_plain_sgd(task):
     run = simulate_rounds(task, FED_AVG, rounds=3, clients=[ClientId("b")], options=PINNED)
-    engine, vector = make_engine("sequential", task), initial_vector(task, Seeds(0))
+    engine, vector, work = make_engine("sequential", task), initial_vector(task, Seeds(0)), FED_AVG.exchanges[0].local
     for number in (1, 2, 3):
         place = client_seeds(0, number, "b").at("local")
-        vector = vector + engine.train(vector, FED_AVG.local, task.data("b"), place).update
+        vector = vector + engine.work_one(work, {"model": vector}, {}, task.data("b"), place).sent["model"]
     assert np.abs(run.vector - vector).max() <= 1e-6  # the exact sum rounds an update to 2^-40, the step to float32
 
 
@@ -47,29 +47,29 @@ def test_another_engine_agrees_within_1e_5_per_round(task):
     assert np.abs(runs[0].vector - runs[1].vector).max() <= 1e-5
 
 
-def test_through_edges_the_model_is_byte_equal_to_the_flat_one(task, homes):
+def test_through_edges_the_model_is_byte_equal_to_the_flat_one(task, edge_of):
     flat = simulate_rounds(task, FED_AVG, rounds=4, options=PINNED)
-    through = simulate_rounds(task, FED_AVG, rounds=4, homes=homes, options=PINNED)
+    through = simulate_rounds(task, FED_AVG, rounds=4, edge_of=edge_of, options=PINNED)
     assert through.vector.tobytes() == flat.vector.tobytes()
     assert through.record.protocol == "hierarchical"
 
 
-def test_a_model_crosses_the_wan_once_per_edge_and_round(task, homes):
-    run = simulate_rounds(task, FED_AVG, rounds=2, homes=homes, options=PINNED)
+def test_a_model_crosses_the_wan_once_per_edge_and_round(task, edge_of):
+    run = simulate_rounds(task, FED_AVG, rounds=2, edge_of=edge_of, options=PINNED)
     model_bytes = 4 * run.vector.size
     for record in run.record.rounds:
         assert record.downlink_bytes == 4 * model_bytes  # to four clients that hold examples
         assert 2 * model_bytes < record.wan_bytes < 2 * model_bytes + 2 * 12 * run.vector.size + 1000
 
 
-def test_after_dropouts_the_survivors_model_is_that_of_the_survivors_alone(task, homes):
+def test_after_dropouts_the_survivors_model_is_that_of_the_survivors_alone(task, edge_of):
     alone = simulate_rounds(task, FED_AVG, rounds=2, clients=["a", "c", "e"], options=PINNED)
 
     def fails(number, client):
         return client == "b"
 
-    for where in (None, homes):
-        run = simulate_rounds(task, FED_AVG, rounds=2, quorum=2, fails=fails, homes=where, options=PINNED)
+    for where in (None, edge_of):
+        run = simulate_rounds(task, FED_AVG, rounds=2, quorum=2, fails=fails, edge_of=where, options=PINNED)
         assert run.vector.tobytes() == alone.vector.tobytes()
         assert run.record.rounds[0].missing == {"b": "dropped out of the simulation"}
 
@@ -115,7 +115,7 @@ def test_drawn_dropouts_have_their_fraction_and_always_the_same_answer():
     assert drawn == [fails(number, ClientId("a")) for number in range(2000)]
 
 
-def test_a_job_file_runs(task, homes):
+def test_a_job_file_runs(task, edge_of):
     training = TrainingTable(
         {"name": "fed_avg", "local": {"name": "sgd", "epochs": 1}}, 2, 2, protocol="hierarchical", engine="sequential"
     )
@@ -128,11 +128,15 @@ def test_a_job_file_runs(task, homes):
 def test_clients_without_an_edge_are_refused():
     job = JobFile(TaskTable("digits"), TrainingTable(edges={"edge-1": ("a",)}))
     with pytest.raises(InputError, match=r"clients b, c stand under no edge. List every client in \[training.edges\]"):
-        homes_of(job, ["a", "b", "c"])
+        edge_of_clients(job, ["a", "b", "c"])
 
 
 def test_two_edges_take_turns_where_none_are_named():
-    assert homes_of(JobFile(TaskTable("digits")), ["a", "b", "c"]) == {"a": "edge-1", "b": "edge-2", "c": "edge-1"}
+    assert edge_of_clients(JobFile(TaskTable("digits")), ["a", "b", "c"]) == {
+        "a": "edge-1",
+        "b": "edge-2",
+        "c": "edge-1",
+    }
 
 
 def test_a_task_without_examples_is_refused(task):

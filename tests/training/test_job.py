@@ -1,7 +1,7 @@
 import pytest
 
 from edgewise.core.config import load_toml
-from edgewise.core.errors import ConfigError, InputError, TaskError
+from edgewise.core.errors import ConfigError, InputError, MisfitError, TaskError
 from edgewise.training.job import JobFile, TaskTable, TrainingTable, VirtualTable, check_job, make_task
 
 TEXT = """
@@ -21,7 +21,7 @@ def test_a_job_file_reads_as_it_is_written(tmp_path):
     job = check_job(load_toml(tmp_path / "job.toml", JobFile))
     assert job.training.rounds == 4
     assert str(job.algorithm().select.spec) == "uniform(cohort_size=2)"
-    assert job.algorithm().uplink.spec.name == "int8"
+    assert job.algorithm().exchanges[0].uplink["model"].spec.name == "int8"
     assert make_task(job.task.file, job.task.settings).clients() == ("client-0", "client-1", "client-2")
 
 
@@ -63,3 +63,16 @@ def test_a_quantity_that_is_none_is_refused():
 def test_a_task_file_is_found_beside_the_job(tmp_path):
     with pytest.raises(TaskError, match=r"own.py' does not exist"):
         make_task("own.py", {}, folder=tmp_path)
+
+
+def test_a_protocol_is_a_name_or_a_table_and_a_typo_suggests_the_nearest():
+    job = JobFile(TaskTable("digits"), TrainingTable(protocol={"name": "hierarchical"}))
+    assert check_job(job).protocol().spec.name == "hierarchical"
+    with pytest.raises(ConfigError, match=r"\[training\] protocols has no 'hierarchic'. Did you mean 'hierarchical'"):
+        check_job(JobFile(TaskTable("digits"), TrainingTable(protocol="hierarchic")))
+
+
+def test_a_protocol_that_does_not_carry_the_algorithm_is_refused_before_anything_runs():
+    words = {"name": "fed_avg", "aggregate": "coordinate_median"}
+    with pytest.raises(MisfitError, match="must see every update"):
+        check_job(JobFile(TaskTable("digits"), TrainingTable(words, protocol="hierarchical")))

@@ -1,4 +1,4 @@
-"""The virtual half of the twin test: the simulator, the in-memory driver and a replay of the log end byte-equal.
+"""The virtual half of the twin test: the simulator and the coordinator's step fed by hand end byte-equal.
 
 The live half drives the same protocol over a transport and compares with `simulate_rounds` (engine pinned).
 """
@@ -10,16 +10,22 @@ import pytest
 from torch.nn import functional
 
 from edgewise.core.clock import VirtualClock
-from edgewise.core.ids import ClientId
+from edgewise.core.ids import ClientId, Epoch, NodeId, digest_of
 from edgewise.core.seeds import Seeds
 from edgewise.models.flat import initial_vector
 from edgewise.models.task import Examples, Task
 from edgewise.models.zoo.dense_stack import mlp
 from edgewise.simulation.costs import VirtualCosts
 from edgewise.simulation.simulate import SimulationOptions, simulate_rounds
+from edgewise.simulation.virtual_clients import VirtualClients
+from edgewise.training.algorithm import Candidate
 from edgewise.training.algorithms import make_algorithm
 from edgewise.training.local import make_engine
-from edgewise.training.protocols.driver import MemoryDriver
+from edgewise.training.protocols import make_protocol
+from edgewise.training.protocols.letters import BlobName, UpdateReport, WorkOrder
+from edgewise.training.protocols.messages import Received, RunStarted, SeenClient, Send, Store
+from edgewise.training.protocols.run_state import quorum_of
+from tests.training.runs import config_of
 
 CLIENTS = ("a", "b", "c")
 ALGORITHMS = {
@@ -56,23 +62,40 @@ def algorithm(request):
     return make_algorithm(ALGORITHMS[request.param])
 
 
-def _in_memory(task, algorithm, rounds):
-    engine = make_engine("sequential", task)
+def _by_hand(task, algorithm, rounds):
+    """The coordinator's step fed by hand, one client after the other, in the reverse of the simulator's order."""
+    engine, model = make_engine("sequential", task), initial_vector(task, Seeds(7))
+    quorum = quorum_of(algorithm, [Candidate(c) for c in CLIENTS], 7)
+    config, blobs = config_of(algorithm, CLIENTS, model, num_rounds=rounds, quorum=quorum, seed=7)
+    devices = VirtualClients(task, algorithm, engine, 7)
+    step = make_protocol("synchronous").roles["coordinator"].make_step(algorithm, blobs)
+    kept, state, pending = {}, None, [RunStarted(config, {c: SeenClient(Epoch(1), 20) for c in CLIENTS})]
+    while pending:
+        state, actions = step(state, pending.pop())
+        for action in actions:
+            if isinstance(action, Store):
+                blobs.update(action.blobs)
+            if isinstance(action, Send) and isinstance(action.letter, WorkOrder):
+                order = action.letter
+                done = devices.work([(order, kept.get(order.client, b""))], blobs)[0]
+                kept[order.client] = done.kept
+                blobs[digest_of(done.update)] = done.update
+                report = UpdateReport(
+                    run=order.spec.run,
+                    round=order.round,
+                    client=order.client,
+                    update=BlobName(digest_of(done.update), len(done.update)),
+                    num_examples=done.num_examples,
+                    metrics=done.metrics,
+                )
+                pending.append(Received(letter=report, sender=NodeId(order.client), epoch=Epoch(1)))
+    return bytes(blobs[state.model])
 
-    def train(client, number, received, seeds):
-        result = engine.train(received, algorithm.local, task.data(client), seeds.at("local"))
-        return result.update, int(result.weight), {"loss": result.loss}
 
-    driver = MemoryDriver(algorithm, train)
-    quorum = len(algorithm.select.choose(CLIENTS, 1, np.random.default_rng(0)))
-    model = initial_vector(task, Seeds(7))
-    return driver.run(driver.config("twin", CLIENTS, model, num_rounds=rounds, quorum=quorum, seed=7))
-
-
-def test_the_simulator_ends_byte_equal_with_the_in_memory_driver(algorithm):
+def test_the_simulator_ends_byte_equal_with_the_step_fed_by_hand(algorithm):
     task = TwinTask()
     simulated = simulate_rounds(task, algorithm, rounds=4, seed=7, options=SimulationOptions("sequential"))
-    assert simulated.vector.tobytes() == _in_memory(task, algorithm, 4).tobytes()
+    assert simulated.vector.tobytes() == _by_hand(task, algorithm, 4)
 
 
 def test_virtual_costs_change_the_order_of_arrival_but_not_the_model(algorithm):

@@ -169,20 +169,20 @@ class TrainingSession:
         self.run = RunId(run)
         self.submitted = asyncio.Event()
 
-    async def train(self, operator: Operator, read: tuple[JobFile, Task] | None, **wish: Any) -> RunStatus:
+    async def train(self, operator: Operator, read: tuple[JobFile, Task] | None, **options: Any) -> RunStatus:
         """Submits a run, unless it is known, and follows it to its end.
 
         Args:
             operator: Connection to the fleet.
             read: Job and task; None to follow only.
-            **wish: `start_version`, `name`, `labels` and `teacher_version`, as for `make_wish`.
+            **options: `start_version`, `name`, `labels` and `teacher_version`, as for `make_request`.
 
         Returns:
             Its terminal state.
         """
         rounds = 0
         if read is not None:
-            await self._submit(operator, *read, wish)
+            await self._submit(operator, *read, options)
             rounds = read[0].training.rounds
         status = await self._follow(operator, rounds)
         versions = (await operator.versions()).versions if status.version else ()
@@ -217,18 +217,20 @@ class TrainingSession:
             self.out.event("left", run=self.run, state="goes on", look_again=again)
         return 130
 
-    async def _submit(self, operator: Operator, job: JobFile, task: Task, wished: dict[str, Any]) -> None:
-        from edgewise.fleet.operator.submission import audit_of, make_wish, participants
+    async def _submit(self, operator: Operator, job: JobFile, task: Task, options: dict[str, Any]) -> None:
+        from edgewise.fleet.operator.submission import audit_of, make_request, participants
 
         held = participants((await operator.nodes()).nodes, task.name)
         found = audit_of(held)
         self.out.line(str(found))
-        wish, tensors = make_wish(job, task, held, **wished)
-        self.run = await operator.submit(wish, tensors)
+        request, files = make_request(job, task, held, **options)
+        self.run = await operator.submit(request, files)
         self.submitted.set()
         if self.out.as_json:
             self.out.event("audit", audit=found, warnings=found.warnings)
-        self.out.event("submitted", run=self.run, task=task.name, clients=len(wish.clients), rounds=wish.num_rounds)
+        self.out.event(
+            "submitted", run=self.run, task=task.name, clients=len(request.clients), rounds=request.num_rounds
+        )
 
     async def _follow(self, operator: Operator, num_rounds: int) -> RunStatus:
         shown, waits, moved_s = 0, "", time.monotonic()

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.codecs.codec import Codec, Payload, Shape, State, check_shape
-from edgewise.codecs.wire import payload_from_bytes, payload_from_tensors, payload_to_bytes
+from edgewise.codecs.wire import payload_from_bytes, payload_of, payload_to_buffers
 from edgewise.core.dtypes import dtype_name
 from edgewise.core.errors import FrameRefused
 from edgewise.core.provenance import origins_of, traced
@@ -50,6 +50,9 @@ class CodedSection(msgspec.Struct, frozen=True, array_like=True):
 
     name: str
     shape: Shape
+
+
+_HEADER = msgspec.msgpack.Decoder(tuple[CodedSection, ...])
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,21 +129,22 @@ def decode_bundle(codecs: Codecs, accepted: Sequence[Section] | None, coded: Cod
     found: dict[str, NDArray[Any]] = {}
     for section in coded.sections:
         prefix = f"{section.name}/"
-        origins = origins_of(*(array for key, array in coded.arrays.items() if key.startswith(prefix)))
-        plain = coded.arrays.get(prefix + _PLAIN)
-        if plain is not None:
-            value = plain
-            if plain.shape != section.shape:
+        parts = {key[len(prefix) :]: array for key, array in coded.arrays.items() if key.startswith(prefix)}
+        value = parts.get(_PLAIN)
+        if value is not None:
+            if value.shape != section.shape:
                 raise FrameRefused(
-                    f"section {section.name!r} has shape {plain.shape}, its header says {section.shape}."
+                    f"section {section.name!r} has shape {value.shape}, its header says {section.shape}."
                 )
+            origins = origins_of(value)
+            value = traced(value, *origins) if origins else value
         elif section.name in codecs:
-            value = codecs[section.name].decode(payload_from_tensors(section.shape, coded.arrays, prefix))
+            value = codecs[section.name].decode(payload_of(section.shape, parts))
         else:
             raise FrameRefused(f"section {section.name!r} came coded, it is expected as it is.")
         if section.name in wanted and dtype_name(value.dtype) != wanted[section.name].dtype:
             raise FrameRefused(f"section {section.name!r} must be {wanted[section.name].dtype}, found {value.dtype}.")
-        found[section.name] = traced(value, *origins) if origins else value
+        found[section.name] = value
     return found
 
 
@@ -154,7 +158,7 @@ def bundle_to_bytes(coded: CodedBundle) -> bytes:
         header_length:u32 | sections (msgpack) | the arrays as of `payload_to_bytes`.
     """
     header = msgspec.msgpack.encode(coded.sections)
-    return len(header).to_bytes(4, "little") + header + payload_to_bytes(Payload((), coded.arrays))
+    return b"".join((len(header).to_bytes(4, "little"), header, *payload_to_buffers(Payload((), coded.arrays))))
 
 
 def bundle_from_bytes(data: bytes | memoryview) -> CodedBundle:
@@ -171,7 +175,7 @@ def bundle_from_bytes(data: bytes | memoryview) -> CodedBundle:
     """
     start = 4 + int.from_bytes(data[:4], "little")
     try:
-        sections = msgspec.msgpack.decode(data[4:start], type=tuple[CodedSection, ...])
+        sections = _HEADER.decode(data[4:start])
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise FrameRefused(f"{len(data):,} bytes are not a bundle: {error}.") from error
     if len(sections) > _MOST_SECTIONS:
@@ -183,7 +187,7 @@ def bundle_from_bytes(data: bytes | memoryview) -> CodedBundle:
 
 def _check_sections(accepted: Sequence[Section], found: Sequence[CodedSection]) -> None:
     names, wanted = [section.name for section in found], {section.name: section for section in accepted}
-    if sorted(names) != sorted(wanted):
+    if len(names) != len(wanted) or set(names) != set(wanted):
         raise FrameRefused(f"a bundle with sections {sorted(wanted)} is expected, found {sorted(names)[:10]}.")
     for section in found:
         shape = wanted[section.name].shape

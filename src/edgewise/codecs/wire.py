@@ -13,7 +13,11 @@ from numpy.typing import NDArray
 from edgewise.codecs.codec import Payload, Shape, check_shape
 from edgewise.core.errors import FrameRefused
 
-_DTYPES = frozenset(["float32", "float16", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"])
+_DTYPES = {
+    name: np.dtype(name)
+    for name in ("float32", "float16", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 def payload_to_tensors(payload: Payload, prefix: str = "") -> dict[str, NDArray[Any]]:
@@ -46,8 +50,26 @@ def payload_from_tensors(shape: Sequence[int], tensors: Mapping[str, NDArray[Any
     named = {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
     if not named:
         raise FrameRefused(f"no tensor of a payload under {prefix!r}, only {sorted(tensors)[:10]}.")
-    check_shape(tuple(shape))
-    return Payload(tuple(shape), named)
+    return payload_of(tuple(shape), named)
+
+
+def payload_of(shape: Shape, arrays: Mapping[str, NDArray[Any]]) -> Payload:
+    """A payload of arrays that came from elsewhere.
+
+    Args:
+        shape: As its header says.
+        arrays: By name.
+
+    Returns:
+        The payload, its arrays not yet checked by a codec.
+
+    Raises:
+        FrameRefused: If the shape is not one, or there is no array.
+    """
+    if not arrays:
+        raise FrameRefused(f"a payload of shape {shape} comes without an array.")
+    check_shape(shape)
+    return Payload(shape, arrays)
 
 
 class _Array(msgspec.Struct, frozen=True, array_like=True):
@@ -61,6 +83,14 @@ class _PayloadHeader(msgspec.Struct, frozen=True, array_like=True):
     arrays: tuple[_Array, ...]
 
 
+_HEADER = msgspec.msgpack.Decoder(_PayloadHeader)
+_ENCODER = msgspec.msgpack.Encoder()
+
+
+def _name_of(dtype: np.dtype[Any]) -> str:
+    return _NAMES.get(dtype) or str(dtype)
+
+
 def payload_to_bytes(payload: Payload) -> bytes:
     """Encodes a payload as the bytes of a blob; equal payloads give equal bytes.
 
@@ -70,12 +100,23 @@ def payload_to_bytes(payload: Payload) -> bytes:
     Returns:
         header_length:u32 | header (msgpack) | arrays in order of name, little-endian.
     """
+    return b"".join(payload_to_buffers(payload))
+
+
+def payload_to_buffers(payload: Payload) -> list[bytes | memoryview]:
+    """The parts of `payload_to_bytes`; arrays are not copied.
+
+    Args:
+        payload: Any payload.
+
+    Returns:
+        To be joined or written in this order.
+    """
     named = sorted(payload.arrays.items())
-    header = msgspec.msgpack.encode(
-        _PayloadHeader(payload.shape, tuple(_Array(name, str(array.dtype), array.shape) for name, array in named))
+    header = _ENCODER.encode(
+        _PayloadHeader(payload.shape, tuple(_Array(name, _name_of(array.dtype), array.shape) for name, array in named))
     )
-    arrays = [np.ascontiguousarray(np.asarray(array)).tobytes() for _, array in named]
-    return b"".join((len(header).to_bytes(4, "little"), header, *arrays))
+    return [len(header).to_bytes(4, "little"), header, *(np.ascontiguousarray(array).data for _, array in named)]
 
 
 def payload_from_bytes(data: bytes | memoryview) -> Payload:
@@ -92,20 +133,22 @@ def payload_from_bytes(data: bytes | memoryview) -> Payload:
     """
     start = 4 + int.from_bytes(data[:4], "little")
     try:
-        header = msgspec.msgpack.decode(data[4:start], type=_PayloadHeader)
+        header = _HEADER.decode(data[4:start])
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise FrameRefused(f"{len(data):,} bytes are not a payload: {error}.") from error
     check_shape(header.shape)
     arrays, offset = {}, start
     for meta in header.arrays:
-        if meta.dtype not in _DTYPES:
+        dtype = _DTYPES.get(meta.dtype)
+        if dtype is None:
             raise FrameRefused(f"array {meta.name!r} of a payload has dtype {meta.dtype!r}, which cannot travel.")
         check_shape(meta.shape)
         count = prod(meta.shape)
-        end = offset + count * np.dtype(meta.dtype).itemsize
+        end = offset + count * dtype.itemsize
         if end > len(data):
             raise FrameRefused(f"array {meta.name!r} of a payload ends at byte {end:,} of {len(data):,}.")
-        arrays[meta.name] = np.frombuffer(data, np.dtype(meta.dtype), count, offset).reshape(meta.shape)
+        flat = np.frombuffer(data, dtype, count, offset)
+        arrays[meta.name] = flat if len(meta.shape) == 1 else flat.reshape(meta.shape)
         offset = end
     if offset != len(data):
         raise FrameRefused(f"a payload of {offset:,} bytes is followed by {len(data) - offset:,} more.")

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 
-def write_atomic(path: str | Path, data: bytes, *, mode: int = 0o644) -> Path:
+def write_atomic(path: str | Path, data: bytes | memoryview, *, mode: int = 0o644, durable: bool = True) -> Path:
     """Writes a file atomically: after a crash it is unchanged or complete.
 
     The bytes go to a temporary file of the same folder, reach the disk, and take the name in one step.
@@ -16,6 +16,7 @@ def write_atomic(path: str | Path, data: bytes, *, mode: int = 0o644) -> Path:
         path: Where; missing folders are made.
         data: The content.
         mode: Permission bits; 0o600 for keys. They hold from the first byte on.
+        durable: Whether it must outlive a loss of power, too, not only the end of this process.
 
     Returns:
         The path.
@@ -28,12 +29,14 @@ def write_atomic(path: str | Path, data: bytes, *, mode: int = 0o644) -> Path:
             os.fchmod(file.fileno(), mode)
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    if durable:
+        _sync_folder(path.parent)
     return path
 
 

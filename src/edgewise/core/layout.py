@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from fnmatch import fnmatchcase
 from functools import cached_property
 from math import prod
 
@@ -10,20 +12,33 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.core.errors import InputError
+from edgewise.core.errors import InputError, nearest
 from edgewise.core.ids import Digest, digest_of
 
 Vector = NDArray[np.float32]
 """float32[..., d]: one model (`[d]`) or a cohort of models (`[clients, d]`)."""
 
 
-class Slot(msgspec.Struct, frozen=True):
-    """Holds one tensor's name, shape, original dtype and offset in entries."""
+class SlotKind(StrEnum):
+    """What a tensor is to training.
+
+    A PARAMETER has a gradient; an ADAPTER is a parameter that was added to a model to be trained in its place; a BUFFER is
+    what the forward pass writes itself (running statistics of batch norm): no gradient, averaged plainly over clients.
+    """
+
+    PARAMETER = "parameter"
+    BUFFER = "buffer"
+    ADAPTER = "adapter"
+
+
+class Slot(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One tensor's place: name, shape, original dtype, offset in entries, kind."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     offset: int
+    kind: SlotKind = SlotKind.PARAMETER
 
     @property
     def size(self) -> int:
@@ -35,17 +50,21 @@ class Layout(msgspec.Struct, frozen=True, dict=True):
     """Holds names, shapes, dtypes and offsets of a model's tensors, in order.
 
     Attributes:
-        slots: One per tensor; offsets are contiguous.
+        slots: One per tensor; offsets are contiguous. Buffers are last.
     """
 
     slots: tuple[Slot, ...]
 
     @staticmethod
-    def of(tensors: Mapping[str, NDArray[np.generic]] | Sequence[tuple[str, tuple[int, ...]]]) -> Layout:
+    def of(
+        tensors: Mapping[str, NDArray[np.generic]] | Sequence[tuple[str, tuple[int, ...]]],
+        kinds: Mapping[str, SlotKind] | None = None,
+    ) -> Layout:
         """Lays tensors out in their given order.
 
         Args:
             tensors: Arrays by name, or (name, shape) pairs of float32 tensors.
+            kinds: Of those that are no parameters; buffers must be last.
 
         Returns:
             The layout.
@@ -56,7 +75,7 @@ class Layout(msgspec.Struct, frozen=True, dict=True):
             named = [(name, tuple(shape), "float32") for name, shape in tensors]
         slots, offset = [], 0
         for name, shape, dtype in named:
-            slots.append(Slot(name, shape, dtype, offset))
+            slots.append(Slot(name, shape, dtype, offset, (kinds or {}).get(name, SlotKind.PARAMETER)))
             offset += prod(shape)
         return Layout(tuple(slots))
 
@@ -64,6 +83,16 @@ class Layout(msgspec.Struct, frozen=True, dict=True):
     def size(self) -> int:
         """Returns d, the number of entries of the flat vector."""
         return sum(slot.size for slot in self.slots)
+
+    @cached_property
+    def num_trained(self) -> int:
+        """Entries of parameters and adapters; those of buffers are behind them."""
+        return sum(slot.size for slot in self.slots if slot.kind is not SlotKind.BUFFER)
+
+    @property
+    def buffers(self) -> tuple[tuple[int, int], ...]:
+        """(offset, size) of the entries of buffers; empty without any."""
+        return ((self.num_trained, self.size - self.num_trained),) if self.num_trained < self.size else ()
 
     @cached_property
     def digest(self) -> Digest:
@@ -108,3 +137,38 @@ class Layout(msgspec.Struct, frozen=True, dict=True):
             slot.name: flat[..., slot.offset : slot.offset + slot.size].reshape((*flat.shape[:-1], *slot.shape))
             for slot in self.slots
         }
+
+    def entries(self, patterns: Sequence[str]) -> NDArray[np.bool_]:
+        """Which entries belong to tensors that match.
+
+        Args:
+            patterns: Names of tensors with `*` and `?`, kinds (`buffer`), or `batch_norm`: every tensor that stands
+                beside a `running_mean`.
+
+        Returns:
+            bool[d].
+
+        Raises:
+            InputError: If a pattern matches nothing.
+        """
+        found = np.zeros(self.size, bool)
+        normed = {slot.name[: -len(_MEAN)] for slot in self.slots if slot.name.endswith(_MEAN)}
+        for pattern in patterns:
+            matching = [slot for slot in self.slots if _matches(slot, pattern, normed)]
+            if not matching:
+                raise InputError(
+                    f"no tensor of the model matches {pattern!r}.{nearest(pattern, [s.name for s in self.slots])} "
+                    "Give names as in the layout (`head.*`), a kind, or 'batch_norm'."
+                )
+            for slot in matching:
+                found[slot.offset : slot.offset + slot.size] = True
+        return found
+
+
+_MEAN = "running_mean"
+
+
+def _matches(slot: Slot, pattern: str, normed: set[str]) -> bool:
+    if pattern == "batch_norm":
+        return slot.name[: slot.name.rfind(".") + 1] in normed
+    return slot.kind == pattern or fnmatchcase(slot.name, pattern)

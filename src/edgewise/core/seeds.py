@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.random.bit_generator import ISeedSequence
@@ -39,9 +39,28 @@ class Seeds:
         """Returns a fresh generator, the same on every machine."""
         return np.random.Generator(np.random.PCG64(_DigestSequence(self._digest(32))))  # type: ignore[arg-type]  # the stub is narrower
 
+    def lazy_rng(self) -> np.random.Generator:
+        """The same generator, made only when something is drawn: for parts that are given one and seldom use it."""
+        return cast(np.random.Generator, _Lazy(self))
+
     def _digest(self, size_bytes: int) -> bytes:
         text = "\x1f".join((str(self.seed), *self.path)).encode()
         return hashlib.blake2b(text, digest_size=size_bytes).digest()
+
+
+class _Lazy:
+    """Stands for a generator until it is asked for anything."""
+
+    __slots__ = ("_made", "_seeds")
+
+    def __init__(self, seeds: Seeds) -> None:
+        self._seeds = seeds
+        self._made: np.random.Generator | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        if self._made is None:
+            self._made = self._seeds.rng()
+        return getattr(self._made, name)
 
 
 class _DigestSequence(ISeedSequence):

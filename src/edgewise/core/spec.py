@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import entry_points
@@ -15,14 +16,15 @@ from edgewise.core.errors import InputError, nearest
 from edgewise.core.ids import Digest, digest_of
 
 P = TypeVar("P")
+_SPEC_TYPE = re.compile(r"\bSpec\b")
 
 
 class Spec(msgspec.Struct, frozen=True):
     """Holds a part's name and parameters, e.g. `top_k(fraction=0.1)`.
 
     Attributes:
-        name: The registry's key.
-        params: Keyword arguments; values are TOML values or specs.
+            name: The registry's word.
+        params: Keyword arguments; values are TOML values, specs, or tables of them: `{"model": top_k(fraction=0.1)}`.
     """
 
     name: str
@@ -44,7 +46,7 @@ class Spec(msgspec.Struct, frozen=True):
             value: `"int8"`, `{"name": "top_k", "fraction": 0.1}` or a Spec.
 
         Returns:
-            The spec; nested tables with a `name` become specs too.
+            The spec; nested tables with a `name` become specs too, those without stay tables.
 
         Raises:
             InputError: If it is none of these.
@@ -99,16 +101,23 @@ class Spec(msgspec.Struct, frozen=True):
 
 
 def _from_syntax(node: ast.AST) -> Any:
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
+    if (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and not node.args
+        and all(k.arg for k in node.keywords)
+    ):
         return Spec(node.func.id, {str(k.arg): _from_syntax(k.value) for k in node.keywords})
     if isinstance(node, ast.List):
         return tuple(_from_syntax(element) for element in node.elts)
+    if isinstance(node, ast.Dict) and None not in node.keys:
+        return {_from_syntax(k): _from_syntax(v) for k, v in zip(node.keys, node.values, strict=True) if k}
     return ast.literal_eval(node)
 
 
 def _nested(value: Any) -> Any:
-    if isinstance(value, Mapping) and "name" in value:
-        return Spec.of(value)
+    if isinstance(value, Mapping):
+        return Spec.of(value) if "name" in value else {k: _nested(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return tuple(_nested(v) for v in value)
     return value
@@ -117,6 +126,8 @@ def _nested(value: Any) -> Any:
 def _plain(value: Any) -> Any:
     if isinstance(value, Spec):
         return value.to_dict()
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     return value
@@ -125,6 +136,8 @@ def _plain(value: Any) -> Any:
 def _text(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_text(v) for v in value) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k!r}: {_text(v)}" for k, v in value.items()) + "}"
     return str(value) if isinstance(value, Spec) else repr(value)
 
 
@@ -139,7 +152,8 @@ def build(kind: str, registry: Mapping[str, Callable[..., P]], value: Any) -> P:
     Args:
         kind: What it is, for messages and the entry-point group: `codecs`, `algorithms`, …
         registry: Built-in builders by name.
-        value: Anything `Spec.of` reads; nested specs of the same kind are built first.
+        value: Anything `Spec.of` reads. Nested specs, also those in tables, are of the same kind and built first; a
+            builder whose parameter's type names `Spec` gets that one as it is, for parts of another kind.
 
     Returns:
         The part.
@@ -162,5 +176,13 @@ def build(kind: str, registry: Mapping[str, Callable[..., P]], value: Any) -> P:
             raise InputError(f"{spec.name} takes no {key!r}.{nearest(key, accepted)}")
     if variadic is not None and variadic in params:
         args = [build(kind, registry, v) if isinstance(v, Spec) else v for v in params.pop(variadic)]
-    params = {k: build(kind, registry, v) if isinstance(v, Spec) else v for k, v in params.items()}
+    for key, value in params.items():
+        if key not in accepted or not _SPEC_TYPE.search(str(accepted[key].annotation)):
+            params[key] = _built(kind, registry, value)
     return builder(*args, **params)
+
+
+def _built(kind: str, registry: Mapping[str, Callable[..., Any]], value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _built(kind, registry, v) for k, v in value.items()}
+    return build(kind, registry, value) if isinstance(value, Spec) else value

@@ -1,7 +1,7 @@
 """The process every node runs: opens the node, gives it its roles, serves until it is asked to stop.
 
-device   trainer (if a task is installed) · serving with an inference endpoint · uplinks with a standby
-edge     aggregator · stage host
+device   local worker (if a task is installed) · serving with an inference endpoint · uplinks with a standby
+edge     its part in runs · stage host
 cloud    stage host · coordinator (if asked to decide)
 """
 
@@ -31,7 +31,6 @@ from edgewise.fleet.messages import (
     NodeInfo,
     Progress,
     StopOrder,
-    TrainOrder,
 )
 from edgewise.fleet.node import uplink
 from edgewise.fleet.node.capability import measure_capability
@@ -39,7 +38,7 @@ from edgewise.fleet.node.connect import open_node
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.node.settings import AgentSettings
 from edgewise.fleet.serving.serving_role import OpenEndpoint, Serving
-from edgewise.fleet.training.trainer import Trainer
+from edgewise.fleet.training.local_worker import LocalWorker
 from edgewise.ledger.resources import read_resources
 from edgewise.security.access import log_refused_links
 from edgewise.transport.keys import Keys
@@ -48,7 +47,7 @@ from edgewise.transport.zenoh.zenoh_transport import ZenohTransport
 
 if TYPE_CHECKING:  # a device starts sooner without what only an edge or the coordinator needs
     from edgewise.fleet.coordinator import Coordinator
-    from edgewise.fleet.training.edge_role import EdgeRole
+    from edgewise.fleet.training.node_training import NodeTraining
     from edgewise.models.task import Examples
 
 log = logging.getLogger("edgewise.fleet")
@@ -72,8 +71,8 @@ class Agent:
         self._open_endpoint = open_endpoint
         self.capability = capability
         self.parent = NodeId("")
-        self.trainer: Trainer | None = None
-        self.aggregator: EdgeRole | None = None
+        self.worker: LocalWorker | None = None
+        self.training: NodeTraining | None = None
         self.coordinator: Coordinator | None = None
         self.stopped = asyncio.Event()
         self.uplinks = uplink.Uplinks((True,))
@@ -114,12 +113,12 @@ class Agent:
     async def close(self) -> None:
         """Ends tasks, roles and sessions, in this order: nothing is written to a log that is closed."""
         await self.node.quiet()
-        for role in (self.coordinator, self.aggregator, getattr(self, "serving", None)):
+        for role in (self.coordinator, self.training, getattr(self, "serving", None)):
             if role is not None:
                 with contextlib.suppress(EdgewiseError):
                     await role.close()
-        if self.trainer is not None:
-            self.trainer.close()
+        if self.worker is not None:
+            self.worker.close()
         await self.node.close()
 
     async def _start(self) -> None:
@@ -129,20 +128,22 @@ class Agent:
         node.route("control", StopOrder, self._stop, Tier.CLOUD)
         self.serving = Serving(node, settings, self._open_endpoint)
         if settings.task:
-            self.trainer = Trainer(
+            self.worker = LocalWorker(
                 node, settings.task, settings.task_settings, ClientId(settings.client or settings.name), settings.engine,
                 self._labelled,
             )  # fmt: skip
-            node.route("control", TrainOrder, self.trainer.take, Tier.EDGE, Tier.CLOUD)
-            await self.trainer.load()
-        if settings.tier is Tier.EDGE and not settings.coordinator:
-            from edgewise.fleet.training.edge_role import EdgeRole
+            await self.worker.load()
+        is_edge = settings.tier is Tier.EDGE and not settings.coordinator
+        if is_edge or (self.worker is not None and not settings.coordinator):
+            from edgewise.fleet.training.node_training import NodeTraining
 
-            self.aggregator = EdgeRole(node, Path(settings.state), crash_after=settings.crash_after)
+            self.training = NodeTraining(
+                node, Path(settings.state), worker=self.worker, is_edge=is_edge, crash_after=settings.crash_after
+            )
         if settings.coordinator:
             from edgewise.fleet.coordinator import Coordinator
 
-            self.coordinator = Coordinator(node, settings, self.serving.host_here)
+            self.coordinator = Coordinator(node, settings, self.serving.host_here, self.worker)
         await self.serving.open()
         self.uplinks = uplink.Uplinks((True,) * len(node.uplinks))
         for index in range(len(node.uplinks)):
@@ -154,34 +155,34 @@ class Agent:
         if not settings.coordinator:  # which knows from its log what is in force
             await self.serving.resume(self._edge if settings.tier is Tier.DEVICE else None)
         await node.attach(self.uplinks.attached)
-        for role in (self.aggregator, self.coordinator):
+        for role in (self.training, self.coordinator):
             if role is not None:
                 await role.start()
 
     def _describe(self) -> NodeInfo:
-        trainer = self.trainer
+        worker = self.worker
         return NodeInfo(
             node=self.node.name, tier=self.node.identity.tier, epoch=self.node.epoch,
             certificate=self.node.identity.certificate_pem.decode(), parent=self.parent, capability=self.capability,
             coordinator=self.settings.coordinator,
-            client=trainer.client if trainer else ClientId(""), task=trainer.task_name if trainer else "",
-            num_examples=trainer.num_examples if trainer else 0, label_counts=trainer.label_counts if trainer else {},
+            client=worker.client if worker else ClientId(""), task=worker.task_name if worker else "",
+            num_examples=worker.num_examples if worker else 0, label_counts=worker.label_counts if worker else {},
             http_port=self.serving.http_port, models=self.serving.in_force(),
         )  # fmt: skip
 
     async def _labelled(self, wanted: HardExamples) -> Examples | None:
         """Hard examples of the model that is trained here, which is called after its task."""
-        assert self.trainer is not None
-        return await self.serving.labelled(self.trainer.task_name, wanted)
+        assert self.worker is not None
+        return await self.serving.labelled(self.worker.task_name, wanted)
 
     def _progress(self) -> Progress:
-        return self.trainer.progress() if self.trainer else Progress(0, False)
+        return self.worker.progress() if self.worker else Progress(0, False)
 
     async def _ledger(self, *_: Any) -> LedgerAnswer:
         used = read_resources(self.node.name, self.node.identity.tier)
         return LedgerAnswer(
             self.node.counter.entries(), used.cpu_seconds, used.peak_memory_bytes, self.serving.compute_s,
-            self.trainer.worker.seconds if self.trainer else 0.0,
+            self.worker.counted.seconds if self.worker else 0.0,
         )  # fmt: skip
 
     async def _stop(self, *_: Any) -> Ack:

@@ -19,7 +19,6 @@ from edgewise.fleet.messages import (
     Ack,
     CancelRun,
     Deploy,
-    EdgeSum,
     FleetAnswer,
     FleetRequest,
     GraphRequest,
@@ -30,9 +29,8 @@ from edgewise.fleet.messages import (
     Rollback,
     RunRequest,
     RunStatus,
+    RunSubmitted,
     SubmitRun,
-    TrainFailed,
-    UpdateReport,
     Versions,
 )
 from edgewise.fleet.messages.events import event_frame, event_of
@@ -42,6 +40,7 @@ from edgewise.fleet.serving.deployments import Deployments
 from edgewise.fleet.serving.drift_watch import CollectOrder, Confidences, DriftWatch
 from edgewise.fleet.serving.versions import VersionStore, load_holdouts
 from edgewise.fleet.store.events import EventLog, Registry
+from edgewise.fleet.training.local_worker import LocalWorker
 from edgewise.fleet.training.runs import Runs
 from edgewise.transport.frame import Frame
 
@@ -55,16 +54,17 @@ class Coordinator:
         node: Its node.
         settings: How it was started.
         host_here: Installs on, and uninstalls from, its own stage host.
+        worker: Where a task is installed on this node, too.
     """
 
-    def __init__(self, node: Node, settings: AgentSettings, host_here: Any) -> None:
+    def __init__(self, node: Node, settings: AgentSettings, host_here: Any, worker: LocalWorker | None = None) -> None:
         self.node = node
         state = Path(settings.state)
         self.events = EventLog.open(state / "events.db", crash_after=settings.crash_after)
         self.registry = Registry.open(state / "registry.db")
         self.versions = VersionStore(self.registry, node.blobs, load_holdouts(settings.holdout))
         self.watch = Watch(node, ready=self._ready, lost=self._lost)
-        self.runs = Runs(node, self.events, self.versions, self.watch, self._on_event)
+        self.runs = Runs(node, self.events, self.versions, self.watch, self._on_event, worker)
         self.deployments = Deployments(node, self.versions, self.watch, self.events, host_here, self._on_event)
         self.drift: dict[str, DriftWatch] = {}
         self._routes()
@@ -79,6 +79,7 @@ class Coordinator:
 
     async def close(self) -> None:
         """Closes log and registry; nothing is lost."""
+        await self.runs.roles.close()
         self.events.close()
         self.registry.close()
 
@@ -93,16 +94,13 @@ class Coordinator:
         node.route("control", RegisterVersion, self._register, cloud)
         node.route("control", Deploy, self._deploy, cloud)
         node.route("control", Rollback, self._rollback, cloud)
-        node.route("report", UpdateReport, self.runs.update_arrived, Tier.DEVICE, Tier.EDGE)
-        node.route("report", EdgeSum, self.runs.sum_arrived, Tier.EDGE)
-        node.route("report", TrainFailed, self.runs.training_failed, Tier.DEVICE, Tier.EDGE)
         node.route("report", Confidences, self._confidences, Tier.DEVICE)
 
     def _ready(self, info: NodeInfo) -> None:
         if _is_operator(info):
             return
         self._on_event("node_ready", {"node": info.node, "tier": str(info.tier)})
-        self.node.spawn(self.runs.node_ready(info), f"welcome {info.node} to runs")
+        self.runs.roles.node_ready(info)
         self.node.spawn(self.deployments.returned(info), f"install on {info.node}")
 
     def _lost(self, node: NodeId, cause: str) -> None:
@@ -111,7 +109,7 @@ class Coordinator:
             return
         self._on_event("node_lost", {"node": node, "cause": cause})
         self.deployments.lost(node)
-        self.node.spawn(self.runs.node_lost(node, cause), f"miss {node}")
+        self.runs.roles.node_lost(info, cause)
 
     def _on_event(self, kind: str, fields: dict[str, Any]) -> None:
         log.info("%s %s", kind, fields)
@@ -127,12 +125,8 @@ class Coordinator:
         drift = {name: watch.sentence for name, watch in sorted(self.drift.items()) if watch.sentence}
         return FleetAnswer((own, *rows), dict(self.node.refused), drift)
 
-    async def _submit(self, request: SubmitRun, frame: Frame, _: NodeInfo) -> Ack:
-        graph, model = frame.array("graph").tobytes(), None
-        if request.start_version == 0:
-            model = frame.array("model").tobytes()
-        run = await self.runs.submit(request, graph, model)
-        return Ack(details={"run": run})
+    async def _submit(self, request: SubmitRun, _: Frame, sender: NodeInfo) -> RunSubmitted:
+        return RunSubmitted(await self.runs.submit(request, sender.node))
 
     async def _status(self, request: RunRequest, *_: Any) -> RunStatus:
         return self.runs.status(request.run)

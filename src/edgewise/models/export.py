@@ -36,10 +36,11 @@ def export_template(task: Task) -> tuple[bytes, Layout]:
 
     Returns:
         ONNX bytes with input `input` and outputs `exit_0`, `exit_1`, … whose first axis is the dynamic `batch`,
-        and the layout; every slot of it is an initializer of that name.
+        and the layout; every slot of it, parameter or buffer, is an initializer of that name. Batch norm is a node of its
+        own that uses its running statistics.
 
     Raises:
-        TaskError: If torch cannot export the model, or a parameter does not survive the export under its name.
+        TaskError: If torch cannot export the model, or a tensor does not survive the export under its name.
     """
     import torch
 
@@ -49,6 +50,9 @@ def export_template(task: Task) -> tuple[bytes, Layout]:
     load_vector(module, np.random.default_rng(0).standard_normal(layout.size, np.float32))
     example = torch.zeros(2, *task.input_shape)
     names = [exit_name(index) for index in range(_num_exits(module, example))]
+    # Otherwise batch norm is folded into the layer before it, and neither's tensors can be exchanged any more.
+    modes = torch.onnx.TrainingMode
+    mode = modes.EVAL if layout.num_trained == layout.size else modes.PRESERVE
     file = io.BytesIO()
     try:
         with warnings.catch_warnings(), torch.no_grad():
@@ -62,6 +66,7 @@ def export_template(task: Task) -> tuple[bytes, Layout]:
                 input_names=[INPUT],
                 output_names=names,
                 dynamic_axes={name: {0: BATCH} for name in (INPUT, *names)},
+                training=mode,
             )
     except Exception as error:  # torch raises many kinds here, all of them meaning this
         raise TaskError(
@@ -87,7 +92,7 @@ def _check_slots(task: Task, graph: onnx.ModelProto, layout: Layout) -> None:
     for slot in layout.slots:
         if shapes.get(slot.name) != slot.shape:
             raise TaskError(
-                f"parameter {slot.name!r} of task {task.name!r} is not in the exported graph under its name and shape "
-                f"{slot.shape}, found {shapes.get(slot.name)}. Every parameter must be used by forward as it is; "
+                f"{slot.kind} {slot.name!r} of task {task.name!r} is not in the exported graph under its name and shape "
+                f"{slot.shape}, found {shapes.get(slot.name)}. Every tensor must be used by forward as it is; "
                 "remove unused ones and do not transform weights inside forward."
             )

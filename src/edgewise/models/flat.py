@@ -7,43 +7,56 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgewise.core.errors import TaskError
-from edgewise.core.layout import Layout, Vector
+from edgewise.core.layout import Layout, SlotKind, Vector
 from edgewise.core.seeds import Seeds
 from edgewise.models.task import Task
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 def layout_of(module: nn.Module) -> Layout:
-    """How the parameters of a module lie in one vector, in the order of `named_parameters`.
+    """How a module's tensors lie in one vector: parameters in the order of `named_parameters`, then floating buffers.
+
+    A buffer is what the forward pass writes, as batch norm's running statistics; it travels and is averaged. Left out are
+    integer buffers (`num_batches_tracked`: every client starts it anew) and those that are not in the module's `state_dict`.
 
     Args:
-        module: float32 parameters, no buffers that training changes.
+        module: Of float32. A parameter with the attribute `kind = "adapter"` is laid out as one.
 
     Returns:
-        The layout; its slot names are the parameters' names.
+        The layout; its slot names are the tensors' names.
 
     Raises:
-        TaskError: If a parameter is not float32, there is none, or there are floating-point buffers.
+        TaskError: If a tensor is not float32, or there is no parameter.
     """
-    named = list(module.named_parameters())
+    named, buffers = dict(module.named_parameters()), buffers_of(module)
     if not named:
         raise TaskError("the task's model has no parameters, so there is nothing to train. Give it at least one.")
-    for name, parameter in named:
-        if str(parameter.dtype) != "torch.float32":
-            raise TaskError(f"parameter {name!r} is {parameter.dtype}, needed is torch.float32. Call .float() on it.")
-    for name, buffer in module.named_buffers():
-        if buffer.is_floating_point():
-            raise TaskError(
-                f"the task's model keeps state beside its parameters ({name!r}), which is not averaged over clients. "
-                "Replace batch norm by group or layer norm."
-            )
-    return Layout.of([(name, tuple(parameter.shape)) for name, parameter in named])
+    for what, tensors in (("parameter", named), ("buffer", buffers)):
+        for name, tensor in tensors.items():
+            if str(tensor.dtype) != "torch.float32":
+                raise TaskError(f"{what} {name!r} is {tensor.dtype}, needed is torch.float32. Call .float() on it.")
+    kinds = {name: SlotKind(getattr(parameter, "kind", SlotKind.PARAMETER)) for name, parameter in named.items()}
+    kinds |= dict.fromkeys(buffers, SlotKind.BUFFER)
+    return Layout.of([(name, tuple(tensor.shape)) for name, tensor in (named | buffers).items()], kinds)
+
+
+def buffers_of(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers that are part of a module's layout.
+
+    Args:
+        module: Any.
+
+    Returns:
+        By name, in the module's order.
+    """
+    stays = module.state_dict().keys()
+    return {n: buffer for n, buffer in module.named_buffers() if buffer.is_floating_point() and n in stays}
 
 
 def initial_vector(task: Task, seeds: Seeds) -> Vector:
-    """The model everyone starts from: a fresh module's parameters, drawn by the seed tree.
+    """The model everyone starts from: a fresh module's tensors, drawn by the seed tree.
 
     Args:
         task: Makes the module.
@@ -61,7 +74,7 @@ def initial_vector(task: Task, seeds: Seeds) -> Vector:
 
 
 def vector_of(module: nn.Module) -> Vector:
-    """The parameters of a module as one vector.
+    """The parameters and buffers of a module as one vector.
 
     Args:
         module: As in `layout_of`.
@@ -69,11 +82,12 @@ def vector_of(module: nn.Module) -> Vector:
     Returns:
         float32[d]; a copy.
     """
-    return layout_of(module).flatten({n: p.detach().cpu().numpy() for n, p in module.named_parameters()})
+    tensors = dict(module.named_parameters()) | buffers_of(module)
+    return layout_of(module).flatten({n: tensor.detach().cpu().numpy() for n, tensor in tensors.items()})
 
 
 def load_vector(module: nn.Module, vector: Vector) -> nn.Module:
-    """Writes a vector into the parameters of a module.
+    """Writes a vector into the parameters and buffers of a module.
 
     Args:
         module: As in `layout_of`; changed in place.
@@ -89,6 +103,6 @@ def load_vector(module: nn.Module, vector: Vector) -> nn.Module:
 
     tensors = layout_of(module).unflatten(np.array(vector, np.float32))  # a copy: torch wants a writable one
     with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            parameter.copy_(torch.from_numpy(tensors[name]))
+        for name, tensor in (dict(module.named_parameters()) | buffers_of(module)).items():
+            tensor.copy_(torch.from_numpy(tensors[name]))
     return module

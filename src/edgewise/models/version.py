@@ -68,6 +68,8 @@ class ModelVersion(msgspec.Struct, frozen=True):
         evidence: Per exit and codec.
         gate: Result of its gate; None before.
         origin: `trained`, or `imported` for a user's own ONNX file.
+        own: Tensors that each device of its run keeps to itself, as patterns; here they have their first values. Empty
+            where the model is whole.
     """
 
     number: int
@@ -81,3 +83,14 @@ class ModelVersion(msgspec.Struct, frozen=True):
     evidence: tuple[ExitEvidence, ...] = ()
     gate: GateResult | None = None
     origin: str = "trained"
+    own: tuple[str, ...] = ()
+
+    @property
+    def caution(self) -> str:
+        """What to know before this version is exported or serves; "" where there is nothing."""
+        if not self.own:
+            return ""
+        return (
+            f"version {self.number} is the part that its clients share; {', '.join(self.own)} have their first values in it, and "
+            "its gate and evidence were measured so. Join it on a device with what that device kept (models/personal_version.py)."
+        )

@@ -3,6 +3,6 @@
     run = simulate(load_toml("job.toml", JobFile))           # simulate.py: rounds in virtual time
     results = simulate_domains(job)                          # domain_pool.py: cloud, hierarchical, edge, device
 
-`rounds.py` holds what both protocols share, `synchronous.py` and `hierarchical.py` drive the steps of
-`training/protocols`; `emulated.py` and `processes.py` start agents behind shaped links.
+`virtual_run.py` drives every role of any protocol under `agenda.py`, `virtual_clients.py` does the local work of
+an instant in one call; `emulated/` starts agents behind shaped links.
 """

@@ -22,6 +22,7 @@ class VirtualCosts:
         wan_round_trip_s: Of that link.
         step_s: One local step.
         slowdown: Factor on a client's steps, where it is not 1.
+        link_slowdown: Factor on a client's transfers, where it is not 1.
     """
 
     uplink_bytes_per_s: float = 2.5e6
@@ -31,25 +32,36 @@ class VirtualCosts:
     wan_round_trip_s: float = 0.02
     step_s: float = 0.01
     slowdown: Mapping[ClientId, float] = field(default_factory=dict)
+    link_slowdown: Mapping[ClientId, float] = field(default_factory=dict)
 
-    def client_s(self, client: ClientId, down_bytes: int, num_steps: int, up_bytes: int) -> float:
-        """From asking a client to its update's arrival.
+    def down_s(self, client: ClientId, size_bytes: int) -> float:
+        """One transfer to a client, in seconds."""
+        seconds = size_bytes / self.downlink_bytes_per_s + self.round_trip_s / 2
+        return seconds * self.link_slowdown.get(client, 1.0) if self.link_slowdown else seconds
 
-        Args:
-            client: Who.
-            down_bytes: Size of the model it receives.
-            num_steps: Local steps it does.
-            up_bytes: Size of its update.
+    def up_s(self, client: ClientId, size_bytes: int) -> float:
+        """One transfer from a client, in seconds."""
+        seconds = size_bytes / self.uplink_bytes_per_s + self.round_trip_s / 2
+        return seconds * self.link_slowdown.get(client, 1.0) if self.link_slowdown else seconds
 
-        Returns:
-            Seconds.
-        """
-        work = num_steps * self.step_s * self.slowdown.get(client, 1.0)
-        return down_bytes / self.downlink_bytes_per_s + work + up_bytes / self.uplink_bytes_per_s + self.round_trip_s
+    def work_s(self, client: ClientId, num_steps: int) -> float:
+        """Local steps of a client, in seconds."""
+        return num_steps * self.step_s * self.slowdown.get(client, 1.0)
 
     def wan_s(self, size_bytes: int) -> float:
         """One transfer between edge and cloud, in seconds."""
         return size_bytes / self.wan_bytes_per_s + self.wan_round_trip_s / 2
+
+
+FREE = VirtualCosts(
+    uplink_bytes_per_s=float("inf"),
+    downlink_bytes_per_s=float("inf"),
+    round_trip_s=0.0,
+    wan_bytes_per_s=float("inf"),
+    wan_round_trip_s=0.0,
+    step_s=0.0,
+)
+"""Nothing takes time: for tests of what happens, not when."""
 
 
 def costs_of(table: VirtualTable) -> VirtualCosts:

@@ -19,8 +19,8 @@ class SimulatedRound(msgspec.Struct, frozen=True):
         participants: How many updates were folded.
         missing: Cause by client of the cohort that gave none.
         uplink_bytes: Coded updates of this round, without frames.
-        downlink_bytes: Models sent to clients in this round, without frames.
-        wan_bytes: Between edges and cloud, both ways; 0 in a flat protocol.
+        downlink_bytes: Sections sent to clients in this round, as they were coded, without frames.
+        wan_bytes: Between edges and cloud, both ways; 0 without edges.
     """
 
     round: int
@@ -39,8 +39,8 @@ class RunRecord(msgspec.Struct, frozen=True):
 
     Attributes:
         task: Task name.
-        algorithm: Its words.
-        protocol: `synchronous` or `hierarchical`.
+        algorithm: Its spec.
+        protocol: Name of the protocol.
         engine: The local engine that did the work.
         seed: The job's seed.
         rounds: In order.

@@ -8,26 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from edgewise.core.errors import DataError, InputError
 from edgewise.core.ids import ClientId, NodeId, RoundNumber, RunId, digest_of
-from edgewise.core.layout import Vector
+from edgewise.core.layout import Layout, Vector
 from edgewise.core.seeds import Seeds
 from edgewise.core.units import parse_duration
 from edgewise.models.flat import initial_vector
 from edgewise.models.task import Examples, Task
-from edgewise.simulation.cohort import VirtualClients
 from edgewise.simulation.costs import VirtualCosts, costs_of
-from edgewise.simulation.hierarchical import HierarchicalSimulation
 from edgewise.simulation.record import RunRecord, SimulatedRun
-from edgewise.simulation.rounds import Evaluate, Fails, OnRound, Rounds, never
-from edgewise.simulation.synchronous import SynchronousSimulation
-from edgewise.training.algorithm import FederatedAlgorithm
+from edgewise.simulation.virtual_clients import VirtualClients
+from edgewise.simulation.virtual_run import Evaluate, Fails, OnRound, VirtualRun, never
+from edgewise.training.algorithm import Candidate, FederatedAlgorithm
 from edgewise.training.job import JobFile, make_task
 from edgewise.training.local import choose_engine
+from edgewise.training.protocols import Protocol, check_carries, make_protocol
 from edgewise.training.protocols.folding import vector_to_bytes
+from edgewise.training.protocols.letters import RunSpec
 from edgewise.training.protocols.messages import RunConfig
-from edgewise.training.protocols.rounds import cohort_of
+from edgewise.training.protocols.protocol import EDGE
+from edgewise.training.protocols.run_state import cohort_of, quorum_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,22 +61,24 @@ def simulate_rounds(
     quorum: int = 0,
     round_deadline_s: float | None = None,
     initial: Vector | None = None,
-    homes: Mapping[ClientId, NodeId] | None = None,
+    protocol: Any = "",
+    edge_of: Mapping[ClientId, NodeId] | None = None,
     fails: Fails = never,
     options: SimulationOptions = SimulationOptions(),
 ) -> SimulatedRun:
-    """Rounds in virtual time, flat or through edges.
+    """Rounds in virtual time, by any protocol.
 
     Args:
         task: What is learned.
-        algorithm: The five parts.
+        algorithm: The parts.
         rounds: Rounds to do.
         seed: The job's seed.
         clients: Who may take part; by default all of the task. Clients without examples are left out.
         quorum: Updates a round needs; 0 needs its whole cohort.
         round_deadline_s: Virtual seconds a round may take; None waits.
         initial: Model to start from; by default the seed tree's.
-        homes: Edge of each client; given, the hierarchical protocol runs, else the flat one.
+        protocol: Its spec; "" is `hierarchical` where clients stand under edges, else `synchronous`.
+        edge_of: Edge of each client.
         fails: Who drops out of which round.
         options: How it is simulated.
 
@@ -83,43 +87,63 @@ def simulate_rounds(
 
     Raises:
         DataError: If no client holds examples.
+        InputError: If the quorum is larger than any cohort, or a protocol with edges is given none.
+        MisfitError: If the protocol does not carry the algorithm.
     """
+    chosen = make_protocol(protocol or ("hierarchical" if edge_of else "synchronous"))
+    check_carries(chosen, algorithm)
+    if EDGE in chosen.roles and not edge_of:
+        raise InputError(f"{chosen.spec} needs to know the edge of each client. Give edge_of, or take synchronous.")
     named = tuple(clients) or tuple(task.clients())
     holding = tuple(client for client in named if len(task.data(client)))
     if not holding:
         raise DataError(f"none of the {len(named)} clients of task {task.name!r} holds examples. Check the split.")
+    candidates = [Candidate(client, len(task.data(client))) for client in holding]
+    sample = [task.data(client) for client in cohort_of(algorithm, candidates, RoundNumber(1), seed)]
     model = initial_vector(task, Seeds(seed)) if initial is None else initial
-    sample = [task.data(client) for client in cohort_of(algorithm, holding, RoundNumber(1), seed)]
-    engine = choose_engine(task, algorithm.local, sample, pinned=options.engine).engine
+    works = [exchange.local for exchange in algorithm.exchanges]
+    engine = choose_engine(task, works, sample, pinned=options.engine).engine
     data = vector_to_bytes(model)
     config = RunConfig(
-        run=RunId("simulated"),
-        algorithm=algorithm.spec.to_dict(),
+        spec=run_spec(algorithm, chosen, engine.layout, seed),
         clients=holding,
         num_rounds=rounds,
-        quorum=quorum or len(sample),
-        layout=engine.layout.digest,
-        num_entries=engine.layout.size,
+        quorum=quorum_of(algorithm, candidates, seed, quorum),
         initial_model=digest_of(data),
-        seed=seed,
         round_deadline_s=round_deadline_s,
     )
-    kept = Rounds(
+    run = VirtualRun(
         config,
+        algorithm,
+        chosen,
         VirtualClients(task, algorithm, engine, seed),
         {config.initial_model: data},
         options.costs,
+        dict(edge_of or {}) if EDGE in chosen.roles else {},
+        {candidate.client: candidate.num_examples for candidate in candidates},
         evaluator(task, rounds, options),
         fails,
         options.on_round,
     )
-    driver = HierarchicalSimulation(kept, homes) if homes else SynchronousSimulation(kept)
-    vector = driver.run()
-    assert kept.outcome is not None
-    protocol = "hierarchical" if homes else "synchronous"
+    vector = run.run()
+    assert run.outcome is not None
     words = str(algorithm.spec)
     return SimulatedRun(
-        RunRecord(task.name, words, protocol, engine.name, seed, tuple(kept.records), kept.outcome), vector
+        RunRecord(task.name, words, str(chosen.spec.name), engine.name, seed, tuple(run.records), run.outcome), vector
+    )
+
+
+def run_spec(algorithm: FederatedAlgorithm, protocol: Protocol, layout: Layout, seed: int) -> RunSpec:
+    """What every node of a simulated run knows of it."""
+    buffers = ((layout.num_trained, layout.size - layout.num_trained),) if layout.num_trained < layout.size else ()
+    return RunSpec(
+        run=RunId("simulated"),
+        algorithm=algorithm.spec.to_dict(),
+        protocol=protocol.spec.to_dict(),
+        seed=seed,
+        layout=layout.digest,
+        num_entries=layout.size,
+        buffers=buffers,
     )
 
 
@@ -144,20 +168,22 @@ def simulate(job: JobFile, *, folder: str = ".", options: SimulationOptions | No
     used = SimulationOptions(
         training.engine, costs_of(job.virtual), given.evaluate_every, given.test_data, given.on_round
     )
+    protocol = job.protocol()
     return simulate_rounds(
         task,
         job.algorithm(),
         rounds=training.rounds,
         seed=training.seed,
         quorum=training.quorum,
-        homes=homes_of(job, task.clients()) if training.protocol == "hierarchical" else None,
+        protocol=protocol,
+        edge_of=edge_of_clients(job, task.clients()) if EDGE in protocol.roles else None,
         round_deadline_s=parse_duration(training.round_deadline) if training.round_deadline else None,
         fails=drawn_dropouts(job.virtual.dropout_fraction, training.seed),
         options=used,
     )
 
 
-def homes_of(job: JobFile, clients: Sequence[ClientId]) -> dict[ClientId, NodeId]:
+def edge_of_clients(job: JobFile, clients: Sequence[ClientId]) -> dict[ClientId, NodeId]:
     """Which edge each client stands under.
 
     Args:

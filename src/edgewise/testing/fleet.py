@@ -16,17 +16,15 @@ import numpy as np
 from edgewise.core.errors import InputError, Unreachable
 from edgewise.core.ids import ClientId, Epoch, NodeId, Tier
 from edgewise.core.layout import Vector
-from edgewise.core.seeds import Seeds
 from edgewise.fleet.coordinator import Coordinator
-from edgewise.fleet.messages import Ack, Capability, NodeInfo, RunStatus, SubmitRun, TrainOrder
+from edgewise.fleet.messages import Ack, Capability, NodeInfo, RunStatus, SubmitRun
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.node.settings import AgentSettings
 from edgewise.fleet.operator.operator import Operator, encode_layout
-from edgewise.fleet.training.edge_role import EdgeRole
-from edgewise.fleet.training.trainer import Trainer
+from edgewise.fleet.operator.submission import run_files, run_spec
+from edgewise.fleet.training.local_worker import LocalWorker
+from edgewise.fleet.training.node_training import NodeTraining
 from edgewise.ledger.entry import FrameCounter
-from edgewise.models.export import export_template
-from edgewise.models.flat import initial_vector
 from edgewise.models.task import Task, load_task
 from edgewise.security.authority import Authority, create_authority
 from edgewise.security.data_policy import DataPolicy
@@ -42,6 +40,7 @@ OPERATOR = NodeId("operator")
 NOBODY = NodeId("")
 _CAPABILITY = Capability(1, 2**30, 1e9, 1.0, 1.0, "")
 START_TIMEOUT_S = 20.0
+_OF_SPEC = ("protocol", "seed", "name", "hard_examples")
 
 
 class LoopbackFleet:
@@ -51,6 +50,8 @@ class LoopbackFleet:
         task: What is learned.
         fabric: `cut` and `heal` nodes here.
         nodes: By name; a device is called `device-CLIENT`.
+        workers: The local worker of each client's device.
+        training: What each edge and device does in training, by node.
         coordinator: The deciding role.
         operator: Speaks to it.
     """
@@ -62,44 +63,57 @@ class LoopbackFleet:
         self,
         folder: Path,
         *,
-        homes: Mapping[str, str],
+        edge_of: Mapping[str, str] | None = None,
         task_file: str | Path = tiny_task.__file__,
         settings: Mapping[str, Any] | None = None,
         engine: str = "sequential",
         tap: Tap | None = None,
+        holdout: str = "",
+        homes: Mapping[str, str] | None = None,
     ) -> None:
         """Says what the fleet is made of; nothing runs yet.
 
         Args:
             folder: For identities, logs and blobs.
-            homes: Edge by client.
+            edge_of: Edge by client; "" for a device that stands under the coordinator.
             task_file: Task of every device.
             settings: Of the task.
             engine: Does every device's local work; "" lets each choose by a short timing.
             tap: Sees the bytes of every frame any node sends.
+            holdout: Held-out data of the coordinator, as in `AgentSettings`.
+            homes: The former word for `edge_of`; taken in this release.
+
+        Raises:
+            InputError: If nobody is named.
         """
+        if homes is not None:
+            edge_of = homes
+        if not edge_of:
+            raise InputError("a fleet has at least one client. Name each with its edge, e.g. edge_of={'a': 'edge-1'}.")
         self.task: Task = load_task(task_file, **dict(settings or {}))
         self.fabric = LoopbackFabric()
         self.nodes: dict[NodeId, Node] = {}
+        self.workers: dict[ClientId, LocalWorker] = {}
+        self.training: dict[NodeId, NodeTraining] = {}
         self._folder = folder
-        self._homes = homes
+        self._edge_of = {ClientId(client): NodeId(edge) for client, edge in edge_of.items()}
         self._task_file = str(task_file)
         self._settings = dict(settings or {})
         self._engine = engine
         self._tap = tap
+        self._holdout = holdout
         self._authority: Authority | None = None
-        self._trainers: list[Trainer] = []
-        self._aggregators: list[EdgeRole] = []
+        self._epochs: dict[NodeId, Epoch] = {}
 
     async def __aenter__(self) -> LoopbackFleet:
         """Starts it; everybody knows everybody when this returns."""
         self._authority = create_authority(self._folder / "authority", "loopback")
         try:
             await self._start_coordinator()
-            for edge in dict.fromkeys(self._homes.values()):
-                await self._start_edge(NodeId(edge))
-            for client, edge in self._homes.items():
-                await self._start_device(ClientId(client), NodeId(edge))
+            for edge in dict.fromkeys(edge for edge in self._edge_of.values() if edge):
+                await self._start_edge(edge)
+            for client in self._edge_of:
+                await self._start_device(client)
             self.operator = Operator(self._node(OPERATOR, Tier.CLOUD), CLOUD)
             await self.operator.node.attach(0)
             await self._all_known()
@@ -117,30 +131,30 @@ class LoopbackFleet:
         """Stops every node and closes the logs."""
         for node in reversed(self.nodes.values()):
             await node.close()
-        for trainer in self._trainers:
-            trainer.close()
-        for aggregator in self._aggregators:
-            await aggregator.close()
+        for worker in self.workers.values():
+            worker.close()
+        for training in self.training.values():
+            await training.close()
         if hasattr(self, "coordinator"):
             await self.coordinator.close()
 
     async def train(
         self,
-        algorithm: Mapping[str, Any],
+        algorithm: Any,
         *,
         num_rounds: int,
         seed: int = 0,
         on_status: Callable[[RunStatus], None] = lambda _: None,
-        **wish: Any,
+        **request: Any,
     ) -> RunStatus:
         """Submits a run as an operator does, and waits for its end.
 
         Args:
-            algorithm: Words of the five parts.
+            algorithm: Its spec, as text or table.
             num_rounds: Rounds.
             seed: The job's seed; the start is the seed tree's.
             on_status: Told how the run stands whenever a round has closed.
-            **wish: Other fields of `SubmitRun`.
+            **request: As for `submit`.
 
         Returns:
             Its terminal state.
@@ -148,25 +162,86 @@ class LoopbackFleet:
         Raises:
             InputError: If it ended otherwise than completed; with its cause.
         """
-        graph, layout = export_template(self.task)
-        fields = {"register": False, "quorum_fraction": 1.0, **wish}
-        order = SubmitRun(self.task.name, dict(algorithm), num_rounds, seed, encode_layout(layout), **fields)
-        start = initial_vector(self.task, Seeds(seed))
-        run = await self.operator.submit(order, {"graph": np.frombuffer(graph, np.uint8), "model": start})
+        run = await self.submit(algorithm, num_rounds=num_rounds, seed=seed, **request)
         async for status in self.operator.watch(run):
             on_status(status)
         if status.state != "completed":
             raise InputError(f"run {run!r} ended {status.state}: {status.cause}")
         return status
 
+    async def submit(self, algorithm: Any, *, model: Vector | None = None, **request: Any) -> Any:
+        """Submits a run as an operator does.
+
+        Args:
+            algorithm: Its spec, as text or table.
+            model: The first model; by default the seed tree's.
+            **request: `protocol`, `seed` and `name` of the run; other fields of `SubmitRun`, of which `register` is false
+                where nothing is said.
+
+        Returns:
+            Its name.
+        """
+        seed = request.get("seed", 0)
+        layout, files = run_files(self.task, seed=None if request.get("start_version") else seed)
+        if model is not None:
+            files = type(files)(files.template, model)
+        spec = run_spec(algorithm, layout, **{k: request.pop(k) for k in _OF_SPEC if k in request})
+        fields = {"task": self.task.name, "register": False, **request}
+        return await self.operator.submit(SubmitRun(spec=spec, layout=encode_layout(layout), **fields), files)
+
     def model(self, status: RunStatus) -> Vector:
         """The model of a run, float32[d]."""
         return np.frombuffer(self.nodes[CLOUD].blobs.read(status.model), np.float32)  # type: ignore[arg-type]
 
+    async def kill(self, name: str) -> None:
+        """Ends a client's device, or another node, as SIGKILL does: what is not on its disk is gone.
+
+        Args:
+            name: The client, or the node.
+        """
+        node = self.nodes[self._node_of(name)]
+        self.fabric.cut(node.name)
+        node._is_quiet = True  # nothing is taken back, nothing is begun
+        for task in tuple(node._tasks):
+            task.cancel()
+        await asyncio.gather(*node._tasks, return_exceptions=True)
+        for transport in node.uplinks:
+            await transport.close()
+        training, worker = self.training.pop(node.name, None), self.workers.pop(ClientId(name), None)
+        if worker is not None:
+            worker.close()
+        if training is not None:
+            await training.close()
+        elif node.name == CLOUD:
+            await self.coordinator.close()
+
+    async def restart(self, name: str) -> None:
+        """Starts a node that was killed again from its disk, as a new incarnation.
+
+        Args:
+            name: The client, or the node.
+        """
+        node = self._node_of(name)
+        self.fabric.heal(node)
+        if node == CLOUD:
+            await self._start_coordinator()
+        elif node in self._edge_of.values():
+            await self._start_edge(node)
+        else:
+            await self._start_device(ClientId(name))
+
+    def _node_of(self, name: str) -> NodeId:
+        return NodeId(name) if NodeId(name) in self.nodes else NodeId(f"device-{name}")
+
     async def _start_coordinator(self) -> None:
         node = self._node(CLOUD, Tier.CLOUD)
         settings = AgentSettings(
-            name=CLOUD, tier=Tier.CLOUD, identity="", state=str(self._state(CLOUD)), coordinator=True
+            name=CLOUD,
+            tier=Tier.CLOUD,
+            identity="",
+            state=str(self._state(CLOUD)),
+            coordinator=True,
+            holdout=self._holdout,
         )
         self.coordinator = Coordinator(node, settings, _serves_nothing)
         await node.attach(0)
@@ -174,32 +249,36 @@ class LoopbackFleet:
 
     async def _start_edge(self, name: NodeId) -> None:
         node = self._node(name, Tier.EDGE, parent=CLOUD)
-        aggregator = EdgeRole(node, self._state(name))
-        self._aggregators.append(aggregator)
+        training = self.training[name] = NodeTraining(node, self._state(name), is_edge=True)
         await node.attach(0)
-        await aggregator.start()
+        await training.start()
 
-    async def _start_device(self, client: ClientId, edge: NodeId) -> None:
+    async def _start_device(self, client: ClientId) -> None:
+        edge = self._edge_of[client] or CLOUD
         node = self._node(NodeId(f"device-{client}"), Tier.DEVICE, parent=edge)
-        trainer = Trainer(node, self._task_file, self._settings, client, self._engine)
-        self._trainers.append(trainer)
-        await trainer.load()
-        node.describe = _describer(node, edge, trainer)
-        node.progress = trainer.progress
-        node.route("control", TrainOrder, trainer.take, Tier.EDGE, Tier.CLOUD)
+        worker = LocalWorker(node, self._task_file, self._settings, client, self._engine)
+        self.workers[client] = worker
+        await worker.load()
+        training = self.training[node.name] = NodeTraining(node, self._state(node.name), worker=worker)
+        node.describe = _describer(node, edge, worker)
+        node.progress = worker.progress
         await node.attach(0)
+        await training.start()
 
     def _node(self, name: NodeId, tier: Tier, parent: NodeId = NOBODY) -> Node:
         assert self._authority is not None
-        identity = Identity.load(self._authority.issue(name, tier).write(self._folder / "identities" / name))
-        counter = FrameCounter(name)
+        folder = self._folder / "identities" / name
+        if not folder.exists():
+            self._authority.issue(name, tier).write(folder)
+        identity, counter = Identity.load(folder), FrameCounter(name)
+        epoch = self._epochs[name] = Epoch(self._epochs.get(name, 0) + 1)
         node = Node(
-            identity=identity, epoch=Epoch(1), keys=Keys("loopback"), uplinks=[], policy=DataPolicy(),
+            identity=identity, epoch=epoch, keys=Keys("loopback"), uplinks=[], policy=DataPolicy(),
             blobs=FolderBlobs(self._state(name) / "blobs"), verifier=identity.verifier(), counter=counter,
             describe=lambda: _info(node, parent),
         )  # fmt: skip
         node.uplinks.append(
-            self.fabric.open(name, counter=counter, sign=identity.sign, allow=node.allow, tap=self._tap)
+            self.fabric.open(name, epoch, counter=counter, sign=identity.sign, allow=node.allow, tap=self._tap)
         )
         self.nodes[name] = node
         return node
@@ -208,15 +287,18 @@ class LoopbackFleet:
         return self._folder / "state" / name
 
     async def _all_known(self) -> None:
-        watches = [self.coordinator.watch, *(a.watch for a in self._aggregators)]
-        known = [w.wait_for(lambda _, w=w: self._missing(w) == 0, START_TIMEOUT_S) for w in watches]  # type: ignore[misc]
+        edges = [training.watch for training in self.training.values() if training.watch is not None]
+        known = [
+            w.wait_for(lambda _, w=w: self._missing(w) == 0, START_TIMEOUT_S)  # type: ignore[misc]
+            for w in (self.coordinator.watch, *edges)
+        ]
         if not all(await asyncio.gather(*known)):
             there = sorted(self.coordinator.watch.members.members)
             raise Unreachable(f"the fleet is not complete after {START_TIMEOUT_S:.0f} s; there: {there}.")
 
     def _missing(self, watch: Any) -> int:
         ready = [m for m in watch.members.alive(Tier.DEVICE) if m.info is not None]
-        return len(self._homes) - len(ready)
+        return len(self._edge_of) - len(ready)
 
 
 def _info(node: Node, parent: NodeId, **fields: Any) -> NodeInfo:
@@ -224,9 +306,9 @@ def _info(node: Node, parent: NodeId, **fields: Any) -> NodeInfo:
     return NodeInfo(node.name, node.identity.tier, node.epoch, certificate, parent, _CAPABILITY, **fields)
 
 
-def _describer(node: Node, parent: NodeId, trainer: Trainer) -> Any:
+def _describer(node: Node, parent: NodeId, worker: LocalWorker) -> Any:
     return lambda: _info(
-        node, parent, client=trainer.client, task=trainer.task_name, num_examples=trainer.num_examples
+        node, parent, client=worker.client, task=worker.task_name, num_examples=worker.num_examples
     )  # fmt: skip
 
 

@@ -22,7 +22,8 @@ class TinyTask(Task):
     """Points of four numbers in three classes, about 20 for each of `clients` (a, b, c).
 
     The label is the place of the largest of the first three numbers, so there is something to learn. `hidden` (8) is
-    the inner width, 8 · hidden + 3 the number of parameters.
+    the inner width, 8 · hidden + 3 the number of parameters; `batch_norm` puts a norm with statistics between the layers,
+    and gives each client a multiple of four points, since a batch of one has no statistics.
     """
 
     name = "tiny"
@@ -33,7 +34,13 @@ class TinyTask(Task):
     def model(self) -> nn.Module:
         from edgewise.models.zoo.dense_stack import mlp
 
-        return mlp((*self.input_shape, int(self.settings.get("hidden", 8)), self.num_classes))
+        width = int(self.settings.get("hidden", 8))
+        if not self.settings.get("batch_norm"):
+            return mlp((*self.input_shape, width, self.num_classes))
+        from torch import nn
+
+        first, last = nn.Linear(*self.input_shape, width), nn.Linear(width, self.num_classes)
+        return nn.Sequential(first, nn.BatchNorm1d(width), nn.ReLU(), last)
 
     def loss(self, outputs: Tensor | tuple[Tensor, ...], targets: Tensor) -> Tensor:
         from torch.nn import functional
@@ -46,5 +53,7 @@ class TinyTask(Task):
 
     def data(self, client: ClientId) -> Examples:
         rng = Seeds(0).at("tiny", client).rng()
-        inputs = rng.standard_normal((int(rng.integers(15, 26)), *self.input_shape), np.float32)
+        size = int(rng.integers(15, 26))
+        size -= size % 4 if self.settings.get("batch_norm") else 0
+        inputs = rng.standard_normal((size, *self.input_shape), np.float32)
         return Examples.of(inputs, inputs[:, : self.num_classes].argmax(-1))

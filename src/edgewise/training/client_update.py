@@ -1,21 +1,32 @@
-"""One client's part of a round, the same function in the simulator and on a device: that is what makes them twins.
+"""One client's part of an exchange, the same function in the simulator and on a device: that is what makes them twins.
 
-received ─▶ local work ─▶ prepare ─▶ uplink.encode ─▶ payload, weight, metrics, next codec state
+    received, kept ─▶ local work ─▶ prepare ─▶ uplink ─▶ coded bundle, next kept, metrics
+
+What a client keeps is one bundle: the sections of its rules, and the states of its uplink's codecs as
+`uplink/SECTION/PLACE`. It replaces the former one when the update counts (`protocols/client.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
-from edgewise.codecs.codec import Payload
+from edgewise.codecs import state_from_arrays, state_to_arrays
+from edgewise.codecs.bundle import Bundle, CodedBundle, encode_bundle
+from edgewise.codecs.codec import State
+from edgewise.core.errors import InputError
 from edgewise.core.ids import ClientId, RoundNumber
-from edgewise.core.layout import Vector
 from edgewise.core.seeds import Seeds
 from edgewise.models.task import Examples
-from edgewise.training.algorithm import FederatedAlgorithm
+from edgewise.training.algorithm import MODEL, Exchange
 from edgewise.training.local.engines.engine import LocalEngine, LocalResult, Progress
+from edgewise.training.protocols.folding import blob, section_from_blob
+from edgewise.training.protocols.letters import WorkOrder
+from edgewise.training.protocols.protocol import Blobs
+
+_UPLINK = "uplink"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,80 +34,139 @@ class ClientUpdate:
     """What a client sends, and what it keeps.
 
     Attributes:
-        payload: The encoded update.
-        weight: Its weight in the mean.
+        coded: The update as it travels.
+        kept: Everything the client keeps if the update counts.
+        num_examples: Behind it.
         metrics: `loss`, `num_steps`, and what the task measured.
-        state: Codec state (residual) for its next round.
+        num_steps: Local steps of each rule.
     """
 
-    payload: Payload
-    weight: float
-    metrics: Mapping[str, float]
-    state: Any
+    coded: CodedBundle
+    kept: Bundle
+    num_examples: int
+    metrics: dict[str, float]
+    num_steps: int
 
 
-def client_seeds(seed: int, round_number: RoundNumber, client: ClientId) -> Seeds:
+def client_seeds(seed: int, round_number: RoundNumber, client: ClientId, exchange: int = 0) -> Seeds:
     """A client's place in the seed tree of a job."""
-    return Seeds(seed).at("round", round_number, "client", client)
+    place = Seeds(seed).at("round", round_number, "client", client)
+    return place.at("exchange", exchange) if exchange else place
+
+
+def received_bundle(order: WorkOrder, exchange: Exchange, blobs: Blobs, num_entries: int) -> dict[str, Any]:
+    """The sections of an order.
+
+    Args:
+        order: As it came.
+        exchange: Whose downlink coded them.
+        blobs: Holds them.
+        num_entries: d.
+
+    Returns:
+        Arrays by section; vectors are read-only views of the blobs.
+
+    Raises:
+        FrameRefused: If a blob is not what its section says.
+        InputError: If the model has another size, or a section is missing that local work needs.
+    """
+    found = {
+        section.name: section_from_blob(section, blob(blobs, section.blob.digest), exchange.downlink)
+        for section in order.sections
+    }
+    missing = [name for name in exchange.local.receives if name not in found]
+    if missing or (MODEL in found and found[MODEL].shape != (num_entries,)):
+        what = f"lacks the sections {missing}" if missing else f"has a model of shape {found[MODEL].shape}"
+        raise InputError(
+            f"the order of round {order.round} for {order.client!r} {what}; {exchange.local.spec} needs "
+            f"{list(exchange.local.receives)}, the model with {num_entries:,} entries. Submit the run with this task's model."
+        )
+    return found
 
 
 def client_update(
-    algorithm: FederatedAlgorithm,
+    exchange: Exchange,
     engine: LocalEngine,
-    received: Vector,
+    received: Bundle,
+    kept: Bundle,
     examples: Examples,
     seeds: Seeds,
-    state: Any = None,
     *,
     progress: Progress | None = None,
 ) -> ClientUpdate:
-    """Does a client's part of a round.
+    """Does a client's part of an exchange.
 
     Args:
-        algorithm: The five parts.
+        exchange: Local work, aggregators, uplink.
         engine: Does the local work.
-        received: float32[d] from the server.
+        received: Sections from the server.
+        kept: What stands from the client's last update that counted; empty at first.
         examples: The client's.
         seeds: As from `client_seeds`.
-        state: Codec state of the client's last round; None at first.
         progress: Called after every local step.
 
     Returns:
         What to send and what to keep.
     """
-    result = engine.train(received, algorithm.local, examples, seeds.at("local"), progress=progress)
-    return finish_update(algorithm, result, seeds, state)
+    return client_updates(exchange, engine, received, [kept], [examples], [seeds], progress=progress)[0]
 
 
-def finish_update(algorithm: FederatedAlgorithm, result: LocalResult, seeds: Seeds, state: Any = None) -> ClientUpdate:
-    """The part after local work, for a driver that trained a whole cohort at once."""
-    metrics = {"loss": result.loss, "num_steps": float(result.num_steps), **result.metrics}
-    return encode_update(algorithm, result.update, result.weight, metrics, seeds, state)
-
-
-def encode_update(
-    algorithm: FederatedAlgorithm,
-    update: Vector,
-    weight: float,
-    metrics: Mapping[str, float],
-    seeds: Seeds,
-    state: Any = None,
-) -> ClientUpdate:
-    """Prepares and encodes an update, wherever it came from.
+def client_updates(
+    exchange: Exchange,
+    engine: LocalEngine,
+    received: Bundle | Sequence[Bundle],
+    kept: Sequence[Bundle],
+    examples: Sequence[Examples],
+    seeds: Sequence[Seeds],
+    *,
+    progress: Progress | None = None,
+) -> list[ClientUpdate]:
+    """Does the part of several clients; the arguments are those of `client_update` for each.
 
     Args:
-        algorithm: The five parts.
-        update: float32[d].
-        weight: Before `prepare`, which may change it.
-        metrics: What was measured.
-        seeds: As from `client_seeds`.
-        state: Codec state of the client's last round; None at first.
+        exchange: Local work, aggregators, uplink.
+        engine: Does the local work of all together.
+        received: Sections from the server, the same for all or of each.
+        kept: Of each.
+        examples: Of each.
+        seeds: Of each.
+        progress: Called after every local step.
 
     Returns:
-        What to send and what to keep.
+        One per client, in order.
     """
-    update, weight = algorithm.aggregate.prepare(update, weight, seeds.at("prepare").rng())
-    if state is None:
-        state = algorithm.uplink.init(update.shape)
-    payload, state = algorithm.uplink.encode(update, state, seeds.at("uplink").rng())
-    return ClientUpdate(payload, weight, metrics, state)
+    places = [place.at("local") for place in seeds]
+    results = engine.work_cohort(exchange.local, received, kept, examples, places, progress=progress)
+    return [_coded(exchange, r, before, p) for r, before, p in zip(results, kept, seeds, strict=True)]
+
+
+def _coded(exchange: Exchange, result: LocalResult, kept: Bundle, seeds: Seeds) -> ClientUpdate:
+    """The part after local work: prepare, encode, and what is kept."""
+    prepared = {}
+    for name, array in result.sent.items():
+        place = seeds.at("prepare") if name == MODEL else seeds.at("prepare", name)
+        prepared[name] = exchange.aggregate[name].prepare(array, place.lazy_rng())
+    states = _states(exchange, prepared, kept)
+    coded, after = encode_bundle(exchange.uplink, prepared, states, seeds.at("uplink").lazy_rng())
+    residuals = {
+        f"{_UPLINK}/{name}/{place}": array
+        for name, state in after.items()
+        for place, array in state_to_arrays(state).items()
+    }
+    metrics = {"loss": result.loss, "num_steps": float(result.num_steps), **result.metrics}
+    finite = {name: value for name, value in metrics.items() if isfinite(value)}
+    return ClientUpdate(coded, {**kept, **result.kept, **residuals}, result.num_examples, finite, result.num_steps)
+
+
+def _states(exchange: Exchange, sent: Bundle, kept: Bundle) -> dict[str, State]:
+    """The states of the uplink's codecs that were kept, by section."""
+    states: dict[str, State] = {}
+    for name in sent.keys() & exchange.uplink.keys():
+        arrays = _below(kept, f"{_UPLINK}/{name}/")
+        if arrays:
+            states[name] = state_from_arrays(exchange.uplink[name], sent[name].shape, arrays)
+    return states
+
+
+def _below(kept: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): array for name, array in kept.items() if name.startswith(prefix)}

@@ -7,7 +7,7 @@ settings = { alpha = 0.5 }
 [training]
 algorithm = { name = "fed_avg", local = { name = "sgd", learning_rate = 0.05, epochs = 3 }, uplink = "int8" }
 rounds = 12
-protocol = "hierarchical"
+protocol = "hierarchical"           # or { name = "buffered", concurrency = 20, buffer_size = 5 }
 
 [virtual]                          # simulation only
 uplink = "20 Mbit/s"
@@ -15,17 +15,19 @@ uplink = "20 Mbit/s"
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
-from edgewise.core.errors import ConfigError
+from edgewise.core.errors import ConfigError, InputError, MisfitError
 from edgewise.core.units import parse_duration, parse_rate
 from edgewise.models.task import Task, load_task
 from edgewise.training.algorithm import FederatedAlgorithm
 from edgewise.training.algorithms import make_algorithm
+from edgewise.training.protocols import Protocol, check_carries, make_protocol
 
 BUILT_IN_TASKS = ("digits",)
 
@@ -50,7 +52,7 @@ class TrainingTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         rounds: Rounds to do.
         clients_per_round: Size of a uniformly drawn cohort; 0 takes everyone or what the algorithm says.
         quorum: Updates a round needs; 0 needs the whole cohort.
-        protocol: Devices straight to the server, or through edges.
+        protocol: Spec of the protocol; a name or a table, e.g. `synchronous`, `hierarchical`.
         edges: Which clients stand under which edge, for simulation; by default two edges take turns.
         seed: The job's seed.
         engine: Local engine by name; "" chooses by timing.
@@ -61,7 +63,7 @@ class TrainingTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rounds: int = 10
     clients_per_round: int = 0
     quorum: int = 0
-    protocol: Literal["synchronous", "hierarchical"] = "synchronous"
+    protocol: str | dict[str, Any] = "synchronous"
     edges: dict[str, tuple[str, ...]] = {}
     seed: int = 0
     engine: str = ""
@@ -107,7 +109,7 @@ class JobFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The algorithm, with a uniform cohort where `clients_per_round` asks for one.
 
         Returns:
-            The five parts.
+            The parts.
 
         Raises:
             InputError: If a word is unknown.
@@ -117,6 +119,17 @@ class JobFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.training.clients_per_round:
             table = {"select": {"name": "uniform", "cohort_size": self.training.clients_per_round}, **table}
         return make_algorithm(table)
+
+    def protocol(self) -> Protocol:
+        """The protocol.
+
+        Returns:
+            The value with its roles.
+
+        Raises:
+            InputError: If a word is unknown.
+        """
+        return make_protocol(self.training.protocol)
 
 
 def make_task(source: str, settings: Mapping[str, Any], *, folder: str | Path = ".") -> Task:
@@ -152,6 +165,7 @@ def check_job(job: JobFile) -> JobFile:
     Raises:
         ConfigError: It names the dotted key.
         InputError: If a quantity is not written as one.
+        MisfitError: If the protocol does not carry the algorithm.
     """
     training, virtual = job.training, job.virtual
     least = (
@@ -162,6 +176,14 @@ def check_job(job: JobFile) -> JobFile:
     for key, value, lowest in least:
         if value < lowest:
             raise ConfigError(f"{key} must be at least {lowest}, got {value}.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # joined again where it is used, and said there
+            check_carries(job.protocol(), job.algorithm())
+    except MisfitError:
+        raise
+    except InputError as error:
+        raise ConfigError(f"[training] {error.message}") from error
     if not 0 <= virtual.dropout_fraction < 1:
         raise ConfigError(f"virtual.dropout_fraction must be in 0 to 1 (1 excluded), got {virtual.dropout_fraction}.")
     for rate in (virtual.uplink, virtual.downlink, virtual.wan):

@@ -41,7 +41,7 @@ class LoopbackFabric:
     def __init__(self) -> None:
         self._declared: list[_LoopbackDeclared] = []
         self._cut: set[NodeId] = set()
-        self._asked: dict[asyncio.Future[bytes], NodeId] = {}
+        self._asked: dict[asyncio.Future[bytes], tuple[NodeId, NodeId]] = {}
 
     def open(
         self,
@@ -80,8 +80,8 @@ class LoopbackFabric:
         for token in tokens:
             self.report_presence(token, False)
         self._cut.add(NodeId(node))
-        for asked, server in list(self._asked.items()):
-            if server == node and not asked.done():
+        for asked, (server, asker) in list(self._asked.items()):
+            if node in (server, asker) and server != asker and not asked.done():
                 asked.set_exception(_lost(server))
 
     def heal(self, node: NodeId | str) -> None:
@@ -106,7 +106,7 @@ class LoopbackFabric:
         """Withdraws all declarations of a node; queries it was answering fail with `Unreachable`."""
         for declared in [d for d in self._declared if d.owner is owner]:
             self.withdraw(declared)
-        for asked, server in list(self._asked.items()):
+        for asked, (server, _) in list(self._asked.items()):
             if server == owner.node and not asked.done():
                 asked.set_exception(_lost(server))
 
@@ -130,7 +130,7 @@ class LoopbackFabric:
     def ask(self, caller: LoopbackTransport, server: _LoopbackDeclared, data: bytes) -> asyncio.Future[bytes]:
         """Passes a query to a server and returns a future of its answer's bytes."""
         asked: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._asked[asked] = server.owner.node
+        self._asked[asked] = server.owner.node, caller.node
         asked.add_done_callback(lambda done: self._asked.pop(done, None))
         server.owner.answer_to(server, data, asked, caller.node)
         return asked

@@ -1,4 +1,4 @@
-"""Small tasks for the engines: a dense stack, two exits, and a convolution with a loss of its own."""
+"""Small tasks for the engines: a dense stack, two exits, batch norm, and a loss of its own."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from edgewise.core.spec import Spec
 from edgewise.models.task import Examples, Task
 from edgewise.models.zoo.branched import ResidualToy
 from edgewise.models.zoo.dense_stack import mlp
 from edgewise.models.zoo.early_exits import joint_cross_entropy
-from edgewise.training.algorithm import LocalWork
+from edgewise.training.local import sgd
 
 SIZES = (5, 16, 1, 33)
 """Examples of the clients: fewer than a batch, one batch exactly, one, and several with a rest."""
@@ -64,7 +63,20 @@ class RegressionTask(DenseTask):
         return ((outputs[:, 0] - targets.to(torch.float32)) ** 2).mean()
 
 
-TASKS = {task.name: task for task in (DenseTask, ExitsTask, RegressionTask)}
+class NormedTask(DenseTask):
+    """Batch norm: its running statistics are buffers."""
+
+    name = "tiny-normed"
+    input_shape = (1, 4, 4)
+    objective = ""
+
+    def model(self):
+        return nn.Sequential(
+            nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(48, self.num_classes)
+        )
+
+
+TASKS = {task.name: task for task in (DenseTask, ExitsTask, NormedTask, RegressionTask)}
 
 
 @pytest.fixture(params=sorted(TASKS))
@@ -83,5 +95,10 @@ def exits_task():
 
 
 @pytest.fixture
+def normed_task():
+    return NormedTask()
+
+
+@pytest.fixture
 def work():
-    return LocalWork(Spec("sgd"), epochs=3, batch_size=16, learning_rate=0.1)
+    return sgd(0.1, epochs=3, batch_size=16)

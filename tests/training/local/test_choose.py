@@ -1,10 +1,11 @@
 import itertools
+from dataclasses import replace
 
 import pytest
 
 from edgewise.core.errors import InputError, MisfitError
 from edgewise.models.zoo.dense_stack import mlp
-from edgewise.training.local import choose_engine, make_engine
+from edgewise.training.local import HVP, choose_engine, descent, local_work, make_engine
 
 
 def _timer(spans):
@@ -73,3 +74,23 @@ def test_dense_refuses_a_loss_that_is_not_what_the_objective_says(dense_task):
     dense_task.loss = lambda outputs, targets: 2 * honest(outputs, targets)
     with pytest.raises(MisfitError, match="says objective 'cross_entropy', but its loss of a random batch is"):
         make_engine("dense", dense_task)
+
+
+def test_an_engine_that_does_not_answer_what_a_rule_asks_is_no_candidate(dense_task):
+    asking = local_work(replace(descent(0.1), needs=frozenset(("gradient", HVP))))
+    choice = choose_engine(dense_task, asking, [dense_task.data("c0")])
+    assert choice.refused == {"dense": choice.refused["dense"]}
+    assert (
+        "asks an engine for ['hvp'], engine 'dense' answers ['gradient', 'loss', 'outputs']" in choice.refused["dense"]
+    )
+    with pytest.raises(MisfitError, match="Use engine 'sequential', which answers everything"):
+        choose_engine(dense_task, asking, [], pinned="dense")
+
+
+def test_a_model_with_running_statistics_is_not_stacked(normed_task, work):
+    choice = choose_engine(normed_task, work, [normed_task.data("c3")])
+    assert choice.engine.name == "sequential"
+    assert (
+        "keeps running statistics, which the padded batches of engine 'stacked' would disturb"
+        in choice.refused["stacked"]
+    )

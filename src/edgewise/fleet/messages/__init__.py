@@ -1,6 +1,6 @@
 """What nodes of a fleet say to each other: orders, reports and answers, each a typed struct.
 
-The struct's frame kind is its snake-case name (`kind_of`). Orders travel outward on `control`, updates and sums inward
+The struct's frame kind is its snake-case name (`kind_of`). Orders travel outward on `control`, reports inward
 on `report`; both are signed. Tensors (updates, models small enough) travel beside the struct in the same frame.
 
     message.py            the base and the plain answer     training_messages.py   rounds and runs
@@ -52,17 +52,18 @@ from edgewise.fleet.messages.serving_messages import (
 )
 from edgewise.fleet.messages.training_messages import (
     CancelRun,
-    DismissOrder,
-    EdgeSum,
-    FoldOrder,
+    ClientPlace,
     HardExamples,
+    LetterAck,
     RoundRecord,
+    RunLetter,
     RunRequest,
     RunStatus,
+    RunSubmitted,
     SubmitRun,
-    TrainFailed,
-    TrainOrder,
-    UpdateReport,
+    WhereIs,
+    hard_examples_of,
+    with_hard_examples,
 )
 
 __all__ = [
@@ -71,15 +72,13 @@ __all__ = [
     "BlobRef",
     "CancelRun",
     "Capability",
+    "ClientPlace",
     "Deploy",
-    "DismissOrder",
-    "EdgeSum",
     "ExampleCounts",
     "ExampleCountsRequest",
     "Feedback",
     "FleetAnswer",
     "FleetRequest",
-    "FoldOrder",
     "GraphRequest",
     "HardExamples",
     "Health",
@@ -89,6 +88,7 @@ __all__ = [
     "InstallOrder",
     "LedgerAnswer",
     "LedgerRequest",
+    "LetterAck",
     "ListVersions",
     "Message",
     "NodeInfo",
@@ -102,14 +102,16 @@ __all__ = [
     "RegisterVersion",
     "Rollback",
     "RoundRecord",
+    "RunLetter",
     "RunRequest",
     "RunStatus",
+    "RunSubmitted",
     "StopOrder",
     "SubmitRun",
-    "TrainFailed",
-    "TrainOrder",
     "UninstallOrder",
-    "UpdateReport",
     "Versions",
+    "WhereIs",
+    "hard_examples_of",
     "kind_of",
+    "with_hard_examples",
 ]

@@ -1,4 +1,8 @@
-"""What coordinator, edges and devices say to each other while they train, and what an operator says about runs."""
+"""What nodes say to each other while they train, and what an operator says about runs.
+
+Everything written in a run is a letter of its protocol (`training/protocols/letters.py`) and travels in one kind of
+message, `RunLetter`; no message here knows which protocol it is.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,19 @@ from typing import Any
 
 import msgspec
 
-from edgewise.core.ids import ClientId, Digest, NodeId, RoundNumber, RunId
+from edgewise.core.ids import ClientId, Epoch, NodeId, RunId
 from edgewise.fleet.messages.message import BlobRef, Message
-from edgewise.training.protocols.regions import RegionOrder, SumReport
+from edgewise.training.protocols.letters import Address, AnyLetter, RunSpec
+from edgewise.training.protocols.messages import Refusal
+
+_HARD_EXAMPLES = "hard_examples"
 
 
 class HardExamples(msgspec.Struct, frozen=True):
     """Train on hard examples, too, those that a device kept and that have a label.
 
     Attributes:
-        labels: Words of the label source.
+        labels: Spec of the label source.
         teacher: Graph of the model that labels; None where the source needs none, or asks the model in force.
     """
 
@@ -23,124 +30,104 @@ class HardExamples(msgspec.Struct, frozen=True):
     teacher: BlobRef | None = None
 
 
-class TrainOrder(Message, frozen=True):
-    """Do local work on a model and report the update.
+def hard_examples_of(spec: RunSpec) -> HardExamples | None:
+    """The hard examples that a run's clients train on, beside their own; None for none."""
+    found = spec.extra.get(_HARD_EXAMPLES)
+    return None if found is None else msgspec.convert(found, HardExamples)
+
+
+def with_hard_examples(spec: RunSpec, hard: HardExamples | None) -> RunSpec:
+    """The run with these hard examples, or without any.
+
+    Args:
+        spec: The run.
+        hard: What joins its clients' data.
+
+    Returns:
+        The same run otherwise.
+    """
+    others = {name: value for name, value in spec.extra.items() if name != _HARD_EXAMPLES}
+    extra = others if hard is None else {**others, _HARD_EXAMPLES: msgspec.to_builtins(hard)}
+    return msgspec.structs.replace(spec, extra=extra)
+
+
+class RunLetter(Message, frozen=True):
+    """A letter of a run, for one role of it on the receiving node.
+
+    Blob number i of `letter.blobs` is the frame's tensor `i`, or its sender holds it.
 
     Attributes:
-        run: Run.
-        round: Round.
-        algorithm: Words of the five parts.
-        seed: The job's seed.
-        layout: Digest of the layout the model has.
-        report_to: Server that takes the update.
-        model: Where the model is, if it does not travel in the frame as tensor `model`.
-        hard_examples: What joins the client's data; None for nothing.
+        to: The role.
+        letter: What it says.
     """
 
-    run: RunId
-    round: RoundNumber
-    algorithm: dict[str, Any]
-    seed: int
-    layout: Digest
-    report_to: NodeId
-    model: BlobRef | None = None
-    hard_examples: HardExamples | None = None
+    to: Address
+    letter: AnyLetter
 
 
-class FoldOrder(Message, frozen=True):
-    """For an edge: gather a region's updates, fold them, forward one sum.
+class LetterAck(Message, frozen=True):
+    """What became of a letter: durable and counted, or refused for good.
 
     Attributes:
-        region: The protocol's order.
-        layout: Digest of the layout.
-        model: Where the model is.
-        hard_examples: What joins the clients' data; None for nothing.
+        accepted: Whether it counts.
+        refusal: Why not, as far as the protocol has a word for it.
+        text: Why not; a sentence.
     """
 
-    region: RegionOrder
-    layout: Digest
-    model: BlobRef
-    hard_examples: HardExamples | None = None
+    accepted: bool = True
+    refusal: Refusal | None = None
+    text: str = ""
 
 
-class DismissOrder(Message, frozen=True):
-    """For an edge: these runs have ended; an edge that was away hears of them when it is back."""
+class WhereIs(Message, frozen=True):
+    """Asks which node holds a client's data; a client that writes to another one does not see the fleet itself."""
 
-    runs: tuple[RunId, ...]
-
-
-class UpdateReport(Message, frozen=True):
-    """A client's update; the payload's arrays travel in the frame, or as one blob.
-
-    Attributes:
-        run: Run.
-        round: Round.
-        client: Who.
-        weight: Number of examples behind it.
-        metrics: Loss and so on, of the local data.
-        shape: Shape the payload stands for.
-        payload: Where the encoded payload is, if not in the frame.
-        seconds: Time of local work.
-    """
-
-    run: RunId
-    round: RoundNumber
     client: ClientId
-    weight: float
-    metrics: dict[str, float]
-    shape: tuple[int, ...]
-    payload: BlobRef | None = None
-    seconds: float = 0.0
 
 
-class EdgeSum(Message, frozen=True):
-    """An edge's folded sum of a round; forwarded until it is acknowledged, counted once.
+class ClientPlace(Message, frozen=True):
+    """Where a client is: its node and that node's incarnation; "" if it is not seen."""
 
-    Attributes:
-        report: The protocol's report.
-        sum: Where the sum's bytes are.
-        uplink_bytes: Bytes of updates the edge took in for it.
-    """
-
-    report: SumReport
-    sum: BlobRef
-    uplink_bytes: int = 0
+    node: NodeId = NodeId("")
+    epoch: Epoch = Epoch(0)
 
 
-class SubmitRun(Message, frozen=True):
-    """An operator's wish to train. The template graph and, for a new model, the start travel as tensors.
+class SubmitRun(Message, frozen=True, kw_only=True):
+    """An operator's request to train.
 
     Attributes:
-        name: The wanted run id; "" lets the coordinator name it.
+        spec: What every node of the run must know; `run` "" lets the coordinator name it.
         task: Task name.
-        algorithm: Words.
-        protocol: `synchronous` or `hierarchical`.
         num_rounds: Rounds.
-        seed: The job's seed.
-        quorum_fraction: Share of a cohort that must answer.
+        layout: msgpack of the `Layout`.
+        quorum: Updates a round needs; 0 needs its whole cohort.
         round_deadline_s: Deadline of a round; None waits for every live client.
         clients: Who may take part; empty for all that hold data of the task.
-        start_version: Version to start from; 0 for the given start.
-        layout: msgpack of the `Layout`.
-        hard_examples: What joins the clients' data; None for nothing.
+        start_version: Version to start from; 0 for `model`.
         register: Whether the result becomes a model version.
         teacher_version: Version whose graph labels the hard examples; 0 for none.
+        template: ONNX graph whose initializers are the layout's slots; the operator holds it.
+        model: First model, float32[d] little-endian; the operator holds it.
     """
 
+    spec: RunSpec
     task: str
-    algorithm: dict[str, Any]
     num_rounds: int
-    seed: int
     layout: bytes
-    protocol: str = "hierarchical"
-    name: str = ""
-    quorum_fraction: float = 0.5
+    quorum: int = 0
     round_deadline_s: float | None = None
     clients: tuple[ClientId, ...] = ()
     start_version: int = 0
-    hard_examples: HardExamples | None = None
     register: bool = True
     teacher_version: int = 0
+    template: BlobRef | None = None
+    model: BlobRef | None = None
+
+
+class RunSubmitted(Message, frozen=True):
+    """A run has begun under this name."""
+
+    run: RunId
 
 
 class RunRequest(Message, frozen=True):
@@ -186,19 +173,3 @@ class CancelRun(Message, frozen=True):
     """Stops a run; what is done stays."""
 
     run: RunId
-
-
-class TrainFailed(Message, frozen=True):
-    """A client cannot do a round: no examples, another model, a broken task.
-
-    Attributes:
-        run: Run.
-        round: Round.
-        client: Who.
-        cause: Why; a sentence.
-    """
-
-    run: RunId
-    round: RoundNumber
-    client: ClientId
-    cause: str

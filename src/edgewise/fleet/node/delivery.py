@@ -10,10 +10,6 @@ from typing import TypeVar
 
 from edgewise.core.backoff import Backoff
 from edgewise.core.errors import Busy, DeadlineExceeded, EdgewiseError, IdentityRefused, RemoteError, Unreachable
-from edgewise.core.ids import NodeId
-from edgewise.fleet.messages.message import Ack, Message
-from edgewise.fleet.node.node import Arrays, Node
-from edgewise.ledger.entry import Purpose
 
 log = logging.getLogger("edgewise.fleet")
 T = TypeVar("T")
@@ -21,6 +17,30 @@ T = TypeVar("T")
 RETRY = Backoff(0.05, most_s=2.0)
 """Waits between attempts."""
 _PASSING = frozenset(kind.code for kind in (Unreachable, DeadlineExceeded, Busy))
+
+
+class Waits:
+    """Waits between attempts, each longer than the one before, up to a bound."""
+
+    def __init__(self) -> None:
+        self._attempt = 0
+
+    async def wait(self, poke: asyncio.Event | None = None) -> None:
+        """Waits for the next attempt.
+
+        Args:
+            poke: Set to try again at once; the waits then begin anew.
+        """
+        seconds = RETRY.delay_s(self._attempt)
+        self._attempt += 1
+        if poke is None:
+            await asyncio.sleep(seconds)
+            return
+        poke.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await poke.wait()
+                self._attempt = 0
 
 
 def is_passing(error: EdgewiseError) -> bool:
@@ -59,7 +79,7 @@ async def deliver(
     Raises:
         EdgewiseError: If the other side refused.
     """
-    attempt = 0
+    waits = Waits()
     while wanted():
         try:
             return await ask()
@@ -67,54 +87,5 @@ async def deliver(
             if not is_passing(error):
                 raise
             log.info("%s waits: %s", what, error)
-        await _wait(RETRY.delay_s(attempt), poke)
-        attempt += 1
+        await waits.wait(poke)
     return None
-
-
-async def give_order(
-    node: Node,
-    to: NodeId,
-    order: Message,
-    tensors: Arrays = (),
-    *,
-    run: str,
-    wanted: Callable[[], bool],
-    timeout_s: float = 10.0,
-) -> str:
-    """Delivers a training order.
-
-    Args:
-        node: Who orders.
-        to: Whom.
-        order: What.
-        tensors: What travels beside it.
-        run: Its run.
-        wanted: Whether it still is.
-        timeout_s: Longest the taking of the order may last.
-
-    Returns:
-        Why it was refused; "" if it was taken, or is wanted no more.
-    """
-
-    async def ask() -> Ack:
-        return await node.ask(
-            to, "control", order, Ack, tensors, purpose=Purpose.TRAINING, run=run, timeout_s=timeout_s
-        )
-
-    try:
-        ack = await deliver(ask, what=f"the order for {to}", wanted=wanted)
-    except EdgewiseError as error:
-        log.warning("%s refuses an order of %s: %s", to, run, error)
-        return error.message
-    return "" if ack is None or ack.accepted else ack.reason
-
-
-async def _wait(seconds: float, poke: asyncio.Event | None) -> None:
-    if poke is None:
-        await asyncio.sleep(seconds)
-        return
-    poke.clear()
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await poke.wait()

@@ -236,10 +236,14 @@ class Node:
         Returns:
             The bytes.
         """
+        await self.pull(ref, progress=progress)
+        return self.blobs.read(ref.digest)
+
+    async def pull(self, ref: Any, *, progress: Callable[[int, int], None] | None = None) -> None:
+        """As `fetch`, for what is too large to be read at once: it is in `blobs` when this returns."""
         if not self.blobs.has(ref.digest):
             key = self.keys.service(ref.holder, "blob")
             await fetch_blob(self.transport, key, ref.digest, ref.size_bytes, self.blobs, progress=progress)
-        return self.blobs.read(ref.digest)
 
     async def info_of(self, node: NodeId, *, fresh: bool = False) -> NodeInfo:
         """Returns the info of a node; queried once, verified by its certificate, then cached.

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ import numpy as np
 from edgewise.core.backoff import Backoff
 from edgewise.core.errors import DeadlineExceeded, EdgewiseError, InputError, RemoteError, Unreachable
 from edgewise.core.ids import NodeId, RunId, Tier
+from edgewise.core.layout import Vector
 from edgewise.fleet.membership.watch import Watch
 from edgewise.fleet.messages import (
     Ack,
@@ -39,6 +41,7 @@ from edgewise.fleet.messages import (
     Rollback,
     RunRequest,
     RunStatus,
+    RunSubmitted,
     SubmitRun,
     Versions,
 )
@@ -53,6 +56,8 @@ M = TypeVar("M", bound=Message)
 A = TypeVar("A")
 FIND_TIMEOUT_S = 3.5
 LONG_TIMEOUT_S = 120.0
+SLOWEST_BYTES_PER_S = 250_000.0
+"""Of the link to a coordinator, for how long it may take to pull what a run begins with."""
 STATUS_TIMEOUT_S = 5.0
 FRESH_TIMEOUT_S = 2.0
 FRESH_AT_ONCE = 64
@@ -61,6 +66,19 @@ RETRIES = 3
 """Waits before a question is asked again that an operator's second session got in the way of, or a node's moving."""
 STALE = "stale_epoch"
 """Refusal of a frame whose sender has appeared again under the same name."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunFiles:
+    """What a run begins with.
+
+    Attributes:
+        template: ONNX graph whose initializers are the layout's slots; their content does not matter.
+        model: First model, float32[d]; None where the run goes on from a version.
+    """
+
+    template: bytes
+    model: Vector | None = None
 
 
 class Operator:
@@ -129,20 +147,22 @@ class Operator:
                 )
             await asyncio.sleep(0.1)
 
-    async def submit(self, run: SubmitRun, tensors: dict[str, np.ndarray[Any, Any]]) -> RunId:
-        """Starts a run.
+    async def submit(self, request: SubmitRun, files: RunFiles) -> RunId:
+        """Starts a run; the coordinator pulls graph and model from here before it answers.
 
         Args:
-            run: What to train.
-            tensors: `graph` (template ONNX bytes as uint8) and `model` (float32[d]) for a new model.
+            request: What to train.
+            files: What travels beside it.
 
         Returns:
             Its id.
         """
-        ack = await self._ask(run, Ack, tensors)
-        if not ack.accepted:
-            raise RemoteError(ack.reason)
-        return RunId(ack.details["run"])
+        template = self.offer(files.template)
+        model = None if files.model is None else self.offer(np.ascontiguousarray(files.model, "<f4").data.cast("B"))
+        size_bytes = template.size_bytes + (0 if model is None else model.size_bytes)
+        request = msgspec.structs.replace(request, template=template, model=model)
+        timeout_s = LONG_TIMEOUT_S + size_bytes / SLOWEST_BYTES_PER_S
+        return (await self._ask(request, RunSubmitted, timeout_s=timeout_s)).run
 
     async def status(self, run: RunId) -> RunStatus:
         """How a run stands."""
@@ -243,7 +263,7 @@ class Operator:
         """Any order to any node."""
         return await self._ask(message, Ack, to=node)
 
-    def offer(self, data: bytes) -> BlobRef:
+    def offer(self, data: bytes | memoryview) -> BlobRef:
         """Puts bytes where nodes can pull them from this operator."""
         return BlobRef(self.node.blobs.put(data), len(data), self.node.name)
 

@@ -1,9 +1,9 @@
-"""An operator's job file as a wish to a running fleet: who takes part, what they hold, and what is sent.
+"""An operator's job file as a request to a running fleet: who takes part, what they hold, and what is sent.
 
 held = participants(rows, task.name)
 print(audit_of(held))
-wish, tensors = make_wish(job, task, held)
-run = await operator.submit(wish, tensors)
+request, files = make_request(job, task, held)
+run = await operator.submit(request, files)
 """
 
 from __future__ import annotations
@@ -14,16 +14,21 @@ from typing import Any
 import numpy as np
 
 from edgewise.core.errors import InputError
-from edgewise.core.ids import RoundNumber
+from edgewise.core.ids import RunId
+from edgewise.core.layout import Layout
 from edgewise.core.seeds import Seeds
+from edgewise.core.spec import Spec
 from edgewise.core.units import parse_duration
 from edgewise.datasets.audit import SplitAudit, audit
-from edgewise.fleet.messages import HardExamples, NodeInfo, NodeRow, SubmitRun
-from edgewise.fleet.operator.operator import encode_layout
+from edgewise.fleet.messages import HardExamples, NodeInfo, NodeRow, SubmitRun, with_hard_examples
+from edgewise.fleet.operator.operator import RunFiles, encode_layout
 from edgewise.lifecycle.labels import label_source
+from edgewise.models.graph.weights import without_weights
 from edgewise.models.task import Task, user_code
+from edgewise.training.algorithm import Candidate
 from edgewise.training.job import JobFile
-from edgewise.training.protocols.rounds import cohort_of
+from edgewise.training.protocols.letters import RunSpec
+from edgewise.training.protocols.run_state import quorum_of
 
 
 def participants(rows: Sequence[NodeRow], task: str) -> tuple[NodeInfo, ...]:
@@ -61,7 +66,7 @@ def audit_of(held: Sequence[NodeInfo]) -> SplitAudit:
     return audit({str(info.client): _targets(info) for info in held})
 
 
-def make_wish(
+def make_request(
     job: JobFile,
     task: Task,
     held: Sequence[NodeInfo],
@@ -70,7 +75,7 @@ def make_wish(
     name: str = "",
     labels: str = "",
     teacher_version: int = 0,
-) -> tuple[SubmitRun, dict[str, Any]]:
+) -> tuple[SubmitRun, RunFiles]:
     """Turns a job into what `Operator.submit` takes. Imports torch, for the template and the first model.
 
     Who holds no examples is left out. Without a quorum a round needs its whole cohort.
@@ -85,37 +90,86 @@ def make_wish(
         teacher_version: Version that labels, for the source `teacher`; 0 for the one in force.
 
     Returns:
-        The wish, and the tensors that travel beside it.
+        The request, and what travels beside it.
 
     Raises:
         InputError: If nobody holds examples, or more updates are asked for than there are clients.
     """
+    training, algorithm = job.training, job.algorithm()
+    source = label_source(labels) if labels else None
+    candidates = [Candidate(info.client, info.num_examples) for info in held if info.num_examples]
+    if not candidates:
+        raise InputError(f"none of the {len(held)} nodes with task {task.name!r} holds examples. Look at the audit.")
+    if training.quorum > len(candidates):
+        raise InputError(
+            f"training.quorum is {training.quorum}, only {len(candidates)} nodes hold data of task {task.name!r}. "
+            "Lower it, or start more devices."
+        )
+    layout, files = run_files(task, seed=None if start_version else training.seed)
+    request = SubmitRun(
+        spec=run_spec(
+            algorithm.spec.to_dict(),
+            layout,
+            protocol=training.protocol,
+            seed=training.seed,
+            name=name,
+            hard_examples=HardExamples(source.spec.to_dict()) if source is not None else None,
+        ),
+        task=task.name,
+        num_rounds=training.rounds,
+        layout=encode_layout(layout),
+        quorum=quorum_of(algorithm, candidates, training.seed, training.quorum),
+        round_deadline_s=parse_duration(training.round_deadline) if training.round_deadline else None,
+        clients=tuple(candidate.client for candidate in candidates),
+        start_version=start_version,
+        teacher_version=teacher_version,
+    )
+    return request, files
+
+
+def run_files(task: Task, *, seed: int | None) -> tuple[Layout, RunFiles]:
+    """What a run of a task begins with. Imports torch.
+
+    Args:
+        task: What is learned.
+        seed: The job's seed, for the first model; None where the run goes on from a version.
+
+    Returns:
+        The model's layout, and the files.
+    """
     from edgewise.models.export import export_template
     from edgewise.models.flat import initial_vector
 
-    training, algorithm = job.training, job.algorithm()
-    source = label_source(labels) if labels else None
-    clients = tuple(info.client for info in held if info.num_examples)
-    if not clients:
-        raise InputError(f"none of the {len(held)} nodes with task {task.name!r} holds examples. Look at the audit.")
-    needed = training.quorum or len(cohort_of(algorithm, clients, RoundNumber(1), training.seed))
-    if needed > len(clients):
-        raise InputError(
-            f"training.quorum is {needed}, only {len(clients)} nodes hold data of task {task.name!r}. "
-            "Lower it, or start more devices."
-        )
     with user_code(f"task {task.name!r} makes no model"):
         graph, layout = export_template(task)
-        model = initial_vector(task, Seeds(training.seed)) if start_version == 0 else None
-    tensors: dict[str, Any] = {"graph": np.frombuffer(graph, np.uint8)} | ({} if model is None else {"model": model})
-    deadline_s = parse_duration(training.round_deadline) if training.round_deadline else None
-    wish = SubmitRun(
-        task.name, algorithm.spec.to_dict(), training.rounds, training.seed, encode_layout(layout),
-        protocol=training.protocol, name=name, quorum_fraction=needed / len(clients),
-        round_deadline_s=deadline_s, clients=clients, start_version=start_version,
-        hard_examples=HardExamples(source.spec.to_dict()) if source is not None else None, teacher_version=teacher_version,
-    )  # fmt: skip
-    return wish, tensors
+        model = None if seed is None else initial_vector(task, Seeds(seed))
+    return layout, RunFiles(without_weights(graph, layout), model)
+
+
+def run_spec(
+    algorithm: Any,
+    layout: Layout,
+    *,
+    protocol: Any = "hierarchical",
+    seed: int = 0,
+    name: str = "",
+    hard_examples: HardExamples | None = None,
+) -> RunSpec:
+    """What every node of a run must know of it.
+
+    Args:
+        algorithm: Spec of the algorithm, as text or table.
+        layout: The model's.
+        protocol: Spec of the protocol, as text or table.
+        seed: The job's seed.
+        name: The run's name; "" lets the coordinator name it.
+        hard_examples: What joins the clients' data.
+
+    Returns:
+        The spec.
+    """
+    parts = Spec.of(algorithm).to_dict(), Spec.of(protocol).to_dict()
+    return with_hard_examples(RunSpec(RunId(name), *parts, seed, layout.digest, layout.size), hard_examples)
 
 
 def _targets(info: NodeInfo) -> Any:

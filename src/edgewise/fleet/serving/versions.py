@@ -211,6 +211,7 @@ class VersionStore:
         run: RunId,
         parent: int,
         data: dict[str, int],
+        own: tuple[str, ...] = (),
     ) -> ModelVersion:
         """Makes a version from a trained vector: graph, evidence, gate, entry.
 
@@ -222,13 +223,14 @@ class VersionStore:
             run: Which run made it.
             parent: Version it started from.
             data: Examples by client.
+            own: Tensors that each client keeps to itself.
 
         Returns:
             The version; its gate may have refused it.
         """
         graph = with_weights(self.blobs.read(template), layout, vector)
         weights = self.blobs.put(np.ascontiguousarray(vector).tobytes())
-        return self._register(graph, ModelVersion(0, Digest(""), weights, task, run, parent, data=data))
+        return self._register(graph, ModelVersion(0, Digest(""), weights, task, run, parent, data=data, own=own))
 
     def register_graph(self, graph: bytes, *, task: str, origin: str, parent: int) -> ModelVersion:
         """Registers a graph from outside a run, under the same gate."""

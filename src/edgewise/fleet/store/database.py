@@ -18,8 +18,8 @@ from edgewise.core.errors import StoreError
 if TYPE_CHECKING:
     from sqlalchemy import Connection, MetaData
 
-FORMAT = 1
-"""Of our tables; kept in SQLite's `user_version`."""
+FORMAT = 2
+"""Of our tables and of what stands in them; kept in SQLite's `user_version`. 1 is Edgewise 0.1.0."""
 _CURES = {
     "full": "Free some space on that disk, then start the node again; nothing that was acknowledged is lost.",
     "not a database": "It is another kind of file or was overwritten. Restore a copy, or move it away to begin anew.",
@@ -38,6 +38,7 @@ class Database:
         self._connection = connection
         self._lock_file = lock_file
         self._lock = threading.RLock()
+        self._is_durable = True
 
     @staticmethod
     def open(path: str | Path, *, read_only: bool = False) -> Database:
@@ -66,14 +67,23 @@ class Database:
                 raise
 
     @contextmanager
-    def transaction(self) -> Iterator[Connection]:
+    def transaction(self, *, durable: bool = True) -> Iterator[Connection]:
         """Runs one transaction: on disk when the block ends, undone if it raises.
+
+        Args:
+            durable: False lets it be lost with the power, never with the process, and never in part; a later durable one
+                makes it durable, too.
 
         Raises:
             StoreError: For what the disk or SQLite says.
         """
-        with self._lock, _as_store_error(self.path), self._connection.begin():
-            yield self._connection
+        with self._lock, _as_store_error(self.path):
+            if durable is not self._is_durable:
+                self._connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+                self._connection.rollback()  # what SQLAlchemy has begun for the pragma
+                self._is_durable = durable
+            with self._connection.begin():
+                yield self._connection
 
     def create(self, tables: MetaData) -> None:
         """Creates missing tables; closes the file if that fails, so that no lock is left behind."""
@@ -114,6 +124,13 @@ def _connect(path: Path, read_only: bool) -> Connection:
     connection = engine.connect()
     try:
         found = int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
+        if 0 < found < FORMAT:
+            raise StoreError(
+                f"{str(path)!r} was written by Edgewise 0.1.0, whose runs and versions this one does not read. "
+                "Give this node a new state folder, or go on with 0.1.0; versions can be taken over: download their "
+                "graphs with 0.1.0 and register them anew.",
+                format=found,
+            )
         if found > FORMAT:
             raise StoreError(
                 f"{str(path)!r} has format {found}, this Edgewise reads up to {FORMAT}. Update Edgewise on this node."

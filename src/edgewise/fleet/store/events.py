@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Table
 
 _CHECK_BYTES = 8
+_BEGINS_ANEW = frozenset(("snapshot",))
+"""Kinds of an entry that stands for all before it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +43,7 @@ class LogEntry:
 
     Attributes:
         run: The run it belongs to.
-        index: Its place in that run, from 1, without gaps.
+        index: Its place in that run, from 1, without gaps; entries before a snapshot are gone.
         kind: Name of the event's type.
         payload: The event as its protocol wrote it.
         time_s: When it was written, seconds since 1970; for people, nothing is decided by it.
@@ -109,12 +111,13 @@ class EventLog:
         """
         return self.append_many(run, [(kind, payload)])
 
-    def append_many(self, run: str, events: Iterable[tuple[str, bytes]]) -> int:
+    def append_many(self, run: str, events: Iterable[tuple[str, bytes]], *, durable: bool = True) -> int:
         """Appends several events in one transaction: all are on disk when this returns, or none is.
 
         Args:
             run: The run.
             events: (kind, payload) in order.
+            durable: As in `Database.transaction`.
 
         Returns:
             The index of the last one; of the run's last event if none was given.
@@ -136,13 +139,50 @@ class EventLog:
                 for i, (kind, payload) in enumerate(events)
             ]
             if rows:
-                with self._database.transaction() as connection:
+                with self._database.transaction(durable=durable) as connection:
                     connection.execute(_events().insert(), rows)
             self._last[run] = first + len(rows) - 1
-            self._num_appended += len(rows)
-            if self._crash_after is not None and self._num_appended >= self._crash_after:
-                os.kill(os.getpid(), signal.SIGKILL)
+            self._count(len(rows))
             return self._last[run]
+
+    def _count(self, num_events: int) -> None:
+        self._num_appended += num_events
+        if self._crash_after is not None and self._num_appended >= self._crash_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def compact(self, run: str, kind: str, payload: bytes, *, num_events: int, durable: bool = True) -> int:
+        """Puts one entry in the place of everything so far and of some events that are not written themselves.
+
+        Args:
+            run: The run.
+            kind: `snapshot`, or another word that `read` accepts at the beginning.
+            payload: What they all come to.
+            num_events: How many events it stands for that were not appended.
+            durable: As in `Database.transaction`.
+
+        Returns:
+            Its index: the run's last one, as if those events had been appended.
+
+        Raises:
+            StoreError: As `append`; then everything is as before.
+        """
+        with self._lock:
+            t, number = _events(), self._last_index(run) + num_events
+            row = {"run": run, "number": number, "kind": kind, "payload": payload, "time_s": self._now()}
+            row["checksum"] = _checksum(run, number, kind, payload)
+            with self._database.transaction(durable=durable) as connection:
+                connection.execute(t.delete().where(t.c.run == run))
+                connection.execute(t.insert(), [row])
+            self._last[run] = number
+            self._count(num_events)
+            return number
+
+    def forget(self, run: str) -> None:
+        """Removes a run's events; its next one has index 1."""
+        t = _events()
+        with self._lock, self._database.transaction() as connection:
+            connection.execute(t.delete().where(t.c.run == run))
+            self._last[run] = 0
 
     def read(self, run: str, after: int = 0) -> list[LogEntry]:
         """Reads the events of a run in order.
@@ -167,7 +207,8 @@ class EventLog:
             LogEntry(run=row.run, index=row.number, kind=row.kind, payload=row.payload, time_s=row.time_s)
             for row in rows
         ]
-        for place, (entry, row) in enumerate(zip(entries, rows, strict=True), start=after + 1):
+        first = entries[0].index if entries and not after and entries[0].kind in _BEGINS_ANEW else after + 1
+        for place, (entry, row) in enumerate(zip(entries, rows, strict=True), start=first):
             if entry.index != place or row.checksum != _checksum(run, entry.index, entry.kind, entry.payload):
                 raise StoreError(
                     f"event {place} of run {run!r} in {str(self._database.path)!r} is missing or damaged. "
@@ -178,11 +219,11 @@ class EventLog:
         return entries
 
     def runs(self) -> tuple[str, ...]:
-        """Returns the runs with events, in the order they began."""
-        from sqlalchemy import select
+        """Returns the runs with events, in the order of their first entries."""
+        from sqlalchemy import func, select
 
         t = _events()
-        query = select(t.c.run).where(t.c.number == 1).order_by(t.c.time_s, t.c.run)
+        query = select(t.c.run).group_by(t.c.run).order_by(func.min(t.c.time_s), t.c.run)
         with self._database.transaction() as connection:
             return tuple(connection.execute(query).scalars())
 

@@ -1,63 +1,71 @@
-"""Training runs at the coordinator: submitted, driven, resumed after a crash, each ended in one state with its cause."""
+"""Training runs at the coordinator: submitted, resumed after a crash, each ended in one state with its cause.
+
+What drives a run is `run_roles.py`; here is what a coordinator does around it: the request, the records of rounds, the
+version that comes of it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import logging
+import mmap
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from edgewise.core.errors import EdgewiseError, IdentityRefused, InputError
-from edgewise.core.ids import Digest, Epoch, NodeId, RunId, Tier
-from edgewise.core.layout import Layout
+from edgewise.core.errors import EdgewiseError, InputError
+from edgewise.core.ids import ClientId, Digest, NodeId, RunId
+from edgewise.core.layout import Layout, Vector
 from edgewise.fleet.membership.watch import Watch
 from edgewise.fleet.messages import (
-    Ack,
     BlobRef,
-    EdgeSum,
     NodeInfo,
     RoundRecord,
     RunStatus,
     SubmitRun,
-    TrainFailed,
-    UpdateReport,
+    hard_examples_of,
+    with_hard_examples,
 )
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.serving.versions import VersionStore
 from edgewise.fleet.store.events import EventLog
-from edgewise.fleet.training.live_run import LiveRun, Registered, RoundTold, Submitted, record_of
-from edgewise.fleet.training.round_intake import (
-    SUM_BYTES_PER_ENTRY,
-    BlobMapping,
-    RunDriver,
-    answer_to,
-    check_client,
-    fetch_from,
-    update_event,
-)
-from edgewise.fleet.training.run_orders import RunOrders, clients_of
-from edgewise.fleet.training.run_presence import Presence
+from edgewise.fleet.training.live_run import LiveRun, Registered, RoundClosed, Submitted, record_of
+from edgewise.fleet.training.local_worker import LocalWorker
+from edgewise.fleet.training.role_driver import RoleDriver
+from edgewise.fleet.training.run_roles import RunRoles
+from edgewise.training.algorithm import Candidate
 from edgewise.training.algorithms import make_algorithm
-from edgewise.training.protocols import hierarchical, synchronous
+from edgewise.training.local import own_patterns
 from edgewise.training.protocols import messages as m
-from edgewise.training.protocols import regions as r
 from edgewise.training.protocols.event_log import decode_event, encode_event
-from edgewise.transport.frame import Frame
+from edgewise.training.protocols.protocol import COORDINATOR, check_carries
+from edgewise.training.protocols.run_state import quorum_of
 
 log = logging.getLogger("edgewise.fleet")
 INDEX = RunId("runs")
 """Log of what was submitted and what became of it; each run has a log of its own beside."""
-DISMISSED_RUNS = 1000
-"""Ended runs an edge is told of when it is back."""
+RETRY_BASE_S = 0.5
+RETRY_MOST_S = 30.0
+TEMPLATE_BYTES_PER_ENTRY = 8
+"""Bound of a template graph per entry of its model, beside `TEMPLATE_SPARE_BYTES`."""
+TEMPLATE_SPARE_BYTES = 64 * 2**20
 
 
 class Runs:
-    """All runs of a coordinator."""
+    """All runs of a coordinator.
+
+    Args:
+        node: The coordinator's node.
+        events: Its log.
+        versions: Where what was trained goes.
+        watch: Its eyes.
+        on_event: Publishes an event with its fields.
+        worker: Where a task is installed on this node, too.
+    """
 
     def __init__(
         self,
@@ -65,69 +73,89 @@ class Runs:
         events: EventLog,
         versions: VersionStore,
         watch: Watch,
-        told: Callable[[str, dict[str, Any]], None],
+        on_event: Callable[[str, dict[str, Any]], None],
+        worker: LocalWorker | None = None,
     ) -> None:
         self._node = node
         self._events = events
         self._versions = versions
-        self._watch = watch
-        self._told = told
+        self._on_event = on_event
         self._runs: dict[RunId, LiveRun] = {}
-        self._orders = RunOrders(node, watch)
-        self._presence = Presence(node, watch, self._perform)
+        self.roles = RunRoles(node, events, watch=watch, worker=worker, on_action=self._on_action)
+        self._watch = watch
 
-    async def submit(self, wish: SubmitRun, template: bytes, model: bytes | None) -> RunId:
+    async def submit(self, request: SubmitRun, sender: NodeId) -> RunId:
         """Starts a run.
 
         Args:
-            wish: What to train.
-            template: ONNX bytes whose initializers are the layout's slots.
-            model: float32[d] as bytes, for a new model; None starts from `wish.start_version`.
+            request: What to train; its graph and model are pulled from whoever sends it.
+            sender: Who that is.
 
         Returns:
             Its id.
 
         Raises:
-            InputError: If words, layout or model do not fit, or nobody holds data of the task.
+            InputError: If spec, layout or model do not fit, or nobody holds data of the task.
+            MisfitError: If the protocol does not carry the algorithm.
         """
-        layout = msgspec.msgpack.decode(wish.layout, type=Layout)
-        algorithm = make_algorithm(wish.algorithm)
-        if wish.protocol not in ("synchronous", "hierarchical"):
-            raise InputError(f"there is no protocol {wish.protocol!r}. Say synchronous or hierarchical.")
-        if model is None:
-            model = self._node.blobs.read(self._versions.get(wish.start_version).weights)
-        wish = self._with_teacher(wish)
-        if len(model) != 4 * layout.size:
-            raise InputError(
-                f"the start has {len(model) // 4:,} entries, the task's model {layout.size:,}. "
-                "The task does not match the fleet's version; install the same task file everywhere."
-            )
-        clients = wish.clients or tuple(sorted(clients_of(self._watch, wish.task)))
+        from edgewise.training.algorithms import make_algorithm
+        from edgewise.training.protocols import make_protocol
+
+        layout = msgspec.msgpack.decode(request.layout, type=Layout)
+        algorithm, protocol = make_algorithm(request.spec.algorithm), make_protocol(request.spec.protocol)
+        check_carries(protocol, algorithm)
+        held = self._holders(request.task)
+        clients = request.clients or tuple(sorted(held))
         if not clients:
             raise InputError(
-                f"no node of the fleet holds data of task {wish.task!r}. Start devices with --task, see `edgewise nodes`."
+                f"no node of the fleet holds data of task {request.task!r}. Start devices with --task, see `edgewise nodes`."
             )
-        blobs = self._node.blobs
+        start, size_bytes = self._start_of(request)
+        if size_bytes != 4 * layout.size:
+            raise InputError(
+                f"the start has {size_bytes // 4:,} entries, the task's model {layout.size:,}. "
+                "The task does not match the fleet's version; install the same task file everywhere."
+            )
+        template = await self._pull(
+            request.template, sender, TEMPLATE_BYTES_PER_ENTRY * layout.size + TEMPLATE_SPARE_BYTES
+        )
+        if request.model is not None and not request.start_version:
+            await self._pull(request.model, sender, size_bytes)
+        spec = msgspec.structs.replace(
+            request.spec,
+            run=self._name(request),
+            algorithm=algorithm.spec.to_dict(),
+            protocol=protocol.spec.to_dict(),
+            layout=layout.digest,
+            num_entries=layout.size,
+            buffers=()
+            if layout.num_trained == layout.size
+            else ((layout.num_trained, layout.size - layout.num_trained),),
+        )
+        request = msgspec.structs.replace(request, spec=self._with_teacher(spec, request.teacher_version))
+        candidates = [Candidate(client, held[client].num_examples if client in held else 0) for client in clients]
         config = m.RunConfig(
-            run=self._name(wish), algorithm=algorithm.spec.to_dict(), clients=clients, num_rounds=wish.num_rounds,
-            quorum=max(1, round(wish.quorum_fraction * len(clients))), layout=layout.digest, num_entries=layout.size,
-            initial_model=await asyncio.to_thread(blobs.put, model), seed=wish.seed, round_deadline_s=wish.round_deadline_s,
-        )  # fmt: skip
-        template_digest = await asyncio.to_thread(blobs.put, template)
-        first = self._first_event(wish, config)
-        submitted = Submitted(config.run, wish, template_digest, config, wish.start_version, encode_event(first))
-        await asyncio.to_thread(self._events.append, INDEX, "submitted", msgspec.msgpack.encode(submitted))
-        live = self._add(submitted)
+            spec=request.spec,
+            clients=clients,
+            num_rounds=request.num_rounds,
+            quorum=quorum_of(algorithm, candidates, request.spec.seed, request.quorum),
+            initial_model=start,
+            round_deadline_s=request.round_deadline_s,
+        )
+        first = self._first_event(config, held)
+        submitted = Submitted(
+            request=request, config=config, template=template, parent=request.start_version, first=encode_event(first)
+        )
+        live = self._add(submitted)  # the name is taken from here on
+        try:
+            await asyncio.to_thread(self._events.append, INDEX, "submitted", msgspec.msgpack.encode(submitted))
+        except BaseException:
+            del self._runs[submitted.run]
+            raise
         await live.driver.dispatch(first)
-        await self._presence.catch_up(live)
-        return config.run
-
-    def _with_teacher(self, wish: SubmitRun) -> SubmitRun:
-        if wish.hard_examples is None or not wish.teacher_version:
-            return wish
-        version = self._versions.get(wish.teacher_version)
-        graph = BlobRef(version.graph, self._versions.graph_size(version.number), self._node.name)
-        return msgspec.structs.replace(wish, hard_examples=msgspec.structs.replace(wish.hard_examples, teacher=graph))
+        assert self.roles.presence is not None
+        await self.roles.presence.catch_up(live.driver)
+        return submitted.run
 
     def replay(self) -> None:
         """After a restart: folds every run's log to where it was. Call it before the watch begins."""
@@ -135,31 +163,28 @@ class Runs:
             if entry.kind == "submitted":
                 live = self._add(msgspec.msgpack.decode(entry.payload, type=Submitted))
                 live.driver.replay()
-                summaries = live.state.rounds if live.state is not None else ()
                 live.rounds = [
                     record_of(s, accuracy=float("nan"), seconds=0.0, uplink_bytes=0, downlink_bytes=0)
-                    for s in summaries
+                    for s in (live.view.rounds if live.view is not None else ())
                 ]
             elif entry.kind == "round":
-                told = msgspec.msgpack.decode(entry.payload, type=RoundTold)
-                live = self._runs[told.run]
-                live.rounds = [told.record if r.round == told.record.round else r for r in live.rounds]
+                closed = msgspec.msgpack.decode(entry.payload, type=RoundClosed)
+                live = self._runs[closed.run]
+                live.rounds = [closed.record if r.round == closed.record.round else r for r in live.rounds]
             else:
                 registered = msgspec.msgpack.decode(entry.payload, type=Registered)
                 live = self._runs[registered.run]
                 live.version, live.failure, live.registered = registered.version, registered.failure, True
+        self.roles.replay()
 
     async def resume(self) -> None:
-        """After a restart: unfinished runs go on where they were."""
-        unfinished = [live for live in self._runs.values() if not live.registered]
-        for live in unfinished:
-            if live.state is None:
+        """After a restart: unfinished runs go on where they were, whoever was not told of an end is told."""
+        self.roles.resume()
+        for live in self._runs.values():
+            if live.driver.state is None:
                 await live.driver.dispatch(decode_event(live.submitted.first))
-            else:
-                await self._go_on(live)
-            await self._presence.catch_up(live)
-        if unfinished:
-            self._node.spawn(self._presence.miss_absent(unfinished), "whoever did not come back")
+            if live.view is not None and live.view.outcome is None and self.roles.presence is not None:
+                await self.roles.presence.catch_up(live.driver)
 
     def status(self, run: RunId) -> RunStatus:
         """How a run stands.
@@ -171,168 +196,122 @@ class Runs:
 
     def had_hard_examples(self, run: RunId) -> bool:
         """Whether a run learned, or learns, from hard examples beside the clients' own; False for an unknown run."""
-        return run in self._runs and self._runs[run].submitted.wish.hard_examples is not None
+        return run in self._runs and hard_examples_of(self._runs[run].submitted.config.spec) is not None
 
     async def cancel(self, run: RunId) -> None:
         """Stops a run; what is done stays."""
         await self._live(run).driver.dispatch(m.RunCancelled(run, "cancelled by an operator"))
 
-    async def update_arrived(self, report: UpdateReport, frame: Frame, sender: NodeInfo) -> Ack:
-        """A client's update, in a flat run."""
-        live = self._live(report.run)
-        await check_client(self._node, live.driver, sender, frame.epoch, report)
-        event = await update_event(self._node, report, frame, sender, live.submitted.config.num_entries)
-        live.uplink_bytes += report.payload.size_bytes if report.payload else sum(t.array.nbytes for t in frame.tensors)
-        actions = await live.driver.dispatch(event)
-        self._expect()
-        return answer_to(actions, report.client)
+    def _with_teacher(self, spec: Any, version: int) -> Any:
+        hard = hard_examples_of(spec)
+        if hard is None or not version:
+            return spec
+        graph = BlobRef(self._versions.get(version).graph, self._versions.graph_size(version), self._node.name)
+        return with_hard_examples(spec, msgspec.structs.replace(hard, teacher=graph))
 
-    async def training_failed(self, report: TrainFailed, frame: Frame, sender: NodeInfo) -> Ack:
-        """A client says that it cannot do a round."""
-        live = self._live(report.run)
-        await check_client(self._node, live.driver, sender, frame.epoch, report)
-        event = m.ClientFailed(report.run, report.round, report.client, frame.epoch, report.cause)
-        await live.driver.dispatch(event)
-        self._expect()
-        return Ack()
+    def _start_of(self, request: SubmitRun) -> tuple[Digest, int]:
+        """Digest and bytes of the first model."""
+        if request.start_version:
+            weights = self._versions.get(request.start_version).weights
+            if not weights:
+                raise InputError(
+                    f"version {request.start_version} was imported: its weights are not known apart from its graph. "
+                    "Start from a version that was trained here, or from a new model."
+                )
+            return weights, self._node.blobs.size(weights)
+        if request.model is None:
+            raise InputError("a run without a start version brings its first model. Say --start-version, or send it.")
+        return request.model.digest, request.model.size_bytes
 
-    async def sum_arrived(self, message: EdgeSum, frame: Frame, sender: NodeInfo) -> Ack:
-        """An edge's sum, in a hierarchical run."""
-        if message.report.edge != sender.node:
-            self._node.count_refusal(f"a sum of {sender.node} in the name of {message.report.edge}")
-            log.warning("%s forwards a sum in the name of %s", sender.node, message.report.edge)
-            raise IdentityRefused(
-                f"{sender.node!r} forwards a sum in the name of {message.report.edge!r}. Each edge forwards its own.",
-                node=sender.node,
+    async def _pull(self, ref: BlobRef | None, sender: NodeId, most_bytes: int) -> Digest:
+        if ref is None or ref.holder != sender or not 0 < ref.size_bytes <= most_bytes:
+            raise InputError(
+                f"{sender!r} is to announce the run's graph and model as blobs of its own of at most {most_bytes:,} bytes, "
+                f"found {ref}."
             )
-        live = self._live(message.report.run)
-        if not live.hierarchical:
-            raise InputError(f"run {message.report.run!r} is not hierarchical; it takes no sums. Send updates.")
-        most = SUM_BYTES_PER_ENTRY * live.submitted.config.num_entries
-        await fetch_from(self._node, message.sum, sender.node, most)
-        live.uplink_bytes += message.uplink_bytes
-        actions = await live.driver.dispatch(r.SumReceived(message.report, frame.epoch))
-        for action in actions:
-            if isinstance(action, r.AcceptSum) and action.assignment == message.report.assignment:
-                return Ack()
-            if isinstance(action, r.RefuseSum) and action.assignment == message.report.assignment:
-                return Ack(action.reason is m.Refusal.DUPLICATE, action.text)
-        return Ack(False, "the run has ended; the sum does not count")
+        await self._node.pull(ref)
+        return ref.digest
 
-    async def node_ready(self, info: NodeInfo) -> None:
-        """A node is here (again)."""
-        await self._presence.is_here(self._open_runs(), info)
-        if info.tier is Tier.EDGE:
-            self._dismiss(info.node, info.epoch)
-        self._expect()
+    def _holders(self, task: str) -> dict[ClientId, NodeInfo]:
+        """Clients that are here and hold data of a task."""
+        alive = (member.info for member in self._watch.members.alive() if member.info is not None)
+        return {info.client: info for info in alive if info.client and info.task == task}
 
-    async def node_lost(self, node: NodeId, cause: str) -> None:
-        """A node is gone or hangs."""
-        info = self._watch.members.members[node].info
-        if info is not None:
-            await self._presence.is_lost(self._open_runs(), info, cause)
-        self._expect()
+    def _first_event(self, config: m.RunConfig, held: dict[ClientId, NodeInfo]) -> m.Event:
+        assert self.roles.presence is not None
+        seen = self.roles.presence.clients()
+        present = {client: seen[client] for client in config.clients if client in held and client in seen}
+        return m.RunStarted(config, present, self.roles.presence.edges())
 
     def _add(self, submitted: Submitted) -> LiveRun:
-        algorithm = make_algorithm(submitted.config.algorithm)
-        blobs = BlobMapping(self._node.blobs)
-        make = hierarchical.make_cloud_step if submitted.wish.protocol == "hierarchical" else synchronous.make_step
-        step: Any = make(algorithm, blobs)
-
-        async def perform(action: Any) -> None:
-            await self._perform(live, action)
-
-        live = LiveRun(submitted, RunDriver(submitted.run, step, self._events, self._node.blobs, perform))
-        self._runs[submitted.run] = live
+        live = self._runs[submitted.run] = LiveRun(submitted, self.roles.add(COORDINATOR, submitted.config.spec))
         return live
 
-    def _first_event(self, wish: SubmitRun, config: m.RunConfig) -> m.Event:
-        infos = clients_of(self._watch, wish.task)
-        present = {c: i.epoch for c, i in infos.items() if c in config.clients}
-        if wish.protocol != "hierarchical":
-            return m.RunStarted(config, present)
-        edges = {e.node: e.epoch for e in self._watch.members.alive(Tier.EDGE)}
-        homes = {c: infos[c].parent for c in present}
-        return r.HierarchyStarted(config, present, homes, edges)
-
-    async def _go_on(self, live: LiveRun) -> None:
-        actions = hierarchical.resume_cloud(live.driver.state) if live.hierarchical else synchronous.resume(live.state)
-        for action in actions:
-            await self._perform(live, action)
-
-    async def _perform(self, live: LiveRun, action: Any) -> None:
-        run = live.submitted.run
+    def _on_action(self, driver: RoleDriver, action: m.Action) -> None:
+        live = self._runs.get(driver.run)
+        if live is None or driver is not live.driver:
+            return
         match action:
-            case m.RequestUpdate():
-                for client in action.clients:
-                    self._node.spawn(
-                        self._orders.ask_client(live, action, client), f"ask {client} for round {action.round}"
-                    )
-                self._expect()
-            case r.OpenRegion():
-                self._node.spawn(self._orders.ask_edge(live, action.order), f"ask {action.order.edge}")
-            case m.SetRoundDeadline():
-                self._set_deadline(live, action)
             case m.AnnounceRound():
                 self._close_round(live, action.summary)
             case m.AnnounceWaiting():
                 live.waiting = action.sentence
-                self._told("run_waiting", {"run": run, "round": action.round, "sentence": action.sentence})
-                self._node.spawn(self._orders.ask_missing(live, action.round), f"ask the missing of {run} again")
+                self._on_event("run_waiting", {"run": driver.run, "round": action.round, "sentence": action.sentence})
+                self._node.spawn(self._ask_missing(live, action.round), f"ask the missing of {driver.run} again")
             case m.Quarantine():
-                self._told("quarantined", {"run": run, "client": action.client, "reason": action.reason})
-            case m.EndRun():
-                self._node.spawn(self._end(live, action.outcome), f"end of {run}")
+                self._on_event("quarantined", {"run": driver.run, "client": action.client, "reason": action.reason})
+            case m.EndRun(outcome=outcome) if outcome is not None and not live.registered:
+                self._node.spawn(self._end(live, outcome), f"end of {driver.run}")
             case _:
-                pass  # answers to senders are given where their reports arrived; blobs are stored by the driver
+                pass
 
-    def _set_deadline(self, live: LiveRun, action: m.SetRoundDeadline) -> None:
-        live.opened_s = time.monotonic()
-        if live.timer is not None:
-            live.timer.cancel()
-        if action.deadline_s is not None:
-            event = m.RoundTimedOut(action.run, action.round)
-            live.timer = asyncio.get_running_loop().call_later(
-                action.deadline_s, lambda: self._node.spawn(live.driver.dispatch(event), "round deadline")
-            )
+    async def _ask_missing(self, live: LiveRun, number: int) -> None:
+        """A round below its quorum asks those again who are missing but there: a late worker, a lost order."""
+        live.retries += 1
+        await asyncio.sleep(min(RETRY_BASE_S * 2.0**live.retries, RETRY_MOST_S))
+        view = live.view
+        if view is None or view.outcome is not None or view.round != number or self.roles.presence is None:
+            return
+        seen = self.roles.presence.clients()
+        for client in [c for c in view.missing if c in seen]:
+            await live.driver.dispatch(m.ClientReturned(client, seen[client]))
 
     def _close_round(self, live: LiveRun, summary: m.RoundSummary) -> None:
         """Notes what the round took; its model is evaluated beside, the next round does not wait for that."""
+        driver, now = live.driver, time.monotonic()
         record = record_of(
-            summary, accuracy=float("nan"), seconds=time.monotonic() - live.opened_s,
-            uplink_bytes=live.uplink_bytes, downlink_bytes=live.downlink_bytes,
-        )  # fmt: skip
-        live.waiting, live.retries, live.uplink_bytes, live.downlink_bytes = "", 0, 0, 0
+            summary,
+            accuracy=float("nan"),
+            seconds=now - live.opened_s,
+            uplink_bytes=driver.round_uplink_bytes,
+            downlink_bytes=driver.round_downlink_bytes,
+        )
+        live.waiting, live.retries, live.opened_s = "", 0, now
         name = f"record of round {summary.round} of {live.submitted.run}"
-        live.recording = self._node.spawn(self._record(live, summary, record, live.recording), name)
+        evaluated = self._map(summary.model) if self._versions.holdout is not None else None
+        live.recording = self._node.spawn(self._record(live, evaluated, record, live.recording), name)
 
     async def _record(
-        self, live: LiveRun, summary: m.RoundSummary, record: RoundRecord, before: asyncio.Task[None] | None
+        self, live: LiveRun, model: Vector | None, record: RoundRecord, before: asyncio.Task[None] | None
     ) -> None:
         if before is not None:  # records keep the order of rounds
             await asyncio.wait({before})
-        accuracy = await asyncio.to_thread(self._accuracy, live, summary.model)
-        record = msgspec.structs.replace(record, accuracy=accuracy)
+        if model is not None:
+            layout = msgspec.msgpack.decode(live.submitted.request.layout, type=Layout)
+            accuracy = await asyncio.to_thread(
+                self._versions.calibration_accuracy, live.submitted.template, layout, model
+            )
+            record = msgspec.structs.replace(record, accuracy=accuracy)
         live.rounds.append(record)
-        told = msgspec.msgpack.encode(RoundTold(live.submitted.run, record))
-        await asyncio.to_thread(self._events.append, INDEX, "round", told)
-        self._told("round_closed", {"run": live.submitted.run, "round": summary.round, "loss": record.loss})
-
-    def _accuracy(self, live: LiveRun, model: Digest) -> float:
-        """Accuracy of a round's model on the calibration data; NaN without held-out data."""
-        if self._versions.holdout is None:
-            return float("nan")
-        vector = np.frombuffer(self._node.blobs.read(model), np.float32)
-        layout = msgspec.msgpack.decode(live.submitted.wish.layout, type=Layout)
-        return self._versions.calibration_accuracy(live.submitted.template, layout, vector)
+        closed = msgspec.msgpack.encode(RoundClosed(live.submitted.run, record))
+        await asyncio.to_thread(self._events.append, INDEX, "round", closed)
+        self._on_event("round_closed", {"run": live.submitted.run, "round": record.round, "loss": record.loss})
 
     async def _end(self, live: LiveRun, outcome: m.Outcome) -> None:
         submitted, run = live.submitted, live.submitted.run
-        if live.timer is not None:
-            live.timer.cancel()
         if live.recording is not None:
             await asyncio.wait({live.recording})
-        if outcome.kind is m.OutcomeKind.COMPLETED and submitted.wish.register and not live.version:
+        if outcome.kind is m.OutcomeKind.COMPLETED and submitted.request.register and not live.version:
             try:
                 live.version = await asyncio.to_thread(self._register, live, outcome)
             except EdgewiseError as error:
@@ -341,42 +320,35 @@ class Runs:
         registered = Registered(run, live.version, live.failure)
         await asyncio.to_thread(self._events.append, INDEX, "registered", msgspec.msgpack.encode(registered))
         live.registered = True
-        self._expect()
         status = live.status
-        self._told("run_ended", {"run": run, "state": status.state, "cause": status.cause, "version": live.version})
-        if live.hierarchical:
-            for edge in self._watch.members.alive(Tier.EDGE):
-                self._dismiss(edge.node, edge.epoch)
-
-    def _dismiss(self, edge: NodeId, epoch: Epoch) -> None:
-        """Tells an edge which runs it may forget."""
-        over = [run for run, live in self._runs.items() if live.registered and live.hierarchical][-DISMISSED_RUNS:]
-        if over:
-            self._node.spawn(self._orders.dismiss(edge, epoch, tuple(over)), f"dismiss runs of {edge}")
+        self._on_event("run_ended", {"run": run, "state": status.state, "cause": status.cause, "version": live.version})
 
     def _register(self, live: LiveRun, outcome: m.Outcome) -> int:
         submitted = live.submitted
         known = [v for v in self._versions.registry.versions() if v.run == submitted.run]
         if known:  # registered before a crash, its entry in the log was not written
             return known[0].number
-        layout = msgspec.msgpack.decode(submitted.wish.layout, type=Layout)
-        vector = np.frombuffer(self._node.blobs.read(outcome.model), np.float32)
-        weights = live.state.rounds[-1].weights if live.state.rounds else {}
+        layout = msgspec.msgpack.decode(submitted.request.layout, type=Layout)
+        view = live.view
+        num_examples = view.rounds[-1].num_examples if view is not None and view.rounds else {}
         version = self._versions.register_vector(
-            submitted.template, layout, vector, task=submitted.wish.task, run=submitted.run, parent=submitted.parent,
-            data={str(c): w for c, w in weights.items()},
-        )  # fmt: skip
+            submitted.template,
+            layout,
+            self._map(outcome.model),
+            task=submitted.request.task,
+            run=submitted.run,
+            parent=submitted.parent,
+            data={str(c): n for c, n in num_examples.items()},
+            own=own_patterns(make_algorithm(submitted.config.spec.algorithm).exchanges[-1].local),
+        )
+        if version.own:
+            log.warning("%s", version.caution)
         return version.number
 
-    def _open_runs(self) -> Iterable[LiveRun]:
-        return [live for live in self._runs.values() if live.is_open]
-
-    def _expect(self) -> None:
-        outstanding = {
-            c for live in self._open_runs() if not live.hierarchical for c in live.state.gathering.outstanding
-        }
-        infos = {m.info.client: m.node for m in self._watch.members.alive(Tier.DEVICE) if m.info is not None}
-        self._watch.expect(node for client, node in infos.items() if client in outstanding)
+    def _map(self, model: Digest) -> Vector:
+        """A model's entries as they are on disk; still readable when the blob is dropped."""
+        with self._node.blobs.path(model).open("rb") as file:
+            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), "<f4")
 
     def _live(self, run: RunId) -> LiveRun:
         live = self._runs.get(run)
@@ -384,9 +356,9 @@ class Runs:
             raise InputError(f"there is no run {run!r}. Known: {', '.join(self._runs) or 'none'}.")
         return live
 
-    def _name(self, wish: SubmitRun) -> RunId:
-        if wish.name:
-            if wish.name in self._runs:
-                raise InputError(f"there is a run {wish.name!r} already. Choose another name, or none.")
-            return RunId(wish.name)
-        return next(name for n in itertools.count(1) if (name := RunId(f"{wish.task}-{n}")) not in self._runs)
+    def _name(self, request: SubmitRun) -> RunId:
+        if request.spec.run:
+            if request.spec.run in self._runs:
+                raise InputError(f"there is a run {request.spec.run!r} already. Choose another name, or none.")
+            return request.spec.run
+        return next(name for n in itertools.count(1) if (name := RunId(f"{request.task}-{n}")) not in self._runs)

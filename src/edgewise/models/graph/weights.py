@@ -33,6 +33,25 @@ def with_weights(graph: bytes, layout: Layout, vector: Vector) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
+def without_weights(graph: bytes, layout: Layout) -> bytes:
+    """A template without the content of its slots: shapes stay, `with_weights` fills them.
+
+    Args:
+        graph: ONNX bytes of a template.
+        layout: Its slots are names of initializers.
+
+    Returns:
+        ONNX bytes, small however large the model is; no session can run them.
+
+    Raises:
+        GraphError: As in `with_weights`.
+    """
+    model = _load(graph)
+    for name, tensor in _slots(model, layout).items():
+        tensor.CopyFrom(onnx.TensorProto(name=name, dims=tensor.dims, data_type=tensor.data_type))
+    return bytes(model.SerializeToString(deterministic=True))
+
+
 def weights_of(graph: bytes, layout: Layout) -> Vector:
     """The vector inside a graph.
 

@@ -10,7 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, CancelledError, ProcessPoolExecu
 
 from edgewise.core.ids import ClientId
 from edgewise.simulation.emulated.domains import DOMAINS, DomainResult, DomainTraining, simulate_domain
-from edgewise.simulation.simulate import SimulationOptions, homes_of
+from edgewise.simulation.simulate import SimulationOptions, edge_of_clients
 from edgewise.training.job import JobFile, make_task
 
 LOOK_EVERY_S = 0.2
@@ -83,7 +83,7 @@ def _begin(is_background: bool) -> None:
 def _one(job: JobFile, domain: str, folder: str, public_fraction: float) -> DomainResult:
     task = make_task(job.task.file, job.task.settings, folder=folder)
     clients = [ClientId(client) for client in task.clients() if len(task.data(client))]
-    edge_of = {client: edge for client, edge in homes_of(job, task.clients()).items() if client in clients}
+    edge_of = {client: edge for client, edge in edge_of_clients(job, task.clients()).items() if client in clients}
     options = SimulationOptions(job.training.engine, evaluate_every=0)
     return simulate_domain(
         domain,

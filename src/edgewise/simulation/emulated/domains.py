@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import msgspec
 import numpy as np
 
+from edgewise.codecs.bundle import Bundle
 from edgewise.core.errors import InputError, nearest
 from edgewise.core.ids import ClientId, NodeId, RoundNumber
 from edgewise.core.layout import Vector
@@ -21,7 +22,7 @@ from edgewise.core.seeds import Seeds
 from edgewise.models.flat import initial_vector
 from edgewise.models.task import Examples, Task
 from edgewise.simulation.simulate import SimulationOptions, simulate_rounds
-from edgewise.training.algorithm import FederatedAlgorithm
+from edgewise.training.algorithm import MODEL, FederatedAlgorithm
 from edgewise.training.client_update import client_seeds
 from edgewise.training.local import LocalEngine, choose_engine
 
@@ -149,7 +150,7 @@ def _federated(
             rounds=training.rounds,
             seed=training.seed,
             clients=clients,
-            homes=None if flat else training.edge_of,
+            edge_of=None if flat else training.edge_of,
             options=replace(training.options, evaluate_every=0),
         )
         vectors[owner], accuracies[owner] = run.vector, run.record.metrics
@@ -160,7 +161,7 @@ def _federated(
 def _alone(domain: str, training: DomainTraining, held: Mapping[ClientId, Examples]) -> DomainResult:
     from edgewise.training.local.evaluate import Evaluator
 
-    task, work = training.task, training.algorithm.local
+    task, work = training.task, training.algorithm.exchanges[0].local
     engine = choose_engine(task, work, list(held.values())[:1], pinned=training.options.engine).engine
     test = training.options.test_data if training.options.test_data is not None else task.test_data()
     vectors = {str(owner): _descended(training, engine, owner, examples) for owner, examples in held.items()}
@@ -170,8 +171,11 @@ def _alone(domain: str, training: DomainTraining, held: Mapping[ClientId, Exampl
 
 
 def _descended(training: DomainTraining, engine: LocalEngine, owner: ClientId, examples: Examples) -> Vector:
-    vector = initial_vector(training.task, Seeds(training.seed))
+    vector, exchange = initial_vector(training.task, Seeds(training.seed)), training.algorithm.exchanges[0]
+    kept: Bundle = {}
+    others = exchange.server.init(vector)  # as a server sends them before anybody answered
     for number in range(1, training.rounds + 1):
         seeds = client_seeds(training.seed, RoundNumber(number), owner).at("local")
-        vector = vector + engine.train(vector, training.algorithm.local, examples, seeds).update
+        done = engine.work_one(exchange.local, {**others, MODEL: vector}, kept, examples, seeds)
+        vector, kept = vector + done.sent[MODEL], done.kept
     return vector

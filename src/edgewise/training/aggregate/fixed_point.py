@@ -1,60 +1,113 @@
-"""Exact sums of weighted vectors: 96-bit fixed point, so that no order of folding changes a bit.
+"""Exact sums of weighted vectors: 96- or 128-bit fixed point, so that no order of folding changes a bit.
 
 **Scale.** An entry u becomes the integer q = round(u · 2⁴⁰), to the nearest, ties to even. |u| ≤ 2¹⁵ is required, so
 |q| ≤ 2⁵⁵, which float64 and int64 hold exactly. Entries of at least 2⁻¹⁷ are represented without any error (float32
-has 24 bits); smaller ones err by at most 2⁻⁴¹ ≈ 4.5e-13.
+has 24 bits); smaller ones err by at most 2⁻⁴¹ ≈ 4.5e-13. A weight W is a whole number of units; what a unit is stands
+fixed before anything is added (`Weigh.unit`), so rounding to it depends on nothing but the weight.
 
-**Width.** A sum is Σ w·q = high · 2³² + low with 0 ≤ low < 2³²; high is int64, low uint32. The form is unique, so equal
-sums have equal bytes however they were folded: integer addition is associative and commutative.
+**Width.** A sum is Σ W·q = high · 2³²ᵏ + lowₖ₋₁ · 2³²⁽ᵏ⁻¹⁾ + … + low₀ with 0 ≤ lowᵢ < 2³²; high is int64, each low uint32.
+The form is unique, so equal sums have equal bytes however they were folded: integer addition is associative and
+commutative. k = 1 where weights are whole numbers (12 bytes an entry), k = 2 where they are real (16 bytes).
 
-**Overflow.** A weight is an integer below 2¹⁹ + 1 and all weights of a sum together stay at or below 2³⁹, more than
-10⁶ clients of 2¹⁹ examples each (10⁶ · 2¹⁹ < 2³⁹). Then |Σ w·q| ≤ 2³⁹ · 2⁵⁵ = 2⁹⁴ and |high| ≤ 2⁶² + 1 < 2⁶³. Within one
-addition w · (low half of q) < 2¹⁹ · 2³² = 2⁵¹, and 1,024 clients are added at a time, so partial sums stay below 2⁶²;
-w · (high half) < 2¹⁹ · 2²⁴ = 2⁴³. Whatever breaks a bound is refused before anything is added.
+**Overflow.** All weights of a sum together stay at or below 2³⁹ units for k = 1 (10⁹ examples are 2³⁰) and 2⁶¹ for k = 2
+(10⁹ at a unit of 2⁻³⁰ are 2⁶⁰). Then |Σ W·q| ≤ 2⁹⁴ and |high| ≤ 2⁶² + 1, or ≤ 2¹¹⁶ and |high| ≤ 2⁵² + 1. Within one addition
+q = q₁ · 2³² + q₀, with 0 ≤ q₀ < 2³² and |q₁| ≤ 2²³. Where m rows of weight at most 2³⁰/m are added together, Σ W·q₀ < 2⁶² and
+|Σ W·q₁| ≤ 2⁵³. Otherwise W = W₁ · 2³² + W₀ as well, and 16 rows are added at a time: W₀·q₀ < 2⁶⁴ fits uint64 and is cut
+into halves before it is summed (< 2³⁶ each); |Σ W₀·q₁| ≤ 16 · 2⁵⁵ = 2⁵⁹, Σ W₁·q₀ < 2²⁹ · 2³² = 2⁶¹, |Σ W₁·q₁| ≤ 2⁵²: every
+partial sum stays below 2⁶². Only high itself may pass 2⁶³ on the way for k = 1; it is exact modulo 2⁶⁴, and its end fits.
+Whatever breaks a bound is refused before anything is added.
+
+**Memory.** A sum is changed in place, in slices of entries that stay in cache, so adding an update of 100 M entries needs
+a few megabytes beside the sum. `zero(on_disk=True)` keeps the sum in a file that is mapped and let go slice by slice.
 """
 
 from __future__ import annotations
 
+import mmap
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import zstandard
 from numpy.typing import NDArray
 
-from edgewise.codecs.codec import MAX_ENTRIES, Payload
-from edgewise.core.errors import FrameRefused, InputError
+from edgewise.core.errors import InputError
 from edgewise.core.layout import Vector
 
 FRACTION_BITS = 40
 MAX_MAGNITUDE = 2.0**15
-MAX_WEIGHT = 2**19
-MAX_TOTAL_WEIGHT = 2**39
-_LOW_BITS = 32
-_LOW_MASK = np.int64(2**_LOW_BITS - 1)
-_SLICE = 1024
-_SLICE_ENTRIES = 2**16
-_WIDTH_BYTES = 12
+MAX_TOTAL_UNITS: Mapping[int, int] = {1: 2**39, 2: 2**61}
+"""By number of low limbs k."""
+LOW_BITS = 32
+_LOW_MASK = np.int64(2**LOW_BITS - 1)
+_NARROW_UNITS = 2**30
+_WIDE_ROWS = 16
+_ROWS = 1024
+_SLICE_ENTRIES = 2**15  # temporaries of 256 KiB: larger ones go back to the system each time and are paged in anew
+_LARGE_ENTRIES = 2**20
+"""From so many entries a sum lies in mapped memory, which can be given back slice by slice while it is finished."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class FixedPointSum:
-    """Σ w·q per entry and Σ w.
+    """Σ W·q per entry and Σ W; changed in place by what adds to it.
 
     Attributes:
         high: int64[d].
-        low: uint32[d]; the sum is high · 2³² + low, in units of 2⁻⁴⁰.
-        total_weight: Σ w.
+        low: uint32[k, d]; the sum is high · 2³²ᵏ + Σ low[i] · 2³²ⁱ, in units of 2⁻⁴⁰.
+        total_units: Σ W.
+        mapped: What they lie in, high first: a file, or private memory of a large sum; None for a small one.
+        on_disk: Whether it is a file.
     """
 
     high: NDArray[np.int64]
     low: NDArray[np.uint32]
-    total_weight: int
+    total_units: int = 0
+    mapped: mmap.mmap | None = None
+    on_disk: bool = False
+
+    @property
+    def size(self) -> int:
+        """d."""
+        return self.high.size
+
+    @property
+    def max_units(self) -> int:
+        """The most that all weights together may be."""
+        return MAX_TOTAL_UNITS[len(self.low)]
 
 
-def zero(size: int) -> FixedPointSum:
-    """The empty sum of vectors with `size` entries."""
-    return FixedPointSum(np.zeros(size, np.int64), np.zeros(size, np.uint32), 0)
+def zero(size: int, num_lows: int = 1, on_disk: bool = False) -> FixedPointSum:
+    """The empty sum of vectors with `size` entries.
+
+    Args:
+        size: d.
+        num_lows: k; 1 for weights that are whole numbers, 2 for real ones.
+        on_disk: In a nameless file of the temporary folder (TMPDIR, which should not be in memory) instead of in memory.
+
+    Returns:
+        The sum.
+    """
+    if not size or (not on_disk and size < _LARGE_ENTRIES):
+        return FixedPointSum(np.zeros(size, np.int64), np.zeros((num_lows, size), np.uint32))
+    mapped = _mapped((8 + 4 * num_lows) * size, on_disk)
+    low = np.frombuffer(mapped, np.uint32, offset=8 * size).reshape(num_lows, size)
+    return FixedPointSum(np.frombuffer(mapped, np.int64, size), low, 0, mapped, on_disk)
+
+
+def _mapped(size_bytes: int, on_disk: bool) -> mmap.mmap:
+    if not on_disk:
+        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+        return mmap.mmap(-1, size_bytes, **private)
+    with tempfile.TemporaryFile(prefix="edgewise-sum-") as file:
+        file.truncate(size_bytes)
+        return mmap.mmap(file.fileno(), 0)
+
+
+def slices_of(size: int, width: int = _SLICE_ENTRIES) -> Iterator[slice]:
+    """Cuts 0…size into slices of at most `width`."""
+    return (slice(start, min(start + width, size)) for start in range(0, size, width))
 
 
 def check_update(update: Vector, size: int) -> None:
@@ -69,201 +122,192 @@ def check_update(update: Vector, size: int) -> None:
     """
     if update.ndim not in (1, 2) or update.shape[-1] != size:
         raise InputError(f"an update of this model has {size} entries, found shape {update.shape}.")
-    fits = np.abs(update) <= MAX_MAGNITUDE  # also False for NaN
-    if not fits.all():
-        index = int(np.flatnonzero(~fits.ravel())[0])
-        raise InputError(
-            f"entry {index % size} of the update is {update.ravel()[index]!s}; a finite number of at most "
-            f"{MAX_MAGNITUDE:,.0f} is needed. The client has diverged: lower its learning rate."
-        )
+    # A NaN passes through min and max, and compares false.
+    if update.size == 0 or (update.max() <= MAX_MAGNITUDE and update.min() >= -MAX_MAGNITUDE):
+        return
+    index = int(np.argmin((np.abs(update) <= MAX_MAGNITUDE).ravel()))
+    raise InputError(
+        f"entry {index % size} of the update is {update.ravel()[index]!s}; a finite number of at most "
+        f"{MAX_MAGNITUDE:,.0f} is needed. The client has diverged: lower its learning rate."
+    )
 
 
-def check_weight(weight: Any) -> NDArray[np.int64]:
-    """Reads weights.
-
-    Args:
-        weight: One number, or one per client.
-
-    Returns:
-        int64[...] of the same shape.
-
-    Raises:
-        InputError: If one is not an integer in 0…2¹⁹.
-    """
-    if type(weight) is int and 0 <= weight <= MAX_WEIGHT:
-        return np.array(weight, np.int64)
-    given = np.asarray(weight, np.float64)
-    ok = (given >= 0) & (given <= MAX_WEIGHT) & (given == np.floor(given))
-    if not ok.all():
-        raise InputError(
-            f"weight {given[~ok].ravel()[0]!s} is not a number of examples. "
-            f"An integer from 0 to {MAX_WEIGHT:,} is needed."
-        )
-    return given.astype(np.int64)
-
-
-def add(total: FixedPointSum, update: Vector, weight: Any) -> FixedPointSum:
+def add(total: FixedPointSum, update: Vector, units: Any) -> FixedPointSum:
     """The sum with one weighted update, or with a cohort of them.
 
     Args:
-        total: The sum so far; it is not changed.
+        total: The sum so far; it is changed.
         update: float32[d], or float32[clients, d].
-        weight: Number of examples, or one per client.
+        units: Whole weights, one or one per client.
 
     Returns:
         The new sum.
 
     Raises:
-        InputError: If a number is out of range, or the weights of the sum grow beyond 2³⁹.
+        InputError: If a number is out of range, or the weights of the sum grow beyond its bound; nothing is added then.
     """
-    check_update(update, total.high.size)
-    weights = np.broadcast_to(check_weight(weight), update.shape[:-1]).reshape(-1)
-    rows = update.reshape(-1, total.high.size)
-    # So many rows at a time that the intermediate integers stay in cache.
-    height = max(1, min(_SLICE, _SLICE_ENTRIES // max(1, total.high.size)))
-    for start in range(0, len(rows), height):
-        total = _add_rows(total, rows[start : start + height], weights[start : start + height])
+    check_update(update, total.size)
+    given = np.broadcast_to(np.asarray(units, np.int64), update.shape[:-1]).reshape(-1)
+    total.total_units = _checked_units(total, _sum_of(given))
+    rows = update.reshape(-1, total.size)
+    for entries in slices_of(total.size):
+        # So many rows at a time that the intermediate integers stay in cache.
+        height = max(1, min(_ROWS, _SLICE_ENTRIES // (entries.stop - entries.start)))
+        if given.size and int(given.max()) > _NARROW_UNITS // height:
+            height = min(height, _WIDE_ROWS)
+        for start in range(0, len(rows), height):
+            _add_part(total, entries, rows[start : start + height, entries], given[start : start + height])
+        _let_go(total, entries)
     return total
 
 
-def _add_rows(total: FixedPointSum, rows: Vector, weights: NDArray[np.int64]) -> FixedPointSum:
-    total_weight = _checked_total(total.total_weight + int(weights.sum()))
-    q = np.rint(rows.astype(np.float64) * 2.0**FRACTION_BITS).astype(np.int64)
-    low = total.low + ((q & _LOW_MASK) * weights[:, None]).sum(axis=0)
-    q >>= _LOW_BITS
-    q *= weights[:, None]
-    high = total.high + q.sum(axis=0) + (low >> _LOW_BITS)
-    return FixedPointSum(high, (low & _LOW_MASK).astype(np.uint32), total_weight)
+def _add_part(total: FixedPointSum, entries: slice, rows: Vector, units: NDArray[np.int64]) -> None:
+    scaled = np.multiply(rows, 2.0**FRACTION_BITS, dtype=np.float64)
+    q = np.rint(scaled, out=scaled).astype(np.int64)
+    column = units[:, None]
+    if len(units) * int(units.max()) <= _NARROW_UNITS:
+        first = q & _LOW_MASK
+        first *= column
+        q >>= LOW_BITS
+        q *= column
+        _carry(total, entries, (_over_rows(first), _over_rows(q)))
+        return
+    q0, q1 = (q & _LOW_MASK).astype(np.uint64), q >> LOW_BITS
+    w0, w1 = column & _LOW_MASK, column >> LOW_BITS
+    product = q0 * w0.astype(np.uint64)
+    lower = (product & np.uint64(_LOW_MASK)).astype(np.int64)
+    upper = (product >> np.uint64(LOW_BITS)).astype(np.int64)
+    upper += q1 * w0
+    upper += q0.astype(np.int64) * w1
+    _carry(total, entries, (_over_rows(lower), _over_rows(upper), _over_rows(q1 * w1)))
+
+
+def _over_rows(terms: NDArray[np.int64]) -> NDArray[np.int64]:
+    found: NDArray[np.int64] = terms[0] if len(terms) == 1 else terms.sum(axis=0)
+    return found
+
+
+def _carry(total: FixedPointSum, entries: slice, parts: tuple[NDArray[np.int64], ...]) -> None:
+    """Adds Σ parts[i] · 2³²ⁱ to a slice; the parts are used up."""
+    carry: Any = np.int64(0)
+    for low, part in zip(total.low, parts, strict=False):
+        part += carry
+        part += low[entries]
+        low[entries] = part  # modulo 2³²
+        part >>= LOW_BITS
+        carry = part
+    # For k = 1 there may be a third part, which high holds modulo 2⁶⁴; for k = 2 perhaps only two, and a carry is left.
+    for place, part in enumerate(parts[len(total.low) :]):
+        carry += part << LOW_BITS * place if place else part
+    total.high[entries] += carry
 
 
 def merge(left: FixedPointSum, right: FixedPointSum) -> FixedPointSum:
     """The sum of two sums over disjoint clients.
 
     Args:
-        left: One sum.
+        left: One sum; it is changed.
         right: The other.
 
     Returns:
         Their sum.
 
     Raises:
-        InputError: If they have different sizes or too much weight together.
+        InputError: If they have different sizes or too much weight together; nothing is added then.
     """
-    if left.high.size != right.high.size:
-        raise InputError(f"a sum of {left.high.size} entries cannot be merged with one of {right.high.size}.")
-    total_weight = _checked_total(left.total_weight + right.total_weight)
-    low = left.low.astype(np.int64) + right.low
-    high = left.high + right.high + (low >> _LOW_BITS)
-    return FixedPointSum(high, (low & _LOW_MASK).astype(np.uint32), total_weight)
+    if left.low.shape != right.low.shape:
+        raise InputError(f"a sum of {left.size} entries cannot be merged with one of {right.size}.")
+    left.total_units = _checked_units(left, right.total_units)
+    for entries in slices_of(left.size):
+        merge_part(left, entries, right.high[entries], right.low[:, entries])
+        _let_go(right, entries)
+    return left
 
 
-def mean(total: FixedPointSum) -> Vector:
-    """Σ w·u / Σ w, rounded once to float32.
+def merge_part(total: FixedPointSum, entries: slice, high: NDArray[np.int64], low: NDArray[np.uint32]) -> None:
+    """Adds the limbs of another sum to a slice; its weight is the caller's to add."""
+    _carry(total, entries, (*low.astype(np.int64), high))
+    _let_go(total, entries)
+
+
+def add_units(total: FixedPointSum, units: int) -> None:
+    """Counts weight that comes with limbs.
 
     Args:
-        total: A sum with some weight in it.
-
-    Returns:
-        float32[d].
+        total: The sum; it is changed.
+        units: Whole.
 
     Raises:
-        InputError: If no weight was added.
+        InputError: If the weights of the sum would grow beyond its bound.
     """
-    if total.total_weight == 0:
+    total.total_units = _checked_units(total, units)
+
+
+def mean(total: FixedPointSum, divisor_units: int | None = None, entries: slice = slice(None)) -> Vector:
+    """Σ W·u / Σ W, rounded to float32.
+
+    Args:
+        total: A sum.
+        divisor_units: What to divide by instead of the sum's own weight.
+        entries: Of which entries.
+
+    Returns:
+        float32[d], or of those entries.
+
+    Raises:
+        InputError: If there is no weight to divide by.
+    """
+    divisor = total.total_units if divisor_units is None else divisor_units
+    if divisor == 0:
         raise InputError("a mean of no examples does not exist. At least one client with data must answer.")
-    value = total.high.astype(np.float64) * 2.0**_LOW_BITS + total.low
-    averaged: Vector = (value / (total.total_weight * 2.0**FRACTION_BITS)).astype(np.float32)
+    start, stop, _ = entries.indices(total.size)
+    averaged: Vector = np.empty(stop - start, np.float32)
+    for part in slices_of(stop - start):
+        place = slice(start + part.start, start + part.stop)
+        value = total.high[place].astype(np.float64)
+        for low in total.low[::-1]:
+            value = value * 2.0**LOW_BITS + low[place]
+        averaged[part] = value / (divisor * 2.0**FRACTION_BITS)
+        _let_go(total, place)
     return averaged
 
 
-def _checked_total(total_weight: int) -> int:
-    if total_weight > MAX_TOTAL_WEIGHT:
+def _checked_units(total: FixedPointSum, more: int) -> int:
+    total_units = total.total_units + more
+    if total_units > total.max_units:
         raise InputError(
-            f"all weights of a sum together would be {total_weight:,}, at most {MAX_TOTAL_WEIGHT:,} are exact. "
+            f"all weights of a sum together would be {total_units:,}, at most {total.max_units:,} are exact. "
             "Use smaller weights or fewer clients a round."
         )
-    return total_weight
+    return total_units
 
 
-def to_arrays(total: FixedPointSum) -> dict[str, NDArray[Any]]:
-    """A sum for a frame: byte planes, as many as its largest entry needs, each packed where that makes it smaller.
-
-    About 4.6 bytes an entry for a sum of float32 updates, where float32 itself would take 4 and not be exact.
-
-    Args:
-        total: Any sum.
-
-    Returns:
-        `planes` uint8[m], one after the other, least significant first, two's complement; `lengths` int64[width],
-        bytes of each; `weight` int64[1].
-    """
-    halves = np.empty((total.high.size, 3), "<u4")
-    halves[:, 0] = total.low
-    halves[:, 1:] = total.high.astype("<i8").view("<u4").reshape(-1, 2)
-    planes = np.ascontiguousarray(halves.view(np.uint8).reshape(-1, _WIDTH_BYTES).T)
-    width = _WIDTH_BYTES
-    # A plane is redundant where it only repeats the sign bit of the plane below.
-    while width > 1 and np.array_equal(planes[width - 1], (planes[width - 2] >> 7) * np.uint8(255)):
-        width -= 1
-    packed = [_packed(plane.tobytes()) for plane in planes[:width]]
-    return {
-        "planes": np.frombuffer(b"".join(packed), np.uint8),
-        "lengths": np.array([len(p) for p in packed], np.int64),
-        "weight": np.array([total.total_weight], np.int64),
-    }
+def _sum_of(units: NDArray[np.int64]) -> int:
+    fits = units.size * int(units.max(initial=0)) < 2**63
+    return int(units.sum()) if fits else sum(units.tolist())
 
 
-def from_arrays(arrays: dict[str, NDArray[Any]]) -> FixedPointSum:
-    """Undoes `to_arrays`.
-
-    Args:
-        arrays: From a frame; nothing in them is trusted. The number of entries is `lengths`' to say, not to believe:
-            merge with `zero(d)` to check it.
-
-    Returns:
-        The sum.
-
-    Raises:
-        FrameRefused: If they are not a sum within its bounds.
-    """
-    planes, total_weight = _planes_of(arrays)
-    full = np.empty((planes.shape[1], _WIDTH_BYTES), np.uint8)
-    full[:, : len(planes)] = planes.T
-    full[:, len(planes) :] = ((planes[-1] >> 7) * np.uint8(255))[:, None]
-    words = full.view("<u4")
-    high = np.ascontiguousarray(words[:, 1:]).view("<i8").reshape(-1).astype(np.int64)
-    # |sum| ≤ weight · 2⁵⁵ in units of 2³²; one more for the floor of a negative sum.
-    limit = max(total_weight, 0) * 2 ** (55 - _LOW_BITS) + 1
-    if not 0 <= total_weight <= MAX_TOTAL_WEIGHT or (high > limit).any() or (high < -limit).any():
-        raise FrameRefused(f"a sum of weight {total_weight:,} is out of the range of honest updates.")
-    return FixedPointSum(high, words[:, 0].astype(np.uint32), total_weight)
+def forget(total: FixedPointSum, entries: slice) -> None:
+    """Frees what it can of the memory of entries that nobody will ask for again; they are worth nothing afterwards."""
+    start, stop, _ = entries.indices(total.size)
+    _release(total, start, stop)
 
 
-def _planes_of(arrays: dict[str, NDArray[Any]]) -> tuple[NDArray[np.uint8], int]:
-    payload = Payload((), arrays)
-    planes, lengths = payload.array("planes", np.uint8, (None,)), payload.array("lengths", np.int64, (None,))
-    weight = payload.array("weight", np.int64, (1,))
-    fits = 1 <= lengths.size <= _WIDTH_BYTES and (lengths >= 0).all() and (lengths <= planes.size).all()
-    if not fits or int(lengths.sum()) != planes.size:
-        raise FrameRefused(f"a sum has 1 to {_WIDTH_BYTES} planes of {planes.size} bytes together, found {lengths}.")
-    parts = [_unpacked(p.tobytes()) for p in np.split(planes, np.cumsum(lengths)[:-1])]
-    if len({p.size for p in parts}) != 1:
-        raise FrameRefused(f"the planes of a sum have {[p.size for p in parts]} entries; they must have as many each.")
-    return np.stack(parts), int(weight[0])
+def _let_go(total: FixedPointSum, entries: slice) -> None:
+    """Gives the pages of a slice that is on disk back to the system, which writes them when it likes."""
+    if total.on_disk:
+        _release(total, entries.start, entries.stop)
 
 
-def _packed(plane: bytes) -> bytes:
-    smaller = zstandard.ZstdCompressor(level=1).compress(plane)
-    return b"\x01" + smaller if len(smaller) < len(plane) else b"\x00" + plane
-
-
-def _unpacked(data: bytes) -> NDArray[np.uint8]:
-    if data[:1] == b"\x00":
-        return np.frombuffer(data, np.uint8, offset=1)
-    try:
-        size = zstandard.frame_content_size(data[1:])
-        if not 0 <= size <= MAX_ENTRIES:
-            raise FrameRefused(f"a plane of a sum claims {size:,} entries, at most {MAX_ENTRIES:,} are accepted.")
-        return np.frombuffer(zstandard.ZstdDecompressor().decompress(data[1:]), np.uint8)
-    except zstandard.ZstdError as error:
-        raise FrameRefused(f"a plane of a sum cannot be unpacked: {error}.") from error
+def _release(total: FixedPointSum, start: int, stop: int) -> None:
+    if total.mapped is None or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    page, size = mmap.PAGESIZE, total.size
+    places = [(0, 8)] + [(8 * size + 4 * size * k, 4) for k in range(len(total.low))]
+    for offset, itemsize in places:
+        first, last = offset + itemsize * start, offset + itemsize * stop
+        # Of a file a page may go that others still use; of private memory only pages that are all within.
+        first = first // page * page if total.on_disk else -(-first // page) * page
+        last = last if total.on_disk else last // page * page
+        if first < last:
+            total.mapped.madvise(mmap.MADV_DONTNEED, first, last - first)

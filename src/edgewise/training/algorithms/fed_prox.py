@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-from edgewise.training.algorithm import FederatedAlgorithm, LocalWork
+from edgewise.core.errors import MisfitError
+from edgewise.training.algorithm import FederatedAlgorithm
 from edgewise.training.algorithms.fed_avg import fed_avg
-from edgewise.training.local_work import proximal, sgd
+from edgewise.training.local import LocalWork, proximal, sgd
 
 
 def fed_prox(*, mu: float = 0.01, local: LocalWork | None = None, **settings: Any) -> FederatedAlgorithm:
@@ -15,16 +15,20 @@ def fed_prox(*, mu: float = 0.01, local: LocalWork | None = None, **settings: An
 
     Args:
         mu: Weight of the proximal term, μ in eq. 2.
-        local: Epochs, batch and learning rate; its direction is replaced.
+        local: As from `sgd`: epochs, batch and learning rate; its direction is replaced.
         **settings: As in `fed_avg`.
 
     Returns:
         The algorithm.
 
+    Raises:
+        MisfitError: If `local` is not from `sgd`.
+
     Reference:
         Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020.
-        Differs: partial work is not sent; a straggler's update waits for the deadline.
+        Differs: partial work is not cut off by a clock, so that a run can be repeated: bound it by `max_steps` of `local`.
     """
     work = local or sgd()
-    pulled = sgd(work.learning_rate, work.epochs, work.batch_size, proximal(mu))
-    return replace(fed_avg(**settings), local=pulled)
+    if work.spec.name != "sgd":
+        raise MisfitError(f"fed_prox replaces the direction of sgd, and {work.spec} is none. Give it local=sgd(...).")
+    return fed_avg(**settings, local=sgd(**(work.spec.params | {"direction": proximal(mu)})))

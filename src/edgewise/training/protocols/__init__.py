@@ -1,17 +1,57 @@
-"""When the parts are called: each protocol is `step(state, event) -> (state, actions)` over values that serialise.
+"""When the parts of an algorithm are called: each protocol is one value with a step for each role.
 
-Flat (`synchronous.py`), on a coordinator:
-
-    step = make_step(make_algorithm(config.algorithm), blobs)     # blobs: Mapping[Digest, bytes]
+    protocol = make_protocol("synchronous")                       # or the spec in a run's `RunSpec.protocol`
+    step = protocol.roles["coordinator"].make_step(algorithm, blobs)
     state, actions = step(None, RunStarted(config, present))      # log the event, step, then act
     state = replay(step, map(decode_event, log), blobs)           # after a crash: the identical state
-    actions = resume(state)                                       # what is outstanding
+    actions = protocol.roles["coordinator"].resume(state)         # what is outstanding
 
-Over edges: `make_cloud_step`, `replay_cloud`, `resume_cloud` (`hierarchical.py`) on the cloud, which starts with
-`HierarchyStarted`; `make_edge_step`, `replay_edge`, `resume_edge` (`regional.py`) on every edge.
-
-Rules of a driver: store a blob, then append the event that names it, then step, then acknowledge (`AcceptUpdate`,
-`AcceptSum`); `StoreModel` before the next event; a refusal with reason `duplicate` is an acknowledgement. Clients and
-edges repeat what was not acknowledged. `messages.py` and `regions.py` have every event and action, `event_log.py` the
-log's format, `driver.py` and `hierarchy_driver.py` the smallest drivers.
+Rules of a driver: store a letter's blobs, append the event that names them, step, carry out the actions (`Store` before
+the next event); a letter is delivered until it is acknowledged or its role wants it no more; `duplicate` is a yes.
+`letters.py` and `messages.py` have every word, `event_log.py` the log's format, `protocol.py` the contract. Drivers are
+`simulation/virtual_run.py` and `fleet/training/`.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from edgewise.core.spec import build
+from edgewise.training.protocols.buffered import buffered
+from edgewise.training.protocols.hierarchical import hierarchical
+from edgewise.training.protocols.protocol import Protocol, Role, RunView, check_carries, replay
+from edgewise.training.protocols.synchronous import synchronous
+
+__all__ = [
+    "PROTOCOLS",
+    "Protocol",
+    "Role",
+    "RunView",
+    "check_carries",
+    "hierarchical",
+    "make_protocol",
+    "replay",
+    "synchronous",
+]
+
+PROTOCOLS: dict[str, Callable[..., Protocol]] = {
+    "buffered": buffered,
+    "hierarchical": hierarchical,
+    "synchronous": synchronous,
+}
+
+
+def make_protocol(spec: Any) -> Protocol:
+    """Builds a protocol from its spec.
+
+    Args:
+        spec: `"hierarchical"`, `{"name": "buffered", "concurrency": 8, "buffer_size": 4}`, or a `Spec`.
+
+    Returns:
+        The protocol.
+
+    Raises:
+        InputError: If the name or a parameter is unknown; the nearest is suggested.
+    """
+    return spec if isinstance(spec, Protocol) else build("protocols", PROTOCOLS, spec)

@@ -1,4 +1,4 @@
-"""The format of a run's log: one msgpack map per event, with its tag."""
+"""The format of a run's log: one msgpack map per event, with its tag; a letter stands in it with its own."""
 
 from __future__ import annotations
 
@@ -6,27 +6,31 @@ import msgspec
 
 from edgewise.core.errors import StoreError
 from edgewise.training.protocols import messages as m
-from edgewise.training.protocols import regions as r
 from edgewise.training.protocols.messages import Event
 
-_FLAT = (
+AnyEvent = (
     m.RunStarted
-    | m.UpdateReceived
-    | m.UpdateInvalid
-    | m.ClientFailed
+    | m.Received
+    | m.LetterInvalid
+    | m.Delivered
+    | m.WorkDone
+    | m.WorkGivenUp
     | m.ClientLost
     | m.ClientReturned
-    | m.RoundTimedOut
+    | m.EdgeLost
+    | m.EdgeReturned
+    | m.TimerFired
     | m.RunCancelled
 )
-_EDGE = r.RegionOpened | r.SumAcknowledged | r.RunDismissed
-_CLOUD = r.HierarchyStarted | r.SumReceived | r.EdgeLost | r.EdgeReturned | r.ClientHomed
-_EVENTS = msgspec.msgpack.Decoder(_FLAT | _EDGE | _CLOUD)
+"""What a log may hold; one union for every protocol and role."""
+
+_EVENTS = msgspec.msgpack.Decoder(AnyEvent)
+_ENCODER = msgspec.msgpack.Encoder()
 
 
 def encode_event(event: Event) -> bytes:
     """An event of any protocol as it stands in the log."""
-    return msgspec.msgpack.encode(event)
+    return _ENCODER.encode(event)
 
 
 def decode_event(data: bytes) -> Event:

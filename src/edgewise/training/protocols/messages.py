@@ -1,46 +1,52 @@
-"""Events and actions of a training run, as they stand in the coordinator's log. Vectors are named by digest.
+"""Events and actions of every training protocol and role, as they stand in a node's log. Vectors are named by digest.
 
 Events are facts in the past tense; a driver appends one to its log, then calls `step`, then carries out the actions.
-All of them are frozen msgspec structs with tags; `event_log.py` is the log's format, `regions.py` has the messages
-between cloud and edges.
+A driver knows these few words and no protocol's name. Letters are in `letters.py`; `event_log.py` is the log's format.
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
 
 import msgspec
 
-from edgewise.core.ids import ClientId, Digest, Epoch, RoundNumber, RunId
+from edgewise.core.ids import ClientId, Digest, Epoch, NodeId, RoundNumber, RunId
+from edgewise.training.protocols.letters import Address, AnyLetter, BlobName, RunSpec, WorkOrder
 
 
-class RunConfig(msgspec.Struct, frozen=True):
+class RunConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What a run is; everything its result depends on, besides data.
 
     Attributes:
-        run: Name of the run.
-        algorithm: Words of the algorithm, as `FederatedAlgorithm.spec.to_dict()` or a job's table.
+        spec: What every node must know of it.
         clients: Who may take part, in the order that selection sees.
         num_rounds: Rounds to do.
         quorum: Updates a round needs, at least 1.
-        layout: Digest of the model's layout.
-        num_entries: d, entries of the flat vector.
         initial_model: Digest of the first model's bytes (float32, little-endian).
-        seed: The job's seed.
         round_deadline_s: Seconds a round may take; None waits for its cohort without limit.
     """
 
-    run: RunId
-    algorithm: dict[str, Any]
+    spec: RunSpec
     clients: tuple[ClientId, ...]
     num_rounds: int
     quorum: int
-    layout: Digest
-    num_entries: int
     initial_model: Digest
-    seed: int = 0
     round_deadline_s: float | None = None
+
+    @property
+    def run(self) -> RunId:
+        """Name of the run."""
+        return self.spec.run
+
+    @property
+    def num_entries(self) -> int:
+        """d, entries of the flat vector."""
+        return self.spec.num_entries
+
+    @property
+    def seed(self) -> int:
+        """The job's seed."""
+        return self.spec.seed
 
 
 class OutcomeKind(StrEnum):
@@ -71,7 +77,7 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 class Refusal(StrEnum):
-    """Why an update does not count. `duplicate` means it was counted before: a driver acknowledges it again."""
+    """Why a letter does not count. `duplicate` means it was counted before: its sender hears yes."""
 
     DUPLICATE = "duplicate"
     LATE = "late"
@@ -84,69 +90,103 @@ class Refusal(StrEnum):
     NO_EXAMPLES = "no_examples"
 
 
-def examples(weight: float) -> int:
-    """A weight as a number of examples: 14.0 is 14; what counts no examples becomes -1, which no round accepts."""
-    return int(weight) if float(weight).is_integer() else -1
+class SeenClient(msgspec.Struct, frozen=True):
+    """A client that is there.
+
+    Attributes:
+        epoch: Its node's incarnation.
+        num_examples: How many it holds.
+        edge: The edge it stands under; "" for none.
+    """
+
+    epoch: Epoch
+    num_examples: int = 0
+    edge: NodeId = NodeId("")
 
 
 class Event(msgspec.Struct, frozen=True):
-    """Something that happened to a run."""
+    """Something that happened to a run on one node."""
 
 
 class RunStarted(Event, frozen=True, tag="run_started"):
-    """The first event of every run.
+    """On the coordinator: the first event of every run.
 
     Attributes:
         config: The run.
-        present: Incarnation of each client that is there; the others are lost until they return.
+        present: Clients that are there; the others are lost until they return.
+        edges: Incarnation of each edge that is there.
     """
 
     config: RunConfig
-    present: dict[ClientId, Epoch]
+    present: dict[ClientId, SeenClient]
+    edges: dict[NodeId, Epoch] = {}
 
 
-class UpdateReceived(Event, frozen=True, tag="update_received"):
-    """A client's signed update is stored durably.
+class Received(Event, frozen=True, kw_only=True, tag="received"):
+    """A signed letter has come and is stored with its blobs.
 
     Attributes:
-        run: Run it is for.
-        round: Round it is for.
-        client: Who made it.
-        epoch: Its incarnation when it was sent.
-        weight: Number of examples.
-        payload: Digest of `payload_to_bytes(...)` of the coded update.
-        metrics: Numbers of the local work, e.g. loss and accuracy of the received model on the client's data.
+        letter: What it says.
+        sender: Who wrote it, as its certificate says.
+        epoch: The sender's incarnation when it was sent.
+        present: On an edge: its clients that are there, for an `EdgeTask`; empty elsewhere.
     """
 
-    run: RunId
-    round: RoundNumber
-    client: ClientId
+    letter: AnyLetter
+    sender: NodeId
     epoch: Epoch
-    weight: int
-    payload: Digest
-    metrics: dict[str, float] = {}
-
-    def __post_init__(self) -> None:
-        msgspec.structs.force_setattr(self, "weight", examples(self.weight))
+    present: dict[ClientId, SeenClient] = {}
 
 
-class UpdateInvalid(Event, frozen=True, tag="update_invalid"):
-    """An update came that cannot even be stored: the driver could not read it. Quarantines its sender."""
+class LetterInvalid(Event, frozen=True, kw_only=True, tag="letter_invalid"):
+    """A letter came whose content cannot even be stored. Its sender goes into quarantine."""
 
     run: RunId
-    round: RoundNumber
     client: ClientId
+    round: RoundNumber
     epoch: Epoch
     reason: str
 
 
-class ClientFailed(Event, frozen=True, tag="client_failed"):
-    """A client reports that it cannot do this round (no data, a broken task): a dropout with its own cause."""
+class Delivered(Event, frozen=True, kw_only=True, tag="delivered"):
+    """The receiver of a letter has it durably, or has refused it for good.
 
-    run: RunId
+    Attributes:
+        to: Whose answer this is.
+        key: Of the letter.
+        accepted: Whether it counts there.
+        reason: Why not.
+    """
+
+    to: Address
+    key: str
+    accepted: bool = True
+    reason: str = ""
+
+
+class WorkDone(Event, frozen=True, kw_only=True, tag="work_done"):
+    """On a client: the local work of an order is done, its results are stored.
+
+    Attributes:
+        round, exchange: Of the order.
+        update: The coded bundle to send.
+        kept: What the client keeps if this update counts; None for nothing.
+        num_examples, metrics: As in `UpdateReport`.
+    """
+
     round: RoundNumber
-    client: ClientId
-    epoch: Epoch
+    update: BlobName
+    num_examples: int
+    exchange: int = 0
+    kept: Digest | None = None
+    metrics: dict[str, float] = {}
+
+
+class WorkGivenUp(Event, frozen=True, tag="work_given_up"):
+    """On a client: the local work of an order cannot be done."""
+
+    round: RoundNumber
+    exchange: int
     cause: str
 
 
@@ -161,14 +201,27 @@ class ClientReturned(Event, frozen=True, tag="client_returned"):
     """A client is there (again), or for the first time; older incarnations of it are fenced."""
 
     client: ClientId
+    seen: SeenClient
+
+
+class EdgeLost(Event, frozen=True, tag="edge_lost"):
+    """An edge is unreachable."""
+
+    edge: NodeId
+    cause: str
+
+
+class EdgeReturned(Event, frozen=True, tag="edge_returned"):
+    """An edge is there (again); older incarnations of it are fenced."""
+
+    edge: NodeId
     epoch: Epoch
 
 
-class RoundTimedOut(Event, frozen=True, tag="round_timed_out"):
-    """The deadline set by `SetRoundDeadline` has passed."""
+class TimerFired(Event, frozen=True, tag="timer_fired"):
+    """A timer set by `SetTimer` has run out."""
 
-    run: RunId
-    round: RoundNumber
+    name: str
 
 
 class RunCancelled(Event, frozen=True, tag="run_cancelled"):
@@ -182,64 +235,47 @@ class Action(msgspec.Struct, frozen=True):
     """Something a driver must do."""
 
 
-class RequestUpdate(Action, frozen=True, tag="request_update"):
-    """Ask these clients to work on this model; asking twice is harmless."""
+class Send(Action, frozen=True, tag="send"):
+    """Deliver a letter; again and again until it is acknowledged, or `Protocol.wants` says no. Sending twice is harmless."""
 
-    run: RunId
-    round: RoundNumber
-    clients: tuple[ClientId, ...]
-    model: Digest
+    to: Address
+    letter: AnyLetter
 
 
-class SetRoundDeadline(Action, frozen=True, tag="set_round_deadline"):
-    """Report `RoundTimedOut` after so many seconds, unless the round has closed; None sets none."""
-
-    run: RunId
-    round: RoundNumber
-    deadline_s: float | None
+class Accept(Action, frozen=True, tag="accept"):
+    """Tell the sender of the letter in hand that it counts."""
 
 
-class StoreModel(Action, frozen=True, tag="store_model"):
-    """Keep these bytes by digest before the next event: the model after `round`, and the server's state.
+class Refuse(Action, frozen=True, tag="refuse"):
+    """Tell the sender of the letter in hand that it does not count, and why. `duplicate` is a yes."""
 
-    Attributes:
-        run: The run.
-        round: Round that made it; 0 is the initial server state.
-        model: Digest of `data`.
-        data: float32[d], little-endian; b"" where the model is stored already.
-        server: Digest of `server_data`.
-        server_data: The server's state as a payload's bytes.
-    """
-
-    run: RunId
-    round: RoundNumber
-    model: Digest
-    data: bytes
-    server: Digest
-    server_data: bytes
-
-    @property
-    def blobs(self) -> dict[Digest, bytes]:
-        """What to store, by digest."""
-        return {d: b for d, b in ((self.model, self.data), (self.server, self.server_data)) if b}
-
-
-class RefuseUpdate(Action, frozen=True, tag="refuse_update"):
-    """Tell the sender that its update does not count, and why."""
-
-    run: RunId
-    round: RoundNumber
-    client: ClientId
     reason: Refusal
     text: str
 
 
-class AcceptUpdate(Action, frozen=True, tag="accept_update"):
-    """Tell the sender that its update counts; it may forget it."""
+class Store(Action, frozen=True, tag="store"):
+    """Keep these bytes by digest before the next event."""
 
-    run: RunId
-    round: RoundNumber
-    client: ClientId
+    blobs: dict[Digest, bytes]
+
+
+class SetTimer(Action, frozen=True, tag="set_timer"):
+    """Report `TimerFired` after so many seconds; a timer of that name is replaced, None only takes it back."""
+
+    name: str
+    seconds: float | None
+
+
+class Work(Action, frozen=True, tag="work"):
+    """On a client: do the local work of an order; report `WorkDone` or `WorkGivenUp`. Another `Work` ends this one.
+
+    Attributes:
+        order: What to do; its sections are stored.
+        kept: What the client kept from its last update that counted; None for nothing.
+    """
+
+    order: WorkOrder
+    kept: Digest | None = None
 
 
 class Quarantine(Action, frozen=True, tag="quarantine"):
@@ -249,73 +285,82 @@ class Quarantine(Action, frozen=True, tag="quarantine"):
     reason: str
 
 
-class RoundSummary(msgspec.Struct, frozen=True):
+class RoundSummary(msgspec.Struct, frozen=True, kw_only=True):
     """What a closed round was.
 
     Attributes:
         round: Its number, from 1.
         model: Digest of the model after it.
-        weights: Examples of each participant.
+        num_examples: Of each participant.
         metrics: Means of the participants' metrics, weighted by examples; they judge the model *before* the round.
         missing: Cause by client of the cohort that did not take part.
-        update_norm: Euclidean norm of the mean update.
+        update_norm: Euclidean norm of the folded `model` section.
+        staleness: Mean staleness of the updates; 0 in a synchronous round.
     """
 
     round: RoundNumber
     model: Digest
-    weights: dict[ClientId, int]
+    num_examples: dict[ClientId, int]
     metrics: dict[str, float]
     missing: dict[ClientId, str]
     update_norm: float
+    staleness: float = 0.0
 
     @property
     def participants(self) -> tuple[ClientId, ...]:
         """Who took part."""
-        return tuple(self.weights)
+        return tuple(self.num_examples)
 
 
 class AnnounceRound(Action, frozen=True, tag="announce_round"):
     """Tell whoever watches that a round has closed."""
 
-    run: RunId
     summary: RoundSummary
 
 
 class AnnounceWaiting(Action, frozen=True, tag="announce_waiting"):
     """Tell whoever watches that a round cannot go on, and what it waits for."""
 
-    run: RunId
     round: RoundNumber
     sentence: str
 
 
 class EndRun(Action, frozen=True, tag="end_run"):
-    """The run is over; this is its one terminal state."""
+    """The run is over on this node; on the coordinator `outcome` is its one terminal state, elsewhere None."""
 
-    run: RunId
-    outcome: Outcome
+    outcome: Outcome | None = None
 
 
-class Answer(msgspec.Struct, frozen=True):
-    """An accepted update, by reference."""
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """An update that counts, by reference.
 
-    payload: Digest
-    weight: int
+    Attributes:
+        update: Its coded bundle; "" where it is inside a sum.
+        num_examples: Behind it.
+        metrics: Of its local work.
+        staleness: Rounds behind.
+    """
+
+    update: Digest
+    num_examples: int
     metrics: dict[str, float] = {}
+    staleness: int = 0
 
 
 class Member(msgspec.Struct, frozen=True):
-    """What a run knows of a client.
+    """What a run knows of a client, or of an edge.
 
     Attributes:
         epoch: Newest incarnation seen.
         absence: Why it is not there; "" if it is.
         quarantine: Why it takes no part any more; "" if it does.
+        num_examples: How many it holds; 0 where that is not known.
     """
 
     epoch: Epoch = Epoch(0)
     absence: str = ""
     quarantine: str = ""
+    num_examples: int = 0
 
     @property
     def can_work(self) -> bool:

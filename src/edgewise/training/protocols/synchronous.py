@@ -1,85 +1,112 @@
-"""Synchronous rounds as a pure function: `step(state, event) -> (state, actions)`.
+"""Synchronous rounds: a coordinator asks a cohort, folds what comes, steps, and asks the next.
 
-    RunStarted ─▶ open a round ─▶ updates, losses, returns ─▶ close ─▶ … ─▶ EndRun
-                     ▲   (cohort answered, or the deadline with a quorum)  │
-                     └──────────────────────────────────────────────────────┘
+    RunStarted ─▶ open an exchange ─▶ updates, losses, returns ─▶ close ─▶ … ─▶ EndRun
+                     ▲     (cohort answered, or the deadline with a quorum)  │
+                     └───────────────────────────────────────────────────────┘
 
-A driver appends each event to its log, steps, then acts; `StoreModel` must be carried out before the next event.
-After a crash `replay` folds the log to the same state and `resume` says what is outstanding. The model does not depend
-on the order in which updates arrive. `driver.py` is the smallest driver, `hierarchical.py` the form with edges.
+The model does not depend on the order in which updates arrive. The device's side is `client.py`, the form with edges
+`hierarchical/`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
 
 from edgewise.core.errors import StoreError
-from edgewise.core.ids import Digest, RoundNumber
+from edgewise.core.ids import ClientId
+from edgewise.core.spec import Spec
 from edgewise.training.algorithm import FederatedAlgorithm
-from edgewise.training.protocols import gathering as g
-from edgewise.training.protocols.admission import admit, refuse, refuse_invalid
-from edgewise.training.protocols.folding import Blobs, fold
+from edgewise.training.protocols import collection as c
+from edgewise.training.protocols.client import CLIENT_ROLE
+from edgewise.training.protocols.folding import Decoder, fold
+from edgewise.training.protocols.letters import Address, AnyLetter, RunEnded, UpdateReport, WorkFailed, WorkOrder
 from edgewise.training.protocols.messages import (
+    Accept,
     Action,
-    ClientFailed,
     ClientLost,
     ClientReturned,
+    Delivered,
+    EdgeLost,
+    EdgeReturned,
     EndRun,
     Event,
+    LetterInvalid,
+    Received,
     Refusal,
-    RequestUpdate,
-    RoundTimedOut,
+    Refuse,
     RunCancelled,
     RunStarted,
-    SetRoundDeadline,
-    StoreModel,
-    UpdateInvalid,
-    UpdateReceived,
+    SetTimer,
+    TimerFired,
 )
-from edgewise.training.protocols.rounds import (
+from edgewise.training.protocols.protocol import CLIENT, COORDINATOR, Blobs, Protocol, Role, Step
+from edgewise.training.protocols.run_state import (
     Phase,
+    Result,
     RunState,
     cancelled,
+    candidates_of,
+    change,
     chose_too_few,
     closed,
     cohort_of,
+    endings,
+    needs,
+    opened,
+    orders,
     overdue,
+    set_timer,
     started,
+    timer_name,
     too_few,
+    view,
     waiting,
-    with_gathering,
+    with_collection,
+    with_stored,
 )
+from edgewise.training.protocols.transitions import Table, dispatch, ignored, refused
 
-Result = tuple[RunState, tuple[Action, ...]]
-Step = Callable[[RunState | None, Event], Result]
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    algorithm: FederatedAlgorithm
+    blobs: Blobs
+    decoder: Decoder
+
+
+def synchronous() -> Protocol:
+    """Rounds in lockstep, devices straight to the coordinator.
+
+    Returns:
+        The protocol.
+
+    Reference:
+        McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017.
+    """
+    coordinator = Role(make_step, resume, wants, is_over, needs, RunState)
+    return Protocol(Spec("synchronous"), {COORDINATOR: coordinator, CLIENT: CLIENT_ROLE}, view)
 
 
 def make_step(algorithm: FederatedAlgorithm, blobs: Blobs) -> Step:
-    """Binds the protocol to its algorithm and its store.
+    """Binds the coordinator to its algorithm and its store.
 
     Args:
-        algorithm: Built from the words in the run's config.
+        algorithm: Built from the spec in the run's config.
         blobs: Read by digest only.
 
     Returns:
         `step(state, event) -> (state, actions)`; the state before `RunStarted` is None.
     """
+    parts = _Parts(algorithm, blobs, Decoder(blobs))
 
     def step(state: RunState | None, event: Event) -> Result:
-        if isinstance(event, RunStarted):
-            return _start(algorithm, blobs, event) if state is None else (state, ())
         if state is None:
-            raise StoreError(f"the log begins with {type(event).__name__}, a run begins with RunStarted.")
-        if state.phase is Phase.ENDED:
-            return _after_end(state, event)
-        if isinstance(event, RunCancelled):
-            return cancelled(state, event.cause)
-        if isinstance(event, RoundTimedOut):
-            return _timed_out(algorithm, blobs, state, event)
-        if isinstance(event, ClientReturned):
-            return _returned(algorithm, state, event)
-        gathering, actions = _gathered(algorithm, blobs, state, event)
-        return _settled(algorithm, blobs, with_gathering(state, gathering), actions)
+            if not isinstance(event, RunStarted):
+                raise StoreError(f"the log begins with {type(event).__name__}, a run begins with RunStarted.")
+            state, actions = started(algorithm, blobs, event)
+            return (state, actions) if state.phase is Phase.ENDED else _open_round(parts, state, actions)
+        return dispatch(TABLE, COORDINATOR, parts, state.phase, state, event)
 
     return step
 
@@ -94,118 +121,177 @@ def resume(state: RunState) -> tuple[Action, ...]:
         The actions.
     """
     if state.outcome is not None:
-        return (EndRun(state.config.run, state.outcome),)
-    gathering, run = state.gathering, state.config.run
-    deadline = SetRoundDeadline(run, gathering.round, state.config.round_deadline_s)
-    if state.phase is Phase.WAITING or not gathering.outstanding:
-        return (deadline, waiting(state))
-    return (deadline, RequestUpdate(run, gathering.round, gathering.outstanding, state.model))
+        return (EndRun(state.outcome), *endings(state))
+    timer = set_timer(state)
+    if state.phase is Phase.WAITING or not state.collection.outstanding:
+        return (*timer, waiting(state))
+    return (*timer, *orders(state, state.collection.outstanding))
 
 
-def replay(step: Step, events: Iterable[Event], store: MutableMapping[Digest, bytes]) -> RunState | None:
-    """Folds a log to the state it leads to.
-
-    Args:
-        step: From `make_step`, reading `store`.
-        events: The log, in order.
-        store: Where blobs are; models that were not stored before the crash are stored now.
-
-    Returns:
-        The state; None for an empty log.
-    """
-    state: RunState | None = None
-    for event in events:
-        state, actions = step(state, event)
-        for action in actions:
-            if isinstance(action, StoreModel):
-                store.update(action.blobs)
-    return state
+def wants(state: RunState, to: Address, letter: AnyLetter) -> bool:
+    """Whether a letter still needs to be delivered: an order while its update is awaited, an ending always."""
+    if isinstance(letter, WorkOrder):
+        collection = state.collection
+        is_open = state.phase is Phase.OPEN and collection.is_current(letter)
+        return is_open and letter.client not in collection.answers and letter.client not in collection.missing
+    return isinstance(letter, RunEnded)
 
 
-def _start(algorithm: FederatedAlgorithm, blobs: Blobs, event: RunStarted) -> Result:
-    state, actions = started(algorithm, blobs, event)
-    return (state, actions) if state.phase is Phase.ENDED else _open(algorithm, state, actions)
+def is_over(state: RunState) -> bool:
+    """Whether the run has ended."""
+    return state.phase is Phase.ENDED
 
 
-def _open(algorithm: FederatedAlgorithm, state: RunState, actions: tuple[Action, ...]) -> Result:
-    config, number = state.config, state.gathering.round
-    actions += (SetRoundDeadline(config.run, number, config.round_deadline_s),)
-    if len(state.gathering.candidates) >= config.quorum:
-        return _ask(algorithm, state, actions)
-    state = with_gathering(state, g.opened(state.gathering, number, ()), Phase.WAITING)
+def _open_round(parts: _Parts, state: RunState, actions: tuple[Action, ...]) -> Result:
+    actions += set_timer(state)
+    if len(state.collection.able) >= state.config.quorum:
+        return _ask(parts, state, actions)
+    state = change(state, phase=Phase.WAITING)
     return state, (*actions, waiting(state))
 
 
-def _ask(algorithm: FederatedAlgorithm, state: RunState, actions: tuple[Action, ...]) -> Result:
-    config, candidates, number = state.config, state.gathering.candidates, state.gathering.round
-    cohort = cohort_of(algorithm, candidates, number, config.seed)
-    if len(cohort) < config.quorum:
-        state, ending = chose_too_few(algorithm, state, len(cohort))
-        return state, actions + ending
-    state = with_gathering(state, g.opened(state.gathering, number, cohort), Phase.OPEN)
-    return state, (*actions, RequestUpdate(config.run, number, cohort, state.model))
+def _ask(parts: _Parts, state: RunState, actions: tuple[Action, ...]) -> Result:
+    candidates = candidates_of(state, state.collection.able)
+    cohort = cohort_of(parts.algorithm, candidates, state.collection.round, state.config.seed)
+    if len(cohort) < state.config.quorum:
+        return _said(chose_too_few(parts.algorithm, state, len(cohort)), actions)
+    return _open_exchange(parts, state, 0, cohort, actions)
 
 
-def _gathered(
-    algorithm: FederatedAlgorithm, blobs: Blobs, state: RunState, event: Event
-) -> tuple[g.Gathering, tuple[Action, ...]]:
-    gathering, run = state.gathering, state.config.run
-    match event:
-        case UpdateReceived() if event.run != run:
-            return refuse(gathering, event, Refusal.WRONG_RUN, f"run {event.run} is not this run, {run}.")
-        case UpdateReceived():
-            return admit(algorithm, blobs, gathering, event, state.config.num_entries)
-        case UpdateInvalid(run=event_run, round=number, client=client, reason=reason) if event_run == run:
-            return refuse_invalid(gathering, run, number, client, reason)
-        case ClientFailed(run=event_run, round=number, client=client, cause=cause):
-            is_now = event_run == run and number == gathering.round
-            return (g.dropped(gathering, client, cause) if is_now else gathering), ()
-        case ClientLost(client=client, cause=cause):
-            return g.lost(gathering, client, cause), ()
-        case _:
-            return gathering, ()
+def _open_exchange(
+    parts: _Parts, state: RunState, exchange: int, cohort: tuple[Any, ...], actions: tuple[Action, ...]
+) -> Result:
+    blobs = with_stored(parts.blobs, actions)
+    state, store = opened(parts.algorithm, blobs, state, exchange, cohort)
+    return state, (*actions, *store, *orders(state, cohort))
 
 
-def _returned(algorithm: FederatedAlgorithm, state: RunState, event: ClientReturned) -> Result:
-    gathering, ask_again = g.returned(state.gathering, event.client, event.epoch)
-    state = with_gathering(state, gathering)
-    if state.phase is Phase.WAITING and len(gathering.candidates) >= state.config.quorum:
-        return _ask(algorithm, state, ())
-    if ask_again:
-        return state, (RequestUpdate(state.config.run, gathering.round, (event.client,), state.model),)
-    return state, ()
+def _said(result: Result, before: tuple[Action, ...] = ()) -> Result:
+    """A result whose ending, if it is one, is told to the clients."""
+    state, actions = result
+    actions = before + actions
+    return (state, actions + endings(state)) if state.phase is Phase.ENDED else (state, actions)
 
 
-def _timed_out(algorithm: FederatedAlgorithm, blobs: Blobs, state: RunState, event: RoundTimedOut) -> Result:
-    if event.run != state.config.run or event.round != state.gathering.round:
+def _update(parts: _Parts, state: RunState, event: Received) -> Result:
+    letter = event.letter
+    assert isinstance(letter, UpdateReport)
+    if letter.run != state.config.run:
+        text = f"run {letter.run} is not this run, {state.config.run}."
+        collection, actions = c.refuse(state.collection, Refusal.WRONG_RUN, text)
+    else:
+        exchange = parts.algorithm.exchanges[state.collection.exchange]
+        collection, actions = c.validate_update(
+            exchange, parts.decoder, state.collection, letter, event.epoch, state.config.num_entries
+        )
+    return _settled(parts, with_collection(state, collection), actions)
+
+
+def _failed(parts: _Parts, state: RunState, event: Received) -> Result:
+    letter = event.letter
+    assert isinstance(letter, WorkFailed)
+    if letter.run != state.config.run or not state.collection.is_current(letter):
+        return state, (Accept(),)
+    return _settled(
+        parts, with_collection(state, c.dropped(state.collection, letter.client, letter.cause)), (Accept(),)
+    )
+
+
+def _invalid(parts: _Parts, state: RunState, event: LetterInvalid) -> Result:
+    if event.run != state.config.run:
+        return state, (Refuse(Refusal.WRONG_RUN, f"run {event.run} is not this run, {state.config.run}."),)
+    collection, actions = c.refuse_invalid(state.collection, event.client, event.reason)
+    return _settled(parts, with_collection(state, collection), actions)
+
+
+def _delivered(parts: _Parts, state: RunState, event: Delivered) -> Result:
+    """An order that its client refuses for good is that client's dropout."""
+    collection, client = state.collection, event.to.name
+    if event.accepted or event.key != f"work/{client}/{collection.round}/{collection.exchange}":
         return state, ()
-    state = with_gathering(state, overdue(state))
-    if state.phase is Phase.OPEN and len(state.gathering.answers) >= state.config.quorum:
-        return _close(algorithm, blobs, state, ())
-    return too_few(state)
+    return _settled(parts, with_collection(state, c.dropped(collection, ClientId(client), event.reason)), ())
 
 
-def _settled(algorithm: FederatedAlgorithm, blobs: Blobs, state: RunState, actions: tuple[Action, ...]) -> Result:
-    if state.phase is not Phase.OPEN or not state.gathering.is_settled:
+def _lost(parts: _Parts, state: RunState, event: ClientLost) -> Result:
+    return _settled(parts, with_collection(state, c.lost(state.collection, event.client, event.cause)), ())
+
+
+def _returned(parts: _Parts, state: RunState, event: ClientReturned) -> Result:
+    collection, ask_again = c.returned(state.collection, event.client, event.seen)
+    state = with_collection(state, collection)
+    if state.phase is Phase.WAITING and len(collection.able) >= state.config.quorum:
+        return _ask(parts, state, ())
+    return (state, orders(state, (event.client,))) if ask_again else (state, ())
+
+
+def _timed_out(parts: _Parts, state: RunState, event: TimerFired) -> Result:
+    if event.name != timer_name(state):
+        return state, ()
+    state = overdue(state)
+    if state.phase is Phase.OPEN and len(state.collection.answers) >= state.config.quorum:
+        return _close(parts, state, ())
+    return _said(too_few(state))
+
+
+def _cancelled(parts: _Parts, state: RunState, event: RunCancelled) -> Result:
+    return _said(cancelled(state, event.cause)) if event.run == state.config.run else (state, ())
+
+
+def _settled(parts: _Parts, state: RunState, actions: tuple[Action, ...]) -> Result:
+    if state.phase is not Phase.OPEN or not state.collection.is_settled:
         return state, actions
-    if len(state.gathering.answers) >= state.config.quorum:
-        return _close(algorithm, blobs, state, actions)
+    if len(state.collection.answers) >= state.config.quorum:
+        return _close(parts, state, actions)
     return state, (*actions, waiting(state))
 
 
-def _close(algorithm: FederatedAlgorithm, blobs: Blobs, state: RunState, actions: tuple[Action, ...]) -> Result:
-    total = fold(algorithm, blobs, state.gathering.answers.values(), state.config.num_entries)
-    state, closing = closed(algorithm, blobs, state, total)
+def _close(parts: _Parts, state: RunState, actions: tuple[Action, ...]) -> Result:
+    exchange, name = parts.algorithm.exchanges[state.collection.exchange], timer_name(state)
+    sums = fold(exchange, parts.decoder, state.collection.answers.values(), state.config.num_entries)
+    state, closing = closed(parts.algorithm, parts.blobs, state, sums)
+    actions += closing
+    if state.deadline_s is not None:
+        actions += (SetTimer(name, None),)
     if state.phase is Phase.ENDED:
-        return state, actions + closing
-    gathering = g.opened(state.gathering, RoundNumber(state.gathering.round + 1), ())
-    return _open(algorithm, with_gathering(state, gathering), actions + closing)
+        return _said((state, actions))
+    if state.collection.exchange:
+        actions += set_timer(state)
+        return _open_exchange(parts, state, state.collection.exchange, state.collection.cohort, actions)
+    return _open_round(parts, state, actions)
 
 
-def _after_end(state: RunState, event: Event) -> Result:
-    if not isinstance(event, UpdateReceived):
-        return state, ()
-    answered = event.round == state.gathering.round and event.client in state.gathering.answers
-    reason = Refusal.DUPLICATE if answered and event.run == state.config.run else Refusal.LATE
-    gathering, actions = refuse(state.gathering, event, reason, f"run {state.config.run} has ended.")
-    return with_gathering(state, gathering), actions
+def _after_end(parts: _Parts, state: RunState, event: Received) -> Result:
+    letter, collection = event.letter, state.collection
+    assert isinstance(letter, UpdateReport)
+    record = state.records.get(letter.client)
+    answered = collection.is_current(letter) and letter.client in collection.answers
+    counted = answered or (record is not None and record.counted == letter.round)
+    reason = Refusal.DUPLICATE if counted and letter.run == state.config.run else Refusal.LATE
+    collection, actions = c.refuse(collection, reason, f"run {state.config.run} has ended.")
+    return with_collection(state, collection), actions
+
+
+def _told_again(parts: _Parts, state: RunState, event: ClientReturned) -> Result:
+    """A client that comes back after the end is told of it."""
+    return state, tuple(a for a in endings(state) if getattr(a, "to", None) == Address("client", event.client))
+
+
+def _accepted(parts: _Parts, state: RunState, event: Event) -> Result:
+    return state, (Accept(),)
+
+
+TABLE = Table(("waiting", "open", "ended"), {
+    #                             waiting                open                   ended
+    UpdateReport:    (_update,       _update,       _after_end),
+    WorkFailed:      (_failed,       _failed,       _accepted),
+    LetterInvalid:   (_invalid,      _invalid,      refused(Refusal.LATE, "the run has ended.")),
+    Delivered:       (ignored,       _delivered,    ignored),
+    ClientLost:      (_lost,         _lost,         ignored),
+    ClientReturned:  (_returned,     _returned,     _told_again),
+    EdgeLost:        (ignored,       ignored,       ignored),
+    EdgeReturned:    (ignored,       ignored,       ignored),
+    TimerFired:      (_timed_out,    _timed_out,    ignored),
+    RunCancelled:    (_cancelled,    _cancelled,    ignored),
+    RunStarted:      (ignored,       ignored,       ignored),
+})  # fmt: skip
+"""Edges are no business of this protocol; a run starts once."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from edgewise.core.ids import ClientId, RoundNumber
 from edgewise.core.spec import Spec
-from edgewise.training.algorithm import Select
+from edgewise.training.algorithm import Candidate, Select
 
 
 def all_clients() -> Select:
@@ -19,8 +19,8 @@ def all_clients() -> Select:
     """
 
     def choose(
-        clients: Sequence[ClientId], round_number: RoundNumber, rng: np.random.Generator
+        candidates: Sequence[Candidate], round_number: RoundNumber, rng: np.random.Generator
     ) -> tuple[ClientId, ...]:
-        return tuple(clients)
+        return tuple(candidate.client for candidate in candidates)
 
     return Select(Spec("all_clients"), choose)

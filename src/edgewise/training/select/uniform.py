@@ -9,7 +9,7 @@ import numpy as np
 from edgewise.core.errors import InputError
 from edgewise.core.ids import ClientId, RoundNumber
 from edgewise.core.spec import Spec
-from edgewise.training.algorithm import Select
+from edgewise.training.algorithm import Candidate, Select
 
 
 def uniform(cohort_size: int) -> Select:
@@ -31,10 +31,10 @@ def uniform(cohort_size: int) -> Select:
         raise InputError(f"uniform draws a cohort of at least 1 client, found cohort_size={cohort_size!r}.")
 
     def choose(
-        clients: Sequence[ClientId], round_number: RoundNumber, rng: np.random.Generator
+        candidates: Sequence[Candidate], round_number: RoundNumber, rng: np.random.Generator
     ) -> tuple[ClientId, ...]:
-        size = min(cohort_size, len(clients))
-        chosen = rng.choice(len(clients), size, replace=False) if size else np.empty(0, int)
-        return tuple(clients[i] for i in sorted(chosen))
+        size = min(cohort_size, len(candidates))
+        chosen = rng.choice(len(candidates), size, replace=False) if size else np.empty(0, int)
+        return tuple(candidates[i].client for i in sorted(chosen))
 
     return Select(Spec("uniform", {"cohort_size": cohort_size}), choose)

@@ -1,14 +1,21 @@
-"""What the server does with the mean update. One file per rule; `SERVERS` names them."""
+"""What the server does with folded sections. One file per rule; `SERVERS` names them. `stepped.py` applies one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from edgewise.training.algorithm import ServerUpdate
+from edgewise.training.algorithm import ServerRule
 from edgewise.training.server.adam import adam
+from edgewise.training.server.keep import keep
 from edgewise.training.server.momentum import momentum
 from edgewise.training.server.step import step
+from edgewise.training.server.stepped import Folded, NextState, next_state
 
-__all__ = ["SERVERS", "adam", "momentum", "step"]
+__all__ = ["SERVERS", "Folded", "NextState", "adam", "keep", "momentum", "next_state", "step"]
 
-SERVERS: dict[str, Callable[..., ServerUpdate]] = {"adam": adam, "momentum": momentum, "step": step}
+SERVERS: dict[str, Callable[..., ServerRule]] = {
+    "adam": adam,
+    "keep": keep,
+    "momentum": momentum,
+    "step": step,
+}

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgewise.core.layout import Vector
+from edgewise.codecs.bundle import Bundle
 from edgewise.core.spec import Spec
-from edgewise.training.algorithm import ServerUpdate, State
+from edgewise.training.algorithm import MODEL, Closed, ServerRule
 
 
-def momentum(learning_rate: float = 1.0, momentum: float = 0.9) -> ServerUpdate:
-    """Moves along a running sum of mean updates: v ← β·v + Δ, w ← w + η·v.
+def momentum(learning_rate: float = 1.0, momentum: float = 0.9) -> ServerRule:
+    """Moves along a running sum of folded updates: v ← β·v + Δ, w ← w + η·v.
 
     Args:
         learning_rate: η.
         momentum: β, in [0, 1).
 
     Returns:
-        The server update; state `velocity` float32[d].
+        The rule; state `velocity` float32[d].
 
     Reference:
         Hsu, Qi & Brown, "Measuring the Effects of Non-Identical Data Distribution for Federated Visual
@@ -25,9 +25,9 @@ def momentum(learning_rate: float = 1.0, momentum: float = 0.9) -> ServerUpdate:
     """
     rate, beta = np.float32(learning_rate), np.float32(momentum)
 
-    def apply(model: Vector, mean: Vector, state: State) -> tuple[Vector, State]:
-        velocity = beta * state["velocity"] + mean
-        return model + rate * velocity, {"velocity": velocity}
+    def apply(state: Bundle, folded: Bundle, closed: Closed) -> Bundle:
+        velocity = beta * state["velocity"] + folded[MODEL]
+        return {MODEL: state[MODEL] + rate * velocity, "velocity": velocity}
 
     spec = Spec("momentum", {"learning_rate": learning_rate, "momentum": momentum})
-    return ServerUpdate(spec, lambda model: {"velocity": np.zeros_like(model)}, apply)
+    return ServerRule(spec, lambda model: {"velocity": np.zeros_like(model)}, apply)

@@ -1,26 +1,30 @@
-"""One step along the mean update."""
+"""One step along the folded update."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from edgewise.core.layout import Vector
+from edgewise.codecs.bundle import Bundle
 from edgewise.core.spec import Spec
-from edgewise.training.algorithm import ServerUpdate, State
+from edgewise.training.algorithm import MODEL, Closed, ServerRule
 
 
-def step(learning_rate: float = 1.0) -> ServerUpdate:
-    """Moves the model along the mean update: w ← w + η·Δ. With η = 1 this is FedAvg's averaging.
+def step(learning_rate: float = 1.0, sends: Sequence[str] = (MODEL,)) -> ServerRule:
+    """Moves the model along the folded update: w ← w + η·Δ. With η = 1 this is FedAvg's averaging.
 
     Args:
         learning_rate: η.
+        sends: Sections that go down, where clients need more than the model.
 
     Returns:
-        The server update; it keeps no state.
+        The rule; it keeps no state.
     """
     rate = np.float32(learning_rate)
 
-    def apply(model: Vector, mean: Vector, state: State) -> tuple[Vector, State]:
-        return model + rate * mean, state
+    def apply(state: Bundle, folded: Bundle, closed: Closed) -> Bundle:
+        return {MODEL: state[MODEL] + rate * folded[MODEL]}
 
-    return ServerUpdate(Spec("step", {"learning_rate": learning_rate}), lambda model: {}, apply)
+    words = {"learning_rate": learning_rate} | ({} if tuple(sends) == (MODEL,) else {"sends": tuple(sends)})
+    return ServerRule(Spec("step", words), lambda model: {}, apply, tuple(sends))

@@ -37,11 +37,12 @@ class FolderBlobs:
         self._fetching: dict[Digest, asyncio.Lock] = {}
         self._moved: dict[Digest, asyncio.Event] = {}
 
-    def put(self, data: bytes) -> Digest:
+    def put(self, data: bytes | memoryview, *, durable: bool = True) -> Digest:
         """Stores a blob atomically.
 
         Args:
             data: The blob.
+            durable: Whether it must outlive a loss of power, too; else `is_whole` tells after one.
 
         Returns:
             Its name.
@@ -58,12 +59,16 @@ class FolderBlobs:
             )
         digest = digest_of(data)
         if not self.has(digest):
-            write_atomic(self.path(digest), data)
+            write_atomic(self.path(digest), data, durable=durable)
         return digest
 
     def has(self, digest: Digest) -> bool:
         """Returns whether the complete blob is stored."""
         return self.path(digest).exists()
+
+    def is_whole(self, digest: Digest) -> bool:
+        """Whether the blob is here and is what its name says; reads all of it."""
+        return self.has(digest) and _digest_of_file(self.path(digest)) == digest
 
     def path(self, digest: Digest) -> Path:
         """Returns the path of the complete blob, stored or not.

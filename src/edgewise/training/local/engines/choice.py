@@ -7,14 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
+from edgewise.codecs.bundle import Bundle
 from edgewise.core.errors import EdgewiseError, InputError, nearest
 from edgewise.core.layout import Vector
 from edgewise.core.seeds import Seeds
 from edgewise.models.flat import initial_vector
 from edgewise.models.task import Examples, Task
-from edgewise.training.algorithm import LocalWork
 from edgewise.training.local.engines.engine import LocalEngine
+from edgewise.training.local.rule import LocalWork
 
 
 def _sequential(task: Task) -> LocalEngine:
@@ -79,9 +81,10 @@ def make_engine(name: str, task: Task) -> LocalEngine:
 
 def choose_engine(
     task: Task,
-    work: LocalWork,
+    work: LocalWork | Sequence[LocalWork],
     sample: Examples | Sequence[Examples],
     *,
+    received: Bundle | None = None,
     pinned: str = "",
     timer: Callable[[], float] = time.perf_counter,
 ) -> EngineChoice:
@@ -89,8 +92,9 @@ def choose_engine(
 
     Args:
         task: What is trained.
-        work: The job's local work.
+        work: The job's local work, of each of its exchanges.
         sample: Examples of as many clients as work at once: one client's on a device, a cohort's in a simulation.
+        received: Sections to try with; by default a fresh model, and zeros for what else is received.
         pinned: A name that ends the matter; "" or "auto" to choose.
         timer: Seconds; an argument so that tests need no clock.
 
@@ -99,9 +103,14 @@ def choose_engine(
 
     Raises:
         InputError: If the pinned name is unknown or there is no sample.
+        MisfitError: If the pinned engine does not serve the task, or does not answer what the work asks.
     """
+    works = [work] if isinstance(work, LocalWork) else list(work)
     if pinned not in ("", "auto"):
-        return EngineChoice(make_engine(pinned, task), {}, {})
+        engine = make_engine(pinned, task)
+        for each in works:
+            engine.check(each, {})
+        return EngineChoice(engine, {}, {})
     clients = [sample] if isinstance(sample, Examples) else list(sample[:MAX_SAMPLE])
     if not clients:
         raise InputError("an engine cannot be chosen without examples. Give those of at least one client.")
@@ -109,18 +118,21 @@ def choose_engine(
     if reference.layout.size > LARGEST_STACKED:
         why = f"{reference.layout.size:,} parameters, more than {LARGEST_STACKED:,}"
         return EngineChoice(reference, {}, {"stacked": why, "dense": why})
-    trial = _Trial(initial_vector(task, Seeds(0)), work, clients, timer)
-    expected, seconds = trial.run(reference)
+    trial = _Trial(_received(initial_vector(task, Seeds(0)), works, received), works, clients, timer)
+    try:
+        expected, seconds = trial.run(reference)
+    except _FAILURES as error:  # the work itself will say so, with the client's name
+        return EngineChoice(reference, {}, dict.fromkeys(("stacked", "dense"), f"the trial failed: {error}"))
     times, refused = {"sequential": seconds}, {}
     engines: dict[str, LocalEngine] = {"sequential": reference}
     for name in ("stacked", "dense"):
         try:
             engine = make_engine(name, task)
-            updates, seconds = trial.run(engine)
-        except (EdgewiseError, RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+            found, seconds = trial.run(engine)
+        except _FAILURES as error:
             refused[name] = str(error).splitlines()[0]
             continue
-        gap = float(np.abs(updates - expected).max())
+        gap = float(np.abs(found - expected).max())
         if gap <= TOLERANCE:
             engines[name], times[name] = engine, seconds
         else:
@@ -129,19 +141,28 @@ def choose_engine(
     return EngineChoice(engines[best], times, refused)
 
 
+_FAILURES = (EdgewiseError, RuntimeError, ValueError, TypeError, NotImplementedError, KeyError, IndexError)
+
+
+def _received(model: Vector, works: Sequence[LocalWork], given: Bundle | None) -> Bundle:
+    asked = {name: np.zeros_like(model) for work in works for name in work.receives}
+    return {**asked, "model": model, **(given or {})}
+
+
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    received: Vector
-    work: LocalWork
+    received: Bundle
+    works: list[LocalWork]
     sample: list[Examples]
     timer: Callable[[], float]
 
-    def run(self, engine: LocalEngine) -> tuple[Vector, float]:
-        """Updates and the shorter of two timings; the first also warms up."""
+    def run(self, engine: LocalEngine) -> tuple[NDArray[np.floating], float]:
+        """What is sent, as one vector, and the shorter of two timings; the first also warms up."""
         seeds = [Seeds(0).at("trial", index) for index in range(len(self.sample))]
         spans = []
         for _ in range(2):
             start = self.timer()
-            results = engine.train_cohort(self.received, self.work, self.sample, seeds)
+            done = [engine.work_cohort(w, self.received, [{}] * len(seeds), self.sample, seeds) for w in self.works]
             spans.append(self.timer() - start)
-        return np.stack([result.update for result in results]), min(spans)
+        sent = [np.ravel(array) for results in done for result in results for array in result.sent.values()]
+        return np.concatenate(sent), min(spans)

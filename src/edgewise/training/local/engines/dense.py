@@ -17,9 +17,9 @@ from edgewise.core.layout import Layout, Vector
 from edgewise.core.seeds import Seeds
 from edgewise.models.flat import layout_of
 from edgewise.models.task import Examples, Task
-from edgewise.training.algorithm import LocalWork
-from edgewise.training.local.engines.engine import LocalResult, Progress, schedule
-from edgewise.training.local.engines.sliced import SlicedEngine, to_results
+from edgewise.training.local.batches import Schedule
+from edgewise.training.local.engines.sliced import CohortOracle, SlicedEngine
+from edgewise.training.local.rule import GRADIENT, LOSS, OUTPUTS
 
 Batch = NDArray[np.float32]
 
@@ -58,6 +58,7 @@ class DenseEngine(SlicedEngine):
     """
 
     name = "dense"
+    offers = frozenset((GRADIENT, LOSS, OUTPUTS))
 
     def __init__(self, task: Task) -> None:
         module = task.model()
@@ -69,55 +70,35 @@ class DenseEngine(SlicedEngine):
             )
         self.layers = dense_layers(task.name, module, self.layout)
         _check_objective(task, self.layers[-1].shape[0])
-        self._kept = np.empty((3, 0, self.layout.size), np.float32)
+        self._kept = np.empty((2, 0, self.layout.size), np.float32)
 
-    def work_slice(
-        self,
-        received: Vector,
-        work: LocalWork,
-        examples: Sequence[Examples],
-        seeds: Sequence[Seeds],
-        progress: Progress | None,
-    ) -> list[LocalResult]:
-        sizes = [len(held) for held in examples]
-        rate = np.float32(work.learning_rate)
-        plan = schedule(sizes, work, seeds)
-        inputs = np.concatenate([held.inputs.view(np.ndarray).reshape(len(held), -1) for held in examples])
-        targets = np.concatenate([held.targets.view(np.ndarray) for held in examples])
-        indices = plan.indices + np.cumsum([0, *sizes[:-1]])[plan.order][:, None, None]
-        start, weights, gradient = self._room(len(sizes))
-        for row, client in enumerate(plan.order):
-            start[row] = received[client]
-        weights[:] = start
-        losses = np.zeros(plan.indices.shape[:2], np.float32)
-        for step in range(int(plan.num_steps[0])):
-            active = plan.active(step)
-            chosen, shares = indices[:active, step], plan.shares[:active, step]
-            flat, slope = weights[:active], gradient[:active]
-            losses[:active, step] = self._gradient(flat, inputs[chosen], targets[chosen], shares, out=slope)
-            flat -= np.multiply(work.direction(slope, flat, start[:active]), rate, out=slope)
-            if progress is not None:
-                progress(step + 1)
-        weights -= start
-        return to_results(plan, weights, losses, sizes)
+    def oracle(
+        self, plan: Schedule, examples: Sequence[Examples], seeds: Sequence[Seeds], first: Seeds
+    ) -> CohortOracle:
+        return _DenseOracle(self, plan, examples, seeds)
 
-    def _room(self, num_clients: int) -> tuple[Vector, Vector, Vector]:
-        # Kept between cohorts: fresh arrays of this size cost more in page faults than a step costs in arithmetic.
+    def room(self, num_clients: int) -> tuple[Vector, Vector]:
+        """Memory for the weights and the gradient of a slice.
+
+        It is kept between cohorts: fresh arrays of this size cost more in page faults than a step costs in arithmetic.
+        """
         if self._kept.shape[1] < num_clients:
-            self._kept = np.empty((3, num_clients, self.layout.size), np.float32)
-        start, weights, gradient = self._kept[:, :num_clients]
-        return start, weights, gradient
+            self._kept = np.empty((2, num_clients, self.layout.size), np.float32)
+        weights, gradient = self._kept[:, :num_clients]
+        return weights, gradient
 
-    def _gradient(
-        self, flat: Vector, inputs: Batch, targets: NDArray[np.int64], shares: Batch, *, out: Vector
-    ) -> NDArray[np.float32]:
+    def forward(self, flat: Vector, inputs: Batch) -> list[Batch]:
+        """What goes into each layer, and last the logits."""
         values = [inputs]
         for layer in self.layers:
             z = np.matmul(values[-1], layer.weight_of(flat).transpose(0, 2, 1))
             if layer.bias is not None:
                 z += flat[:, None, layer.bias]
             values.append(np.maximum(z, 0, out=z) if layer.rectified else z)
-        losses, slope = _cross_entropy(values.pop(), targets, shares)
+        return values
+
+    def backward(self, flat: Vector, values: list[Batch], slope: Batch, *, out: Vector) -> None:
+        """Writes the gradient, given that of the logits and what went into each layer."""
         for layer, before in zip(reversed(self.layers), reversed(values), strict=True):
             np.matmul(slope.transpose(0, 2, 1), before, out=layer.weight_of(out))
             if layer.bias is not None:
@@ -125,7 +106,57 @@ class DenseEngine(SlicedEngine):
             if layer is not self.layers[0]:
                 slope = np.matmul(slope, layer.weight_of(flat))
                 slope *= before > 0  # a layer with inputs from a ReLU: they are positive where it let through
+
+
+class _DenseOracle(CohortOracle):
+    """Answers for a slice of clients."""
+
+    def __init__(self, engine: DenseEngine, plan: Schedule, held: Sequence[Examples], seeds: Sequence[Seeds]) -> None:
+        super().__init__(engine.layout, plan, [len(h) for h in held], seeds)
+        self._engine = engine
+        self._inputs = np.concatenate([h.inputs.view(np.ndarray).reshape(len(h), -1) for h in held])
+        self._targets = np.concatenate([h.targets.view(np.ndarray) for h in held])
+        self._weights, self._slope = engine.room(len(held))
+
+    def begin(self, weights: Vector) -> Vector:
+        self._weights[:] = weights
+        return self._weights
+
+    def gradient(self, weights: Vector, batch: int | None = None) -> Vector:
+        flat, (inputs, targets, shares) = self._wide(weights, batch), self._examples(batch)
+        out = np.empty_like(flat) if batch is None else self._slope[: len(flat)]
+        values = self._engine.forward(flat, inputs)
+        losses, slope = _cross_entropy(values.pop(), targets, shares)
+        self._engine.backward(flat, values, slope, out=out)
+        self.saw(batch, losses)
+        return out
+
+    def loss(self, weights: Vector, batch: int | None = None) -> Vector:
+        inputs, targets, shares = self._examples(batch)
+        losses = _cross_entropy(self._engine.forward(self._wide(weights, batch), inputs)[-1], targets, shares)[0]
+        self.saw(batch, losses)
         return losses
+
+    def hvp(self, weights: Vector, vector: Vector, batch: int | None = None) -> Vector:
+        raise NotImplementedError("engine 'dense' does not offer hvp")
+
+    def outputs(self, weights: Vector, inputs: Any) -> tuple[Batch, ...]:
+        return (self._engine.forward(self._wide(weights, None), np.asarray(inputs).reshape(len(inputs), -1))[-1],)
+
+    def like(self, array: Any) -> NDArray[Any]:
+        return np.asarray(array).view(np.ndarray)
+
+    def joined(self, head: NDArray[Any], tail: NDArray[Any]) -> NDArray[Any]:
+        return np.concatenate((head, tail))
+
+    def _wide(self, weights: Vector, batch: int | None) -> Vector:
+        """Where all share one row: that row for each."""
+        rows = self.rows(batch)
+        return weights if len(weights) == rows else np.broadcast_to(weights, (rows, self.layout.size))
+
+    def _examples(self, batch: int | None) -> tuple[Batch, NDArray[np.int64], Batch]:
+        indices, shares = self.batch(batch)
+        return self._inputs[indices], self._targets[indices], shares
 
 
 def dense_layers(name: str, module: Any, layout: Layout) -> tuple[DenseLayer, ...]:
@@ -170,11 +201,11 @@ def _cross_entropy(logits: Batch, targets: NDArray[np.int64], shares: Batch) -> 
     shifted = logits - logits.max(axis=2, keepdims=True)
     exponentials = np.exp(shifted)
     sums = exponentials.sum(axis=2, keepdims=True)
-    index = targets[..., None]
-    picked = np.take_along_axis(shifted, index, axis=2)
-    losses = ((np.log(sums) - picked)[..., 0] * shares).sum(axis=1)
+    clients, width = targets.shape
+    own = np.arange(clients)[:, None], np.arange(width), targets  # of each example, the logit of its class
+    losses = ((np.log(sums)[..., 0] - shifted[own]) * shares).sum(axis=1)
     slope = exponentials / sums
-    np.put_along_axis(slope, index, np.take_along_axis(slope, index, axis=2) - 1, axis=2)
+    slope[own] -= 1
     slope *= shares[..., None]
     return losses, slope
 

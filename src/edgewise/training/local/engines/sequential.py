@@ -1,21 +1,28 @@
-"""One client after the other, any module: a flat buffer, `autograd.grad`, no optimizer object."""
+"""One client after the other, any module: a flat buffer, `autograd.grad`, no optimizer object. Answers every question."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from edgewise.core.layout import Vector
+from edgewise.codecs.bundle import Bundle
+from edgewise.core.errors import DataError
 from edgewise.core.provenance import derived
 from edgewise.core.seeds import Seeds
-from edgewise.models.flat import layout_of
+from edgewise.models.flat import buffers_of, layout_of
 from edgewise.models.task import Examples, Task
-from edgewise.training.algorithm import LocalWork, plain_gradient
-from edgewise.training.local.engines.engine import LocalEngine, LocalResult, Progress, batches
+from edgewise.training.local.batches import batches
+from edgewise.training.local.engines.engine import LocalEngine, LocalResult, Progress, bundle_of
+from edgewise.training.local.local_loop import kept_of, run_rules
+from edgewise.training.local.rule import GRADIENT, HVP, LOSS, OUTPUTS, Array, Arrays, LocalWork
+
+PIECE = 4096
+"""Examples that a question about all of a client's is put to at a time."""
 
 
 class SequentialEngine(LocalEngine):
@@ -26,65 +33,234 @@ class SequentialEngine(LocalEngine):
     """
 
     name = "sequential"
+    offers = frozenset((GRADIENT, LOSS, HVP, OUTPUTS))
 
     def __init__(self, task: Task) -> None:
-        self._task = task
-        self._module = task.model().train()
-        self.layout = layout_of(self._module)
-        self._weights = torch.zeros(self.layout.size)
-        self._parameters = list(self._module.parameters())
-        # The module's parameters become views of one buffer: loading and reading a model is one copy.
-        self._views = [
-            self._weights[slot.offset : slot.offset + slot.size].view(slot.shape) for slot in self.layout.slots
-        ]
-        for parameter, view in zip(self._parameters, self._views, strict=True):
-            parameter.data = view
+        module = task.model()
+        self.layout = layout_of(module)
+        self._model = _FlatModel(task, module.train())
 
-    def train_cohort(
+    def work_cohort(
         self,
-        received: Vector,
         work: LocalWork,
+        received: Bundle | Sequence[Bundle],
+        kept: Sequence[Bundle],
         examples: Sequence[Examples],
         seeds: Sequence[Seeds],
         *,
         progress: Progress | None = None,
     ) -> list[LocalResult]:
-        rows = self.rows(received, len(examples))
-        done = 0
-        results = []
-        with one_thread():
-            for row, held, place in zip(rows, examples, seeds, strict=True):
-                results.append(self._one(row, work, held, place, progress, done))
-                done += results[-1].num_steps
+        self.check(work, received)
+        shared = to_arrays(received) if isinstance(received, Mapping) else None
+        done, results = 0, []
+
+        def tick() -> None:
+            nonlocal done
+            done += 1
+            if progress is not None:
+                progress(done)
+
+        with one_thread(), torch.random.fork_rng(devices=[]):
+            for client, (held, stays, place) in enumerate(zip(examples, kept, seeds, strict=True)):
+                torch.manual_seed(place.at("torch").integer() % 2**63)
+                oracle = _ClientOracle(self._model, held, batches(len(held), work.loop, place), place)
+                arrays = to_arrays(bundle_of(received, client)) if shared is None else shared
+                sent, keeps, losses = run_rules(work, oracle, arrays, to_arrays(kept_of(stays, work)), tick)
+                results.append(LocalResult(sent[0], keeps[0], losses[0], oracle.longest, len(held)))
         return results
 
-    def _one(
-        self, received: Vector, work: LocalWork, examples: Examples, seeds: Seeds, progress: Progress | None, done: int
-    ) -> LocalResult:
-        inputs, targets = to_tensors(examples)
-        start = torch.tensor(received)
-        self._weights.copy_(start)
-        total, seen, steps = torch.zeros(()), 0, batches(len(examples), work, seeds)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seeds.at("torch").integer() % 2**63)
-            for step, part in enumerate(steps, start=1):
-                chosen = torch.from_numpy(part)
-                loss = self._task.loss(self._module(inputs[chosen]), targets[chosen])
-                gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True, materialize_grads=True)
-                self._descend(work, gradients, start)
-                total += loss.detach() * len(part)
-                seen += len(part)
-                if progress is not None:
-                    progress(done + step)
-        update = derived((self._weights - start).numpy())
-        return LocalResult(update, float(len(examples)), float(total) / seen, len(steps))
 
-    def _descend(self, work: LocalWork, gradients: Sequence[Tensor], start: Tensor) -> None:
-        if work.direction is plain_gradient:
-            torch._foreach_add_(self._views, list(gradients), alpha=-work.learning_rate)
+class _FlatModel:
+    """A module whose tensors are views of one buffer: loading and reading a model is one copy."""
+
+    def __init__(self, task: Task, module: torch.nn.Module) -> None:
+        self.task, self.module, self.layout = task, module, layout_of(module)
+        self.weights = torch.zeros(self.layout.size)
+        self.parameters = list(module.parameters())
+        num_trained = self.layout.num_trained
+        self.buffers = slice(num_trained, None) if num_trained < self.layout.size else None
+        floating = buffers_of(module)
+        # What a forward pass changes beside the vector, as `num_batches_tracked`: every client starts it anew.
+        inner = [buffer for name, buffer in module.named_buffers() if name not in floating]
+        self._counters = [(buffer, buffer.clone()) for buffer in inner]
+        views = [self.weights[slot.offset : slot.offset + slot.size].view(slot.shape) for slot in self.layout.slots]
+        for tensor, view in zip([*self.parameters, *floating.values()], views, strict=True):
+            tensor.data = view
+        self.views = views[: len(self.parameters)]
+
+    def reset(self) -> None:
+        """Sets what is beside the vector to its first values."""
+        for buffer, first in self._counters:
+            buffer.copy_(first)
+
+    def flat(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Gradients of the parameters as one vector, 0 for buffers."""
+        parts = [gradient.reshape(-1) for gradient in gradients]
+        if self.buffers is not None:
+            parts.append(torch.zeros(self.layout.size - self.layout.num_trained))
+        return torch.cat(parts)
+
+
+class _ClientOracle:
+    """Answers for one client (`local_loop.Driven`)."""
+
+    def __init__(self, model: _FlatModel, held: Examples, parts: list[Any], seeds: Seeds) -> None:
+        self._model, self._parts, self._seeds = model, parts, seeds
+        self._inputs, self._targets = to_tensors(held)
+        self.longest = len(parts)
+        self.num_steps = torch.tensor([float(len(parts))])
+        self.buffers = model.buffers
+        self.trained: Any = 1.0
+        if model.buffers is not None:
+            self.trained = torch.ones(model.layout.size)
+            self.trained[model.buffers] = 0
+        model.reset()
+        self._total, self._seen = torch.zeros(()), 0
+
+    def begin(self, weights: Tensor) -> Tensor:
+        """As in `Driven`: the buffer that the module's tensors are views of."""
+        self._model.weights.copy_(weights)
+        if self.longest:
+            self._total, self._seen = torch.zeros(()), 0
+        return self._model.weights
+
+    def active(self, step: int) -> None:
+        """As in `Driven`."""
+
+    def descend(self, weights: Tensor, step: int, rate: float) -> None:
+        """As in `Driven`, without joining the gradients."""
+        assert weights is self._model.weights
+        torch._foreach_add_(self._model.views, list(self._slopes(self._loss(step))), alpha=-rate)
+
+    def gradient(self, weights: Tensor, batch: int | None = None) -> Tensor:
+        """As in `Oracle`."""
+        with self._at(weights, batch):
+            return self._mean(batch, lambda loss: self._model.flat(self._slopes(loss)))
+
+    def loss(self, weights: Tensor, batch: int | None = None) -> Tensor:
+        """As in `Oracle`."""
+        with self._at(weights, batch), torch.no_grad():
+            return self._mean(batch, lambda loss: loss.detach())
+
+    def hvp(self, weights: Tensor, vector: Tensor, batch: int | None = None) -> Tensor:
+        """As in `Oracle`: the gradient of ⟨gradient, vector⟩."""
+
+        def product(loss: Tensor) -> Tensor:
+            slopes = self._slopes(loss, create_graph=True)
+            along = (torch.cat([s.reshape(-1) for s in slopes]) * vector[: self._model.layout.num_trained]).sum()
+            # A loss that is linear in the weights has no second derivative, and no graph to it.
+            return self._model.flat(
+                self._slopes(along) if along.requires_grad else [torch.zeros_like(s) for s in slopes]
+            )
+
+        with self._at(weights, batch):
+            return self._mean(batch, product)
+
+    def outputs(self, weights: Tensor, inputs: Any) -> tuple[Tensor, ...]:
+        """As in `Oracle`."""
+        module = self._model.module
+        with self._at(weights, None), torch.no_grad():
+            try:
+                made = module.eval()(self.like(inputs))
+            finally:
+                module.train()
+        return (made,) if isinstance(made, Tensor) else tuple(made)
+
+    def entries(self, patterns: Sequence[str]) -> Tensor:
+        """As in `Oracle`."""
+        return torch.from_numpy(self._model.layout.entries(patterns))
+
+    def rng(self, *names: str | int) -> np.random.Generator:
+        """As in `Oracle`."""
+        return self._seeds.at(*names).rng()
+
+    def like(self, array: Any) -> Tensor:
+        """As in `Oracle`."""
+        return array if isinstance(array, Tensor) else to_array(np.asarray(array))
+
+    def joined(self, head: Tensor, tail: Tensor) -> Tensor:
+        """As in `Driven`."""
+        return torch.cat((head, tail))
+
+    def take(self, arrays: Arrays) -> list[dict[str, Any]]:
+        """As in `Driven`."""
+        return [{name: derived(array.numpy()) for name, array in arrays.items()}]
+
+    def losses(self) -> list[float]:
+        """As in `Driven`."""
+        return [float(self._total) / self._seen if self._seen else float("nan")]
+
+    def _mean(self, batch: int | None, ask: Callable[[Tensor], Tensor]) -> Tensor:
+        """What is asked of a loss; of all examples in pieces, for a graph of very many takes their memory."""
+        num_examples = len(self._targets)
+        if batch is not None or num_examples <= PIECE or self.buffers is not None:
+            return ask(self._loss(batch))
+        pieces = [slice(start, min(start + PIECE, num_examples)) for start in range(0, num_examples, PIECE)]
+        shares = [(piece.stop - piece.start) / num_examples for piece in pieces]
+        first, *rest = (ask(self._loss(None, p)) * share for p, share in zip(pieces, shares, strict=True))
+        return sum(rest, start=first)
+
+    def _loss(self, batch: int | None, piece: slice = slice(None)) -> Tensor:
+        chosen = piece if batch is None else torch.from_numpy(self._parts[batch])
+        inputs, targets = self._inputs[chosen], self._targets[chosen]
+        try:
+            outputs = self._model.module(inputs)
+        except ValueError as error:
+            if self.buffers is None or len(targets) > 1:
+                raise
+            raise DataError(
+                f"a batch of a single example has no variance for batch norm: {error}. Choose a batch_size that leaves no "
+                f"single example of this client's {len(self._targets)}, batch_size=0 for all at once, or group norm."
+            ) from error
+        loss = self._model.task.loss(outputs, targets)
+        if batch is not None or not self.longest:
+            self._total += loss.detach() * len(targets)
+            self._seen += len(targets)
+        return loss
+
+    def _slopes(self, loss: Tensor, *, create_graph: bool = False) -> Sequence[Tensor]:
+        made: Sequence[Tensor] = torch.autograd.grad(
+            loss, self._model.parameters, create_graph=create_graph, allow_unused=True, materialize_grads=True
+        )
+        return made
+
+    @contextmanager
+    def _at(self, weights: Tensor, batch: int | None) -> Iterator[None]:
+        """The module at these weights; afterwards it is where it was, but for buffers that a step moved on."""
+        own, buffers = self._model.weights, self.buffers
+        if weights is own and (batch is not None or buffers is None):
+            yield
             return
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        self._weights.add_(work.direction(flat, self._weights, start), alpha=-work.learning_rate)
+        before = own.clone()
+        own.copy_(weights)
+        yield
+        if batch is not None and buffers is not None:
+            weights[buffers] = own[buffers]
+        own.copy_(before)
+
+
+def to_array(array: Any) -> Tensor:
+    """A numpy array as a tensor of its own memory, or sharing it where it may be written.
+
+    Args:
+        array: Any.
+
+    Returns:
+        The tensor.
+    """
+    return torch.from_numpy(np.require(np.asarray(array).view(np.ndarray), requirements=["C", "W"]))
+
+
+def to_arrays(bundle: Bundle) -> dict[str, Array]:
+    """Sections as tensors.
+
+    Args:
+        bundle: Numpy arrays by section.
+
+    Returns:
+        By section.
+    """
+    return {name: to_array(array) for name, array in bundle.items()}
 
 
 def to_tensors(examples: Examples) -> tuple[Tensor, Tensor]:
@@ -96,9 +272,7 @@ def to_tensors(examples: Examples) -> tuple[Tensor, Tensor]:
     Returns:
         Inputs and targets.
     """
-    plain = (np.require(a.view(np.ndarray), requirements=["C", "W"]) for a in (examples.inputs, examples.targets))
-    inputs, targets = (torch.from_numpy(array) for array in plain)
-    return inputs, targets
+    return to_array(examples.inputs), to_array(examples.targets)
 
 
 @contextmanager

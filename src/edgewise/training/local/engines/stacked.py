@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad_and_value, vmap
+from torch.func import functional_call, grad, grad_and_value, jvp, vmap
 
-from edgewise.core.layout import Vector
+from edgewise.codecs.bundle import Bundle
+from edgewise.core.errors import MisfitError
 from edgewise.core.seeds import Seeds
 from edgewise.models.flat import layout_of
 from edgewise.models.task import Examples, Task
-from edgewise.training.algorithm import LocalWork
-from edgewise.training.local.engines.engine import LocalResult, Progress, schedule
-from edgewise.training.local.engines.sequential import one_thread, to_tensors
-from edgewise.training.local.engines.sliced import SlicedEngine, to_results
+from edgewise.training.local.batches import Schedule
+from edgewise.training.local.engines.engine import LocalResult, Progress
+from edgewise.training.local.engines.sequential import one_thread, to_array, to_tensors
+from edgewise.training.local.engines.sliced import CohortOracle, SlicedEngine
+from edgewise.training.local.rule import GRADIENT, HVP, LOSS, OUTPUTS, LocalWork
 
 
 class StackedEngine(SlicedEngine):
@@ -28,47 +29,59 @@ class StackedEngine(SlicedEngine):
 
     Args:
         task: Gives model and loss.
+
+    Raises:
+        MisfitError: If the model has buffers, which padding would disturb.
     """
 
     name = "stacked"
+    offers = frozenset((GRADIENT, LOSS, HVP, OUTPUTS))
 
     def __init__(self, task: Task) -> None:
         self._task = task
         self._module = task.model().train()
         self.layout = layout_of(self._module)
-        self._step = vmap(grad_and_value(self._weighted_loss), randomness="different")
+        if self.layout.num_trained < self.layout.size:
+            raise MisfitError(
+                f"the model of task {task.name!r} keeps running statistics, which the padded batches of engine 'stacked' "
+                "would disturb. Use engine 'sequential'."
+            )
+        loss = self._weighted_loss
+        self.step = vmap(grad_and_value(loss), randomness="different")
+        self.loss = vmap(loss, randomness="different")
+        self.hvp = vmap(_hvp_of(loss), randomness="different")
 
     @one_thread()
-    def work_slice(
+    def work_cohort(
         self,
-        received: Vector,
         work: LocalWork,
+        received: Bundle | Sequence[Bundle],
+        kept: Sequence[Bundle],
         examples: Sequence[Examples],
         seeds: Sequence[Seeds],
-        progress: Progress | None,
+        *,
+        progress: Progress | None = None,
     ) -> list[LocalResult]:
-        plan = schedule([len(held) for held in examples], work, seeds)
-        inputs, targets, offsets = _pooled(examples)
-        indices = torch.from_numpy(plan.indices + offsets[plan.order][:, None, None])
-        shares = torch.from_numpy(plan.shares)
-        start = torch.from_numpy(np.ascontiguousarray(received[plan.order]))
-        weights = start.clone()
-        losses = torch.zeros(plan.indices.shape[:2])
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seeds[0].at("torch").integer() % 2**63)
-            for step in range(int(plan.num_steps[0])):
-                active, chosen = plan.active(step), indices[:, step]
-                batch = inputs[chosen[:active]], targets[chosen[:active]], shares[:active, step]
-                flat = weights[:active]
-                gradient, losses[:active, step] = self._step(flat, *batch)
-                flat -= work.learning_rate * work.direction(gradient, flat, start[:active])
-                if progress is not None:
-                    progress(step + 1)
-        return to_results(plan, (weights - start).numpy(), losses.numpy(), [len(held) for held in examples])
+            return super().work_cohort(work, received, kept, examples, seeds, progress=progress)
+
+    def oracle(
+        self, plan: Schedule, examples: Sequence[Examples], seeds: Sequence[Seeds], first: Seeds
+    ) -> CohortOracle:
+        torch.manual_seed(first.at("torch").integer() % 2**63)
+        return _StackOracle(self, plan, examples, seeds)
+
+    def outputs(self, weights: Tensor, inputs: Tensor) -> Any:
+        """What stacked models answer to the same inputs."""
+        made = vmap(lambda flat: functional_call(self._module.eval(), self._views(flat), (inputs,)))(weights)
+        self._module.train()
+        return made
+
+    def _views(self, flat: Tensor) -> dict[str, Tensor]:
+        return {s.name: flat[s.offset : s.offset + s.size].view(s.shape) for s in self.layout.slots}
 
     def _weighted_loss(self, flat: Tensor, inputs: Tensor, targets: Tensor, shares: Tensor) -> Tensor:
-        views = {s.name: flat[s.offset : s.offset + s.size].view(s.shape) for s in self.layout.slots}
-        outputs = functional_call(self._module, views, (inputs,))
+        outputs = functional_call(self._module, self._views(flat), (inputs,))
         return (vmap(self._loss_of_one)(outputs, targets) * shares).sum()
 
     def _loss_of_one(self, outputs: Any, target: Tensor) -> Tensor:
@@ -76,7 +89,57 @@ class StackedEngine(SlicedEngine):
         return self._task.loss(batch, target[None])
 
 
-def _pooled(examples: Sequence[Examples]) -> tuple[Tensor, Tensor, np.ndarray[Any, Any]]:
-    tensors = [to_tensors(held) for held in examples]
-    offsets = np.cumsum([0, *(len(held) for held in examples[:-1])])
-    return torch.cat([t[0] for t in tensors]), torch.cat([t[1] for t in tensors]), offsets
+class _StackOracle(CohortOracle):
+    """Answers for a slice of clients."""
+
+    def __init__(self, engine: StackedEngine, plan: Schedule, held: Sequence[Examples], seeds: Sequence[Seeds]) -> None:
+        super().__init__(engine.layout, plan, [len(h) for h in held], seeds)
+        self._engine = engine
+        tensors = [to_tensors(h) for h in held]
+        self._inputs, self._targets = (torch.cat([t[i] for t in tensors]) for i in range(2))
+
+    def begin(self, weights: Tensor) -> Tensor:
+        return weights.expand(len(self.seeds), -1).clone()
+
+    def gradient(self, weights: Tensor, batch: int | None = None) -> Tensor:
+        gradient, losses = self._engine.step(self._wide(weights, batch), *self._examples(batch))
+        self.saw(batch, losses)
+        return gradient
+
+    def loss(self, weights: Tensor, batch: int | None = None) -> Tensor:
+        with torch.no_grad():
+            losses = self._engine.loss(self._wide(weights, batch), *self._examples(batch))
+        self.saw(batch, losses)
+        return losses
+
+    def hvp(self, weights: Tensor, vector: Tensor, batch: int | None = None) -> Tensor:
+        wide = self._wide(weights, batch)
+        return self._engine.hvp(wide, vector.expand_as(wide), *self._examples(batch))
+
+    def outputs(self, weights: Tensor, inputs: Any) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            made = self._engine.outputs(self._wide(weights, None), self.like(inputs))
+        return (made,) if isinstance(made, Tensor) else tuple(made)
+
+    def like(self, array: Any) -> Tensor:
+        return array if isinstance(array, Tensor) else to_array(array)
+
+    def joined(self, head: Tensor, tail: Tensor) -> Tensor:
+        return torch.cat((head, tail))
+
+    def _wide(self, weights: Tensor, batch: int | None) -> Tensor:
+        """Where all share one row: that row for each."""
+        return weights.expand(self.rows(batch), -1)
+
+    def _examples(self, batch: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        indices, shares = (torch.from_numpy(array) for array in self.batch(batch))
+        return self._inputs[indices], self._targets[indices], shares
+
+
+def _hvp_of(loss: Any) -> Any:
+    def hvp(flat: Tensor, vector: Tensor, inputs: Tensor, targets: Tensor, shares: Tensor) -> Tensor:
+        slope = grad(loss)
+        found: Tensor = jvp(lambda weights: slope(weights, inputs, targets, shares), (flat,), (vector,))[1]
+        return found
+
+    return hvp

@@ -1,0 +1,146 @@
+"""Delivering a run's letters: sent until they are acknowledged, or until their role wants them no more.
+
+A letter to somebody who is not there waits and goes out when they return; one that is on its way already is not sent
+twice. Blobs travel in the frame while they are small, else their receiver pulls them from here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from edgewise.core.errors import EdgewiseError
+from edgewise.core.ids import Digest, NodeId
+from edgewise.fleet.messages import INLINE_BYTES, LetterAck, RunLetter
+from edgewise.fleet.node.delivery import Waits, is_passing
+from edgewise.fleet.node.node import Node
+from edgewise.fleet.training.blob_fetches import BlobFetches
+from edgewise.fleet.training.role_driver import RoleDriver
+from edgewise.ledger.entry import Purpose
+from edgewise.training.protocols.letters import Address, AnyLetter
+from edgewise.training.protocols.messages import Delivered, Refusal, Send
+from edgewise.training.protocols.protocol import CLIENT, EDGE
+
+log = logging.getLogger("edgewise.fleet")
+LETTER_TIMEOUT_S = 600.0
+"""Longest a receiver may take to fetch a letter's blobs and to judge it."""
+
+Locate = Callable[[RoleDriver, Address, bool], Awaitable[NodeId | None]]
+"""(driver, address, whether the place it told before was wrong) -> node; None while it is not there."""
+
+
+@dataclass(slots=True)
+class _Pending:
+    letter: AnyLetter
+    poke: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class LetterDelivery:
+    """A node's letters under way.
+
+    Args:
+        node: Who sends.
+        fetches: Fetches what is only passed on and is not here yet.
+        locate: Tells the node of an address; None while it is not there.
+    """
+
+    def __init__(self, node: Node, fetches: BlobFetches, locate: Locate) -> None:
+        self._node = node
+        self._fetches = fetches
+        self._locate = locate
+        self._pending: dict[tuple[str, Address, str], _Pending] = {}
+
+    def send(self, driver: RoleDriver, action: Send) -> None:
+        """Begins to deliver a letter; one of that key that is under way gets the new content and is tried at once.
+
+        Args:
+            driver: Whose letter it is.
+            action: As its step says.
+        """
+        key = (driver.log, action.to, action.letter.key)
+        if key in self._pending:
+            self._pending[key].letter = action.letter
+            self._pending[key].poke.set()
+            return
+        self._pending[key] = _Pending(action.letter)
+        self._node.spawn(self._deliver(driver, key), f"deliver {action.letter.key} of {driver.run}")
+
+    def returned(self, *names: str) -> None:
+        """Tries at once what waits for a client or a node.
+
+        Args:
+            *names: Its names.
+        """
+        for (_, to, _), pending in self._pending.items():
+            if not names or to.name in names or not to.name:
+                pending.poke.set()
+
+    def has(self, driver: RoleDriver) -> bool:
+        """Whether letters of a role are under way."""
+        return any(name == driver.log for name, _, _ in self._pending)
+
+    def digests(self) -> set[Digest]:
+        """Blobs of letters that are under way."""
+        return {blob.digest for pending in self._pending.values() for blob in pending.letter.blobs}
+
+    async def _deliver(self, driver: RoleDriver, key: tuple[str, Address, str]) -> None:
+        _, to, name = key
+        pending, waits, is_again = self._pending[key], Waits(), False
+        try:
+            while not driver.is_closed and driver.role.wants(driver.state, to, pending.letter):
+                letter = pending.letter
+                ack = await self._attempt(driver, to, letter, is_again)
+                if ack is not None and pending.letter is letter:
+                    del self._pending[key]  # before the step hears of it: it may send that letter again
+                    await driver.dispatch(Delivered(to=to, key=name, accepted=ack.accepted, reason=ack.text))
+                    return
+                if ack is None:
+                    is_again = True
+                    await waits.wait(pending.poke)
+        finally:
+            if self._pending.get(key) is pending:
+                del self._pending[key]
+
+    async def _attempt(self, driver: RoleDriver, to: Address, letter: AnyLetter, is_again: bool) -> LetterAck | None:
+        """One attempt; None where another may help."""
+        try:
+            node = await self._locate(driver, to, is_again)
+            if node is None:
+                return None
+            for blob in letter.blobs:
+                if not self._node.blobs.has(blob.digest):
+                    await self._fetches.begin(blob, driver.server, wanted=lambda: not driver.is_closed)
+            inward = to.role != CLIENT and letter.author.role in (CLIENT, EDGE)
+            ack = await self._node.ask(
+                node,
+                "report" if inward else "control",
+                RunLetter(to, letter),
+                LetterAck,
+                self._inline(letter),
+                purpose=Purpose.TRAINING,
+                run=driver.run,
+                timeout_s=LETTER_TIMEOUT_S,
+            )
+        except EdgewiseError as error:
+            if is_passing(error):
+                log.info("%s of %s waits: %s", letter.key, driver.run, error)
+                return None
+            log.warning("%s of %s was refused: %s", letter.key, driver.run, error)
+            return LetterAck(False, None, error.message)
+        if not ack.accepted and ack.refusal is not Refusal.DUPLICATE:
+            log.info("%s does not take %s of %s: %s", node, letter.key, driver.run, ack.text)
+        return ack
+
+    def _inline(self, letter: AnyLetter) -> dict[str, np.ndarray[Any, Any]]:
+        """Small blobs, by their place in the letter."""
+        tensors, room = {}, INLINE_BYTES
+        for place, blob in enumerate(letter.blobs):
+            if blob.size_bytes <= room and self._node.blobs.has(blob.digest):
+                tensors[str(place)] = np.frombuffer(self._node.blobs.read(blob.digest), np.uint8)
+                room -= blob.size_bytes
+        return tensors

@@ -1,0 +1,312 @@
+"""Local work on a device: one thread of its own for the user's task, results kept as blobs before anybody hears of them.
+
+What a client's step asks (`Work`) is done here and reported to it as `WorkDone` or `WorkGivenUp`; the step decides what
+is sent and what is kept. torch is imported by the first order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from edgewise.codecs.bundle import Bundle, bundle_from_bytes, bundle_to_bytes, decode_bundle, encode_bundle
+from edgewise.core.errors import EdgewiseError, TaskError
+from edgewise.core.ids import ClientId, Digest, NodeId
+from edgewise.core.process import keep_for_good
+from edgewise.fleet.messages import HardExamples, Progress, hard_examples_of
+from edgewise.fleet.node.delivery import deliver
+from edgewise.fleet.node.node import Node
+from edgewise.fleet.training.role_driver import MappedBlobs, RoleDriver
+from edgewise.models.task import Examples, Task, load_task, user_code
+from edgewise.training.protocols.letters import BlobName
+from edgewise.training.protocols.messages import Work, WorkDone, WorkGivenUp
+from edgewise.transport.bulk.blobs import FolderBlobs
+
+if TYPE_CHECKING:
+    from edgewise.training.client_update import ClientUpdate
+
+log = logging.getLogger("edgewise.fleet")
+HARD_COPIES = 2
+"""How often a labelled hard example stands beside each of the client's own."""
+
+
+class _Replaced(Exception):
+    """Another order has taken the place of the one that is being worked on."""
+
+
+@dataclass(slots=True)
+class WorkCounter:
+    """What the worker thread did, read by the I/O side; only the thread writes `counter`."""
+
+    counter: int = 0
+    work: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class _Job:
+    """The newest work of a run.
+
+    Attributes:
+        is_replaced: Set when a newer one begins; the thread looks at it after every step.
+        task: Waits for it.
+    """
+
+    is_replaced: bool = False
+    task: asyncio.Task[Any] | None = None
+
+
+@dataclass(slots=True)
+class LocalWorker:
+    """A device's hands.
+
+    Attributes:
+        node: The node it belongs to.
+        task_source: Task file, or `digits`.
+        task_settings: Passed to the task.
+        client: Whose data it holds.
+        engine_name: Local engine; "" to choose by timing.
+        labelled: Gives the labelled hard examples of a run, or None.
+        private: What the client keeps between rounds; unlike the node's blobs it is given to nobody.
+    """
+
+    node: Node
+    task_source: str
+    task_settings: dict[str, Any]
+    client: ClientId
+    engine_name: str = ""
+    labelled: Callable[[HardExamples], Awaitable[Examples | None]] | None = None
+    private: FolderBlobs = field(init=False)
+    counted: WorkCounter = field(default_factory=WorkCounter)
+    _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "edgewise-train"))
+    _task: Task | None = None
+    _engine: Any = None
+    _engines: dict[tuple[Digest, ...], Any] = field(default_factory=dict)
+    _examples: Examples | None = None
+    _jobs: dict[str, _Job] = field(default_factory=dict)
+    _more: dict[str, Examples | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.private = FolderBlobs(self.node.blobs.folder.with_name("kept"))
+
+    async def load(self) -> None:
+        """Loads the task and this client's data, in the worker thread.
+
+        Raises:
+            TaskError: If task or data cannot be used.
+        """
+        await self._run(self._load)
+
+    @property
+    def task_name(self) -> str:
+        """Name of the task; "" before `load`."""
+        return self._task.name if self._task is not None else ""
+
+    @property
+    def label_counts(self) -> dict[str, int]:
+        """Examples per label, for the audit; counts, no examples."""
+        if self._examples is None or self._examples.targets.ndim != 1:
+            return {}
+        labels, counts = np.unique(np.asarray(self._examples.targets), return_counts=True)
+        return {str(label): int(count) for label, count in zip(labels, counts, strict=True)}
+
+    @property
+    def num_examples(self) -> int:
+        """Examples this client holds."""
+        return 0 if self._examples is None else len(self._examples)
+
+    @property
+    def refusal(self) -> str:
+        """Why this device takes no part in runs; "" if it does."""
+        if self._examples is None:
+            return f"{self.node.name} has no task installed yet. Start it with --task."
+        if not len(self._examples):
+            return f"{self.node.name} holds no examples of client {self.client!r}; it is left out."
+        return ""
+
+    def progress(self) -> Progress:
+        """The worker thread's counter."""
+        return Progress(self.counted.counter, bool(self.counted.work), self.counted.work)
+
+    def begin(self, driver: RoleDriver, work: Work) -> None:
+        """Begins an order's work; what is being done for that run ends.
+
+        Args:
+            driver: The client's role, which is told what came of it.
+            work: As its step says.
+        """
+        self.stop(driver)
+        job = self._jobs[driver.log] = _Job()
+        job.task = self.node.spawn(self._work(driver, work, job), f"train {driver.run} round {work.order.round}")
+
+    def stop(self, driver: RoleDriver) -> None:
+        """Ends a run's work, if there is any."""
+        job = self._jobs.pop(driver.log, None)
+        if job is not None:
+            job.is_replaced = True
+            if job.task is not None and job.task is not asyncio.current_task():
+                job.task.cancel()
+
+    def forget(self, driver: RoleDriver) -> None:
+        """Ends a run's work and forgets what joined its data."""
+        self.stop(driver)
+        self._more.pop(driver.log, None)
+
+    def close(self) -> None:
+        """Ends the worker thread when its step is done."""
+        for job in self._jobs.values():
+            job.is_replaced = True
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _work(self, driver: RoleDriver, work: Work, job: _Job) -> None:
+        order = work.order
+        try:
+            if driver.log not in self._more:
+                self._more[driver.log] = await self._join(driver)
+            start = time.perf_counter()
+            update, kept, num_examples, metrics = await self._run(self._train, driver, work, job)
+            metrics = {**metrics, "seconds": time.perf_counter() - start}
+        except _Replaced:
+            return
+        except Exception as error:  # the task is the user's code; whatever it raises has a server waiting for it
+            await driver.dispatch(WorkGivenUp(order.round, order.exchange, self._cause(driver, work, error)))
+            return
+        await driver.dispatch(
+            WorkDone(
+                round=order.round,
+                exchange=order.exchange,
+                update=update,
+                kept=kept,
+                num_examples=num_examples,
+                metrics=metrics,
+            )
+        )
+
+    def _cause(self, driver: RoleDriver, work: Work, error: Exception) -> str:
+        known = isinstance(error, EdgewiseError)
+        cause = (
+            error.message if isinstance(error, EdgewiseError) else f"its task raised {type(error).__name__}: {error}"
+        )
+        what = f"round {work.order.round} of {driver.run}"
+        log.error("%s cannot do %s: %s", self.node.name, what, cause, exc_info=None if known else error)
+        return cause
+
+    async def _join(self, driver: RoleDriver) -> Examples | None:
+        """Labelled hard examples, the same in all rounds of a run."""
+        hard = hard_examples_of(driver.spec)
+        if hard is None or self.labelled is None:
+            return None
+        if hard.teacher is not None:  # who gave the order has it, or is fetching it
+            here = msgspec.structs.replace(hard.teacher, holder=NodeId(driver.server))
+            hard = msgspec.structs.replace(hard, teacher=here)
+            await deliver(lambda: self.node.pull(here), what=f"the teacher of {driver.run}")
+        return await self.labelled(hard)
+
+    def _load(self) -> None:
+        settings = self.task_settings
+        if self.task_source == "digits":
+            from edgewise.training.tasks.digits_task import DigitsTask
+
+            self._task = DigitsTask(**settings)
+        else:
+            self._task = load_task(self.task_source, **settings)
+        with user_code(f"task {self._task.name!r} gives no data of client {self.client!r}"):
+            self._examples = self._task.data(self.client)
+        from edgewise.training.local import make_engine  # imports torch now, not in the first round
+
+        self._engines.clear()
+        if self.engine_name:  # a wrong name is told at once
+            make_engine(self.engine_name, self._task)
+
+    def _train(
+        self, driver: RoleDriver, work: Work, job: _Job
+    ) -> tuple[BlobName, Digest | None, int, Mapping[str, float]]:
+        """On the worker thread: trains, and stores what came of it."""
+        if job.is_replaced:
+            raise _Replaced
+        self.counted.work = f"train {driver.run} round {work.order.round}"
+        try:
+            start = time.perf_counter()
+            update = self._update(driver, work, job)
+            if not self.counted.seconds:  # the first update has imported the rest
+                keep_for_good()
+            self.counted.seconds += time.perf_counter() - start
+        finally:
+            self.counted.work = ""
+        kept = self.private.put(_bytes_of(update.kept)) if update.kept else None
+        sent = bundle_to_bytes(update.coded)
+        return BlobName(self.node.blobs.put(sent, durable=False), len(sent)), kept, update.num_examples, update.metrics
+
+    def _update(self, driver: RoleDriver, work: Work, job: _Job) -> ClientUpdate:
+        from edgewise.training.client_update import client_seeds, client_update, received_bundle
+
+        assert self._task is not None
+        assert self._examples is not None
+        examples, order = joined(self._examples, self._more.get(driver.log)), work.order
+        exchange = driver.algorithm.exchanges[order.exchange]
+        self._choose_engine(driver, examples)
+        if self._engine.layout.digest != order.spec.layout:
+            raise TaskError(
+                f"task {self._task.name!r} on {self.node.name} has another model than run {driver.run!r} "
+                f"({self._engine.layout.size:,} entries here, {order.spec.num_entries:,} received). "
+                "Install the run's task file on this node."
+            )
+
+        def stepped(_: int) -> None:
+            self.counted.counter += 1
+            if job.is_replaced:
+                raise _Replaced
+
+        blobs, num_entries = MappedBlobs(self.node.blobs), order.spec.num_entries
+        received = received_bundle(order, exchange, blobs, num_entries)
+        seeds = client_seeds(order.spec.seed, order.round, self.client, order.exchange)
+        return client_update(exchange, self._engine, received, self._kept(work), examples, seeds, progress=stepped)
+
+    def _kept(self, work: Work) -> Bundle:
+        if work.kept is None:
+            return {}
+        return decode_bundle({}, None, bundle_from_bytes(MappedBlobs(self.private)[work.kept]))
+
+    def _choose_engine(self, driver: RoleDriver, examples: Examples) -> None:
+        """Takes the engine of the last run where it serves this one, too."""
+        from edgewise.training.local import choose_engine
+
+        assert self._task is not None
+        works = [exchange.local for exchange in driver.algorithm.exchanges]
+        key = tuple(work.spec.digest for work in works)
+        if key not in self._engines:
+            self._engines[key] = choose_engine(self._task, works, examples, pinned=self.engine_name).engine
+            self.counted.counter += 1
+        self._engine = self._engines[key]
+
+    async def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+
+
+def _bytes_of(kept: Bundle) -> bytes:
+    coded, _ = encode_bundle({}, kept, None, np.random.default_rng(0))
+    return bundle_to_bytes(coded)
+
+
+def joined(held: Examples, more: Examples | None) -> Examples:
+    """A client's own examples and its labelled hard examples, each of these twice: they are few, and what is new.
+
+    Args:
+        held: Its own.
+        more: Labelled hard examples, or None.
+
+    Returns:
+        What it trains on; still traced as raw.
+    """
+    if more is None or not len(more):
+        return held
+    inputs = np.concatenate([held.inputs, *[more.inputs] * HARD_COPIES])
+    return Examples(inputs, np.concatenate([held.targets, *[more.targets] * HARD_COPIES]))

@@ -1,0 +1,381 @@
+"""One role of one run on one node: event → step → log → actions. The same for every protocol and every role.
+
+A step is pure, so it is computed first; what it stores and the event are on the disk before its state counts and before
+anybody hears of its actions. An event that changes nothing is not logged. Old events make way for a snapshot of the state
+whenever blobs fall free that neither the state nor a letter under way needs: the space of a run is bounded. Read `run_roles.py` next: it carries out the actions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from edgewise.core.errors import StoreError
+from edgewise.core.ids import ClientId, Digest, NodeId, RunId
+from edgewise.fleet.store.events import EventLog
+from edgewise.training.algorithm import FederatedAlgorithm
+from edgewise.training.protocols.event_log import decode_event, encode_event
+from edgewise.training.protocols.letters import RunSpec
+from edgewise.training.protocols.messages import (
+    Action,
+    AnnounceRound,
+    ClientLost,
+    ClientReturned,
+    EndRun,
+    Event,
+    Received,
+    RunStarted,
+    Send,
+    Store,
+    WorkDone,
+)
+from edgewise.training.protocols.protocol import CLIENT, COORDINATOR, Protocol, Role
+from edgewise.transport.bulk.blobs import FolderBlobs
+
+MAPPED_BYTES = 2**20
+"""Blobs from this size on are read by mapping the file: a model is in memory as far as it is looked at."""
+SNAPSHOT = "snapshot"
+
+
+class MappedBlobs(Mapping[Digest, bytes]):
+    """A folder of blobs as the mapping that steps read by digest."""
+
+    def __init__(self, blobs: FolderBlobs) -> None:
+        self._blobs = blobs
+
+    def __getitem__(self, digest: Digest) -> bytes:
+        if not self._blobs.has(digest):
+            raise KeyError(digest)
+        if self._blobs.size(digest) < MAPPED_BYTES:
+            return self._blobs.read(digest)
+        with self._blobs.path(digest).open("rb") as file:
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))  # type: ignore[return-value]
+
+    def __contains__(self, digest: object) -> bool:
+        return isinstance(digest, str) and self._blobs.has(Digest(digest))
+
+    def __iter__(self) -> Iterator[Digest]:
+        raise TypeError("a blob folder is read by digest")
+
+    def __len__(self) -> int:
+        raise TypeError("a blob folder is read by digest")
+
+
+class _Snapshot(msgspec.Struct, frozen=True):
+    """What a log begins with once events before it are gone.
+
+    Attributes:
+        spec: The run.
+        state: The role's, encoded.
+        server: As of `RoleDriver`.
+        seen: As of `RoleDriver`.
+        mentioned: As of `RoleDriver`.
+    """
+
+    spec: RunSpec
+    state: msgspec.Raw
+    server: NodeId
+    seen: tuple[ClientId, ...]
+    mentioned: tuple[Digest, ...]
+
+
+@dataclass(slots=True)
+class _Waiting:
+    event: Event
+    taken: asyncio.Future[tuple[Action, ...]]
+
+
+@dataclass(slots=True)
+class RoleDriver:
+    """Folds the events of one role.
+
+    Attributes:
+        spec: The run.
+        role_name: `coordinator`, `edge` or `client`.
+        protocol, algorithm: As built from the spec.
+        events: The node's log.
+        blobs: The node's.
+        carry_out: Takes this driver and the actions of one event, on the event loop; returns at once.
+        holds: Digests that must stay for other reasons: letters under way, other runs.
+        state: As folded; None before the first event.
+        server: Who sent the newest order; what this node reports goes there. "" before.
+        seen: Clients that were there, on an edge.
+        awaited: Clients that were given an order and have not answered.
+        mentioned: Blobs that events and actions named and that are not dropped yet.
+        uplink_bytes, downlink_bytes: Of letters since a round closed, without frames around them.
+        round_uplink_bytes, round_downlink_bytes: The same of the last closed round.
+        private: Blobs that are given to nobody: what a client keeps.
+    """
+
+    spec: RunSpec
+    role_name: str
+    protocol: Protocol
+    algorithm: FederatedAlgorithm
+    events: EventLog
+    blobs: FolderBlobs
+    carry_out: Callable[[RoleDriver, tuple[Action, ...]], None]
+    holds: Callable[[RoleDriver], set[Digest]] = field(default=lambda _: set())
+    state: Any = None
+    server: NodeId = NodeId("")
+    seen: set[ClientId] = field(default_factory=set)
+    awaited: set[ClientId] = field(default_factory=set)
+    mentioned: set[Digest] = field(default_factory=set)
+    uplink_bytes: int = 0
+    downlink_bytes: int = 0
+    round_uplink_bytes: int = 0
+    round_downlink_bytes: int = 0
+    private: FolderBlobs | None = None
+    is_closed: bool = False
+    _step: Any = None
+    _waiting: list[_Waiting] = field(default_factory=list)
+    _folding: asyncio.Task[None] | None = None
+    _spared: set[Digest] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._step = self.role.make_step(self.algorithm, MappedBlobs(self.blobs))
+
+    @property
+    def run(self) -> RunId:
+        """The run's name."""
+        return self.spec.run
+
+    @property
+    def role(self) -> Role:
+        """This side of the protocol."""
+        return self.protocol.roles[self.role_name]
+
+    @property
+    def log(self) -> str:
+        """Name of its log."""
+        return log_name(self.role_name, self.run)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether this node has nothing more to do with the run."""
+        return self.state is not None and self.role.is_over(self.state)
+
+    async def dispatch(self, event: Event) -> tuple[Action, ...]:
+        """Takes one event; those that come while one is folded are folded together, in order, and logged as one.
+
+        Args:
+            event: What happened.
+
+        Returns:
+            The actions; they are on their way.
+
+        Raises:
+            StoreError: If it cannot be logged; then nothing of it counts.
+        """
+        waiting = _Waiting(event, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        if self._folding is None or self._folding.done():
+            self._folding = asyncio.get_running_loop().create_task(self._fold_all(), name=f"fold {self.log}")
+        return await asyncio.shield(waiting.taken)
+
+    async def settled(self) -> None:
+        """Returns when every event so far is folded, or the folding has failed."""
+        if self._folding is not None:
+            await asyncio.wait({self._folding})
+
+    def replay(self) -> None:
+        """Folds what the log has.
+
+        Raises:
+            StoreError: If a blob is missing or spoiled that the state needs, as after a loss of power.
+        """
+        for entry in self.events.read(self.log):
+            if entry.kind == SNAPSHOT:
+                self._restore(msgspec.msgpack.decode(entry.payload, type=_Snapshot))
+                continue
+            event = decode_event(entry.payload)
+            self.state, actions = self._step(self.state, event)
+            self._store(actions)
+            self._note(event, actions)
+        self.uplink_bytes = self.downlink_bytes = 0
+        if self.role_name == COORDINATOR or self.state is None:
+            return
+        for digest in self.role.needs(self.state):
+            if not (self.blobs.is_whole(digest) or (self.private is not None and self.private.is_whole(digest))):
+                raise StoreError(f"blob {digest[:12]} of {self.log} is missing or spoiled; this node begins it anew.")
+
+    def resume(self) -> None:
+        """After a replay: goes on with what is outstanding."""
+        if self.state is not None:
+            actions = self.role.resume(self.state)
+            self._note(None, actions)
+            self.carry_out(self, actions)
+
+    async def _fold_all(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            try:
+                results = await asyncio.to_thread(self._fold, [waiting.event for waiting in batch])
+            except BaseException as error:
+                results = [error] * len(batch)
+            for waiting, result in zip(batch, results, strict=True):
+                if isinstance(result, BaseException):
+                    waiting.taken.set_exception(result)
+                    waiting.taken.exception()  # looked at, also if whoever asked has left
+                    continue
+                waiting.taken.set_result(result)
+                self.carry_out(self, result)
+            if self._spared and not self._waiting:
+                await asyncio.to_thread(self._drop_spared)
+
+    def _fold(self, events: list[Event]) -> list[tuple[Action, ...] | BaseException]:
+        """On a thread: the results of some events, all of them durable."""
+        state, rows = self.state, []
+        results: list[tuple[Action, ...] | BaseException] = []
+        folded: list[tuple[Event, tuple[Action, ...]]] = []
+        for event in events:
+            try:
+                after, actions = self._step(state, event)
+                self._store(actions)
+            except Exception as error:  # a step that cannot judge an event leaves it out; its sender hears why
+                results.append(error)
+                continue
+            if after is not state or actions:
+                rows.append((type(event).__name__, encode_event(event)))
+            state = after
+            results.append(actions)
+            folded.append((event, actions))
+        for event, actions in folded:
+            self._note(event, actions)
+        if rows:
+            spare = self._spare(state, folded)
+            durable = self._is_durable(folded, spare)
+            if spare:
+                encoded = self._snapshot(state)
+                self.events.compact(self.log, SNAPSHOT, encoded, num_events=len(rows), durable=durable)
+            else:
+                self.events.append_many(self.log, rows, durable=durable)
+            self.state = state
+            self._spared |= spare
+        return results
+
+    def _is_durable(self, folded: list[tuple[Event, tuple[Action, ...]]], spare: set[Digest]) -> bool:
+        """Whether a loss of power may not undo some events.
+
+        A coordinator asks others again after one, and what they had not answered for good is done again: only its own log,
+        and what a client keeps, must stand.
+        """
+        if self.role_name != CLIENT or self.private is None:
+            return self.role_name == COORDINATOR
+        keeps = any(isinstance(event, WorkDone) and event.kept is not None for event, _ in folded)
+        return keeps or any(self.private.has(digest) for digest in spare)
+
+    def drop(self, digests: Iterable[Digest]) -> None:
+        """Deletes blobs."""
+        for digest in digests:
+            self.blobs.drop(digest)
+            if self.private is not None:
+                self.private.drop(digest)
+
+    def _drop_spared(self) -> None:
+        """On a thread, beside: deletes what fell free; what is left when the process ends falls free again."""
+        spared, self._spared = self._spared, set()
+        spared -= self.holds(self)
+        self.drop(spared)
+        self.mentioned -= spared
+
+    def _store(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Store):
+                for digest, data in action.blobs.items():
+                    if not self.blobs.has(digest):
+                        self.blobs.put(data, durable=self.role_name == COORDINATOR)
+
+    def _note(self, event: Event | None, actions: Iterable[Action]) -> None:
+        """Keeps account of what the role's state does not say to everybody."""
+        match event:
+            case Received(letter=letter, sender=sender, present=present):
+                self.mentioned.update(blob.digest for blob in letter.blobs)
+                if letter.author.role == CLIENT:
+                    self.awaited.discard(ClientId(letter.author.name))
+                    self.uplink_bytes += sum(blob.size_bytes for blob in letter.blobs)
+                else:
+                    self.uplink_bytes += getattr(letter, "uplink_bytes", 0)
+                    if letter.author.role in ("server", COORDINATOR):
+                        self.server = sender
+                self.seen.update(present)
+            case WorkDone(update=update, kept=kept):
+                self.mentioned.update((update.digest, *(() if kept is None else (kept,))))
+            case RunStarted(config=config):
+                self.mentioned.add(config.initial_model)
+            case ClientLost(client=client):
+                self.awaited.discard(client)
+            case ClientReturned(client=client):
+                self.seen.add(client)
+        for action in actions:
+            match action:
+                case Store(blobs=blobs):
+                    self.mentioned.update(blobs)
+                case Send(to=to, letter=letter):
+                    if hasattr(letter, "spec"):  # an order
+                        per_client = len(getattr(letter, "clients", "1"))
+                        own = [s.blob for sections in getattr(letter, "own", {}).values() for s in sections]
+                        shared = [blob.size_bytes for blob in letter.blobs if blob not in own]
+                        self.downlink_bytes += per_client * sum(shared) + sum(blob.size_bytes for blob in own)
+                        if to.role == CLIENT:
+                            self.awaited.add(ClientId(to.name))
+                case AnnounceRound():
+                    self.round_uplink_bytes, self.round_downlink_bytes = self.uplink_bytes, self.downlink_bytes
+                    self.uplink_bytes = self.downlink_bytes = 0
+                case EndRun():
+                    self.awaited.clear()
+
+    def _spare(self, state: Any, folded: list[tuple[Event, tuple[Action, ...]]]) -> set[Digest]:
+        """Blobs that nobody needs any more; a coordinator looks for them when a round has closed."""
+        if self.role.state is None or not self.mentioned:
+            return set()
+        if self.role_name == COORDINATOR and not any(
+            isinstance(action, AnnounceRound | EndRun) for _, actions in folded for action in actions
+        ):
+            return set()
+        sent = {
+            blob.digest
+            for _, actions in folded
+            for action in actions
+            if isinstance(action, Send)
+            for blob in action.letter.blobs
+        }
+        return self.mentioned - self._spared - set(self.role.needs(state)) - sent - self.holds(self)
+
+    def _snapshot(self, state: Any) -> bytes:
+        encoded = msgspec.Raw(msgspec.msgpack.encode(state))
+        return msgspec.msgpack.encode(
+            _Snapshot(self.spec, encoded, self.server, tuple(sorted(self.seen)), tuple(sorted(self.mentioned)))
+        )
+
+    def _restore(self, found: _Snapshot) -> None:
+        try:
+            self.state = msgspec.msgpack.decode(found.state, type=self.role.state)
+        except (msgspec.MsgspecError, TypeError) as error:
+            raise StoreError(
+                f"the state of run {self.run!r} in this node's log cannot be read: {error}. "
+                "Cancel the run, or go back to the version of Edgewise that wrote it.",
+                run=self.run,
+            ) from error
+        self.server, self.seen, self.mentioned = found.server, set(found.seen), set(found.mentioned)
+
+
+def log_name(role_name: str, run: RunId) -> str:
+    """Name of a role's log in its node's database: `client/digits-1`."""
+    return f"{role_name}/{run}"
+
+
+def spec_in_log(events: EventLog, log: str) -> RunSpec | None:
+    """The run that a log is of, from its first entry: a snapshot, or the letter that began it."""
+    for entry in events.read(log):
+        if entry.kind == SNAPSHOT:
+            return msgspec.msgpack.decode(entry.payload, type=_Snapshot).spec
+        event = decode_event(entry.payload)
+        if isinstance(event, Received):
+            spec: RunSpec | None = getattr(event.letter, "spec", None)
+            return spec
+    return None

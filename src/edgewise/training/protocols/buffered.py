@@ -1,0 +1,395 @@
+"""Buffered asynchronous rounds: so many clients are always at work; whenever enough updates have come, the server steps.
+
+    RunStarted ─▶ ask up to `concurrency` ─▶ update ─▶ ask another ─▶ … `buffer_size` updates ─▶ fold, step ─▶ …
+
+No update waits for a slow client; one that was made from an older model has a staleness. A client whose update waits in the
+buffer is asked again when it is folded, so that what it keeps is settled as always. A round is one step of the server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from edgewise.core.errors import InputError, StoreError
+from edgewise.core.ids import ClientId, Digest, RoundNumber
+from edgewise.core.seeds import Seeds
+from edgewise.core.spec import Spec
+from edgewise.training.algorithm import ClientRecord, FederatedAlgorithm
+from edgewise.training.protocols import collection as c
+from edgewise.training.protocols import run_state as r
+from edgewise.training.protocols.client import CLIENT_ROLE
+from edgewise.training.protocols.folding import Decoder, fold
+from edgewise.training.protocols.letters import (
+    Address,
+    AnyLetter,
+    RunEnded,
+    SectionBlob,
+    UpdateReport,
+    WorkFailed,
+    WorkOrder,
+)
+from edgewise.training.protocols.messages import (
+    Accept,
+    Action,
+    ClientLost,
+    ClientReturned,
+    Delivered,
+    EdgeLost,
+    EdgeReturned,
+    EndRun,
+    Event,
+    LetterInvalid,
+    Received,
+    Refusal,
+    RunCancelled,
+    RunStarted,
+    Send,
+    SetTimer,
+    Store,
+    TimerFired,
+)
+from edgewise.training.protocols.protocol import CLIENT, COORDINATOR, Blobs, Protocol, Role, RunView, Step
+from edgewise.training.protocols.run_state import Phase, RunState
+from edgewise.training.protocols.transitions import Table, dispatch, ignored, refused
+
+
+class Ticket(msgspec.Struct, frozen=True):
+    """An order whose update is awaited: what it said, so that it can be repeated."""
+
+    round: RoundNumber
+    sections: tuple[SectionBlob, ...]
+    counted: RoundNumber
+
+
+class BufferedState(msgspec.Struct, frozen=True):
+    """A run; its collection's answers are the buffer.
+
+    Attributes:
+        run: As in synchronous rounds.
+        tickets: Clients that were asked and have not answered.
+    """
+
+    run: RunState
+    tickets: dict[ClientId, Ticket] = {}
+
+
+Result = tuple[BufferedState, tuple[Action, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    algorithm: FederatedAlgorithm
+    blobs: Blobs
+    decoder: Decoder
+    concurrency: int
+    buffer_size: int
+
+
+def buffered(concurrency: int, buffer_size: int) -> Protocol:
+    """Keeps `concurrency` clients at work and steps after every `buffer_size` updates.
+
+    Give the aggregator a weight that falls with staleness: `weighted_mean(weigh="staleness")`. With a round deadline, what
+    is in the buffer by then is folded.
+
+    Args:
+        concurrency: Clients at work at a time, M_c in the paper; at least `buffer_size`.
+        buffer_size: Updates of a step, K; at least 1.
+
+    Returns:
+        The protocol.
+
+    Raises:
+        InputError: If the numbers are out of range.
+
+    Reference:
+        Nguyen et al., "Federated Learning with Buffered Asynchronous Aggregation", AISTATS 2022.
+        Differs: a client is asked again only after its last update was folded.
+    """
+    if not 1 <= buffer_size <= concurrency:
+        raise InputError(
+            f"buffered takes 1 <= buffer_size <= concurrency, found buffer_size={buffer_size!r} and "
+            f"concurrency={concurrency!r}. A buffer larger than what is at work never fills."
+        )
+
+    def make_step(algorithm: FederatedAlgorithm, blobs: Blobs) -> Step:
+        parts = _Parts(algorithm, blobs, Decoder(blobs), concurrency, buffer_size)
+
+        def step(state: BufferedState | None, event: Event) -> Result:
+            if state is None:
+                if not isinstance(event, RunStarted):
+                    raise StoreError(f"the log begins with {type(event).__name__}, a run begins with RunStarted.")
+                run, actions = r.started(algorithm, blobs, event)
+                state = BufferedState(run)
+                return (state, actions) if run.phase is Phase.ENDED else _opened(parts, state, actions)
+            return dispatch(TABLE, COORDINATOR, parts, state.run.phase, state, event)
+
+        return step
+
+    role = Role(make_step, resume, wants, lambda state: state.run.phase is Phase.ENDED, needs, BufferedState)
+    spec = Spec("buffered", {"concurrency": concurrency, "buffer_size": buffer_size})
+    return Protocol(spec, {COORDINATOR: role, CLIENT: CLIENT_ROLE}, view, carries=_misfit)
+
+
+def _misfit(algorithm: FederatedAlgorithm) -> str:
+    num = len(algorithm.exchanges)
+    return (
+        "" if num == 1 else f"its rounds have {num} exchanges with one cohort, here every client has a pace of its own."
+    )
+
+
+def resume(state: BufferedState) -> tuple[Action, ...]:
+    """What is outstanding after a replay; carrying it out twice is harmless."""
+    if state.run.outcome is not None:
+        return (EndRun(state.run.outcome), *r.endings(state.run))
+    orders = _orders(state, _at_work(state))
+    return (*r.set_timer(state.run), *(orders or (r.waiting(state.run),)))
+
+
+def wants(state: BufferedState, to: Address, letter: AnyLetter) -> bool:
+    """Whether a letter still needs to be delivered: an order while its update is awaited, an ending always."""
+    if isinstance(letter, WorkOrder):
+        ticket = state.tickets.get(letter.client)
+        return state.run.phase is Phase.OPEN and ticket is not None and ticket.round == letter.round
+    return isinstance(letter, RunEnded)
+
+
+def needs(state: BufferedState) -> list[Digest]:
+    """Blobs that this run will still read or send."""
+    return r.needs(state.run) + [s.blob.digest for ticket in state.tickets.values() for s in ticket.sections]
+
+
+def view(state: BufferedState) -> RunView:
+    """The run as everybody sees it."""
+    return msgspec.structs.replace(r.view(state.run), outstanding=tuple(state.tickets))
+
+
+def _with(state: BufferedState, collection: c.Collection, **fields: Any) -> BufferedState:
+    run = r.with_collection(state.run, collection)
+    return state if run is state.run and not fields else msgspec.structs.replace(state, run=run, **fields)
+
+
+def _at_work(state: BufferedState) -> list[ClientId]:
+    members = state.run.collection.members
+    return [client for client in state.tickets if members[client].can_work]
+
+
+def _orders(state: BufferedState, clients: Iterable[ClientId]) -> tuple[Action, ...]:
+    spec = state.run.config.spec
+    return tuple(
+        Send(
+            Address("client", client),
+            WorkOrder(spec=spec, round=t.round, client=client, sections=t.sections, counted=t.counted),
+        )
+        for client, t in ((client, state.tickets[client]) for client in clients)
+    )
+
+
+def _opened(parts: _Parts, state: BufferedState, actions: tuple[Action, ...]) -> Result:
+    run = state.run
+    if run.phase is Phase.WAITING and len(run.collection.able) < run.config.quorum:
+        return state, (*actions, *r.set_timer(run), r.waiting(run))
+    state = msgspec.structs.replace(state, run=r.change(run, phase=Phase.OPEN))
+    return _filled(parts, state, (*actions, *r.set_timer(run)))
+
+
+def _filled(parts: _Parts, state: BufferedState, actions: tuple[Action, ...]) -> Result:
+    """Asks as many more as there is room for; who failed in this round is not asked again before the next."""
+    run, collection = state.run, state.run.collection
+    busy = state.tickets.keys() | collection.answers.keys() | collection.missing.keys()
+    free = [client for client in collection.able if client not in busy]
+    num = min(parts.concurrency - len(_at_work(state)), len(free))
+    if num > 0:
+        place = Seeds(run.config.seed).at("round", collection.round, "select", len(collection.answers), len(busy))
+        rng = place.rng()
+        chosen = parts.algorithm.select.choose(r.candidates_of(run, free), collection.round, rng)
+        asked = [chosen[i] for i in sorted(rng.permutation(len(chosen))[:num])]
+        state, store = _asked(parts, state, asked, actions)
+        return state, (*actions, *store, *_orders(state, asked))
+    return state, actions if _at_work(state) else (*actions, r.waiting(run))
+
+
+def _asked(
+    parts: _Parts, state: BufferedState, clients: list[ClientId], before: tuple[Action, ...]
+) -> tuple[BufferedState, tuple[Action, ...]]:
+    run, none = state.run, ClientRecord()
+    blobs = r.with_stored(parts.blobs, before)
+    sent, own, data = r.sections_down(parts.algorithm, blobs, run, 0, tuple(clients))
+    tickets = {
+        client: Ticket(run.collection.round, r.sections_for(sent, own, client), run.records.get(client, none).counted)
+        for client in clients
+    }
+    run = r.change(run, records={**dict.fromkeys(clients, none), **run.records})
+    state = msgspec.structs.replace(state, run=run, tickets={**state.tickets, **tickets})
+    return state, (Store(data),) if data else ()
+
+
+def _update(parts: _Parts, state: BufferedState, event: Received) -> Result:
+    letter, run = event.letter, state.run
+    assert isinstance(letter, UpdateReport)
+    refusal = _refusal_of(state, letter, event)
+    if refusal is not None:
+        collection, actions = c.refuse(run.collection, *refusal)
+        if refusal[0] is Refusal.NO_EXAMPLES:
+            return _given_up(parts, _with(state, collection), letter.client, refusal[1], actions)
+        return _with(state, collection), actions
+    answer = c.answer_of(letter, run.collection.round - letter.round)
+    exchange, left = parts.algorithm.exchanges[0], _without(state, letter.client)
+    fault = c.fault_of(exchange, parts.decoder, answer, run.config.num_entries)
+    if fault:
+        collection, actions = c.refuse_invalid(run.collection, letter.client, fault)
+        return _filled(parts, _with(state, collection, tickets=left), actions)
+    collection = c.accepted(run.collection, letter.client, answer, event.epoch)
+    collection = c.change(collection, cohort=(*collection.cohort, letter.client))
+    state = _with(state, collection, tickets=left)
+    return _folded(parts, state, (Accept(),)) if _is_full(parts, state) else _filled(parts, state, (Accept(),))
+
+
+def _is_full(parts: _Parts, state: BufferedState) -> bool:
+    return len(state.run.collection.answers) >= parts.buffer_size
+
+
+def _without(state: BufferedState, client: ClientId) -> dict[ClientId, Ticket]:
+    return {other: ticket for other, ticket in state.tickets.items() if other != client}
+
+
+def _refusal_of(state: BufferedState, letter: UpdateReport, event: Received) -> tuple[Refusal, str] | None:
+    run, client, ticket = state.run, letter.client, state.tickets.get(letter.client)
+    member, record = run.collection.members.get(client), run.records.get(client)
+    if letter.run != run.config.run:
+        return Refusal.WRONG_RUN, f"run {letter.run} is not this run, {run.config.run}."
+    if member is None or record is None:
+        return Refusal.NOT_ASKED, f"{client} was never asked."
+    if event.epoch < member.epoch:
+        text = f"{client} sent this as incarnation {event.epoch}; incarnation {member.epoch} took over."
+        return Refusal.WRONG_EPOCH, text
+    if member.quarantine:
+        return Refusal.QUARANTINED, f"{client} is in quarantine: {member.quarantine}"
+    answer = run.collection.answers.get(client)
+    in_buffer = answer is not None and run.collection.round - answer.staleness >= letter.round
+    if ticket is None or ticket.round != letter.round:
+        known = in_buffer or record.counted == letter.round
+        reason = Refusal.DUPLICATE if known else Refusal.LATE
+        return (
+            reason,
+            f"the update of {client} for round {letter.round} {'counts already' if known else 'is not awaited'}.",
+        )
+    if letter.num_examples == 0:
+        return Refusal.NO_EXAMPLES, f"{client} has no examples; its update has no weight."
+    return None
+
+
+def _folded(parts: _Parts, state: BufferedState, actions: tuple[Action, ...]) -> Result:
+    run, name = state.run, r.timer_name(state.run)
+    sums = fold(parts.algorithm.exchanges[0], parts.decoder, run.collection.answers.values(), run.config.num_entries)
+    run, closing = r.closed(parts.algorithm, parts.blobs, run, sums)
+    actions += closing
+    if run.deadline_s is not None:
+        actions += (SetTimer(name, None),)
+    state = msgspec.structs.replace(state, run=run)
+    return _said((state, actions)) if run.phase is Phase.ENDED else _opened(parts, state, actions)
+
+
+def _said(result: Result) -> Result:
+    state, actions = result
+    return msgspec.structs.replace(state, tickets={}), actions + r.endings(state.run)
+
+
+def _given_up(parts: _Parts, state: BufferedState, client: ClientId, cause: str, actions: tuple[Action, ...]) -> Result:
+    collection = state.run.collection
+    collection = c.change(collection, missing={**collection.missing, client: cause})
+    return _filled(parts, _with(state, collection, tickets=_without(state, client)), actions)
+
+
+def _failed(parts: _Parts, state: BufferedState, event: Received) -> Result:
+    letter = event.letter
+    assert isinstance(letter, WorkFailed)
+    ticket = state.tickets.get(letter.client)
+    if letter.run != state.run.config.run or ticket is None or ticket.round != letter.round:
+        return state, (Accept(),)
+    return _given_up(parts, state, letter.client, letter.cause, (Accept(),))
+
+
+def _delivered(parts: _Parts, state: BufferedState, event: Delivered) -> Result:
+    client = ClientId(event.to.name)
+    ticket = state.tickets.get(client)
+    if event.accepted or ticket is None or event.key != f"work/{client}/{ticket.round}/0":
+        return state, ()
+    return _given_up(parts, state, client, event.reason, ())
+
+
+def _invalid(parts: _Parts, state: BufferedState, event: LetterInvalid) -> Result:
+    collection, actions = c.refuse_invalid(state.run.collection, event.client, event.reason)
+    return _filled(parts, _with(state, collection, tickets=_without(state, event.client)), actions)
+
+
+def _lost(parts: _Parts, state: BufferedState, event: ClientLost) -> Result:
+    # Its ticket stays: what it has under way counts when it comes, and others work in its place meanwhile.
+    known = state.run.collection.members.get(event.client)
+    if known is None or known.absence == event.cause:
+        return state, ()
+    state = _with(state, c.with_member(state.run.collection, event.client, absence=event.cause))
+    return _filled(parts, state, ()) if state.run.phase is Phase.OPEN else (state, ())
+
+
+def _returned(parts: _Parts, state: BufferedState, event: ClientReturned) -> Result:
+    collection, _ = c.returned(state.run.collection, event.client, event.seen)
+    missing = {client: cause for client, cause in collection.missing.items() if client != event.client}
+    state = _with(state, c.change(collection, missing=missing))
+    if state.run.phase is Phase.WAITING:
+        return _opened(parts, state, ()) if len(collection.able) >= state.run.config.quorum else (state, ())
+    again = _orders(state, (event.client,)) if event.client in _at_work(state) else ()
+    return _filled(parts, state, again)
+
+
+def _timed_out(parts: _Parts, state: BufferedState, event: TimerFired) -> Result:
+    if event.name != r.timer_name(state.run):
+        return state, ()
+    if state.run.collection.answers:
+        return _folded(parts, state, ())
+    run, actions = r.too_few(state.run)
+    return _said((msgspec.structs.replace(state, run=run), actions))
+
+
+def _cancelled(parts: _Parts, state: BufferedState, event: RunCancelled) -> Result:
+    if event.run != state.run.config.run:
+        return state, ()
+    run, actions = r.cancelled(state.run, event.cause)
+    return _said((msgspec.structs.replace(state, run=run), actions))
+
+
+def _after_end(parts: _Parts, state: BufferedState, event: Received) -> Result:
+    letter = event.letter
+    assert isinstance(letter, UpdateReport)
+    record = state.run.records.get(letter.client)
+    known = record is not None and record.counted == letter.round and letter.run == state.run.config.run
+    reason = Refusal.DUPLICATE if known else Refusal.LATE
+    collection, actions = c.refuse(state.run.collection, reason, f"run {state.run.config.run} has ended.")
+    return _with(state, collection), actions
+
+
+def _told_again(parts: _Parts, state: BufferedState, event: ClientReturned) -> Result:
+    return state, tuple(a for a in r.endings(state.run) if getattr(a, "to", None) == Address("client", event.client))
+
+
+def _accepted(parts: _Parts, state: BufferedState, event: Event) -> Result:
+    return state, (Accept(),)
+
+
+TABLE = Table(("waiting", "open", "ended"), {
+    UpdateReport:    (_update,       _update,       _after_end),
+    WorkFailed:      (_failed,       _failed,       _accepted),
+    LetterInvalid:   (_invalid,      _invalid,      refused(Refusal.LATE, "the run has ended.")),
+    Delivered:       (ignored,       _delivered,    ignored),
+    ClientLost:      (_lost,         _lost,         ignored),
+    ClientReturned:  (_returned,     _returned,     _told_again),
+    EdgeLost:        (ignored,       ignored,       ignored),
+    EdgeReturned:    (ignored,       ignored,       ignored),
+    TimerFired:      (_timed_out,    _timed_out,    ignored),
+    RunCancelled:    (_cancelled,    _cancelled,    ignored),
+    RunStarted:      (ignored,       ignored,       ignored),
+})  # fmt: skip
+"""Edges are no business of this protocol; a run starts once."""

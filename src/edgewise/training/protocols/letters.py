@@ -1,0 +1,389 @@
+"""What nodes of a run write to each other: typed letters with the names of the blobs that travel with them.
+
+A driver delivers a letter until it is acknowledged or its protocol wants it no more; at the other end it fetches the
+letter's blobs, logs `Received`, steps, and acknowledges with what the step answers. A letter says everything the receiver
+needs: a node that never heard of the run before can take part.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from edgewise.core.ids import ClientId, Digest, NodeId, RoundNumber, RunId
+
+SERVER = "server"
+"""Author of what both a coordinator and an edge may write."""
+
+
+class BlobName(msgspec.Struct, frozen=True):
+    """Bytes by their digest."""
+
+    digest: Digest
+    size_bytes: int
+
+
+class SectionBlob(msgspec.Struct, frozen=True):
+    """A section on its way down, as a blob of its own: a model that all get is stored and sent by one name.
+
+    Attributes:
+        name: Of the section.
+        blob: float32 little-endian bytes, or a coded bundle of this one section where `is_coded`.
+        is_coded: Whether the exchange's downlink codec was used.
+    """
+
+    name: str
+    blob: BlobName
+    is_coded: bool = False
+
+
+class RunSpec(msgspec.Struct, frozen=True):
+    """What every node of a run must know of it; the same value from the operator's request to the device.
+
+    Attributes:
+        run: Name of the run.
+        algorithm: Spec of the algorithm, as `FederatedAlgorithm.spec.to_dict()`.
+        protocol: Spec of the protocol.
+        seed: The job's seed.
+        layout: Digest of the model's layout.
+        num_entries: d, entries of the flat vector.
+        buffers: (offset, size) of entries that are buffers (running statistics); servers average them plainly.
+        extra: What the fleet adds for its devices, e.g. which hard examples join the data; no protocol reads it.
+    """
+
+    run: RunId
+    algorithm: dict[str, Any]
+    protocol: dict[str, Any]
+    seed: int
+    layout: Digest
+    num_entries: int
+    buffers: tuple[tuple[int, int], ...] = ()
+    extra: dict[str, Any] = {}
+
+
+class Address(msgspec.Struct, frozen=True, array_like=True):
+    """Whom a letter is for.
+
+    Attributes:
+        role: `client`, `edge` or `coordinator`.
+        name: The client's or the edge node's; "" for the run's coordinator.
+    """
+
+    role: str
+    name: str = ""
+
+
+COORDINATOR_ADDRESS = Address("coordinator")
+
+
+class Letter(msgspec.Struct, frozen=True):
+    """Base of everything written in a run."""
+
+    @property
+    def key(self) -> str:
+        """Names the letter in its run, for `Delivered` and for repeated attempts."""
+        raise NotImplementedError
+
+    @property
+    def blobs(self) -> tuple[BlobName, ...]:
+        """What must be at the receiver before its step sees the letter."""
+        return ()
+
+    @property
+    def passed_on(self) -> tuple[BlobName, ...]:
+        """Those of `blobs` that the receiver only hands on: it takes the letter as soon as they begin to come."""
+        return ()
+
+    @property
+    def author(self) -> Address:
+        """Who may sign it: a client for itself, an edge for itself, `coordinator`, or `server` for either of the last two."""
+        raise NotImplementedError
+
+
+class WorkOrder(Letter, frozen=True, kw_only=True, tag="work_order"):
+    """Server to client: do the local work of an exchange.
+
+    Attributes:
+        spec: The run.
+        round, exchange: Which.
+        client: Whose data.
+        sections: What it gets.
+        counted: Round of the client's last update that counted; what it kept from any other does not stand.
+        reply_to: Whom the client answers.
+    """
+
+    spec: RunSpec
+    round: RoundNumber
+    client: ClientId
+    sections: tuple[SectionBlob, ...]
+    exchange: int = 0
+    counted: RoundNumber = RoundNumber(0)
+    reply_to: Address = COORDINATOR_ADDRESS
+
+    @property
+    def key(self) -> str:
+        return f"work/{self.client}/{self.round}/{self.exchange}"
+
+    @property
+    def author(self) -> Address:
+        return Address(SERVER)
+
+    @property
+    def blobs(self) -> tuple[BlobName, ...]:
+        return tuple(section.blob for section in self.sections)
+
+
+class UpdateReport(Letter, frozen=True, kw_only=True, tag="update_report"):
+    """Client to server: what came of the local work.
+
+    Attributes:
+        run, round, exchange, client: Whose, for which exchange.
+        update: A coded bundle.
+        num_examples: Behind it.
+        metrics: Numbers of the local work, e.g. loss of the received model on the client's data, `seconds`.
+    """
+
+    run: RunId
+    round: RoundNumber
+    client: ClientId
+    update: BlobName
+    num_examples: int
+    exchange: int = 0
+    metrics: dict[str, float] = {}
+
+    @property
+    def key(self) -> str:
+        return f"update/{self.client}/{self.round}/{self.exchange}"
+
+    @property
+    def author(self) -> Address:
+        return Address("client", self.client)
+
+    @property
+    def blobs(self) -> tuple[BlobName, ...]:
+        return (self.update,)
+
+
+class WorkFailed(Letter, frozen=True, kw_only=True, tag="work_failed"):
+    """Client to server: it cannot do an exchange (no data, another model, a broken task)."""
+
+    run: RunId
+    round: RoundNumber
+    client: ClientId
+    cause: str
+    exchange: int = 0
+
+    @property
+    def key(self) -> str:
+        """One per exchange: an attempt that fails anew says so under the same name."""
+        return f"failed/{self.client}/{self.round}/{self.exchange}"
+
+    @property
+    def author(self) -> Address:
+        return Address("client", self.client)
+
+
+class EdgeTask(Letter, frozen=True, kw_only=True, tag="edge_task"):
+    """Cloud to edge: gather the updates of some clients, fold them, forward one sum. Its number is never reused in a run.
+
+    Attributes:
+        spec: The run.
+        round, exchange: Which.
+        assignment: Number of the task in the run.
+        edge: Who folds.
+        clients: Whom to ask, with the `counted` of each.
+        sections: What all clients get.
+        own: Sections of one client alone.
+        deadline_s: Seconds until the edge forwards what it has; None waits for all.
+    """
+
+    spec: RunSpec
+    round: RoundNumber
+    assignment: int
+    edge: NodeId
+    clients: dict[ClientId, RoundNumber]
+    sections: tuple[SectionBlob, ...]
+    exchange: int = 0
+    own: dict[ClientId, tuple[SectionBlob, ...]] = {}
+    deadline_s: float | None = None
+
+    @property
+    def key(self) -> str:
+        return f"task/{self.assignment}"
+
+    @property
+    def author(self) -> Address:
+        return Address("coordinator")
+
+    @property
+    def passed_on(self) -> tuple[BlobName, ...]:
+        return self.blobs
+
+    @property
+    def blobs(self) -> tuple[BlobName, ...]:
+        own = (section.blob for sections in self.own.values() for section in sections)
+        return (*(section.blob for section in self.sections), *own)
+
+
+class Contribution(msgspec.Struct, frozen=True):
+    """A client's part in a sum."""
+
+    num_examples: int
+    metrics: dict[str, float] = {}
+
+
+class SumReport(Letter, frozen=True, kw_only=True, tag="sum_report"):
+    """Edge to cloud: folded sections, and who is in them.
+
+    Attributes:
+        run, round, exchange, assignment, edge: Whose, of which task.
+        sums: The fold of each section (`Aggregator.to_arrays`) in one blob.
+        contributions: Who is in it.
+        missing: Cause by client that is not.
+        quarantined: Reason by client that must not be asked again.
+        uplink_bytes: Updates the edge took in for it.
+    """
+
+    run: RunId
+    round: RoundNumber
+    assignment: int
+    edge: NodeId
+    sums: BlobName
+    contributions: dict[ClientId, Contribution]
+    exchange: int = 0
+    missing: dict[ClientId, str] = {}
+    quarantined: dict[ClientId, str] = {}
+    uplink_bytes: int = 0
+
+    @property
+    def key(self) -> str:
+        return f"sum/{self.assignment}"
+
+    @property
+    def author(self) -> Address:
+        return Address("edge", self.edge)
+
+    @property
+    def blobs(self) -> tuple[BlobName, ...]:
+        return (self.sums,)
+
+
+class RunEnded(Letter, frozen=True, kw_only=True, tag="run_ended"):
+    """Server to edges and clients: the run is over; what was provisional is settled, the rest may be forgotten.
+
+    Attributes:
+        run: Which.
+        counted: Round of the client's last update that counted; for an edge, by client in `by_client`.
+        by_client: For an edge to pass on.
+    """
+
+    run: RunId
+    counted: RoundNumber = RoundNumber(0)
+    by_client: dict[ClientId, RoundNumber] = {}
+
+    @property
+    def key(self) -> str:
+        return "ended"
+
+    @property
+    def author(self) -> Address:
+        return Address(SERVER)
+
+
+class GossipTask(Letter, frozen=True, kw_only=True, tag="gossip_task"):
+    """Coordinator to client, once: the run, and to whom it writes; after it no coordinator is needed.
+
+    Attributes:
+        spec: The run.
+        client: Whose data.
+        sections: The first model.
+        peers: Neighbours out, each with the weight of what goes to it, in order; own share is what is left of 1.
+        num_rounds: Rounds to do.
+        round_deadline_s: After so long a round goes on without the neighbours that are silent; None waits.
+    """
+
+    spec: RunSpec
+    client: ClientId
+    sections: tuple[SectionBlob, ...]
+    peers: dict[ClientId, float]
+    listens_to: tuple[ClientId, ...]
+    num_rounds: int
+    round_deadline_s: float | None = None
+
+    @property
+    def key(self) -> str:
+        return f"gossip/{self.client}"
+
+    @property
+    def author(self) -> Address:
+        return Address("coordinator")
+
+    @property
+    def blobs(self) -> tuple[BlobName, ...]:
+        return tuple(section.blob for section in self.sections)
+
+
+class PeerShare(Letter, frozen=True, kw_only=True, tag="peer_share"):
+    """Client to client: its share of a value and of the weight (push-sum).
+
+    Attributes:
+        run, round: Which.
+        sender: From whom.
+        receiver: For whom.
+        share: Exact sums and their weight in one blob.
+    """
+
+    run: RunId
+    round: RoundNumber
+    sender: ClientId
+    receiver: ClientId
+    share: BlobName
+
+    @property
+    def key(self) -> str:
+        return f"share/{self.sender}/{self.receiver}/{self.round}"
+
+    @property
+    def author(self) -> Address:
+        return Address("client", self.sender)
+
+    @property
+    def blobs(self) -> tuple[BlobName, ...]:
+        return (self.share,)
+
+
+class GossipReport(Letter, frozen=True, kw_only=True, tag="gossip_report"):
+    """Client to coordinator, at the end or when asked: the value it came to.
+
+    Attributes:
+        run, round, client: Whose, after how many rounds.
+        value: float32 little-endian bytes of its model.
+        metrics: Numbers of its local work.
+        lost: What the client knows to be lost: by neighbour, why.
+    """
+
+    run: RunId
+    round: RoundNumber
+    client: ClientId
+    value: BlobName
+    metrics: dict[str, float] = {}
+    lost: dict[ClientId, str] = {}
+
+    @property
+    def key(self) -> str:
+        return f"gossip_report/{self.client}"
+
+    @property
+    def author(self) -> Address:
+        return Address("client", self.client)
+
+    @property
+    def blobs(self) -> tuple[BlobName, ...]:
+        return (self.value,)
+
+
+AnyLetter = (
+    WorkOrder | UpdateReport | WorkFailed | EdgeTask | SumReport | RunEnded | GossipTask | PeerShare | GossipReport
+)
+"""What a log or a frame may hold."""

@@ -1,0 +1,488 @@
+"""What every server-led protocol does with a run as a whole: its state, closing exchanges and rounds, ending with one cause."""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
+from typing import Any, overload
+
+import msgspec
+
+from edgewise.codecs.bundle import Bundle
+from edgewise.core.errors import InputError
+from edgewise.core.ids import ClientId, Digest, RoundNumber
+from edgewise.core.seeds import Seeds
+from edgewise.training.algorithm import MODEL, Candidate, ClientRecord, Closed, Counted, FederatedAlgorithm
+from edgewise.training.algorithm import State as PartState
+from edgewise.training.protocols import collection as c
+from edgewise.training.protocols.folding import (
+    blob,
+    mean_metrics,
+    section_from_blob,
+    section_to_blob,
+    step_server,
+    vector_from_bytes,
+)
+from edgewise.training.protocols.letters import Address, BlobName, RunEnded, SectionBlob, WorkOrder
+from edgewise.training.protocols.messages import (
+    Action,
+    AnnounceRound,
+    AnnounceWaiting,
+    EndRun,
+    Member,
+    Outcome,
+    OutcomeKind,
+    RoundSummary,
+    RunConfig,
+    RunStarted,
+    Send,
+    SetTimer,
+    Store,
+)
+from edgewise.training.protocols.protocol import Blobs, RunView
+
+Sections = dict[str, SectionBlob]
+
+
+class Phase(StrEnum):
+    """Where a run stands."""
+
+    WAITING = "waiting"
+    OPEN = "open"
+    ENDED = "ended"
+
+
+class RunState(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a run is; serialisable, and equal after a replay of the same events.
+
+    Attributes:
+        config: The run.
+        phase: `waiting` for a quorum of clients, `open` exchange, or `ended`.
+        collection: The members and the current exchange.
+        deadline_s: Seconds of one exchange: those of the round in equal parts.
+        sections: The server's state, each section as a blob; `model` is the current model.
+        records: What is known of each client that was ever asked.
+        sent: What goes down to all in the open exchange.
+        own: What goes down to one client alone in the open exchange.
+        dropouts: Cause by client that was lost in a former exchange of this round.
+        rounds: What the closed rounds were.
+        outcome: How the run ended.
+    """
+
+    config: RunConfig
+    phase: Phase
+    collection: c.Collection
+    sections: Sections
+    deadline_s: float | None = None
+    records: dict[ClientId, ClientRecord] = {}
+    sent: tuple[SectionBlob, ...] = ()
+    own: dict[ClientId, tuple[SectionBlob, ...]] = {}
+    dropouts: dict[ClientId, str] = {}
+    rounds: tuple[RoundSummary, ...] = ()
+    outcome: Outcome | None = None
+
+    @property
+    def model(self) -> Digest:
+        """The current model."""
+        return self.sections[MODEL].blob.digest
+
+
+Result = tuple[RunState, tuple[Action, ...]]
+
+
+def change(state: RunState, **fields: Any) -> RunState:
+    """The same with some fields replaced."""
+    return msgspec.structs.replace(state, **fields)
+
+
+def with_collection(state: RunState, collection: c.Collection, phase: Phase | None = None) -> RunState:
+    """The same with another collection, and another phase where one is given."""
+    if collection is state.collection and phase in (None, state.phase):
+        return state
+    return change(state, collection=collection, phase=phase or state.phase)
+
+
+def started(algorithm: FederatedAlgorithm, blobs: Blobs, event: RunStarted) -> Result:
+    """The state before the first round; ended at once where the config cannot work.
+
+    Args:
+        algorithm: The parts.
+        blobs: Holds the initial model.
+        event: The start.
+
+    Returns:
+        The state, and what to store.
+    """
+    config = event.config
+    members = {client: _member(event, client) for client in config.clients}
+    model = vector_from_bytes(blob(blobs, config.initial_model), config.num_entries)
+    sections, data = {MODEL: SectionBlob(MODEL, BlobName(config.initial_model, model.nbytes))}, {}
+    for exchange in algorithm.exchanges:
+        for name, array in exchange.server.init(model).items():
+            if name not in sections:
+                sections[name], data[name] = section_to_blob(name, array)
+    state = RunState(
+        config=config,
+        phase=Phase.WAITING,
+        collection=c.Collection(members, RoundNumber(1)),
+        sections=sections,
+        deadline_s=None if config.round_deadline_s is None else config.round_deadline_s / len(algorithm.exchanges),
+    )
+    actions: tuple[Action, ...] = (Store({sections[n].blob.digest: d for n, d in data.items()}),) if data else ()
+    if 1 <= config.quorum <= len(config.clients) and config.num_rounds >= 1:
+        return state, actions
+    sentence = (
+        f"run {config.run} asks for {config.num_rounds} rounds with a quorum of {config.quorum} "
+        f"among {len(config.clients)} clients"
+    )
+    cure = "Set num_rounds to at least 1 and quorum to 1 … number of clients."
+    state, ending = ended(state, OutcomeKind.FAILED, sentence, cure)
+    return state, actions + ending
+
+
+def _member(event: RunStarted, client: ClientId) -> Member:
+    seen = event.present.get(client)
+    return c.NOT_SEEN if seen is None else Member(epoch=seen.epoch, num_examples=seen.num_examples)
+
+
+def candidates_of(state: RunState, clients: Iterable[ClientId]) -> list[Candidate]:
+    """What selection sees of clients."""
+    members, found = state.collection.members, []
+    for client in clients:
+        record = state.records.get(client)
+        found.append(Candidate(client, members[client].num_examples, record if record and record.num_counted else None))
+    return found
+
+
+def cohort_of(
+    algorithm: FederatedAlgorithm, candidates: Sequence[Candidate], number: RoundNumber, seed: int
+) -> tuple[ClientId, ...]:
+    """Who is asked in a round; follows from the seed tree and the candidates alone.
+
+    Args:
+        algorithm: Its rule of selection.
+        candidates: Who can work, and what is known of them.
+        number: The round.
+        seed: The job's seed.
+
+    Returns:
+        The cohort.
+    """
+    return algorithm.select.choose(candidates, number, Seeds(seed).at("round", number, "select").rng())
+
+
+def quorum_of(algorithm: FederatedAlgorithm, candidates: Sequence[Candidate], seed: int, asked: int = 0) -> int:
+    """The quorum of a run that can be met, settled when it is submitted.
+
+    Args:
+        algorithm: Its rule of selection.
+        candidates: All clients.
+        seed: The job's seed.
+        asked: The quorum that was asked for; 0 for the whole cohort.
+
+    Returns:
+        Updates a round needs.
+
+    Raises:
+        InputError: If selection never chooses so many.
+    """
+    size = len(cohort_of(algorithm, candidates, RoundNumber(1), seed))
+    if asked > size:
+        raise InputError(
+            f"a quorum of {asked} is asked, {algorithm.select.spec} chooses {size} of {len(candidates)} clients. "
+            f"Choose more clients, or lower the quorum to at most {size}."
+        )
+    return asked or size
+
+
+def server_bundle(state: RunState, blobs: Blobs) -> Bundle:
+    """All sections of the server's state."""
+    return {name: section_from_blob(s, blob(blobs, s.blob.digest)) for name, s in state.sections.items()}
+
+
+def with_stored(blobs: Blobs, actions: Iterable[Action]) -> Blobs:
+    """The store as it will be when actions of the same step are carried out."""
+    stored = [action.blobs for action in actions if isinstance(action, Store)]
+    return ChainMap(*(dict(part) for part in stored), blobs) if stored else blobs  # type: ignore[arg-type]  # only read
+
+
+def opened(
+    algorithm: FederatedAlgorithm, blobs: Blobs, state: RunState, exchange: int, cohort: tuple[ClientId, ...]
+) -> Result:
+    """Opens an exchange of the current round; what goes down is settled and stored here.
+
+    Args:
+        algorithm: The parts.
+        blobs: Holds the server's state.
+        state: Before.
+        exchange: Which.
+        cohort: Who is asked.
+
+    Returns:
+        The state, and what to store; orders are the protocol's.
+    """
+    number = state.collection.round
+    sent, own, data = sections_down(algorithm, blobs, state, exchange, cohort)
+    records = state.records
+    if any(client not in records for client in cohort):
+        records = {**dict.fromkeys(cohort, ClientRecord()), **records}
+    state = change(
+        state,
+        phase=Phase.OPEN,
+        collection=c.opened(state.collection, number, exchange, cohort),
+        records=records,
+        sent=sent,
+        own=own,
+    )
+    return state, (Store(data),) if data else ()
+
+
+def sections_down(
+    algorithm: FederatedAlgorithm, blobs: Blobs, state: RunState, exchange: int, cohort: tuple[ClientId, ...]
+) -> tuple[tuple[SectionBlob, ...], dict[ClientId, tuple[SectionBlob, ...]], dict[Digest, bytes]]:
+    """What goes down in an exchange: to all, to single clients, and what must be stored for it."""
+    part, data = algorithm.exchanges[exchange], dict[Digest, bytes]()
+    place = exchange_seeds(state, exchange)
+
+    def coded(name: str, array: Any) -> SectionBlob:
+        section, content = section_to_blob(name, array, part.downlink, place)
+        data[section.blob.digest] = content
+        return section
+
+    def of_state(name: str) -> SectionBlob:
+        stored = state.sections[name]
+        return (
+            coded(name, section_from_blob(stored, blob(blobs, stored.blob.digest))) if name in part.downlink else stored
+        )
+
+    sent, own = tuple(of_state(name) for name in part.server.sends), {}
+    if part.server.letters is not None:
+        bundle = server_bundle(state, blobs)
+        for client in cohort:
+            letter = part.server.letters(bundle, client, state.records.get(client))
+            if letter:
+                own[client] = tuple(coded(name, array) for name, array in letter.items())
+    return sent, own, data
+
+
+def exchange_seeds(state: RunState, exchange: int) -> Seeds:
+    """The seed tree's place of an exchange."""
+    place = Seeds(state.config.seed).at("round", state.collection.round)
+    return place.at("exchange", exchange) if exchange else place
+
+
+def sections_for(
+    sent: tuple[SectionBlob, ...], own: Mapping[ClientId, tuple[SectionBlob, ...]], client: ClientId
+) -> tuple[SectionBlob, ...]:
+    """What a client gets: its own letter before what all get."""
+    mine = own.get(client)
+    if not mine:
+        return sent
+    names = {section.name for section in mine}
+    return (*(section for section in sent if section.name not in names), *mine)
+
+
+def orders(state: RunState, clients: Iterable[ClientId]) -> tuple[Action, ...]:
+    """Orders of the open exchange, the same each time they are sent."""
+    collection, spec, none = state.collection, state.config.spec, ClientRecord()
+    return tuple(
+        Send(
+            Address("client", client),
+            WorkOrder(
+                spec=spec,
+                round=collection.round,
+                client=client,
+                sections=sections_for(state.sent, state.own, client),
+                exchange=collection.exchange,
+                counted=state.records.get(client, none).counted,
+            ),
+        )
+        for client in clients
+    )
+
+
+def timer_name(state: RunState) -> str:
+    """The timer of the open exchange."""
+    return f"round/{state.collection.round}/{state.collection.exchange}"
+
+
+def set_timer(state: RunState) -> tuple[Action, ...]:
+    """Sets the timer of the open exchange; nothing where a round has no deadline."""
+    return () if state.deadline_s is None else (SetTimer(timer_name(state), state.deadline_s),)
+
+
+def waiting(state: RunState, able: int | None = None) -> AnnounceWaiting:
+    """Says what a run waits for: who is missing and why."""
+    collection, config = state.collection, state.config
+    absent = {client: m.quarantine or m.absence for client, m in collection.members.items() if not m.can_work}
+    is_open = state.phase is Phase.OPEN
+    have = len(collection.answers) if is_open else len(collection.able) if able is None else able
+    sentence = (
+        f"round {collection.round} has {have} {'updates' if is_open else 'clients'}, the quorum is {config.quorum}; "
+        f"missing: {c.named({**absent, **state.dropouts, **collection.missing})}"
+    )
+    return AnnounceWaiting(collection.round, sentence)
+
+
+def chose_too_few(algorithm: FederatedAlgorithm, state: RunState, num: int) -> Result:
+    """The end of a run whose selection can never reach the quorum."""
+    sentence = f"{algorithm.select.spec} chose {num} clients, the quorum is {state.config.quorum}"
+    return ended(state, OutcomeKind.FAILED, sentence, "Choose more clients or lower the quorum.")
+
+
+def too_few(state: RunState) -> Result:
+    """The end of a run whose round did not find its quorum by the deadline."""
+    cure = "Bring clients back, raise round_deadline_s or lower the quorum, then start again from the last model."
+    return ended(state, OutcomeKind.TOO_FEW_CLIENTS, waiting(state).sentence, cure)
+
+
+def cancelled(state: RunState, cause: str) -> Result:
+    """The end of a run that somebody stopped."""
+    sentence = f"run {state.config.run} was cancelled in round {state.collection.round}: {cause}"
+    return ended(state, OutcomeKind.CANCELLED, sentence, "Start it again from its last model.")
+
+
+def overdue(state: RunState) -> RunState:
+    """The state after its deadline: whoever is outstanding is a dropout."""
+    seconds = state.deadline_s
+    cause = "no update by the deadline" if seconds is None else f"no update within {seconds:g} s"
+    return with_collection(state, c.overdue(state.collection, cause))
+
+
+def ended(state: RunState, kind: OutcomeKind, sentence: str, cure: str) -> Result:
+    """The one terminal state of a run.
+
+    Args:
+        state: Before.
+        kind: How it ends.
+        sentence: Why, without the full stop.
+        cure: What to do about it.
+
+    Returns:
+        The state, and `EndRun`; letters that say so are the protocol's.
+    """
+    outcome = Outcome(kind, f"{sentence}.", cure, state.model, len(state.rounds))
+    return change(state, phase=Phase.ENDED, outcome=outcome), (EndRun(outcome),)
+
+
+def endings(state: RunState) -> tuple[Action, ...]:
+    """Tells every client that was asked that the run is over, and which of its rounds counted."""
+    run = state.config.run
+    return tuple(
+        Send(Address("client", client), RunEnded(run=run, counted=record.counted))
+        for client, record in state.records.items()
+    )
+
+
+def closed(algorithm: FederatedAlgorithm, blobs: Blobs, state: RunState, sums: Mapping[str, PartState]) -> Result:
+    """Closes the open exchange with its folds: the server steps. After the last exchange the round closes.
+
+    Args:
+        algorithm: The parts.
+        blobs: Holds the server's state and the updates.
+        state: Its collection has the answers that were folded.
+        sums: Their folds, by section.
+
+    Returns:
+        The state, and what to store and announce. Unless it has ended, the next exchange is to be opened:
+        `collection.exchange` is it, with the next round where it is 0.
+    """
+    config, collection = state.config, state.collection
+    exchange = algorithm.exchanges[collection.exchange]
+    answers = [collection.answers[client] for client in collection.cohort if client in collection.answers]
+    closing = closing_of(state, collection.round, collection.exchange, len(answers))
+    try:
+        stepped = step_server(exchange, blobs, server_bundle(state, blobs), sums, answers, closing, config.spec.buffers)
+    except InputError as error:
+        cure = "Lower the learning rates of clients and server, then start again from the last model."
+        return ended(state, OutcomeKind.FAILED, f"round {collection.round}: {error.message.rstrip('.')}", cure)
+    stored = {name: section_to_blob(name, array) for name, array in stepped.changed.items()}
+    state = change(state, sections={**state.sections, **{name: section for name, (section, _) in stored.items()}})
+    actions: tuple[Action, ...] = (Store({section.blob.digest: data for section, data in stored.values()}),)
+    dropouts = {**state.dropouts, **collection.missing}
+    if collection.exchange + 1 < len(algorithm.exchanges):
+        cohort = tuple(client for client in collection.cohort if client in collection.answers)
+        following = c.opened(collection, collection.round, collection.exchange + 1, cohort)
+        return change(state, collection=following, dropouts=dropouts), actions
+    state, announced = _round_closed(state, dropouts, stepped.update_norm)
+    return state, actions + announced
+
+
+class Population(Sequence[Counted]):
+    """What would decide the weight of each client of a run; made up only where a part asks."""
+
+    def __init__(self, members: Mapping[ClientId, Member]) -> None:
+        self._members = tuple(members.values())
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    @overload
+    def __getitem__(self, index: int) -> Counted: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Counted]: ...
+
+    def __getitem__(self, index: int | slice) -> Counted | Sequence[Counted]:
+        if isinstance(index, slice):
+            return [Counted(member.num_examples) for member in self._members[index]]
+        return Counted(self._members[index].num_examples)
+
+
+def closing_of(state: RunState, number: RoundNumber, exchange: int, num_counted: int) -> Closed:
+    """What a server's rule may know of the exchange that closes."""
+    members = state.collection.members
+    place = exchange_seeds(state, exchange).at("server")
+    return Closed(number, num_counted, len(members), place.lazy_rng(), Population(members))
+
+
+def _round_closed(state: RunState, dropouts: dict[ClientId, str], norm: float) -> Result:
+    config, collection = state.config, state.collection
+    answered = {client: collection.answers[client] for client in collection.cohort if client in collection.answers}
+    summary = RoundSummary(
+        round=collection.round,
+        model=state.model,
+        num_examples={client: a.num_examples for client, a in answered.items()},
+        metrics=mean_metrics((a.metrics, a.num_examples) for a in answered.values()),
+        missing=dropouts,
+        update_norm=norm,
+        staleness=sum(a.staleness for a in answered.values()) / max(1, len(answered)),
+    )
+    records = dict(state.records)
+    for client, answer in answered.items():
+        former = records.get(client, ClientRecord())
+        asked = RoundNumber(collection.round - answer.staleness)  # the round its order named
+        records[client] = ClientRecord(asked, former.num_counted + 1, answer.metrics)
+    state = change(state, rounds=(*state.rounds, summary), records=records, dropouts={})
+    actions: tuple[Action, ...] = (AnnounceRound(summary),)
+    if collection.round < config.num_rounds:
+        following = c.opened(collection, RoundNumber(collection.round + 1), 0, ())
+        return change(state, collection=following, sent=(), own={}), actions
+    sentence = f"run {config.run} completed {config.num_rounds} rounds"
+    state, ending = ended(state, OutcomeKind.COMPLETED, sentence, "")
+    return state, actions + ending
+
+
+def view(state: RunState) -> RunView:
+    """The run as everybody sees it."""
+    collection = state.collection
+    return RunView(
+        round=collection.round,
+        model=state.model,
+        rounds=state.rounds,
+        outcome=state.outcome,
+        outstanding=collection.outstanding if state.phase is Phase.OPEN else (),
+        members=collection.members,
+        missing={**state.dropouts, **collection.missing},
+    )
+
+
+def needs(state: RunState) -> list[Digest]:
+    """Blobs that this run will still read or send."""
+    if state.phase is Phase.ENDED:
+        return [state.config.initial_model, *(section.blob.digest for section in state.sections.values())]
+    own = [section for sections in state.own.values() for section in sections]
+    named = [section.blob.digest for section in (*state.sections.values(), *state.sent, *own)]
+    # The initial model is what a replay of the log begins with.
+    return [state.config.initial_model, *named, *(a.update for a in state.collection.answers.values() if a.update)]
