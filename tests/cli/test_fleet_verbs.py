@@ -78,7 +78,9 @@ def test_a_node_shows_the_version_of_each_of_its_models() -> None:
 
 
 def test_who_is_not_well_and_what_was_refused_is_said_below(capsys: pytest.CaptureFixture[str]) -> None:
-    show(Output(), FleetAnswer((DEVICE, GONE), {"train_order by device-1, a device": 2}, {"digits": "drift: look here"}))
+    show(
+        Output(), FleetAnswer((DEVICE, GONE), {"train_order by device-1, a device": 2}, {"digits": "drift: look here"})
+    )
     shown = capsys.readouterr().out
     assert "2 nodes" in shown
     assert "edge-1: edge-1 is unreachable" in shown

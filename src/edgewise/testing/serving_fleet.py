@@ -165,9 +165,7 @@ class ServingFleet:
         await node.transport.subscribe(node.keys.event(_CLOUD), self._on_message)
         await self.coordinator.start()
 
-    async def _start(
-        self, name: NodeId, tier: Tier, parent: NodeId, *, incarnation: int = 1, **settings: Any
-    ) -> None:
+    async def _start(self, name: NodeId, tier: Tier, parent: NodeId, *, incarnation: int = 1, **settings: Any) -> None:
         node = self._node(name, tier, parent, Epoch(incarnation))
         state = str(self._state(name))
         serving = self.serving[name] = Serving(node, AgentSettings(name, tier, identity="", state=state, **settings))
