@@ -158,7 +158,14 @@ def device_only_plan(graph: Graph, *, keeps: tuple[tuple[str, str], ...] = ()) -
     return Plan("device only", graph.digest, (stage,), (), (gate,))
 
 
-async def local_server(graph: Graph, *, name: str = "model", dilation: float = 1.0, version: int = 1) -> ServingNode:
+async def local_server(
+    graph: Graph,
+    *,
+    name: str = "model",
+    dilation: float = 1.0,
+    version: int = 1,
+    keeps: tuple[tuple[str, str], ...] = (),
+) -> ServingNode:
     """Serves a model on this machine alone, without any fleet.
 
     Args:
@@ -166,12 +173,13 @@ async def local_server(graph: Graph, *, name: str = "model", dilation: float = 1
         name: Its name at the endpoint.
         dilation: Factor for emulating a slow device.
         version: Version number in answers.
+        keeps: Pairs (input, output) of the state that is kept between the requests of a stream.
 
     Returns:
         A ready node; close it.
     """
     node = ServingNode(NodeId("local"), dilation=dilation)
     model = node.deploy(name)
-    await model.prepare(ActivePlan(Revision(1), device_only_plan(graph), version), graph)
+    await model.prepare(ActivePlan(Revision(1), device_only_plan(graph, keeps=keeps), version), graph)
     model.activate(Revision(1))
     return node
