@@ -7,9 +7,9 @@ import asyncio
 import numpy as np
 import pytest
 
-from edgewise.core.errors import Busy, InputError, PlanInfeasible
+from edgewise.core.errors import Busy, GraphError, InputError, PlanInfeasible
 from edgewise.core.ids import Revision, Tier
-from edgewise.inference.serving_node import local_server
+from edgewise.inference.serving_node import device_only_plan, local_server
 from edgewise.inference.session import AnswerSource
 from edgewise.inference.stages import check_plan
 from edgewise.inference.streams import StreamLost, StreamStates, StreamStep
@@ -252,3 +252,9 @@ def test_one_model_is_served_with_its_state_without_any_fleet() -> None:
         await node.close()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("pair", [("h0", "y"), ("x", "hn"), ("hn", "h0")])
+def test_what_cannot_be_state_is_refused(pair: tuple[str, str]) -> None:
+    with pytest.raises(GraphError, match="are no state: an input and an output of one shape are needed"):
+        device_only_plan(GRAPH, keeps=(pair,))

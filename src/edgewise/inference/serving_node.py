@@ -17,7 +17,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from edgewise.core.errors import InputError, nearest
+from edgewise.core.errors import GraphError, InputError, nearest
 from edgewise.core.ids import NodeId, Revision
 from edgewise.inference.device_streams import Stream
 from edgewise.inference.model_server import ModelServer
@@ -147,7 +147,18 @@ def device_only_plan(graph: Graph, *, keeps: tuple[tuple[str, str], ...] = ()) -
 
     Returns:
         The plan; it answers every output but the state.
+
+    Raises:
+        GraphError: If the model has no such input or output.
     """
+    for given, output in keeps:
+        shapes = {graph.tensor(name).open_shape for name in (given, output)}
+        is_state = given in {t.name for t in graph.inputs} and output in {t.name for t in graph.outputs}
+        if len(shapes) > 1 or not is_state:
+            raise GraphError(
+                f"{given!r} and {output!r} of graph {graph.name!r} are no state: an input and an output of one shape are "
+                f"needed. Inputs: {[t.name for t in graph.inputs]}, outputs: {[t.name for t in graph.outputs]}."
+            )
     made = {name for _, name in keeps}
     end = graph.exits[-1]
     others = (t.name for t in graph.outputs if t.name not in made and t.name != end)
