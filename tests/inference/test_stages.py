@@ -28,6 +28,7 @@ def test_head_and_tail_give_the_wholes_bits() -> None:
     assert made["end"].tobytes() == make_session(graph.whole).run(["end"], {"x": x})[0].tobytes()
 
 
+@pytest.mark.live
 def test_dilation_multiplies_the_time_of_that_very_run(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = make_stage(two_exit_graph(), ["x"], ["end"], dilation=5.0)
     for seconds in (0.004, 0.009):
@@ -43,6 +44,7 @@ def test_dilation_multiplies_the_time_of_that_very_run(monkeypatch: pytest.Monke
         assert 5 * seconds <= best < 5 * seconds * 1.15
 
 
+@pytest.mark.live
 def test_dilation_does_not_multiply_what_other_processes_took(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = make_stage(two_exit_graph(), ["x"], ["end"], dilation=50.0)
 
@@ -54,6 +56,7 @@ def test_dilation_does_not_multiply_what_other_processes_took(monkeypatch: pytes
     assert 0.02 <= min(stage.run({"x": images()})[1] for _ in range(3)) < 0.2
 
 
+@pytest.mark.live
 def test_dilation_does_not_multiply_what_the_host_took(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = make_stage(two_exit_graph(), ["x"], ["end"], dilation=50.0)
     busy = 0.001
@@ -76,6 +79,7 @@ def test_what_is_far_beyond_the_usual_is_no_computing() -> None:
     assert computing_s([1.0, 1.2, 0.9, 9.0, 2.9]) == [1.0, 1.2, 0.9, 3 * 1.2, 2.9]
 
 
+@pytest.mark.live
 def test_the_precise_wait_is_never_short_and_rarely_long() -> None:
     late = []
     for _ in range(20):

@@ -7,17 +7,24 @@ import asyncio
 import numpy as np
 import pytest
 
-from edgewise.core.errors import InputError, PlanInfeasible
+from edgewise.core.errors import Busy, GraphError, InputError, PlanInfeasible
 from edgewise.core.ids import Revision, Tier
+from edgewise.inference.serving_node import device_only_plan, local_server
 from edgewise.inference.session import AnswerSource
 from edgewise.inference.stages import check_plan
 from edgewise.inference.streams import StreamLost, StreamStates, StreamStep
+from edgewise.planning.moves.state import keeping
 from edgewise.planning.plan import EXIT, INPUT, Gate, Plan
+from edgewise.planning.planner import Evidence, Sites
+from edgewise.planning.planners import candidates
+from edgewise.planning.policy import Policy
+from edgewise.planning.profile import LinkState
 from edgewise.service.client import InferenceClient
 from edgewise.service.open_inference import serve_http
 from tests.inference.loopback_world import World, world
-from tests.inference.recurrent import lstm_graph, raw_lstm, samples, split_lstm, unrolled
+from tests.inference.recurrent import KEEPS, lstm_graph, raw_lstm, samples, split_lstm, unrolled
 from tests.inference.tiny import active
+from tests.planning.scenario import profile
 
 GRAPH = lstm_graph()
 PLANS = {"device": split_lstm(GRAPH, Tier.DEVICE), "split": split_lstm(GRAPH), "raw": raw_lstm(GRAPH)}
@@ -138,6 +145,24 @@ def test_a_stream_stays_with_the_node_and_the_plan_it_began_on() -> None:
     asyncio.run(run())
 
 
+def test_a_request_that_is_refused_does_not_move_the_stream() -> None:
+    async def run() -> None:
+        async with world("edge-1") as made:
+            await made.install(SPLIT, graph=GRAPH)
+            x, stream = samples(2), made.server.stream()
+            found = [(await stream.infer({"x": x[:1]})).outputs["y"]]
+            with pytest.raises(InputError, match="has dtype float64"):
+                await stream.infer({"x": x[1:].astype(np.float64)})
+            made.server.max_in_flight = 0
+            with pytest.raises(Busy):
+                await stream.infer({"x": x[1:]})
+            made.server.max_in_flight = 64
+            found.append((await stream.infer({"x": x[1:]})).outputs["y"])
+            assert np.allclose(np.concatenate(found), unrolled(x), atol=1e-6)
+
+    asyncio.run(run())
+
+
 def test_requests_of_one_stream_are_taken_in_order_however_they_are_sent() -> None:
     async def run() -> None:
         async with world("edge-1") as made:
@@ -196,3 +221,40 @@ def test_state_is_not_for_a_client_to_give() -> None:
             assert active(SPLIT).plan.state == (("h0", "hn"), ("c0", "cn"))
 
     asyncio.run(run())
+
+
+def test_a_planners_plan_keeps_the_state_where_it_put_the_stage_that_reads_it() -> None:
+    known = {tier: profile(tier, speed, of=GRAPH) for tier, speed in ((Tier.DEVICE, 300.0), (Tier.EDGE, 0.1))}
+    sites = Sites.chain(known, [LinkState(1e8, 1e-5, 0)])
+    found = list(candidates("chain", GRAPH, sites, Policy(), Evidence(), [keeping(KEEPS)]))
+    plans = [plan for plan in found if plan.state]
+    assert {plan.stages[-1].site.tier for plan in plans} == {Tier.DEVICE, Tier.EDGE}
+    assert all("h0" not in h.tensors for plan in plans for h in plan.handovers)
+
+    async def run() -> None:
+        async with world("edge-1") as made:
+            for revision, plan in enumerate(plans, 1):
+                await made.install(plan, revision, graph=GRAPH)
+                x, stream = samples(6, revision), made.server.stream()
+                answers = [await stream.infer({"x": row[None]}) for row in x]
+                assert {s.observation.source for s in answers} == {AnswerSource.PLAN}
+                assert np.allclose(np.concatenate([s.outputs["y"] for s in answers]), unrolled(x), atol=1e-6)
+
+    asyncio.run(run())
+
+
+def test_one_model_is_served_with_its_state_without_any_fleet() -> None:
+    async def run() -> None:
+        node, x = await local_server(GRAPH, keeps=KEEPS), samples(5)
+        stream = node.stream()
+        answers = [(await stream.infer({"x": row[None]})).outputs["y"] for row in x]
+        assert np.allclose(np.concatenate(answers), unrolled(x), atol=1e-6)
+        await node.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("pair", [("h0", "y"), ("x", "hn"), ("hn", "h0")])
+def test_what_cannot_be_state_is_refused(pair: tuple[str, str]) -> None:
+    with pytest.raises(GraphError, match="are no state: an input and an output of one shape are needed"):
+        device_only_plan(GRAPH, keeps=(pair,))

@@ -24,7 +24,7 @@ from edgewise.cli.fleet_plan import (
 from edgewise.cli.operator_options import AsOperator, ModelName, ToFleet
 from edgewise.cli.output import AsJson, Output
 from edgewise.cli.running import run_async
-from edgewise.cli.serve import Shapes, parse_shapes
+from edgewise.cli.serve import Exits, Shapes, parse_exits, parse_shapes
 from edgewise.core.errors import DataError, InputError
 from edgewise.core.ids import NodeId, Tier
 from edgewise.core.units import parse_duration, parse_rate
@@ -57,6 +57,7 @@ def command(
     budget: Annotated[str, typer.Option("--budget", help="Time to measure this machine for.")] = "3 s",
     limit: Annotated[int, typer.Option("--limit", min=1, help="Use at most so many examples for accuracy.")] = 500,
     input_shape: Shapes = None,
+    exits: Exits = "",
     connect: ToFleet = "",
     identity: AsOperator = "",
     version: VersionNumber = 0,
@@ -80,6 +81,8 @@ def command(
     Example:
       edgewise plan --connect tls/127.0.0.1:7447 --identity nodes/operator --policy policy.toml --deploy
     """
+    from edgewise.models.graph.graph import Graph
+
     out = Output(as_json)
     fleet_only(
         connect, identity=identity, version=version, model=model, device=device, deadline=deadline, deploy=deploy,
@@ -96,44 +99,41 @@ def command(
         return
     if onnx is None or data is None:
         raise InputError("give a model and --data with real inputs, or --connect to plan a version of a fleet.")
-    plan_file(out, onnx, data, policy, fleet, profile or (), parse_duration(budget), limit, parse_shapes(input_shape))
+    graph = Graph.load(onnx, parse_shapes(input_shape), parse_exits(exits))
+    plan_file(out, graph, data, policy, fleet, profile or (), parse_duration(budget), limit)
 
 
 def plan_file(
     out: Output,
-    onnx: Path,
+    graph: Graph,
     data: Path,
     policy: Path | None,
     fleet: Path | None,
     profile: Sequence[Path],
     budget_s: float,
     limit: int,
-    shapes: dict[str, tuple[int, ...]],
 ) -> None:
-    """Plans a user's own ONNX file.
+    """Plans a user's own model.
 
     Args:
         out: Where to print.
-        onnx: The model.
+        graph: The model.
         data: Real inputs.
         policy: TOML file; None for no limits.
         fleet: TOML file of links, dilations and powers; None for the defaults.
         profile: Profiles measured on other machines.
         budget_s: Time to measure this machine for.
         limit: Use at most so many examples.
-        shapes: For inputs with open axes.
     """
     from edgewise.cli.source import read_source
     from edgewise.core.config import load_toml
     from edgewise.inference.evidence import CODECS
-    from edgewise.models.graph.graph import Graph
     from edgewise.planning.choose import make_search
     from edgewise.planning.policy import Policy
     from edgewise.simulation.emulated.fleet_file import FleetFile
 
     wanted = Policy() if policy is None else load_toml(policy, Policy)
     file = FleetFile() if fleet is None else load_toml(fleet, FleetFile)
-    graph = Graph.load(onnx, shapes)
     source = read_source(data, graph.inputs).first(limit)
     given = read_profiles(profile)
     profiles = {**measure(out, graph, file, source, budget_s, given), **given}

@@ -358,8 +358,8 @@ class ModelServer:
         stream = self.streams.opened(step.stream)
         async with stream.turn:
             at = StreamStep(step.stream, stream.num_sent, step.is_last)
-            stream.num_sent += 1
             served = await self._infer(stream.prepared, inputs, deadline_s, request, at, stream.nodes)
+            stream.num_sent += 1  # what was refused has not moved the state
             stream.answered(self.node, served.observation.served_by)
         if step.is_last:
             self.end_stream(step.stream)

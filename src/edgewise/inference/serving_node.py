@@ -17,7 +17,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from edgewise.core.errors import InputError, nearest
+from edgewise.core.errors import GraphError, InputError, nearest
 from edgewise.core.ids import NodeId, Revision
 from edgewise.inference.device_streams import Stream
 from edgewise.inference.model_server import ModelServer
@@ -147,7 +147,18 @@ def device_only_plan(graph: Graph, *, keeps: tuple[tuple[str, str], ...] = ()) -
 
     Returns:
         The plan; it answers every output but the state.
+
+    Raises:
+        GraphError: If the model has no such input or output.
     """
+    for given, output in keeps:
+        shapes = {graph.tensor(name).open_shape for name in (given, output)}
+        is_state = given in {t.name for t in graph.inputs} and output in {t.name for t in graph.outputs}
+        if len(shapes) > 1 or not is_state:
+            raise GraphError(
+                f"{given!r} and {output!r} of graph {graph.name!r} are no state: an input and an output of one shape are "
+                f"needed. Inputs: {[t.name for t in graph.inputs]}, outputs: {[t.name for t in graph.outputs]}."
+            )
     made = {name for _, name in keeps}
     end = graph.exits[-1]
     others = (t.name for t in graph.outputs if t.name not in made and t.name != end)
@@ -158,7 +169,14 @@ def device_only_plan(graph: Graph, *, keeps: tuple[tuple[str, str], ...] = ()) -
     return Plan("device only", graph.digest, (stage,), (), (gate,))
 
 
-async def local_server(graph: Graph, *, name: str = "model", dilation: float = 1.0, version: int = 1) -> ServingNode:
+async def local_server(
+    graph: Graph,
+    *,
+    name: str = "model",
+    dilation: float = 1.0,
+    version: int = 1,
+    keeps: tuple[tuple[str, str], ...] = (),
+) -> ServingNode:
     """Serves a model on this machine alone, without any fleet.
 
     Args:
@@ -166,12 +184,13 @@ async def local_server(graph: Graph, *, name: str = "model", dilation: float = 1
         name: Its name at the endpoint.
         dilation: Factor for emulating a slow device.
         version: Version number in answers.
+        keeps: Pairs (input, output) of the state that is kept between the requests of a stream.
 
     Returns:
         A ready node; close it.
     """
     node = ServingNode(NodeId("local"), dilation=dilation)
     model = node.deploy(name)
-    await model.prepare(ActivePlan(Revision(1), device_only_plan(graph), version), graph)
+    await model.prepare(ActivePlan(Revision(1), device_only_plan(graph, keeps=keeps), version), graph)
     model.activate(Revision(1))
     return node
