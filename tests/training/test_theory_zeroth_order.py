@@ -99,6 +99,6 @@ def test_its_words_build_it():
     for words in (
         made.spec.to_dict(),
         Spec.parse(str(made.spec)),
-        {"name": "zeroth_order", "learning_rate": 0.5, "seed": 4, "select": "uniform(cohort_size=2)"},
+        {"name": "zeroth_order", "learning_rate": 0.5, "seed": 4, "select": {"name": "uniform", "cohort_size": 2}},
     ):
         assert make_algorithm(words).spec == made.spec
