@@ -101,6 +101,7 @@ class RoleDriver:
         events: The node's log.
         blobs: The node's.
         carry_out: Takes this driver and the actions of one event, on the event loop; returns at once.
+        folded: Told when all actions of the events so far are on their way.
         holds: Digests that must stay for other reasons: letters under way, other runs.
         state: As folded; None before the first event.
         server: Who sent the newest order; what this node reports goes there. "" before.
@@ -119,6 +120,7 @@ class RoleDriver:
     events: EventLog
     blobs: FolderBlobs
     carry_out: Callable[[RoleDriver, tuple[Action, ...]], None]
+    folded: Callable[[RoleDriver], None] = field(default=lambda _: None)
     holds: Callable[[RoleDriver], set[Digest]] = field(default=lambda _: set())
     state: Any = None
     server: NodeId = NodeId("")
@@ -209,6 +211,7 @@ class RoleDriver:
             actions = self.role.resume(self.state)
             self._note(None, actions)
             self.carry_out(self, actions)
+            self.folded(self)
 
     async def _fold_all(self) -> None:
         while self._waiting:
@@ -224,6 +227,7 @@ class RoleDriver:
                     continue
                 waiting.taken.set_result(result)
                 self.carry_out(self, result)
+            self.folded(self)
             if self._spared and not self._waiting:
                 await asyncio.to_thread(self._drop_spared)
 

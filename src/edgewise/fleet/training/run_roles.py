@@ -123,7 +123,7 @@ class RunRoles:
             raise StoreError(f"{protocol.spec} has no {role_name}; its roles are {', '.join(sorted(protocol.roles))}.")
         driver = RoleDriver(
             spec, role_name, protocol, make_algorithm(spec.algorithm), self._events, self._node.blobs,
-            self._carry_out, self._holds, private=None if self._worker is None else self._worker.private,
+            self._carry_out, self._folded, self._holds, private=None if self._worker is None else self._worker.private,
         )  # fmt: skip
         self._drivers[role_name, spec.run] = driver
         return driver
@@ -131,6 +131,11 @@ class RunRoles:
     def driver(self, role_name: str, run: RunId) -> RoleDriver | None:
         """The driver of a role; None if this node does not have it."""
         return self._drivers.get((role_name, run))
+
+    def kept(self, run: RunId) -> tuple[Digest, ...] | None:
+        """What outlives a client's part in a run, e.g. what its personal model is made of; None while it takes part."""
+        ended = self._ended.get(log_name(CLIENT, run))
+        return None if ended is None else ended.kept
 
     def replay(self) -> None:
         """After a restart: folds the logs of an edge's and a client's roles. Call it before the watch begins."""
@@ -248,6 +253,8 @@ class RunRoles:
                 case _:
                     # Answers are given where letters arrived, blobs are stored by the driver.
                     self._on_action(driver, action)
+
+    def _folded(self, driver: RoleDriver) -> None:
         is_done = driver.role_name != COORDINATOR and driver.is_over and not self._letters.has(driver)
         if is_done and not driver.is_closed:
             driver.is_closed = True

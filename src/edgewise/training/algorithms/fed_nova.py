@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -64,7 +65,7 @@ def fed_nova(
     *,
     server_learning_rate: float = 1.0,
     local: LocalWork | None = None,
-    aggregate: Aggregator | None = None,
+    aggregate: Aggregator | Mapping[str, Aggregator] | None = None,
     **settings: Any,
 ) -> FederatedAlgorithm:
     """FedAvg that stays at the joint optimum where clients do unequal numbers of steps.
@@ -72,7 +73,7 @@ def fed_nova(
     Args:
         server_learning_rate: η of the server.
         local: As from `sgd`, without a direction: learning rate, epochs, batch.
-        aggregate: Folds movements and steps, with the same weights; `weighted_mean()`.
+        aggregate: Folds both movements and steps, or by section with the same weights; `weighted_mean()`.
         **settings: As in `fed_avg`, without `server`.
 
     Returns:
@@ -82,10 +83,10 @@ def fed_nova(
         Wang et al., "Tackling the Objective Inconsistency Problem in Heterogeneous Federated Optimization", NeurIPS 2020,
         eq. 6 with plain local SGD, where aᵢ is a vector of ones.
     """
-    folds = aggregate or weighted_mean()
+    folds = aggregate if isinstance(aggregate, Mapping) else dict.fromkeys((MODEL, STEPS), aggregate or weighted_mean())
     return fed_avg(
         local=with_rules(local or sgd(), normalised),
         server=normalised_step(server_learning_rate),
-        aggregate={MODEL: folds, STEPS: folds},
+        aggregate=folds,
         **settings,
     )

@@ -54,7 +54,7 @@ from edgewise.training.protocols.messages import (
 )
 from edgewise.training.protocols.protocol import CLIENT, COORDINATOR, Blobs, Protocol, Role, RunView, Step
 from edgewise.training.protocols.run_state import Phase, RunState
-from edgewise.training.protocols.transitions import Table, dispatch, ignored, refused
+from edgewise.training.protocols.transitions import Table, accepted, dispatch, ignored, refused
 
 
 class Ticket(msgspec.Struct, frozen=True):
@@ -245,11 +245,8 @@ def _update(parts: _Parts, state: BufferedState, event: Received) -> Result:
     collection = c.accepted(run.collection, letter.client, answer, event.epoch)
     collection = c.change(collection, cohort=(*collection.cohort, letter.client))
     state = _with(state, collection, tickets=left)
-    return _folded(parts, state, (Accept(),)) if _is_full(parts, state) else _filled(parts, state, (Accept(),))
-
-
-def _is_full(parts: _Parts, state: BufferedState) -> bool:
-    return len(state.run.collection.answers) >= parts.buffer_size
+    is_full = len(collection.answers) >= parts.buffer_size
+    return _folded(parts, state, (Accept(),)) if is_full else _filled(parts, state, (Accept(),))
 
 
 def _without(state: BufferedState, client: ClientId) -> dict[ClientId, Ticket]:
@@ -258,28 +255,18 @@ def _without(state: BufferedState, client: ClientId) -> dict[ClientId, Ticket]:
 
 def _refusal_of(state: BufferedState, letter: UpdateReport, event: Received) -> tuple[Refusal, str] | None:
     run, client, ticket = state.run, letter.client, state.tickets.get(letter.client)
-    member, record = run.collection.members.get(client), run.records.get(client)
-    if letter.run != run.config.run:
-        return Refusal.WRONG_RUN, f"run {letter.run} is not this run, {run.config.run}."
-    if member is None or record is None:
-        return Refusal.NOT_ASKED, f"{client} was never asked."
-    if event.epoch < member.epoch:
-        text = f"{client} sent this as incarnation {event.epoch}; incarnation {member.epoch} took over."
-        return Refusal.WRONG_EPOCH, text
-    if member.quarantine:
-        return Refusal.QUARANTINED, f"{client} is in quarantine: {member.quarantine}"
-    answer = run.collection.answers.get(client)
-    in_buffer = answer is not None and run.collection.round - answer.staleness >= letter.round
+    if letter.run != run.config.run or client not in run.records:
+        reason = Refusal.WRONG_RUN if letter.run != run.config.run else Refusal.NOT_ASKED
+        return reason, f"run {run.config.run} has not asked {client} for this."
+    sender = c.sender_refusal(run.collection.members[client], letter, event.epoch)
+    if sender is not None:
+        return sender
     if ticket is None or ticket.round != letter.round:
-        known = in_buffer or record.counted == letter.round
-        reason = Refusal.DUPLICATE if known else Refusal.LATE
-        return (
-            reason,
-            f"the update of {client} for round {letter.round} {'counts already' if known else 'is not awaited'}.",
-        )
-    if letter.num_examples == 0:
-        return Refusal.NO_EXAMPLES, f"{client} has no examples; its update has no weight."
-    return None
+        answer = run.collection.answers.get(client)
+        rounds = {run.records[client].counted, run.collection.round - answer.staleness if answer else None}
+        reason = Refusal.DUPLICATE if letter.round in rounds else Refusal.LATE
+        return reason, f"the update of {client} for round {letter.round} is not awaited."
+    return c.count_refusal(letter)
 
 
 def _folded(parts: _Parts, state: BufferedState, actions: tuple[Action, ...]) -> Result:
@@ -289,13 +276,14 @@ def _folded(parts: _Parts, state: BufferedState, actions: tuple[Action, ...]) ->
     actions += closing
     if run.deadline_s is not None:
         actions += (SetTimer(name, None),)
-    state = msgspec.structs.replace(state, run=run)
-    return _said((state, actions)) if run.phase is Phase.ENDED else _opened(parts, state, actions)
+    if run.phase is Phase.ENDED:
+        return _ended(state, (run, actions))
+    return _opened(parts, msgspec.structs.replace(state, run=run), actions)
 
 
-def _said(result: Result) -> Result:
-    state, actions = result
-    return msgspec.structs.replace(state, tickets={}), actions + r.endings(state.run)
+def _ended(state: BufferedState, result: r.Result) -> Result:
+    run, actions = result
+    return BufferedState(run), actions + r.endings(run)
 
 
 def _given_up(parts: _Parts, state: BufferedState, client: ClientId, cause: str, actions: tuple[Action, ...]) -> Result:
@@ -350,38 +338,26 @@ def _timed_out(parts: _Parts, state: BufferedState, event: TimerFired) -> Result
         return state, ()
     if state.run.collection.answers:
         return _folded(parts, state, ())
-    run, actions = r.too_few(state.run)
-    return _said((msgspec.structs.replace(state, run=run), actions))
+    return _ended(state, r.too_few(state.run))
 
 
 def _cancelled(parts: _Parts, state: BufferedState, event: RunCancelled) -> Result:
-    if event.run != state.run.config.run:
-        return state, ()
-    run, actions = r.cancelled(state.run, event.cause)
-    return _said((msgspec.structs.replace(state, run=run), actions))
+    return _ended(state, r.cancelled(state.run, event.cause)) if event.run == state.run.config.run else (state, ())
 
 
 def _after_end(parts: _Parts, state: BufferedState, event: Received) -> Result:
-    letter = event.letter
-    assert isinstance(letter, UpdateReport)
-    record = state.run.records.get(letter.client)
-    known = record is not None and record.counted == letter.round and letter.run == state.run.config.run
-    reason = Refusal.DUPLICATE if known else Refusal.LATE
-    collection, actions = c.refuse(state.run.collection, reason, f"run {state.run.config.run} has ended.")
-    return _with(state, collection), actions
+    assert isinstance(event.letter, UpdateReport)
+    run, actions = r.after_end(state.run, event.letter)
+    return msgspec.structs.replace(state, run=run), actions
 
 
 def _told_again(parts: _Parts, state: BufferedState, event: ClientReturned) -> Result:
-    return state, tuple(a for a in r.endings(state.run) if getattr(a, "to", None) == Address("client", event.client))
-
-
-def _accepted(parts: _Parts, state: BufferedState, event: Event) -> Result:
-    return state, (Accept(),)
+    return state, r.told_again(state.run, event.client)
 
 
 TABLE = Table(("waiting", "open", "ended"), {
     UpdateReport:    (_update,       _update,       _after_end),
-    WorkFailed:      (_failed,       _failed,       _accepted),
+    WorkFailed:      (_failed,       _failed,       accepted),
     LetterInvalid:   (_invalid,      _invalid,      refused(Refusal.LATE, "the run has ended.")),
     Delivered:       (ignored,       _delivered,    ignored),
     ClientLost:      (_lost,         _lost,         ignored),

@@ -46,7 +46,7 @@ from edgewise.training.protocols.messages import (
     WorkGivenUp,
 )
 from edgewise.training.protocols.protocol import CLIENT, Blobs, Role, Step
-from edgewise.training.protocols.transitions import Table, dispatch, ignored
+from edgewise.training.protocols.transitions import Table, accepted, dispatch, ignored
 
 
 class ClientPhase(StrEnum):
@@ -265,10 +265,6 @@ def _cancelled(parts: Any, state: ClientState, event: RunCancelled) -> ClientRes
     return ClientState(phase=ClientPhase.OVER, kept=state.kept), (EndRun(),)
 
 
-def _accepted(parts: Any, state: ClientState, event: Event) -> ClientResult:
-    return state, (Accept(),)
-
-
 def _too_late(parts: Any, state: ClientState, event: Event) -> ClientResult:
     return state, (Refuse(Refusal.LATE, "the run has ended on this client."),)
 
@@ -276,7 +272,7 @@ def _too_late(parts: Any, state: ClientState, event: Event) -> ClientResult:
 TABLE = Table(("idle", "working", "reporting", "over"), {
     #                           idle                working             reporting             over
     WorkOrder:      (_ordered,    _ordered,   _ordered,   _too_late),
-    RunEnded:       (_ended,      _ended,     _ended,     _accepted),
+    RunEnded:       (_ended,      _ended,     _ended,     accepted),
     WorkDone:       (ignored,     _done,      ignored,    ignored),
     WorkGivenUp:    (ignored,     _given_up,  ignored,    ignored),
     Delivered:      (ignored,     ignored,    _delivered, ignored),

@@ -141,10 +141,9 @@ def refusal_of(collection: Collection, letter: UpdateReport, epoch: Epoch) -> tu
     client, member = letter.client, collection.members.get(letter.client)
     if member is None or (client not in collection.cohort and collection.is_current(letter)):
         return Refusal.NOT_ASKED, f"{client} is not in the cohort of {_place(collection)}."
-    if epoch < member.epoch:
-        return Refusal.WRONG_EPOCH, f"{client} sent this as incarnation {epoch}; incarnation {member.epoch} took over."
-    if member.quarantine:
-        return Refusal.QUARANTINED, f"{client} is in quarantine: {member.quarantine}"
+    refusal = sender_refusal(member, letter, epoch)
+    if refusal is not None:
+        return refusal
     asked, current = (letter.round, letter.exchange), (collection.round, collection.exchange)
     if asked < current:
         return Refusal.LATE, f"{_place(letter)} has closed, {_place(collection)} is open."
@@ -152,9 +151,22 @@ def refusal_of(collection: Collection, letter: UpdateReport, epoch: Epoch) -> tu
         return Refusal.WRONG_ROUND, f"{_place(letter)} has not begun, {_place(collection)} is open."
     if client in collection.answers:
         return Refusal.DUPLICATE, f"the update of {client} for {_place(letter)} counts already."
-    if letter.num_examples == 0:
-        return Refusal.NO_EXAMPLES, f"{client} has no examples; its update has no weight."
-    return None
+    return count_refusal(letter)
+
+
+def sender_refusal(member: Member, letter: UpdateReport, epoch: Epoch) -> tuple[Refusal, str] | None:
+    """Why nothing counts that this incarnation of a client sends, or None."""
+    client = letter.client
+    if epoch < member.epoch:
+        return Refusal.WRONG_EPOCH, f"{client} sent this as incarnation {epoch}; incarnation {member.epoch} took over."
+    return (Refusal.QUARANTINED, f"{client} is in quarantine: {member.quarantine}") if member.quarantine else None
+
+
+def count_refusal(letter: UpdateReport) -> tuple[Refusal, str] | None:
+    """Why an update without examples does not count, or None."""
+    if letter.num_examples:
+        return None
+    return Refusal.NO_EXAMPLES, f"{letter.client} has no examples; its update has no weight."
 
 
 def validate_update(

@@ -24,7 +24,7 @@ from edgewise.training.protocols.folding import (
     step_server,
     vector_from_bytes,
 )
-from edgewise.training.protocols.letters import Address, BlobName, RunEnded, SectionBlob, WorkOrder
+from edgewise.training.protocols.letters import Address, BlobName, RunEnded, SectionBlob, UpdateReport, WorkOrder
 from edgewise.training.protocols.messages import (
     Action,
     AnnounceRound,
@@ -33,6 +33,7 @@ from edgewise.training.protocols.messages import (
     Member,
     Outcome,
     OutcomeKind,
+    Refusal,
     RoundSummary,
     RunConfig,
     RunStarted,
@@ -373,6 +374,21 @@ def endings(state: RunState) -> tuple[Action, ...]:
         Send(Address("client", client), RunEnded(run=run, counted=record.counted))
         for client, record in state.records.items()
     )
+
+
+def after_end(state: RunState, letter: UpdateReport) -> Result:
+    """An update that comes after the end: a yes where it counted before."""
+    record, answer = state.records.get(letter.client), state.collection.answers.get(letter.client)
+    rounds = {record.counted if record else None, state.collection.round - answer.staleness if answer else None}
+    counted = letter.round in rounds and letter.run == state.config.run
+    reason = Refusal.DUPLICATE if counted else Refusal.LATE
+    collection, actions = c.refuse(state.collection, reason, f"run {state.config.run} has ended.")
+    return with_collection(state, collection), actions
+
+
+def told_again(state: RunState, client: ClientId) -> tuple[Action, ...]:
+    """Tells a client that comes back after the end of it."""
+    return tuple(a for a in endings(state) if isinstance(a, Send) and a.to.name == client)
 
 
 def closed(algorithm: FederatedAlgorithm, blobs: Blobs, state: RunState, sums: Mapping[str, PartState]) -> Result:

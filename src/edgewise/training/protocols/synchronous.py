@@ -45,6 +45,7 @@ from edgewise.training.protocols.run_state import (
     Phase,
     Result,
     RunState,
+    after_end,
     cancelled,
     candidates_of,
     change,
@@ -59,13 +60,14 @@ from edgewise.training.protocols.run_state import (
     set_timer,
     started,
     timer_name,
+    told_again,
     too_few,
     view,
     waiting,
     with_collection,
     with_stored,
 )
-from edgewise.training.protocols.transitions import Table, dispatch, ignored, refused
+from edgewise.training.protocols.transitions import Table, accepted, dispatch, ignored, refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,29 +263,18 @@ def _close(parts: _Parts, state: RunState, actions: tuple[Action, ...]) -> Resul
 
 
 def _after_end(parts: _Parts, state: RunState, event: Received) -> Result:
-    letter, collection = event.letter, state.collection
-    assert isinstance(letter, UpdateReport)
-    record = state.records.get(letter.client)
-    answered = collection.is_current(letter) and letter.client in collection.answers
-    counted = answered or (record is not None and record.counted == letter.round)
-    reason = Refusal.DUPLICATE if counted and letter.run == state.config.run else Refusal.LATE
-    collection, actions = c.refuse(collection, reason, f"run {state.config.run} has ended.")
-    return with_collection(state, collection), actions
+    assert isinstance(event.letter, UpdateReport)
+    return after_end(state, event.letter)
 
 
 def _told_again(parts: _Parts, state: RunState, event: ClientReturned) -> Result:
-    """A client that comes back after the end is told of it."""
-    return state, tuple(a for a in endings(state) if getattr(a, "to", None) == Address("client", event.client))
-
-
-def _accepted(parts: _Parts, state: RunState, event: Event) -> Result:
-    return state, (Accept(),)
+    return state, told_again(state, event.client)
 
 
 TABLE = Table(("waiting", "open", "ended"), {
     #                             waiting                open                   ended
     UpdateReport:    (_update,       _update,       _after_end),
-    WorkFailed:      (_failed,       _failed,       _accepted),
+    WorkFailed:      (_failed,       _failed,       accepted),
     LetterInvalid:   (_invalid,      _invalid,      refused(Refusal.LATE, "the run has ended.")),
     Delivered:       (ignored,       _delivered,    ignored),
     ClientLost:      (_lost,         _lost,         ignored),

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgewise.core.errors import StoreError
 from edgewise.training.protocols.letters import AnyLetter
-from edgewise.training.protocols.messages import Event, LetterInvalid, Received, Refusal, Refuse
+from edgewise.training.protocols.messages import Accept, Event, LetterInvalid, Received, Refusal, Refuse
 
 Handler = Callable[[Any, Any, Any], tuple[Any, tuple[Any, ...]]]
 """(parts, state, event) -> state, actions."""
@@ -34,6 +34,11 @@ class Table:
 def ignored(parts: Any, state: Any, event: Event) -> tuple[Any, tuple[Any, ...]]:
     """Nothing changes, on purpose."""
     return state, ()
+
+
+def accepted(parts: Any, state: Any, event: Event) -> tuple[Any, tuple[Any, ...]]:
+    """A letter is taken and changes nothing, on purpose."""
+    return state, (Accept(),)
 
 
 def refused(reason: Refusal, text: str) -> Handler:

@@ -54,7 +54,7 @@ from edgewise.training.protocols.messages import (
 )
 from edgewise.training.protocols.protocol import EDGE, Blobs, Role, Step
 from edgewise.training.protocols.run_state import sections_for
-from edgewise.training.protocols.transitions import Table, dispatch, ignored, refused
+from edgewise.training.protocols.transitions import Table, accepted, dispatch, ignored, refused
 
 
 class Task(msgspec.Struct, frozen=True):
@@ -367,15 +367,11 @@ def _told_again(parts: _Parts, state: EdgeState, event: ClientReturned) -> EdgeR
     return state, _endings(state.ended, (event.client,))
 
 
-def _accepted(parts: _Parts, state: EdgeState, event: Event) -> EdgeResult:
-    return state, (Accept(),)
-
-
 TABLE = Table((SERVING, OVER), {
     EdgeTask:        (_tasked,    refused(Refusal.LATE, "the run has ended on this edge.")),
     UpdateReport:    (_update,    _after_end),
-    WorkFailed:      (_failed,    _accepted),
-    RunEnded:        (_ended,     _accepted),
+    WorkFailed:      (_failed,    accepted),
+    RunEnded:        (_ended,     accepted),
     LetterInvalid:   (_invalid,   refused(Refusal.LATE, "the run has ended.")),
     Delivered:       (_delivered, ignored),
     ClientLost:      (_lost,      ignored),
