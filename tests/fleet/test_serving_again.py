@@ -36,7 +36,7 @@ from tests.inference.tiny import images, split_plan, two_exit_graph
 
 GRAPHS = {"digits": two_exit_graph(), "faces": two_exit_graph(seed=1)}
 CLOUD, EDGE = NodeId("cloud"), Site(Tier.EDGE)
-FRAME = Frame("install_order", sender=CLOUD)
+FRAME = Frame(kind="install_order", sender=CLOUD)
 
 
 def role(folder: Path, tier: Tier, **settings: Any) -> Serving:
@@ -50,7 +50,7 @@ def role(folder: Path, tier: Tier, **settings: Any) -> Serving:
         name=NodeId(f"{tier}-1"), blobs=blobs, fetch=fetch, keys=Keys("test"), coordinator=None, uplink_to=lambda name: None,
         spawn=lambda work, name: asyncio.get_running_loop().create_task(work),
     )  # fmt: skip
-    return Serving(node, AgentSettings(node.name, tier, identity="", state=str(folder), **settings))
+    return Serving(node, AgentSettings(name=node.name, tier=tier, identity="", state=str(folder), **settings))
 
 
 def order(serving: Serving, model: str, revision: int = 64, version: int = 3) -> InstallOrder:

@@ -156,7 +156,12 @@ class ServingFleet:
     async def _start_coordinator(self) -> None:
         node = self._node(_CLOUD, Tier.CLOUD, _NOBODY, Epoch(1))
         settings = AgentSettings(
-            _CLOUD, Tier.CLOUD, identity="", state=str(self._state(_CLOUD)), coordinator=True, holdout=self._holdout
+            name=_CLOUD,
+            tier=Tier.CLOUD,
+            identity="",
+            state=str(self._state(_CLOUD)),
+            coordinator=True,
+            holdout=self._holdout,
         )
         serving = self.serving[_CLOUD] = Serving(node, settings)
         self.coordinator = Coordinator(node, settings, serving.host_here)
@@ -168,7 +173,9 @@ class ServingFleet:
     async def _start(self, name: NodeId, tier: Tier, parent: NodeId, *, incarnation: int = 1, **settings: Any) -> None:
         node = self._node(name, tier, parent, Epoch(incarnation))
         state = str(self._state(name))
-        serving = self.serving[name] = Serving(node, AgentSettings(name, tier, identity="", state=state, **settings))
+        serving = self.serving[name] = Serving(
+            node, AgentSettings(name=name, tier=tier, identity="", state=state, **settings)
+        )
         await serving.open()
         await serving.resume(parent if tier is Tier.DEVICE else None)
         await node.attach(0)
