@@ -34,6 +34,9 @@ RolloutStages = Annotated[
 MinRequests = Annotated[
     int, typer.Option("--min-requests", min=0, help="On a fleet: requests a device serves before the next stage.")
 ]
+Share = Annotated[
+    float, typer.Option("--share", min=0.001, help="On a fleet: the model's weight where a node serves several.")
+]
 Deadline = Annotated[
     str, typer.Option("--deadline", help="On a fleet: of a request; default: 3 x the predicted p95, at least 100 ms.")
 ]
@@ -56,6 +59,7 @@ class FleetPlanRequest:
         model: Which model; "" for the only one there is.
         stages: Shares of the devices, rising to 1, e.g. `0.1,0.5,1`; "" goes device by device.
         min_requests: Requests each device of a stage serves before the next stage begins.
+        share: The model's weight on a node that serves several.
     """
 
     connect: str
@@ -70,6 +74,7 @@ class FleetPlanRequest:
     model: str = ""
     stages: str = ""
     min_requests: int = 0
+    share: float = 1.0
 
 
 async def plan_on_fleet(out: Output, request: FleetPlanRequest) -> None:
@@ -201,7 +206,9 @@ async def deploy_plan(
     order = deployment(
         version, search, recommended.plan, parse_duration(request.deadline) if request.deadline else None
     )
-    order = msgspec.structs.replace(order, shares=parse_shares(request.stages), min_requests=request.min_requests)
+    order = msgspec.structs.replace(
+        order, shares=parse_shares(request.stages), min_requests=request.min_requests, share=request.share
+    )
     ack = await operator.deploy(order)
     if not ack.accepted:
         raise RemoteError(f"version {version.number} was not deployed: {ack.reason}")
