@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from edgewise.fleet.training.trainer import joined
 
 from edgewise.core.ids import ClientId, Digest, Epoch, NodeId, RequestId, Revision, RunId, Tier
 from edgewise.core.seeds import Seeds
@@ -26,7 +27,6 @@ from edgewise.fleet.serving.drift_watch import CollectOrder, DriftWatch
 from edgewise.fleet.serving.example_collector import ExampleCollector
 from edgewise.fleet.serving.versions import Holdout, VersionStore, outputs_of
 from edgewise.fleet.store.registry import Registry
-from edgewise.fleet.training.trainer import joined
 from edgewise.inference.gates.exit import confidence
 from edgewise.inference.observation import Observation
 from edgewise.inference.request_driver import Served
