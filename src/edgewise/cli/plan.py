@@ -14,6 +14,7 @@ from edgewise.cli.fleet_plan import (
     Deadline,
     DeviceName,
     FleetPlanRequest,
+    Force,
     MinRequests,
     RolloutStages,
     VersionNumber,
@@ -67,6 +68,7 @@ def command(
     deploy: Annotated[bool, typer.Option("--deploy", help="On a fleet: put the plan in force.")] = False,
     stages: RolloutStages = "",
     min_requests: MinRequests = 0,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Say where a model should run: seven levels with predictions, and the plan to use.
@@ -86,14 +88,26 @@ def command(
     out = Output(as_json)
     fleet_only(
         connect, identity=identity, version=version, model=model, device=device, deadline=deadline, deploy=deploy,
-        stages=stages, min_requests=min_requests,
+        stages=stages, min_requests=min_requests, force=force,
     )  # fmt: skip
     parse_shares(stages)
     if connect:
         if onnx is not None:
             raise InputError("a fleet plans its own versions. To bring a file there: edgewise serve FILE --connect …")
         request = FleetPlanRequest(
-            connect, identity, policy, data, version, device, budget, deadline, deploy, model, stages, min_requests
+            connect,
+            identity,
+            policy=policy,
+            data=data,
+            version=version,
+            device=device,
+            budget=budget,
+            deadline=deadline,
+            deploy=deploy,
+            model=model,
+            stages=stages,
+            min_requests=min_requests,
+            force=force,
         )
         run_async(plan_on_fleet(out, request))
         return

@@ -130,6 +130,7 @@ class Deploy(Message, frozen=True):
         staged: Whether to go stage by stage and watch each stage's health.
         shares: Of all devices that have it when a stage ends, rising to 1; () makes every device a stage of its own.
         min_requests: Requests a device serves before its stage is evaluated; 0 goes on at once.
+        force: Serve the version although its `caution` says that it lacks its clients' own tensors.
     """
 
     version: int
@@ -139,6 +140,7 @@ class Deploy(Message, frozen=True):
     staged: bool = True
     min_requests: int = 0
     shares: tuple[float, ...] = ()
+    force: bool = False
 
 
 class Rollback(Message, frozen=True):
