@@ -41,9 +41,11 @@ class FakeVersions:
 
     def __init__(self) -> None:
         self.promoted: list[int] = []
+        self.own: dict[int, tuple[str, ...]] = {}
 
     def get(self, number: int) -> Any:
-        return ModelVersion(number, f"graph of {number}", "", TASKS[number])  # type: ignore[arg-type]
+        own = self.own.get(number, ())
+        return ModelVersion(number, f"graph of {number}", "", TASKS[number], own=own)  # type: ignore[arg-type]
 
     def graph_size(self, number: int) -> int:
         return 1
@@ -153,6 +155,21 @@ def test_each_model_has_its_own_version_in_force_and_its_own_way_back() -> None:
         assert {n: d.deploy.version for n, d in fleet.made.in_force().items()} == {"digits": 1, "faces": 4}
         assert fleet.versions.promoted == [1, 3, 2, 4, 1]
         assert fleet.node.installed(DEVICE)[-1] == ("digits", 1)
+
+    asyncio.run(run())
+
+
+def test_a_version_without_its_clients_own_tensors_is_served_only_where_that_is_asked_for() -> None:
+    async def run() -> None:
+        fleet = Fleet()
+        fleet.versions.own = {1: ("head.*",)}
+        refused = await fleet.deploy(1)
+        assert not refused.accepted
+        assert refused.reason.startswith("version 1 is the part that its clients share; head.* have their first values")
+        assert refused.reason.endswith("To serve it as it is, deploy it with --force.")
+        assert (fleet.node.orders, fleet.made.in_force()) == ([], {})
+        assert (await fleet.deploy(1, force=True)).accepted
+        assert fleet.node.installed(DEVICE) == [("digits", 1)]
 
     asyncio.run(run())
 

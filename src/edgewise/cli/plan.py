@@ -14,6 +14,7 @@ from edgewise.cli.fleet_plan import (
     Deadline,
     DeviceName,
     FleetPlanRequest,
+    Force,
     MinRequests,
     RolloutStages,
     Share,
@@ -73,6 +74,7 @@ def command(
     stages: RolloutStages = "",
     min_requests: MinRequests = 0,
     share: Share = 1.0,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Say where a model should run: seven levels with predictions, and the plan to use.
@@ -92,7 +94,7 @@ def command(
     out = Output(as_json)
     fleet_only(
         connect, identity=identity, version=version, model=model, device=device, deadline=deadline, deploy=deploy,
-        stages=stages, min_requests=min_requests,
+        stages=stages, min_requests=min_requests, force=force,
     )  # fmt: skip
     parse_shares(stages)
     if connect:
@@ -101,17 +103,18 @@ def command(
         request = FleetPlanRequest(
             connect,
             identity,
-            policy,
-            data,
-            version,
-            device,
-            budget,
-            deadline,
-            deploy,
-            model,
-            stages,
-            min_requests,
-            share,
+            policy=policy,
+            data=data,
+            version=version,
+            device=device,
+            budget=budget,
+            deadline=deadline,
+            deploy=deploy,
+            model=model,
+            stages=stages,
+            min_requests=min_requests,
+            force=force,
+            share=share,
         )
         run_async(plan_on_fleet(out, request))
         return

@@ -281,11 +281,14 @@ def print_end(out: Output, status: RunStatus, version: ModelVersion | None) -> N
         )  # fmt: skip
         passed = "no gate: nothing to compare it with" if gate is None else gate.reason
         out.line(f"version {version.number}: {judged}; {passed}")
+    caution = "" if version is None else version.caution
+    if caution:
+        out.line(f"caution: {caution}")
     if out.as_json:
         out.event(
             "ended", run=status.run, state=status.state, cause=status.cause, version=status.version,
             accuracy=None if last is None else last.accuracy, rounds=len(status.rounds), gate=gate,
-            uplink_bytes=moved[0], downlink_bytes=moved[1],
+            uplink_bytes=moved[0], downlink_bytes=moved[1], caution=caution,
         )  # fmt: skip
 
 

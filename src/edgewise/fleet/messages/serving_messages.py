@@ -133,6 +133,7 @@ class Deploy(Message, frozen=True):
         shares: Of all devices that have it when a stage ends, rising to 1; () makes every device a stage of its own.
         share: The model's weight among those of a node, for computing time and open requests.
         min_requests: Requests a device serves before its stage is evaluated; 0 goes on at once.
+        force: Serve the version although its `caution` says that it lacks its clients' own tensors.
     """
 
     version: int
@@ -143,6 +144,7 @@ class Deploy(Message, frozen=True):
     min_requests: int = 0
     shares: tuple[float, ...] = ()
     share: float = 1.0
+    force: bool = False
 
 
 class Rollback(Message, frozen=True):

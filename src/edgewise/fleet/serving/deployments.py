@@ -118,6 +118,10 @@ class Deployments:
                 f"version {version.number} did not pass its gate: {version.gate.reason}",
                 {"gate": msgspec.to_builtins(version.gate)},
             )
+        if version.caution:
+            if not wanted.force:
+                return Ack(False, f"{version.caution} To serve it as it is, deploy it with --force.")
+            log.warning("deployed with --force: %s", version.caution)
         gates = [await asyncio.to_thread(self.versions.codec_gate, wanted.version, plan) for plan in wanted.plans]
         for plan, gate in zip(wanted.plans, gates, strict=True):
             if gate is not None:
