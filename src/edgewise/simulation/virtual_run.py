@@ -63,6 +63,8 @@ OnRound = Callable[[SimulatedRound], None]
 FIRST_EPOCH = Epoch(1)
 RETRY_S = 1.0
 """Seconds until a letter without an answer is sent again."""
+_MANY_BLOBS = 1024
+"""So many new ones are swept also where no round closes."""
 
 
 def never(number: RoundNumber, client: ClientId) -> bool:
@@ -359,6 +361,8 @@ class VirtualRun:
 
     def _work(self) -> None:
         """Has the clients of this instant work together."""
+        if len(self._fresh) > _MANY_BLOBS + 2 * len(self._users):
+            self._sweep()
         works = [(node, work) for node, epoch, work in self._works if epoch == node.epoch]
         self._works.clear()
         able = []
