@@ -128,7 +128,7 @@ async def controls_agree(fleet: LoopbackFleet, what: Any) -> None:
     kept = []
     for client in EDGE_OF:
         roles, run = fleet.training[fleet._node_of(client)].roles, live.submitted.run
-        await fleet.until(lambda roles=roles: roles.kept(run) is not None)  # type: ignore[misc]
+        await fleet.until(lambda roles=roles, run=run: roles.kept(run) is not None)  # type: ignore[misc]
         (digest,) = roles.kept(run) or ()
         data = fleet.workers[ClientId(client)].private.read(digest)
         kept.append(decode_bundle({}, None, bundle_from_bytes(data))["control"])

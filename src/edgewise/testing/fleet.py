@@ -195,8 +195,8 @@ class LoopbackFleet:
             TimeoutError: If it does not by then.
         """
         async with asyncio.timeout(timeout_s):
-            while not holds():
-                await asyncio.sleep(0.01)  # noqa: ASYNC110 - what is looked at has no event
+            while not holds():  # noqa: ASYNC110 - what is looked at has no event
+                await asyncio.sleep(0.01)
 
     def model(self, status: RunStatus) -> Vector:
         """The model of a run, float32[d]."""
