@@ -131,7 +131,7 @@ class WorkOrder(Letter, frozen=True, kw_only=True, tag="work_order"):
 
     @property
     def blobs(self) -> tuple[BlobName, ...]:
-        return tuple(section.blob for section in self.sections)
+        return tuple([section.blob for section in self.sections])
 
 
 class UpdateReport(Letter, frozen=True, kw_only=True, tag="update_report"):
@@ -324,7 +324,7 @@ class GossipTask(Letter, frozen=True, kw_only=True, tag="gossip_task"):
 
     @property
     def blobs(self) -> tuple[BlobName, ...]:
-        return tuple(section.blob for section in self.sections)
+        return tuple([section.blob for section in self.sections])
 
 
 class PeerShare(Letter, frozen=True, kw_only=True, tag="peer_share"):

@@ -83,7 +83,7 @@ def coordinator_role(num_rings: int, mixing: int) -> Role:
         tasks = _tasks(_Parts(None, {}, num_rings, mixing), state, state.collection.outstanding)  # type: ignore[arg-type]  # not asked
         return tasks or (r.waiting(state),)
 
-    return Role(make_step, resume, wants, is_over, r.needs, RunState)
+    return Role(make_step, resume, wants, is_over, r.needs, RunState, frozenset((GossipTask, RunEnded)))
 
 
 def wants(state: RunState, to: Address, letter: AnyLetter) -> bool:
