@@ -4,6 +4,7 @@
     ├── InputError                input             something the user gave is wrong
     │   ├── ConfigError           input.config      a TOML file: file, dotted key, nearest key
     │   ├── TaskError             input.task        a task file cannot be used
+    │   ├── KeptLost              input.kept        a device lost what its algorithm keeps there
     │   ├── DataError             input.data        a data set is missing, empty or misshaped
     │   └── GraphError            input.graph       an ONNX model cannot be used
     ├── MisfitError               parts.misfit      parts that cannot be joined
@@ -63,6 +64,12 @@ class TaskError(InputError):
     """Reports a task file that cannot be used."""
 
     code = "input.task"
+
+
+class KeptLost(InputError):
+    """Reports that a device lost what its algorithm keeps there and cannot do without; its server begins it anew."""
+
+    code = "input.kept"
 
 
 class DataError(InputError):

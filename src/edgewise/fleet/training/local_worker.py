@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from edgewise.codecs.bundle import Bundle, bundle_from_bytes, bundle_to_bytes, decode_bundle, encode_bundle
-from edgewise.core.errors import EdgewiseError, TaskError
+from edgewise.core.errors import EdgewiseError, KeptLost, TaskError
 from edgewise.core.ids import ClientId, Digest, NodeId, digest_of
 from edgewise.core.process import keep_for_good
 from edgewise.fleet.messages import HardExamples, Progress, hard_examples_of
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from edgewise.training.client_update import ClientUpdate
 
 log = logging.getLogger("edgewise.fleet")
+CAUSE_CHARS = 2000
+"""Of what a task raised: so much of it is told."""
 HARD_COPIES = 2
 """How often a labelled hard example stands beside each of the client's own."""
 
@@ -185,7 +187,8 @@ class LocalWorker:
         except _Replaced:
             return
         except Exception as error:  # the task is the user's code; whatever it raises has a server waiting for it
-            await driver.dispatch(WorkGivenUp(order.round, order.exchange, self._cause(driver, work, error)))
+            cause, has_lost = self._cause(driver, work, error), isinstance(error, KeptLost)
+            await driver.dispatch(WorkGivenUp(order.round, order.exchange, cause, has_lost))
             return
         await driver.dispatch(
             WorkDone(
@@ -205,7 +208,7 @@ class LocalWorker:
         )
         what = f"round {work.order.round} of {driver.run}"
         log.error("%s cannot do %s: %s", self.node.name, what, cause, exc_info=None if known else error)
-        return cause
+        return cause if len(cause) <= CAUSE_CHARS else f"{cause[:CAUSE_CHARS]}…"
 
     async def _join(self, driver: RoleDriver) -> Examples | None:
         """Labelled hard examples, the same in all rounds of a run."""
@@ -282,6 +285,9 @@ class LocalWorker:
 
     def _kept(self, work: Work) -> Bundle:
         if work.kept is None:
+            return {}
+        if not self.private.has(work.kept):
+            log.error("%s lost what %s kept there; it begins anew", self.node.name, work.order.spec.run)
             return {}
         return decode_bundle({}, None, bundle_from_bytes(MappedBlobs(self.private)[work.kept]))
 

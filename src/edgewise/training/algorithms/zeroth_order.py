@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from edgewise.codecs.bundle import Bundle, Section
-from edgewise.core.errors import MisfitError
+from edgewise.core.errors import KeptLost, MisfitError
 from edgewise.core.ids import ClientId
 from edgewise.core.layout import Vector
 from edgewise.core.seeds import Seeds
@@ -45,6 +45,10 @@ def two_point(learning_rate: float = 0.01, mu: float = 1e-3, seed: int = 0) -> R
             )
         slopes = np.asarray(received[_SLOPES])
         number, *missed = slopes.reshape(-1, slopes.shape[-1])[0].tolist()  # the same for all of a cohort
+        if MODEL not in received and MODEL not in kept:
+            raise KeptLost(
+                "the model that this device moves by slopes is gone from its disk. Its server sends it anew."
+            )
         weights = received[MODEL] if MODEL in received else kept[MODEL]
         for past, slope in enumerate(missed, int(number) - len(missed)):
             weights = weights - _shift(learning_rate, slope) * oracle.like(_direction(seed, past, weights.shape[-1]))

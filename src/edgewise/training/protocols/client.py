@@ -231,7 +231,12 @@ def _given_up(parts: Any, state: ClientState, event: WorkGivenUp) -> ClientResul
     if (event.round, event.exchange) != _place(order):
         return state, ()
     failed = WorkFailed(
-        run=order.spec.run, round=order.round, client=order.client, cause=event.cause, exchange=order.exchange
+        run=order.spec.run,
+        round=order.round,
+        client=order.client,
+        cause=event.cause,
+        exchange=order.exchange,
+        has_lost=event.has_lost,
     )
     state = msgspec.structs.replace(state, phase=ClientPhase.REPORTING, report=failed)
     return state, (_report(state),)

@@ -166,13 +166,20 @@ class UpdateReport(Letter, frozen=True, kw_only=True, tag="update_report"):
 
 
 class WorkFailed(Letter, frozen=True, kw_only=True, tag="work_failed"):
-    """Client to server: it cannot do an exchange (no data, another model, a broken task)."""
+    """Client to server: it cannot do an exchange (no data, another model, a broken task).
+
+    Attributes:
+        run, round, exchange, client: Whose, of which exchange.
+        cause: Why.
+        has_lost: What it kept is gone: to be asked as one that never counted.
+    """
 
     run: RunId
     round: RoundNumber
     client: ClientId
     cause: str
     exchange: int = 0
+    has_lost: bool = False
 
     @property
     def key(self) -> str:
@@ -243,6 +250,7 @@ class SumReport(Letter, frozen=True, kw_only=True, tag="sum_report"):
         missing: Cause by client that is not.
         quarantined: Reason by client that must not be asked again.
         uplink_bytes: Updates the edge took in for it.
+        have_lost: Clients whose kept state is gone (`WorkFailed.has_lost`).
     """
 
     run: RunId
@@ -255,6 +263,7 @@ class SumReport(Letter, frozen=True, kw_only=True, tag="sum_report"):
     missing: dict[ClientId, str] = {}
     quarantined: dict[ClientId, str] = {}
     uplink_bytes: int = 0
+    have_lost: tuple[ClientId, ...] = ()
 
     @property
     def key(self) -> str:

@@ -307,6 +307,23 @@ def sections_down(
     return sent, own, data
 
 
+def begun_anew(algorithm: FederatedAlgorithm, blobs: Blobs, state: RunState, client: ClientId) -> Result:
+    """A client that lost what it kept becomes one that never counted.
+
+    Args:
+        algorithm: The parts.
+        blobs: Holds the server's state.
+        state: With an open exchange that has asked it.
+        client: Who.
+
+    Returns:
+        The state, and what to store; its `own` differs where there is another letter for the client now.
+    """
+    state = change(state, records={**state.records, client: ClientRecord()})
+    _, own, data = sections_down(algorithm, blobs, state, state.collection.exchange, (client,))
+    return change(state, own={**state.own, **own}), (Store(data),) if data else ()
+
+
 def exchange_seeds(state: RunState, exchange: int) -> Seeds:
     """The seed tree's place of an exchange."""
     place = Seeds(state.config.seed).at("round", state.collection.round)

@@ -47,6 +47,7 @@ from edgewise.training.protocols.run_state import (
     Result,
     RunState,
     after_end,
+    begun_anew,
     cancelled,
     candidates_of,
     cannot_close,
@@ -207,9 +208,15 @@ def _failed(parts: _Parts, state: RunState, event: Received) -> Result:
     assert isinstance(letter, WorkFailed)
     if letter.run != state.config.run or not state.collection.is_current(letter):
         return state, (Accept(),)
-    return _settled(
-        parts, with_collection(state, c.dropped(state.collection, letter.client, letter.cause)), (Accept(),)
-    )
+    client, collection = letter.client, state.collection
+    if letter.has_lost and client in collection.cohort and client not in collection.answers:
+        anew, store = begun_anew(parts.algorithm, parts.blobs, state, client)
+        if anew.own != state.own:  # there is another letter for it, it is asked again at once
+            missing = {other: cause for other, cause in collection.missing.items() if other != client}
+            anew = with_collection(anew, c.change(collection, missing=missing))
+            return anew, (Accept(), *store, *orders(anew, (client,)))
+        state = anew
+    return _settled(parts, with_collection(state, c.dropped(collection, client, letter.cause)), (Accept(),))
 
 
 def _invalid(parts: _Parts, state: RunState, event: LetterInvalid) -> Result:

@@ -61,6 +61,7 @@ from edgewise.training.protocols.protocol import COORDINATOR, Blobs, Role, RunVi
 from edgewise.training.protocols.run_state import (
     Phase,
     RunState,
+    begun_anew,
     candidates_of,
     cannot_close,
     change,
@@ -263,6 +264,10 @@ def _sums(parts: _Parts, state: CloudState, event: Received) -> CloudResult:
     )
     # Who moved to another edge while this one worked is asked again there.
     moved = [client for client in report.missing if state.edge_of.get(client) != report.edge]
+    for client in [each for each in assignment.clients if each in report.have_lost and each in report.missing]:
+        run, store = begun_anew(parts.algorithm, parts.blobs, state.run, client)
+        moved += [client] if run.own != state.run.own else []  # there is another letter for it
+        state, actions = _change(state, run=run), actions + store
     state, again = _asked_again(parts, state, moved)
     return _settled(parts, state, actions + again)
 

@@ -67,12 +67,14 @@ class Task(msgspec.Struct, frozen=True):
         collection: Its clients.
         report: What was forwarded; None before.
         is_delivered: The cloud has it, or has refused it.
+        have_lost: Clients whose kept state is gone.
     """
 
     letter: EdgeTask
     collection: c.Collection
     report: SumReport | None = None
     is_delivered: bool = False
+    have_lost: tuple[ClientId, ...] = ()
 
 
 class EdgeState(msgspec.Struct, frozen=True):
@@ -251,6 +253,8 @@ def _failed(parts: _Parts, state: EdgeState, event: Received) -> EdgeResult:
     task = _newest(state, letter.client)
     if task is None or task.letter.spec.run != letter.run or not task.collection.is_current(letter):
         return state, (Accept(),)
+    if letter.has_lost and letter.client not in task.have_lost:
+        task = msgspec.structs.replace(task, have_lost=(*task.have_lost, letter.client))
     return _collected(parts, state, task, c.dropped(task.collection, letter.client, letter.cause), (Accept(),))
 
 
@@ -338,6 +342,7 @@ def _settled(parts: _Parts, state: EdgeState, task: Task, actions: tuple[Action,
         missing=missing,
         quarantined={client: m.quarantine for client, m in collection.members.items() if m.quarantine},
         uplink_bytes=sum(len(blob(parts.blobs, a.update)) for a in answered.values()),
+        have_lost=task.have_lost,
     )
     state = _with(state, msgspec.structs.replace(task, report=report))
     timer = () if letter.deadline_s is None else (SetTimer(_timer_name(letter), None),)
