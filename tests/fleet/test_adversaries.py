@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgewise.codecs.bundle import bundle_to_bytes, encode_bundle
+from edgewise.codecs.bundle import CodedBundle, CodedSection, bundle_to_bytes, encode_bundle
 from edgewise.core.errors import IdentityRefused, RemoteError, Unreachable
 from edgewise.core.ids import ClientId, Digest, NodeId, RoundNumber, RunId, digest_of
 from edgewise.core.provenance import RAW, traced
@@ -56,6 +56,11 @@ class Order:
         known: dict[str, Any] = {"num_examples": 20, "update": BlobName(digest_of(data), len(data))}
         run, number = self.letter.spec.run, self.letter.round
         return UpdateReport(run=run, round=number, client=ClientId(client), **{**known, **fields}), data
+
+    def bundle(self, arrays: Any) -> tuple[UpdateReport, bytes]:
+        """An update whose bundle says that it is a model, and has these arrays."""
+        data = bundle_to_bytes(CodedBundle((CodedSection("model", (NUM_ENTRIES,)),), arrays))
+        return self.update(update=BlobName(digest_of(data), len(data)))[0], data
 
     async def send(self, letter: UpdateReport, data: bytes | None) -> LetterAck:
         """Sends it to whoever gave the order."""
@@ -102,6 +107,16 @@ BAD_UPDATES: dict[str, tuple[Callable[[Order], tuple[UpdateReport, bytes | None]
     "no bundle at all": (
         lambda order: (order.update(update=BlobName(digest_of(b"x"), 1))[0], b"x"),
         "are not a bundle",
+    ),
+    "arrays of no section": (
+        lambda order: order.bundle({"model/plain": np.zeros(NUM_ENTRIES, np.float32), "x/plain": np.zeros(9, np.int8)}),
+        r"arrays \['x/plain'\] of a bundle belong to none",
+    ),
+    "a section twice": (
+        lambda order: order.bundle(
+            {f"model/{part}": np.zeros(NUM_ENTRIES, np.float32) for part in ("plain", "values")}
+        ),
+        r"came as it is and coded, with \['plain', 'values'\]",
     ),
     "negative examples": (lambda order: order.update(num_examples=-3), "examples|weight"),
     "bytes of another digest": (lambda order: (order.update()[0], b"y" * 300), "which they are not"),
@@ -280,3 +295,36 @@ def test_what_the_policy_lets_go_and_what_it_refuses_is_counted(tmp_path):
             assert ("raw", True) not in went
 
     asyncio.run(run())
+
+
+def test_metrics_without_a_mean_and_letters_without_end_stop_no_round(tmp_path):
+    answers: list[LetterAck] = []
+
+    async def run() -> Any:
+        async with LoopbackFleet(tmp_path, edge_of=dict.fromkeys("abcd", "")) as fleet:
+            for client, metrics in (
+                ("b", {"loss": 1e308}),
+                ("c", {"loss": -1e308}),
+                ("d", dict.fromkeys(map(str, range(9999)), 1.0)),
+            ):
+                lies(fleet.nodes[NodeId(f"device-{client}")], client, metrics)
+            return await fleet.train(WORDS, num_rounds=2, quorum=3, protocol="synchronous")
+
+    def lies(liar: Node, client: str, metrics: dict[str, float]) -> None:
+        async def take(message: RunLetter, _: Frame, sender: NodeInfo) -> LetterAck:
+            if isinstance(message.letter, WorkOrder):
+                order = Order(liar, message.letter, sender.node)
+                letter, data = order.update(client=client, metrics=metrics)
+                liar.spawn(say_so(order, letter, data), "answer")
+            return LetterAck()
+
+        liar.route("control", RunLetter, take)
+
+    async def say_so(order: Order, letter: UpdateReport, data: bytes) -> None:
+        answers.append(await order.send(letter, data))
+
+    status = asyncio.run(run())
+    assert [r.num_updates for r in status.rounds] == [3, 3]
+    assert all(np.isfinite(r.loss) for r in status.rounds)
+    assert "a client's letter" in status.rounds[0].missing["d"]
+    assert [answer.accepted for answer in answers].count(False) == 1

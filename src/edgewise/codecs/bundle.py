@@ -126,10 +126,13 @@ def decode_bundle(codecs: Codecs, accepted: Sequence[Section] | None, coded: Cod
         _check_sections(accepted, coded.sections)
     dtypes = {section.name: section.dtype for section in accepted or ()}
     found: dict[str, NDArray[Any]] = {}
+    num_read = 0
     for section in coded.sections:
         prefix = f"{section.name}/"
         parts = {key[len(prefix) :]: array for key, array in coded.arrays.items() if key.startswith(prefix)}
-        value = parts.get(_PLAIN)
+        value, num_read = parts.get(_PLAIN), num_read + len(parts)
+        if value is not None and len(parts) > 1:
+            raise FrameRefused(f"section {section.name!r} came as it is and coded, with {sorted(parts)[:10]}.")
         if value is not None:
             if value.shape != section.shape:
                 raise FrameRefused(
@@ -145,6 +148,11 @@ def decode_bundle(codecs: Codecs, accepted: Sequence[Section] | None, coded: Cod
         if dtype is not None and value.dtype != dtype:
             raise FrameRefused(f"section {section.name!r} must be {dtype}, found {value.dtype}.")
         found[section.name] = value
+    if num_read != len(coded.arrays):
+        strangers = [key for key in coded.arrays if key.partition("/")[0] not in found]
+        raise FrameRefused(
+            f"arrays {sorted(strangers)[:10]} of a bundle belong to none of its sections {sorted(found)}."
+        )
     return found
 
 

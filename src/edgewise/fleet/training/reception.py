@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from math import prod
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from edgewise.core.errors import EdgewiseError, FrameRefused, IdentityRefused, RemoteError
@@ -42,6 +43,9 @@ SUM_BYTES_PER_ENTRY = 64
 """Bound of a folded sum, or of a section of a server's state, per entry of the model."""
 SPARE_BYTES = 2**20
 """What headers of a blob, and sections of a size of their own, may need beside that."""
+
+LETTER_BYTES = 2**16
+"""Bound of what a client writes itself: counts, metrics, a cause."""
 
 Find = Callable[[RunId, Address, AnyLetter], Awaitable["RoleDriver | LetterAck"]]
 
@@ -171,6 +175,11 @@ class Reception:
         self._node.count_refusal(what)
 
     async def _fetch(self, driver: RoleDriver, letter: AnyLetter, frame: Frame, sender: NodeInfo) -> None:
+        if letter.author.role == CLIENT and (size := len(msgspec.msgpack.encode(letter))) > LETTER_BYTES:
+            raise FrameRefused(
+                f"{sender.node!r} writes {letter.key!r} in {size:,} bytes; a client's letter, which stays in the log and in "
+                f"what is told of a round, has at most {LETTER_BYTES:,}. Report fewer metrics."
+            )
         inline = {tensor.name: tensor.array for tensor in frame.tensors}
         passed_on = {blob.digest for blob in letter.passed_on}
         most = most_bytes(driver.algorithm, letter, driver.spec.num_entries)

@@ -18,6 +18,8 @@ from edgewise.training.protocols.folding import Decoder, counted_of
 from edgewise.training.protocols.letters import UpdateReport
 from edgewise.training.protocols.messages import Accept, Action, Answer, Member, Quarantine, Refusal, Refuse, SeenClient
 
+MOST_METRIC = 1e100
+"""Of a metric's size: what is larger was never measured."""
 NOT_SEEN = Member(absence="not seen yet")
 
 
@@ -244,8 +246,8 @@ def fault_of(exchange: Exchange, decoder: Decoder, answer: Answer, num_entries: 
 
 
 def finite(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The metrics that are numbers: NaN would make equal states unequal."""
-    return {name: value for name, value in metrics.items() if isfinite(value)}
+    """The metrics that are numbers: NaN would make equal states unequal, and of huge ones there is no mean."""
+    return {name: value for name, value in metrics.items() if abs(value) <= MOST_METRIC}
 
 
 def accepted(collection: Collection, client: ClientId, answer: Answer, epoch: Epoch) -> Collection:
