@@ -301,3 +301,39 @@ def test_a_task_names_neighbours_and_their_parts():
     task = run.nodes["client"]["c0"].log[0].letter
     assert isinstance(task, GossipTask)
     assert task.peers == {"c1": pytest.approx(1 / 3), "c9": pytest.approx(1 / 3)}
+
+
+@pytest.mark.parametrize("kind", ["nonsense", "no such round", "a round before the first"])
+def test_a_hostile_share_adds_nothing_and_nobody_waits_for_its_sender(kind):
+    from edgewise.core.ids import Epoch, NodeId, RoundNumber, RunId, digest_of
+    from edgewise.simulation.virtual_run import Disturbance
+    from edgewise.training.algorithms import fed_avg
+    from edgewise.training.protocols.gossip.mass import Mass
+    from edgewise.training.protocols.letters import BlobName, PeerShare
+    from edgewise.training.protocols.messages import Received, Refusal, Refuse
+    from tests.training.runs import virtual_run
+
+    class Silent(Disturbance):
+        def fate(self, node, letter):
+            return () if isinstance(letter, PeerShare) else (0.0,)
+
+    run = virtual_run(
+        fed_avg(), lambda *_: (np.ones(4, np.float32), 1, {}), "ab", np.zeros(4, np.float32), protocol="gossip",
+        num_rounds=2, how={"disturbance": Silent()},
+    )  # fmt: skip
+    run.start()
+    run.go(lambda: run.agenda.now > 3)
+    node = run.nodes["client"]["a"]
+    data = b"x" if kind == "nonsense" else Mass(np.ones(4, np.int64), 1).to_bytes()
+    run.blobs[digest_of(data)] = data
+    number = {"nonsense": 1, "no such round": 99, "a round before the first": 0}[kind]
+    share = PeerShare(
+        run=RunId("r"), round=RoundNumber(number), sender="b", receiver="a", share=BlobName(digest_of(data), len(data))
+    )
+    before = node.state
+    actions = run.feed(node, Received(letter=share, sender=NodeId("b"), epoch=Epoch(1)))
+    assert isinstance(actions[0], Refuse)
+    assert actions[0].reason is (Refusal.INVALID if kind == "nonsense" else Refusal.WRONG_ROUND)
+    assert node.state.mass == before.mass or kind == "nonsense"
+    assert ("b" in node.state.lost) == (kind == "nonsense")
+    assert (node.state != before) == (kind == "nonsense")

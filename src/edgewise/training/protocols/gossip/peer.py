@@ -301,6 +301,8 @@ def _share(parts: _Parts, state: PeerState, event: Received) -> PeerResult:
         return state, (Refuse(Refusal.DUPLICATE, f"the share of {sender} for round {number} counts already."),)
     if task is not None and (sender not in task.listens_to or letter.run != task.spec.run):
         return state, (Refuse(Refusal.NOT_ASKED, f"{task.client} does not listen to {sender} in run {letter.run}."),)
+    if number < 1 or (task is not None and number > task.num_rounds * task.mixing):
+        return state, (Refuse(Refusal.WRONG_ROUND, f"run {letter.run} has no round of shares {number}."),)
     heard = {**state.heard, sender: (*state.heard.get(sender, ()), int(number))}
     lost = {neighbour: cause for neighbour, cause in state.lost.items() if neighbour != sender}
     if number > state.step:
@@ -310,8 +312,9 @@ def _share(parts: _Parts, state: PeerState, event: Received) -> PeerResult:
         mass = _read(parts, state, state.mass, ()) + _read(parts, state, letter.share.digest, ())
     except StoreError:
         raise
-    except EdgewiseError as error:
-        return state, (Refuse(Refusal.INVALID, error.message),)
+    except EdgewiseError as error:  # nobody waits for a sender of nonsense
+        gone = _change(state, lost={**state.lost, sender: error.message})
+        return _advanced(parts, gone, (Refuse(Refusal.INVALID, error.message),))
     state, store = _stored(_change(state, heard=heard, lost=lost), mass)
     return _advanced(parts, state, (Accept(), *store))
 
