@@ -248,7 +248,8 @@ def _sums(parts: _Parts, state: CloudState, event: Received) -> CloudResult:
         return _with(state, collection), actions
     assignment, exchange = state.assignments[report.assignment], parts.algorithm.exchanges[run.collection.exchange]
     try:
-        check_sums(exchange, parts.blobs, assignment, report, run.config.num_entries)
+        with asked("its sums"):
+            check_sums(exchange, parts.blobs, assignment, report, run.config.num_entries)
     except StoreError:
         raise
     except EdgewiseError as error:
