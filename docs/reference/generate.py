@@ -105,7 +105,7 @@ def parts_page() -> str:
         listed += table.values()
         rows = [part_row(name, builder) for name, builder in table.items()]
         text.append("\n".join([f"## {heading}\n", "| name | what it does | from |", "|---|---|---|", *rows, ""]))
-        if heading == "Aggregators":
+        if heading == "Algorithms":
             text.append(algorithm_facts())
     return "\n".join(text)
 
