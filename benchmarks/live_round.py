@@ -20,17 +20,13 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks import job_s
 from benchmarks.report import Bar, close, print_row, spread
 from edgewise.core.ids import NodeId, Tier
-from edgewise.core.seeds import Seeds
-from edgewise.fleet.messages import NodeRow, RunStatus, SubmitRun
+from edgewise.fleet.messages import NodeRow, RunStatus
 from edgewise.fleet.node.settings import AgentSettings
-from edgewise.fleet.operator.operator import Operator, connect_operator, encode_layout
-from edgewise.models.export import export_template
-from edgewise.models.flat import initial_vector
+from edgewise.fleet.operator.operator import Operator, connect_operator
+from edgewise.fleet.operator.submission import task_request
 from edgewise.security.authority import create_authority
 from edgewise.simulation.emulated.emulated_fleet import agent_arguments
 from edgewise.simulation.emulated.fleet_links import LinksProcess
@@ -47,7 +43,7 @@ WORDS = {"name": "fed_avg", "local": {"name": "sgd", "learning_rate": 0.1, "epoc
 
 
 class Fleet:
-    """A coordinator and four devices as processes.
+    """A coordinator and some devices as processes.
 
     Attributes:
         operator: Speaks to the coordinator.
@@ -56,9 +52,18 @@ class Fleet:
 
     operator: Operator
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        num_devices: int = NUM_DEVICES,
+        task_file: str = job_s.__file__,
+        task_settings: dict[str, Any] | None = None,
+    ) -> None:
         self.folder = folder
-        self.nodes = [NodeId("cloud"), *map(NodeId, DEVICES)]
+        self._names = [f"device-{index}" for index in range(num_devices)]
+        self._task: dict[str, Any] = {"task": task_file, "task_settings": task_settings or {}}
+        self.nodes = [NodeId("cloud"), *map(NodeId, self._names)]
         self.links = LinksProcess(folder / "links.log")
         self._authority = create_authority(folder / "authority", "bench")
         self._stack = contextlib.AsyncExitStack()
@@ -73,7 +78,7 @@ class Fleet:
         self._authority.issue("operator", Tier.CLOUD, folder=self.folder / "ids" / "operator")
         ids, state = self.folder / "ids" / "operator", self.folder / "operator"
         self.operator = await self._stack.enter_async_context(connect_operator(ids, self._endpoint, state, "bench"))
-        await self.start_devices([self._endpoint] * NUM_DEVICES)
+        await self.start_devices([self._endpoint] * len(self._names))
 
     async def start_devices(self, endpoints: Sequence[str]) -> None:
         """Starts the devices, or starts them anew, each towards its endpoint."""
@@ -81,15 +86,15 @@ class Fleet:
         before = {row.info.epoch for row in (await self.operator.nodes()).nodes}
         settings = [
             self._settings(
-                device, Tier.DEVICE, connect=(endpoint,), task=job_s.__file__, client=f"client-{i}", engine="sequential"
+                device, Tier.DEVICE, connect=(endpoint,), client=f"client-{i}", engine="sequential", **self._task
             )
-            for i, (device, endpoint) in enumerate(zip(DEVICES, endpoints, strict=True))
+            for i, (device, endpoint) in enumerate(zip(self._names, endpoints, strict=True))
         ]
         self._devices = list(await asyncio.gather(*(self._start(s) for s in settings)))
 
         def all_new(rows: list[NodeRow]) -> bool:
             new = [r for r in rows if r.info.client and r.state == "alive" and r.info.epoch not in before]
-            return len(new) == NUM_DEVICES
+            return len(new) == len(self._names)
 
         await self.operator.wait_for_nodes(all_new, 30.0)
 
@@ -140,15 +145,9 @@ async def train(operator: Operator, num_rounds: int) -> tuple[RunStatus, float]:
     Returns:
         Its end, and the seconds from the order to the end.
     """
-    task = job_s.JobS()
-    graph, layout = export_template(task)
-    wish = SubmitRun(
-        task.name, WORDS, num_rounds, 0, encode_layout(layout), "synchronous", quorum_fraction=1.0, register=False
-    )
-    tensors: dict[str, np.ndarray[Any, Any]] = {"graph": np.frombuffer(graph, np.uint8)}
-    tensors["model"] = initial_vector(task, Seeds(0))
+    request, files = task_request(job_s.JobS(), WORDS, num_rounds=num_rounds, protocol="synchronous", register=False)
     start = time.perf_counter()
-    run = await operator.submit(wish, tensors)
+    run = await operator.submit(request, files)
     async for status in operator.watch(run):
         last = status
     taken = time.perf_counter() - start

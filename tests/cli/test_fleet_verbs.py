@@ -12,14 +12,24 @@ import msgspec
 import pytest
 
 from edgewise.cli.main import run
-from edgewise.cli.nodes import COLUMNS, cells, changes, show
+from edgewise.cli.nodes import COLUMNS, cautions, cells, changes, show
 from edgewise.cli.output import Output
 from edgewise.cli.rollback import roll_back
-from edgewise.cli.train import TrainingSession, read_job
+from edgewise.cli.train import TrainingSession, print_end, read_job
 from edgewise.core.errors import RemoteError
-from edgewise.core.ids import ClientId, Epoch, NodeId, Revision, RunId, Tier
-from edgewise.fleet.messages import Capability, FleetAnswer, InForce, NodeInfo, NodeRow
+from edgewise.core.ids import ClientId, Epoch, NodeId, Revision, RunId, Tier, digest_of
+from edgewise.fleet.messages import (
+    Capability,
+    FleetAnswer,
+    InForce,
+    NodeInfo,
+    NodeRow,
+    RoundRecord,
+    RunStatus,
+    Versions,
+)
 from edgewise.fleet.operator.operator import connect_operator
+from edgewise.models.version import ModelVersion
 from edgewise.security.access import access_control
 from edgewise.security.authority import Authority, create_authority
 from edgewise.testing import LoopbackFleet, tiny_task
@@ -85,6 +95,29 @@ def test_who_is_not_well_and_what_was_refused_is_said_below(capsys: pytest.Captu
     assert "2 nodes" in shown
     assert "edge-1: edge-1 is unreachable" in shown
     assert "refused 2 times: train_order by device-1, a device\ndigits: drift: look here" in shown
+
+
+PART = ModelVersion(3, digest_of(b""), digest_of(b""), "digits", own=("head.*",))
+WHOLE = msgspec.structs.replace(PART, number=4, own=())
+
+
+def test_what_a_version_in_force_lacks_is_said_below_the_nodes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cautions(Versions((PART, WHOLE), {"digits": 4})) == {}
+    found = cautions(Versions((PART, WHOLE), {"digits": 3}))
+    assert found == {"digits": PART.caution}
+    show(Output(), FleetAnswer((SERVING,)), found)
+    show(Output(as_json=True), FleetAnswer((SERVING,)), found)
+    text, as_json = capsys.readouterr().out.rsplit("\n{", 1)
+    assert "digits: version 3 is the part that its clients share; head.* have their first values in it" in text
+    assert json.loads("{" + as_json)["caution"] == found
+
+
+def test_a_trainings_end_says_what_its_version_lacks(capsys: pytest.CaptureFixture[str]) -> None:
+    done = RunStatus(RunId("run"), "completed", rounds=(RoundRecord(1, 0.5, 0.9, 2, {}, 1.0),), version=3)
+    print_end(Output(), done, PART)
+    assert f"caution: {PART.caution}\n" in capsys.readouterr().out
+    print_end(Output(), done, WHOLE)
+    assert "caution" not in capsys.readouterr().out
 
 
 def test_json_has_every_node_without_its_certificate(capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,7 +227,7 @@ def test_a_dry_run_prints_the_job_and_asks_nobody(home: Path, capsys: pytest.Cap
         ('[task]\nfile = "digits"\n[training]\nrounds = 0', "training.rounds must be at least 1, got 0"),
         (
             '[task]\nfile = "digits"\n[training]\nalgorithm = "fed_avgg"',
-            "bad.toml training.algorithm: algorithms has no",
+            "bad.toml [training] algorithms has no",
         ),
         ('[task]\nfile = "digits"\nsettings = { client = 2 }', "task 'digits' has no setting 'client'. Did you mean"),
         ("[task\n", "bad.toml is not TOML"),

@@ -67,3 +67,13 @@ def test_a_mistake_in_the_job_is_named(job: Path, change: str, text: str, capsys
 def test_a_missing_job_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["simulate", str(tmp_path / "job.toml")]) == 1
     assert "does not exist" in capsys.readouterr().err
+
+
+def test_a_model_without_its_clients_own_tensors_says_so_where_it_is_written(
+    job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    algorithm = '{ name = "fed_per", own = ["*.bias"], local = { name = "sgd", learning_rate = 0.05 } }'
+    change = ["--set", f"training.algorithm={algorithm}", "--out", str(job.with_name("model.onnx"))]
+    assert run(["simulate", str(job), *change]) == 0
+    said = f"caution: the model in {job.with_name('model.onnx')} is the part that its clients share; *.bias have"
+    assert said in " ".join(capsys.readouterr().out.split())

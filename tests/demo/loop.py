@@ -26,7 +26,7 @@ from edgewise.fleet.serving.drift_watch import CollectOrder, DriftWatch
 from edgewise.fleet.serving.example_collector import ExampleCollector
 from edgewise.fleet.serving.versions import Holdout, VersionStore, outputs_of
 from edgewise.fleet.store.registry import Registry
-from edgewise.fleet.training.trainer import joined
+from edgewise.fleet.training.local_worker import joined
 from edgewise.inference.gates.exit import confidence
 from edgewise.inference.observation import Observation
 from edgewise.inference.request_driver import Served
@@ -213,7 +213,7 @@ def trained(task: DigitsTask, local: dict[str, Any], rounds: int, seed: int, ini
         rounds=rounds,
         seed=seed,
         initial=initial,
-        homes={c: NodeId(f"edge-{i * EDGES // len(clients)}") for i, c in enumerate(clients)},
+        edge_of={c: NodeId(f"edge-{i * EDGES // len(clients)}") for i, c in enumerate(clients)},
         options=SimulationOptions(engine="sequential", evaluate_every=0, test_data=task.test_data()),
     )
     return run.vector

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
+from edgewise.cli.fleet_plan import show_plan
+from edgewise.cli.output import Output
 from edgewise.core.errors import InputError
 from edgewise.core.ids import Digest, Epoch, NodeId, Tier
 from edgewise.fleet.messages import Capability, NodeInfo, NodeRow
@@ -85,3 +88,11 @@ def test_a_limit_on_latency_leaves_the_plan_map_out() -> None:
     plans = alternatives(search, recommend(search).plan)
     assert {p.tiers for p in plans[1:]} <= {(tier,) for tier in Tier}
     assert search.codecs == ("none",)  # without evidence nobody knows what a codec costs in accuracy
+
+
+def test_a_plan_says_what_its_version_lacks(capsys: pytest.CaptureFixture[str]) -> None:
+    search = search_of(graph(), Measured(profiles(), (FAST, WAN)), Policy(), evidence(), "hierarchical")
+    part = msgspec.structs.replace(version(2), own=("head.*",))
+    found = show_plan(Output(), part, search, recommend(search), (), "unknown")
+    assert found["caution"] == part.caution
+    assert f"caution: {part.caution}\n" in capsys.readouterr().out

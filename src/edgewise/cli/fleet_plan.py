@@ -34,6 +34,15 @@ RolloutStages = Annotated[
 MinRequests = Annotated[
     int, typer.Option("--min-requests", min=0, help="On a fleet: requests a device serves before the next stage.")
 ]
+Share = Annotated[
+    float, typer.Option("--share", min=0.001, help="On a fleet: the model's weight where a node serves several.")
+]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force", help="On a fleet: serve a version although its clients keep a part of the model to themselves."
+    ),
+]
 Deadline = Annotated[
     str, typer.Option("--deadline", help="On a fleet: of a request; default: 3 x the predicted p95, at least 100 ms.")
 ]
@@ -56,6 +65,8 @@ class FleetPlanRequest:
         model: Which model; "" for the only one there is.
         stages: Shares of the devices, rising to 1, e.g. `0.1,0.5,1`; "" goes device by device.
         min_requests: Requests each device of a stage serves before the next stage begins.
+        share: The model's weight on a node that serves several.
+        force: Whether to serve a version that lacks its clients' own tensors.
     """
 
     connect: str
@@ -70,6 +81,8 @@ class FleetPlanRequest:
     model: str = ""
     stages: str = ""
     min_requests: int = 0
+    share: float = 1.0
+    force: bool = False
 
 
 async def plan_on_fleet(out: Output, request: FleetPlanRequest) -> None:
@@ -201,7 +214,13 @@ async def deploy_plan(
     order = deployment(
         version, search, recommended.plan, parse_duration(request.deadline) if request.deadline else None
     )
-    order = msgspec.structs.replace(order, shares=parse_shares(request.stages), min_requests=request.min_requests)
+    order = msgspec.structs.replace(
+        order,
+        shares=parse_shares(request.stages),
+        min_requests=request.min_requests,
+        share=request.share,
+        force=request.force,
+    )
     ack = await operator.deploy(order)
     if not ack.accepted:
         raise RemoteError(f"version {version.number} was not deployed: {ack.reason}")
@@ -247,13 +266,20 @@ def show_plan(
         out.line(f"link {inner.node} → {outer.node}: {speed}")
     out.table(f"version {version.number}: levels of edge intelligence, predicted", LEVEL_COLUMNS, level_cells(rows))
     out.line(f"accuracy is {meaning}")
+    if version.caution:
+        out.line(f"caution: {version.caution}")
     out.line(f"recommended, level {recommended.level}: {recommended.reason}")
     for line in explain(recommended.plan):
         out.line(line)
     return {
-        "version": version.number, "measured": [info.node for info in chain], "links": list(search.table.links),
-        "levels": rows, "recommendation": recommended, "accuracy_means": meaning,
-    }  # fmt: skip
+        "version": version.number,
+        "measured": [info.node for info in chain],
+        "links": list(search.table.links),
+        "levels": rows,
+        "recommendation": recommended,
+        "accuracy_means": meaning,
+        "caution": version.caution,
+    }
 
 
 def _evaluated(graph: Graph, data: Path) -> tuple[tuple[Any, ...], str]:

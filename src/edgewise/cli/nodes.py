@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,7 +15,7 @@ from edgewise.cli.output import AsJson, Output
 from edgewise.cli.running import run_async
 
 if TYPE_CHECKING:
-    from edgewise.fleet.messages import FleetAnswer, NodeRow
+    from edgewise.fleet.messages import FleetAnswer, NodeRow, Versions
 
 COLUMNS = (
     "node", "tier", "state", "parent", "GFLOP/s", "dilation", "client", "task", "examples", "models", "http",
@@ -49,7 +51,7 @@ async def list_nodes(out: Output, connect: str, identity: str, fleet: str, watch
     """
     async with operator_of(connect, identity, fleet) as operator:
         answer = await operator.nodes(fresh=True)
-        show(out, answer)
+        show(out, answer, cautions(await operator.versions()))
         while watch:
             await asyncio.sleep(WATCH_EVERY_S)
             before, answer = answer, await operator.nodes(fresh=True)
@@ -57,12 +59,19 @@ async def list_nodes(out: Output, connect: str, identity: str, fleet: str, watch
                 out.event("node_changed", node=name, **change)
 
 
-def show(out: Output, answer: FleetAnswer) -> None:
+def cautions(known: Versions) -> dict[str, str]:
+    """What to know of the versions in force, by model; one that is whole is not named."""
+    in_force = set(known.in_force.values())
+    return {v.task: v.caution for v in known.versions if v.number in in_force and v.caution}
+
+
+def show(out: Output, answer: FleetAnswer, caution: Mapping[str, str] = MappingProxyType({})) -> None:
     """Prints a table of nodes, who is not well and why, and what was refused.
 
     Args:
         out: Where to.
         answer: The coordinator's view.
+        caution: As from `cautions`.
     """
     tiers = ("cloud", "edge", "device")
     rows = sorted(answer.nodes, key=lambda row: (tiers.index(row.info.tier), row.info.node))
@@ -74,7 +83,16 @@ def show(out: Output, answer: FleetAnswer) -> None:
         out.line(f"refused {times} times: {what}")
     for name, sentence in answer.drift.items():
         out.line(f"{name}: {sentence}")
-    out.result({"nodes": [plain(row) for row in rows], "refused": answer.refused, "drift": answer.drift})
+    for name, sentence in caution.items():
+        out.line(f"{name}: {sentence}")
+    out.result(
+        {
+            "nodes": [plain(row) for row in rows],
+            "refused": answer.refused,
+            "drift": answer.drift,
+            "caution": dict(caution),
+        }
+    )
 
 
 def plain(row: NodeRow) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgewise.cli.fleet_plan import Deadline, FleetPlanRequest, plan_and_deploy, policy_of
+from edgewise.cli.fleet_plan import Deadline, FleetPlanRequest, Force, plan_and_deploy, policy_of
 from edgewise.cli.operator_options import AsOperator, ToFleet, operator_of
 from edgewise.cli.output import AsJson, Output
 from edgewise.cli.running import run_async
@@ -38,6 +38,7 @@ def command(
     budget: Annotated[str, typer.Option("--budget", help="Time to measure each node of a new version for.")] = "3 s",
     deadline: Deadline = "",
     turns: Annotated[int, typer.Option("--turns", min=0, help="End after so many turns; 0 goes on until ctrl-C.")] = 0,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Retrain a model of a running fleet whenever its inputs drift.
@@ -52,7 +53,7 @@ def command(
 
     out, read = Output(as_json), read_job(job, change or [])
     source = source_of(True, labels, teacher)
-    request = FleetPlanRequest(connect, identity, policy, budget=budget, deadline=deadline, deploy=True)
+    request = FleetPlanRequest(connect, identity, policy, budget=budget, deadline=deadline, deploy=True, force=force)
     policy_of(policy)  # what is wrong with it is said now, not at the first drift
     state = run_async(retrain(out, request, read, source, teacher, LoopSettings(min_labels), turns))
     out.result({"version": state.version, "outcomes": state.outcomes, "timeline": state.timeline})

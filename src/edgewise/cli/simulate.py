@@ -33,8 +33,10 @@ def command(
     from edgewise.core.files import write_atomic
     from edgewise.models.export import export_template
     from edgewise.models.graph.weights import with_weights
+    from edgewise.models.version import caution_of
     from edgewise.simulation.simulate import SimulationOptions, simulate
     from edgewise.training.job import JobFile, check_job
+    from edgewise.training.local import own_patterns
     from edgewise.training.protocols.messages import OutcomeKind
 
     out = Output(as_json)
@@ -52,6 +54,8 @@ def command(
         template, layout = export_template(task)
         write_atomic(model, with_weights(template, layout, run.vector))
         out.line(f"wrote {model}")
+        if caution := caution_of(f"the model in {model}", own_patterns(file.algorithm().exchanges[-1].local)):
+            out.line(f"caution: {caution}")
     out.result(run.record)
     if run.record.outcome.kind is not OutcomeKind.COMPLETED:
         raise typer.Exit(1)

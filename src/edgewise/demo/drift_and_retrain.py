@@ -18,11 +18,10 @@ from edgewise.demo.scenario import RETRAINING, TASK, UPLINK, Demo
 from edgewise.demo.serve_requests import deploy
 from edgewise.demo.streaming import Sent, stream, take
 from edgewise.demo.training import follow, round_rows
-from edgewise.fleet.messages import Deploy, Feedback, HardExamples, SubmitRun
-from edgewise.fleet.operator.operator import encode_layout
+from edgewise.fleet.messages import Deploy, Feedback, HardExamples
+from edgewise.fleet.operator.submission import task_request
 from edgewise.inference.evidence import CODECS
 from edgewise.lifecycle.labels import feedback
-from edgewise.models.export import export_template
 from edgewise.models.graph.graph import Graph
 from edgewise.models.version import ModelVersion
 from edgewise.planning.choose import make_search
@@ -143,13 +142,18 @@ async def _feed_back(demo: Demo, sent: Sent) -> int:
 
 
 async def _retrain(demo: Demo) -> ModelVersion:
-    graph, layout = await asyncio.to_thread(export_template, demo.task)
-    words = {"name": "fed_avg", "local": RETRAINING, "uplink": UPLINK}
-    request = SubmitRun(
-        TASK, words, demo.settings.retraining_rounds, demo.settings.seed + 1, encode_layout(layout), name="after-drift",
-        start_version=demo.version.number, hard_examples=HardExamples(feedback().spec.to_dict()),
-    )  # fmt: skip
-    status = await follow(demo, request, {"graph": np.frombuffer(graph, np.uint8)})
+    algorithm, settings = {"name": "fed_avg", "local": RETRAINING, "uplink": UPLINK}, demo.settings
+    request, files = await asyncio.to_thread(
+        task_request,
+        demo.task,
+        algorithm,
+        num_rounds=settings.retraining_rounds,
+        seed=settings.seed + 1,
+        name="after-drift",
+        start_version=demo.version.number,
+        hard_examples=HardExamples(feedback().spec.to_dict()),
+    )
+    status = await follow(demo, request, files)
     demo.change(rounds=(*demo.report.rounds, *round_rows("after drift", status)))
     version = next(v for v in (await demo.operator.versions()).versions if v.number == status.version)
     demo.happened("gate", f"version {version.number}: {version.gate.reason if version.gate else 'no gate'}")

@@ -5,17 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from edgewise.core.errors import EdgewiseError
-from edgewise.core.seeds import Seeds
 from edgewise.datasets.audit import audit
-from edgewise.demo.scenario import LOCAL, TASK, UPLINK, Counted, Demo
+from edgewise.demo.scenario import LOCAL, UPLINK, Counted, Demo
 from edgewise.fleet.messages import RunStatus, SubmitRun
-from edgewise.fleet.operator.operator import encode_layout
+from edgewise.fleet.operator.operator import RunFiles
+from edgewise.fleet.operator.submission import task_request
 from edgewise.ledger.kpis import training_kpis
-from edgewise.models.export import export_template
-from edgewise.models.flat import initial_vector
 from edgewise.service.report import CodecSection, RoundRow, SplitSizes
 from edgewise.service.report.convert import audit_rows
 
@@ -23,15 +20,10 @@ from edgewise.service.report.convert import audit_rows
 async def train(demo: Demo) -> None:
     """Trains twice from the same seed: a few rounds uncoded, all rounds coded; registers the coded model."""
     _print_data(demo)
-    graph, layout = export_template(demo.task)
-    tensors = {
-        "graph": np.frombuffer(graph, np.uint8),
-        "model": initial_vector(demo.task, Seeds(demo.settings.seed)),
-    }
-    packed, few = encode_layout(layout), demo.settings.comparison_rounds
-    uncoded = await follow(demo, _request(demo, "uncoded", {"name": "none"}, few, packed, register=False), tensors)
+    few = demo.settings.comparison_rounds
+    uncoded = await follow(demo, *_request(demo, "uncoded", {"name": "none"}, few, register=False))
     before = await demo.counted()
-    coded = await follow(demo, _request(demo, "first", UPLINK, demo.settings.rounds, packed), tensors)
+    coded = await follow(demo, *_request(demo, "first", UPLINK, demo.settings.rounds))
     demo.run = coded
     _kpis(demo, before, await demo.counted())
     versions = (await demo.operator.versions()).versions
@@ -63,15 +55,15 @@ def _kpis(demo: Demo, before: Counted, after: Counted) -> None:
     demo.change(kpis=msgspec.structs.replace(demo.report.kpis, training=kpis))
 
 
-async def follow(demo: Demo, request: SubmitRun, tensors: dict[str, Any]) -> RunStatus:
+async def follow(demo: Demo, request: SubmitRun, files: RunFiles) -> RunStatus:
     """Submits a run and shows its rounds until it ends.
 
     Raises:
         EdgewiseError: If it did not complete; with its cause.
     """
-    run = await demo.operator.submit(request, tensors)
+    run = await demo.operator.submit(request, files)
     shown = 0
-    with demo.show.progress(f"  {request.name}: rounds", request.num_rounds) as advance:
+    with demo.show.progress(f"  {request.spec.run}: rounds", request.num_rounds) as advance:
         async for status in demo.operator.watch(run):
             for done in status.rounds[shown:]:
                 advance(f"loss {done.loss:.3f} accuracy {done.accuracy:.3f} {done.seconds:.1f} s")
@@ -82,10 +74,11 @@ async def follow(demo: Demo, request: SubmitRun, tensors: dict[str, Any]) -> Run
 
 
 def _request(
-    demo: Demo, name: str, uplink: dict[str, Any], rounds: int, layout: bytes, *, register: bool = True
-) -> SubmitRun:
-    words = {"name": "fed_avg", "local": LOCAL, "uplink": uplink}
-    return SubmitRun(TASK, words, rounds, demo.settings.seed, layout, name=name, register=register)
+    demo: Demo, name: str, uplink: dict[str, Any], rounds: int, *, register: bool = True
+) -> tuple[SubmitRun, RunFiles]:
+    algorithm = {"name": "fed_avg", "local": LOCAL, "uplink": uplink}
+    seed = demo.settings.seed
+    return task_request(demo.task, algorithm, num_rounds=rounds, seed=seed, name=name, register=register)
 
 
 def round_rows(run: str, status: RunStatus) -> tuple[RoundRow, ...]:

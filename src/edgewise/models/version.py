@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from edgewise.core.ids import Digest, RunId
@@ -88,9 +90,26 @@ class ModelVersion(msgspec.Struct, frozen=True):
     @property
     def caution(self) -> str:
         """What to know before this version is exported or serves; "" where there is nothing."""
-        if not self.own:
-            return ""
-        return (
-            f"version {self.number} is the part that its clients share; {', '.join(self.own)} have their first values in it, and "
-            "its gate and evidence were measured so. Join it on a device with what that device kept (models/personal_version.py)."
-        )
+        return caution_of(f"version {self.number}", self.own)
+
+
+def caution_of(what: str, own: Sequence[str]) -> str:
+    """Says what a model lacks whose clients keep a part of it to themselves.
+
+    Args:
+        what: The model, as the sentence's subject.
+        own: Tensors that never leave the clients, as patterns.
+
+    Returns:
+        The sentences; "" where the model is whole.
+
+    Example:
+        >>> caution_of("version 1", ())
+        ''
+    """
+    if not own:
+        return ""
+    return (
+        f"{what} is the part that its clients share; {', '.join(own)} have their first values in it, and "
+        "all that was measured of it (evidence, gate) was measured so. Join it on a device with what that device kept (models/personal_version.py)."
+    )

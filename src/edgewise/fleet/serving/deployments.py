@@ -110,12 +110,18 @@ class Deployments:
         version = self.versions.get(wanted.version)
         if not wanted.plans:
             raise InputError("a deployment needs at least one plan. Plan first, e.g. with `edgewise plan`.")
+        if not 0.0 < wanted.share < float("inf"):
+            raise InputError(f"the share of {version.task!r} is {wanted.share}, it must be a number > 0.")
         if version.gate is not None and not version.gate.passed:
             return Ack(
                 False,
                 f"version {version.number} did not pass its gate: {version.gate.reason}",
                 {"gate": msgspec.to_builtins(version.gate)},
             )
+        if version.caution:
+            if not wanted.force:
+                return Ack(False, f"{version.caution} To serve it as it is, deploy it with --force.")
+            log.warning("deployed with --force: %s", version.caution)
         gates = [await asyncio.to_thread(self.versions.codec_gate, wanted.version, plan) for plan in wanted.plans]
         for plan, gate in zip(wanted.plans, gates, strict=True):
             if gate is not None:
@@ -315,7 +321,7 @@ class Deployments:
             model=what.model, version=deploy.version,
             graph=BlobRef(version.graph, self.versions.graph_size(deploy.version), holder),
             plans=deploy.plans, revision=what.revision, nodes_at=tuple(nodes_at), deadline_s=deploy.deadline_s,
-            inputs=deploy.inputs if tier is Tier.DEVICE else None,
+            inputs=deploy.inputs if tier is Tier.DEVICE else None, share=deploy.share,
         )  # fmt: skip
 
     def _nodes_at(self, site: Site, near: NodeId) -> tuple[NodeId, ...]:
