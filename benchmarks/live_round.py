@@ -20,17 +20,13 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks import job_s
 from benchmarks.report import Bar, close, print_row, spread
 from edgewise.core.ids import NodeId, Tier
-from edgewise.core.seeds import Seeds
-from edgewise.fleet.messages import NodeRow, RunStatus, SubmitRun
+from edgewise.fleet.messages import NodeRow, RunStatus
 from edgewise.fleet.node.settings import AgentSettings
-from edgewise.fleet.operator.operator import Operator, connect_operator, encode_layout
-from edgewise.models.export import export_template
-from edgewise.models.flat import initial_vector
+from edgewise.fleet.operator.operator import Operator, connect_operator
+from edgewise.fleet.operator.submission import task_request
 from edgewise.security.authority import create_authority
 from edgewise.simulation.emulated.emulated_fleet import agent_arguments
 from edgewise.simulation.emulated.fleet_links import LinksProcess
@@ -140,15 +136,9 @@ async def train(operator: Operator, num_rounds: int) -> tuple[RunStatus, float]:
     Returns:
         Its end, and the seconds from the order to the end.
     """
-    task = job_s.JobS()
-    graph, layout = export_template(task)
-    wish = SubmitRun(
-        task.name, WORDS, num_rounds, 0, encode_layout(layout), "synchronous", quorum_fraction=1.0, register=False
-    )
-    tensors: dict[str, np.ndarray[Any, Any]] = {"graph": np.frombuffer(graph, np.uint8)}
-    tensors["model"] = initial_vector(task, Seeds(0))
+    request, files = task_request(job_s.JobS(), WORDS, num_rounds=num_rounds, protocol="synchronous", register=False)
     start = time.perf_counter()
-    run = await operator.submit(wish, tensors)
+    run = await operator.submit(request, files)
     async for status in operator.watch(run):
         last = status
     taken = time.perf_counter() - start

@@ -127,10 +127,9 @@ async def controls_agree(fleet: LoopbackFleet, what: Any) -> None:
     server = section_from_blob(section, fleet.nodes[NodeId("cloud")].blobs.read(section.blob.digest))
     kept = []
     for client in EDGE_OF:
-        async with asyncio.timeout(TIMEOUT_S):
-            while (found := fleet.training[fleet._node_of(client)].roles.kept(live.submitted.run)) is None:
-                await asyncio.sleep(0.01)
-        (digest,) = found
+        roles, run = fleet.training[fleet._node_of(client)].roles, live.submitted.run
+        await fleet.until(lambda roles=roles, run=run: roles.kept(run) is not None)  # type: ignore[misc]
+        (digest,) = roles.kept(run) or ()
         data = fleet.workers[ClientId(client)].private.read(digest)
         kept.append(decode_bundle({}, None, bundle_from_bytes(data))["control"])
     assert np.abs(server - np.mean(kept, axis=0)).max() <= 1e-6, what

@@ -18,7 +18,7 @@ DEVICE = NodeId("device-a")
 
 def test_a_node_that_is_moving_is_asked_again(tmp_path: Path) -> None:
     async def scene() -> None:
-        async with LoopbackFleet(tmp_path, homes={"a": "edge-1"}) as fleet:
+        async with LoopbackFleet(tmp_path, edge_of={"a": "edge-1"}) as fleet:
             fleet.fabric.cut(DEVICE)
             asking = asyncio.ensure_future(fleet.operator.ledger(DEVICE))
             await asyncio.sleep(0)
@@ -33,7 +33,7 @@ def test_a_node_that_stays_away_is_said_to_be(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(operator, "RETRY", Backoff(0.0))
 
     async def scene() -> None:
-        async with LoopbackFleet(tmp_path, homes={"a": "edge-1"}) as fleet:
+        async with LoopbackFleet(tmp_path, edge_of={"a": "edge-1"}) as fleet:
             fleet.fabric.cut(DEVICE)
             with pytest.raises(Unreachable, match=r"nobody serves 'ew/.*/device-a/control'"):
                 await fleet.operator.ledger(DEVICE)

@@ -191,9 +191,7 @@ def test_an_edge_that_was_away_is_told_which_runs_are_over(tmp_path: Path) -> No
 
         status = await fleet.train(WORDS, num_rounds=2, protocol="hierarchical", on_status=cut_once_it_is_done)
         fleet.fabric.heal("edge-1")
-        async with asyncio.timeout(10.0):
-            while roles.driver("edge", status.run) is not None:
-                await asyncio.sleep(0.01)
+        await fleet.until(lambda: roles.driver("edge", status.run) is None)
         assert fleet.training[NodeId("edge-1")].events.runs() == ("ended",)
 
     in_a_fleet(tmp_path, scene)
@@ -204,10 +202,8 @@ def test_what_devices_and_edges_keep_of_a_run_goes_with_it(tmp_path: Path) -> No
         for seed in range(2):
             run = (await fleet.train("scaffold", num_rounds=3, seed=seed, protocol="hierarchical")).run
         roles = [fleet.training[NodeId(n)].roles for n in ("edge-1", "device-a", "device-b", "device-c")]
-        async with asyncio.timeout(10.0):
-            while any(role.driver(name, run) for role in roles for name in ("edge", "client")):
-                await asyncio.sleep(0.01)
-        await asyncio.sleep(0.1)
+        await fleet.until(lambda: not any(r.driver(name, run) for r in roles for name in ("edge", "client")))
+        await asyncio.sleep(0.1)  # blobs are dropped beside
         folders = [tmp_path / "state" / f"device-{c}" / kind for c in "abc" for kind in ("blobs", "kept")]
         return [len(list(folder.iterdir())) for folder in (*folders, tmp_path / "state" / "edge-1" / "blobs")]
 

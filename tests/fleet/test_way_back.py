@@ -64,7 +64,7 @@ def test_an_edge_and_an_uplink_that_is_not_in_use_are_left_alone() -> None:
 
 def test_who_declares_itself_anew_where_it_is_was_never_away(tmp_path: Path) -> None:
     async def scene() -> None:
-        async with LoopbackFleet(tmp_path, homes={"a": "edge-1"}) as fleet:
+        async with LoopbackFleet(tmp_path, edge_of={"a": "edge-1"}) as fleet:
             seen: list[tuple[str, bool]] = []
             node = fleet.nodes[NodeId("device-a")]
             watcher = fleet.nodes[NodeId("edge-1")]

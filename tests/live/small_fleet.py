@@ -14,16 +14,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-import numpy as np
 
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.ids import ClientId, NodeId
-from edgewise.core.seeds import Seeds
-from edgewise.fleet.messages import NodeRow, RunStatus, SubmitRun
+from edgewise.fleet.messages import NodeRow, RunStatus
 from edgewise.fleet.node.settings import AgentSettings
-from edgewise.fleet.operator.operator import Operator, connect_operator, encode_layout
-from edgewise.models.export import export_template
-from edgewise.models.flat import initial_vector
+from edgewise.fleet.operator.operator import Operator, connect_operator
+from edgewise.fleet.operator.submission import task_request
 from edgewise.models.task import load_task
 from edgewise.simulation.emulated.emulated_fleet import CLOUD, OPERATOR, EmulatedFleet
 from edgewise.simulation.emulated.fleet_file import DeviceClass, EdgeClass, FleetFile, LinkClass
@@ -31,7 +28,7 @@ from edgewise.simulation.simulate import SimulationOptions, simulate_rounds
 from edgewise.training.algorithms import make_algorithm
 
 EDGE = "edge-1"
-WORDS: dict[str, Any] = {"name": "fed_avg", "uplink": "int8"}
+SPEC: dict[str, Any] = {"name": "fed_avg", "uplink": "int8"}
 PATIENCE_S = 100.0
 QUICK = LinkClass("1000 Mbit/s", "0 ms")
 TASK = '''"""Stands still while a file named after its client exists."""
@@ -147,13 +144,13 @@ class World:
             assert time.monotonic() < end, "it did not come about"
             await asyncio.sleep(0.02)
 
-    async def submit(self, name: str, *, num_rounds: int = 2, seed: int = 7, **wish: Any) -> None:
+    async def submit(
+        self, name: str, *, num_rounds: int = 2, seed: int = 7, protocol: Any = "hierarchical", **request: Any
+    ) -> None:
         """Submits a run of that name; the coordinator may die of it."""
-        graph, layout = export_template(self.task)
-        fields: dict[str, Any] = {"register": False, "quorum_fraction": 1.0, "clients": self.clients, **wish}
-        order = SubmitRun(self.task.name, WORDS, num_rounds, seed, encode_layout(layout), name=name, **fields)
-        start = initial_vector(self.task, Seeds(seed))
-        await self.operator.submit(order, {"graph": np.frombuffer(graph, np.uint8), "model": start})
+        spec, fields = request.pop("algorithm", SPEC), {"register": False, "clients": self.clients, **request}
+        how = {"num_rounds": num_rounds, "seed": seed, "protocol": protocol, "name": name}
+        await self.operator.submit(*task_request(self.task, spec, **how, **fields))
 
     async def end_of(self, name: str) -> RunStatus:
         """Waits for a run's terminal state, over restarts of the coordinator."""
@@ -189,11 +186,10 @@ class World:
         """What a node has logged."""
         return (self.fleet.folder / "logs" / f"{name}.log").read_text(errors="replace")
 
-    def simulated(self, protocol: str, rounds: int, seed: int = 7, **how: Any) -> bytes:
+    def simulated(self, protocol: str, rounds: int, seed: int = 7, algorithm: Any = None, **how: Any) -> bytes:
         """The model of the same run in the simulator."""
-        homes = {c: NodeId(EDGE) for c in self.clients} if protocol == "hierarchical" else None
         run = simulate_rounds(
-            self.task, make_algorithm(WORDS), rounds=rounds, seed=seed, homes=homes,
-            options=SimulationOptions("sequential"), **how,
+            self.task, make_algorithm(algorithm or SPEC), rounds=rounds, seed=seed, protocol=protocol,
+            edge_of={c: NodeId(EDGE) for c in self.clients}, options=SimulationOptions("sequential"), **how,
         )  # fmt: skip
         return run.vector.tobytes()

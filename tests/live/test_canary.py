@@ -22,9 +22,10 @@ from edgewise.codecs import png
 from edgewise.core.ids import ClientId, NodeId, Tier, digest_of
 from edgewise.core.png_file import encode_png
 from edgewise.core.seeds import Seeds
-from edgewise.fleet.messages import Deploy, RunStatus, SubmitRun
-from edgewise.fleet.operator.operator import Operator, connect_operator, encode_layout
-from edgewise.models.export import INPUT, export_template
+from edgewise.fleet.messages import Deploy, RunStatus
+from edgewise.fleet.operator.operator import Operator, connect_operator
+from edgewise.fleet.operator.submission import task_request
+from edgewise.models.export import INPUT
 from edgewise.models.flat import initial_vector
 from edgewise.models.graph.graph import Graph
 from edgewise.planning.plan import EXIT, Gate, Handover, Plan, Site, Stage
@@ -107,10 +108,7 @@ def words(uplink: str) -> dict[str, Any]:
 
 
 async def train(operator: Operator, task: DigitsTask, uplink: str) -> RunStatus:
-    graph, layout = export_template(task)
-    wish = SubmitRun(task.name, words(uplink), ROUNDS, 0, encode_layout(layout), quorum_fraction=1.0)
-    start = initial_vector(task, Seeds(0))
-    run = await operator.submit(wish, {"graph": np.frombuffer(graph, np.uint8), "model": start})
+    run = await operator.submit(*task_request(task, words(uplink), num_rounds=ROUNDS))
     async for status in operator.watch(run):
         last = status
     assert last.state == "completed", last.cause
@@ -260,9 +258,9 @@ def test_raw_serving_gives_the_split_plans_answers(seen: Seen) -> None:
 
 @pytest.mark.parametrize("uplink", UPLINKS)
 def test_the_fleet_of_processes_ends_byte_equal_with_the_simulator(uplink: str, task: DigitsTask, seen: Seen) -> None:
-    homes = dict.fromkeys(CLIENTS, NodeId("edge-1"))
+    edge_of = dict.fromkeys(CLIENTS, NodeId("edge-1"))
     options = SimulationOptions(FLEET.devices.engine, evaluate_every=0)
     twin = simulate_rounds(
-        task, make_algorithm(words(uplink)), rounds=ROUNDS, clients=CLIENTS, homes=homes, options=options
+        task, make_algorithm(words(uplink)), rounds=ROUNDS, clients=CLIENTS, edge_of=edge_of, options=options
     )
     assert seen.runs[uplink].model == digest_of(twin.vector.tobytes())

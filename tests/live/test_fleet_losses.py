@@ -15,7 +15,8 @@ from edgewise.core.ids import ClientId, Tier, digest_of
 from edgewise.fleet.store.events import EventLog
 from edgewise.simulation.emulated.emulated_fleet import CLOUD
 from edgewise.training.protocols.event_log import decode_event
-from edgewise.training.protocols.messages import UpdateReceived
+from edgewise.training.protocols.letters import UpdateReport
+from edgewise.training.protocols.messages import Received
 from tests.live.small_fleet import EDGE, World
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(200)]
@@ -47,7 +48,7 @@ async def in_the_second_round(world: World, name: str, **wish: Any) -> None:
     """A run whose first round is closed and whose second waits for client-1, which stands still."""
     await world.all_here()
     stop_client_1(world).touch()
-    await world.submit(name, num_rounds=3, quorum_fraction=0.5, **wish)
+    await world.submit(name, num_rounds=3, quorum=1, **wish)
 
 
 def stop_client_1(world: World) -> Any:
@@ -167,7 +168,7 @@ def test_a_node_that_enrols_while_a_round_runs_takes_part_without_a_restart(worl
         await world.all_here()
         stop_client_1(world).touch()
         clients = (*world.clients, ClientId("client-9"))
-        await world.submit("enrolled", num_rounds=2, quorum_fraction=0.4, clients=clients)
+        await world.submit("enrolled", num_rounds=2, quorum=1, clients=clients)
         await enrol()
         await world.all_here("device-9")
         stop_client_1(world).unlink()
@@ -207,9 +208,9 @@ def test_a_signal_stops_every_node_in_time_and_the_run_goes_on_after_it(world: W
 
 async def worker_stands(world: World, run: str) -> bool | None:
     """Whether client-0 has answered and client-1 is at work; read from the edge's log."""
-    reader = EventLog.open(world.folder / "state" / EDGE / "edge.db", read_only=True)
+    reader = EventLog.open(world.folder / "state" / EDGE / "events.db", read_only=True)
     try:
-        events = [decode_event(entry.payload) for entry in reader.read("edge")]
+        events = [decode_event(e.payload) for e in reader.read(f"edge/{run}") if e.kind == "Received"]
     finally:
         reader.close()
-    return any(isinstance(e, UpdateReceived) and e.run == run for e in events) or None
+    return any(isinstance(e, Received) and isinstance(e.letter, UpdateReport) for e in events) or None

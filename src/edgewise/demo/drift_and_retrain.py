@@ -18,9 +18,8 @@ from edgewise.demo.scenario import RETRAINING, TASK, UPLINK, Demo
 from edgewise.demo.serve_requests import deploy
 from edgewise.demo.streaming import Sent, stream, take
 from edgewise.demo.training import follow, round_rows
-from edgewise.fleet.messages import Deploy, Feedback, HardExamples, SubmitRun
-from edgewise.fleet.operator.operator import encode_layout
-from edgewise.fleet.operator.submission import run_files, run_spec
+from edgewise.fleet.messages import Deploy, Feedback, HardExamples
+from edgewise.fleet.operator.submission import task_request
 from edgewise.inference.evidence import CODECS
 from edgewise.lifecycle.labels import feedback
 from edgewise.models.graph.graph import Graph
@@ -143,15 +142,16 @@ async def _feed_back(demo: Demo, sent: Sent) -> int:
 
 
 async def _retrain(demo: Demo) -> ModelVersion:
-    layout, files = await asyncio.to_thread(run_files, demo.task, seed=None)
-    algorithm = {"name": "fed_avg", "local": RETRAINING, "uplink": UPLINK}
-    hard = HardExamples(feedback().spec.to_dict())
-    request = SubmitRun(
-        spec=run_spec(algorithm, layout, seed=demo.settings.seed + 1, name="after-drift", hard_examples=hard),
-        task=TASK,
-        num_rounds=demo.settings.retraining_rounds,
-        layout=encode_layout(layout),
+    algorithm, settings = {"name": "fed_avg", "local": RETRAINING, "uplink": UPLINK}, demo.settings
+    request, files = await asyncio.to_thread(
+        task_request,
+        demo.task,
+        algorithm,
+        num_rounds=settings.retraining_rounds,
+        seed=settings.seed + 1,
+        name="after-drift",
         start_version=demo.version.number,
+        hard_examples=HardExamples(feedback().spec.to_dict()),
     )
     status = await follow(demo, request, files)
     demo.change(rounds=(*demo.report.rounds, *round_rows("after drift", status)))

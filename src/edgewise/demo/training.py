@@ -7,12 +7,11 @@ from typing import Any
 import msgspec
 
 from edgewise.core.errors import EdgewiseError
-from edgewise.core.layout import Layout
 from edgewise.datasets.audit import audit
-from edgewise.demo.scenario import LOCAL, TASK, UPLINK, Counted, Demo
+from edgewise.demo.scenario import LOCAL, UPLINK, Counted, Demo
 from edgewise.fleet.messages import RunStatus, SubmitRun
-from edgewise.fleet.operator.operator import RunFiles, encode_layout
-from edgewise.fleet.operator.submission import run_files, run_spec
+from edgewise.fleet.operator.operator import RunFiles
+from edgewise.fleet.operator.submission import task_request
 from edgewise.ledger.kpis import training_kpis
 from edgewise.service.report import CodecSection, RoundRow, SplitSizes
 from edgewise.service.report.convert import audit_rows
@@ -21,11 +20,10 @@ from edgewise.service.report.convert import audit_rows
 async def train(demo: Demo) -> None:
     """Trains twice from the same seed: a few rounds uncoded, all rounds coded; registers the coded model."""
     _print_data(demo)
-    layout, files = run_files(demo.task, seed=demo.settings.seed)
     few = demo.settings.comparison_rounds
-    uncoded = await follow(demo, _request(demo, "uncoded", {"name": "none"}, few, layout, register=False), files)
+    uncoded = await follow(demo, *_request(demo, "uncoded", {"name": "none"}, few, register=False))
     before = await demo.counted()
-    coded = await follow(demo, _request(demo, "first", UPLINK, demo.settings.rounds, layout), files)
+    coded = await follow(demo, *_request(demo, "first", UPLINK, demo.settings.rounds))
     demo.run = coded
     _kpis(demo, before, await demo.counted())
     versions = (await demo.operator.versions()).versions
@@ -76,16 +74,11 @@ async def follow(demo: Demo, request: SubmitRun, files: RunFiles) -> RunStatus:
 
 
 def _request(
-    demo: Demo, name: str, uplink: dict[str, Any], rounds: int, layout: Layout, *, register: bool = True
-) -> SubmitRun:
+    demo: Demo, name: str, uplink: dict[str, Any], rounds: int, *, register: bool = True
+) -> tuple[SubmitRun, RunFiles]:
     algorithm = {"name": "fed_avg", "local": LOCAL, "uplink": uplink}
-    return SubmitRun(
-        spec=run_spec(algorithm, layout, seed=demo.settings.seed, name=name),
-        task=TASK,
-        num_rounds=rounds,
-        layout=encode_layout(layout),
-        register=register,
-    )
+    seed = demo.settings.seed
+    return task_request(demo.task, algorithm, num_rounds=rounds, seed=seed, name=name, register=register)
 
 
 def round_rows(run: str, status: RunStatus) -> tuple[RoundRow, ...]:

@@ -17,11 +17,11 @@ from edgewise.core.errors import InputError, Unreachable
 from edgewise.core.ids import ClientId, Epoch, NodeId, Tier
 from edgewise.core.layout import Vector
 from edgewise.fleet.coordinator import Coordinator
-from edgewise.fleet.messages import Ack, Capability, NodeInfo, RunStatus, SubmitRun
+from edgewise.fleet.messages import Ack, Capability, NodeInfo, RunStatus
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.node.settings import AgentSettings
-from edgewise.fleet.operator.operator import Operator, encode_layout
-from edgewise.fleet.operator.submission import run_files, run_spec
+from edgewise.fleet.operator.operator import Operator, RunFiles
+from edgewise.fleet.operator.submission import task_request
 from edgewise.fleet.training.local_worker import LocalWorker
 from edgewise.fleet.training.node_training import NodeTraining
 from edgewise.ledger.entry import FrameCounter
@@ -40,7 +40,6 @@ OPERATOR = NodeId("operator")
 NOBODY = NodeId("")
 _CAPABILITY = Capability(1, 2**30, 1e9, 1.0, 1.0, "")
 START_TIMEOUT_S = 20.0
-_OF_SPEC = ("protocol", "seed", "name", "hard_examples")
 
 
 class LoopbackFleet:
@@ -175,19 +174,29 @@ class LoopbackFleet:
         Args:
             algorithm: Its spec, as text or table.
             model: The first model; by default the seed tree's.
-            **request: `protocol`, `seed` and `name` of the run; other fields of `SubmitRun`, of which `register` is false
-                where nothing is said.
+            **request: As for `task_request`; without a word of it the result does not become a version.
 
         Returns:
             Its name.
         """
-        seed = request.get("seed", 0)
-        layout, files = run_files(self.task, seed=None if request.get("start_version") else seed)
+        order, files = task_request(self.task, algorithm, **{"register": False, **request})
         if model is not None:
-            files = type(files)(files.template, model)
-        spec = run_spec(algorithm, layout, **{k: request.pop(k) for k in _OF_SPEC if k in request})
-        fields = {"task": self.task.name, "register": False, **request}
-        return await self.operator.submit(SubmitRun(spec=spec, layout=encode_layout(layout), **fields), files)
+            files = RunFiles(files.template, model)
+        return await self.operator.submit(order, files)
+
+    async def until(self, holds: Callable[[], bool], timeout_s: float = START_TIMEOUT_S) -> None:
+        """Waits until something holds that nobody tells.
+
+        Args:
+            holds: Looked at a hundred times a second.
+            timeout_s: Deadline.
+
+        Raises:
+            TimeoutError: If it does not by then.
+        """
+        async with asyncio.timeout(timeout_s):
+            while not holds():  # noqa: ASYNC110 - what is looked at has no event
+                await asyncio.sleep(0.01)
 
     def model(self, status: RunStatus) -> Vector:
         """The model of a run, float32[d]."""

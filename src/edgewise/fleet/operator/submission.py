@@ -127,6 +127,38 @@ def make_request(
     return request, files
 
 
+def task_request(
+    task: Task,
+    algorithm: Any,
+    *,
+    num_rounds: int,
+    seed: int = 0,
+    protocol: Any = "hierarchical",
+    name: str = "",
+    hard_examples: HardExamples | None = None,
+    **fields: Any,
+) -> tuple[SubmitRun, RunFiles]:
+    """A run without a job file. Imports torch.
+
+    Args:
+        task: What is learned.
+        algorithm: Spec of the algorithm, as text or table.
+        num_rounds: Rounds.
+        seed: The job's seed; the first model is the seed tree's.
+        protocol: Spec of the protocol, as text or table.
+        name: The run's name; "" lets the coordinator name it.
+        hard_examples: What joins the clients' data.
+        **fields: Others of `SubmitRun`, e.g. `quorum`, `clients`, `start_version`, `register`.
+
+    Returns:
+        The request, and what travels beside it.
+    """
+    layout, files = run_files(task, seed=None if fields.get("start_version") else seed)
+    spec = run_spec(algorithm, layout, protocol=protocol, seed=seed, name=name, hard_examples=hard_examples)
+    known: dict[str, Any] = {"task": task.name, "num_rounds": num_rounds, "layout": encode_layout(layout)}
+    return SubmitRun(spec=spec, **known, **fields), files
+
+
 def run_files(task: Task, *, seed: int | None) -> tuple[Layout, RunFiles]:
     """What a run of a task begins with. Imports torch.
 
