@@ -33,7 +33,7 @@ from edgewise.fleet.messages import (
     SubmitRun,
     Versions,
 )
-from edgewise.fleet.messages.events import event_frame, event_of
+from edgewise.fleet.messages.fleet_events import event_frame, event_of
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.node.settings import AgentSettings
 from edgewise.fleet.serving.deployments import Deployments

@@ -253,7 +253,7 @@ class LiveRequest:
         self._on(session.RemoteAnswered(self._loop.time(), node, answer.exit_index, answer.cause))
 
     def _fire(self, timer: session.Timer) -> None:
-        self._on(session.TimerFired(self._loop.time(), timer))
+        self._on(session.TimerExpired(self._loop.time(), timer))
 
     def _end(self, answer: session.SessionAnswer) -> None:
         if self._is_asking and self._state.trying:

@@ -40,7 +40,7 @@ from edgewise.inference.streams import StreamStep
 from edgewise.models.graph.graph import PlainTensor
 from edgewise.planning.plan import ActivePlan
 from edgewise.service.connection import OnePacketProtocol
-from edgewise.service.protocol import describe, read_feedback, read_request, write_answer
+from edgewise.service.open_inference_format import describe, read_feedback, read_request, write_answer
 from edgewise.service.request_body import LENGTH, BodyTooLarge, decompressed, header_length, read_body
 
 log = logging.getLogger(__name__)

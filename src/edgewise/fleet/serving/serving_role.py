@@ -33,7 +33,7 @@ from edgewise.fleet.messages import (
     ProfileOrder,
     UninstallOrder,
 )
-from edgewise.fleet.messages.events import event_frame, event_of
+from edgewise.fleet.messages.fleet_events import event_frame, event_of
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.node.probe import PROBE, answer_probe, probe_link, probe_once
 from edgewise.fleet.node.settings import AgentSettings
