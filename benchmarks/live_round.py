@@ -43,7 +43,7 @@ WORDS = {"name": "fed_avg", "local": {"name": "sgd", "learning_rate": 0.1, "epoc
 
 
 class Fleet:
-    """A coordinator and four devices as processes.
+    """A coordinator and some devices as processes.
 
     Attributes:
         operator: Speaks to the coordinator.
@@ -52,9 +52,18 @@ class Fleet:
 
     operator: Operator
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        num_devices: int = NUM_DEVICES,
+        task_file: str = job_s.__file__,
+        task_settings: dict[str, Any] | None = None,
+    ) -> None:
         self.folder = folder
-        self.nodes = [NodeId("cloud"), *map(NodeId, DEVICES)]
+        self._names = [f"device-{index}" for index in range(num_devices)]
+        self._task: dict[str, Any] = {"task": task_file, "task_settings": task_settings or {}}
+        self.nodes = [NodeId("cloud"), *map(NodeId, self._names)]
         self.links = LinksProcess(folder / "links.log")
         self._authority = create_authority(folder / "authority", "bench")
         self._stack = contextlib.AsyncExitStack()
@@ -69,7 +78,7 @@ class Fleet:
         self._authority.issue("operator", Tier.CLOUD, folder=self.folder / "ids" / "operator")
         ids, state = self.folder / "ids" / "operator", self.folder / "operator"
         self.operator = await self._stack.enter_async_context(connect_operator(ids, self._endpoint, state, "bench"))
-        await self.start_devices([self._endpoint] * NUM_DEVICES)
+        await self.start_devices([self._endpoint] * len(self._names))
 
     async def start_devices(self, endpoints: Sequence[str]) -> None:
         """Starts the devices, or starts them anew, each towards its endpoint."""
@@ -77,15 +86,15 @@ class Fleet:
         before = {row.info.epoch for row in (await self.operator.nodes()).nodes}
         settings = [
             self._settings(
-                device, Tier.DEVICE, connect=(endpoint,), task=job_s.__file__, client=f"client-{i}", engine="sequential"
+                device, Tier.DEVICE, connect=(endpoint,), client=f"client-{i}", engine="sequential", **self._task
             )
-            for i, (device, endpoint) in enumerate(zip(DEVICES, endpoints, strict=True))
+            for i, (device, endpoint) in enumerate(zip(self._names, endpoints, strict=True))
         ]
         self._devices = list(await asyncio.gather(*(self._start(s) for s in settings)))
 
         def all_new(rows: list[NodeRow]) -> bool:
             new = [r for r in rows if r.info.client and r.state == "alive" and r.info.epoch not in before]
-            return len(new) == NUM_DEVICES
+            return len(new) == len(self._names)
 
         await self.operator.wait_for_nodes(all_new, 30.0)
 

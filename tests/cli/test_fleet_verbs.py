@@ -227,7 +227,7 @@ def test_a_dry_run_prints_the_job_and_asks_nobody(home: Path, capsys: pytest.Cap
         ('[task]\nfile = "digits"\n[training]\nrounds = 0', "training.rounds must be at least 1, got 0"),
         (
             '[task]\nfile = "digits"\n[training]\nalgorithm = "fed_avgg"',
-            "bad.toml training.algorithm: algorithms has no",
+            "bad.toml [training] algorithms has no",
         ),
         ('[task]\nfile = "digits"\nsettings = { client = 2 }', "task 'digits' has no setting 'client'. Did you mean"),
         ("[task\n", "bad.toml is not TOML"),

@@ -6,6 +6,7 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from edgewise.core.errors import InputError
@@ -26,7 +27,7 @@ from edgewise.fleet.messages import (
 from edgewise.fleet.serving.deployment import Deployment
 from edgewise.fleet.serving.deployments import LOG, REVISIONS_PER_DEPLOYMENT, Deployments, _stages
 from edgewise.models.version import ModelVersion
-from edgewise.planning.plan import Plan
+from edgewise.planning.plan import Plan, Site, Stage
 from tests.inference.tiny import split_plan, two_exit_graph
 
 CAPABILITY = Capability(1, 1, 1.0, 1.0, 1.0, "")
@@ -254,6 +255,31 @@ def test_devices_are_updated_by_shares_where_the_operator_says_so() -> None:
         (Deploy(1, (PLAN,), staged=False), [10]),
     ):
         assert [len(stage) for stage in _stages(deploy, devices)] == sizes
+
+
+def test_each_node_is_told_who_stands_at_which_site() -> None:
+    """A pipeline of two edges: a device asks its own edge first, an edge the one that follows it."""
+    fleet, other = Fleet(), NodeId("edge-2")
+    members = dict(fleet.made.watch.members.members)
+    members[other] = KnownNode(
+        node=other, tier=Tier.EDGE, epoch=Epoch(1), state=NodeState.ALIVE, info=info(other, Tier.EDGE)
+    )
+    fleet.made.watch.members = Membership(members)  # type: ignore[misc]
+    further = Stage("further", PLAN.graph, ("b",), ("end",), Site(Tier.EDGE, 1))
+    plan = msgspec.structs.replace(PLAN, stages=(*PLAN.stages, further))
+    what = Deployment("digits", Deploy(1, (plan,)), Revision(64))
+
+    def asked(node: NodeId, tier: Tier) -> dict[str, tuple[str, ...]]:
+        return {str(at.site): at.nodes for at in fleet.made._order(what, node, tier).nodes_at}
+
+    assert asked(EDGE, Tier.EDGE) == {"edge": (EDGE, other), "edge:1": (other, EDGE)}
+    assert asked(other, Tier.EDGE)["edge:1"] == (EDGE, other)
+    device = KnownNode(
+        node=DEVICE, tier=Tier.DEVICE, epoch=Epoch(1), state=NodeState.ALIVE,
+        info=msgspec.structs.replace(info(DEVICE, Tier.DEVICE), parent=other),
+    )  # fmt: skip
+    fleet.made.watch.members = Membership({**members, DEVICE: device})  # type: ignore[misc]
+    assert asked(DEVICE, Tier.DEVICE)["edge"] == (other, EDGE)
 
 
 def test_health_counts_each_request_once() -> None:

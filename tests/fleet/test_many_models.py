@@ -286,6 +286,23 @@ def test_a_flood_of_one_model_leaves_the_other_its_share(tmp_path: Path) -> None
     on_fleet(tmp_path, scene, dilation=100.0)
 
 
+def test_a_share_is_what_the_operator_gives(tmp_path: Path) -> None:
+    async def scene(fleet: ServingFleet) -> None:
+        for number, (name, share) in enumerate((("digits", 3.0), ("faces", 1.0)), 1):
+            await fleet.register(GRAPHS[name].model_bytes, name)
+            ack = await fleet.operator.deploy(Deploy(number, plans(GRAPHS[name]), share=share))
+            assert ack.accepted, ack.reason
+        models = fleet.serving[DEVICE].models
+        open_requests = [models[name].served.max_in_flight for name in ("digits", "faces")]
+        assert open_requests[0] == 3 * open_requests[1] == 48
+        assert fleet.serving["edge-1"].host is not None
+        assert fleet.serving["edge-1"].host._shares == {"digits": 3.0, "faces": 1.0}
+        with pytest.raises(RemoteError, match=r"the share of 'digits' is 0\.0, it must be a number > 0"):
+            await fleet.operator.deploy(Deploy(1, plans(GRAPHS["digits"]), share=0.0))
+
+    on_fleet(tmp_path, scene)
+
+
 def test_messages_name_their_model() -> None:
     from edgewise.fleet import messages
 

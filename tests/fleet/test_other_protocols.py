@@ -30,6 +30,12 @@ def suspended(monkeypatch: Any, client: str, go_on: threading.Event) -> None:
     monkeypatch.setattr(LocalWorker, "_update", update)
 
 
+def has_begun(roles: Any, run: str) -> bool:
+    """Whether a device has its task."""
+    driver = roles.driver("client", run)
+    return driver is not None and driver.state is not None
+
+
 def test_buffered_goes_on_while_a_client_stands_still(tmp_path: Path, monkeypatch: Any) -> None:
     go_on = threading.Event()
     suspended(monkeypatch, "b", go_on)
@@ -68,10 +74,28 @@ def test_gossip_needs_no_coordinator_once_it_has_begun(tmp_path: Path) -> None:
             roles = [training.roles for name, training in fleet.training.items() if name.startswith("device")]
             async with asyncio.timeout(TIMEOUT_S):
                 run = await fleet.submit("fed_avg", num_rounds=6, seed=7, protocol="gossip", name="alone")
-                await fleet.until(lambda: all(r.driver("client", run) is not None for r in roles))
+                await fleet.until(lambda: all(has_begun(r, run) for r in roles))
                 fleet.fabric.cut("cloud")
                 await fleet.until(lambda: all(r.driver("client", run).state.round >= 6 for r in roles))  # type: ignore[union-attr]
                 fleet.fabric.heal("cloud")
                 return [status async for status in fleet.operator.watch(run)][-1]
 
     assert asyncio.run(scene()).state == "completed"
+
+
+def test_gossip_goes_on_without_an_agent_that_is_killed_and_says_what_is_lost(tmp_path: Path) -> None:
+    async def scene() -> Any:
+        async with LoopbackFleet(tmp_path, edge_of=FOUR, settings=NAMES) as fleet:
+            roles = [training.roles for name, training in fleet.training.items() if name.startswith("device")]
+            async with asyncio.timeout(TIMEOUT_S):
+                run = await fleet.submit(
+                    "fed_avg", num_rounds=4, seed=7, protocol="gossip", quorum=3, round_deadline_s=1.0
+                )
+                await fleet.until(lambda: all(has_begun(r, run) for r in roles))
+                await fleet.kill("d")
+                return [status async for status in fleet.operator.watch(run)][-1]
+
+    status = asyncio.run(scene())
+    assert status.state == "completed", status.cause
+    assert status.rounds[-1].num_updates == 3
+    assert list(status.rounds[-1].missing) == ["d"]

@@ -72,8 +72,9 @@ async def report(fleet: LoopbackFleet, to: str, run: RunId, number: int) -> Lett
         ({"model": np.zeros(3, np.float32)}, "the start has 3 entries, the task's model 67. The task does not match"),
     ],
 )
-def test_what_cannot_start_is_refused_with_its_cause(fields: Any, text: str, tmp_path: Path) -> None:
+def test_what_cannot_start_is_refused_with_its_cause(fields: Any, text: str, tmp_path: Path, monkeypatch: Any) -> None:
     async def scene(fleet: LoopbackFleet) -> None:
+        monkeypatch.setattr(fleet.task, "name", fields.pop("task", "tiny"))
         with pytest.raises(RemoteError, match=text):
             await fleet.submit(**{"algorithm": WORDS, "num_rounds": 1, **fields})
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
+import msgspec
 import pytest
 
 from edgewise.core.errors import PlanInfeasible
@@ -12,7 +14,7 @@ from edgewise.inference.peers import Target
 from edgewise.inference.session import AnswerSource
 from edgewise.inference.stage_messages import STAGE
 from edgewise.inference.stage_server import StageHost
-from edgewise.inference.stages import build_stages, make_session
+from edgewise.inference.stages import build_stages, check_plan, make_session
 from edgewise.planning.plan import ENTRY, Handover, Plan, Site
 from tests.inference.loopback_world import KEYS, World, hang, world
 from tests.inference.tiny import D, E, active, exit_gate, images, stage, two_exit_graph
@@ -107,3 +109,18 @@ def test_a_node_of_another_tier_builds_nothing_and_a_branching_plan_is_refused()
         await host.close()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tile": (0, 3)}, "computes a tile of its input"),
+        ({"graph": "f" * 64}, "computes a piece of graph ffffffffffff"),
+    ],
+)
+def test_what_nodes_cannot_run_yet_is_refused_by_name(change: dict[str, Any], message: str) -> None:
+    plan = pipeline_plan()
+    first, *rest = plan.stages
+    odd = msgspec.structs.replace(plan, stages=(msgspec.structs.replace(first, **change), *rest))
+    with pytest.raises(PlanInfeasible, match=message):
+        check_plan(GRAPH, odd)

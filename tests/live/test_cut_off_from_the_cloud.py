@@ -57,7 +57,7 @@ def test_a_device_started_again_without_the_cloud_serves_what_it_served(world: W
         told = {name: after.parameters[name] for name in ("source", "served_by", "plan_revision", "model_version")}
         assert told == {name: before.parameters[name] for name in told}
         assert (told["source"], told["served_by"], told["model_version"]) == ("plan", f"{DEVICE},{EDGE}", 1)
-        assert f"{DEVICE} serves version 1 again" in world.log(DEVICE)
+        assert f"{DEVICE} serves version 1 of tiny again" in world.log(DEVICE)
         await world.fleet.set_link(EDGE, CLOUD, outage=None)
         await world.all_here()
 

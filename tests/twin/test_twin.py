@@ -112,3 +112,11 @@ def test_after_a_dropout_the_survivors_model_is_that_of_a_simulation_with_the_sa
         fails=lambda number, client: client == "b" and survived[number - 1] == 2,
     )  # fmt: skip
     assert status.model == digest_of(twin.vector.tobytes())
+
+
+def test_gossip_ends_byte_equal(tmp_path):
+    async def run():
+        async with LoopbackFleet(tmp_path, edge_of=EDGE_OF) as fleet:
+            return await fleet.train("fed_avg", num_rounds=3, seed=7, protocol="gossip")
+
+    assert asyncio.run(run()).model == digest_of(simulated(TinyTask(), "fed_avg", "gossip", 3).vector.tobytes())

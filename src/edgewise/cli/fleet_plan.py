@@ -34,6 +34,9 @@ RolloutStages = Annotated[
 MinRequests = Annotated[
     int, typer.Option("--min-requests", min=0, help="On a fleet: requests a device serves before the next stage.")
 ]
+Share = Annotated[
+    float, typer.Option("--share", min=0.001, help="On a fleet: the model's weight where a node serves several.")
+]
 Force = Annotated[
     bool,
     typer.Option(
@@ -62,6 +65,7 @@ class FleetPlanRequest:
         model: Which model; "" for the only one there is.
         stages: Shares of the devices, rising to 1, e.g. `0.1,0.5,1`; "" goes device by device.
         min_requests: Requests each device of a stage serves before the next stage begins.
+        share: The model's weight on a node that serves several.
         force: Whether to serve a version that lacks its clients' own tensors.
     """
 
@@ -77,6 +81,7 @@ class FleetPlanRequest:
     model: str = ""
     stages: str = ""
     min_requests: int = 0
+    share: float = 1.0
     force: bool = False
 
 
@@ -210,7 +215,11 @@ async def deploy_plan(
         version, search, recommended.plan, parse_duration(request.deadline) if request.deadline else None
     )
     order = msgspec.structs.replace(
-        order, shares=parse_shares(request.stages), min_requests=request.min_requests, force=request.force
+        order,
+        shares=parse_shares(request.stages),
+        min_requests=request.min_requests,
+        share=request.share,
+        force=request.force,
     )
     ack = await operator.deploy(order)
     if not ack.accepted:

@@ -17,6 +17,7 @@ from edgewise.cli.fleet_plan import (
     Force,
     MinRequests,
     RolloutStages,
+    Share,
     VersionNumber,
     fleet_only,
     parse_shares,
@@ -26,7 +27,7 @@ from edgewise.cli.operator_options import AsOperator, ModelName, ToFleet
 from edgewise.cli.output import AsJson, Output
 from edgewise.cli.running import run_async
 from edgewise.cli.serve import Exits, Shapes, parse_exits, parse_shapes
-from edgewise.core.errors import DataError, InputError
+from edgewise.core.errors import DataError, InputError, PlanInfeasible
 from edgewise.core.ids import NodeId, Tier
 from edgewise.core.units import parse_duration, parse_rate
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from edgewise.models.graph.graph import Graph
     from edgewise.models.version import ExitEvidence
     from edgewise.planning.levels import Recommendation
+    from edgewise.planning.plan import Plan
     from edgewise.planning.profile import LinkState, Profile
     from edgewise.planning.search import Search
     from edgewise.simulation.emulated.fleet_file import FleetFile
@@ -59,6 +61,9 @@ def command(
     limit: Annotated[int, typer.Option("--limit", min=1, help="Use at most so many examples for accuracy.")] = 500,
     input_shape: Shapes = None,
     exits: Exits = "",
+    planner: Annotated[
+        str, typer.Option("--planner", help="Show another planner's best plan too, e.g. pipeline, or a plug-in's.")
+    ] = "",
     connect: ToFleet = "",
     identity: AsOperator = "",
     version: VersionNumber = 0,
@@ -68,6 +73,7 @@ def command(
     deploy: Annotated[bool, typer.Option("--deploy", help="On a fleet: put the plan in force.")] = False,
     stages: RolloutStages = "",
     min_requests: MinRequests = 0,
+    share: Share = 1.0,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -116,13 +122,14 @@ def command(
             stages=stages,
             min_requests=min_requests,
             force=force,
+            share=share,
         )
         run_async(plan_on_fleet(out, request))
         return
     if onnx is None or data is None:
         raise InputError("give a model and --data with real inputs, or --connect to plan a version of a fleet.")
     graph = Graph.load(onnx, parse_shapes(input_shape), parse_exits(exits))
-    plan_file(out, graph, data, policy, fleet, profile or (), parse_duration(budget), limit)
+    plan_file(out, graph, data, policy, fleet, profile or (), parse_duration(budget), limit, planner)
 
 
 def plan_file(
@@ -134,6 +141,7 @@ def plan_file(
     profile: Sequence[Path],
     budget_s: float,
     limit: int,
+    planner: str = "",
 ) -> None:
     """Plans a user's own model.
 
@@ -146,6 +154,7 @@ def plan_file(
         profile: Profiles measured on other machines.
         budget_s: Time to measure this machine for.
         limit: Use at most so many examples.
+        planner: Spec text of another planner, asked too; "" for none.
     """
     from edgewise.cli.source import read_source
     from edgewise.core.config import load_toml
@@ -162,7 +171,29 @@ def plan_file(
     evidence, meaning = evaluate(graph, source)
     codecs = CODECS if evidence else CODECS[:1]
     search = make_search(graph, profiles, links_of(file), wanted, evidence, codecs=codecs, training_domain=DOMAIN)
-    _print(out, search, evidence, meaning)
+    other = None if not planner else _other_plan(planner, search, evidence)
+    _print(out, search, evidence, meaning, other)
+
+
+def _other_plan(planner: str, search: Search, evidence: tuple[ExitEvidence, ...]) -> Plan:
+    """The best plan of another planner; for those over several edges there is a second one, like the first and as far
+    from it as the cloud.
+    """
+    from edgewise.planning.plan import Site
+    from edgewise.planning.planner import Evidence, Sites
+    from edgewise.planning.planners import best_of, candidates
+
+    table, first, second = search.table, Site(Tier.EDGE), Site(Tier.EDGE, 1)
+    chain = Sites.chain(table.profiles, table.links)
+    sites = Sites(
+        {**chain.profiles, second: table.profiles[Tier.EDGE]}, {**chain.links, (first, second): table.links[1]}
+    )
+    found = best_of(candidates(planner, table.graph, sites, search.policy, Evidence(evidence)), search.policy)
+    if found is None:
+        raise PlanInfeasible(
+            f"planner {planner!r} finds no plan that meets the policy. Relax it, or leave --planner out."
+        )
+    return found
 
 
 def measure(
@@ -274,7 +305,9 @@ def links_of(file: FleetFile) -> tuple[LinkState, LinkState]:
     return first, second
 
 
-def _print(out: Output, search: Search, evidence: tuple[ExitEvidence, ...], meaning: str) -> None:
+def _print(
+    out: Output, search: Search, evidence: tuple[ExitEvidence, ...], meaning: str, other: Plan | None = None
+) -> None:
     from edgewise.planning.explain import LEVEL_COLUMNS, explain, level_cells
     from edgewise.planning.levels import plan_levels, recommend
 
@@ -286,6 +319,11 @@ def _print(out: Output, search: Search, evidence: tuple[ExitEvidence, ...], mean
     out.line(f"recommended, level {chosen.level}: {chosen.reason}")
     for line in explain(chosen.plan):
         out.line(line)
+    if other is not None:
+        out.line("asked too:")
+        for line in explain(other):
+            out.line(line)
+        found["other"] = other
     out.result({**found, "recommendation": _with_old_words(chosen)})
 
 

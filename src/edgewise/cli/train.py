@@ -125,11 +125,11 @@ def read_job(path: Path, changes: list[str]) -> tuple[JobFile, Task]:
     from edgewise.core.config import load_toml
     from edgewise.training.job import JobFile, check_job, make_task
 
-    job = check_job(load_toml(path, JobFile, changes))
+    job = load_toml(path, JobFile, changes)
     try:
-        job.algorithm()  # words of parts that do not exist are told before anybody is asked
-    except InputError as error:
-        raise ConfigError(f"{path} training.algorithm: {error.message}") from error
+        check_job(job)  # what does not exist or does not fit is told before anybody is asked
+    except ConfigError as error:
+        raise ConfigError(f"{path} {error.message}") from error
     return job, make_task(job.task.file, job.task.settings, folder=path.parent)
 
 

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from edgewise.codecs.codec import Codec, Payload, Shape, State, check_shape
 from edgewise.codecs.wire import payload_from_bytes, payload_of, payload_to_buffers
-from edgewise.core.dtypes import dtype_name
 from edgewise.core.errors import FrameRefused
 from edgewise.core.provenance import origins_of, traced
 
@@ -125,7 +124,7 @@ def decode_bundle(codecs: Codecs, accepted: Sequence[Section] | None, coded: Cod
     """
     if accepted is not None:
         _check_sections(accepted, coded.sections)
-    wanted = {section.name: section for section in accepted or ()}
+    dtypes = {section.name: section.dtype for section in accepted or ()}
     found: dict[str, NDArray[Any]] = {}
     for section in coded.sections:
         prefix = f"{section.name}/"
@@ -142,8 +141,9 @@ def decode_bundle(codecs: Codecs, accepted: Sequence[Section] | None, coded: Cod
             value = codecs[section.name].decode(payload_of(section.shape, parts))
         else:
             raise FrameRefused(f"section {section.name!r} came coded, it is expected as it is.")
-        if section.name in wanted and dtype_name(value.dtype) != wanted[section.name].dtype:
-            raise FrameRefused(f"section {section.name!r} must be {wanted[section.name].dtype}, found {value.dtype}.")
+        dtype = dtypes.get(section.name)
+        if dtype is not None and value.dtype != dtype:
+            raise FrameRefused(f"section {section.name!r} must be {dtype}, found {value.dtype}.")
         found[section.name] = value
     return found
 
@@ -186,11 +186,14 @@ def bundle_from_bytes(data: bytes | memoryview) -> CodedBundle:
 
 
 def _check_sections(accepted: Sequence[Section], found: Sequence[CodedSection]) -> None:
-    names, wanted = [section.name for section in found], {section.name: section for section in accepted}
-    if len(names) != len(wanted) or set(names) != set(wanted):
-        raise FrameRefused(f"a bundle with sections {sorted(wanted)} is expected, found {sorted(names)[:10]}.")
+    wanted = {section.name: section.shape for section in accepted}
+    if len(found) != len(wanted) or {section.name for section in found} != wanted.keys():
+        names = sorted(section.name for section in found)
+        raise FrameRefused(f"a bundle with sections {sorted(wanted)} is expected, found {names[:10]}.")
     for section in found:
-        shape = wanted[section.name].shape
+        shape = wanted[section.name]
+        if shape == section.shape:
+            continue
         fits = len(shape) == len(section.shape) and all(
             w is None or w == f for w, f in zip(shape, section.shape, strict=True)
         )

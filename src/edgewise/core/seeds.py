@@ -29,7 +29,7 @@ class Seeds:
 
     def at(self, *names: str | int) -> Seeds:
         """Returns the descendant with those names."""
-        return Seeds(self.seed, self.path + tuple(str(name) for name in names))
+        return Seeds(self.seed, self.path + tuple(map(str, names)))
 
     def integer(self) -> int:
         """Returns this node's 64-bit seed."""

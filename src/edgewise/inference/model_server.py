@@ -291,7 +291,7 @@ class ModelServer:
         name = RequestId(request or f"{self.node}-{next(self._numbers)}")
         budget_s = self.default_deadline_s if deadline_s is None else deadline_s
         stream = "" if step is None else step.stream
-        served = self._filtered(prepared, checked, stream, name, budget_s)
+        served = self._filtered(prepared, checked, stream, name, budget_s) if prepared.filters else None
         if served is None:
             peers = self._peers.at(prepared.stages.target)
             resources = RequestResources(self.node, self.worker, peers, self.name)
@@ -317,8 +317,6 @@ class ModelServer:
         self, prepared: PreparedPlan, inputs: Tensors, stream: str, request: RequestId, budget_s: float
     ) -> Served | None:
         """Asks the gates in front of every stage; None lets the request pass."""
-        if not prepared.filters:
-            return None
         loop = asyncio.get_running_loop()
         arrived_s = loop.time()
         asked = prepared.filters.ask(inputs, stream)

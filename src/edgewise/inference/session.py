@@ -125,7 +125,9 @@ class TimerExpired(msgspec.Struct, frozen=True):
     timer: Timer
 
 
-Event = RequestArrived | StagesDone | StagesFailed | RemoteAnswered | RemoteFailed | TailDone | TailFailed | TimerExpired
+Event = (
+    RequestArrived | StagesDone | StagesFailed | RemoteAnswered | RemoteFailed | TailDone | TailFailed | TimerExpired
+)
 
 
 class RunStages(msgspec.Struct, frozen=True):

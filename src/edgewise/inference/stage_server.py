@@ -75,6 +75,7 @@ class StageHost:
         self._plans: dict[Revision, dict[Site, PreparedPlan]] = {}
         self._of_model: dict[str, list[Revision]] = {}
         self._model_of: dict[Revision, str] = {}
+        self._shares: dict[str, float] = {}
         self._peers = SitePeers(time.monotonic)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._handing_over: set[asyncio.Task[None]] = set()
@@ -84,13 +85,14 @@ class StageHost:
         """Revisions that are prepared, ascending."""
         return tuple(sorted(self._plans))
 
-    async def prepare(self, active: ActivePlan, graph: Graph, *, model: str = "") -> None:
+    async def prepare(self, active: ActivePlan, graph: Graph, *, model: str = "", share: float = 1.0) -> None:
         """Builds and warms this tier's part of a plan; it is served as soon as this returns.
 
         Args:
             active: The plan with revision and version.
             graph: Its graph.
-            model: Of which model; it has its share of the thread, and what is kept of others does not depend on it.
+            model: Of which model; what is kept of others does not depend on it.
+            share: The model's weight among those here, for the thread's time.
 
         Raises:
             PlanInfeasible: If plan and graph do not belong together.
@@ -104,12 +106,14 @@ class StageHost:
         mine = self._of_model[model] = sorted({*self._of_model.get(model, ()), active.revision})
         self._drop(mine[: -self.keep])
         del mine[: -self.keep]
-        self.worker.set_shares(dict.fromkeys(self._of_model, 1.0))
+        self._shares[model] = share
+        self.worker.set_shares(self._shares)
 
     def remove(self, model: str) -> None:
         """Gives up all plans of a model."""
         self._drop(self._of_model.pop(model, ()))
-        self.worker.set_shares(dict.fromkeys(self._of_model, 1.0))
+        self._shares.pop(model, None)
+        self.worker.set_shares(self._shares)
 
     def _drop(self, revisions: Sequence[Revision]) -> None:
         for revision in revisions:

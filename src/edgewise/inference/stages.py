@@ -261,6 +261,13 @@ def check_plan(graph: Graph, plan: Plan) -> None:
         raise PlanInfeasible(f"plan {plan.name!r} has no exit, so it never answers. The model's end is an exit.")
     if not plan.stages:
         raise PlanInfeasible(f"plan {plan.name!r} has no stage, so it computes nothing. Make it with the planner.")
+    for stage in plan.stages:
+        if stage.tile is not None or stage.graph != plan.graph:
+            what = "a tile of its input" if stage.tile is not None else f"a piece of graph {stage.graph[:12]}"
+            raise PlanInfeasible(
+                f"stage {stage.name!r} of plan {plan.name!r} computes {what}; nodes run whole stages of the plan's own "
+                "graph. Make it with a planner of chains."
+            )
     last = max((n for n, stage in enumerate(plan.stages) if stage.keeps), default=-1)
     before = {stage.name for stage in plan.stages[:last]}
     for gate in plan.gates[:-1]:

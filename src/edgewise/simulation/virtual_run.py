@@ -63,6 +63,9 @@ OnRound = Callable[[SimulatedRound], None]
 FIRST_EPOCH = Epoch(1)
 RETRY_S = 1.0
 """Seconds until a letter without an answer is sent again."""
+_NOBODY: dict[ClientId, SeenClient] = {}
+_MANY_BLOBS = 1024
+"""So many new ones are swept also where no round closes."""
 
 
 def never(number: RoundNumber, client: ClientId) -> bool:
@@ -94,6 +97,7 @@ class Node:
     Attributes:
         role: `coordinator`, `edge` or `client`.
         name: The edge's or the client's; "" for the coordinator.
+        address: Both.
         part: The protocol's role.
         step: Its step, bound to algorithm and blobs.
         state: The fold of its log.
@@ -110,6 +114,7 @@ class Node:
     name: str
     part: Role
     step: Step
+    address: Address
     state: Any = None
     epoch: Epoch = FIRST_EPOCH
     is_up: bool = True
@@ -179,7 +184,7 @@ class VirtualRun:
         names = {COORDINATOR: ("",), EDGE: edges, CLIENT: self.config.clients}
         for role, part in self.protocol.roles.items():
             step = part.make_step(self.algorithm, self.blobs)
-            self.nodes[role] = {name: Node(role, name, part, step) for name in names[role]}
+            self.nodes[role] = {name: Node(role, name, part, step, Address(role, name)) for name in names[role]}
         self._fresh.update(self.blobs)
 
     # -- running -------------------------------------------------------------------------------------------------
@@ -291,11 +296,12 @@ class VirtualRun:
             self._post(node, receiver, letter, extra)
 
     def _post(self, sender: Node, receiver: Node, letter: AnyLetter, extra: float) -> None:
-        size, blobs = 0, letter.blobs
+        size, blobs, under_way = 0, letter.blobs, self._under_way
         for name in blobs:
-            if name.digest not in receiver.held:
+            digest = name.digest
+            if digest not in receiver.held:
                 size += name.size_bytes
-            self._under_way[name.digest] = self._under_way.get(name.digest, 0) + 1
+            under_way[digest] = under_way.get(digest, 0) + 1
         seconds = self._charge(sender, receiver, size)
         self.agenda.after(seconds + extra, self._arrive, sender, sender.epoch, receiver, letter, blobs)
 
@@ -319,9 +325,9 @@ class VirtualRun:
             self._under_way[name.digest] -= 1
         if not receiver.is_up:
             return
-        if receiver.role != COORDINATOR:
+        if blobs and receiver.role != COORDINATOR:
             receiver.held = frozenset([name.digest for name in blobs])
-        present = {}
+        present = _NOBODY
         if type(letter) is EdgeTask:
             present = {c: self.seen(c) for c in letter.clients if self._is_under(c, receiver.name)}
         event = Received(letter=letter, sender=NodeId(sender.name), epoch=epoch, present=present)
@@ -338,8 +344,9 @@ class VirtualRun:
     def _answer(
         self, sender: Node, epoch: Epoch, receiver: Node, letter: AnyLetter, accepted: bool, reason: str
     ) -> None:
-        to = Address(receiver.role, receiver.name)
-        event = Delivered(to=to, key=letter.key, accepted=accepted, reason=reason)
+        if accepted and self.disturbance is None and type(letter) in sender.part.ignores_yes:
+            return
+        event = Delivered(to=receiver.address, key=letter.key, accepted=accepted, reason=reason)
         seconds = self._charge(receiver, sender, 0)
         extras = (0.0,) if self.disturbance is None else self.disturbance.fate(receiver, letter)
         for extra in extras:
@@ -359,6 +366,8 @@ class VirtualRun:
 
     def _work(self) -> None:
         """Has the clients of this instant work together."""
+        if len(self._fresh) > _MANY_BLOBS + 2 * len(self._users):
+            self._sweep()
         works = [(node, work) for node, epoch, work in self._works if epoch == node.epoch]
         self._works.clear()
         able = []

@@ -81,6 +81,7 @@ class InstallOrder(Message, frozen=True):
         nodes_at: Nodes by the site of the plans they may stand at, nearest site first.
         deadline_s: Deadline of a request under these plans.
         inputs: What the plans were made from; a device given them may switch among the plans by what it observes.
+        share: The model's weight among those of the node, for computing time and open requests.
     """
 
     model: str
@@ -91,6 +92,7 @@ class InstallOrder(Message, frozen=True):
     nodes_at: tuple[NodesAt, ...] = ()
     deadline_s: float = 1.0
     inputs: PlanInputs | None = None
+    share: float = 1.0
 
     @property
     def digest(self) -> Digest:
@@ -129,6 +131,7 @@ class Deploy(Message, frozen=True):
         inputs: What the plans were made from; given, devices may switch among the plans by what they observe.
         staged: Whether to go stage by stage and watch each stage's health.
         shares: Of all devices that have it when a stage ends, rising to 1; () makes every device a stage of its own.
+        share: The model's weight among those of a node, for computing time and open requests.
         min_requests: Requests a device serves before its stage is evaluated; 0 goes on at once.
         force: Serve the version although its `caution` says that it lacks its clients' own tensors.
     """
@@ -140,6 +143,7 @@ class Deploy(Message, frozen=True):
     staged: bool = True
     min_requests: int = 0
     shares: tuple[float, ...] = ()
+    share: float = 1.0
     force: bool = False
 
 

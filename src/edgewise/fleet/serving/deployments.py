@@ -110,6 +110,8 @@ class Deployments:
         version = self.versions.get(wanted.version)
         if not wanted.plans:
             raise InputError("a deployment needs at least one plan. Plan first, e.g. with `edgewise plan`.")
+        if not 0.0 < wanted.share < float("inf"):
+            raise InputError(f"the share of {version.task!r} is {wanted.share}, it must be a number > 0.")
         if version.gate is not None and not version.gate.passed:
             return Ack(
                 False,
@@ -329,6 +331,7 @@ class Deployments:
             nodes_at=tuple(nodes_at),
             deadline_s=deploy.deadline_s,
             inputs=deploy.inputs if tier is Tier.DEVICE else None,
+            share=deploy.share,
         )
 
     def _nodes_at(self, site: Site, near: NodeId) -> tuple[NodeId, ...]:

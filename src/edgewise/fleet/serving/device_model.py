@@ -68,7 +68,7 @@ class DeviceModel:
         self.order: InstallOrder | None = None
         self.replanner: Replanner | None = None
         self.observations: deque[Observation] = deque(maxlen=LAST_OBSERVATIONS)
-        self._node = node.node
+        self._device, self._node = node, node.node
         self._num_requests = self._num_errors = 0
         self._on_observation, self._on_confidences = on_observation, on_confidences
         self._probing: asyncio.Task[Any] | None = None
@@ -86,6 +86,7 @@ class DeviceModel:
         """
         for index, plan in enumerate(order.plans):
             await self.served.prepare(ActivePlan(Revision(order.revision + index), plan, order.version), graph)
+        self._device.deploy(self.name, share=order.share)
         self.served.default_deadline_s = order.deadline_s
         for site, nodes in targets.items():
             self.served.set_targets(nodes, site)

@@ -252,7 +252,7 @@ class Serving:
         if self.host is not None:
             for index, plan in enumerate(order.plans):
                 active = ActivePlan(Revision(order.revision + index), plan, order.version)
-                await self.host.prepare(active, graph, model=order.model)
+                await self.host.prepare(active, graph, model=order.model, share=order.share)
             for site, nodes in targets.items():
                 self.host.set_targets(nodes, site)
         else:

@@ -19,7 +19,7 @@ import numpy as np
 
 from edgewise.codecs.bundle import Bundle, bundle_from_bytes, bundle_to_bytes, decode_bundle, encode_bundle
 from edgewise.core.errors import EdgewiseError, TaskError
-from edgewise.core.ids import ClientId, Digest, NodeId
+from edgewise.core.ids import ClientId, Digest, NodeId, digest_of
 from edgewise.core.process import keep_for_good
 from edgewise.fleet.messages import HardExamples, Progress, hard_examples_of
 from edgewise.fleet.node.delivery import deliver
@@ -57,10 +57,12 @@ class _Job:
 
     Attributes:
         is_replaced: Set when a newer one begins; the thread looks at it after every step.
+        digests: Results that are stored and not reported yet.
         task: Waits for it.
     """
 
     is_replaced: bool = False
+    digests: tuple[Digest, ...] = ()
     task: asyncio.Task[Any] | None = None
 
 
@@ -167,6 +169,12 @@ class LocalWorker:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _work(self, driver: RoleDriver, work: Work, job: _Job) -> None:
+        try:
+            await self._done(driver, work, job)
+        finally:
+            driver.incoming.release(*job.digests)
+
+    async def _done(self, driver: RoleDriver, work: Work, job: _Job) -> None:
         order = work.order
         try:
             if driver.log not in self._more:
@@ -241,8 +249,10 @@ class LocalWorker:
             self.counted.seconds += time.perf_counter() - start
         finally:
             self.counted.work = ""
-        kept = self.private.put(_bytes_of(update.kept)) if update.kept else None
-        sent = bundle_to_bytes(update.coded)
+        sent, keeps = bundle_to_bytes(update.coded), _bytes_of(update.kept) if update.kept else b""
+        job.digests = (digest_of(sent), digest_of(keeps)) if keeps else (digest_of(sent),)
+        driver.incoming.add(*job.digests)
+        kept = self.private.put(keeps) if keeps else None
         return BlobName(self.node.blobs.put(sent, durable=False), len(sent)), kept, update.num_examples, update.metrics
 
     def _update(self, driver: RoleDriver, work: Work, job: _Job) -> ClientUpdate:

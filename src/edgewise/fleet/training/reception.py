@@ -92,6 +92,8 @@ class Reception:
         await self._check_author(driver, letter, frame, sender)
         if isinstance(driver, LetterAck):
             return driver
+        digests = [blob.digest for blob in letter.blobs]
+        driver.incoming.add(*digests)
         try:
             return await self._take(driver, letter, frame, sender)
         except EdgewiseError as error:
@@ -102,6 +104,8 @@ class Reception:
             if not isinstance(letter, UpdateReport):
                 raise
             cause = f"{type(error).__name__}: {error}"
+        finally:
+            driver.incoming.release(*digests)
         # A server that cannot take an update goes on without it: nobody must wait for what never counts.
         log.error("%s cannot take %s of %s: %s", self._node.name, letter.key, run, cause)
         failed = WorkFailed(

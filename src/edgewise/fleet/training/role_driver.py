@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import mmap
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,6 +68,33 @@ class MappedBlobs(Mapping[Digest, bytes]):
         raise TypeError("a blob folder is read by digest")
 
 
+class Incoming:
+    """Blobs of a node that are being stored and that no state names yet, so that nobody drops them meanwhile.
+
+    Attributes:
+        lock: Held while something is added, and while anything is dropped.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self._digests: Counter[Digest] = Counter()
+
+    def add(self, *digests: Digest) -> None:
+        """Blobs that are about to be stored; any thread, before it looks whether they are there."""
+        with self.lock:
+            self._digests.update(digests)
+
+    def release(self, *digests: Digest) -> None:
+        """The event that names them is folded, or they do not matter any more."""
+        with self.lock:
+            self._digests.subtract(digests)
+            self._digests += Counter()
+
+    def digests(self) -> set[Digest]:
+        """All of them; with the lock held."""
+        return set(self._digests)
+
+
 class _Snapshot(msgspec.Struct, frozen=True):
     """What a log begins with once events before it are gone.
 
@@ -111,6 +140,7 @@ class RoleDriver:
         uplink_bytes, downlink_bytes: Of letters since a round closed, without frames around them.
         round_uplink_bytes, round_downlink_bytes: The same of the last closed round.
         private: Blobs that are given to nobody: what a client keeps.
+        incoming: The node's blobs that no state names yet.
     """
 
     spec: RunSpec
@@ -132,6 +162,7 @@ class RoleDriver:
     round_uplink_bytes: int = 0
     round_downlink_bytes: int = 0
     private: FolderBlobs | None = None
+    incoming: Incoming = field(default_factory=Incoming)
     is_closed: bool = False
     _step: Any = None
     _waiting: list[_Waiting] = field(default_factory=list)
@@ -283,13 +314,16 @@ class RoleDriver:
     def _drop_spared(self) -> None:
         """On a thread, beside: deletes what fell free; what is left when the process ends falls free again."""
         spared, self._spared = self._spared, set()
-        spared -= self.holds(self)
-        self.drop(spared)
-        self.mentioned -= spared
+        with self.incoming.lock:
+            spared -= self.holds(self) | self.incoming.digests() | set(self.role.needs(self.state))
+            self.drop(spared)
+            self.mentioned -= spared
 
     def _store(self, actions: Iterable[Action]) -> None:
         for action in actions:
             if isinstance(action, Store):
+                with self.incoming.lock:
+                    self.mentioned.update(action.blobs)
                 for digest, data in action.blobs.items():
                     if not self.blobs.has(digest):
                         self.blobs.put(data, durable=self.role_name == COORDINATOR)

@@ -34,7 +34,7 @@ from edgewise.fleet.training.letter_delivery import LetterDelivery
 from edgewise.fleet.training.local_worker import LocalWorker
 from edgewise.fleet.training.presence import Presence
 from edgewise.fleet.training.reception import Reception
-from edgewise.fleet.training.role_driver import RoleDriver, log_name, spec_in_log
+from edgewise.fleet.training.role_driver import Incoming, RoleDriver, log_name, spec_in_log
 from edgewise.training.protocols.letters import Address, AnyLetter, BlobName, RunSpec
 from edgewise.training.protocols.messages import Action, Refusal, Send, SetTimer, TimerFired, Work
 from edgewise.training.protocols.protocol import CLIENT, COORDINATOR, EDGE
@@ -94,6 +94,7 @@ class RunRoles:
         self._places: dict[ClientId, NodeId] = {}
         self._has_begun = asyncio.Event()
         self._fetches = BlobFetches(node)
+        self._incoming = Incoming()
         self._letters = LetterDelivery(node, self._fetches, self._locate)
         self.presence = None if watch is None else Presence(node, watch, self._servers)
         reception = Reception(node, self._fetches, self._find, self._present, self._taken)
@@ -124,6 +125,7 @@ class RunRoles:
         driver = RoleDriver(
             spec, role_name, protocol, make_algorithm(spec.algorithm), self._events, self._node.blobs,
             self._carry_out, self._folded, self._holds, private=None if self._worker is None else self._worker.private,
+            incoming=self._incoming,
         )  # fmt: skip
         self._drivers[role_name, spec.run] = driver
         return driver
@@ -288,7 +290,8 @@ class RunRoles:
             if ended.layout == driver.spec.layout and ended.log.startswith(f"{driver.role_name}/")
             for digest in ended.kept
         }
-        spare = (driver.mentioned | former) - kept - self._holds(driver)
+        with self._incoming.lock:
+            spare = (driver.mentioned | former) - kept - self._holds(driver) - self._incoming.digests()
         ended = self._ended[driver.log] = _Ended(driver.log, driver.spec.layout, tuple(sorted(kept)))
         self._drivers.pop((driver.role_name, driver.run), None)
         await asyncio.to_thread(self._forget, driver, ended, spare)

@@ -21,6 +21,7 @@ class GateStates:
     def __init__(self, gates: tuple[Gate, ...]) -> None:
         self._rules: tuple[tuple[Gate, GateRule], ...] = tuple((gate, make_gate(gate)) for gate in gates)
         self._states: OrderedDict[str, list[State]] = OrderedDict()
+        self._stateless: list[State] = [None] * len(self._rules)
         self.learns = any(rule.learn is not None for _, rule in self._rules)
 
     def __len__(self) -> int:
@@ -61,7 +62,7 @@ class GateStates:
 
     def _of(self, stream: str) -> list[State]:
         if not self.learns:
-            return [None] * len(self._rules)
+            return self._stateless
         if stream not in self._states and len(self._states) >= _MAX_GATE_STATES:
             self._states.popitem(last=False)
         states = self._states.setdefault(stream, [None] * len(self._rules))

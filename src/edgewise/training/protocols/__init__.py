@@ -19,6 +19,7 @@ from typing import Any
 
 from edgewise.core.spec import build
 from edgewise.training.protocols.buffered import buffered
+from edgewise.training.protocols.gossip import gossip
 from edgewise.training.protocols.hierarchical import hierarchical
 from edgewise.training.protocols.protocol import Protocol, Role, RunView, check_carries, replay
 from edgewise.training.protocols.synchronous import synchronous
@@ -37,6 +38,7 @@ __all__ = [
 
 PROTOCOLS: dict[str, Callable[..., Protocol]] = {
     "buffered": buffered,
+    "gossip": gossip,
     "hierarchical": hierarchical,
     "synchronous": synchronous,
 }

@@ -129,7 +129,15 @@ def buffered(concurrency: int, buffer_size: int) -> Protocol:
 
         return step
 
-    role = Role(make_step, resume, wants, lambda state: state.run.phase is Phase.ENDED, needs, BufferedState)
+    role = Role(
+        make_step,
+        resume,
+        wants,
+        lambda state: state.run.phase is Phase.ENDED,
+        needs,
+        BufferedState,
+        frozenset((WorkOrder, RunEnded)),
+    )
     spec = Spec("buffered", {"concurrency": concurrency, "buffer_size": buffer_size})
     return Protocol(spec, {COORDINATOR: role, CLIENT: CLIENT_ROLE}, view, carries=_misfit)
 

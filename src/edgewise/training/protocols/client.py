@@ -20,7 +20,6 @@ from edgewise.training.protocols.letters import (
     Address,
     AnyLetter,
     RunEnded,
-    SectionBlob,
     UpdateReport,
     WorkFailed,
     WorkOrder,
@@ -151,20 +150,17 @@ def _place(order: WorkOrder) -> tuple[int, int]:
     return order.round, order.exchange
 
 
-def _content(order: WorkOrder) -> tuple[SectionBlob, ...]:
-    return order.sections
-
-
 def _ordered(parts: Any, state: ClientState, event: Received) -> ClientResult:
     order, former = event.letter, state.order
     assert isinstance(order, WorkOrder)
     if former is None:
         return _begun(state, order)
-    if order.spec.run != former.spec.run:
+    if order.spec is not former.spec and order.spec.run != former.spec.run:
         return state, (Refuse(Refusal.WRONG_RUN, f"run {order.spec.run} is not {former.spec.run}."),)
-    if _place(order) < _place(former):
+    asked, at_hand = _place(order), _place(former)
+    if asked < at_hand:
         return state, (Refuse(Refusal.LATE, f"{order.client} works for round {former.round} already."),)
-    if _place(order) > _place(former) or _content(order) != _content(former):
+    if asked > at_hand or order.sections != former.sections:
         return _begun(state, order)
     # The same again, perhaps from another server: the work is done once, its report goes to who asks now.
     state = msgspec.structs.replace(state, order=order) if order != former else state

@@ -44,12 +44,12 @@ class Collection(msgspec.Struct, frozen=True):
     @property
     def able(self) -> tuple[ClientId, ...]:
         """Who could take part now."""
-        return tuple(client for client, member in self.members.items() if member.can_work)
+        return tuple([client for client, m in self.members.items() if not m.absence and not m.quarantine])
 
     @property
     def outstanding(self) -> tuple[ClientId, ...]:
         """Who was asked and may still answer."""
-        return tuple(c for c in self.cohort if c not in self.answers and c not in self.missing)
+        return tuple([c for c in self.cohort if c not in self.answers and c not in self.missing])
 
     @property
     def is_settled(self) -> bool:

@@ -242,7 +242,10 @@ def fold(exchange: Exchange, decoder: Decoder, answers: Iterable[Answer], num_en
 def _rows(updates: Sequence[Bundle], name: str) -> NDArray[Any]:
     if len(updates) == 1:
         return updates[0][name].reshape(1, -1)  # a large update is not copied
-    return np.stack([update[name].reshape(-1) for update in updates])
+    rows = np.empty((len(updates), updates[0][name].size), updates[0][name].dtype)
+    for row, update in zip(rows, updates, strict=True):
+        row[:] = update[name].reshape(-1)
+    return rows
 
 
 def empty_sums(exchange: Exchange, num_entries: int) -> dict[str, State]:
@@ -351,7 +354,7 @@ def mean_metrics(answers: Iterable[tuple[Mapping[str, float], int]]) -> dict[str
     found: dict[str, float] = {}
     for name in sorted({n for metrics, _ in listed for n in metrics}):
         terms = [(metrics[name], w) for metrics, w in listed if name in metrics and isfinite(metrics[name])]
-        total = sum(w for _, w in terms)
+        total = sum([w for _, w in terms])
         if total:
-            found[name] = fsum(value * w for value, w in terms) / total
+            found[name] = fsum([value * w for value, w in terms]) / total
     return found

@@ -131,7 +131,7 @@ class WorkOrder(Letter, frozen=True, kw_only=True, tag="work_order"):
 
     @property
     def blobs(self) -> tuple[BlobName, ...]:
-        return tuple(section.blob for section in self.sections)
+        return tuple([section.blob for section in self.sections])
 
 
 class UpdateReport(Letter, frozen=True, kw_only=True, tag="update_report"):
@@ -298,9 +298,11 @@ class GossipTask(Letter, frozen=True, kw_only=True, tag="gossip_task"):
         spec: The run.
         client: Whose data.
         sections: The first model.
-        peers: Neighbours out, each with the weight of what goes to it, in order; own share is what is left of 1.
-        num_rounds: Rounds to do.
-        round_deadline_s: After so long a round goes on without the neighbours that are silent; None waits.
+        peers: Neighbours out, each with its part of what the client has; own part is what is left of 1.
+        listens_to: Neighbours in.
+        num_rounds: Rounds of local work.
+        mixing: Rounds of shares after each.
+        round_deadline_s: After so long a round of shares goes on without neighbours that are silent; None waits.
     """
 
     spec: RunSpec
@@ -309,6 +311,7 @@ class GossipTask(Letter, frozen=True, kw_only=True, tag="gossip_task"):
     peers: dict[ClientId, float]
     listens_to: tuple[ClientId, ...]
     num_rounds: int
+    mixing: int = 1
     round_deadline_s: float | None = None
 
     @property
@@ -321,17 +324,17 @@ class GossipTask(Letter, frozen=True, kw_only=True, tag="gossip_task"):
 
     @property
     def blobs(self) -> tuple[BlobName, ...]:
-        return tuple(section.blob for section in self.sections)
+        return tuple([section.blob for section in self.sections])
 
 
 class PeerShare(Letter, frozen=True, kw_only=True, tag="peer_share"):
     """Client to client: its share of a value and of the weight (push-sum).
 
     Attributes:
-        run, round: Which.
+        run, round: Which; rounds of shares are counted through the run, from 1.
         sender: From whom.
         receiver: For whom.
-        share: Exact sums and their weight in one blob.
+        share: A mass in one blob (`gossip/mass.py`).
     """
 
     run: RunId
@@ -354,12 +357,13 @@ class PeerShare(Letter, frozen=True, kw_only=True, tag="peer_share"):
 
 
 class GossipReport(Letter, frozen=True, kw_only=True, tag="gossip_report"):
-    """Client to coordinator, at the end or when asked: the value it came to.
+    """Client to coordinator, at the end: the model it came to.
 
     Attributes:
-        run, round, client: Whose, after how many rounds.
+        run, round, client: Whose, after how many rounds of shares.
         value: float32 little-endian bytes of its model.
-        metrics: Numbers of its local work.
+        num_examples: Behind what it brought.
+        metrics: Numbers of its local work, and of its mass: `brought`, `weight` now, `unconfirmed` under way to others.
         lost: What the client knows to be lost: by neighbour, why.
     """
 
@@ -367,6 +371,7 @@ class GossipReport(Letter, frozen=True, kw_only=True, tag="gossip_report"):
     round: RoundNumber
     client: ClientId
     value: BlobName
+    num_examples: int = 0
     metrics: dict[str, float] = {}
     lost: dict[ClientId, str] = {}
 

@@ -62,6 +62,7 @@ class Role:
         resume: state -> what is outstanding after a replay; carrying it out twice is harmless.
         wants: (state, to, letter) -> whether a letter still needs to be delivered.
         is_over: state -> whether this node has nothing more to do with the run.
+        ignores_yes: Letters of its own whose acceptance changes nothing for it: a driver need not report `Delivered` then.
         state: Type of its state, a msgspec struct; with it a driver replaces old events by a snapshot and drops blobs that
             the state names no more. None keeps every event.
     """
@@ -72,6 +73,7 @@ class Role:
     is_over: Callable[[State], bool]
     needs: Callable[[State], Iterable[Digest]]
     state: Any = None
+    ignores_yes: frozenset[type] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

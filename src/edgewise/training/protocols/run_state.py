@@ -149,9 +149,9 @@ def _member(event: RunStarted, client: ClientId) -> Member:
 
 def candidates_of(state: RunState, clients: Iterable[ClientId]) -> list[Candidate]:
     """What selection sees of clients."""
-    members, found = state.collection.members, []
+    members, records, found = state.collection.members, state.records, []
     for client in clients:
-        record = state.records.get(client)
+        record = records.get(client)
         found.append(Candidate(client, members[client].num_examples, record if record and record.num_counted else None))
     return found
 

@@ -86,7 +86,7 @@ def synchronous() -> Protocol:
     Reference:
         McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017.
     """
-    coordinator = Role(make_step, resume, wants, is_over, needs, RunState)
+    coordinator = Role(make_step, resume, wants, is_over, needs, RunState, frozenset((WorkOrder, RunEnded)))
     return Protocol(Spec("synchronous"), {COORDINATOR: coordinator, CLIENT: CLIENT_ROLE}, view)
 
 

@@ -72,7 +72,7 @@ def dispatch(table: Table, role: str, parts: Any, phase: str, state: Any, event:
     Raises:
         StoreError: If the driver reports an event that this role knows nothing of.
     """
-    kind = kind_of(event)
+    kind = type(event.letter) if type(event) is Received else type(event)
     handlers = table.rows.get(kind)
     if handlers is not None:
         return handlers[table.phases.index(phase)](parts, state, event)

@@ -454,4 +454,4 @@ TABLE = Table(("waiting", "open", "ended"), {
 })  # fmt: skip
 """Clients are told of the end by their edge; a run starts once."""
 
-CLOUD_ROLE = Role(make_step, resume, wants, is_over, needs, CloudState)
+CLOUD_ROLE = Role(make_step, resume, wants, is_over, needs, CloudState, frozenset((EdgeTask, RunEnded)))

@@ -383,4 +383,4 @@ TABLE = Table((SERVING, OVER), {
 })  # fmt: skip
 """Other edges are no business of an edge."""
 
-EDGE_ROLE = Role(make_step, resume, wants, is_over, needs, EdgeState)
+EDGE_ROLE = Role(make_step, resume, wants, is_over, needs, EdgeState, frozenset((WorkOrder, RunEnded)))
