@@ -29,6 +29,7 @@ HEAVY = {
 LONG_LINES, MOST_LINES = 400, 600
 LONG_FILES: dict[str, str] = {
     "fleet/node/node.py": "one idea: what a node serves and how it asks, from opening to closing",
+    "fleet/training/role_driver.py": "one idea: how the events of one role are folded, logged, kept small and read again",
     "inference/model_server.py": "one idea: a model that serves, from its first plan over requests and streams to its end",
     "service/open_inference.py": "one idea: the Open Inference Protocol as an HTTP service, route by route",
     "simulation/virtual_run.py": "one idea: the one virtual driver, which carries out every action of every protocol",
