@@ -17,7 +17,7 @@ from edgewise.models.graph.graph import Graph, graph_from
 from edgewise.planning.choose import plan as plan_chain
 from edgewise.planning.plan import Handover, Plan
 from edgewise.planning.policy import Policy
-from edgewise.service.protocol import describe
+from edgewise.service.open_inference_format import describe
 from tests.inference.loopback_world import world
 from tests.inference.tiny import D, E, exit_gate, stage
 

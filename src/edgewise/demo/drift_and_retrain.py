@@ -73,14 +73,21 @@ async def stay_good(demo: Demo) -> None:
     rolled_back = await _roll_back(demo, first) if outcome == "rolled back" else None
     demo.change(
         loop=LoopSection(
-            before, old.accuracy, accuracy_after, refused, rolled_back, notes.after, DETECTOR,
+            before,
+            old.accuracy,
+            accuracy_after,
+            refused,
+            rolled_back,
+            notes.after,
+            DETECTOR,
             (LabelRow("feedback", demo.settings.drifted, notes.labelled, 1.0),),
         ),
         versions=(
-            _version_row(first, "first training", "serving"), _version_row(new, "after drift", outcome),
+            _version_row(first, "first training", "serving"),
+            _version_row(new, "after drift", outcome),
             _version_row(bad, "deliberately bad", "refused" if refused else "not refused"),
         ),
-    )  # fmt: skip
+    )
 
 
 class _DriftNotes:

@@ -77,25 +77,44 @@ async def serve(demo: Demo) -> None:
     demo.stream_sent.append(sent)
     energy_j = demo.inference_energy_j(before, after)
     kpis = inference_kpis(
-        demo.entries(before, after), demo.tiers, latencies_s=sent.latencies_s, right=[bool(r.right) for r in sent.rows],
-        peak_memory_bytes={n: a.peak_memory_bytes for n, a in after.items()}, energy_j=energy_j,
-    )  # fmt: skip
+        demo.entries(before, after),
+        demo.tiers,
+        latencies_s=sent.latencies_s,
+        right=[bool(r.right) for r in sent.rows],
+        peak_memory_bytes={n: a.peak_memory_bytes for n, a in after.items()},
+        energy_j=energy_j,
+    )
     demo.change(
         kpis=msgspec.structs.replace(demo.report.kpis, inference=kpis),
         plan=msgspec.structs.replace(
-            demo.report.plan, measured_p50_ms=measured_ms, num_warm_up=error.num_warm_up, num_compared=error.num_requests,
+            demo.report.plan,
+            measured_p50_ms=measured_ms,
+            num_warm_up=error.num_warm_up,
+            num_compared=error.num_requests,
             median_abs_error_fraction=error.median_abs_error_fraction,
         ),
-    )  # fmt: skip
+    )
     predicted = demo.plan.predicted
     demo.show.table(
         "Predicted and measured",
         ("", "p50 ms", "p95 ms", "accuracy", "bytes per request"),
         [
-            ("predicted", f"{predicted.latency_p50_s * 1e3:.1f}", f"{predicted.latency_p95_s * 1e3:.1f}", f"{predicted.accuracy:.3f}", f"{predicted.egress_bytes:.0f} up"),
-            ("measured", f"{measured_ms:.1f}", f"{kpis.latency_ms.p95 or 0:.1f}", f"{sent.accuracy:.3f}", f"{kpis.bytes_per_request or 0:.0f} both ways"),
+            (
+                "predicted",
+                f"{predicted.latency_p50_s * 1e3:.1f}",
+                f"{predicted.latency_p95_s * 1e3:.1f}",
+                f"{predicted.accuracy:.3f}",
+                f"{predicted.egress_bytes:.0f} up",
+            ),
+            (
+                "measured",
+                f"{measured_ms:.1f}",
+                f"{kpis.latency_ms.p95 or 0:.1f}",
+                f"{sent.accuracy:.3f}",
+                f"{kpis.bytes_per_request or 0:.0f} both ways",
+            ),
         ],
-    )  # fmt: skip
+    )
     demo.show.line(
         f"  prediction error, median over {error.num_requests} requests by the path each took: "
         f"{error.median_abs_error_fraction:.1%} ({error.num_warm_up} warm-up, {error.num_unpredicted} off the plan)"
@@ -115,10 +134,17 @@ async def break_things(demo: Demo) -> None:
     switches = revisions_changed([before, slow, killed])
     demo.change(
         faults=FaultsSection(
-            len(rows), in_time, switches, lost, failover_ms, returned, shares_of(rows), 1e3 * demo.deadline_s,
-            tuple(part.phase_row(demo.deadline_s) for part in demo.stream_sent),
+            requests=len(rows),
+            answered_by_deadline=in_time,
+            plan_switches=switches,
+            lost=lost,
+            failover_ms=failover_ms,
+            returned_home=returned,
+            shares=shares_of(rows),
+            deadline_ms=1e3 * demo.deadline_s,
+            phases=tuple(part.phase_row(demo.deadline_s) for part in demo.stream_sent),
         )
-    )  # fmt: skip
+    )
     demo.show.table(
         f"Phases, deadline {1e3 * demo.deadline_s:.0f} ms",
         ("phase", "requests", "in time", "accuracy", "p50 ms", "p95 ms", "answered by"),
@@ -236,6 +262,11 @@ def _phase_cells(part: Sent, deadline_s: float) -> tuple[str, ...]:
     row = part.phase_row(deadline_s)
     shares = ", ".join(f"{who} {share:.0%}" for who, share in row.shares.items())
     return (
-        part.phase, str(row.requests), str(row.answered_by_deadline), f"{row.accuracy:.3f}", f"{row.p50_ms:.1f}",
-        f"{row.p95_ms:.1f}", shares,
-    )  # fmt: skip
+        part.phase,
+        str(row.requests),
+        str(row.answered_by_deadline),
+        f"{row.accuracy:.3f}",
+        f"{row.p50_ms:.1f}",
+        f"{row.p95_ms:.1f}",
+        shares,
+    )

@@ -33,7 +33,7 @@ from edgewise.fleet.messages import (
     SubmitRun,
     Versions,
 )
-from edgewise.fleet.messages.events import event_frame, event_of
+from edgewise.fleet.messages.fleet_events import event_frame, event_of
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.node.settings import AgentSettings
 from edgewise.fleet.serving.deployments import Deployments
@@ -180,9 +180,13 @@ class Coordinator:
             self._on_event(kind, {"model": model, **fields})
 
         return DriftWatch(
-            lambda: self.deployments.version_of(model), self._answers_drift, self.versions.calibration_answers, self._devices,
-            collect, on_event,
-        )  # fmt: skip
+            in_force=lambda: self.deployments.version_of(model),
+            answers_drift=self._answers_drift,
+            reference=self.versions.calibration_answers,
+            devices=self._devices,
+            order=collect,
+            told=on_event,
+        )
 
     def _answers_drift(self, version: int) -> bool:
         return self.runs.had_hard_examples(self.versions.get(version).run)

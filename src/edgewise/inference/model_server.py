@@ -180,9 +180,12 @@ class ModelServer:
             target = peers.target(nodes[0])
             payload = encode_cut(codec, handover.tensors, {handover.tensors[0]: row[None]}, prepared.rng)
             asked = stage_request(
-                prepared, payload, request=RequestId(f"{self.node}-beyond-{index}"), timeout_s=_LABELLING_S,
+                prepared,
+                payload,
+                request=RequestId(f"{self.node}-beyond-{index}"),
+                timeout_s=_LABELLING_S,
                 purpose=Purpose.TRAINING,
-            )  # fmt: skip
+            )
             reply = await target.transport.query(target.key, asked, timeout_s=_LABELLING_S)
             rows.append(next(reversed(stage_answer(reply)[1].values())))
         return np.concatenate(rows)
@@ -294,7 +297,7 @@ class ModelServer:
             resources = RequestResources(self.node, self.worker, peers, self.name)
             live = LiveRequest(
                 resources, prepared, checked, budget_s=budget_s, request=name, step=step, targets=targets
-            )  # fmt: skip
+            )
             prepared.in_flight += 1
             try:
                 served = await live.run()
@@ -321,9 +324,20 @@ class ModelServer:
             return None
         active, seconds = prepared.active, loop.time() - arrived_s
         seen = Observation(
-            request, active.revision, active.version, prepared.digest, AnswerSource.FILTER, FILTERED, "",
-            arrived_s, seconds, budget_s, (), (("filter", seconds),), confidence_exit=prepared.plan.exits[0].index,
-        )  # fmt: skip
+            request=request,
+            revision=active.revision,
+            version=active.version,
+            plan=prepared.digest,
+            source=AnswerSource.FILTER,
+            exit_index=FILTERED,
+            cause="",
+            arrived_s=arrived_s,
+            latency_s=seconds,
+            deadline_s=budget_s,
+            served_by=(),
+            stages=(("filter", seconds),),
+            confidence_exit=prepared.plan.exits[0].index,
+        )
         return Served(asked[1], seen)
 
     def stream(self, name: str = "") -> Stream:

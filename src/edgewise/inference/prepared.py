@@ -335,12 +335,22 @@ def stage_request(
     active, target = prepared.active, prepared.stages.target
     assert target is not None
     message = StageRequest(
-        prepared.digest, active.revision, active.version, target, request, payload.sections, step
-    )  # fmt: skip
+        plan=prepared.digest,
+        revision=active.revision,
+        version=active.version,
+        site=target,
+        request=request,
+        sections=payload.sections,
+        step=step,
+    )
     return make_frame(
-        STAGE_REQUEST, message, payload.arrays,
-        purpose=purpose, deadline_s=timeout_s, run=f"version-{active.version}",
-    )  # fmt: skip
+        STAGE_REQUEST,
+        message,
+        payload.arrays,
+        purpose=purpose,
+        deadline_s=timeout_s,
+        run=f"version-{active.version}",
+    )
 
 
 def stage_answer(reply: Frame) -> tuple[StageAnswer, Tensors]:

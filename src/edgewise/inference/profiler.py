@@ -260,8 +260,13 @@ def _write_and_read_a_frame() -> None:
     value = np.zeros((1, 256), np.float32)
     payload = encode_cut(make_codec("none"), ("x",), {"x": value}, np.random.default_rng(0))
     message = StageRequest(
-        Digest("0" * 64), Revision(1), 1, Site(Tier.EDGE), RequestId("r"), payload.sections
-    )  # fmt: skip
+        plan=Digest("0" * 64),
+        revision=Revision(1),
+        version=1,
+        site=Site(Tier.EDGE),
+        request=RequestId("r"),
+        sections=payload.sections,
+    )
     decode_frame(encode_frame(make_frame(STAGE_REQUEST, message, payload.arrays)))
 
 

@@ -253,7 +253,7 @@ class LiveRequest:
         self._on(session.RemoteAnswered(self._loop.time(), node, answer.exit_index, answer.cause))
 
     def _fire(self, timer: session.Timer) -> None:
-        self._on(session.TimerFired(self._loop.time(), timer))
+        self._on(session.TimerExpired(self._loop.time(), timer))
 
     def _end(self, answer: session.SessionAnswer) -> None:
         if self._is_asking and self._state.trying:
@@ -271,9 +271,20 @@ class LiveRequest:
         remote, exits = self._remote, self._prepared.plan.exits
         first = remote if head is None or head.confidence is None else head
         return Observation(
-            self._request, active.revision, active.version, self._prepared.digest, answer.source, answer.exit_index,
-            answer.cause, self._arrived_s, self._loop.time() - self._arrived_s, self._budget_s,
-            (*self._nodes, *(remote.served_by if remote else ())),
-            tuple(self._stages), (*sent, *(remote.payload_bytes if remote else ())),
-            first.confidence if first else None, exits[0].index if exits else 0, first.predicted if first else None,
-        )  # fmt: skip
+            request=self._request,
+            revision=active.revision,
+            version=active.version,
+            plan=self._prepared.digest,
+            source=answer.source,
+            exit_index=answer.exit_index,
+            cause=answer.cause,
+            arrived_s=self._arrived_s,
+            latency_s=self._loop.time() - self._arrived_s,
+            deadline_s=self._budget_s,
+            served_by=(*self._nodes, *(remote.served_by if remote else ())),
+            stages=tuple(self._stages),
+            payload_bytes=(*sent, *(remote.payload_bytes if remote else ())),
+            confidence=first.confidence if first else None,
+            confidence_exit=exits[0].index if exits else 0,
+            predicted=first.predicted if first else None,
+        )

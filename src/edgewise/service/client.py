@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from edgewise.core.dtypes import dtype_name
 from edgewise.core.errors import DeadlineExceeded, RemoteError, Unreachable
-from edgewise.service.protocol import DATATYPES
+from edgewise.service.open_inference_format import DATATYPES
 
 _DTYPES = {datatype: name for name, datatype in DATATYPES.items()}
 

@@ -40,7 +40,7 @@ from edgewise.inference.streams import StreamStep
 from edgewise.models.graph.graph import PlainTensor
 from edgewise.planning.plan import ActivePlan
 from edgewise.service.connection import OnePacketProtocol
-from edgewise.service.protocol import describe, read_feedback, read_request, write_answer
+from edgewise.service.open_inference_format import describe, read_feedback, read_request, write_answer
 from edgewise.service.request_body import LENGTH, BodyTooLarge, decompressed, header_length, read_body
 
 log = logging.getLogger(__name__)
@@ -171,10 +171,20 @@ async def serve_http(
     app = make_app(served, max_body_bytes=max_body_bytes)
     listener = _listen(host, port)
     config = uvicorn.Config(
-        app, http=OnePacketProtocol, lifespan="off", log_config=None, log_level="warning",
-        access_log=False, proxy_headers=False, server_header=False, date_header=False, ws="none", timeout_keep_alive=75,
-        ssl_certfile=None if tls is None else str(tls[0]), ssl_keyfile=None if tls is None else str(tls[1]),
-    )  # fmt: skip
+        app,
+        http=OnePacketProtocol,
+        lifespan="off",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        ws="none",
+        timeout_keep_alive=75,
+        ssl_certfile=None if tls is None else str(tls[0]),
+        ssl_keyfile=None if tls is None else str(tls[1]),
+    )
     config.timeout_graceful_shutdown = _LAST_REQUESTS_S  # type: ignore[assignment]
     server = _Uvicorn(config)
     task = asyncio.create_task(server.serve(sockets=[listener]), name="open-inference-http")
@@ -324,17 +334,24 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
         if not served.outputs:
             raise Busy(f"nothing was ready by the deadline of {seen.deadline_s:.3f} s: {seen.cause}.")
         parameters = {
-            "exit_index": seen.exit_index, "source": str(seen.source), "plan_revision": seen.revision,
-            "model_version": seen.version, "cause": seen.cause, "latency_ms": round(seen.latency_s * 1e3, 3),
-            "served_by": ",".join(seen.served_by), "compute_ms": round(seen.compute_s * 1e3, 3),
-        }  # fmt: skip
+            "exit_index": seen.exit_index,
+            "source": str(seen.source),
+            "plan_revision": seen.revision,
+            "model_version": seen.version,
+            "cause": seen.cause,
+            "latency_ms": round(seen.latency_s * 1e3, 3),
+            "served_by": ",".join(seen.served_by),
+            "compute_ms": round(seen.compute_s * 1e3, 3),
+        }
         return write_answer(name, str(seen.version), request, served.outputs, parameters)
 
     handlers: Any = {EdgewiseError: _edgewise_error, HTTPException: _http_error}
     routes = Litestar(
         [live, ready, server_metadata, index, model_metadata, model_ready, statistics, feedback],
-        exception_handlers=handlers, logging_config=None, on_app_init=[_plain_app],
-    )  # fmt: skip
+        exception_handlers=handlers,
+        logging_config=None,
+        on_app_init=[_plain_app],
+    )
 
     # In front of the router rather than mounted in it: Litestar cannot route path parameters to a raw handler.
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -81,17 +81,17 @@ def unjudged(number: RoundNumber, vector: Vector) -> dict[str, float]:
 class Disturbance:
     """What goes wrong in a run; this one disturbs nothing but has everything logged and delivered until acknowledged."""
 
-    def fate(self, node: Node, letter: AnyLetter) -> tuple[float, ...]:
+    def fate(self, node: VirtualNode, letter: AnyLetter) -> tuple[float, ...]:
         """Extra seconds of each copy of a letter, or of its answer; () loses it."""
         return (0.0,)
 
-    def kills(self, node: Node, event: Event) -> bool:
+    def kills(self, node: VirtualNode, event: Event) -> bool:
         """Whether the node dies after the event is logged, before anything is made of it."""
         return False
 
 
 @dataclass(slots=True, eq=False)
-class Node:
+class VirtualNode:
     """One role on one node.
 
     Attributes:
@@ -163,17 +163,17 @@ class VirtualRun:
     on_round: OnRound | None = None
     disturbance: Disturbance | None = None
     agenda: Agenda = field(default_factory=Agenda)
-    nodes: dict[str, dict[str, Node]] = field(default_factory=dict)
+    nodes: dict[str, dict[str, VirtualNode]] = field(default_factory=dict)
     records: list[SimulatedRound] = field(default_factory=list)
     outcome: Outcome | None = None
     announced: list[Action] = field(default_factory=list)
     refusals: dict[tuple[str, Refusal], int] = field(default_factory=dict)
-    _works: list[tuple[Node, Epoch, Work]] = field(default_factory=list)
+    _works: list[tuple[VirtualNode, Epoch, Work]] = field(default_factory=list)
     _timers: dict[tuple[str, str, str], int] = field(default_factory=dict)
     _under_way: dict[Digest, int] = field(default_factory=dict)
     _users: dict[Digest, int] = field(default_factory=dict)
     _fresh: set[Digest] = field(default_factory=set)
-    _touched: dict[int, Node] = field(default_factory=dict)
+    _touched: dict[int, VirtualNode] = field(default_factory=dict)
     _num_put: int = 0
     _up_bytes: int = 0
     _down_bytes: int = 0
@@ -184,7 +184,7 @@ class VirtualRun:
         names = {COORDINATOR: ("",), EDGE: edges, CLIENT: self.config.clients}
         for role, part in self.protocol.roles.items():
             step = part.make_step(self.algorithm, self.blobs)
-            self.nodes[role] = {name: Node(role, name, part, step, Address(role, name)) for name in names[role]}
+            self.nodes[role] = {name: VirtualNode(role, name, part, step, Address(role, name)) for name in names[role]}
         self._fresh.update(self.blobs)
 
     # -- running -------------------------------------------------------------------------------------------------
@@ -226,7 +226,7 @@ class VirtualRun:
         return self.model
 
     @property
-    def coordinator(self) -> Node:
+    def coordinator(self) -> VirtualNode:
         """The coordinator's node."""
         return self.nodes[COORDINATOR][""]
 
@@ -245,7 +245,7 @@ class VirtualRun:
         edge = self.edge_of.get(client, NodeId("")) if EDGE in self.nodes else NodeId("")
         return SeenClient(self.nodes[CLIENT][client].epoch, self.num_examples.get(client, 0), edge)
 
-    def feed(self, node: Node, event: Event) -> tuple[Action, ...]:
+    def feed(self, node: VirtualNode, event: Event) -> tuple[Action, ...]:
         """An event of a node: logged, stepped, its actions carried out.
 
         Args:
@@ -268,7 +268,7 @@ class VirtualRun:
 
     # -- letters -------------------------------------------------------------------------------------------------
 
-    def _send(self, node: Node, action: Send) -> None:
+    def _send(self, node: VirtualNode, action: Send) -> None:
         to, letter = action.to, action.letter
         if self.disturbance is not None:
             key = (to, letter.key)
@@ -280,7 +280,7 @@ class VirtualRun:
         receiver = self.nodes[to.role][to.name]
         self._post(node, receiver, letter, 0.0)
 
-    def _attempt(self, node: Node, epoch: Epoch, to: Address, letter: AnyLetter) -> None:
+    def _attempt(self, node: VirtualNode, epoch: Epoch, to: Address, letter: AnyLetter) -> None:
         if epoch != node.epoch or node.outbox.get((to, letter.key)) is None:
             return
         letter = node.outbox[to, letter.key]
@@ -295,7 +295,7 @@ class VirtualRun:
         for extra in self.disturbance.fate(node, letter):
             self._post(node, receiver, letter, extra)
 
-    def _post(self, sender: Node, receiver: Node, letter: AnyLetter, extra: float) -> None:
+    def _post(self, sender: VirtualNode, receiver: VirtualNode, letter: AnyLetter, extra: float) -> None:
         size, blobs, under_way = 0, letter.blobs, self._under_way
         for name in blobs:
             digest = name.digest
@@ -305,7 +305,7 @@ class VirtualRun:
         seconds = self._charge(sender, receiver, size)
         self.agenda.after(seconds + extra, self._arrive, sender, sender.epoch, receiver, letter, blobs)
 
-    def _charge(self, sender: Node, receiver: Node, size: int) -> float:
+    def _charge(self, sender: VirtualNode, receiver: VirtualNode, size: int) -> float:
         if receiver.role == CLIENT:
             if sender.role == CLIENT:
                 self._up_bytes += size
@@ -319,7 +319,7 @@ class VirtualRun:
         return self.costs.wan_s(size)
 
     def _arrive(
-        self, sender: Node, epoch: Epoch, receiver: Node, letter: AnyLetter, blobs: tuple[BlobName, ...]
+        self, sender: VirtualNode, epoch: Epoch, receiver: VirtualNode, letter: AnyLetter, blobs: tuple[BlobName, ...]
     ) -> None:
         for name in blobs:
             self._under_way[name.digest] -= 1
@@ -342,7 +342,7 @@ class VirtualRun:
         return self.edge_of.get(client) == edge and self.nodes[CLIENT][client].is_up
 
     def _answer(
-        self, sender: Node, epoch: Epoch, receiver: Node, letter: AnyLetter, accepted: bool, reason: str
+        self, sender: VirtualNode, epoch: Epoch, receiver: VirtualNode, letter: AnyLetter, accepted: bool, reason: str
     ) -> None:
         if accepted and self.disturbance is None and type(letter) in sender.part.ignores_yes:
             return
@@ -352,7 +352,7 @@ class VirtualRun:
         for extra in extras:
             self.agenda.after(seconds + extra, self._answered, sender, epoch, event, letter)
 
-    def _answered(self, sender: Node, epoch: Epoch, event: Delivered, letter: AnyLetter) -> None:
+    def _answered(self, sender: VirtualNode, epoch: Epoch, event: Delivered, letter: AnyLetter) -> None:
         # An answer to a dead process reaches nobody.
         if epoch != sender.epoch:
             return
@@ -398,7 +398,7 @@ class VirtualRun:
             )
             self.agenda.after(self.costs.work_s(order.client, worked.num_steps), self._worked, node, node.epoch, event)
 
-    def _worked(self, node: Node, epoch: Epoch, event: WorkDone) -> None:
+    def _worked(self, node: VirtualNode, epoch: Epoch, event: WorkDone) -> None:
         if epoch == node.epoch:
             self.feed(node, event)
 
@@ -410,19 +410,19 @@ class VirtualRun:
         self._fresh.add(digest)
         return digest
 
-    def _set_timer(self, node: Node, action: SetTimer) -> None:
+    def _set_timer(self, node: VirtualNode, action: SetTimer) -> None:
         key = (node.role, node.name, action.name)
         generation = self._timers[key] = self._timers.get(key, 0) + 1
         if action.seconds is not None:
             self.agenda.after(action.seconds, self._fire, node, node.epoch, key, generation)
 
-    def _fire(self, node: Node, epoch: Epoch, key: tuple[str, str, str], generation: int) -> None:
+    def _fire(self, node: VirtualNode, epoch: Epoch, key: tuple[str, str, str], generation: int) -> None:
         if epoch == node.epoch and self._timers[key] == generation:
             self.feed(node, TimerFired(key[2]))
 
     # -- what becomes of a round ---------------------------------------------------------------------------------
 
-    def _round_closed(self, node: Node, action: AnnounceRound) -> None:
+    def _round_closed(self, node: VirtualNode, action: AnnounceRound) -> None:
         self.announced.append(action)
         self.records.append(self._record(action.summary))
         self._up_bytes = self._down_bytes = self._wan_bytes = 0
@@ -470,28 +470,28 @@ class VirtualRun:
                 self.blobs.pop(digest, None)
                 users.pop(digest, None)
 
-    def _store(self, node: Node, action: Store) -> None:
+    def _store(self, node: VirtualNode, action: Store) -> None:
         self.blobs.update(action.blobs)
         self._fresh.update(action.blobs)
 
-    def _announce(self, node: Node, action: Action) -> None:
+    def _announce(self, node: VirtualNode, action: Action) -> None:
         self.announced.append(action)
 
-    def _refuse(self, node: Node, action: Refuse) -> None:
+    def _refuse(self, node: VirtualNode, action: Refuse) -> None:
         key = (node.role, action.reason)
         self.refusals[key] = self.refusals.get(key, 0) + 1
 
-    def _end(self, node: Node, action: EndRun) -> None:
+    def _end(self, node: VirtualNode, action: EndRun) -> None:
         if node.role == COORDINATOR:
             self.outcome = action.outcome
 
-    def _remember_work(self, node: Node, action: Work) -> None:
+    def _remember_work(self, node: VirtualNode, action: Work) -> None:
         self._works = [w for w in self._works if w[0] is not node] if self.disturbance is not None else self._works
         self._works.append((node, node.epoch, action))
 
     # -- what can happen to nodes --------------------------------------------------------------------------------
 
-    def restart(self, node: Node) -> None:
+    def restart(self, node: VirtualNode) -> None:
         """Kills a node and starts it again: its log and blobs are there, its state and what it was doing are not.
 
         Args:
@@ -507,7 +507,7 @@ class VirtualRun:
         node.is_up = True
         self._sighted(node)
 
-    def lose(self, node: Node, cause: str = "lost") -> None:
+    def lose(self, node: VirtualNode, cause: str = "lost") -> None:
         """Cuts a node off; whoever leads it hears of it. `restart` or `bring_back` ends it."""
         node.is_up = False
         for watcher in self._watchers(node):
@@ -516,7 +516,7 @@ class VirtualRun:
             else:
                 self.feed(watcher, ClientLost(ClientId(node.name), cause))
 
-    def bring_back(self, node: Node) -> None:
+    def bring_back(self, node: VirtualNode) -> None:
         """Ends `lose`: the same process is there again."""
         node.is_up = True
         self._sighted(node)
@@ -529,7 +529,7 @@ class VirtualRun:
         self.edge_of = {**self.edge_of, client: edge}
         self._sighted(self.nodes[CLIENT][client])
 
-    def _sighted(self, node: Node) -> None:
+    def _sighted(self, node: VirtualNode) -> None:
         for watcher in self._watchers(node):
             if node.role == EDGE:
                 self.feed(watcher, EdgeReturned(NodeId(node.name), node.epoch))
@@ -537,7 +537,7 @@ class VirtualRun:
                 client = ClientId(node.name)
                 self.feed(watcher, ClientReturned(client, self.seen(client)))
 
-    def _watchers(self, node: Node) -> Iterable[Node]:
+    def _watchers(self, node: VirtualNode) -> Iterable[VirtualNode]:
         """Servers that hear of a node, those that have begun with the run."""
         found = [] if node.role == COORDINATOR else [self.coordinator]
         if node.role == CLIENT and EDGE in self.nodes:
@@ -545,11 +545,11 @@ class VirtualRun:
         return [watcher for watcher in found if watcher.state is not None and watcher.is_up]
 
 
-def _nothing(run: VirtualRun, node: Node, action: Action) -> None:
+def _nothing(run: VirtualRun, node: VirtualNode, action: Action) -> None:
     """Answers to a letter are given where it arrived."""
 
 
-_ACT: dict[type, Callable[[VirtualRun, Node, Any], None]] = {
+_ACT: dict[type, Callable[[VirtualRun, VirtualNode, Any], None]] = {
     Send: VirtualRun._send,
     Store: VirtualRun._store,
     SetTimer: VirtualRun._set_timer,

@@ -373,9 +373,13 @@ async def _find_coordinator(node: Node, endpoint: str, fleet: str) -> NodeId:
 
 def _operator_info(node: Node) -> NodeInfo:
     return NodeInfo(
-        node.name, node.identity.tier, node.epoch, node.identity.certificate_pem.decode(), NodeId(""),
-        Capability(0, 0, 0.0, 1.0, 0.0, ""),
-    )  # fmt: skip
+        node=node.name,
+        tier=node.identity.tier,
+        epoch=node.epoch,
+        certificate=node.identity.certificate_pem.decode(),
+        parent=NodeId(""),
+        capability=Capability(cores=0, memory_bytes=0, flops=0.0, dilation=1.0, active_power_w=0.0, python=""),
+    )
 
 
 def encode_layout(layout: Any) -> bytes:

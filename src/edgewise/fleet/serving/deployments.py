@@ -144,10 +144,13 @@ class Deployments:
         reasons = [gate.reason for gate in gates if gate is not None]
         return Ack(
             details={
-                "model": version.task, "version": wanted.version, "revision": int(now.revision), "devices": devices,
+                "model": version.task,
+                "version": wanted.version,
+                "revision": int(now.revision),
+                "devices": devices,
                 "codec_gates": reasons,
             }
-        )  # fmt: skip
+        )
 
     async def rollback(self, model: str = "") -> Ack:
         """Restores what served before of a model; a rollout in progress is taken back.
@@ -196,10 +199,12 @@ class Deployments:
         self.on_event("rolled_back", {"model": name, **numbers})
         return Ack(
             details={
-                "model": name, "version": former.deploy.version, "from": taken_back.deploy.version,
+                "model": name,
+                "version": former.deploy.version,
+                "from": taken_back.deploy.version,
                 "revision": int(restored.revision),
             }
-        )  # fmt: skip
+        )
 
     async def returned(self, info: NodeInfo) -> None:
         """A node is here (again): it gets all that is in force, and gives up what is not."""
@@ -318,11 +323,16 @@ class Deployments:
         sites = sorted({site for plan in deploy.plans for site in plan.sites}, key=lambda s: (s.tier.rank, s.ordinal))
         nodes_at = [NodesAt(site, self._nodes_at(site, near)) for site in sites if site.tier is not Tier.DEVICE]
         return InstallOrder(
-            model=what.model, version=deploy.version,
+            model=what.model,
+            version=deploy.version,
             graph=BlobRef(version.graph, self.versions.graph_size(deploy.version), holder),
-            plans=deploy.plans, revision=what.revision, nodes_at=tuple(nodes_at), deadline_s=deploy.deadline_s,
-            inputs=deploy.inputs if tier is Tier.DEVICE else None, share=deploy.share,
-        )  # fmt: skip
+            plans=deploy.plans,
+            revision=what.revision,
+            nodes_at=tuple(nodes_at),
+            deadline_s=deploy.deadline_s,
+            inputs=deploy.inputs if tier is Tier.DEVICE else None,
+            share=deploy.share,
+        )
 
     def _nodes_at(self, site: Site, near: NodeId) -> tuple[NodeId, ...]:
         """Who may stand at a site: of several edges the near one first, at each further site the one that follows it."""

@@ -33,7 +33,7 @@ from edgewise.fleet.messages import (
     ProfileOrder,
     UninstallOrder,
 )
-from edgewise.fleet.messages.events import event_frame, event_of
+from edgewise.fleet.messages.fleet_events import event_frame, event_of
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.node.probe import PROBE, answer_probe, probe_link, probe_once
 from edgewise.fleet.node.settings import AgentSettings
@@ -101,9 +101,11 @@ class Serving:
         self._changing = asyncio.Lock()
         self._away: set[NodeId] = set()
         self._installed = InstalledModels(
-            node.name, Path(settings.state) / "serving.msgpack", max_models=settings.max_models,
+            node.name,
+            Path(settings.state) / "serving.msgpack",
+            max_models=settings.max_models,
             max_bytes=settings.models_bytes,
-        )  # fmt: skip
+        )
         if settings.tier is Tier.DEVICE:
             self._device = ServingNode(node.name, dilation=settings.dilation, max_in_flight=MAX_IN_FLIGHT)
         else:
@@ -282,9 +284,12 @@ class Serving:
     def _new_model(self, name: str) -> DeviceModel:
         assert self._device is not None
         return DeviceModel(
-            self._device, name, buffer_bytes=self._settings.buffer_bytes,
-            on_observation=self._observed, on_confidences=self._report,
-        )  # fmt: skip
+            self._device,
+            name,
+            buffer_bytes=self._settings.buffer_bytes,
+            on_observation=self._observed,
+            on_confidences=self._report,
+        )
 
     def ways_changed(self) -> None:
         """Another uplink leads to a node now, or it is known which does."""
@@ -326,10 +331,17 @@ class Serving:
         if overhead_s == 0.0 and self._endpoint is not None:
             overhead_s = await self._endpoint.overhead_s(graph, order.cadence_s)
         profile = await asyncio.to_thread(
-            profile_graph, graph, self.node.name, self._settings.tier, dilation=self._settings.dilation,
-            cadence_s=order.cadence_s, budget_s=order.budget_s, active_power_w=self._settings.active_power_w,
-            endpoint_overhead_s=overhead_s, measures_memory=order.measures_memory,
-        )  # fmt: skip
+            profile_graph,
+            graph,
+            self.node.name,
+            self._settings.tier,
+            dilation=self._settings.dilation,
+            cadence_s=order.cadence_s,
+            budget_s=order.budget_s,
+            active_power_w=self._settings.active_power_w,
+            endpoint_overhead_s=overhead_s,
+            measures_memory=order.measures_memory,
+        )
         link = None
         if order.link_to:
             link = await probe_link(

@@ -109,10 +109,14 @@ class _Laid:
                 source, raw = str(site) if names else INPUT, condensed.raw_tensors.intersection(self.crossing[place])
                 handovers.append(
                     Handover(
-                        source, str(self.route[place + 1]), self.crossing[place], self.codec,
-                        payload_bytes=self.bytes_at(place), carries_raw=bool(raw),
+                        source,
+                        str(self.route[place + 1]),
+                        self.crossing[place],
+                        self.codec,
+                        payload_bytes=self.bytes_at(place),
+                        carries_raw=bool(raw),
                     )
-                )  # fmt: skip
+                )
         rows = {(row.exit_index, row.codec): row for row in self.evidence.exits if not row.before and not row.threshold}
         codec = "none" if self.codec in KEEPS_THE_INPUT else self.codec
         known = rows.get((len(graph.exits) - 1, codec))
@@ -122,9 +126,15 @@ class _Laid:
         busy_s = self.steps[0][1] - device.overhead_s if device is not None and self.ends[0] else 0.0
         path = Path(len(graph.exits) - 1, 1.0, latency_s, latency_s, tuple(self.steps))
         predicted = Prediction(
-            latency_s, latency_s, latency_s, float("nan") if known is None else known.accuracy_all,
-            energy.active_power_w * busy_s + energy.joules_per_byte * sent, sent, 0.0, (path,),
-        )  # fmt: skip
+            latency_mean_s=latency_s,
+            latency_p50_s=latency_s,
+            latency_p95_s=latency_s,
+            accuracy=float("nan") if known is None else known.accuracy_all,
+            device_energy_j=energy.active_power_w * busy_s + energy.joules_per_byte * sent,
+            egress_bytes=sent,
+            wan_bytes=0.0,
+            paths=(path,),
+        )
         name = f"pipeline {'|'.join(str(stage.site) for stage in stages)} at {', '.join(map(str, self.ends[:-1]))}"
         gate = Gate(EXIT, str(self.route[-1]), 0.0, 1.0, 1.0, answered, len(graph.exits) - 1)
         return Plan(name, graph.digest, tuple(stages), tuple(handovers), (gate,), predicted=predicted)

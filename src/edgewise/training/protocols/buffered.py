@@ -21,7 +21,7 @@ from edgewise.core.spec import Spec
 from edgewise.training.algorithm import ClientRecord, FederatedAlgorithm
 from edgewise.training.protocols import collection as c
 from edgewise.training.protocols import run_state as r
-from edgewise.training.protocols.client import CLIENT_ROLE
+from edgewise.training.protocols.client_role import CLIENT_ROLE
 from edgewise.training.protocols.folding import Decoder, fold
 from edgewise.training.protocols.letters import (
     Address,

@@ -18,7 +18,7 @@ from edgewise.core.ids import ClientId
 from edgewise.core.spec import Spec
 from edgewise.training.algorithm import FederatedAlgorithm
 from edgewise.training.protocols import collection as c
-from edgewise.training.protocols.client import CLIENT_ROLE
+from edgewise.training.protocols.client_role import CLIENT_ROLE
 from edgewise.training.protocols.folding import Decoder, fold
 from edgewise.training.protocols.letters import Address, AnyLetter, RunEnded, UpdateReport, WorkFailed, WorkOrder
 from edgewise.training.protocols.messages import (
