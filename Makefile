@@ -49,7 +49,7 @@ check: $(READY)
 
 bench: $(READY)
 	@set -e; for file in benchmarks/[a-z]*.py; do name=$$(basename $$file .py); \
-	  grep -q '__main__' $$file || continue; \
+	  grep -q '__main__' $$file && test $$name != against || continue; \
 	  echo "== $$name"; $(THREADS) $(BIN)/python -m benchmarks.$$name $(BENCH_ARGS); done
 
 # Peers live in environments of their own under .venvs/; they are never a dependency of ours.

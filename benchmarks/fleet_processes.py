@@ -62,7 +62,7 @@ async def fleet(folder: Path, shape: Shape) -> AsyncIterator[Bench]:
     async with contextlib.AsyncExitStack() as stack:
         edge = await _start(stack, "benchmarks.fleet_processes", str(folder))
         target = edge["endpoint"].split("/")[1]
-        spec = msgspec.to_builtins([LinkSpec("link", target, shape)])
+        spec = msgspec.to_builtins([LinkSpec(name="link", target=target, shape=shape)])
         ports = await _start(
             stack, "edgewise.simulation.links.link_control", "--until-stdin-closes", "--spec", json.dumps(spec)
         )
@@ -71,8 +71,8 @@ async def fleet(folder: Path, shape: Shape) -> AsyncIterator[Bench]:
         way = f"tls/127.0.0.1:{ports['links']['link']}"
         device = await open_zenoh(
             ZenohSettings(
-                NodeId("device-1"),
-                Epoch(1),
+                node=NodeId("device-1"),
+                epoch=Epoch(1),
                 connect=(way,),
                 tls=TlsFiles.of(folder / "device-1"),
                 sign=Identity.load(folder / "device-1").sign,
@@ -106,7 +106,11 @@ async def _start(stack: contextlib.AsyncExitStack, module: str, *arguments: str)
 
 async def _edge(folder: Path) -> None:
     settings = ZenohSettings(
-        NodeId("edge-1"), Epoch(1), "router", ("tls/127.0.0.1:0",), tls=TlsFiles.of(folder / "edge-1")
+        node=NodeId("edge-1"),
+        epoch=Epoch(1),
+        mode="router",
+        listen=("tls/127.0.0.1:0",),
+        tls=TlsFiles.of(folder / "edge-1"),
     )
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_reader(0, stopped.set)

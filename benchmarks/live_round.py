@@ -101,7 +101,7 @@ class Fleet:
     async def start_behind_links(self) -> None:
         """Restarts the devices behind unshaped links that count bytes at their sockets."""
         target = self._endpoint.partition("/")[2]
-        ports = [await self.links.add(LinkSpec(device, target, Shape())) for device in DEVICES]
+        ports = [await self.links.add(LinkSpec(name=device, target=target, shape=Shape())) for device in DEVICES]
         await self.start_devices([f"tls/127.0.0.1:{port}" for port in ports])
 
     async def close(self) -> None:
@@ -112,7 +112,9 @@ class Fleet:
         ids = self.folder / "ids" / name
         if not ids.exists():
             self._authority.issue(name, tier, folder=ids)
-        return AgentSettings(name, tier, str(ids), str(self.folder / "state" / name), "bench", **fields)
+        return AgentSettings(
+            name=name, tier=tier, identity=str(ids), state=str(self.folder / "state" / name), fleet="bench", **fields
+        )
 
     async def _start(self, settings: AgentSettings) -> Child:
         log = self.folder / "logs" / f"{settings.name}.log"

@@ -1,6 +1,6 @@
 """What a request costs beyond computing and sending: python -m benchmarks.request_overhead
 
-tritonclient asks a device's HTTP door, once for a model served whole on the device, once for the same model split over
+tritonclient asks a device's HTTP endpoint, once for a model served whole on the device, once for the same model split over
 Zenoh between two processes. In the same rounds the same work is done with nothing of ours: bare ONNX Runtime computes
 the whole model, or the head, whose output a bare Zenoh query carries (with as many bytes, over as many hops: a client
 asks a router) to the same edge process, where bare ONNX Runtime computes the tail. What a request takes above that is
@@ -26,15 +26,15 @@ import numpy as np
 import zenoh
 
 from benchmarks.report import Bar, close, print_row
-from edgewise.core.ids import Epoch, NodeId, Tier
+from edgewise.core.ids import Epoch, NodeId, Revision, Tier
 from edgewise.core.process import keep_for_good
 from edgewise.inference.peers import Target
-from edgewise.inference.serving_node import Server, device_only_plan
+from edgewise.inference.serving_node import ServingNode, device_only_plan
 from edgewise.inference.stage_messages import STAGE
 from edgewise.inference.stage_server import StageHost
 from edgewise.inference.stages import make_session
 from edgewise.models.graph.graph import Graph, graph_from
-from edgewise.planning.plan import ActivePlan, Cut, Exit, Plan, Segment
+from edgewise.planning.plan import EXIT, ActivePlan, Gate, Handover, Plan, Site, Stage
 from edgewise.transport.keys import Keys
 from edgewise.transport.zenoh.session_config import resolved
 from edgewise.transport.zenoh.zenoh_transport import ZenohSettings, open_zenoh
@@ -76,9 +76,12 @@ def split_plan(graph: Graph) -> Plan:
     return Plan(
         "split",
         graph.digest,
-        (Segment(Tier.DEVICE, ("head",), ("x",), (CUT,)), Segment(Tier.EDGE, ("tail",), (CUT,), ("end",))),
-        (Cut(Tier.DEVICE, Tier.EDGE, (CUT,), "none", size),),
-        (Exit(0, "end", Tier.EDGE, 0.0, 1.0, 1.0),),
+        (
+            Stage("device", graph.digest, ("x",), (CUT,), Site(Tier.DEVICE)),
+            Stage("edge", graph.digest, (CUT,), ("end",), Site(Tier.EDGE)),
+        ),
+        (Handover("device", "edge", (CUT,), "none", payload_bytes=size),),
+        (Gate(EXIT, "edge", 0.0, 1.0, 1.0, ("end",), 0),),
     )
 
 
@@ -86,11 +89,11 @@ async def edge() -> None:
     """The edge's process: a stage host behind a Zenoh router, and a bare Zenoh queryable beside it."""
     graph = bench_graph()
     host = StageHost(NodeId("edge-1"), Tier.EDGE)
-    await host.prepare(ActivePlan(Epoch(1), split_plan(graph), 1), graph)
-    settings = ZenohSettings(NodeId("edge-1"), Epoch(1), mode="router", listen=("tcp/127.0.0.1:0",))
+    await host.prepare(ActivePlan(Revision(1), split_plan(graph), 1), graph)
+    settings = ZenohSettings(node=NodeId("edge-1"), epoch=Epoch(1), mode="router", listen=("tcp/127.0.0.1:0",))
     async with await open_zenoh(settings) as transport:
-        await transport.hear(KEYS.service("edge-1", STAGE), host.hear)
-        bare = ZenohSettings(NodeId("bare"), Epoch(1), mode="router", listen=("tcp/127.0.0.1:0",))
+        await transport.serve_sync(KEYS.service("edge-1", STAGE), host.hear)
+        bare = ZenohSettings(node=NodeId("bare"), epoch=Epoch(1), mode="router", listen=("tcp/127.0.0.1:0",))
         (beside,) = resolved(bare).listen
         tail, shape = make_session(graph.extract([CUT], ["end"])), graph.tensor(CUT).shape
         size = graph.tensor(CUT).size_bytes
@@ -107,24 +110,24 @@ async def edge() -> None:
 
 
 async def device(endpoint: str) -> None:
-    """The device's process: the same model served whole and split, behind one door."""
+    """The device's process: the same model served whole and split, behind one endpoint."""
     from edgewise.service.open_inference import serve_http
 
     graph = bench_graph()
-    settings = ZenohSettings(NodeId("device-1"), Epoch(1), mode="client", connect=(endpoint,))
+    settings = ZenohSettings(node=NodeId("device-1"), epoch=Epoch(1), mode="client", connect=(endpoint,))
     async with await open_zenoh(settings) as transport:
-        servers = {name: Server(NodeId("device-1"), name=name) for name in ("local", "split")}
+        node = ServingNode(NodeId("device-1"))
+        servers = {name: node.deploy(name) for name in ("local", "split")}
         for server, plan in zip(servers.values(), (device_only_plan(graph), split_plan(graph)), strict=True):
-            await server.prepare(ActivePlan(Epoch(1), plan, 1), graph)
-            server.activate(Epoch(1))
+            await server.prepare(ActivePlan(Revision(1), plan, 1), graph)
+            server.activate(Revision(1))
         servers["split"].set_targets([Target(NodeId("edge-1"), transport, KEYS.service("edge-1", STAGE))])
-        door = await serve_http(servers)
+        http = await serve_http(node)
         ready = await asyncio.start_server(answer_at_once, "127.0.0.1", 0)
-        await told({"port": door.port, "ready": ready.sockets[0].getsockname()[1]})
+        await told({"port": http.port, "ready": ready.sockets[0].getsockname()[1]})
         ready.close()
-        await door.close()
-        for server in servers.values():
-            await server.close()
+        await http.close()
+        await node.close()
 
 
 async def answer_at_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

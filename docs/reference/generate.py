@@ -25,7 +25,9 @@ REGISTRIES = {
     "Local work": "edgewise.training.local:LOCAL_WORK",
     "Aggregators": "edgewise.training.aggregate:AGGREGATORS",
     "Server rules": "edgewise.training.server:SERVERS",
-    "Planners": "edgewise.planning.placement:PLANNERS",
+    "Planners": "edgewise.planning.planners:PLANNERS",
+    "Placement solvers": "edgewise.planning.placement:PLACEMENT_SOLVERS",
+    "Gates": "edgewise.inference.gates:GATES",
     "Splits": "edgewise.datasets.split:SPLITS",
 }
 """Heading -> where the table of parts is."""

@@ -17,8 +17,8 @@ from edgewise.cli.output import Output
 from edgewise.cli.rollback import roll_back
 from edgewise.cli.train import TrainingSession, read_job
 from edgewise.core.errors import RemoteError
-from edgewise.core.ids import ClientId, Epoch, NodeId, RunId, Tier
-from edgewise.fleet.messages import Capability, FleetAnswer, NodeInfo, NodeRow
+from edgewise.core.ids import ClientId, Epoch, NodeId, Revision, RunId, Tier
+from edgewise.fleet.messages import Capability, FleetAnswer, InForce, NodeInfo, NodeRow
 from edgewise.fleet.operator.operator import connect_operator
 from edgewise.security.access import access_control
 from edgewise.security.authority import Authority, create_authority
@@ -58,6 +58,8 @@ def info(name: str, tier: Tier, parent: str = "", **fields: Any) -> NodeInfo:
 DEVICE = NodeRow(
     info("device-1", Tier.DEVICE, "edge-1", client=ClientId("a"), task="tiny", num_examples=40, http_port=8001), "alive"
 )
+MODELS = {"digits": InForce(3, Revision(64)), "faces": InForce(4, Revision(129))}
+SERVING = msgspec.structs.replace(DEVICE, info=msgspec.structs.replace(DEVICE.info, models=MODELS))
 GONE = NodeRow(info("edge-1", Tier.EDGE, "cloud"), "gone", "edge-1 is unreachable: its liveliness token is gone")
 
 
@@ -67,15 +69,22 @@ GONE = NodeRow(info("edge-1", Tier.EDGE, "cloud"), "gone", "edge-1 is unreachabl
 def test_a_node_is_one_row_and_empty_numbers_stay_empty() -> None:
     row = dict(zip(COLUMNS, cells(DEVICE), strict=True))
     assert (row["GFLOP/s"], row["dilation"], row["examples"], row["http"]) == ("12.5", "20", "40", "8001")
-    assert (row["version"], row["plan"]) == ("", "")
+    assert row["models"] == ""
+
+
+def test_a_node_shows_the_version_of_each_of_its_models() -> None:
+    row = dict(zip(COLUMNS, cells(SERVING), strict=True))
+    assert row["models"] == "digits 3 (plan 64), faces 4 (plan 129)"
 
 
 def test_who_is_not_well_and_what_was_refused_is_said_below(capsys: pytest.CaptureFixture[str]) -> None:
-    show(Output(), FleetAnswer((DEVICE, GONE), {"train_order by device-1, a device": 2}, "drift: look here"))
+    show(
+        Output(), FleetAnswer((DEVICE, GONE), {"train_order by device-1, a device": 2}, {"digits": "drift: look here"})
+    )
     shown = capsys.readouterr().out
     assert "2 nodes" in shown
     assert "edge-1: edge-1 is unreachable" in shown
-    assert "refused 2 times: train_order by device-1, a device\ndrift: look here" in shown
+    assert "refused 2 times: train_order by device-1, a device\ndigits: drift: look here" in shown
 
 
 def test_json_has_every_node_without_its_certificate(capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,10 +95,7 @@ def test_json_has_every_node_without_its_certificate(capsys: pytest.CaptureFixtu
 
 
 def test_watching_says_what_changed_only() -> None:
-    served = msgspec.structs.replace(DEVICE, info=msgspec.structs.replace(DEVICE.info, version=3, plan_epoch=64))
-    assert changes(FleetAnswer((DEVICE, GONE)), FleetAnswer((served, GONE))) == {
-        "device-1": {"version": 3, "plan_epoch": 64}
-    }
+    assert changes(FleetAnswer((DEVICE, GONE)), FleetAnswer((SERVING, GONE))) == {"device-1": {"models": MODELS}}
 
 
 async def on_loopback(folder: Path, work: Callable[[LoopbackFleet], Awaitable[T]]) -> T:
@@ -153,7 +159,7 @@ def test_interrupted_it_says_how_to_look_again(capsys: pytest.CaptureFixture[str
 
 
 def test_nothing_to_roll_back_to_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RemoteError, match="there is no former deployment to go back to"):
+    with pytest.raises(RemoteError, match="no model is in force on this fleet"):
         asyncio.run(on_loopback(tmp_path, lambda fleet: roll_back(fleet.operator)))
 
 
@@ -236,6 +242,9 @@ def test_a_job_that_cannot_be_read_says_where(
         (["train", "nofile.toml"], "nofile.toml does not exist"),
         (["rollback"], "no fleet given"),
         (["plan"], "give a model and --data with real inputs, or --connect"),
+        (["plan", "--connect", NOWHERE, "--stages", "0.1,x"], "'0.1,x' are no stages. Write them like '0.1,0.5,1'"),
+        (["plan", "--connect", NOWHERE, "--stages", "0.5,0.1"], "rollout fractions (0.5, 0.1) must rise"),
+        (["plan", "--model", "digits"], "--model is for a running fleet"),
         (["plan", "--deploy"], "--deploy is for a running fleet. Say --connect and --identity too."),
         (["plan", "m.onnx", "--connect", NOWHERE], "a fleet plans its own versions"),
         (["plan", "--connect", NOWHERE, "--policy", "nofile.toml"], "nofile.toml does not exist"),
@@ -290,7 +299,12 @@ def test_an_endpoint_without_a_coordinator_says_so(
     monkeypatch.setenv("EDGEWISE_STATE", str(tmp_path))
     tls = TlsFiles.of(home / "edge-1")
     settings = ZenohSettings(
-        NodeId("edge-1"), Epoch(1), "router", ("tls/127.0.0.1:0",), tls=tls, access_control=access_control("home")
+        node=NodeId("edge-1"),
+        epoch=Epoch(1),
+        mode="router",
+        listen=("tls/127.0.0.1:0",),
+        tls=tls,
+        access_control=access_control("home"),
     )
 
     async def ask() -> int:

@@ -53,6 +53,13 @@ def test_an_unknown_verb_is_misuse_and_the_nearest_is_named(capsys: pytest.Captu
     assert "there is no verb 'docto'. Did you mean 'doctor'?" in capsys.readouterr().err
 
 
+def test_a_verb_of_an_earlier_release_names_the_new_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["keep", "job.toml"]) == 2
+    assert capsys.readouterr().err == (
+        "error [misuse]: `edgewise keep` is now called `edgewise retrain`, with the same options.\n"
+    )
+
+
 def test_an_unknown_option_is_misuse(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["doctor", "--jsn"]) == 2
     assert "No such option: --jsn" in capsys.readouterr().err

@@ -54,7 +54,7 @@ def test_a_policy_that_keeps_raw_inputs_is_kept(folder: Path, capsys: pytest.Cap
     assert run(plan_words(folder, "--policy", str(folder / "policy.toml"), "--json")) == 0
     levels = json.loads(capsys.readouterr().out)["levels"]
     assert levels[0]["feasible"] is False
-    assert all(not cut["carries_raw"] for row in levels if row["plan"] for cut in row["plan"]["cuts"])
+    assert all(not cut["carries_raw"] for row in levels if row["plan"] for cut in row["plan"]["handovers"])
 
 
 def test_a_policy_that_cannot_be_met_names_the_limit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,3 +108,25 @@ def test_links_are_those_of_the_fleet_file() -> None:
     first, second = links_of(FleetFile())
     assert (first.bytes_per_s, first.rtt_s) == (2.5e6, 0.005)
     assert (second.bytes_per_s, second.rtt_s) == (6.25e6, 0.02)
+
+
+def test_another_planner_is_asked_too_and_its_plan_goes_over_two_edges(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(plan_words(folder, "--planner", "pipeline", "--json")) == 0
+    other = json.loads(capsys.readouterr().out)["other"]
+    assert [(s["site"]["tier"], s["site"]["ordinal"]) for s in other["stages"]][-2:] == [("edge", 0), ("edge", 1)]
+    assert run(plan_words(folder, "--planner", "pipelin")) == 1
+    assert "Did you mean 'pipeline'" in capsys.readouterr().err
+
+
+def test_a_model_of_two_tasks_is_planned_with_both_unless_exits_are_named(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "tasks.onnx").write_bytes(two_exit_graph(named=False).model_bytes)
+    words = ["plan", str(folder / "tasks.onnx"), "--data", str(folder / "inputs.npz"), *FAST, "--json"]
+    for more, answered in (([], [["early", "end"]]), (["--exits", "early,end"], None)):
+        assert run([*words, *more]) == 0
+        plan = json.loads(capsys.readouterr().out)["recommendation"]["plan"]
+        assert answered is None or [gate["tensors"] for gate in plan["gates"]] == answered
+        assert {gate["tensors"][-1] for gate in plan["gates"]} <= {"early", "end"}

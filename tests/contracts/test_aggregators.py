@@ -9,7 +9,7 @@ import pytest
 
 from edgewise.core.errors import FrameRefused, InputError, MisfitError
 from edgewise.core.ids import RoundNumber
-from edgewise.core.spec import build
+from edgewise.core.spec import Spec, build
 from edgewise.training.aggregate import AGGREGATORS, collected, coordinate_median, trimmed_mean, weighted_mean
 from edgewise.training.algorithm import Closed, Counted, Kind
 
@@ -79,7 +79,7 @@ def test_no_order_changes_a_bit_of_the_result(aggregator):
 @each
 def test_words_build_the_same_aggregator(aggregator):
     rebuilt = build("aggregate", AGGREGATORS, aggregator.spec.to_dict())
-    assert rebuilt.spec == aggregator.spec == build("aggregate", AGGREGATORS, str(aggregator.spec)).spec
+    assert rebuilt.spec == aggregator.spec == build("aggregate", AGGREGATORS, Spec.parse(str(aggregator.spec))).spec
     np.testing.assert_array_equal(result(rebuilt, *sample()), result(aggregator, *sample()))
 
 

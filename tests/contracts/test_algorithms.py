@@ -81,7 +81,7 @@ def test_every_registered_algorithm_has_an_example():
 @each
 def test_words_build_the_same_algorithm_through_the_wire(algorithm):
     words = msgspec.msgpack.decode(msgspec.msgpack.encode(algorithm.spec.to_dict()))
-    for rebuilt in (make_algorithm(words), make_algorithm(str(algorithm.spec))):
+    for rebuilt in (make_algorithm(words), make_algorithm(Spec.parse(str(algorithm.spec)))):
         assert rebuilt.spec == algorithm.spec
         assert rebuilt.spec.digest == algorithm.spec.digest
     np.testing.assert_array_equal(trained(rebuilt, 3).model, trained(algorithm, 3).model)

@@ -69,13 +69,13 @@ async def zenoh(folder: Path, protocol: str, shape: Shape) -> AsyncIterator[Net]
     def settings(name: str, **fields: Any) -> ZenohSettings:
         tls = TlsFiles.of(folder / name) if protocol == "tls" else None
         common: dict[str, Any] = {"counter": counters[name], "allow": refuse_raw, "tap": sent[name].append}
-        return ZenohSettings(NodeId(name), Epoch(1), tls=tls, **common, **fields)
+        return ZenohSettings(node=NodeId(name), epoch=Epoch(1), tls=tls, **common, **fields)
 
     async with AsyncExitStack() as stack:
         hub = await stack.enter_async_context(
             await open_zenoh(settings("hub", mode="router", listen=(f"{protocol}/127.0.0.1:0",)))
         )
-        link = await open_link(LinkSpec("leaf", hub.endpoints[0].split("/")[1], shape))
+        link = await open_link(LinkSpec(name="leaf", target=hub.endpoints[0].split("/")[1], shape=shape))
         stack.push_async_callback(link.close)
         way = f"{protocol}/127.0.0.1:{link.port}"
         leaf = await stack.enter_async_context(await open_zenoh(settings("leaf", connect=(way,))))
@@ -118,8 +118,8 @@ def run(request: pytest.FixtureRequest, certificates: Path) -> Callable[[Callabl
 Run = Callable[[Callable[[Net], Awaitable[None]]], None]
 
 
-async def echo(question: Frame) -> Frame:
-    return make_frame("answer", tensors=question.tensors)
+async def echo(query: Frame) -> Frame:
+    return make_frame("answer", tensors=query.tensors)
 
 
 async def until(condition: Callable[[], Any], changed: asyncio.Event) -> None:
@@ -186,8 +186,8 @@ def test_questions_of_one_asker_arrive_in_order(run: Run) -> None:
     async def scene(net: Net) -> None:
         seen: list[int] = []
 
-        async def note(question: Frame) -> Frame:
-            seen.append(int(question.array("i")[0]))
+        async def note(query: Frame) -> Frame:
+            seen.append(int(query.array("i")[0]))
             return make_frame("answer")
 
         await net.hub.serve(HUB, note)
@@ -202,20 +202,20 @@ def test_questions_of_one_asker_arrive_in_order(run: Run) -> None:
 
 def test_publications_of_one_key_arrive_in_order(run: Run) -> None:
     async def scene(net: Net) -> None:
-        heard: list[int] = []
+        received: list[int] = []
         changed = asyncio.Event()
 
-        def hear(key: str, frame: Frame) -> None:
+        def receive(key: str, frame: Frame) -> None:
             assert key == KEYS.event("hub")
-            heard.append(int(frame.array("i")[0]))
+            received.append(int(frame.array("i")[0]))
             changed.set()
 
-        await net.leaf.subscribe(KEYS.event("*"), hear)
+        await net.leaf.subscribe(KEYS.event("*"), receive)
         await net.leaf.query(await served(net.hub), make_frame("ask"), timeout_s=WAIT_S)  # it has been declared by now
         for i in range(20):
             await net.hub.publish(KEYS.event("hub"), make_frame("event", tensors={"i": np.array([i])}))
-        await until(lambda: len(heard) == 20, changed)
-        assert heard == list(range(20))
+        await until(lambda: len(received) == 20, changed)
+        assert received == list(range(20))
 
     run(scene)
 
@@ -234,10 +234,8 @@ def test_nobody_listening_is_no_error_for_a_publication(run: Run) -> None:
 
 def test_query_nobody_serves_is_unreachable_at_once(run: Run) -> None:
     async def scene(net: Net) -> None:
-        started = asyncio.get_running_loop().time()
-        with pytest.raises(Unreachable, match=r"nobody .* 'ew/main/node/ghost/info'"):
-            await net.leaf.query(KEYS.service("ghost", "info"), make_frame("ask"), timeout_s=WAIT_S)
-        assert asyncio.get_running_loop().time() - started < WAIT_S / 4
+        with pytest.raises(Unreachable, match=r"nobody .* 'ew/main/node/ghost/info'"):  # long before the deadline
+            await net.leaf.query(KEYS.service("ghost", "info"), make_frame("ask"), timeout_s=1000 * WAIT_S)
 
     run(scene)
 
@@ -246,7 +244,7 @@ def test_deadline_passes_when_the_server_is_slow(run: Run) -> None:
     async def scene(net: Net) -> None:
         released = asyncio.Event()
 
-        async def slow(question: Frame) -> Frame:
+        async def slow(query: Frame) -> Frame:
             await released.wait()
             return make_frame("answer")
 
@@ -260,7 +258,7 @@ def test_deadline_passes_when_the_server_is_slow(run: Run) -> None:
 
 def test_handlers_error_reaches_the_asker_with_code_and_fields(run: Run) -> None:
     async def scene(net: Net) -> None:
-        async def refuse(question: Frame) -> Frame:
+        async def refuse(query: Frame) -> Frame:
             raise InputError("there is no stage 7. Ask for 0-2.", stage=7)
 
         await net.hub.serve(HUB, refuse)
@@ -273,7 +271,7 @@ def test_handlers_error_reaches_the_asker_with_code_and_fields(run: Run) -> None
 
 def test_handlers_bug_reaches_the_asker_as_internal(run: Run) -> None:
     async def scene(net: Net) -> None:
-        async def broken(question: Frame) -> Frame:
+        async def broken(query: Frame) -> Frame:
             raise KeyError("oops")
 
         await net.hub.serve(HUB, broken)
@@ -287,9 +285,9 @@ def test_handlers_bug_reaches_the_asker_as_internal(run: Run) -> None:
 def test_a_hearer_answers_from_a_thread_of_its_own(run: Run) -> None:
     async def scene(net: Net) -> None:
         with ThreadPoolExecutor(1) as worker:
-            await net.hub.hear(HUB, lambda question, reply: _ignored(worker.submit(reply, make_frame("done"))))
-            question = make_frame("ask", purpose=Purpose.SERVING, run="r")
-            answers = [await net.leaf.query(HUB, question, timeout_s=WAIT_S) for _ in range(3)]
+            await net.hub.serve_sync(HUB, lambda query, reply: _ignored(worker.submit(reply, make_frame("done"))))
+            query = make_frame("ask", purpose=Purpose.SERVING, run="r")
+            answers = [await net.leaf.query(HUB, query, timeout_s=WAIT_S) for _ in range(3)]
         assert [(a.kind, a.sender, a.purpose, a.run) for a in answers] == [("done", "hub", Purpose.SERVING, "r")] * 3
 
     run(scene)
@@ -299,11 +297,11 @@ def test_a_hearer_answers_from_a_thread_of_its_own(run: Run) -> None:
     ("error", "code"), [(InputError("there is no stage 7. Ask for 0-2."), "input"), (KeyError("oops"), "internal")]
 )
 def test_what_a_hearer_raises_reaches_the_asker(run: Run, error: Exception, code: str) -> None:
-    def refuse(question: Frame, reply: Any) -> None:
+    def refuse(query: Frame, reply: Any) -> None:
         raise error
 
     async def scene(net: Net) -> None:
-        await net.hub.hear(HUB, refuse)
+        await net.hub.serve_sync(HUB, refuse)
         with pytest.raises(RemoteError, match=str(error).split(".")[0]) as caught:
             await net.leaf.query(HUB, make_frame("ask", purpose=Purpose.SERVING), timeout_s=WAIT_S)
         assert caught.value.fields["remote_code"] == code
@@ -326,47 +324,47 @@ def test_many_serving_questions_at_once_are_all_answered(run: Run) -> None:
 
 def test_a_serving_question_is_told_its_answer_or_its_error(run: Run) -> None:
     async def scene(net: Net) -> None:
-        told: list[tuple[str, str]] = []
+        ends: list[tuple[str, str]] = []
         changed = asyncio.Event()
 
         def tell(answer: Frame | None, error: EdgewiseError | None) -> None:
-            told.append((answer.kind if answer else "", error.code if error else ""))
+            ends.append((answer.kind if answer else "", error.code if error else ""))
             changed.set()
 
         await net.hub.serve(HUB, echo)
         await known_to(net.leaf, HUB)
-        question = make_frame("ask", purpose=Purpose.SERVING)
+        query = make_frame("ask", purpose=Purpose.SERVING)
         for number in range(1, 5):  # one after the other: from the second on, nothing waits in the client's queue
-            net.leaf.ask(HUB, question, tell, timeout_s=WAIT_S)
-            assert len(told) == number - 1, "told before `ask` has returned"
-            await until(lambda number=number: len(told) == number, changed)  # type: ignore[misc]
-        net.leaf.ask(KEYS.service("ghost", "stage"), question, tell, timeout_s=WAIT_S)
-        await until(lambda: len(told) == 5, changed)
-        assert told == [("answer", "")] * 4 + [("", Unreachable.code)]
+            net.leaf.ask(HUB, query, tell, timeout_s=WAIT_S)
+            assert len(ends) == number - 1, "reported before `ask` has returned"
+            await until(lambda number=number: len(ends) == number, changed)  # type: ignore[misc]
+        net.leaf.ask(KEYS.service("ghost", "stage"), query, tell, timeout_s=WAIT_S)
+        await until(lambda: len(ends) == 5, changed)
+        assert ends == [("answer", "")] * 4 + [("", Unreachable.code)]
 
     run(scene)
 
 
 def test_a_question_taken_back_is_told_nothing(run: Run) -> None:
     async def scene(net: Net) -> None:
-        told: list[object] = []
-        heard = asyncio.Event()
+        ends: list[object] = []
+        received = asyncio.Event()
         released = asyncio.Event()
 
-        async def slow(question: Frame) -> Frame:
-            heard.set()
+        async def slow(query: Frame) -> Frame:
+            received.set()
             await released.wait()
             return make_frame("answer")
 
         await net.hub.serve(HUB, slow)
-        question = make_frame("ask", purpose=Purpose.SERVING)
-        take_back = net.leaf.ask(HUB, question, lambda *end: told.append(end), timeout_s=WAIT_S)
-        await asyncio.wait_for(heard.wait(), WAIT_S)
-        take_back()
-        take_back()
+        query = make_frame("ask", purpose=Purpose.SERVING)
+        cancel = net.leaf.ask(HUB, query, lambda *end: ends.append(end), timeout_s=WAIT_S)
+        await asyncio.wait_for(received.wait(), WAIT_S)
+        cancel()
+        cancel()
         released.set()
         assert (await ask_until_answered(net, HUB)).kind == "answer"
-        assert told == []
+        assert ends == []
 
     run(scene)
 
@@ -377,7 +375,7 @@ def _ignored(_: object) -> None:
 
 def test_query_all_collects_every_answer_and_leaves_out_refusals(run: Run) -> None:
     async def scene(net: Net) -> None:
-        async def refuse(question: Frame) -> Frame:
+        async def refuse(query: Frame) -> Frame:
             raise InputError("not now.")
 
         await net.leaf.serve(KEYS.service("leaf", "info"), echo)
@@ -434,7 +432,7 @@ def test_server_lost_while_it_works_is_unreachable_before_the_deadline(run: Run)
     async def scene(net: Net) -> None:
         asked = asyncio.Event()
 
-        async def never(question: Frame) -> Frame:
+        async def never(query: Frame) -> Frame:
             asked.set()
             return await asyncio.get_running_loop().create_future()
 
@@ -499,7 +497,7 @@ def test_policy_refuses_traced_data_before_it_leaves(run: Run) -> None:
 
 def test_answer_that_may_not_leave_reaches_the_asker_as_refusal(run: Run) -> None:
     async def scene(net: Net) -> None:
-        async def give_raw(question: Frame) -> Frame:
+        async def give_raw(query: Frame) -> Frame:
             return make_frame("answer", tensors={"x": traced(np.ones(3, np.float32), RAW)})
 
         await net.hub.serve(HUB, give_raw)
@@ -519,8 +517,8 @@ def test_policy_lets_granted_data_through(run: Run) -> None:
         (row,) = (e for e in net.counters["leaf"].entries() if e.direction is Direction.SENT)
         assert row.data_classes == (RAW,)
 
-    async def take(question: Frame) -> Frame:
-        assert question.origins == {RAW}
+    async def take(query: Frame) -> Frame:
+        assert query.origins == {RAW}
         return make_frame("answer")
 
     run(scene)
@@ -530,8 +528,8 @@ def test_counters_equal_the_encoded_sizes(run: Run) -> None:
     async def scene(net: Net) -> None:
         await net.hub.serve(HUB, echo)
         for size in (1, 1000):
-            question = make_frame("ask", tensors={"x": np.zeros(size, np.float32)}, purpose=Purpose.TRAINING)
-            await net.leaf.query(HUB, question, timeout_s=WAIT_S)
+            query = make_frame("ask", tensors={"x": np.zeros(size, np.float32)}, purpose=Purpose.TRAINING)
+            await net.leaf.query(HUB, query, timeout_s=WAIT_S)
         totals = {
             (name, entry.direction): (entry.num_frames, entry.size_bytes)
             for name in ("leaf", "hub")

@@ -28,7 +28,7 @@ def test_a_table_of_words_reads_back(spec):
 
 @each
 def test_text_reads_back(spec):
-    assert Spec.of(str(spec)) == spec
+    assert Spec.parse(str(spec)) == spec
 
 
 @each
@@ -70,4 +70,4 @@ def test_a_builder_whose_parameter_is_a_spec_builds_it_itself():
 @pytest.mark.parametrize("text", ["f(**{'a': 1})", "f({**a})", "f(x={**a})", "f(1)", "f(x=g)"])
 def test_what_is_not_a_parts_text_is_refused(text):
     with pytest.raises(InputError, match="is not a part's text"):
-        Spec.of(text)
+        Spec.parse(text)

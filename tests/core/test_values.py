@@ -134,6 +134,23 @@ def test_nested_specs_are_read_built_and_printed() -> None:
     }
 
 
+@pytest.mark.parametrize("text", ["int8", "top_k(fraction=0.1)", "chain(codecs=[top_k(fraction=0.1), cast()])"])
+def test_a_spec_is_parsed_from_the_text_it_prints(text: str) -> None:
+    assert Spec.parse(str(Spec.parse(text))) == Spec.parse(text)
+    assert Spec.of(Spec.parse(text).to_dict()) == Spec.parse(text)
+
+
+@pytest.mark.parametrize("text", ["top_k(0.1)", "top_k(fraction=x)", "top_k(fraction=0.1", "a.b(c=1)", "(1)"])
+def test_text_that_is_no_part_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="is not a part's text"):
+        Spec.parse(text)
+
+
+def test_a_table_is_not_written_as_text() -> None:
+    with pytest.raises(InputError, match="is text with parameters, needed is a name or a table"):
+        Spec.of("top_k(fraction=0.1)")
+
+
 def test_unknown_words_of_a_spec_get_suggestions() -> None:
     registry = {"top_k": lambda fraction: fraction}
     with pytest.raises(InputError, match=r"test has no 'topk'. Did you mean 'top_k'"):

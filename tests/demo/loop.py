@@ -1,6 +1,6 @@
 """The demo's loop without processes: one seed, the real parts, the demo's own numbers.
 
-Training is `simulate_rounds` with the demo's words; devices are `StayingGood`, the coordinator `DriftWatch` and
+Training is `simulate_rounds` with the demo's words; devices are `ExampleCollector`, the coordinator `DriftWatch` and
 `VersionStore`; answers leave at the first exit where the version's evidence lets them, as the demo's plan has it.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from edgewise.core.ids import ClientId, Digest, Epoch, NodeId, RequestId, RunId, Tier
+from edgewise.core.ids import ClientId, Digest, Epoch, NodeId, RequestId, Revision, RunId, Tier
 from edgewise.core.seeds import Seeds
 from edgewise.datasets.shifts import drifted
 from edgewise.demo.drift_and_retrain import spoiled
@@ -23,7 +23,7 @@ from edgewise.demo.scenario import LOCAL, RETRAINING, UPLINK, DemoSettings, task
 from edgewise.demo.streaming import take
 from edgewise.fleet.messages import Capability, NodeInfo
 from edgewise.fleet.serving.drift_watch import CollectOrder, DriftWatch
-from edgewise.fleet.serving.example_collector import StayingGood
+from edgewise.fleet.serving.example_collector import ExampleCollector
 from edgewise.fleet.serving.versions import Holdout, VersionStore, outputs_of
 from edgewise.fleet.store.registry import Registry
 from edgewise.fleet.training.local_worker import joined
@@ -83,7 +83,9 @@ class Fleet:
     """Devices and the coordinator's watch, in one process."""
 
     versions: VersionStore
-    good: dict[NodeId, StayingGood] = field(default_factory=lambda: {d: StayingGood(d, 4_000_000) for d in DEVICES})
+    collectors: dict[NodeId, ExampleCollector] = field(
+        default_factory=lambda: {d: ExampleCollector(d, "digits", 4_000_000) for d in DEVICES}
+    )
     alarms: list[dict[str, Any]] = field(default_factory=list)
     asked: dict[str, NodeId] = field(default_factory=dict)
     serving: int = 0
@@ -92,28 +94,29 @@ class Fleet:
         self.watch = DriftWatch(
             lambda: self.serving,
             lambda _: False,
-            self.versions.confidences,
+            self.versions.calibration_answers,
             lambda: DEVICES,
             self._order,
             lambda _, said: self.alarms.append(said),
         )
 
     async def _order(self, device: NodeId, order: CollectOrder) -> None:
-        self.good[device].collect(order.last)
+        self.collectors[device].collect(order.last)
 
     async def serve(self, phase: str, inputs: Any, version: ModelVersion) -> tuple[Any, int | None]:
         """Serves requests in turn; returns the answers, and after how many an alarm came."""
-        answers, sure, logits = answered(self.versions, version, inputs)
+        answers, first, logits = answered(self.versions, version, inputs)
+        sure, named = confidence(first), first.argmax(-1)
         noticed, self.serving = None, version.number
         for index in range(len(inputs)):
             device, name = DEVICES[index % len(DEVICES)], f"{phase}-{index}"
             self.asked[name] = device
             seen = Observation(
-                RequestId(name), Epoch(1), version.number, Digest(""), AnswerSource.PLAN, 1, "", 0.0, 0.0, 1.0,
-                confidence=float(sure[index]),
+                RequestId(name), Revision(1), version.number, Digest(""), AnswerSource.PLAN, 1, "", 0.0, 0.0, 1.0,
+                confidence=float(sure[index]), predicted=int(named[index]),
             )  # fmt: skip
             served = Served({"exit": logits[index : index + 1]}, seen)
-            told = self.good[device].served({"image": inputs[index : index + 1]}, served)
+            told = self.collectors[device].served({"image": inputs[index : index + 1]}, served)
             if told is not None:
                 await self.watch.arrived(told, None, info(device))  # type: ignore[arg-type]
             noticed = index + 1 if self.alarms and noticed is None else noticed
@@ -125,7 +128,7 @@ class Fleet:
         for index, target in enumerate(targets):
             labels[self.asked[f"{phase}-{index}"]][f"{phase}-{index}"] = int(target)
         for device, known in labels.items():
-            self.good[device].label(known)
+            self.collectors[device].label(known)
 
 
 def info(device: NodeId) -> NodeInfo:
@@ -147,11 +150,11 @@ def threshold_of(version: ModelVersion) -> float:
 
 
 def answered(versions: VersionStore, version: ModelVersion, inputs: Any) -> tuple[Any, Any, Any]:
-    """Answers, confidences of exit 0 and logits as served."""
+    """Answers, logits of exit 0 and logits as served."""
     first, last = outputs_of(versions.graph(version.number), inputs)
     sure = confidence(first)
     logits = np.where((sure >= threshold_of(version))[:, None], first, last)
-    return logits.argmax(-1), sure, logits
+    return logits.argmax(-1), first, logits
 
 
 def run_loop(seed: int) -> Outcome:
@@ -186,7 +189,9 @@ async def _loop(seed: int, folder: Path) -> Outcome:
     images, targets = take(parts.stream.inputs[:half], parts.stream.targets[:half], settings.drifted)
     _, noticed = await fleet.serve("drifted", _drift(images, seed, "learned"), first)
     fleet.feed_back("drifted", targets)
-    task.collected = {c: fleet.good[device].labelled() for c, device in zip(task.clients(), TRAINERS, strict=True)}
+    task.collected = {
+        c: fleet.collectors[device].labelled() for c, device in zip(task.clients(), TRAINERS, strict=True)
+    }
     second = version_of(trained(task, RETRAINING, settings.retraining_rounds, seed + 1, vector), first.number)
     images, targets = _drift(parts.stream.inputs[half:], seed, "held out"), np.asarray(parts.stream.targets[half:])
     old, new = (np.mean(answered(versions, v, images)[0] == targets) for v in (first, second))

@@ -16,11 +16,12 @@ from edgewise.core.provenance import origins_of
 from edgewise.demo.drift_and_retrain import BAD_NOISE, spoiled
 from edgewise.demo.scenario import Demo, DemoSettings, fleet_file
 from edgewise.demo.serve_requests import alternatives
-from edgewise.demo.streaming import Sent, epochs_changed, take
+from edgewise.demo.streaming import Sent, revisions_changed, take
 from edgewise.fleet.messages import LedgerAnswer
 from edgewise.ledger.entry import Direction, LedgerEntry, Purpose
 from edgewise.models.graph.graph import Graph
 from edgewise.planning.choose import best_plan, make_search
+from edgewise.planning.plan import ENTRY
 from edgewise.planning.policy import Policy
 from edgewise.service.client import Reply
 from tests.inference.tiny import two_exit_graph
@@ -60,11 +61,11 @@ def test_the_plan_comes_first_among_the_alternatives_and_one_needs_no_link():
     assert found[0] == plan
     assert len({p.name for p in found}) == len(found)
     assert any(p.tiers == (Tier.DEVICE,) for p in found)
-    assert all(p.segments[0].groups for p in found), "under this policy every plan computes on the device first"
+    assert all(p.stages[0].site == ENTRY for p in found), "under this policy every plan computes on the device first"
 
 
-def reply(epoch: int | None) -> Reply:
-    return Reply(parameters={} if epoch is None else {"plan_epoch": epoch})
+def reply(revision: int | None) -> Reply:
+    return Reply(parameters={} if revision is None else {"plan_revision": revision})
 
 
 def sent(*answers: tuple[str, int | None]) -> Sent:
@@ -74,8 +75,8 @@ def sent(*answers: tuple[str, int | None]) -> Sent:
 def test_plan_switches_are_counted_per_device_over_phases_and_unanswered_requests_are_no_switch():
     first = sent(("a", 64), ("b", 64), ("a", None), ("a", 65), ("b", 64))  # a: 64 → 65
     second = sent(("b", 65), ("a", 65), ("a", 64))  # b: 64 → 65, a: 65 → 64
-    assert epochs_changed([first]) == 1
-    assert epochs_changed([first, second]) == 3
+    assert revisions_changed([first]) == 1
+    assert revisions_changed([first, second]) == 3
 
 
 def test_taking_more_than_there_is_goes_round_and_the_inputs_are_raw():
@@ -86,7 +87,15 @@ def test_taking_more_than_there_is_goes_round_and_the_inputs_are_raw():
 
 
 def entry(num_frames: int, size_bytes: int, direction: Direction = Direction.SENT) -> LedgerEntry:
-    return LedgerEntry(NodeId("a"), "stage_request", Purpose.SERVING, direction, "version-1", num_frames, size_bytes)
+    return LedgerEntry(
+        node=NodeId("a"),
+        kind="stage_request",
+        purpose=Purpose.SERVING,
+        direction=direction,
+        run="version-1",
+        num_frames=num_frames,
+        size_bytes=size_bytes,
+    )
 
 
 def counted(*entries: LedgerEntry) -> dict[NodeId, LedgerAnswer]:

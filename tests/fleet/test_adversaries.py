@@ -175,15 +175,15 @@ def test_a_forged_sender_a_replay_and_an_order_of_a_device_change_nothing(tmp_pa
         async with LoopbackFleet(tmp_path, edge_of=EDGE_OF) as fleet:
             cloud, liar = fleet.nodes[NodeId("cloud")], fleet.nodes[LIAR]
             key = cloud.keys.service(cloud.name, "control")
-            door = liar.transport.door  # type: ignore[attr-defined]
+            guard = liar.transport.guard  # type: ignore[attr-defined]
 
             async def forge() -> Frame:
                 """Asks in the operator's name, signed by device-b."""
-                door.node = NodeId("operator")
+                guard.node = NodeId("operator")
                 try:
                     return await liar.transport.query(key, make_frame("fleet_request", FleetRequest()), timeout_s=5.0)
                 finally:
-                    door.node = LIAR
+                    guard.node = LIAR
 
             with pytest.raises(RemoteError, match="claims to be from 'operator' and is signed by"):
                 await forge()
@@ -192,10 +192,10 @@ def test_a_forged_sender_a_replay_and_an_order_of_a_device_change_nothing(tmp_pa
                 await liar.ask(cloud.name, "control", FleetRequest(), Ack)
             assert cloud.refused["fleet_request by device-b, a device"] == 1
             taken: list[bytes] = []
-            operator_door = fleet.operator.node.transport.door  # type: ignore[attr-defined]
-            operator_door.tap = taken.append
+            operator_guard = fleet.operator.node.transport.guard  # type: ignore[attr-defined]
+            operator_guard.tap = taken.append
             await fleet.operator.nodes()
-            operator_door.tap = None
+            operator_guard.tap = None
             server = fleet.fabric.find(LIAR, "serve", key)[0]
             again = await fleet.fabric.ask(liar.transport, server, taken[0])  # type: ignore[arg-type]
             assert b"is replayed: the newest taken is" in again
@@ -215,10 +215,10 @@ def test_an_answer_in_another_nodes_name_does_not_count(tmp_path):
             await liar.transport.serve(key, lie)
             with pytest.raises(IdentityRefused, match="'device-b' answers what 'device-a' was asked"):
                 await edge.ask(device.name, "lies", FleetRequest(), Ack)
-            liar.transport.door.node = device.name  # type: ignore[attr-defined]
+            liar.transport.guard.node = device.name  # type: ignore[attr-defined]
             with pytest.raises(IdentityRefused, match="claims to be from 'device-a' and is signed by"):
                 await edge.ask(device.name, "lies", FleetRequest(), Ack)
-            liar.transport.door.node = LIAR  # type: ignore[attr-defined]
+            liar.transport.guard.node = LIAR  # type: ignore[attr-defined]
             assert edge.refused["an answer in the name of device-a"] == 2
 
     asyncio.run(run())

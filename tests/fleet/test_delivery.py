@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from edgewise.core.backoff import Backoff
 from edgewise.core.errors import (
     Busy,
     DeadlineExceeded,
@@ -54,7 +55,7 @@ class Server:
 
 
 def test_it_is_asked_until_there_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delivery, "RETRY_S", (0.0,))
+    monkeypatch.setattr(delivery, "RETRY", Backoff(0.0))
     server = Server(Unreachable("x"), remote(Unreachable), DeadlineExceeded("x"))
     assert asyncio.run(deliver(server.ask, what="it")) == Ack(reason="taken")
     assert server.asked == 4
@@ -74,7 +75,7 @@ def test_what_nobody_wants_any_more_is_not_asked() -> None:
 
 
 def test_a_poke_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delivery, "RETRY_S", (3600.0,))
+    monkeypatch.setattr(delivery, "RETRY", Backoff(3600.0))
 
     async def scene() -> Ack | None:
         server, poke = Server(Unreachable("x")), asyncio.Event()

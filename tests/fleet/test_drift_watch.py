@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -12,14 +13,18 @@ from edgewise.core.errors import InputError
 from edgewise.core.ids import Epoch, NodeId, RequestId, Tier
 from edgewise.fleet.messages import Capability, NodeInfo
 from edgewise.fleet.serving.drift_watch import Confidences, DriftWatch
-from edgewise.fleet.serving.example_collector import BATCH, StayingGood
+from edgewise.fleet.serving.example_collector import BATCH, ExampleCollector
 from edgewise.inference.observation import Observation
 from edgewise.inference.request_driver import Served
 from edgewise.inference.session import AnswerSource
+from edgewise.lifecycle.drift import DriftAnswer
 
 NODE = NodeId("device-1")
 RNG = np.random.default_rng(0)
-REFERENCE = {0: RNG.uniform(0.3, 0.6, 300), 1: RNG.uniform(0.8, 1.0, 300)}
+REFERENCE = {
+    index: [DriftAnswer(float(sure), int(RNG.integers(10))) for sure in RNG.uniform(*range_, 300)]
+    for index, range_ in enumerate([(0.3, 0.6), (0.8, 1.0)])
+}
 
 
 def info(node: str = NODE) -> NodeInfo:
@@ -53,8 +58,10 @@ def watched(*reports: Confidences, sender: str = NODE, sentences: list[str] | No
     return alarms
 
 
-def told(low: float, high: float, exit_index: int) -> Confidences:
-    return Confidences(NODE, 1, tuple(np.random.default_rng(1).uniform(low, high, 100)), 1.0, exit_index)
+def told(low: float, high: float, exit_index: int, classes: int = 10) -> Confidences:
+    rng = np.random.default_rng(1)
+    values, predicted = rng.uniform(low, high, 100), rng.integers(classes, size=100)
+    return Confidences(NODE, 1, tuple(values.tolist()), 1.0, exit_index, tuple(predicted.tolist()))
 
 
 @pytest.mark.parametrize("exit_index", [0, 1])
@@ -68,6 +75,22 @@ def test_a_plan_that_asks_the_last_exit_only_is_watched_too() -> None:
     assert len(watched(told(0.3, 0.6, 1))) == 1  # usual for exit 0, far below what exit 1 gives
 
 
+def test_another_mix_of_classes_is_noticed_where_confidences_are_as_ever() -> None:
+    assert len(watched(told(0.3, 0.6, 0, classes=3))) == 1
+
+
+def test_a_device_that_tells_no_classes_is_watched_by_its_confidences() -> None:
+    usual, unsure = (msgspec.structs.replace(told(*range_, 0), predicted=()) for range_ in ((0.3, 0.6), (0.0, 0.2)))
+    assert watched(usual) == []
+    assert len(watched(usual, unsure)) == 1
+    assert len(watched(under(2, usual), under(2, unsure))) == 1  # a version that is known by its first inputs, too
+
+
+def test_classes_that_do_not_go_with_the_confidences_are_refused() -> None:
+    with pytest.raises(InputError, match="reports 100 confidences and 1 classes, needed is a class for each, or none"):
+        watched(msgspec.structs.replace(told(0.3, 0.6, 0), predicted=(3,)))
+
+
 def test_what_was_found_is_said_until_another_version_serves() -> None:
     said: list[str] = []
     later = Confidences(NODE, 2, (0.5,), 2.0)
@@ -77,7 +100,7 @@ def test_what_was_found_is_said_until_another_version_serves() -> None:
 
 
 def under(version: int, report: Confidences) -> Confidences:
-    return Confidences(report.node, version, report.values, report.time, report.exit)
+    return msgspec.structs.replace(report, version=version)
 
 
 def test_a_version_that_answers_a_drift_is_known_by_what_it_gives_on_the_new_inputs() -> None:
@@ -110,15 +133,16 @@ def test_a_device_speaks_for_itself_only() -> None:
 def served(version: int, exit_index: int) -> Served:
     seen = Observation(
         RequestId("r"), Epoch(1), version, "", AnswerSource.PLAN, 1, "", 0.0, 0.0, 1.0, confidence=0.5,  # type: ignore[arg-type]
-        confidence_exit=exit_index,
+        confidence_exit=exit_index, predicted=3,
     )  # fmt: skip
     return Served({"end": np.zeros((1, 10), np.float32)}, seen)
 
 
 def test_what_is_told_at_once_is_of_one_version_and_one_exit() -> None:
-    good, inputs = StayingGood(NODE, 1_000_000), {"x": np.zeros((1, 1, 8, 8), np.float32)}
+    good, inputs = ExampleCollector(NODE, "tiny", 1_000_000), {"x": np.zeros((1, 1, 8, 8), np.float32)}
     for under in [(1, 0)] * (BATCH - 1) + [(2, 0)] * (BATCH - 1) + [(2, 1)] * (BATCH - 1):
         assert good.served(inputs, served(*under)) is None
     report = good.served(inputs, served(2, 1))
     assert report is not None
-    assert (report.version, report.exit, len(report.values)) == (2, 1, BATCH)
+    assert (report.model, report.version, report.exit, len(report.values)) == ("tiny", 2, 1, BATCH)
+    assert (report.version, report.exit, report.values, report.predicted) == (2, 1, (0.5,) * BATCH, (3,) * BATCH)

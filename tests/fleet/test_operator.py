@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from edgewise.core.backoff import Backoff
 from edgewise.core.errors import RemoteError, Unreachable
 from edgewise.core.ids import NodeId
 from edgewise.fleet.operator import operator
@@ -29,7 +30,7 @@ def test_a_node_that_is_moving_is_asked_again(tmp_path: Path) -> None:
 
 
 def test_a_node_that_stays_away_is_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operator, "AGAIN_S", (0.0, 0.0))
+    monkeypatch.setattr(operator, "RETRY", Backoff(0.0))
 
     async def scene() -> None:
         async with LoopbackFleet(tmp_path, edge_of={"a": "edge-1"}) as fleet:

@@ -1,4 +1,4 @@
-"""The gate of coded cuts: lossless plans pass unseen, a codec that loses answers is refused with its counts."""
+"""The gate of coded hand-overs: lossless plans pass unseen, a codec that loses answers is refused with its counts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INPUTS = np.random.default_rng(1).normal(0, 1, (400, 1, 8, 8)).astype(np.float32
 
 def plan(codec: str) -> Plan:
     cut = split_plan(GRAPH)
-    return msgspec.structs.replace(cut, cuts=tuple(msgspec.structs.replace(c, codec=codec) for c in cut.cuts))
+    return msgspec.structs.replace(cut, handovers=tuple(msgspec.structs.replace(h, codec=codec) for h in cut.handovers))
 
 
 def labels() -> np.ndarray:
@@ -25,9 +25,9 @@ def labels() -> np.ndarray:
 
 def test_uncoded_answers_are_the_whole_models_where_nobody_leaves_early() -> None:
     never = plan("none")
-    exits = tuple(msgspec.structs.replace(e, threshold=1.1 if e.threshold > 0 else 0.0) for e in never.exits)
+    gates = tuple(msgspec.structs.replace(g, threshold=1.1 if g.threshold > 0 else 0.0) for g in never.gates)
     whole = run_graph(GRAPH.whole, {"x": INPUTS}, ["end"])[0].argmax(-1)
-    found = answers(GRAPH, msgspec.structs.replace(never, exits=exits), INPUTS, coded=True)
+    found = answers(GRAPH, msgspec.structs.replace(never, gates=gates), INPUTS, coded=True)
     assert (found == whole).all()
 
 

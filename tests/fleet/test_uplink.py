@@ -4,8 +4,8 @@ import pytest
 
 from edgewise.fleet.node.uplink import Attach, UplinkChanged, Uplinks, step
 
-HOME_GONE = UplinkChanged(0, False)
-HOME_BACK = UplinkChanged(0, True)
+PRIMARY_GONE = UplinkChanged(0, False)
+PRIMARY_BACK = UplinkChanged(0, True)
 
 
 def folded(uplinks: int, *events: UplinkChanged) -> tuple[Uplinks, tuple[Attach, ...]]:
@@ -17,13 +17,13 @@ def folded(uplinks: int, *events: UplinkChanged) -> tuple[Uplinks, tuple[Attach,
 
 
 def test_a_node_moves_to_the_first_standby_that_is_there() -> None:
-    assert folded(3, HOME_GONE)[1] == (Attach(1, home=False),)
-    assert folded(3, UplinkChanged(1, False), HOME_GONE)[1] == (Attach(2, home=False),)
+    assert folded(3, PRIMARY_GONE)[1] == (Attach(1, is_return=False),)
+    assert folded(3, UplinkChanged(1, False), PRIMARY_GONE)[1] == (Attach(2, is_return=False),)
 
 
-def test_it_comes_home_when_home_is_back() -> None:
-    state, actions = folded(2, HOME_GONE, HOME_BACK)
-    assert actions == (Attach(0, home=True),)
+def test_it_returns_to_the_primary_uplink_when_that_is_back() -> None:
+    state, actions = folded(2, PRIMARY_GONE, PRIMARY_BACK)
+    assert actions == (Attach(0, is_return=True),)
     assert (state.attached, state.returns) == (0, 1)
 
 

@@ -35,7 +35,7 @@ def times_declared(tier: Tier, *back: str, index: int = 0) -> int:
     attached: list[int] = []
 
     async def run() -> None:
-        agent: Any = Agent(AgentSettings("device-1", tier, "", ""), capability(1), None)
+        agent: Any = Agent(AgentSettings(name="device-1", tier=tier, identity="", state=""), capability(1), None)
         agent.node = Known()
 
         async def attach(index: int) -> None:

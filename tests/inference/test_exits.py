@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from edgewise.core.errors import InputError
-from edgewise.core.ids import Tier
-from edgewise.inference.gates.exit import accuracy_lower_bound, choose_threshold, confidence, decide, leaves, tradeoff
-from edgewise.planning.plan import Exit
+from edgewise.inference.gates.exit import accuracy_lower_bound, choose_threshold, confidence, leaves, tradeoff
+from edgewise.inference.gates.gate_states import GateStates
+from edgewise.planning.plan import EXIT, Gate
 
 
 def test_confidence_is_the_top_softmax() -> None:
@@ -22,11 +22,11 @@ def test_a_batch_leaves_only_if_every_example_is_confident() -> None:
 
 
 def test_the_first_exit_whose_rule_is_met_is_taken() -> None:
-    exits = [Exit(i, f"e{i}", Tier.DEVICE, t, 1, 0) for i, t in enumerate((0.99, 0.6, 0.0))]
-    logits = {"e0": np.array([[2.0, 0.0]]), "e1": np.array([[2.0, 0.0]]), "e2": np.array([[2.0, 0.0]])}
-    assert decide(exits, logits) == (exits[1], True)
-    assert decide(exits, {"e0": logits["e0"]}) == (exits[0], False)
-    assert decide(exits, {}) is None
+    gates = tuple(Gate(EXIT, "device", t, tensors=(f"e{i}",), index=i) for i, t in enumerate((0.99, 0.6, 0.0)))
+    logits = {f"e{i}": np.array([[2.0, 0.0]]) for i in range(3)}
+    assert GateStates(gates).ask(logits) == (gates[1], {"e1": logits["e1"]}, True)
+    assert GateStates(gates[:1]).ask(logits) == (gates[0], {"e0": logits["e0"]}, False)
+    assert GateStates(()).ask(logits) is None
 
 
 def test_the_bound_is_clopper_and_pearsons() -> None:

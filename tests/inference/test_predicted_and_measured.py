@@ -7,12 +7,11 @@ import asyncio
 import msgspec
 import pytest
 
-from edgewise.core.ids import Epoch, NodeId, Tier
+from edgewise.core.ids import NodeId, Revision, Tier
 from edgewise.inference.accuracy import PredictionError, prediction_error
 from edgewise.inference.observation import Observation
 from edgewise.inference.peers import Target
 from edgewise.inference.profiler import profile_graph
-from edgewise.inference.serving_node import Server
 from edgewise.inference.stage_messages import STAGE
 from edgewise.inference.stage_server import StageHost
 from edgewise.planning.choose import plan as best_plan
@@ -21,7 +20,7 @@ from edgewise.planning.policy import Policy
 from edgewise.planning.profile import LinkState, Profile
 from edgewise.transport.keys import Keys
 from edgewise.transport.loopback import LoopbackFabric
-from tests.inference.tiny import active, images, two_exit_graph
+from tests.inference.tiny import active, close, images, model_server, two_exit_graph
 
 GRAPH = two_exit_graph(width=64)
 CADENCE_S = 0.01
@@ -55,17 +54,17 @@ async def served(plan: Plan, num: int) -> list[Observation]:
     fabric = LoopbackFabric()
     async with fabric.open("device") as device, fabric.open("edge") as edge:
         host = StageHost(NodeId("edge"), Tier.EDGE, dilation=DILATION[Tier.EDGE])
-        server = Server(NodeId("device"), dilation=DILATION[Tier.DEVICE], on_observation=rows.append)
+        server = model_server("device", dilation=DILATION[Tier.DEVICE], on_observation=rows.append)
         await server.prepare(active(plan), GRAPH)
         if Tier.EDGE in plan.tiers:
             await host.prepare(active(plan), GRAPH)
-            await edge.hear(KEYS.service("edge", STAGE), host.hear)
-        server.activate(Epoch(1))
+            await edge.serve_sync(KEYS.service("edge", STAGE), host.hear)
+        server.activate(Revision(1))
         server.set_targets([Target(NodeId("edge"), device, KEYS.service("edge", STAGE))])
         for _ in range(num):
             await server.infer({"x": images()})
             await asyncio.sleep(CADENCE_S)  # the spacing of arrivals that was profiled at
-        await server.close()
+        await close(server)
         await host.close()
     return rows
 

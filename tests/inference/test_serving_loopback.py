@@ -4,94 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
 
 from edgewise.core.errors import Busy, InputError, PlanInfeasible, RemoteError
-from edgewise.core.ids import Epoch, NodeId, Tier
+from edgewise.core.ids import NodeId, Revision, Tier
 from edgewise.inference.gates.exit import confidence
-from edgewise.inference.observation import Observation
-from edgewise.inference.peers import Target
-from edgewise.inference.serving_node import Server, device_only_plan, local_server
+from edgewise.inference.serving_node import device_only_plan, local_server
 from edgewise.inference.session import AnswerSource
-from edgewise.inference.stage_messages import STAGE, STAGE_REQUEST, StageRequest
+from edgewise.inference.stage_messages import STAGE_REQUEST, StageRequest
 from edgewise.inference.stage_server import StageHost
 from edgewise.inference.stages import make_session
 from edgewise.models.graph.graph import Graph
-from edgewise.planning.plan import Plan
+from edgewise.planning.plan import Plan, Site
 from edgewise.transport.frame import Frame, make_frame
-from edgewise.transport.guard import AllowOrigins
-from edgewise.transport.keys import Keys
-from edgewise.transport.loopback import LoopbackFabric
 from edgewise.transport.remote import answer, checked_reply
-from edgewise.transport.transport import Registration, on_the_loop
-from tests.inference.tiny import active, images, raw_plan, split_plan, three_tier_plan, two_exit_graph
+from edgewise.transport.transport import on_the_loop
+from tests.inference.loopback_world import hang, world
+from tests.inference.tiny import (
+    active,
+    close,
+    images,
+    model_server,
+    raw_plan,
+    split_plan,
+    three_tier_plan,
+    two_exit_graph,
+)
 
 GRAPH = two_exit_graph()
-KEYS = Keys("test")
 
 
 def whole(graph: Graph, x: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
     return list(make_session(graph.whole).run(None, {"x": x}))
-
-
-@dataclass
-class World:
-    """A device and edges (and a cloud) on one fabric."""
-
-    fabric: LoopbackFabric
-    server: Server
-    hosts: dict[str, StageHost]
-    rows: list[Observation]
-    registrations: dict[str, Registration] = field(default_factory=dict)
-
-    async def install(self, plan: Plan, epoch: int = 1, version: int = 1, graph: Graph = GRAPH) -> None:
-        for host in self.hosts.values():
-            await host.prepare(active(plan, epoch, version), graph)
-        await self.server.prepare(active(plan, epoch, version), graph)
-        self.server.activate(Epoch(epoch))
-
-
-def anything(origins: object, key: str) -> None:
-    """A data policy that grants everything."""
-
-
-@asynccontextmanager
-async def world(*edges: str, cloud: bool = False, allow: AllowOrigins | None = anything) -> AsyncIterator[World]:
-    fabric, rows = LoopbackFabric(), list[Observation]()
-    async with AsyncExitStack() as stack:
-        device = await stack.enter_async_context(fabric.open("device-1", allow=allow))
-        server = Server(NodeId("device-1"), on_observation=rows.append)
-        made = World(fabric, server, {}, rows)
-        names = [(name, Tier.EDGE) for name in edges] + ([("cloud-1", Tier.CLOUD)] if cloud else [])
-        for name, tier in names:
-            transport = await stack.enter_async_context(fabric.open(name, allow=allow))
-            host = made.hosts[name] = StageHost(NodeId(name), tier)
-            made.registrations[name] = await transport.hear(KEYS.service(name, STAGE), host.hear)
-            if cloud and tier is Tier.EDGE:
-                host.set_targets([Target(NodeId("cloud-1"), transport, KEYS.service("cloud-1", STAGE))])
-        server.set_targets([Target(NodeId(name), device, KEYS.service(name, STAGE)) for name in edges])
-        yield made
-        for node in (server, *made.hosts.values()):
-            await node.close()
-
-
-def hang(made: World, name: str) -> asyncio.Event:
-    """Makes a host take questions and never answer."""
-    asked = asyncio.Event()
-
-    async def handle(frame: Frame) -> Frame:
-        asked.set()
-        await asyncio.Event().wait()
-        return frame
-
-    made.registrations[name].handler = handle  # type: ignore[attr-defined]
-    return asked
 
 
 @pytest.mark.parametrize("plan", [split_plan(GRAPH), split_plan(GRAPH, exit_on_device=False), raw_plan(GRAPH)])
@@ -233,14 +180,14 @@ def test_requests_in_flight_finish_on_the_epoch_they_began_with() -> None:
             newer = two_exit_graph(seed=9)
             await made.install(device_only_plan(newer), 2, 2, newer)
             new = await made.server.infer({"x": x})
-            assert made.server.epochs == (1, 2)
+            assert made.server.revisions == (1, 2)
             release.set()
             finished = await old
-            assert (finished.observation.epoch, finished.observation.version) == (1, 1)
+            assert (finished.observation.revision, finished.observation.version) == (1, 1)
             assert finished.outputs["end"].tobytes() == whole(GRAPH, x)[1].tobytes()
-            assert (new.observation.epoch, new.observation.version) == (2, 2)
+            assert (new.observation.revision, new.observation.version) == (2, 2)
             assert new.outputs["end"].tobytes() == whole(newer, x)[1].tobytes()
-            assert made.server.epochs == (2,)
+            assert made.server.revisions == (2,)
 
     asyncio.run(run())
 
@@ -250,10 +197,10 @@ def test_a_plan_the_edge_does_not_know_is_refused_and_the_device_answers() -> No
         async with world("edge-1") as made:
             await made.install(split_plan(GRAPH))
             await made.server.prepare(active(split_plan(GRAPH), 7), GRAPH)
-            made.server.activate(Epoch(7))
+            made.server.activate(Revision(7))
             served = await made.server.infer({"x": images()})
             assert served.observation.source is AnswerSource.DEVICE_EXIT
-            assert "is not prepared on 'edge-1'; prepared are epochs [1]" in served.observation.cause
+            assert "is not prepared on 'edge-1'; prepared are revisions [1]" in served.observation.cause
             assert made.hosts["edge-1"].refused == 1
 
     asyncio.run(run())
@@ -294,9 +241,9 @@ def test_a_full_edge_says_so_and_the_device_answers() -> None:
     ("change", "message"),
     [
         ({"kind": "order"}, "the stage service of 'edge-1' takes 'stage_request', found 'order'"),
-        ({"tier": Tier.CLOUD}, "tier cloud of plan 'split' is wanted, 'edge-1' is tier edge"),
-        ({"version": 5}, "epoch 1, version 5, is not prepared on 'edge-1'"),
-        ({"coded": ()}, r"lacks the tensors \['a'\] of its cut"),
+        ({"site": Site(Tier.CLOUD)}, "site cloud of plan .* is wanted, 'edge-1' is tier edge"),
+        ({"version": 5}, "revision 1, version 5, is not prepared on 'edge-1'"),
+        ({"sections": ()}, r"a bundle with sections \['a'\] is expected, found \[\]"),
     ],
 )
 def test_a_stage_host_refuses_what_it_was_not_asked_for(change: dict[str, Any], message: str) -> None:
@@ -306,11 +253,11 @@ def test_a_stage_host_refuses_what_it_was_not_asked_for(change: dict[str, Any], 
         await host.prepare(active(plan), GRAPH)
         fields = {
             "plan": plan.digest,
-            "epoch": 1,
+            "revision": 1,
             "version": 1,
-            "tier": Tier.EDGE,
+            "site": Site(Tier.EDGE),
             "request": "r",
-            "coded": (),
+            "sections": (),
         } | change
         kind = fields.pop("kind", STAGE_REQUEST)
         with pytest.raises(RemoteError, match=message):
@@ -323,9 +270,9 @@ def test_a_stage_host_refuses_what_it_was_not_asked_for(change: dict[str, Any], 
 def test_a_stage_host_keeps_the_last_few_plans() -> None:
     async def run() -> None:
         host = StageHost(NodeId("edge-1"), Tier.EDGE, keep=2)
-        for epoch in (1, 2, 3):
-            await host.prepare(active(split_plan(GRAPH), epoch), GRAPH)
-        assert host.epochs == (2, 3)
+        for revision in (1, 2, 3):
+            await host.prepare(active(split_plan(GRAPH), revision), GRAPH)
+        assert host.revisions == (2, 3)
         await host.close()
 
     asyncio.run(run())
@@ -334,12 +281,12 @@ def test_a_stage_host_keeps_the_last_few_plans() -> None:
 def test_alternatives_of_a_plan_map_stay_warm() -> None:
     async def run() -> None:
         async with world("edge-1") as made:
-            for epoch in (1, 2):
-                await made.install(split_plan(GRAPH), epoch)
-            assert made.server.epochs == (2,)
+            for revision in (1, 2):
+                await made.install(split_plan(GRAPH), revision)
+            assert made.server.revisions == (2,)
             await made.server.prepare(active(split_plan(GRAPH), 3), GRAPH)
-            made.server.activate(Epoch(3), keep=[Epoch(2)])
-            assert made.server.epochs == (2, 3)
+            made.server.activate(Revision(3), keep=[Revision(2)])
+            assert made.server.revisions == (2, 3)
 
     asyncio.run(run())
 
@@ -360,17 +307,17 @@ def test_a_model_is_served_without_any_fleet() -> None:
 def test_an_answer_does_not_wait_for_those_who_learn_from_it() -> None:
     async def run() -> None:
         told = list[str]()
-        server = Server(
-            NodeId("device-1"), on_observation=lambda seen: told.append(seen.request),
+        server = model_server(
+            on_observation=lambda seen: told.append(seen.request),
             on_served=lambda inputs, served: told.append(str(sorted(inputs))),
-        )  # fmt: skip
+        )
         await server.prepare(active(device_only_plan(GRAPH)), GRAPH)
-        server.activate(Epoch(1))
+        server.activate(Revision(1))
         await server.infer({"x": images()}, request="r1")
         assert told == []
         await asyncio.sleep(0)
         assert told == ["r1", "['x']"]
-        await server.close()
+        await close(server)
 
     asyncio.run(run())
 
@@ -399,19 +346,19 @@ def test_wrong_inputs_are_refused_with_what_was_needed(inputs: dict[str, Any], m
 
 def test_a_server_without_a_plan_or_with_too_many_requests_refuses() -> None:
     async def run() -> None:
-        server = Server(NodeId("device-1"), max_in_flight=0)
+        server = model_server("device-1", max_in_flight=0)
         with pytest.raises(Busy, match="'device-1' has no active plan yet"):
             await server.infer({"x": images()})
-        with pytest.raises(PlanInfeasible, match=r"epoch 4 is not prepared on 'device-1', prepared are \[\]"):
-            server.activate(Epoch(4))
+        with pytest.raises(PlanInfeasible, match=r"revision 4 is not prepared on 'device-1', prepared are \[\]"):
+            server.activate(Revision(4))
         await server.prepare(active(device_only_plan(GRAPH)), GRAPH)
-        server.activate(Epoch(1))
+        server.activate(Revision(1))
         with pytest.raises(Busy, match="0 requests are open on 'device-1', this one is dropped"):
             await server.infer({"x": images()})
         assert server.refused == 1
         with pytest.raises(PlanInfeasible, match="cuts graph"):
             await server.prepare(active(device_only_plan(GRAPH)), two_exit_graph(seed=3))
-        await server.close()
+        await close(server)
 
     asyncio.run(run())
 
@@ -426,13 +373,14 @@ def test_a_server_without_a_plan_or_with_too_many_requests_refuses() -> None:
         (three_tier_plan(GRAPH, edge_threshold=0.0), 0),
     ],
 )
-def test_the_confidence_at_the_plans_first_exit_is_known_wherever_it_was_computed(plan: Plan, first: int) -> None:
+def test_the_answer_at_the_plans_first_exit_is_known_wherever_it_was_computed(plan: Plan, first: int) -> None:
     async def run() -> None:
         async with world("edge-1", cloud=True) as made:
             await made.install(plan)
             x = images()
             seen = (await made.server.infer({"x": x})).observation
             assert seen.confidence == pytest.approx(float(confidence(whole(GRAPH, x)[first])[0]))
+            assert seen.predicted == whole(GRAPH, x)[first][0].argmax()
             assert seen.confidence_exit == first
 
     asyncio.run(run())

@@ -16,11 +16,11 @@ from edgewise.inference.session import (
     RemoteFailed,
     RequestArrived,
     RunLocalTail,
-    RunSegment,
-    SegmentDone,
-    SegmentFailed,
+    RunStages,
     Session,
     SessionAnswer,
+    StagesDone,
+    StagesFailed,
     StartTimer,
     TailDone,
     TailFailed,
@@ -66,8 +66,8 @@ class World:
         for action in actions:
             if isinstance(action, SessionAnswer):
                 self.answers.append((self.clock.now(), action))
-            elif isinstance(action, RunSegment):
-                self.later(self.head_s, SegmentDone, 0 if self.own_exit else None, self.leaves)
+            elif isinstance(action, RunStages):
+                self.later(self.head_s, StagesDone, 0 if self.own_exit else None, self.leaves)
             elif isinstance(action, RunLocalTail):
                 self.tails += 1
                 works = self.tail == "works"
@@ -150,7 +150,7 @@ def test_silence_is_answered_by_the_own_exit_at_the_last_call() -> None:
 def test_a_segment_that_is_done_after_the_last_call_is_still_an_answer() -> None:
     at_s, answer = World(head_s=0.95).run()
     assert (at_s, answer.source) == (pytest.approx(0.95), AnswerSource.DEVICE_EXIT)
-    assert answer.cause == "the device's own segment was not done at the last call; the device is overloaded"
+    assert answer.cause == "the device's own stages were not done at the last call; the device is overloaded"
 
 
 def test_an_answer_from_home_after_the_last_call_is_the_plans_where_the_device_has_none() -> None:
@@ -175,19 +175,19 @@ def test_a_remote_answer_during_the_local_tail_wins() -> None:
 
 def test_an_outer_nodes_own_exit_is_named_with_its_cause() -> None:
     state, _ = step(Session(), RequestArrived(0.0, 1.0, targets=("home",), home="home"))
-    state, _ = step(state, SegmentDone(0.1))
+    state, _ = step(state, StagesDone(0.1))
     state, actions = step(state, RemoteAnswered(0.2, "home", 0, "cloud lost"))
     assert actions == (SessionAnswer(AnswerSource.EDGE_EXIT, 0, "cloud lost"),)
 
 
 def test_a_failing_device_says_so() -> None:
     state, _ = step(Session(), RequestArrived(0.0, 1.0, targets=("home",), home="home"))
-    state, actions = step(state, SegmentFailed(0.1, "no memory"))
-    assert actions == (SessionAnswer(AnswerSource.NONE, None, "the device's segment failed: no memory"),)
+    state, actions = step(state, StagesFailed(0.1, "no memory"))
+    assert actions == (SessionAnswer(AnswerSource.NONE, None, "the device's stages failed: no memory"),)
 
 
 def test_an_ended_request_ignores_every_event() -> None:
     state, _ = step(Session(), RequestArrived(0.0, 1.0, is_local=True))
-    state, _ = step(state, SegmentDone(0.1, 1))
-    for event in (SegmentDone(0.2), RemoteAnswered(0.2, "home", 1), TailDone(0.2, 1), RemoteFailed(0.2, "home", "x")):
+    state, _ = step(state, StagesDone(0.1, 1))
+    for event in (StagesDone(0.2), RemoteAnswered(0.2, "home", 1), TailDone(0.2, 1), RemoteFailed(0.2, "home", "x")):
         assert step(state, event) == (state, ())

@@ -7,20 +7,18 @@ import numpy as np
 import pytest
 
 from edgewise.core.errors import InputError, PlanInfeasible
-from edgewise.core.ids import Tier
 from edgewise.core.provenance import RAW, origins_of, traced
 from edgewise.inference.serving_node import device_only_plan
 from edgewise.inference.stages import (
-    Stage,
+    LoadedStage,
     build_stages,
     computing_s,
-    entry_tier,
     make_session,
     make_stage,
     wait_precisely,
 )
-from edgewise.planning.plan import Plan
-from tests.inference.tiny import images, rescaling_graph, split_plan, two_exit_graph
+from edgewise.planning.plan import ENTRY, EXIT, Gate, Plan, Site
+from tests.inference.tiny import E, images, rescaling_graph, split_plan, two_exit_graph
 
 
 def test_head_and_tail_give_the_wholes_bits() -> None:
@@ -30,6 +28,7 @@ def test_head_and_tail_give_the_wholes_bits() -> None:
     assert made["end"].tobytes() == make_session(graph.whole).run(["end"], {"x": x})[0].tobytes()
 
 
+@pytest.mark.live
 def test_dilation_multiplies_the_time_of_that_very_run(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = make_stage(two_exit_graph(), ["x"], ["end"], dilation=5.0)
     for seconds in (0.004, 0.009):
@@ -45,6 +44,7 @@ def test_dilation_multiplies_the_time_of_that_very_run(monkeypatch: pytest.Monke
         assert 5 * seconds <= best < 5 * seconds * 1.15
 
 
+@pytest.mark.live
 def test_dilation_does_not_multiply_what_other_processes_took(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = make_stage(two_exit_graph(), ["x"], ["end"], dilation=50.0)
 
@@ -56,6 +56,7 @@ def test_dilation_does_not_multiply_what_other_processes_took(monkeypatch: pytes
     assert 0.02 <= min(stage.run({"x": images()})[1] for _ in range(3)) < 0.2
 
 
+@pytest.mark.live
 def test_dilation_does_not_multiply_what_the_host_took(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = make_stage(two_exit_graph(), ["x"], ["end"], dilation=50.0)
     busy = 0.001
@@ -78,6 +79,7 @@ def test_what_is_far_beyond_the_usual_is_no_computing() -> None:
     assert computing_s([1.0, 1.2, 0.9, 9.0, 2.9]) == [1.0, 1.2, 0.9, 3 * 1.2, 2.9]
 
 
+@pytest.mark.live
 def test_the_precise_wait_is_never_short_and_rarely_long() -> None:
     late = []
     for _ in range(20):
@@ -110,19 +112,21 @@ def test_what_was_not_traced_stays_untraced() -> None:
 @pytest.mark.parametrize(("exit_on_device", "has_tail"), [(True, False), (False, True)])
 def test_a_device_without_an_own_exit_gets_a_local_tail(exit_on_device: bool, has_tail: bool) -> None:
     graph = two_exit_graph()
-    stages = asyncio.run(build_stages(graph, split_plan(graph, exit_on_device=exit_on_device), Tier.DEVICE))
+    stages = asyncio.run(build_stages(graph, split_plan(graph, exit_on_device=exit_on_device), ENTRY))
     assert (stages.tail is not None) == has_tail
-    edge = asyncio.run(build_stages(graph, split_plan(graph), Tier.EDGE))
+    edge = asyncio.run(build_stages(graph, split_plan(graph), Site(E)))
     assert edge.tail is None
-    assert edge.stage is not None
-    assert edge.stage.outputs == ("end",)
+    ((_, loaded),) = edge.stages
+    assert loaded.outputs == ("end",)
 
 
 def test_plans_that_cannot_run_are_refused() -> None:
     graph = two_exit_graph()
     with pytest.raises(PlanInfeasible, match="has no exit, so it never answers"):
-        asyncio.run(build_stages(graph, Plan("empty", graph.digest, ()), Tier.DEVICE))
-    with pytest.raises(PlanInfeasible, match="plan 'empty' has no segment that runs anything"):
-        entry_tier(Plan("empty", graph.digest, ()))
-    assert entry_tier(device_only_plan(graph)) is Tier.DEVICE
-    assert isinstance(asyncio.run(build_stages(graph, device_only_plan(graph), Tier.DEVICE)).stage, Stage)
+        asyncio.run(build_stages(graph, Plan("empty", graph.digest, ()), ENTRY))
+    with pytest.raises(PlanInfeasible, match="plan 'empty' has no stage, so it computes nothing"):
+        asyncio.run(
+            build_stages(graph, Plan("empty", graph.digest, (), (), (Gate(EXIT, "edge", 0.0, index=0),)), ENTRY)
+        )
+    stages = asyncio.run(build_stages(graph, device_only_plan(graph), ENTRY)).stages
+    assert [isinstance(loaded, LoadedStage) for _, loaded in stages] == [True]

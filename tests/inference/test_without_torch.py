@@ -26,10 +26,10 @@ graph, x = Graph.load(sys.argv[1]), np.load(sys.argv[2])
 async def run():
     profile = await asyncio.to_thread(profile_graph, graph, NodeId("d"), Tier.DEVICE, budget_s=0.1, measures_memory=False)
     server = await local_server(graph, name="mine")
-    door = await serve_http(server)
-    async with InferenceClient(door.host, door.port) as client:
+    endpoint = await serve_http(server)
+    async with InferenceClient(endpoint.host, endpoint.port) as client:
         reply = await client.infer("mine", {"x": x})
-    await door.close()
+    await endpoint.close()
     await server.close()
     print(len(profile.groups), reply.outputs["end"].shape)
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from edgewise.core.ids import Epoch, Tier
+from edgewise.core.ids import NodeId, Revision, Tier
+from edgewise.inference.model_server import ModelServer
+from edgewise.inference.serving_node import ServingNode
 from edgewise.models.graph.graph import Graph, graph_from
-from edgewise.planning.plan import ActivePlan, Cut, Exit, Plan, Segment
+from edgewise.planning.plan import EXIT, INPUT, ActivePlan, Gate, Handover, Plan, Site, Stage
 
 D, E, C = Tier.DEVICE, Tier.EDGE, Tier.CLOUD
 
 
-def two_exit_graph(seed: int = 0, *, width: int = 8) -> Graph:
+def two_exit_graph(seed: int = 0, *, width: int = 8, named: bool = True) -> Graph:
     """conv-relu `a` ─ exit 0 `early`; conv-relu `b` ─ conv-relu `c` ─ exit 1 `end`; input `x` float32[n, 1, 8, 8]."""
     rng = np.random.default_rng(seed)
     nodes, weights = [], []
@@ -39,7 +44,8 @@ def two_exit_graph(seed: int = 0, *, width: int = 8) -> Graph:
     conv("a", "b", 4, width)
     conv("b", "c", width, width)
     head("c", "end", width)
-    return graph_from(_model(nodes, weights, {"x": (1, 8, 8)}, {"early": (10,), "end": (10,)}))
+    model = _model(nodes, weights, {"x": (1, 8, 8)}, {"early": (10,), "end": (10,)})
+    return graph_from(model, exits=("early", "end") if named else ())
 
 
 def rescaling_graph() -> Graph:
@@ -77,16 +83,26 @@ def images(num: int = 1, seed: int = 1) -> NDArray[np.float32]:
     return np.random.default_rng(seed).normal(size=(num, 1, 8, 8)).astype(np.float32)
 
 
+def stage(graph: Graph, inputs: str, outputs: str, site: Site | Tier, name: str = "") -> Stage:
+    """`stage(graph, "x", "a early", D)`."""
+    site = site if isinstance(site, Site) else Site(site)
+    return Stage(name or str(site), graph.digest, tuple(inputs.split()), tuple(outputs.split()), site)
+
+
+def exit_gate(index: int, tensor: str, at: str, threshold: float = 0.0, end_fraction: float = 1.0) -> Gate:
+    return Gate(EXIT, at, threshold, 1.0, end_fraction, (tensor,), index)
+
+
 def split_plan(graph: Graph, *, codec: str = "none", threshold: float = 2.0, exit_on_device: bool = True) -> Plan:
     """Device up to `a` (with exit 0 if wanted), edge the rest; a threshold above 1 never lets anybody leave."""
-    outputs = ("a", "early") if exit_on_device else ("a",)
-    exits = (Exit(0, "early", D, threshold, 1.0, 0.0),) if exit_on_device else ()
+    outputs = "a early" if exit_on_device else "a"
+    exits = (exit_gate(0, "early", "device", threshold, 0.0),) if exit_on_device else ()
     return Plan(
         "split",
         graph.digest,
-        (Segment(D, ("head",), ("x",), outputs), Segment(E, ("tail",), ("a",), ("end",))),
-        (Cut(D, E, ("a",), codec, 1024),),
-        (*exits, Exit(1, "end", E, 0.0, 1.0, 1.0)),
+        (stage(graph, "x", outputs, D), stage(graph, "a", "end", E)),
+        (Handover("device", "edge", ("a",), codec, payload_bytes=1024),),
+        (*exits, exit_gate(1, "end", "edge")),
     )
 
 
@@ -95,9 +111,9 @@ def raw_plan(graph: Graph) -> Plan:
     return Plan(
         "raw to edge",
         graph.digest,
-        (Segment(D, (), ("x",), ("x",)), Segment(E, ("all",), ("x",), ("end",))),
-        (Cut(D, E, ("x",), "none", 256, carries_raw=True),),
-        (Exit(1, "end", E, 0.0, 1.0, 1.0),),
+        (stage(graph, "x", "end", E),),
+        (Handover(INPUT, "edge", ("x",), "none", payload_bytes=256, carries_raw=True),),
+        (exit_gate(1, "end", "edge"),),
     )
 
 
@@ -106,15 +122,23 @@ def three_tier_plan(graph: Graph, *, edge_threshold: float = 2.0) -> Plan:
     return Plan(
         "three tiers",
         graph.digest,
-        (
-            Segment(D, ("1",), ("x",), ("a",)),
-            Segment(E, ("2",), ("a",), ("early", "b")),
-            Segment(C, ("3",), ("b",), ("end",)),
-        ),
-        (Cut(D, E, ("a",), "none", 1024), Cut(E, C, ("b",), "none", 2048)),
-        (Exit(0, "early", E, edge_threshold, 1.0, 0.0), Exit(1, "end", C, 0.0, 1.0, 1.0)),
+        (stage(graph, "x", "a", D), stage(graph, "a", "early b", E), stage(graph, "b", "end", C)),
+        (Handover("device", "edge", ("a",), "none"), Handover("edge", "cloud", ("b",), "none")),
+        (exit_gate(0, "early", "edge", edge_threshold, 0.0), exit_gate(1, "end", "cloud")),
     )
 
 
-def active(plan: Plan, epoch: int = 1, version: int = 1) -> ActivePlan:
-    return ActivePlan(Epoch(epoch), plan, version)
+def active(plan: Plan, revision: int = 1, version: int = 1) -> ActivePlan:
+    return ActivePlan(Revision(revision), plan, version)
+
+
+def model_server(node: str = "device-1", *, name: str = "model", **settings: Any) -> ModelServer:
+    """A device's only model."""
+    own = {key: settings.pop(key) for key in ("dilation", "max_in_flight") if key in settings}
+    return ServingNode(NodeId(node), **own).deploy(name, **settings)
+
+
+async def close(server: ModelServer) -> None:
+    """Ends what `model_server` began."""
+    server.retire()
+    await asyncio.to_thread(server.worker.close)

@@ -39,9 +39,9 @@ def test_negative_use_is_refused() -> None:
 
 
 def test_a_sum_of_measured_and_modelled_is_modelled() -> None:
-    total = Energy(1.0, "measured") + Energy(2.0, "modelled", network_j=2.0)
+    total = Energy(joules=1.0, source="measured") + Energy(joules=2.0, source="modelled", network_j=2.0)
     assert (total.joules, total.source, total.network_j) == (3.0, "modelled", 2.0)
-    assert (Energy(1.0, "measured") + Energy(1.0, "measured")).source == "measured"
+    assert (Energy(joules=1.0, source="measured") + Energy(joules=1.0, source="measured")).source == "measured"
 
 
 def test_every_tiers_parameters_are_printed() -> None:
@@ -60,7 +60,7 @@ def counter(folder: Path, micro_joules: int) -> ProcessorCounter:
 
 def test_the_counter_measures_between_two_readings(tmp_path: Path) -> None:
     before, after = counter(tmp_path, 250_000).read(), counter(tmp_path, 750_000).read()
-    assert measured_energy(before, after) == Energy(0.5, "measured", compute_j=0.5)
+    assert measured_energy(before, after) == Energy(joules=0.5, source="measured", compute_j=0.5)
 
 
 def test_the_counter_survives_a_wrap(tmp_path: Path) -> None:

@@ -26,7 +26,16 @@ TRAINING, BULK, SERVING, CONTROL = Purpose.TRAINING, Purpose.BULK, Purpose.SERVI
 def entry(
     node: NodeId, purpose: Purpose, way: Direction, size: int, num: int = 1, raw: bool = False, run: str = "r1"
 ) -> LedgerEntry:
-    return LedgerEntry(node, "x", purpose, way, run, num, size, ("raw",) if raw else ())
+    return LedgerEntry(
+        node=node,
+        kind="x",
+        purpose=purpose,
+        direction=way,
+        run=run,
+        num_frames=num,
+        size_bytes=size,
+        data_classes=("raw",) if raw else (),
+    )
 
 
 # one update up (device -> edge -> cloud, 100 then 40), one model down (cloud -> edge -> device, 300 each), each counted at both ends
@@ -48,7 +57,9 @@ SERVED = (
 
 
 def test_every_link_is_counted_once() -> None:
-    assert link_bytes(ROUND, TIERS) == LinkBytes(100, 300, 40, 300)
+    assert link_bytes(ROUND, TIERS) == LinkBytes(
+        uplink_bytes=100, downlink_bytes=300, wan_up_bytes=40, wan_down_bytes=300
+    )
     assert link_bytes(ROUND, TIERS).wan_bytes == 340
     assert link_bytes(ROUND, TIERS).device_bytes == 400
 

@@ -14,9 +14,9 @@ from edgewise.lifecycle.loop import (
     CountExamples,
     DriftNoticed,
     EndTurn,
-    ExamplesHeld,
-    GateJudged,
-    JudgeVersion,
+    EvaluateVersion,
+    ExamplesCounted,
+    GateEvaluated,
     LoopAction,
     LoopEvent,
     LoopPhase,
@@ -56,7 +56,7 @@ class Fleet:
     def count(self) -> None:
         labelled = int(10 * self.clock.now())
         self.counted.append(labelled)
-        self.tell(ExamplesHeld(2 * labelled, labelled, 0))
+        self.tell(ExamplesCounted(2 * labelled, labelled, 0))
 
     def answers(self, action: LoopAction) -> Iterable[LoopEvent]:
         match action:
@@ -66,8 +66,8 @@ class Fleet:
                 else:
                     yield TrainingFinished(self.next_version, 0)
                     self.next_version += 1
-            case JudgeVersion(candidate, _):
-                yield GateJudged(candidate, self.gate_passes, "passed: x" if self.gate_passes else "refused: x", 0)
+            case EvaluateVersion(candidate, _):
+                yield GateEvaluated(candidate, self.gate_passes, "passed: x" if self.gate_passes else "refused: x", 0)
             case RollOut(version):
                 yield RolloutEnded(
                     version, self.rollout_holds, "all have it" if self.rollout_holds else "p95 tripled", 0
@@ -89,14 +89,14 @@ def ends(fleet: Fleet) -> list[EndTurn]:
 
 def test_without_drift_nothing_happens() -> None:
     state = loop.start(SETTINGS, 1)
-    assert loop.step(state, ExamplesHeld(500, 500, 1.0)) == (state, ())
+    assert loop.step(state, ExamplesCounted(500, 500, 1.0)) == (state, ())
 
 
 def test_a_whole_turn_goes_through_every_phase_and_is_done() -> None:
     fleet = turned()
     state = fleet.state
     assert (state.outcomes, state.version, state.phase, state.candidate) == (("done",), 2, LoopPhase.SERVING, 0)
-    assert [type(a) for a in fleet.actions] == [CountExamples, StartTraining, JudgeVersion, RollOut, EndTurn]
+    assert [type(a) for a in fleet.actions] == [CountExamples, StartTraining, EvaluateVersion, RollOut, EndTurn]
     assert list(dict.fromkeys(note.phase for note in state.timeline)) == [str(phase) for phase in LoopPhase]
 
 
@@ -146,15 +146,15 @@ def test_success_forgets_failures() -> None:
 def test_events_of_another_phase_or_version_change_nothing() -> None:
     state = loop.start(SETTINGS, 1)
     for event in (
-        ExamplesHeld(500, 500, 1.0),
+        ExamplesCounted(500, 500, 1.0),
         TrainingFinished(2, 1.0),
         TrainingFailed("x", 1.0),
-        GateJudged(2, True, "x", 1.0),
+        GateEvaluated(2, True, "x", 1.0),
         RolloutEnded(2, True, "x", 1.0),
     ):
         assert loop.step(state, event) == (state, ())
     gating: LoopState = replace(state, phase=LoopPhase.GATING, candidate=3)
-    for event in (GateJudged(2, True, "x", 1.0), DriftNoticed("x", 1.0)):
+    for event in (GateEvaluated(2, True, "x", 1.0), DriftNoticed("x", 1.0)):
         assert loop.step(gating, event) == (gating, ())
 
 

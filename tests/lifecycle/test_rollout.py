@@ -69,7 +69,7 @@ def test_a_healthy_rollout_completes_once() -> None:
     assert len(actions) == 5
 
 
-def test_too_few_requests_are_not_judged() -> None:
+def test_too_few_requests_are_not_evaluated() -> None:
     _, actions = play(begun(), NodeUpdated(A, 2, 1.0), healthy(A, num_requests=4))
     assert actions == [InstallVersion(A, 2)]
 
@@ -167,10 +167,10 @@ def test_a_node_that_does_not_install_in_time_ends_the_rollout() -> None:
     _, actions = play((state, ()), TimePassed(9.0))
     assert actions == []
     state, actions = play((state, ()), TimePassed(10.0))
-    assert state.cause == "device-a did not install version 2 within 10 s"
+    assert state.cause == "device-a did not install it within 10 s"
 
 
-def test_a_quiet_stage_is_judged_by_what_it_has_when_its_time_is_up() -> None:
+def test_a_quiet_stage_is_evaluated_by_what_it_has_when_its_time_is_up() -> None:
     state, _ = play(begun(), NodeUpdated(A, 2, 1.0), healthy(A, num_requests=2))
     _, actions = play((state, ()), TimePassed(11.0))
     assert actions == [InstallVersion(B, 2)]

@@ -82,7 +82,9 @@ class World:
 
     def make_fleet(self, folder: Path) -> EmulatedFleet:
         """One edge, all devices train."""
-        devices = DeviceClass(self.devices, self.devices, dilation=1.0, link=QUICK, standby=False)
+        devices = DeviceClass(
+            per_edge=self.devices, trainers_per_edge=self.devices, dilation=1.0, link=QUICK, standby=False
+        )
         edges = EdgeClass(count=1, link=QUICK)
         task = {"task": str(self.task_file), "task_settings": self.task_settings}
         return SmallFleet(FleetFile(name="small", edges=edges, devices=devices, **task), folder)

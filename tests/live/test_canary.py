@@ -28,7 +28,8 @@ from edgewise.fleet.operator.submission import task_request
 from edgewise.models.export import INPUT
 from edgewise.models.flat import initial_vector
 from edgewise.models.graph.graph import Graph
-from edgewise.planning.plan import Cut, Exit, Plan, Segment
+from edgewise.planning.plan import EXIT, Gate, Handover, Plan, Site, Stage
+from edgewise.planning.plan import INPUT as REQUEST
 from edgewise.service.client import InferenceClient, Reply
 from edgewise.simulation.emulated.emulated_fleet import CLOUD, OPERATOR, EmulatedFleet
 from edgewise.simulation.emulated.fleet_file import CloudClass, DeviceClass, EdgeClass, FleetFile
@@ -143,25 +144,25 @@ def split_plan(graph: Graph, codec: str) -> Plan:
     """Head and first exit on the device, tail on the edge."""
     groups = [group.name for group in graph.condensed.groups]
     first_exit = next(g.index for g in graph.condensed.groups if graph.outputs[0].name in g.outputs)
-    head, tail = groups[: first_exit + 1], groups[first_exit + 1 :]
-    crossing = graph.condensed.boundary(tail)[0]
+    crossing = graph.condensed.boundary(groups[first_exit + 1 :])[0]
     early, end = (output.name for output in graph.outputs)
+    head = Stage("device", graph.digest, (INPUT,), (*crossing, early), Site(Tier.DEVICE))
+    tail = Stage("edge", graph.digest, crossing, (end,), Site(Tier.EDGE))
     return Plan(
-        f"split {codec}", graph.digest,
-        (Segment(Tier.DEVICE, tuple(head), (INPUT,), (*crossing, early)), Segment(Tier.EDGE, tuple(tail), crossing, (end,))),
-        (Cut(Tier.DEVICE, Tier.EDGE, crossing, codec, 512),),
-        (Exit(0, early, Tier.DEVICE, NEVER, 1.0, 0.0), Exit(1, end, Tier.EDGE, 0.0, 1.0, 1.0)),
+        f"split {codec}", graph.digest, (head, tail),
+        (Handover("device", "edge", crossing, codec, payload_bytes=512),),
+        (Gate(EXIT, "device", NEVER, 1.0, 0.0, (early,), 0), Gate(EXIT, "edge", 0.0, 1.0, 1.0, (end,), 1)),
     )  # fmt: skip
 
 
 def raw_plan(graph: Graph, codec: str) -> Plan:
     """The device sends its input, the edge runs the whole model."""
-    groups, end = tuple(group.name for group in graph.condensed.groups), graph.outputs[-1].name
+    end = graph.outputs[-1].name
     return Plan(
         f"raw to edge {codec}", graph.digest,
-        (Segment(Tier.DEVICE, (), (INPUT,), (INPUT,)), Segment(Tier.EDGE, groups, (INPUT,), (end,))),
-        (Cut(Tier.DEVICE, Tier.EDGE, (INPUT,), codec, 256, carries_raw=True),),
-        (Exit(1, end, Tier.EDGE, 0.0, 1.0, 1.0),),
+        (Stage("edge", graph.digest, (INPUT,), (end,), Site(Tier.EDGE)),),
+        (Handover(REQUEST, "edge", (INPUT,), codec, payload_bytes=256, carries_raw=True),),
+        (Gate(EXIT, "edge", 0.0, 1.0, 1.0, (end,), 1),),
     )  # fmt: skip
 
 

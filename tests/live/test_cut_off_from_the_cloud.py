@@ -23,7 +23,7 @@ class OneDevice(World):
     """An edge with a device that only serves."""
 
     def make_fleet(self, folder: Path) -> EmulatedFleet:
-        devices = DeviceClass(1, 0, dilation=1.0, link=QUICK, standby=False)
+        devices = DeviceClass(per_edge=1, trainers_per_edge=0, dilation=1.0, link=QUICK, standby=False)
         return EmulatedFleet(FleetFile(name="small", edges=EdgeClass(count=1, link=QUICK), devices=devices), folder)
 
 
@@ -54,10 +54,10 @@ def test_a_device_started_again_without_the_cloud_serves_what_it_served(world: W
         await world.rows(lambda rows: rows[EDGE].state == "gone")
         await world.restart(DEVICE)
         after = await world.eventually(answered_again)
-        told = {name: after.parameters[name] for name in ("source", "served_by", "plan_epoch", "model_version")}
+        told = {name: after.parameters[name] for name in ("source", "served_by", "plan_revision", "model_version")}
         assert told == {name: before.parameters[name] for name in told}
         assert (told["source"], told["served_by"], told["model_version"]) == ("plan", f"{DEVICE},{EDGE}", 1)
-        assert f"{DEVICE} serves version 1 again" in world.log(DEVICE)
+        assert f"{DEVICE} serves version 1 of tiny again" in world.log(DEVICE)
         await world.fleet.set_link(EDGE, CLOUD, outage=None)
         await world.all_here()
 

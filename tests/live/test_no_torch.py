@@ -93,7 +93,7 @@ def test_a_model_is_profiled_planned_served_and_answered(model: Path, data: Path
     groups_s = sum(g["seconds"] for g in profile["groups"])
     assert groups_s + profile["call_s"] == pytest.approx(profile["segments"][0]["seconds"])
     plan = edgewise("plan", str(model), "--data", str(data), "--budget", "500 ms")
-    assert plan["recommendation"]["plan"]["segments"]
+    assert plan["recommendation"]["plan"]["stages"]
     serving = subprocess.Popen(
         command(["serve", str(model), "--port", "0", "--name", "own", "--json"]), stdout=subprocess.PIPE, text=True
     )

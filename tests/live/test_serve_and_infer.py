@@ -85,7 +85,7 @@ def test_feedback_needs_labels_and_a_node_that_learns(served: Served, capsys: py
     np.save(bare := served.data.with_name("bare.npy"), np.zeros((2, 1, 8, 8), np.float32))
     words = ["--url", served.url, "--model", "tiny", "--feedback"]
     assert run(["infer", "--source", str(bare), *words]) == 1
-    assert "has no labels to tell. Give an npz with `y`" in capsys.readouterr().err
+    assert "has no labels to send. Give an npz with `y`" in capsys.readouterr().err
     assert run(["infer", "--source", str(served.data), *words]) == 1
     assert "keeps no examples to learn from. Serve the model on a device of a fleet." in capsys.readouterr().err
 

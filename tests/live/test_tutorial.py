@@ -89,9 +89,10 @@ class Terminals:
         assert done.returncode == 0, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]
 
-    def versions(self) -> dict[str, int]:
-        """Which version each device serves."""
-        return {row["node"]: row["version"] for row in self.ask("nodes")[0]["nodes"] if row["tier"] == "device"}
+    def versions(self, model: str = "digits") -> set[int]:
+        """Versions of a model that devices serve; one that does not serve it has none."""
+        rows = self.ask("nodes")[0]["nodes"]
+        return {row["models"].get(model, {"version": 0})["version"] for row in rows if row["tier"] == "device"}
 
     def infer(self, port: str) -> Any:
         done = self.type_in(
@@ -167,13 +168,13 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminals]:
         "version 1: accuracy 0.",
         "round 1 loss",  # --follow
         "levels of edge intelligence",
-        "version 1 is in force on 2 devices",
+        "version 1 of digits is in force on 2 devices",
         "answers of 'digits'",
         ", labels_taken ",
         "drift: for ",
         "completed: run after-drift completed 2 rounds.",
         "completed: run taught completed 1 rounds.",
-        "hard examples have labels; training starts from version 1",  # keep
+        "hard examples have labels; training starts from version 1",  # retrain
         "serving: done: version 4 serves; every device that is there has it",
         "hard examples have a label from teacher(reads='device', min_confidence=0.8)",  # what a device says to itself
     ],
@@ -252,36 +253,41 @@ def test_a_second_version_is_deployed_and_rolled_back(fleet: Terminals) -> None:
     found = fleet.ask(f"plan --version {number} --budget '300 ms' --deadline '2 s' --deploy")[0]
     assert found["deployed"]["version"] == number
     assert found["measured"] == [found["measured"][0], "cloud"]
-    assert set(fleet.versions().values()) == {number}
-    assert fleet.ask("rollback")[0]["version"] == 1
-    assert set(fleet.versions().values()) == {1}
+    assert fleet.versions() == {number}
+    assert fleet.ask("rollback --model digits")[0]["version"] == 1
+    assert fleet.versions() == {1}
 
 
-def test_a_model_of_ones_own_is_served_on_the_fleet(fleet: Terminals) -> None:
+def test_a_model_of_ones_own_is_served_beside_the_first(fleet: Terminals) -> None:
     (fleet.folder / "own.onnx").write_bytes(digits_cnn())
     registered, found = fleet.ask("serve own.onnx --budget '300 ms'")
     assert (registered["event"], registered["task"]) == ("registered", "own")
-    assert set(fleet.versions().values()) == {registered["version"]} == {found["deployed"]["version"]}
-    assert fleet.ask("rollback")[0]["version"] == 1
+    assert fleet.versions("own") == {registered["version"]} == {found["deployed"]["version"]}
+    assert fleet.versions() == {1}
+    refused = fleet.type_in(fleet.to_fleet("rollback"))
+    assert "several models are in force: digits, own. Say which, with --model NAME." in refused.stderr
+    alone = fleet.type_in(f"edgewise infer --source holdout.npz --limit 1 --url http://127.0.0.1:{fleet.ports['8001']}")
+    assert "several models are served there: digits, own. Say which, with --model NAME." in alone.stderr
+    assert fleet.infer("8001")["requests"] == 20
 
 
 def test_two_terminals_may_share_a_certificate(fleet: Terminals) -> None:
     async def talk() -> None:
         identity, endpoint = fleet.folder / "nodes/operator", f"tls/127.0.0.1:{fleet.ports['7447']}"
         async with connect_operator(identity, endpoint, fleet.folder / "one", "home") as first:
-            assert (await first.versions()).current == 1
+            assert (await first.versions()).in_force["digits"] == 1
             for _ in range(3):
                 async with connect_operator(identity, endpoint, fleet.folder / "two", "home") as second:
-                    assert (await second.versions()).current == 1
-                    assert (await first.versions()).current == 1  # overtaken: back under a newer incarnation
-                assert (await first.versions()).current == 1
+                    assert (await second.versions()).in_force["digits"] == 1
+                    assert (await first.versions()).in_force["digits"] == 1  # overtaken: back under a newer incarnation
+                assert (await first.versions()).in_force["digits"] == 1
 
     asyncio.run(talk())
 
 
 def test_a_policy_that_cannot_be_met_names_the_limit_and_the_nearest(fleet: Terminals) -> None:
     (fleet.folder / "hard.toml").write_text("max_latency_s = 1e-6\n")
-    done = fleet.type_in(fleet.to_fleet("plan --policy hard.toml --budget '200 ms'"))
+    done = fleet.type_in(fleet.to_fleet("plan --model digits --policy hard.toml --budget '200 ms'"))
     assert done.returncode == 1
     said = (
         "error [plan.infeasible]: no plan meets the policy: max_latency_s = 1e-06 is binding, the nearest feasible is"

@@ -21,7 +21,7 @@ class TwoEdges(World):
     """Two edges with a device each that neither trains nor serves; each device has a standby at the other edge."""
 
     def make_fleet(self, folder: Path) -> EmulatedFleet:
-        devices = DeviceClass(1, 0, dilation=1.0, link=QUICK)
+        devices = DeviceClass(per_edge=1, trainers_per_edge=0, dilation=1.0, link=QUICK)
         return EmulatedFleet(FleetFile(name="small", edges=EdgeClass(count=2, link=QUICK), devices=devices), folder)
 
 

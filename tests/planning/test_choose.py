@@ -32,21 +32,21 @@ def test_privacy_and_a_fast_link_give_a_split_with_an_early_exit():
     found = a_plan()
     assert found.collaborates
     assert found.tiers[0] is Tier.DEVICE
-    assert not any(cut.carries_raw for cut in found.cuts)
-    assert found.exits[0].exit_fraction == 0.6
+    assert not any(cut.carries_raw for cut in found.handovers)
+    assert found.exits[0].end_fraction == 0.6
 
 
 def test_without_a_policy_a_small_input_is_sent_raw():
     found = a_plan(Policy(), tiers=profiles(device=300.0))
     assert Tier.DEVICE not in found.tiers
-    assert found.cuts[0].carries_raw
-    assert found.cuts[0].tensors == ("input",)
+    assert found.handovers[0].carries_raw
+    assert found.handovers[0].tensors == ("input",)
 
 
 def test_a_link_of_64_kbit_per_s_gives_do_not_collaborate():
     found = a_plan(links=(SLOW, WAN))
     assert found.tiers == (Tier.DEVICE,)
-    assert found.cuts == ()
+    assert found.handovers == ()
 
 
 def test_the_waterfall_sums_to_the_path_and_the_mean_to_the_shares():
@@ -68,12 +68,12 @@ def test_all_in_cloud_costs_what_the_closed_form_says():
 def test_segments_and_cuts_fit_together():
     found = a_plan()
     available = {"input"}
-    for segment in found.segments:
-        cut = next((c for c in found.cuts if c.target is segment.tier), None)
+    for segment in found.stages:
+        cut = next((c for c in found.handovers if c.target == segment.name), None)
         available = available if cut is None else set(cut.tensors)
         assert set(segment.inputs) <= available
         available |= set(segment.outputs)
-    assert {e.tensor for e in found.exits} <= {o for s in found.segments for o in s.outputs}
+    assert {t for gate in found.exits for t in gate.tensors} <= {o for s in found.stages for o in s.outputs}
 
 
 def test_measured_segments_replace_sums():
@@ -117,9 +117,9 @@ def test_the_problem_costs_exactly_what_the_prediction_says(call_s: float):
         if found is None:
             continue
         problem, groups = search.problem(choice, Prices())
-        tier_of = {name: s.tier for s in found.segments for name in s.groups}
-        names = [graph().condensed.groups[i].name for i in groups]
-        row = np.array([[choice.stops.index(tier_of[n]) for n in names]], np.int8)
+        between = graph().condensed.between
+        tier_of = {index: s.site.tier for s in found.stages for index in between(s.inputs, s.outputs)}
+        row = np.array([[choice.route.index(tier_of[index]) for index in groups]], np.int8)
         door = search.table.overhead_s(Tier.DEVICE)
         assert costs(problem, row)[0] + door == pytest.approx(found.predicted.latency_mean_s)
         checked += 1
@@ -132,7 +132,7 @@ def test_graphs_with_shared_tensors_are_planned_as_the_oracle_plans_them(toy):
     tiers = {t: profile(t, s, of=shared) for t, s in ((Tier.DEVICE, 20.0), (Tier.EDGE, 2.0), (Tier.CLOUD, 1.0))}
     for rate, policy in product((1e5, 1e6, 1e8), (Policy(), PRIVATE)):
         links = [LinkState(rate, 0.002), LinkState(rate * 2, 0.01)]
-        search = make_search(shared, tiers, links, policy, planner="exhaustive")
+        search = make_search(shared, tiers, links, policy, solver="exhaustive")
         best = min(exhaustive(search.problem(c, Prices())[0]).cost for c in search.choices())
         found = plan(shared, tiers, links, policy)
         assert found.predicted.latency_mean_s == pytest.approx(best + 0.001)
@@ -149,7 +149,7 @@ def test_an_input_larger_than_every_feature_stays_when_the_link_is_narrow():
     wide = Graph.load(residual())
     tiers = {t: profile(t, s, of=wide) for t, s in ((Tier.DEVICE, 5.0), (Tier.EDGE, 1.0))}
     found = plan(wide, tiers, [LinkState(1e4, 0.001)], Policy())
-    assert not found.cuts or not found.cuts[0].carries_raw
+    assert not found.handovers or not found.handovers[0].carries_raw
 
 
 def test_an_energy_budget_moves_work_off_the_device():
@@ -212,8 +212,8 @@ def test_a_profile_of_another_graph_is_refused():
 
 
 def test_unknown_words_are_refused():
-    with pytest.raises(InputError, match=r"no planner 'min-cut'. Did you mean 'min_cut'"):
-        a_plan(planner="min-cut")
+    with pytest.raises(InputError, match=r"no placement solver 'min-cut'. Did you mean 'min_cut'"):
+        a_plan(solver="min-cut")
     with pytest.raises(InputError, match=r"no objective 'latencyp95'. Did you mean 'latency_p95'"):
         a_plan(Policy(objective="latencyp95"))
 

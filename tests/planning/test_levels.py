@@ -104,7 +104,7 @@ def test_baselines_are_in_the_table_with_what_the_policy_says():
     rows = {r.name: r for r in baselines(search(Policy(raw_may_reach=Tier.EDGE)))}
     assert list(rows) == ["raw to edge", "raw to cloud", "PNG to cloud", "device only", "int8 on device"]
     assert rows["raw to edge"].allowed
-    assert rows["raw to edge"].plan.cuts[0].payload_bytes == 64
+    assert rows["raw to edge"].plan.handovers[0].payload_bytes == 64
     assert rows["raw to cloud"].reason == "raw inputs may reach 'edge' only"
     assert rows["device only"].plan.predicted.accuracy == pytest.approx(0.97)
     assert rows["int8 on device"].reason == "there is no quantised model"
@@ -136,4 +136,4 @@ def test_level_cells_fill_every_column():
 def test_levels_read_off_plans_that_no_row_lists():
     plan = plan_levels(search(), EVIDENCE)[3].plan
     assert level_of(msgspec.structs.replace(plan, training_domain="hierarchical")) == 6
-    assert level_of(msgspec.structs.replace(plan, training_domain="elsewhere", segments=())) == 6
+    assert level_of(msgspec.structs.replace(plan, training_domain="elsewhere", stages=())) == 6

@@ -17,8 +17,8 @@ from edgewise.planning.replan.plan_map import plan_map
 from edgewise.planning.replan.replan import (
     Estimate,
     LinkObserved,
-    SegmentObserved,
     Settings,
+    StageObserved,
     TierLost,
     TierReturned,
     estimated_table,
@@ -139,7 +139,7 @@ def test_a_lost_tier_is_left_at_once_and_used_again_after_the_dwell():
 
 
 def test_a_node_that_slows_down_changes_the_plan():
-    seen = [SegmentObserved(10.0 + n, Tier.EDGE, 2.0, 0.001) for n in range(5)]
+    seen = [StageObserved(10.0 + n, Tier.EDGE, 2.0, 0.001) for n in range(5)]
     _, actions = run(begun(), seen)
     assert Tier.EDGE not in actions[0][1].plan.tiers
 

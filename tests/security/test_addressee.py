@@ -15,7 +15,7 @@ ANOTHERS = Keys().service("device-2", "control")
 
 
 def test_a_relay_cannot_hand_an_order_to_another_node(edge: Identity) -> None:
-    door = FrameGuard(edge.node, Epoch(1), FrameCounter(edge.node), sign=edge.sign)
+    door = FrameGuard(node=edge.node, epoch=Epoch(1), counter=FrameCounter(edge.node), sign=edge.sign)
     frame = door.open(door.seal(make_frame("train_order"), MINE))
     verifier = edge.verifier()
     verifier.learn(edge.certificate_pem)

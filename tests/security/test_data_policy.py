@@ -59,6 +59,6 @@ def test_the_audit_counts_what_left_and_what_was_refused() -> None:
     with pytest.raises(PolicyViolation, match="raw"):
         audit.allow(RAW, Tier.CLOUD, 64)
     assert audit.entries == (
-        AuditEntry("raw", Tier.CLOUD, False, 1, 0),
-        AuditEntry("raw", Tier.EDGE, True, 2, 100),
+        AuditEntry(data_class="raw", tier=Tier.CLOUD, granted=False, num_frames=1, size_bytes=0),
+        AuditEntry(data_class="raw", tier=Tier.EDGE, granted=True, num_frames=2, size_bytes=100),
     )

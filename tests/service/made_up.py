@@ -32,8 +32,27 @@ from edgewise.service.report import (
 
 def made_up_report() -> Report:
     """Every part filled; no number in it was measured."""
-    training = TrainingKpis(0.21, 0.958, 12, 9.4, 412_000, 1_580_000, 620_000, None, "modelled", 0)
-    inference = InferenceKpis(LatencyMs(18.2, 41.0, 55.3), 0.951, 0.0123, "modelled", 540.0, 0.0, 148_000_000)
+    training = TrainingKpis(
+        loss=0.21,
+        accuracy=0.958,
+        rounds=12,
+        seconds=9.4,
+        uplink_bytes=412_000,
+        downlink_bytes=1_580_000,
+        wan_bytes=620_000,
+        energy_j=None,
+        energy_source="modelled",
+        raw_bytes_off_device=0,
+    )
+    inference = InferenceKpis(
+        latency_ms=LatencyMs(18.2, 41.0, 55.3),
+        accuracy=0.951,
+        energy_j_per_request=0.0123,
+        energy_source="modelled",
+        bytes_per_request=540.0,
+        raw_inputs_off_device_fraction=0.0,
+        peak_memory_bytes=148_000_000,
+    )
     return Report(
         title="Digits on one cloud, two edges, eight devices",
         kpis=Kpis(training, inference),

@@ -1,4 +1,4 @@
-"""The door, as clients of the protocol see it: tritonclient unchanged, raw HTTP, and everything that can be wrong."""
+"""The endpoint, as clients of the protocol see it: tritonclient unchanged, raw HTTP, and everything that can be wrong."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ import pytest
 import tritonclient.http as triton
 
 from edgewise.core.errors import ConfigError, RemoteError, SecurityError
-from edgewise.core.ids import Epoch, NodeId
-from edgewise.inference.serving_node import Server, device_only_plan, local_server
+from edgewise.core.ids import Revision
+from edgewise.inference.serving_node import device_only_plan, local_server
 from edgewise.inference.stages import make_session
 from edgewise.service.client import InferenceClient
 from edgewise.service.open_inference import HttpServer, serve_http
-from tests.inference.tiny import active, images, split_plan, two_exit_graph
+from tests.inference.tiny import active, close, images, model_server, split_plan, two_exit_graph
 
 GRAPH = two_exit_graph()
 
 
-def at_door(check: Callable[[HttpServer], Any], **options: Any) -> Any:
+def at_endpoint(check: Callable[[HttpServer], Any], **options: Any) -> Any:
     """Serves the tiny model and runs a blocking client in a thread."""
 
     async def run() -> Any:
         server = await local_server(GRAPH, name="tiny", version=7)
-        door = await serve_http(server, **options)
+        endpoint = await serve_http(server, **options)
         try:
-            return await asyncio.get_running_loop().run_in_executor(None, check, door)
+            return await asyncio.get_running_loop().run_in_executor(None, check, endpoint)
         finally:
-            await door.close()
+            await endpoint.close()
             await server.close()
 
     return asyncio.run(run())
 
 
-def call(door: HttpServer, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, dict[str, Any]]:
-    connection = http.client.HTTPConnection(door.host, door.port, timeout=10)
+def call(endpoint: HttpServer, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, dict[str, Any]]:
+    connection = http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=10)
     try:
         connection.request(method, path, body, {k.replace("_", "-"): v for k, v in headers.items()})
         response = connection.getresponse()
@@ -55,8 +55,10 @@ def infer_body(**changes: Any) -> dict[str, Any]:
     return {"id": "r1", "inputs": [tensor]}
 
 
-def ask(door: HttpServer, request: dict[str, Any], path: str = "/v2/models/tiny/infer") -> tuple[int, dict[str, Any]]:
-    return call(door, "POST", path, json.dumps(request).encode())
+def ask(
+    endpoint: HttpServer, request: dict[str, Any], path: str = "/v2/models/tiny/infer"
+) -> tuple[int, dict[str, Any]]:
+    return call(endpoint, "POST", path, json.dumps(request).encode())
 
 
 @pytest.mark.parametrize("is_binary", [True, False])
@@ -64,8 +66,8 @@ def ask(door: HttpServer, request: dict[str, Any], path: str = "/v2/models/tiny/
 def test_tritonclient_works_unchanged(is_binary: bool, compression: str | None) -> None:
     x = images(3)
 
-    def check(door: HttpServer) -> None:
-        with triton.InferenceServerClient(f"{door.host}:{door.port}") as client:
+    def check(endpoint: HttpServer) -> None:
+        with triton.InferenceServerClient(f"{endpoint.host}:{endpoint.port}") as client:
             assert client.is_server_live()
             assert client.is_server_ready()
             assert client.is_model_ready("tiny")
@@ -90,17 +92,17 @@ def test_tritonclient_works_unchanged(is_binary: bool, compression: str | None) 
             assert (answer["id"], answer["model_version"]) == ("r9", "7")
             assert answer["parameters"]["exit_index"] == 1
             assert answer["parameters"]["source"] == "plan"
-            assert answer["parameters"]["plan_epoch"] == 1
+            assert answer["parameters"]["plan_revision"] == 1
 
-    at_door(check)
+    at_endpoint(check)
 
 
 def test_an_answer_is_one_packet() -> None:
     body = json.dumps(infer_body()).encode()
     head = f"POST /v2/models/tiny/infer HTTP/1.1\r\nhost: a\r\ncontent-length: {len(body)}\r\n\r\n".encode()
 
-    def check(door: HttpServer) -> None:
-        with socket.create_connection((door.host, door.port), timeout=10) as connection:
+    def check(endpoint: HttpServer) -> None:
+        with socket.create_connection((endpoint.host, endpoint.port), timeout=10) as connection:
             for _ in range(5):
                 connection.sendall(head + body)
                 answer = connection.recv(2**20)
@@ -110,17 +112,17 @@ def test_an_answer_is_one_packet() -> None:
             connection.sendall(b"HEAD /v2/health/live HTTP/1.1\r\nhost: a\r\n\r\n")  # a head without a body
             assert connection.recv(2**20).endswith(b"\r\n\r\n")
 
-    at_door(check)
+    at_endpoint(check)
 
 
 def test_our_own_client_works_too() -> None:
     async def run() -> None:
         server = await local_server(GRAPH, name="tiny")
-        door = await serve_http(server)
-        async with InferenceClient(door.host, door.port) as client:
+        endpoint = await serve_http(server)
+        async with InferenceClient(endpoint.host, endpoint.port) as client:
             reply = await client.infer("tiny", {"x": images()}, parameters={"deadline_ms": 500})
             assert reply.outputs["end"].shape == (1, 10)
-        await door.close()
+        await endpoint.close()
         await server.close()
 
     asyncio.run(run())
@@ -136,7 +138,7 @@ def test_our_own_client_works_too() -> None:
     ],
 )
 def test_wrong_paths_get_the_protocols_error_object(path: str, status: int, error: str) -> None:
-    found = at_door(lambda door: call(door, "GET", path))
+    found = at_endpoint(lambda endpoint: call(endpoint, "GET", path))
     assert (found[0], list(found[1])) == (status, ["error"])
     assert error in found[1]["error"]
 
@@ -158,7 +160,7 @@ def test_wrong_paths_get_the_protocols_error_object(path: str, status: int, erro
     ],
 )
 def test_wrong_inputs_get_400_and_say_what_is_wrong(changes: dict[str, Any], error: str) -> None:
-    status, answer = at_door(lambda door: ask(door, infer_body(**changes)))
+    status, answer = at_endpoint(lambda endpoint: ask(endpoint, infer_body(**changes)))
     assert status == 400
     assert error in answer["error"]
 
@@ -175,7 +177,7 @@ def test_wrong_inputs_get_400_and_say_what_is_wrong(changes: dict[str, Any], err
     ],
 )
 def test_wrong_requests_get_400_and_say_what_is_wrong(request_change: dict[str, Any], error: str) -> None:
-    status, answer = at_door(lambda door: ask(door, infer_body() | request_change))
+    status, answer = at_endpoint(lambda endpoint: ask(endpoint, infer_body() | request_change))
     assert status == 400
     assert error in answer["error"]
 
@@ -194,39 +196,41 @@ def test_wrong_requests_get_400_and_say_what_is_wrong(request_change: dict[str, 
     ],
 )
 def test_bodies_are_bounded_and_checked(body: bytes, headers: dict[str, str], status: int, error: str) -> None:
-    found = at_door(lambda door: call(door, "POST", "/v2/models/tiny/infer", body, **headers), max_body_bytes=4096)
+    found = at_endpoint(
+        lambda endpoint: call(endpoint, "POST", "/v2/models/tiny/infer", body, **headers), max_body_bytes=4096
+    )
     assert found[0] == status
     assert error in found[1]["error"]
 
 
 def test_a_model_without_a_plan_is_not_ready() -> None:
     async def run() -> None:
-        door = await serve_http(Server(NodeId("device-1"), name="tiny"))
+        endpoint = await serve_http(model_server(name="tiny"))
         loop = asyncio.get_running_loop()
-        ready = await loop.run_in_executor(None, call, door, "GET", "/v2/health/ready")
-        asked = await loop.run_in_executor(None, ask, door, infer_body())
+        ready = await loop.run_in_executor(None, call, endpoint, "GET", "/v2/health/ready")
+        asked = await loop.run_in_executor(None, ask, endpoint, infer_body())
         assert ready == (503, {"ready": False})
         assert asked[0] == 503
         assert "model 'tiny' is not ready" in asked[1]["error"]
-        await door.close()
+        await endpoint.close()
 
     asyncio.run(run())
 
 
 def test_a_request_that_nothing_answered_in_time_gets_503_with_the_cause() -> None:
     async def run() -> None:
-        server = Server(NodeId("device-1"), name="tiny")
+        server = model_server(name="tiny")
         await server.prepare(active(split_plan(GRAPH)), GRAPH)
-        server.activate(Epoch(1))
+        server.activate(Revision(1))
         blocked = server.worker.run(lambda: time.sleep(0.3))
-        door = await serve_http(server)
+        endpoint = await serve_http(server)
         request = infer_body() | {"parameters": {"deadline_ms": 100}}
-        status, answer = await asyncio.get_running_loop().run_in_executor(None, ask, door, request)
+        status, answer = await asyncio.get_running_loop().run_in_executor(None, ask, endpoint, request)
         assert status == 503
-        assert "nothing was ready by the deadline of 0.100 s: the device's own segment was not done" in answer["error"]
+        assert "nothing was ready by the deadline of 0.100 s: the device's own stages were not done" in answer["error"]
         await blocked
-        await door.close()
-        await server.close()
+        await endpoint.close()
+        await close(server)
 
     asyncio.run(run())
 
@@ -234,31 +238,31 @@ def test_a_request_that_nothing_answered_in_time_gets_503_with_the_cause() -> No
 def test_accepted_connections_do_not_wait_for_nagle() -> None:
     async def run() -> None:
         server = await local_server(GRAPH, name="tiny")
-        door = await serve_http(server)
-        async with InferenceClient(door.host, door.port) as client:
+        endpoint = await serve_http(server)
+        async with InferenceClient(endpoint.host, endpoint.port) as client:
             await client.infer("tiny", {"x": images()})
-            accepted = [c.transport.get_extra_info("socket") for c in door._server.server_state.connections]
+            accepted = [c.transport.get_extra_info("socket") for c in endpoint._server.server_state.connections]
             assert [s.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for s in accepted] == [1]
-        await door.close()
+        await endpoint.close()
         await server.close()
 
     asyncio.run(run())
 
 
-def test_the_door_closes_within_a_second_with_a_request_at_hand() -> None:
+def test_the_endpoint_closes_within_a_second_with_a_request_at_hand() -> None:
     async def run() -> float:
-        server = Server(NodeId("device-1"), name="tiny")
+        server = model_server(name="tiny")
         await server.prepare(active(split_plan(GRAPH)), GRAPH)
-        server.activate(Epoch(1))
-        door = await serve_http(server)
-        _, writer = await asyncio.open_connection(door.host, door.port)
+        server.activate(Revision(1))
+        endpoint = await serve_http(server)
+        _, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
         writer.write(b"POST /v2/models/tiny/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
         await writer.drain()
         started = time.monotonic()
-        await door.close()
+        await endpoint.close()
         took = time.monotonic() - started
         writer.close()
-        await server.close()
+        await close(server)
         return took
 
     assert asyncio.run(run()) < 1.0
@@ -266,14 +270,14 @@ def test_the_door_closes_within_a_second_with_a_request_at_hand() -> None:
 
 def test_a_port_in_use_and_an_open_address_are_refused() -> None:
     async def run() -> None:
-        server = Server(NodeId("device-1"), name="tiny")
-        door = await serve_http(server)
-        with pytest.raises(ConfigError, match=rf"cannot listen on 127.0.0.1:{door.port}: Address already in use"):
-            await serve_http(server, port=door.port)
+        server = model_server(name="tiny")
+        endpoint = await serve_http(server)
+        with pytest.raises(ConfigError, match=rf"cannot listen on 127.0.0.1:{endpoint.port}: Address already in use"):
+            await serve_http(server, port=endpoint.port)
         with pytest.raises(SecurityError, match="not a loopback address and there is no TLS"):
             await serve_http(server, "0.0.0.0")
-        await door.close()
-        await server.close()
+        await endpoint.close()
+        await close(server)
 
     asyncio.run(run())
 
@@ -282,16 +286,16 @@ def test_what_was_right_is_told_by_request_and_counted() -> None:
     told: list[dict[str, int]] = []
 
     async def run() -> int:
-        server = Server(NodeId("device-1"), name="tiny", on_feedback=lambda labels: told.append(dict(labels)) or 1)
+        server = model_server(name="tiny", on_feedback=lambda labels: told.append(dict(labels)) or 1)
         await server.prepare(active(device_only_plan(GRAPH)), GRAPH)
-        server.activate(Epoch(1))
-        door = await serve_http(server)
-        async with InferenceClient(door.host, door.port) as client:
+        server.activate(Revision(1))
+        endpoint = await serve_http(server)
+        async with InferenceClient(endpoint.host, endpoint.port) as client:
             taken = await client.feedback("tiny", {"r1": 3, "r2": 4})
             with pytest.raises(RemoteError, match="no model 'tony' is served here"):
                 await client.feedback("tony", {})
-        await door.close()
-        await server.close()
+        await endpoint.close()
+        await close(server)
         return taken
 
     assert asyncio.run(run()) == 1
@@ -307,6 +311,6 @@ def test_what_was_right_is_told_by_request_and_counted() -> None:
     ],
 )
 def test_feedback_that_cannot_be_used_is_refused_with_its_cause(body: bytes, words: str) -> None:
-    status, answer = at_door(lambda door: call(door, "POST", "/v2/models/tiny/feedback", body))
+    status, answer = at_endpoint(lambda endpoint: call(endpoint, "POST", "/v2/models/tiny/feedback", body))
     assert status == 400
     assert words in answer["error"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgewise.core.ids import Digest, Epoch, NodeId, RequestId, Tier
+from edgewise.core.ids import Digest, NodeId, RequestId, Revision, Tier
 from edgewise.datasets.audit import SplitAudit
 from edgewise.inference.observation import Observation
 from edgewise.inference.session import AnswerSource
@@ -13,7 +13,7 @@ from edgewise.ledger.resources import Resources
 from edgewise.lifecycle.loop import TimelineNote
 from edgewise.planning import levels
 from edgewise.planning.baselines import BaselineRow
-from edgewise.planning.plan import Path, Plan, Prediction, Segment
+from edgewise.planning.plan import Path, Plan, Prediction, Site, Stage
 from edgewise.service.report.convert import (
     WORDS,
     audit_rows,
@@ -33,13 +33,13 @@ PATHS = (
 PLAN = Plan(
     "split",
     Digest("0" * 64),
-    (Segment(Tier.DEVICE, ("a",), (), ()), Segment(Tier.EDGE, ("b",), (), ())),
+    tuple(Stage(tier, Digest("g"), (), (), Site(tier)) for tier in (Tier.DEVICE, Tier.EDGE)),
     predicted=Prediction(0.012, 0.009, 0.03, 0.95, 0.02, 220.0, 0.0, PATHS),
 )
 
 
 def observed(source: AnswerSource = AnswerSource.PLAN, exit_index: int | None = 1) -> Observation:
-    return Observation(RequestId("r"), Epoch(1), 1, PLAN.digest, source, exit_index, "", 10.5, 0.02, 0.1)
+    return Observation(RequestId("r"), Revision(1), 1, PLAN.digest, source, exit_index, "", 10.5, 0.02, 0.1)
 
 
 def test_levels_get_milliseconds_their_plans_name_and_the_longest_waterfall() -> None:
@@ -107,11 +107,13 @@ def test_the_loops_notes_move_to_the_reports_clock() -> None:
 
 def test_resources_without_known_energy_say_nothing_of_it() -> None:
     used = [Resources(NodeId("a"), Tier.DEVICE, 1.0, 9), Resources(NodeId("b"), Tier.EDGE, 2.0, 8)]
-    rows = resource_rows(used, {NodeId("a"): Energy(3.0, "measured")})
+    rows = resource_rows(used, {NodeId("a"): Energy(joules=3.0, source="measured")})
     assert [(r.energy_j, r.energy_source) for r in rows] == [(3.0, "measured"), (None, "modelled")]
 
 
 def test_audit_rows_have_a_count_for_every_label() -> None:
-    audit = SplitAudit({"a": 3, "b": 0}, {"a": {0: 1, 2: 2}}, 0.1, ("b",))
+    audit = SplitAudit(
+        examples={"a": 3, "b": 0}, label_counts={"a": {0: 1, 2: 2}}, label_skew=0.1, empty_clients=("b",)
+    )
     rows = audit_rows(audit, infers_only=["b"])
     assert [(r.labels, r.trains) for r in rows] == [((1, 0, 2), True), ((0, 0, 0), False)]

@@ -16,7 +16,9 @@ from edgewise.training.job import JobFile, TaskTable, TrainingTable
 @pytest.fixture
 def training(task, edge_of):
     held = {client: edge for client, edge in edge_of.items() if len(task.data(client))}
-    return DomainTraining(task, fed_avg(), 5, held, options=SimulationOptions("sequential"))
+    return DomainTraining(
+        task=task, algorithm=fed_avg(), rounds=5, edge_of=held, options=SimulationOptions("sequential")
+    )
 
 
 def test_owners_of_each_domain(training):
@@ -58,7 +60,7 @@ def test_an_unknown_domain_is_refused(training):
 
 
 def test_a_public_share_of_nothing_is_refused(task, edge_of):
-    nothing = DomainTraining(task, fed_avg(), 1, edge_of, public_fraction=0.0)
+    nothing = DomainTraining(task=task, algorithm=fed_avg(), rounds=1, edge_of=edge_of, public_fraction=0.0)
     with pytest.raises(InputError, match=r"public_fraction must be above 0 and at most 1, got 0\.0"):
         simulate_domain("cloud", nothing)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from edgewise.codecs import cast
+from edgewise.core.spec import Spec
 from edgewise.models.task import Examples
 from edgewise.testing.quadratics import LeastSquaresEngine, least_squares_optimum, run_rounds
 from edgewise.training.algorithms import dane, fed_avg, make_algorithm
@@ -72,5 +73,9 @@ def test_one_client_solves_its_own_problem(ridge):
 
 def test_its_words_build_it():
     made = dane(mu=0.1, uplink={"model": cast("float16")})
-    for words in (made.spec.to_dict(), str(made.spec), {"name": "dane", "mu": 0.1, "uplink": {"model": "cast"}}):
+    for words in (
+        made.spec.to_dict(),
+        Spec.parse(str(made.spec)),
+        {"name": "dane", "mu": 0.1, "uplink": {"model": "cast"}},
+    ):
         assert make_algorithm(words).spec == made.spec

@@ -8,6 +8,7 @@ import pytest
 from edgewise.codecs.bundle import bundle_to_bytes
 from edgewise.core.errors import MisfitError
 from edgewise.core.ids import ClientId, RoundNumber
+from edgewise.core.spec import Spec
 from edgewise.testing.quadratics import LeastSquaresEngine, least_squares_optimum, quadratic, run_rounds
 from edgewise.training.algorithm import ClientRecord
 from edgewise.training.algorithms import make_algorithm, zeroth_order
@@ -97,7 +98,7 @@ def test_its_words_build_it():
     made = zeroth_order(learning_rate=0.5, seed=4, select=uniform(2))
     for words in (
         made.spec.to_dict(),
-        str(made.spec),
-        {"name": "zeroth_order", "learning_rate": 0.5, "seed": 4, "select": "uniform(cohort_size=2)"},
+        Spec.parse(str(made.spec)),
+        {"name": "zeroth_order", "learning_rate": 0.5, "seed": 4, "select": {"name": "uniform", "cohort_size": 2}},
     ):
         assert make_algorithm(words).spec == made.spec

@@ -16,6 +16,8 @@ from edgewise.cli.node_options import (
     Identity,
     Insecure,
     Listen,
+    MaxModels,
+    ModelsBytes,
     Power,
     RawMayReach,
     Scout,
@@ -37,11 +39,15 @@ def command(
     task_settings: Annotated[str, typer.Option("--task-settings", help="JSON passed to the task.")] = "",
     client: Annotated[str, typer.Option("--client", help="Whose data the node holds; by default its own name.")] = "",
     http: Annotated[str, typer.Option("--http", help="Host:port of the inference endpoint; port 0 picks one.")] = "",
-    model_name: Annotated[str, typer.Option("--model-name", help="The model's name at the endpoint.")] = "model",
+    model_name: Annotated[
+        str, typer.Option("--model-name", help="Another name of its only model at the endpoint.")
+    ] = "model",
     engine: Annotated[str, typer.Option("--engine", help="Local engine; by default the fastest is chosen.")] = "",
     dilation: Dilation = 1.0,
     power: Power = 3.0,
     raw_may_reach: RawMayReach = "device",
+    max_models: MaxModels = 8,
+    models_bytes: ModelsBytes = 0,
     scout: Scout = False,
     insecure: Insecure = False,
     capture: Capture = "",
@@ -57,6 +63,6 @@ def command(
     run_node(
         as_json, exit_with_parent, tier=tier, connect=connect, identity=identity, name=name, state=state, listen=listen,
         fleet=fleet, task=task, task_settings=task_settings, client=client, http=http, model_name=model_name,
-        engine=engine, dilation=dilation, active_power_w=power, raw_may_reach=raw_may_reach, scout=scout,
+        engine=engine, dilation=dilation, active_power_w=power, raw_may_reach=raw_may_reach, max_models=max_models, models_bytes=models_bytes, scout=scout,
         insecure=insecure, capture=capture, crash_after=crash_after,
     )  # fmt: skip

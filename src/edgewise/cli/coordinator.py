@@ -16,6 +16,8 @@ from edgewise.cli.node_options import (
     Identity,
     Insecure,
     Listen,
+    MaxModels,
+    ModelsBytes,
     Power,
     RawMayReach,
     Scout,
@@ -35,11 +37,17 @@ def command(
     connect: Connect = None,
     holdout: Annotated[
         str,
-        typer.Option("--holdout", help="npz with calibration_x, calibration_y, gate_x, gate_y for evidence and gate."),
+        typer.Option(
+            "--holdout",
+            help="npz with calibration_x, calibration_y, gate_x, gate_y for evidence and gate; MODEL=FILE for one model, "
+            "several with commas between.",
+        ),
     ] = "",
     dilation: Dilation = 1.0,
     power: Power = 60.0,
     raw_may_reach: RawMayReach = "device",
+    max_models: MaxModels = 8,
+    models_bytes: ModelsBytes = 0,
     scout: Scout = False,
     insecure: Insecure = False,
     capture: Capture = "",
@@ -55,6 +63,6 @@ def command(
     run_node(
         as_json, exit_with_parent, coordinator=True, tier=tier, connect=connect, identity=identity, name=name,
         state=state, listen=listen or ["tls/127.0.0.1:7447"], fleet=fleet, holdout=holdout, dilation=dilation,
-        active_power_w=power, raw_may_reach=raw_may_reach, scout=scout, insecure=insecure, capture=capture,
+        active_power_w=power, raw_may_reach=raw_may_reach, max_models=max_models, models_bytes=models_bytes, scout=scout, insecure=insecure, capture=capture,
         crash_after=crash_after,
     )  # fmt: skip

@@ -28,7 +28,7 @@ def command(
         edgewise demo --report demo-report
     """
     one_thread()
-    logging.basicConfig(level=logging.ERROR)  # what the demo breaks on purpose is told by the demo
+    logging.basicConfig(level=logging.ERROR)  # what the demo breaks on purpose, it says itself
     from edgewise.demo.run import run_demo
     from edgewise.demo.scenario import DemoSettings
 

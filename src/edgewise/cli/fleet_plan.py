@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 
-from edgewise.cli.judge import judge
+from edgewise.cli.evaluate import evaluate
 from edgewise.cli.operator_options import operator_of
 from edgewise.cli.output import Output
 from edgewise.core.errors import GateRefused, InputError, RemoteError
@@ -27,25 +28,38 @@ VersionNumber = Annotated[
     int, typer.Option("--version", min=0, help="On a fleet: which version; 0 for the newest that may serve.")
 ]
 DeviceName = Annotated[str, typer.Option("--device", help="On a fleet: plan for this device; default: the slowest.")]
+RolloutStages = Annotated[
+    str, typer.Option("--stages", help="On a fleet: share of devices by stage, e.g. 0.1,0.5,1; default: one by one.")
+]
+MinRequests = Annotated[
+    int, typer.Option("--min-requests", min=0, help="On a fleet: requests a device serves before the next stage.")
+]
+Share = Annotated[
+    float, typer.Option("--share", min=0.001, help="On a fleet: the model's weight where a node serves several.")
+]
 Deadline = Annotated[
     str, typer.Option("--deadline", help="On a fleet: of a request; default: 3 x the predicted p95, at least 100 ms.")
 ]
 
 
 @dataclass(frozen=True, slots=True)
-class FleetWish:
+class FleetPlanRequest:
     """What is asked of a fleet.
 
     Attributes:
         connect: Endpoint.
         identity: The operator's folder.
         policy: TOML file; None for no limits.
-        data: Labelled examples to judge on; None takes the version's own evidence.
+        data: Labelled examples to evaluate on; None takes the version's own evidence.
         version: Which version; 0 for the newest that may serve.
         device: For which device; "" for the slowest.
         budget: Time to measure each node for.
         deadline: Of a request; "" follows from the plan.
         deploy: Whether to put the plan in force.
+        model: Which model; "" for the only one there is.
+        stages: Shares of the devices, rising to 1, e.g. `0.1,0.5,1`; "" goes device by device.
+        min_requests: Requests each device of a stage serves before the next stage begins.
+        share: The model's weight on a node that serves several.
     """
 
     connect: str
@@ -57,39 +71,43 @@ class FleetWish:
     budget: str = "3 s"
     deadline: str = ""
     deploy: bool = False
+    model: str = ""
+    stages: str = ""
+    min_requests: int = 0
+    share: float = 1.0
 
 
-async def plan_on_fleet(out: Output, wish: FleetWish) -> None:
+async def plan_on_fleet(out: Output, request: FleetPlanRequest) -> None:
     """Plans a version where it will run, prints levels and answer, and deploys it if asked.
 
     Args:
         out: Where to print.
-        wish: What.
+        request: What.
     """
     from edgewise.fleet.serving.fleet_planning import choose_version
 
-    policy = policy_of(wish.policy)
-    async with operator_of(wish.connect, wish.identity, "") as operator:
-        version = choose_version((await operator.versions()).versions, wish.version)
-        out.result(await plan_and_deploy(out, wish, policy, operator, version))
+    policy = policy_of(request.policy)
+    async with operator_of(request.connect, request.identity, "") as operator:
+        version = choose_version((await operator.versions()).versions, request.version, request.model)
+        out.result(await plan_and_deploy(out, request, policy, operator, version))
 
 
-async def serve_on_fleet(out: Output, wish: FleetWish, graph: Graph, name: str) -> None:
+async def serve_on_fleet(out: Output, request: FleetPlanRequest, graph: Graph, name: str) -> None:
     """Brings a user's own model to a fleet: registers it as a version, plans it, puts it in force.
 
     Args:
         out: Where to print.
-        wish: What; always deployed.
+        request: What; always deployed.
         graph: The model, its shapes fixed.
         name: Names its task.
 
     Raises:
         GateRefused: If it is worse than the version that serves.
     """
-    policy = policy_of(wish.policy)
-    async with operator_of(wish.connect, wish.identity, "") as operator:
+    policy = policy_of(request.policy)
+    async with operator_of(request.connect, request.identity, "") as operator:
         known = await operator.versions()
-        ack = await operator.register(graph.model_bytes, task=name, parent=_parent(known, name))
+        ack = await operator.register(graph.model_bytes, task=name, parent=known.in_force.get(name, 0))
         if not ack.accepted:
             raise RemoteError(ack.reason)
         number = int(ack.details["version"])
@@ -97,7 +115,7 @@ async def serve_on_fleet(out: Output, wish: FleetWish, graph: Graph, name: str) 
         version = next(v for v in (await operator.versions()).versions if v.number == number)
         if version.gate is not None and not version.gate.passed:
             raise GateRefused(f"version {number} may not serve: {version.gate.reason}", version=number)
-        out.result(await plan_and_deploy(out, wish, policy, operator, version))
+        out.result(await plan_and_deploy(out, request, policy, operator, version))
 
 
 def policy_of(path: Path | None) -> Policy:
@@ -119,13 +137,13 @@ def policy_of(path: Path | None) -> Policy:
 
 
 async def plan_and_deploy(
-    out: Output, wish: FleetWish, policy: Policy, operator: Operator, version: ModelVersion
+    out: Output, request: FleetPlanRequest, policy: Policy, operator: Operator, version: ModelVersion
 ) -> dict[str, Any]:
-    """Measures a version where it will run, prints levels and answer, and puts the plan in force if that is wished.
+    """Measures a version where it will run, prints levels and answer, and puts the plan in force if asked.
 
     Args:
         out: Where to print.
-        wish: What.
+        request: What.
         policy: As read.
         operator: Connection to the fleet.
         version: Which.
@@ -140,35 +158,42 @@ async def plan_and_deploy(
     from edgewise.models.graph.graph import Graph
     from edgewise.planning.levels import recommend
 
-    chain = choose_chain((await operator.nodes()).nodes, wish.device)
+    chain = choose_chain((await operator.nodes()).nodes, request.device)
     graph = Graph.load(await operator.graph(version.number))
     meaning = "measured on the coordinator's held-out data"
-    if wish.data is not None:
-        evidence, meaning = _judged(graph, wish.data)
+    if request.data is not None:
+        evidence, meaning = _evaluated(graph, request.data)
         version = with_evidence(version, evidence)
     with out.progress(f"version {version.number}: measuring", len(chain)) as advance:
-        measured = await measure(operator, graph.model_bytes, chain, budget_s=parse_duration(wish.budget), done=advance)
+        measured = await measure(
+            operator, graph.model_bytes, chain, budget_s=parse_duration(request.budget), done=advance
+        )
     search = search_of(graph, measured, policy, version.evidence, version.training_domain)
-    said = recommend(search)
+    recommended = recommend(search)
     meaning = meaning if version.evidence else "unknown: no held-out data; give --data, or the coordinator --holdout"
-    found = show_plan(out, version, search, said, chain, meaning)
-    if wish.deploy:
-        found["deployed"] = await deploy_plan(out, wish, operator, version, search, said)
+    found = show_plan(out, version, search, recommended, chain, meaning)
+    if request.deploy:
+        found["deployed"] = await deploy_plan(out, request, operator, version, search, recommended)
     return found
 
 
 async def deploy_plan(
-    out: Output, wish: FleetWish, operator: Operator, version: ModelVersion, search: Search, said: Recommendation
+    out: Output,
+    request: FleetPlanRequest,
+    operator: Operator,
+    version: ModelVersion,
+    search: Search,
+    recommended: Recommendation,
 ) -> dict[str, Any]:
     """Puts a plan in force, device by device.
 
     Args:
         out: Where to print.
-        wish: Deadline.
+        request: Deadline.
         operator: Connection to the fleet.
         version: What is served.
         search: What the plan was made from.
-        said: The plan.
+        recommended: The plan.
 
     Returns:
         Version, epoch, devices, deadline, names of the plans.
@@ -178,22 +203,34 @@ async def deploy_plan(
     """
     from edgewise.fleet.serving.fleet_planning import deployment
 
-    order = deployment(version, search, said.plan, parse_duration(wish.deadline) if wish.deadline else None)
+    order = deployment(
+        version, search, recommended.plan, parse_duration(request.deadline) if request.deadline else None
+    )
+    order = msgspec.structs.replace(
+        order, shares=parse_shares(request.stages), min_requests=request.min_requests, share=request.share
+    )
     ack = await operator.deploy(order)
     if not ack.accepted:
         raise RemoteError(f"version {version.number} was not deployed: {ack.reason}")
-    doors = {r.info.node: r.info.http_port for r in (await operator.nodes()).nodes if r.info.http_port}
+    ports = {r.info.node: r.info.http_port for r in (await operator.nodes()).nodes if r.info.http_port}
     out.line(
-        f"version {version.number} is in force on {len(ack.details['devices'])} devices, "
+        f"version {version.number} of {version.task} is in force on {len(ack.details['devices'])} devices, "
         f"{len(order.plans)} plans warm, deadline {order.deadline_s * 1e3:.0f} ms"
     )
-    for node, port in doors.items():
-        out.line(f"  ask {node} at port {port}: edgewise infer --url http://HOST:{port} --source FILE")
-    return {**ack.details, "deadline_s": order.deadline_s, "plans": [p.name for p in order.plans], "ports": doors}
+    for node, port in ports.items():
+        out.line(
+            f"  ask {node} at port {port}: edgewise infer --url http://HOST:{port} --model {version.task} --source FILE"
+        )
+    return {**ack.details, "deadline_s": order.deadline_s, "plans": [p.name for p in order.plans], "ports": ports}
 
 
 def show_plan(
-    out: Output, version: ModelVersion, search: Search, said: Recommendation, chain: tuple[NodeInfo, ...], meaning: str
+    out: Output,
+    version: ModelVersion,
+    search: Search,
+    recommended: Recommendation,
+    chain: tuple[NodeInfo, ...],
+    meaning: str,
 ) -> dict[str, Any]:
     """Prints links, levels and the answer.
 
@@ -201,7 +238,7 @@ def show_plan(
         out: Where to.
         version: What was planned.
         search: From what.
-        said: The answer.
+        recommended: The answer.
         chain: Who was measured.
         meaning: What accuracy means here.
 
@@ -217,25 +254,42 @@ def show_plan(
         out.line(f"link {inner.node} → {outer.node}: {speed}")
     out.table(f"version {version.number}: levels of edge intelligence, predicted", LEVEL_COLUMNS, level_cells(rows))
     out.line(f"accuracy is {meaning}")
-    out.line(f"recommended, level {said.level}: {said.reason}")
-    for line in explain(said.plan):
+    out.line(f"recommended, level {recommended.level}: {recommended.reason}")
+    for line in explain(recommended.plan):
         out.line(line)
     return {
         "version": version.number, "measured": [info.node for info in chain], "links": list(search.table.links),
-        "levels": rows, "recommendation": said, "accuracy_means": meaning,
+        "levels": rows, "recommendation": recommended, "accuracy_means": meaning,
     }  # fmt: skip
 
 
-def _judged(graph: Graph, data: Path) -> tuple[tuple[Any, ...], str]:
+def _evaluated(graph: Graph, data: Path) -> tuple[tuple[Any, ...], str]:
     from edgewise.cli.source import read_source
 
-    return judge(graph, read_source(data, graph.inputs).first(500))
+    return evaluate(graph, read_source(data, graph.inputs).first(500))
 
 
-def _parent(known: Any, name: str) -> int:
-    """The version in force, if it is of the same task: the gate compares with it."""
-    current = next((v for v in known.versions if v.number == known.current), None)
-    return int(current.number) if current is not None and current.task == name else 0
+def parse_shares(text: str) -> tuple[float, ...]:
+    """Reads `--stages`.
+
+    Args:
+        text: e.g. `0.1,0.5,1`; "" for none.
+
+    Returns:
+        The shares.
+
+    Raises:
+        InputError: If it is written otherwise.
+    """
+    from edgewise.lifecycle.rollout import stages_by_fraction
+
+    try:
+        shares = tuple(float(share) for share in text.split(",") if text)
+    except ValueError as error:
+        raise InputError(f"{text!r} are no stages. Write them like '0.1,0.5,1'.") from error
+    if shares:
+        stages_by_fraction((), shares)
+    return shares
 
 
 def fleet_only(connect: str, **given: Any) -> None:

@@ -44,13 +44,15 @@ class Answered(msgspec.Struct, frozen=True):
 def command(
     source: Annotated[Path, typer.Option("--source", help="An npz, an npy, or a folder of images or npy files.")],
     url: Annotated[str, typer.Option("--url", help="Where the model is served.")] = "http://127.0.0.1:8000",
-    model: Annotated[str, typer.Option("--model", help="The model's name there.")] = "model",
+    model: Annotated[
+        str, typer.Option("--model", help="The model's name there; needed where several are served.")
+    ] = "",
     limit: Annotated[int, typer.Option("--limit", min=1, help="Send at most so many examples.")] = 1000,
     scale: Annotated[float, typer.Option("--scale", help="Multiply image pixels by this.")] = 1 / 255,
     wait: Annotated[str, typer.Option("--wait", help="Keep trying for so long until the model is served.")] = "0 s",
     show: Annotated[int, typer.Option("--show", min=0, help="Print so many answers one by one.")] = 10,
     feedback: Annotated[
-        bool, typer.Option("--feedback", help="Tell the node the labels afterwards, for it to learn from.")
+        bool, typer.Option("--feedback", help="Send the node the labels afterwards, for it to learn from.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -62,7 +64,7 @@ def command(
       edgewise infer --source digits.npz --url http://127.0.0.1:8000 --model digits
     """
     out = Output(as_json)
-    answers, taken = run_async(ask_all(out, url, model, source, limit, scale, parse_duration(wait), feedback))
+    model, answers, taken = run_async(ask_all(out, url, model, source, limit, scale, parse_duration(wait), feedback))
     summary = {**summarise(answers), "labels_taken": taken}
     rows = [
         (a.name, a.predicted, "" if a.target is None else a.target, a.latency_ms, _where(a)) for a in answers[:show]
@@ -82,24 +84,24 @@ async def ask_all(
     scale: float,
     wait_s: float = 0.0,
     feedback: bool = False,
-) -> tuple[list[Answered], int | None]:
+) -> tuple[str, list[Answered], int | None]:
     """Sends every example, one after the other.
 
     Args:
         out: Shows progress.
         url: The endpoint.
-        model: The model's name.
+        model: The model's name; "" for the only one there is.
         path: The examples.
         limit: At most so many.
         scale: For images.
         wait_s: Seconds to keep trying until the model is served.
-        feedback: Whether to tell the labels afterwards.
+        feedback: Whether to send the labels afterwards.
 
     Returns:
-        An answer per example, and how many labels the node could use; None if it was told none.
+        The model's name, an answer per example, and how many labels the node could use; None if it was sent none.
 
     Raises:
-        InputError: If labels are to be told and there are none.
+        InputError: If labels are to be sent and there are none, or several models are served and none is named.
     """
     from edgewise.cli.source import read_source
     from edgewise.service.client import InferenceClient
@@ -107,10 +109,10 @@ async def ask_all(
     host, port = endpoint_of(url)
     answers = []
     async with InferenceClient(host, port) as client:
-        inputs = await _when_served(client, model, wait_s)
+        model, inputs = await _when_served(client, model, wait_s)
         source = read_source(path, inputs, scale).first(limit)
         if feedback and source.targets is None:
-            raise InputError(f"{str(path)!r} has no labels to tell. Give an npz with `y`, or leave --feedback out.")
+            raise InputError(f"{str(path)!r} has no labels to send. Give an npz with `y`, or leave --feedback out.")
         names = [f"infer-{time.time_ns()}-{index}" for index in range(len(source))]
         with out.progress("inference", len(source)) as advance:
             for index in range(len(source)):
@@ -118,16 +120,17 @@ async def ask_all(
                 answers.append(_answered(source, index, reply))
                 advance("")
         if not feedback or source.targets is None:
-            return answers, None
+            return model, answers, None
         labels = {name: int(target) for name, target in zip(names, source.targets, strict=True)}
-        return answers, await client.feedback(model, labels)
+        return model, answers, await client.feedback(model, labels)
 
 
-async def _when_served(client: InferenceClient, model: str, wait_s: float) -> tuple[PlainTensor, ...]:
+async def _when_served(client: InferenceClient, model: str, wait_s: float) -> tuple[str, tuple[PlainTensor, ...]]:
     until = time.monotonic() + wait_s
     while True:
         try:
-            return await model_inputs(client, model)
+            name = model or await only_model(client)
+            return name, await model_inputs(client, name)
         except (RemoteError, Unreachable):
             if time.monotonic() >= until:
                 raise
@@ -154,6 +157,30 @@ def endpoint_of(url: str) -> tuple[str, int]:
     if parts.scheme != "http" or not parts.hostname or port is None:
         raise InputError(f"{url!r} is not the address of an endpoint. Write it like 'http://127.0.0.1:8000'.")
     return parts.hostname, port
+
+
+async def only_model(client: InferenceClient) -> str:
+    """Asks which model is served.
+
+    Args:
+        client: Of the endpoint.
+
+    Returns:
+        Its name.
+
+    Raises:
+        RemoteError: If none is served.
+        InputError: If several are.
+    """
+    from edgewise.models.model_choice import choose_model
+
+    status, _, body = await client.call("POST", "/v2/repository/index")
+    names = [model["name"] for model in json.loads(body)] if status == 200 else []
+    if not names:
+        raise RemoteError(
+            "the endpoint serves no model yet. Say which with --model NAME, or --wait until there is one."
+        )
+    return choose_model(names, are="served there")
 
 
 async def model_inputs(client: InferenceClient, model: str) -> tuple[PlainTensor, ...]:

@@ -1,4 +1,4 @@
-"""The door: `edgewise VERB …`. Knows each verb's name and one line, imports a verb only when it is called.
+"""The command line: `edgewise VERB …`. Knows each verb's name and one line, imports a verb only when it is called.
 
 Exit codes: 0 done, 1 refused (an `EdgewiseError`, printed with its code), 2 misuse, 130 interrupted.
 """
@@ -25,7 +25,7 @@ VERBS: dict[str, str] = {
     "agent": "Start the process that every node runs.",
     "nodes": "List the nodes of a running fleet and what they can do.",
     "train": "Train a model on the devices of a running fleet.",
-    "keep": "Keep a fleet's model good: when inputs drift, retrain, judge and roll out.",
+    "retrain": "Whenever a model's inputs drift: train it anew, evaluate and roll out.",
     "simulate": "Run a training job in virtual time, without processes or network.",
     "data": "Audit how a data set is split over clients.",
     "profile": "Measure what a model costs on this machine, segment by segment.",
@@ -37,6 +37,9 @@ VERBS: dict[str, str] = {
     "doctor": "Check that this machine has what Edgewise needs.",
 }
 """Verb -> one line. A verb whose file is not part of this installation is not listed."""
+
+RENAMED = {"keep": "retrain"}
+"""Verbs of earlier releases -> what they are called now."""
 
 # Typer carries its own copy of click from 0.2x on; the class of every misuse is found from its public child.
 _MISUSE: type[Exception] = typer.BadParameter.__mro__[2]
@@ -55,6 +58,8 @@ class Verbs(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Finds the verb or says which one was perhaps meant."""
+        if args[0] in RENAMED:
+            raise _MISUSE(f"`edgewise {args[0]}` is now called `edgewise {RENAMED[args[0]]}`, with the same options.")
         if args[0] not in available_verbs() and not args[0].startswith("-"):
             ctx.fail(f"there is no verb {args[0]!r}.{nearest(args[0], available_verbs())}")
         return super().resolve_command(ctx, args)

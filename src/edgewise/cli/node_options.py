@@ -1,4 +1,4 @@
-"""Options that `agent` and `coordinator` share, and running a node until it is told to stop."""
+"""Options that `agent` and `coordinator` share, and running a node until it is asked to stop."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ Dilation = Annotated[
 ]
 Power = Annotated[float, typer.Option("--power", min=0.0, help="Modelled power while computing, in watts.")]
 RawMayReach = Annotated[str, typer.Option("--raw-may-reach", help="Outermost tier raw data of this node may reach.")]
+MaxModels = Annotated[int, typer.Option("--max-models", min=1, help="Models it serves at once; one more is refused.")]
+ModelsBytes = Annotated[
+    int, typer.Option("--models-bytes", min=0, help="Bound of what its models take; 0 for half of the memory.")
+]
 Scout = Annotated[bool, typer.Option("--scout", help="Look for other nodes by multicast and gossip.")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Allow a non-loopback address without TLS.")]
 Capture = Annotated[str, typer.Option("--capture", help="Folder for a plaintext copy of every frame sent (audits).")]
@@ -64,7 +68,7 @@ def run_node(as_json: bool, exit_with_parent: bool, **given: Any) -> None:
     settings = AgentSettings(
         name=name, tier=Tier(tier), raw_may_reach=Tier(raw), state=state, task_settings=task_settings, **lists, **given
     )
-    asyncio.run(run_agent(settings, output.event, open_door=_open_door, exit_with_parent=exit_with_parent))
+    asyncio.run(run_agent(settings, output.event, open_endpoint=_open_endpoint, exit_with_parent=exit_with_parent))
 
 
 def check_address(http: str) -> None:
@@ -81,8 +85,8 @@ def check_address(http: str) -> None:
         raise InputError(f"{http!r} is not an address to answer on. Write it like '127.0.0.1:8000', port 0 for any.")
 
 
-async def _open_door(server: Any, host: str, port: int) -> Any:
+async def _open_endpoint(server: Any, host: str, port: int) -> Any:
     """Opens the inference endpoint; the web framework is imported by nodes that have one."""
-    from edgewise.service.endpoint import open_door
+    from edgewise.service.endpoint import open_endpoint
 
-    return await open_door(server, host, port)
+    return await open_endpoint(server, host, port)

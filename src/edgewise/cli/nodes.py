@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from edgewise.fleet.messages import FleetAnswer, NodeRow
 
 COLUMNS = (
-    "node", "tier", "state", "parent", "GFLOP/s", "dilation", "client", "task", "examples", "version", "plan", "http",
+    "node", "tier", "state", "parent", "GFLOP/s", "dilation", "client", "task", "examples", "models", "http",
 )  # fmt: skip
 WATCH_EVERY_S = 0.5
 
@@ -72,8 +72,8 @@ def show(out: Output, answer: FleetAnswer) -> None:
             out.line(f"{row.info.node}: {row.cause}")
     for what, times in answer.refused.items():
         out.line(f"refused {times} times: {what}")
-    if answer.drift:
-        out.line(answer.drift)
+    for name, sentence in answer.drift.items():
+        out.line(f"{name}: {sentence}")
     out.result({"nodes": [plain(row) for row in rows], "refused": answer.refused, "drift": answer.drift})
 
 
@@ -83,19 +83,19 @@ def plain(row: NodeRow) -> dict[str, Any]:
     return {
         "node": info.node, "tier": info.tier, "state": row.state, "cause": row.cause, "parent": info.parent,
         "coordinator": info.coordinator, "capability": info.capability, "client": info.client, "task": info.task,
-        "examples": info.num_examples, "label_counts": info.label_counts, "version": info.version,
-        "plan_epoch": info.plan_epoch, "http_port": info.http_port,
+        "examples": info.num_examples, "label_counts": info.label_counts, "models": info.models,
+        "http_port": info.http_port,
     }  # fmt: skip
 
 
 def cells(row: NodeRow) -> tuple[str, ...]:
     """A node as a row of `COLUMNS`."""
     info, can = row.info, row.info.capability
-    numbers = (info.num_examples, info.version, info.plan_epoch, info.http_port)
-    examples, version, plan, port = (str(number) if number else "" for number in numbers)
+    examples, port = (str(number) if number else "" for number in (info.num_examples, info.http_port))
+    models = ", ".join(f"{name} {of.version} (plan {of.revision})" for name, of in info.models.items())
     return (
         info.node, str(info.tier), row.state, info.parent, f"{can.flops / 1e9:.1f}", f"{can.dilation:g}", info.client,
-        info.task, examples, version, plan, port,
+        info.task, examples, models, port,
     )  # fmt: skip
 
 
@@ -113,7 +113,7 @@ def changes(before: FleetAnswer, after: FleetAnswer) -> dict[str, dict[str, Any]
     found = {}
     for row in after.nodes:
         now, was = plain(row), known.get(row.info.node, {})
-        fields = ("state", "cause", "parent", "version", "plan_epoch", "http_port", "examples")
+        fields = ("state", "cause", "parent", "models", "http_port", "examples")
         change = {name: now[name] for name in fields if now[name] != was.get(name)}
         if change:
             found[str(row.info.node)] = change

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 ToFleet = Annotated[str, typer.Option("--connect", help="A router of the fleet, e.g. tls/10.0.0.5:7447.")]
 AsOperator = Annotated[str, typer.Option("--identity", help="Folder of a certificate of tier cloud.")]
+ModelName = Annotated[str, typer.Option("--model", help="Which model; needed where there are several.")]
 InFleet = Annotated[str, typer.Option("--fleet", help="Name of the fleet; by default the certificate's.")]
 
 

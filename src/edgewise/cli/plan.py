@@ -9,13 +9,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from edgewise.cli.fleet_plan import Deadline, DeviceName, FleetWish, VersionNumber, fleet_only, plan_on_fleet
-from edgewise.cli.judge import judge
-from edgewise.cli.operator_options import AsOperator, ToFleet
+from edgewise.cli.evaluate import evaluate
+from edgewise.cli.fleet_plan import (
+    Deadline,
+    DeviceName,
+    FleetPlanRequest,
+    MinRequests,
+    RolloutStages,
+    Share,
+    VersionNumber,
+    fleet_only,
+    parse_shares,
+    plan_on_fleet,
+)
+from edgewise.cli.operator_options import AsOperator, ModelName, ToFleet
 from edgewise.cli.output import AsJson, Output
 from edgewise.cli.running import run_async
-from edgewise.cli.serve import Shapes, parse_shapes
-from edgewise.core.errors import DataError, InputError
+from edgewise.cli.serve import Exits, Shapes, parse_exits, parse_shapes
+from edgewise.core.errors import DataError, InputError, PlanInfeasible
 from edgewise.core.ids import NodeId, Tier
 from edgewise.core.units import parse_duration, parse_rate
 
@@ -23,6 +34,8 @@ if TYPE_CHECKING:
     from edgewise.cli.source import Source
     from edgewise.models.graph.graph import Graph
     from edgewise.models.version import ExitEvidence
+    from edgewise.planning.levels import Recommendation
+    from edgewise.planning.plan import Plan
     from edgewise.planning.profile import LinkState, Profile
     from edgewise.planning.search import Search
     from edgewise.simulation.emulated.fleet_file import FleetFile
@@ -46,12 +59,20 @@ def command(
     budget: Annotated[str, typer.Option("--budget", help="Time to measure this machine for.")] = "3 s",
     limit: Annotated[int, typer.Option("--limit", min=1, help="Use at most so many examples for accuracy.")] = 500,
     input_shape: Shapes = None,
+    exits: Exits = "",
+    planner: Annotated[
+        str, typer.Option("--planner", help="Show another planner's best plan too, e.g. pipeline, or a plug-in's.")
+    ] = "",
     connect: ToFleet = "",
     identity: AsOperator = "",
     version: VersionNumber = 0,
+    model: ModelName = "",
     device: DeviceName = "",
     deadline: Deadline = "",
     deploy: Annotated[bool, typer.Option("--deploy", help="On a fleet: put the plan in force.")] = False,
+    stages: RolloutStages = "",
+    min_requests: MinRequests = 0,
+    share: Share = 1.0,
     as_json: AsJson = False,
 ) -> None:
     """Say where a model should run: seven levels with predictions, and the plan to use.
@@ -66,61 +87,102 @@ def command(
     Example:
       edgewise plan --connect tls/127.0.0.1:7447 --identity nodes/operator --policy policy.toml --deploy
     """
+    from edgewise.models.graph.graph import Graph
+
     out = Output(as_json)
-    fleet_only(connect, identity=identity, version=version, device=device, deadline=deadline, deploy=deploy)
+    fleet_only(
+        connect, identity=identity, version=version, model=model, device=device, deadline=deadline, deploy=deploy,
+        stages=stages, min_requests=min_requests,
+    )  # fmt: skip
+    parse_shares(stages)
     if connect:
         if onnx is not None:
             raise InputError("a fleet plans its own versions. To bring a file there: edgewise serve FILE --connect …")
-        wish = FleetWish(connect, identity, policy, data, version, device, budget, deadline, deploy)
-        run_async(plan_on_fleet(out, wish))
+        request = FleetPlanRequest(
+            connect,
+            identity,
+            policy,
+            data,
+            version,
+            device,
+            budget,
+            deadline,
+            deploy,
+            model,
+            stages,
+            min_requests,
+            share,
+        )
+        run_async(plan_on_fleet(out, request))
         return
     if onnx is None or data is None:
         raise InputError("give a model and --data with real inputs, or --connect to plan a version of a fleet.")
-    plan_file(out, onnx, data, policy, fleet, profile or (), parse_duration(budget), limit, parse_shapes(input_shape))
+    graph = Graph.load(onnx, parse_shapes(input_shape), parse_exits(exits))
+    plan_file(out, graph, data, policy, fleet, profile or (), parse_duration(budget), limit, planner)
 
 
 def plan_file(
     out: Output,
-    onnx: Path,
+    graph: Graph,
     data: Path,
     policy: Path | None,
     fleet: Path | None,
     profile: Sequence[Path],
     budget_s: float,
     limit: int,
-    shapes: dict[str, tuple[int, ...]],
+    planner: str = "",
 ) -> None:
-    """Plans a user's own ONNX file.
+    """Plans a user's own model.
 
     Args:
         out: Where to print.
-        onnx: The model.
+        graph: The model.
         data: Real inputs.
         policy: TOML file; None for no limits.
         fleet: TOML file of links, dilations and powers; None for the defaults.
         profile: Profiles measured on other machines.
         budget_s: Time to measure this machine for.
         limit: Use at most so many examples.
-        shapes: For inputs with open axes.
+        planner: Spec text of another planner, asked too; "" for none.
     """
     from edgewise.cli.source import read_source
     from edgewise.core.config import load_toml
     from edgewise.inference.evidence import CODECS
-    from edgewise.models.graph.graph import Graph
     from edgewise.planning.choose import make_search
     from edgewise.planning.policy import Policy
     from edgewise.simulation.emulated.fleet_file import FleetFile
 
     wanted = Policy() if policy is None else load_toml(policy, Policy)
     file = FleetFile() if fleet is None else load_toml(fleet, FleetFile)
-    graph = Graph.load(onnx, shapes)
     source = read_source(data, graph.inputs).first(limit)
     given = read_profiles(profile)
     profiles = {**measure(out, graph, file, source, budget_s, given), **given}
-    evidence, meaning = judge(graph, source)
+    evidence, meaning = evaluate(graph, source)
     codecs = CODECS if evidence else CODECS[:1]
     search = make_search(graph, profiles, links_of(file), wanted, evidence, codecs=codecs, training_domain=DOMAIN)
-    _print(out, search, evidence, meaning)
+    other = None if not planner else _other_plan(planner, search, evidence)
+    _print(out, search, evidence, meaning, other)
+
+
+def _other_plan(planner: str, search: Search, evidence: tuple[ExitEvidence, ...]) -> Plan:
+    """The best plan of another planner; for those over several edges there is a second one, like the first and as far
+    from it as the cloud.
+    """
+    from edgewise.planning.plan import Site
+    from edgewise.planning.planner import Evidence, Sites
+    from edgewise.planning.planners import best_of, candidates
+
+    table, first, second = search.table, Site(Tier.EDGE), Site(Tier.EDGE, 1)
+    chain = Sites.chain(table.profiles, table.links)
+    sites = Sites(
+        {**chain.profiles, second: table.profiles[Tier.EDGE]}, {**chain.links, (first, second): table.links[1]}
+    )
+    found = best_of(candidates(planner, table.graph, sites, search.policy, Evidence(evidence)), search.policy)
+    if found is None:
+        raise PlanInfeasible(
+            f"planner {planner!r} finds no plan that meets the policy. Relax it, or leave --planner out."
+        )
+    return found
 
 
 def measure(
@@ -227,7 +289,9 @@ def links_of(file: FleetFile) -> tuple[LinkState, LinkState]:
     return first, second
 
 
-def _print(out: Output, search: Search, evidence: tuple[ExitEvidence, ...], meaning: str) -> None:
+def _print(
+    out: Output, search: Search, evidence: tuple[ExitEvidence, ...], meaning: str, other: Plan | None = None
+) -> None:
     from edgewise.planning.explain import LEVEL_COLUMNS, explain, level_cells
     from edgewise.planning.levels import plan_levels, recommend
 
@@ -239,4 +303,23 @@ def _print(out: Output, search: Search, evidence: tuple[ExitEvidence, ...], mean
     out.line(f"recommended, level {chosen.level}: {chosen.reason}")
     for line in explain(chosen.plan):
         out.line(line)
-    out.result(found)
+    if other is not None:
+        out.line("asked too:")
+        for line in explain(other):
+            out.line(line)
+        found["other"] = other
+    out.result({**found, "recommendation": _with_old_words(chosen)})
+
+
+def _with_old_words(chosen: Recommendation) -> dict[str, Any]:
+    """A recommendation whose plan says its stages and exits in the words of 0.1.0 too, for this release."""
+    said: dict[str, Any] = msgspec.to_builtins(chosen)
+    plan = said["plan"]
+    plan["segments"] = [
+        {"tier": s["site"]["tier"], "inputs": s["inputs"], "outputs": s["outputs"]} for s in plan["stages"]
+    ]
+    plan["exits"] = [
+        {"index": gate.index, "tensor": gate.tensors[-1], "tier": gate.at, "threshold": gate.threshold}
+        for gate in chosen.plan.exits
+    ]
+    return said

@@ -1,10 +1,10 @@
-"""`edgewise rollback`: back to the version that served before."""
+"""`edgewise rollback`: back to the version of a model that served before."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgewise.cli.operator_options import AsOperator, InFleet, ToFleet, operator_of
+from edgewise.cli.operator_options import AsOperator, InFleet, ModelName, ToFleet, operator_of
 from edgewise.cli.output import AsJson, Output
 from edgewise.cli.running import run_async
 from edgewise.core.errors import RemoteError
@@ -14,8 +14,14 @@ if TYPE_CHECKING:
     from edgewise.fleet.operator.operator import Operator
 
 
-def command(connect: ToFleet = "", identity: AsOperator = "", fleet: InFleet = "", as_json: AsJson = False) -> None:
-    """Restore the version that served before, on every device.
+def command(
+    connect: ToFleet = "",
+    identity: AsOperator = "",
+    fleet: InFleet = "",
+    model: ModelName = "",
+    as_json: AsJson = False,
+) -> None:
+    """Restore the version of a model that served before, on every device; a rollout in progress is taken back.
 
     Example:
       edgewise rollback --connect tls/127.0.0.1:7447 --identity nodes/operator
@@ -24,26 +30,32 @@ def command(connect: ToFleet = "", identity: AsOperator = "", fleet: InFleet = "
 
     async def speak() -> Ack:
         async with operator_of(connect, identity, fleet) as operator:
-            return await roll_back(operator)
+            return await roll_back(operator, model)
 
     done = run_async(speak()).details
-    out.line(f"version {done['version']} serves again, in place of version {done['from']} (plan epoch {done['epoch']})")
+    again = (
+        f"version {done['version']} serves again (plan revision {done['revision']})"
+        if done["version"]
+        else "nothing serves"
+    )
+    out.line(f"{done['model']}: {again}, in place of version {done['from']}")
     out.result(done)
 
 
-async def roll_back(operator: Operator) -> Ack:
+async def roll_back(operator: Operator, model: str = "") -> Ack:
     """Asks the coordinator.
 
     Args:
         operator: Connection to the fleet.
+        model: Which model; "" for the only one there is.
 
     Returns:
-        Its answer; details: version, from, epoch.
+        Its answer; details: model, version, from, revision.
 
     Raises:
         RemoteError: If there is nothing to go back to.
     """
-    ack = await operator.rollback()
+    ack = await operator.rollback(model)
     if not ack.accepted:
         raise RemoteError(ack.reason)
     return ack

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,8 +14,23 @@ from edgewise.cli.output import AsJson, Output
 from edgewise.cli.running import run_async
 from edgewise.core.errors import InputError
 
+if TYPE_CHECKING:
+    from edgewise.models.graph.graph import Graph
+
 Shapes = Annotated[
     list[str] | None, typer.Option("--input-shape", help="Fix open axes, e.g. image=1,3,224,224; repeat for several.")
+]
+
+Exits = Annotated[
+    str,
+    typer.Option(
+        "--exits",
+        help="Outputs at which a request may end, first exit first, e.g. early,end; default: as the file says.",
+    ),
+]
+Keep = Annotated[
+    list[str] | None,
+    typer.Option("--keep", help="State between requests of a sequence: input=output, e.g. h0=hn; repeat for several."),
 ]
 
 
@@ -28,13 +43,15 @@ def command(
         float, typer.Option("--dilation", min=1.0, help="Emulate a device so many times slower.")
     ] = 1.0,
     input_shape: Shapes = None,
+    exits: Exits = "",
+    keep: Keep = None,
     certificate: Annotated[Path | None, typer.Option("--certificate", help="PEM; with --key, serves TLS.")] = None,
     key: Annotated[Path | None, typer.Option("--key", help="PEM.")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Allow a non-loopback address without TLS.")] = False,
     connect: ToFleet = "",
     identity: AsOperator = "",
     policy: Annotated[Path | None, typer.Option("--policy", help="On a fleet: TOML, objective and limits.")] = None,
-    data: Annotated[Path | None, typer.Option("--data", help="On a fleet: examples to judge the model on.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="On a fleet: examples to evaluate the model on.")] = None,
     budget: Annotated[str, typer.Option("--budget", help="On a fleet: time to measure each node for.")] = "3 s",
     as_json: AsJson = False,
 ) -> None:
@@ -49,32 +66,33 @@ def command(
     Example:
       edgewise serve model.onnx --connect tls/127.0.0.1:7447 --identity nodes/operator
     """
-    from edgewise.cli.fleet_plan import FleetWish, fleet_only, serve_on_fleet
+    from edgewise.cli.fleet_plan import FleetPlanRequest, fleet_only, serve_on_fleet
     from edgewise.models.graph.graph import Graph
 
     fleet_only(connect, identity=identity, policy=policy, data=data)
     if connect:
-        wish = FleetWish(connect, identity, policy, data, budget=budget, deploy=True)
-        graph = Graph.load(onnx, parse_shapes(input_shape))
-        run_async(serve_on_fleet(Output(as_json), wish, graph, name or onnx.stem))
+        request = FleetPlanRequest(connect, identity, policy, data, budget=budget, deploy=True, model=name or onnx.stem)
+        if keep:
+            raise InputError("--keep is for a model served on this machine alone; on a fleet a plan says what is kept.")
+        graph = Graph.load(onnx, parse_shapes(input_shape), parse_exits(exits))
+        run_async(serve_on_fleet(Output(as_json), request, graph, name or onnx.stem))
         return
     if (certificate is None) != (key is None):
         raise InputError("TLS needs both --certificate and --key. Give the other one too.")
     tls = (certificate, key) if certificate is not None and key is not None else None
     served = name or onnx.stem
-    run_async(
-        serve_model(Output(as_json), onnx, served, host, port, dilation, parse_shapes(input_shape), tls, insecure)
-    )
+    graph = Graph.load(onnx, parse_shapes(input_shape), parse_exits(exits))
+    run_async(serve_model(Output(as_json), graph, served, host, port, dilation, parse_kept(keep), tls, insecure))
 
 
 async def serve_model(
     out: Output,
-    onnx: Path,
+    graph: Graph,
     name: str,
     host: str,
     port: int,
     dilation: float,
-    shapes: dict[str, tuple[int, ...]],
+    keeps: tuple[tuple[str, str], ...],
     tls: tuple[Path, Path] | None,
     insecure: bool,
 ) -> None:
@@ -82,31 +100,30 @@ async def serve_model(
 
     Args:
         out: Says where it is served.
-        onnx: The model.
-        name: Its name at the door.
+        graph: The model.
+        name: Its name at the endpoint.
         host: Address.
         port: Port; 0 takes a free one.
         dilation: Factor for emulating a slow device.
-        shapes: For inputs with open axes.
+        keeps: Pairs (input, output) of its state.
         tls: Certificate and key.
         insecure: Whether a non-loopback address may go without TLS.
     """
     from edgewise.core.process import keep_for_good
     from edgewise.inference.serving_node import local_server
-    from edgewise.models.graph.graph import Graph
     from edgewise.service.open_inference import serve_http
 
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    server = await local_server(Graph.load(onnx, shapes), name=name, dilation=dilation)
+    server = await local_server(graph, name=name, dilation=dilation, keeps=keeps)
     try:
-        door = await serve_http(server, host, port, tls=tls, insecure=insecure)
+        endpoint = await serve_http(server.models, host, port, tls=tls, insecure=insecure)
         keep_for_good()
         scheme = "http" if tls is None else "https"
-        out.event("serving", model=name, url=f"{scheme}://{door.host}:{door.port}")
+        out.event("serving", model=name, url=f"{scheme}://{endpoint.host}:{endpoint.port}")
         await stop.wait()
-        await door.close()
+        await endpoint.close()
         out.event("stopped", model=name)
     finally:
         await server.close()
@@ -131,3 +148,36 @@ def parse_shapes(texts: list[str] | None) -> dict[str, tuple[int, ...]]:
             raise InputError(f"{text!r} is not an input's shape. Write it like 'image=1,3,224,224'.")
         shapes[name] = tuple(int(size) for size in sizes.split(","))
     return shapes
+
+
+def parse_exits(text: str) -> tuple[str, ...]:
+    """Reads `--exits`.
+
+    Args:
+        text: e.g. `early,end`.
+
+    Returns:
+        Names of outputs; () if none were given.
+    """
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def parse_kept(texts: list[str] | None) -> tuple[tuple[str, str], ...]:
+    """Reads `--keep`.
+
+    Args:
+        texts: e.g. `["h0=hn", "c0=cn"]`.
+
+    Returns:
+        Pairs (input, output).
+
+    Raises:
+        InputError: If one is no pair.
+    """
+    pairs = []
+    for text in texts or ():
+        given, equals, made = text.partition("=")
+        if not given or not equals or not made:
+            raise InputError(f"{text!r} is no state. Give an input and an output of the model, e.g. h0=hn.")
+        pairs.append((given, made))
+    return tuple(pairs)

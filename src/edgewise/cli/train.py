@@ -228,12 +228,14 @@ class TrainingSession:
         self.submitted.set()
         if self.out.as_json:
             self.out.event("audit", audit=found, warnings=found.warnings)
-        self.out.event("submitted", run=self.run, task=task.name, clients=len(request.clients), rounds=request.num_rounds)
+        self.out.event(
+            "submitted", run=self.run, task=task.name, clients=len(request.clients), rounds=request.num_rounds
+        )
 
     async def _follow(self, operator: Operator, num_rounds: int) -> RunStatus:
         shown, waits, moved_s = 0, "", time.monotonic()
         with self.out.progress(f"{self.run}: round", num_rounds or 1) as advance:
-            async for status in operator.watch(self.run, away=self._away):
+            async for status in operator.watch(self.run, on_unreachable=self._away):
                 for done in status.rounds[shown:]:
                     self._round(done, advance if num_rounds else None)
                     moved_s = time.monotonic()

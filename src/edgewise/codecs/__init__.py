@@ -1,4 +1,4 @@
-"""Fewer bytes on a link: one kind of value for updates going up and activations crossing a cut.
+"""Encodes updates and activations into fewer bytes; one kind of value serves both.
 
     codec = make_codec({"name": "chain", "codecs": ["int8", "zstd"]})     # or chain(int8(), zstd())
     payload, state = codec.encode(array, codec.init(array.shape), rng)    # keep `state` for the next array
@@ -26,7 +26,7 @@ from edgewise.codecs.png import png
 from edgewise.codecs.top_k import top_k
 from edgewise.codecs.wire import payload_from_bytes, payload_from_tensors, payload_to_bytes, payload_to_tensors
 from edgewise.codecs.zstd import zstd
-from edgewise.core.spec import build
+from edgewise.core.spec import Spec, build
 
 __all__ = [
     "CODECS",
@@ -64,10 +64,10 @@ CODECS: dict[str, Callable[..., Codec]] = {
 
 
 def make_codec(spec: Any) -> Codec:
-    """Builds a codec from its words.
+    """Builds a codec from its spec.
 
     Args:
-        spec: A name, a table with `name`, or a Spec, e.g. `{"name": "top_k", "fraction": 0.1}`.
+        spec: As `Spec.of` reads, e.g. `{"name": "top_k", "fraction": 0.1}`; or text of a plan, e.g. `top_k(fraction=0.1)`.
 
     Returns:
         The codec.
@@ -77,4 +77,4 @@ def make_codec(spec: Any) -> Codec:
     """
     if isinstance(spec, Codec):
         return spec
-    return build("codecs", CODECS, spec)
+    return build("codecs", CODECS, Spec.parse(spec) if isinstance(spec, str) else spec)

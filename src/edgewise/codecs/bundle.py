@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from edgewise.codecs.codec import Codec, Payload, Shape, State, check_shape
 from edgewise.codecs.wire import payload_from_bytes, payload_of, payload_to_buffers
+from edgewise.core.dtypes import dtype_name
 from edgewise.core.errors import FrameRefused
 from edgewise.core.provenance import origins_of, traced
 
@@ -94,14 +95,15 @@ def encode_bundle(
     kept: dict[str, State] = {}
     for name, array in bundle.items():
         sections.append(CodedSection(name, tuple(array.shape)))
-        codec = codecs.get(name) if array.dtype == np.float32 else None
+        codec, origins = codecs.get(name) if array.dtype == np.float32 else None, origins_of(array)
         if codec is None:
-            origins, plain = origins_of(array), np.ascontiguousarray(array)
+            plain = np.ascontiguousarray(array)
             arrays[f"{name}/{_PLAIN}"] = traced(plain, *origins) if origins else plain
             continue
         state = (states or {}).get(name)
         payload, state = codec.encode(array, codec.init(array.shape) if state is None else state, rng)
-        arrays |= {f"{name}/{part}": traced(coded, *origins_of(array)) for part, coded in payload.arrays.items()}
+        for part, coded in payload.arrays.items():
+            arrays[f"{name}/{part}"] = traced(coded, *origins) if origins else coded
         if state != ():
             kept[name] = state
     return CodedBundle(tuple(sections), arrays), kept
@@ -141,7 +143,7 @@ def decode_bundle(codecs: Codecs, accepted: Sequence[Section] | None, coded: Cod
         else:
             raise FrameRefused(f"section {section.name!r} came coded, it is expected as it is.")
         dtype = dtypes.get(section.name)
-        if dtype is not None and value.dtype != dtype:
+        if dtype is not None and dtype_name(value.dtype) != dtype:
             raise FrameRefused(f"section {section.name!r} must be {dtype}, found {value.dtype}.")
         found[section.name] = value
     return found

@@ -1,4 +1,4 @@
-"""Half precision: two bytes an entry."""
+"""Encodes at half precision: two bytes per entry."""
 
 from __future__ import annotations
 
@@ -34,4 +34,4 @@ def cast(dtype: str = "float16") -> Codec:
     def decode(payload: Payload) -> NDArray[np.float32]:
         return payload.array("values", np.float16, payload.shape).astype(np.float32)
 
-    return Codec(Spec("cast", {"dtype": dtype}), stateless, encode, decode)
+    return Codec(spec=Spec("cast", {"dtype": dtype}), init=stateless, encode=encode, decode=decode)

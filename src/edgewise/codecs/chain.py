@@ -1,4 +1,4 @@
-"""Codecs one after the other; decoding undoes them in reverse."""
+"""Chains codecs; decoding reverses them."""
 
 from __future__ import annotations
 
@@ -73,10 +73,10 @@ def chain(*codecs: Codec) -> Codec:
         return values
 
     return Codec(
-        Spec("chain", {"codecs": tuple(c.spec for c in codecs)}),
-        init,
-        encode,
-        decode,
+        spec=Spec("chain", {"codecs": tuple(c.spec for c in codecs)}),
+        init=init,
+        encode=encode,
+        decode=decode,
         lossless=all(c.lossless for c in codecs),
         biased=any(c.biased for c in codecs),
     )

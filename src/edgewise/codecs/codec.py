@@ -1,4 +1,4 @@
-"""The contract of a codec: both ends of a scheme as one value.
+"""Defines the contract of a codec: encoder and decoder as one value.
 
     array ── encode(array, state, rng) ──▶ Payload ── bytes ──▶ decode(payload) ──▶ array
                      └── next state (residual; () where a codec keeps none)
@@ -33,7 +33,7 @@ MAX_ENTRIES = 2**28
 
 
 class Payload(msgspec.Struct, frozen=True, eq=False):
-    """What an encoder made: named arrays, and the shape they stand for.
+    """Holds the named arrays an encoder made, and the shape they stand for.
 
     Attributes:
         shape: Shape of the encoded float32 array.
@@ -45,11 +45,11 @@ class Payload(msgspec.Struct, frozen=True, eq=False):
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all arrays, without frame and header."""
+        """Returns the bytes of all arrays, without frame and header."""
         return sum(array.nbytes for array in self.arrays.values())
 
     def array(self, name: str, dtype: DTypeLike, shape: tuple[int | None, ...]) -> NDArray[Any]:
-        """One array, checked as what comes from a wire must be.
+        """Returns one received array, after checking its dtype and shape.
 
         Args:
             name: Its name.
@@ -77,15 +77,15 @@ class Payload(msgspec.Struct, frozen=True, eq=False):
         return found
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Codec:
-    """An encoder-decoder pair.
+    """Holds an encoder-decoder pair.
 
     Whatever the two functions do, a codec refuses to encode what is not finite (unless it is lossless), refuses to
     decode a payload that does not give its shape or finite numbers, and carries origins over (`core/provenance`).
 
     Attributes:
-        spec: The words that build it on the other end.
+        spec: Name and parameters that build it on the other end.
         init: shape -> state.
         encode: (float32 array, state, rng) -> (payload, next state).
         decode: payload -> float32 array of the payload's shape.
@@ -116,17 +116,17 @@ class Codec:
 
 
 def stateless(shape: Shape) -> State:
-    """`init` of a codec that keeps no state."""
+    """Is the `init` of a codec without state."""
     return ()
 
 
 def same_shape(shape: Shape) -> Shape:
-    """`values_shape` of a codec whose values keep the array's shape."""
+    """Is the `values_shape` of a codec whose values keep the array's shape."""
     return shape
 
 
 def rows_of(shape: Shape) -> tuple[int, int]:
-    """How an array is coded: so many rows, so many entries in each.
+    """Returns the number of rows and entries per row in which an array is coded.
 
     Args:
         shape: Of the whole array.
@@ -137,7 +137,7 @@ def rows_of(shape: Shape) -> tuple[int, int]:
     return (1, prod(shape)) if len(shape) < 2 else (shape[0], prod(shape[1:]))
 
 
-def _guarded_encode(encode: Any, words: str, lossless: bool) -> Any:
+def _guarded_encode(encode: Any, spec: str, lossless: bool) -> Any:
     def guarded(array: NDArray[np.float32], state: State, rng: np.random.Generator) -> tuple[Payload, State]:
         origins = origins_of(array)
         plain = np.ascontiguousarray(np.asarray(array), np.float32)
@@ -145,7 +145,7 @@ def _guarded_encode(encode: Any, words: str, lossless: bool) -> Any:
         if not lossless and not np.isfinite(plain).all():
             bad = np.flatnonzero(~np.isfinite(plain.ravel()))
             raise InputError(
-                f"{words} cannot encode an array with {bad.size} of {plain.size} entries not finite "
+                f"{spec} cannot encode an array with {bad.size} of {plain.size} entries not finite "
                 f"(first at {bad[0]}). Finite values are needed; a diverged update wants a smaller learning rate."
             )
         payload, state = encode(plain, state, rng)
@@ -156,21 +156,21 @@ def _guarded_encode(encode: Any, words: str, lossless: bool) -> Any:
     return guarded
 
 
-def _guarded_decode(decode: Any, words: str, lossless: bool) -> Any:
+def _guarded_decode(decode: Any, spec: str, lossless: bool) -> Any:
     def guarded(payload: Payload) -> NDArray[np.float32]:
         check_shape(payload.shape)
         origins = origins_of(*payload.arrays.values())
         plain = {name: np.asarray(array) for name, array in payload.arrays.items()} if origins else payload.arrays
         array: NDArray[np.float32] = decode(Payload(payload.shape, plain))
         if array.shape != payload.shape or (not lossless and not np.isfinite(array).all()):
-            raise FrameRefused(f"a payload of shape {payload.shape} does not decode with {words} to finite numbers.")
+            raise FrameRefused(f"a payload of shape {payload.shape} does not decode with {spec} to finite numbers.")
         return traced(array, *origins) if origins else array
 
     return guarded
 
 
 def check_shape(shape: Shape) -> None:
-    """Refuses a shape that no honest sender writes.
+    """Validates a received shape.
 
     Args:
         shape: As found in a payload.

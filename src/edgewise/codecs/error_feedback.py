@@ -1,4 +1,4 @@
-"""What a codec lost is added to the next vector."""
+"""Adds the error of a lossy codec to the next vector."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edgewise.core.spec import Spec
 
 
 def error_feedback(codec: Codec) -> Codec:
-    """Keeps what the inner codec lost and adds it to the next update, so that nothing is lost for good.
+    """Adds the inner codec's residual to the next update, so that no error is lost for good.
 
     The state is the residual and must stay with its client from round to round. For a codec that keeps at least the
     fraction δ of a vector's energy the residual stays below √(1−δ)/(1−√(1−δ)) times the largest update's norm.
@@ -35,4 +35,4 @@ def error_feedback(codec: Codec) -> Codec:
         return payload, (corrected - codec.decode(payload), inner)
 
     spec = Spec("error_feedback", {"codec": codec.spec})
-    return Codec(spec, init, encode, codec.decode, lossless=codec.lossless)
+    return Codec(spec=spec, init=init, encode=encode, decode=codec.decode, lossless=codec.lossless)

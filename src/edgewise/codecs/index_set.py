@@ -1,4 +1,4 @@
-"""Sets of indices in few bits: Elias-Fano, vectorised over rows."""
+"""Encodes sets of indices by Elias-Fano, vectorised over rows."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from edgewise.core.errors import FrameRefused
 
 
 def low_bits(num_entries: int, num_kept: int) -> int:
-    """Bits of an index that are stored as they are: ⌊log₂(n/k)⌋."""
+    """Returns the number of index bits stored plainly: ⌊log₂(n/k)⌋."""
     return max(0, (num_entries // max(1, num_kept)).bit_length() - 1)
 
 
 def packed_bytes(num_entries: int, num_kept: int) -> int:
-    """Bytes of a packed set: ⌈k·b/8⌉ low and ⌈(k + n/2ᵇ + 1)/8⌉ high."""
+    """Returns the bytes of a packed set: ⌈k·b/8⌉ low and ⌈(k + n/2ᵇ + 1)/8⌉ high."""
     b = low_bits(num_entries, num_kept)
     return (num_kept * b + 7) // 8 + (num_kept + (num_entries >> b) + 1 + 7) // 8
 
@@ -41,7 +41,7 @@ def pack_indices(indices: NDArray[np.int64], num_entries: int) -> NDArray[np.uin
 
 
 def unpack_indices(packed: NDArray[np.uint8], num_entries: int, num_kept: int) -> NDArray[np.int64]:
-    """Undoes `pack_indices`.
+    """Decodes the bytes of `pack_indices`.
 
     Args:
         packed: uint8[rows, packed_bytes(n, k)].

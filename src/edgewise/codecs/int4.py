@@ -1,4 +1,4 @@
-"""Half a byte an entry, one scale for each block."""
+"""Encodes at half a byte per entry, with one scale per block."""
 
 from __future__ import annotations
 
@@ -55,4 +55,9 @@ def int4(rounding: str = "nearest", block_size: int = 64) -> Codec:
         values = dequantise(nibbles.reshape(shape), scales_in(payload, num_rows * blocks), shape)
         return values.reshape(num_rows, blocks * block_size)[:, :num_entries].reshape(payload.shape)
 
-    return Codec(Spec("int4", {"rounding": rounding, "block_size": block_size}), stateless, encode, decode)
+    return Codec(
+        spec=Spec("int4", {"rounding": rounding, "block_size": block_size}),
+        init=stateless,
+        encode=encode,
+        decode=decode,
+    )

@@ -1,4 +1,4 @@
-"""One byte an entry, one scale a row."""
+"""Encodes at one byte per entry, with one scale per row."""
 
 from __future__ import annotations
 
@@ -47,4 +47,4 @@ def int8(rounding: str = "nearest") -> Codec:
         levels = payload.array("values", np.int8, payload.shape).reshape(num_rows, num_entries)
         return dequantise(levels, scales_in(payload, num_rows), payload.shape)
 
-    return Codec(Spec("int8", {"rounding": rounding}), stateless, encode, decode)
+    return Codec(spec=Spec("int8", {"rounding": rounding}), init=stateless, encode=encode, decode=decode)

@@ -1,4 +1,4 @@
-"""A codec's state (the residual) as named arrays, so that a client keeps it over a restart."""
+"""Converts a codec's state (the residual) to named arrays and back, so that a client keeps it over a restart."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgewise.core.errors import StoreError
 
 
 def state_to_arrays(state: State) -> dict[str, NDArray[Any]]:
-    """Takes a state apart.
+    """Converts a state to named arrays.
 
     Args:
         state: As returned by `init` or `encode`: arrays in nested tuples.
@@ -24,7 +24,7 @@ def state_to_arrays(state: State) -> dict[str, NDArray[Any]]:
 
 
 def state_from_arrays(codec: Codec, shape: Shape, arrays: dict[str, NDArray[Any]]) -> State:
-    """Puts a state together again.
+    """Rebuilds a state from named arrays.
 
     Args:
         codec: Whose state it is.

@@ -1,4 +1,4 @@
-"""No coding: float32 as it is."""
+"""Sends float32 without coding."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edgewise.core.spec import Spec
 
 
 def none() -> Codec:
-    """Sends float32 entries as they are; the codec everything else is compared with.
+    """Sends float32 entries unchanged; the baseline of all codecs.
 
     Returns:
         A lossless codec: float32[...] -> values float32[...].
@@ -22,4 +22,6 @@ def none() -> Codec:
     def decode(payload: Payload) -> NDArray[np.float32]:
         return payload.array("values", np.float32, payload.shape)
 
-    return Codec(Spec("none"), stateless, encode, decode, lossless=True, values_shape=same_shape)
+    return Codec(
+        spec=Spec("none"), init=stateless, encode=encode, decode=decode, lossless=True, values_shape=same_shape
+    )

@@ -1,4 +1,4 @@
-"""Pictures as PNG: what a camera would send if nobody planned."""
+"""Encodes pictures as PNG, the baseline of sending raw images."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def png(low: float = 0.0, high: float = 255.0, num_levels: int = 256) -> Codec:
         return (low + levels * step).astype(np.float32).reshape(payload.shape)
 
     spec = Spec("png", {"low": low, "high": high, "num_levels": num_levels})
-    return Codec(spec, stateless, encode, decode)
+    return Codec(spec=spec, init=stateless, encode=encode, decode=decode)
 
 
 def _written(picture: NDArray[np.uint8]) -> bytes:

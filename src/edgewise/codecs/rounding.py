@@ -1,4 +1,4 @@
-"""How a quantiser goes from a real number to a level: the nearest one, or one of the two neighbours at random."""
+"""Rounds real numbers to levels: to the nearest, or to one of the two neighbours at random."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ROUNDINGS = ("nearest", "stochastic")
 
 
 def check_rounding(rounding: str) -> None:
-    """Refuses a word that names no rounding.
+    """Validates the name of a rounding.
 
     Args:
         rounding: `nearest` or `stochastic`.
@@ -47,7 +47,7 @@ def quantise(
 
 
 def scales_in(payload: Payload, num_rows: int) -> NDArray[np.float32]:
-    """The scales of a payload.
+    """Returns the scales of a payload.
 
     Args:
         payload: As received.
@@ -66,7 +66,7 @@ def scales_in(payload: Payload, num_rows: int) -> NDArray[np.float32]:
 
 
 def dequantise(levels: NDArray[np.int8], scale: NDArray[np.float32], shape: Shape) -> NDArray[np.float32]:
-    """Levels times scale.
+    """Returns levels times scale.
 
     Args:
         levels: int8[rows, n].

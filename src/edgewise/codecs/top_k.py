@@ -1,4 +1,4 @@
-"""The largest entries and where they are."""
+"""Sends the largest entries and their indices."""
 
 from __future__ import annotations
 
@@ -67,7 +67,15 @@ def top_k(fraction: float) -> Codec:
         return dense.reshape(payload.shape)
 
     spec = Spec("top_k", {"fraction": fraction})
-    return Codec(spec, stateless, encode, decode, lossless=False, biased=fraction < 1, values_shape=values_shape)
+    return Codec(
+        spec=spec,
+        init=stateless,
+        encode=encode,
+        decode=decode,
+        lossless=False,
+        biased=fraction < 1,
+        values_shape=values_shape,
+    )
 
 
 def _largest(magnitudes: NDArray[np.float32], num_kept: int) -> NDArray[np.int64]:

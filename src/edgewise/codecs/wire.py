@@ -1,4 +1,4 @@
-"""How payloads travel: as named tensors of a frame, or as the bytes of a blob. Nothing read here is trusted."""
+"""Converts payloads to tensors of a frame or bytes of a blob and back, validating what is received."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 def payload_to_tensors(payload: Payload, prefix: str = "") -> dict[str, NDArray[Any]]:
-    """The arrays of a payload by the names they have in a frame; the shape goes into the message.
+    """Returns the arrays of a payload by their names in a frame; the shape goes into the message.
 
     Args:
         payload: What an encoder made.
@@ -34,7 +34,7 @@ def payload_to_tensors(payload: Payload, prefix: str = "") -> dict[str, NDArray[
 
 
 def payload_from_tensors(shape: Sequence[int], tensors: Mapping[str, NDArray[Any]], prefix: str = "") -> Payload:
-    """The payload of a frame.
+    """Reads the payload of a frame.
 
     Args:
         shape: From the message.
@@ -92,7 +92,7 @@ def _name_of(dtype: np.dtype[Any]) -> str:
 
 
 def payload_to_bytes(payload: Payload) -> bytes:
-    """One string of bytes for a blob; equal payloads give equal bytes.
+    """Encodes a payload as the bytes of a blob; equal payloads give equal bytes.
 
     Args:
         payload: Any payload.
@@ -120,7 +120,7 @@ def payload_to_buffers(payload: Payload) -> list[bytes | memoryview]:
 
 
 def payload_from_bytes(data: bytes | memoryview) -> Payload:
-    """Undoes `payload_to_bytes`.
+    """Decodes the bytes of `payload_to_bytes`.
 
     Args:
         data: From a blob.

@@ -1,4 +1,4 @@
-"""A lossless packer over the bytes of any payload."""
+"""Compresses the bytes of any payload without loss."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgewise.core.spec import Spec
 
 
 def zstd(level: int = 3) -> Codec:
-    """Packs whatever arrays a payload has into one, without loss; the last member of a chain.
+    """Compresses all arrays of a payload into one, without loss; the last member of a chain.
 
     Pays on quantised or sparse values (`chain(int8(), zstd())`); float32 noise hardly shrinks.
 
@@ -56,7 +56,7 @@ def zstd(level: int = 3) -> Codec:
         return unpack(payload).array("values", np.float32, payload.shape)
 
     spec = Spec("zstd", {"level": level})
-    return Codec(spec, stateless, encode, decode, lossless=True, pack=pack, unpack=unpack)
+    return Codec(spec=spec, init=stateless, encode=encode, decode=decode, lossless=True, pack=pack, unpack=unpack)
 
 
 def _limit(payload: Payload) -> int:

@@ -1,1 +1,1 @@
-"""Values everyone speaks: ids, layouts, units, seeds, time, provenance, errors. No I/O."""
+"""Holds the values every layer uses: ids, layouts, units, seeds, time, provenance, errors. No I/O."""

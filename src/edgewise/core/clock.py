@@ -1,4 +1,4 @@
-"""Time as an argument: a wall clock for the fleet, a virtual one for simulation and tests."""
+"""Passes time as an argument: a wall clock for the fleet, a virtual one for simulation and tests."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ class Clock(Protocol):
     """Tells the time; nothing in `core` to `lifecycle` asks the system for it."""
 
     def now(self) -> float:
-        """Seconds since an arbitrary start; never goes back."""
+        """Returns seconds since an arbitrary start; never decreases."""
         ...
 
 
 class WallClock:
-    """The machine's monotonic clock."""
+    """Reads the machine's monotonic clock."""
 
     def now(self) -> float:
-        """Seconds of `time.monotonic`, which processes of one machine share."""
+        """Returns seconds of `time.monotonic`, which processes of one machine share."""
         return time.monotonic()
 
 
 class VirtualClock:
-    """A clock that moves only when told, with an agenda of callbacks.
+    """Advances only by running its agenda of callbacks.
 
     Example:
         >>> clock = VirtualClock()
@@ -41,11 +41,11 @@ class VirtualClock:
         self._order = itertools.count()
 
     def now(self) -> float:
-        """Virtual seconds since the start."""
+        """Returns virtual seconds since the start."""
         return self._now
 
     def call_at(self, time_s: float, callback: Callable[[], None]) -> None:
-        """Puts a callback on the agenda; equal times run in the order they were added."""
+        """Schedules a callback; equal times run in the order they were added."""
         heapq.heappush(self._agenda, (max(time_s, self._now), next(self._order), callback))
 
     def run(self, until_s: float = float("inf")) -> None:

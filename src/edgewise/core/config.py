@@ -1,4 +1,4 @@
-"""TOML files as typed values. An error names file, line and dotted key, says what was needed, and suggests a spelling.
+"""Reads TOML files into typed values; an error names file, line and dotted key and suggests a spelling.
 
     examples/train.toml:12 training.server.learning_rat is not a setting. Did you mean 'learning_rate'?
     examples/train.toml:12 training.server.learning_rate must be > 0.0, got -1.
@@ -37,7 +37,7 @@ def load_toml(path: str | Path, as_type: type[T], overrides: Iterable[str] = ())
     Args:
         path: The file.
         as_type: A frozen msgspec struct.
-        overrides: Words of `--set`, e.g. `training.server.learning_rate=0.1`; they win over the file.
+        overrides: Arguments of `--set`, e.g. `training.server.learning_rate=0.1`; they win over the file.
 
     Returns:
         The value.
@@ -53,8 +53,8 @@ def load_toml(path: str | Path, as_type: type[T], overrides: Iterable[str] = ())
         raise ConfigError(
             f"{path} is not TOML: {error}. Compare it with a file in examples/.", file=str(path)
         ) from None
-    words = list(overrides)
-    return convert(apply_overrides(table, words), as_type, source=str(path), lines=key_lines(text), overridden=words)
+    given = list(overrides)
+    return convert(apply_overrides(table, given), as_type, source=str(path), lines=key_lines(text), overridden=given)
 
 
 def convert(
@@ -72,7 +72,7 @@ def convert(
         as_type: A frozen msgspec struct.
         source: Where it comes from, for messages.
         lines: Line of each dotted key.
-        overridden: Words of `--set` that are in the table.
+        overridden: Arguments of `--set` that are in the table.
 
     Returns:
         The value.
@@ -85,40 +85,40 @@ def convert(
     except msgspec.ValidationError as error:
         match = _ERROR.fullmatch(str(error))
         assert match is not None
-        steps, said = _find(table, as_type, _steps(match["path"] or "")), match["what"]
-        key, sentence = _explain(table, as_type, steps, said)
+        steps, message = _find(table, as_type, _steps(match["path"] or "")), match["what"]
+        key, sentence = _explain(table, as_type, steps, message)
         raise ConfigError(f"{_place(source, key, lines or {}, overridden)}{sentence}", file=source, key=key) from None
 
 
-def apply_overrides(table: Mapping[str, Any], words: Iterable[str]) -> Table:
+def apply_overrides(table: Mapping[str, Any], overrides: Iterable[str]) -> Table:
     """Sets dotted keys in a copy of a table.
 
     Args:
         table: As tomllib gives it.
-        words: `a.b=1`; the value is read as TOML, and as plain text if it is not TOML. A number in the key is
+        overrides: `a.b=1`; the value is read as TOML, and as plain text if it is not TOML. A number in the key is
             a place in a list, from 0.
 
     Returns:
         The new table.
 
     Raises:
-        ConfigError: If a word has no `=` or no key, or leads through a value that is no table.
+        ConfigError: If an override has no `=` or no key, or leads through a value that is no table.
 
     Example:
         >>> apply_overrides({"a": {"b": 1}}, ["a.b=2", "a.c=text", "d=[1, 2]"])
         {'a': {'b': 2, 'c': 'text'}, 'd': [1, 2]}
     """
     changed: Table = copy.deepcopy(dict(table))
-    for word in words:
-        key, equals, text = word.partition("=")
+    for override in overrides:
+        key, equals, text = override.partition("=")
         names = [name.strip() for name in key.split(".")]
         if not equals or not all(names):
-            raise ConfigError(f"--set {word!r} is not of the form key=value. Write it like 'training.rounds=5'.")
+            raise ConfigError(f"--set {override!r} is not of the form key=value. Write it like 'training.rounds=5'.")
         holder: Any = changed
         for depth, name in enumerate(names):
             index: Any = int(name) if isinstance(holder, list) and name.isdigit() else name
             if not isinstance(holder, (dict, list)) or (isinstance(holder, list) and not _within(holder, index)):
-                raise ConfigError(f"--set {word!r}: {'.'.join(names[:depth])} has no entry {name!r}.")
+                raise ConfigError(f"--set {override!r}: {'.'.join(names[:depth])} has no entry {name!r}.")
             if depth == len(names) - 1:
                 holder[index] = _value(text.strip())
             else:
@@ -127,7 +127,7 @@ def apply_overrides(table: Mapping[str, Any], words: Iterable[str]) -> Table:
 
 
 def to_toml_dict(value: Any) -> Any:
-    """A struct as TOML can hold it: tables, lists and plain values; what is None is left out.
+    """Converts a struct to TOML values: tables, lists and plain values, without None.
 
     Args:
         value: A struct, or anything inside one.
@@ -147,7 +147,7 @@ def to_toml_dict(value: Any) -> Any:
 
 
 def key_lines(text: str) -> dict[str, int]:
-    """Line of each dotted key of a TOML text; keys inside inline tables have the line of the table."""
+    """Returns the line of each dotted key of a TOML text; keys of inline tables have the line of the table."""
     lines: dict[str, int] = {}
     header, counts = "", dict[str, int]()
     for number, line in enumerate(text.splitlines(), start=1):
@@ -174,7 +174,7 @@ def _read(path: Path) -> str:
 
 
 def _place(source: str, key: str, lines: Mapping[str, int], overridden: Iterable[str]) -> str:
-    if any(key == word.partition("=")[0].strip() for word in overridden):
+    if any(key == override.partition("=")[0].strip() for override in overridden):
         return "--set "
     parts = key.split(".")
     known = (lines[".".join(parts[:n])] for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in lines)
@@ -182,26 +182,32 @@ def _place(source: str, key: str, lines: Mapping[str, int], overridden: Iterable
     return f"{source}:{line} " if source and line else f"{source} " if source else ""
 
 
-def _explain(table: Any, as_type: Any, steps: Steps, said: str) -> tuple[str, str]:
-    if match := re.fullmatch(r"Object contains unknown field `(.*)`", said):
+def _explain(table: Any, as_type: Any, steps: Steps, message: str) -> tuple[str, str]:
+    if match := re.fullmatch(r"Object contains unknown field `(.*)`", message):
         key = _join((*steps, match[1]))
         return key, f"{key} is not a setting.{nearest(match[1], _fields(as_type, steps))}"
-    if match := re.fullmatch(r"Object missing required field `(.*)`", said):
+    if match := re.fullmatch(r"Object missing required field `(.*)`", message):
         key = _join((*steps, match[1]))
         return _join(steps), f"{key} is missing; it has no default. Add it."
     key, found = _join(steps), _at(table, steps)
-    if said.startswith("Invalid enum value"):
-        return key, f"{key} is {found!r}.{nearest(str(found), _words(as_type, steps))}"
-    needed = said.removeprefix("Expected ").partition(", got ")[0].replace("`", "")
-    if said.startswith("Expected "):
+    if message.startswith("Invalid enum value"):
+        return key, f"{key} is {found!r}.{nearest(str(found), _choices(as_type, steps))}"
+    needed = message.removeprefix("Expected ").partition(", got ")[0].replace("`", "")
+    if message.startswith("Expected "):
         bound = re.fullmatch(r"\w+ ([<>]=? .*)", needed)
         return key, f"{key} must be {bound[1] if bound else _article(needed)}, got {found!r}."
-    return key, f"{key}: {said}" if key else said
+    return key, f"{key}: {message}" if key else message
 
 
 def _article(needed: str) -> str:
-    names = {"object": "a table", "array": "a list", "str": "text", "int": "a whole number", "float": "a number",
-             "bool": "true or false"}  # fmt: skip
+    names = {
+        "object": "a table",
+        "array": "a list",
+        "str": "text",
+        "int": "a whole number",
+        "float": "a number",
+        "bool": "true or false",
+    }
     return " or ".join(names.get(word, word) for word in needed.split(" | "))
 
 
@@ -210,7 +216,7 @@ def _steps(path: str) -> Steps:
 
 
 def _find(table: Any, as_type: Any, steps: Steps) -> Steps:
-    """Msgspec does not say which key of a table of equals is wrong; try each."""
+    """Finds which key of a homogeneous table is wrong, because msgspec does not name it."""
     if _ANY not in steps:
         return steps
     at = steps.index(_ANY)
@@ -225,7 +231,7 @@ def _find(table: Any, as_type: Any, steps: Steps) -> Steps:
 
 
 def _types(as_type: Any, steps: Steps) -> list[inspect.Type]:
-    """What may stand at a path; several where the type is a union."""
+    """Returns the types allowed at a path; several where the type is a union."""
     found = list(_flat(inspect.type_info(as_type)))
     for step in steps:
         found = [inner for outer in found for inner in _flat(_inner(outer, step))]
@@ -253,14 +259,14 @@ def _fields(as_type: Any, steps: Steps) -> list[str]:
     return [f.encode_name for t in _types(as_type, steps) if isinstance(t, inspect.StructType) for f in t.fields]
 
 
-def _words(as_type: Any, steps: Steps) -> list[str]:
-    words: list[str] = []
+def _choices(as_type: Any, steps: Steps) -> list[str]:
+    choices: list[str] = []
     for found in _types(as_type, steps):
         if isinstance(found, inspect.LiteralType):
-            words += [str(value) for value in found.values]
+            choices += [str(value) for value in found.values]
         elif isinstance(found, inspect.EnumType):
-            words += [str(member.value) for member in found.cls]
-    return words
+            choices += [str(member.value) for member in found.cls]
+    return choices
 
 
 def _at(table: Any, steps: Steps) -> Any:

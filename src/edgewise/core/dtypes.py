@@ -1,4 +1,4 @@
-"""The element types that cross a link or a door, and their names. numpy takes 10 µs to say a dtype's own name."""
+"""Names the element types that cross a link or an endpoint; a table, because numpy takes 10 µs to name a dtype."""
 
 from __future__ import annotations
 
@@ -8,16 +8,27 @@ import numpy as np
 
 DTYPES = {
     name: np.dtype(name)
-    for name in (
-        "float32", "float16", "float64", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "bool",
-    )
-}  # fmt: skip
+    for name in [
+        "float32",
+        "float16",
+        "float64",
+        "int8",
+        "uint8",
+        "int16",
+        "uint16",
+        "int32",
+        "uint32",
+        "int64",
+        "uint64",
+        "bool",
+    ]
+}
 """By name."""
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def dtype_name(dtype: np.dtype[Any]) -> str:
-    """A dtype's name.
+    """Returns a dtype's name.
 
     Args:
         dtype: Any.

@@ -1,4 +1,4 @@
-"""What an operator sets once per machine, by environment variable. Settings of a job are in its TOML file instead."""
+"""Reads what an operator sets once per machine, by environment variable; a job's settings are in its TOML file."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Value = str | Path | None
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One operator setting.
+    """Describes one operator setting.
 
     Attributes:
         name: Short name.
         default: Text that stands if the variable is not set; "" for none.
-        unit: `folder`, or the words that may be chosen from, separated by ` | `.
+        unit: `folder`, or the choices, separated by ` | `.
         help: One sentence.
     """
 
@@ -30,20 +30,20 @@ class Setting:
 
     @property
     def variable(self) -> str:
-        """The environment variable."""
+        """Returns the name of its environment variable."""
         return f"EDGEWISE_{self.name.upper()}"
 
     def read(self, text: str) -> Value:
-        """Turns text into a value.
+        """Parses the text of the variable.
 
         Raises:
-            ConfigError: If it is none of the words that may be chosen.
+            ConfigError: If it is none of the choices.
         """
         if self.unit == "folder":
             return Path(text).expanduser() if text else None
-        words = self.unit.split(" | ")
-        if text.upper() not in words:
-            raise ConfigError(f"{self.variable} is {text!r}.{nearest(text.upper(), words)}")
+        choices = self.unit.split(" | ")
+        if text.upper() not in choices:
+            raise ConfigError(f"{self.variable} is {text!r}.{nearest(text.upper(), choices)}")
         return text.upper()
 
 
@@ -58,7 +58,7 @@ SETTINGS: Mapping[str, Setting] = {
 
 
 def setting(name: str, environ: Mapping[str, str] | None = None) -> Value:
-    """The value of an operator setting.
+    """Reads an operator setting.
 
     Args:
         name: One of `SETTINGS`.
@@ -82,7 +82,7 @@ def setting(name: str, environ: Mapping[str, str] | None = None) -> Value:
 
 
 def settings_table() -> str:
-    """The settings as a Markdown table, for `--help-settings` and the docs."""
+    """Formats the settings as a Markdown table, for `--help-settings` and the docs."""
     rows = [
         f"| `{s.variable}` | {s.default or '–'} | {s.unit.replace('|', chr(92) + '|')} | {s.help} |"
         for s in SETTINGS.values()

@@ -1,4 +1,4 @@
-"""Every exception of Edgewise.
+"""Defines every exception of Edgewise.
 
     EdgewiseError                 edgewise
     ├── InputError                input             something the user gave is wrong
@@ -32,7 +32,7 @@ from typing import Any, ClassVar
 
 
 class EdgewiseError(Exception):
-    """What was wrong, what was needed, what to do; `code` is stable, `fields` are for callers."""
+    """Is the base of all errors: a message with the cure, a stable `code`, `fields` for callers."""
 
     code: ClassVar[str] = "edgewise"
 
@@ -42,121 +42,121 @@ class EdgewiseError(Exception):
         self.fields: dict[str, Any] = fields
 
     def to_dict(self) -> dict[str, Any]:
-        """The error envelope of API and CLI: code, message, fields."""
+        """Returns the error envelope of API and CLI: code, message, fields."""
         return {"code": self.code, "message": self.message, "fields": self.fields}
 
 
 class InputError(EdgewiseError):
-    """Something the user gave is wrong."""
+    """Reports a wrong input of the user."""
 
     code = "input"
 
 
 class ConfigError(InputError):
-    """A configuration file is wrong; the message names file and dotted key."""
+    """Reports an error in a configuration file, with file and dotted key."""
 
     code = "input.config"
 
 
 class TaskError(InputError):
-    """A task file cannot be used."""
+    """Reports a task file that cannot be used."""
 
     code = "input.task"
 
 
 class DataError(InputError):
-    """A data set is missing, empty or misshaped."""
+    """Reports a data set that is missing, empty or misshaped."""
 
     code = "input.data"
 
 
 class GraphError(InputError):
-    """An ONNX model is corrupt or uses what cannot be planned."""
+    """Reports an ONNX model that is corrupt or cannot be planned."""
 
     code = "input.graph"
 
 
 class MisfitError(EdgewiseError):
-    """Parts that cannot be joined."""
+    """Reports parts that cannot be joined."""
 
     code = "parts.misfit"
 
 
 class PlanInfeasible(EdgewiseError):
-    """No plan meets the policy; the message names the binding constraint."""
+    """Reports that no plan meets the policy, with the binding constraint."""
 
     code = "plan.infeasible"
 
 
 class TransportError(EdgewiseError):
-    """Something went wrong between two nodes."""
+    """Reports a failure between two nodes."""
 
     code = "transport"
 
 
 class Unreachable(TransportError):
-    """Nobody answers at that address or key."""
+    """Reports that nobody answers at an address or key."""
 
     code = "transport.unreachable"
 
 
 class DeadlineExceeded(TransportError):
-    """The deadline of the work has passed."""
+    """Reports that the deadline of the work has passed."""
 
     code = "transport.deadline"
 
 
 class FrameRefused(TransportError):
-    """A frame with a wrong version, digest, size, epoch or shape."""
+    """Reports a frame with a wrong version, digest, size, epoch or shape."""
 
     code = "transport.frame"
 
 
 class Busy(TransportError):
-    """A bounded queue is full; the work was dropped, not queued."""
+    """Reports a full queue; the work was dropped, not queued."""
 
     code = "transport.busy"
 
 
 class RemoteError(TransportError):
-    """The other node answered with an error; `fields['remote_code']` is its code."""
+    """Reports an error of the other node; `fields['remote_code']` is its code."""
 
     code = "transport.remote"
 
 
 class SecurityError(EdgewiseError):
-    """Identity or data policy."""
+    """Is the base of identity and data policy errors."""
 
     code = "security"
 
 
 class IdentityRefused(SecurityError):
-    """A certificate or signature that is not acceptable."""
+    """Reports a certificate or signature that is not acceptable."""
 
     code = "security.identity"
 
 
 class PolicyViolation(SecurityError):
-    """Data that may not leave its tier."""
+    """Reports data that may not leave its tier."""
 
     code = "security.policy"
 
 
 class StoreError(EdgewiseError):
-    """The event log, registry or blob store."""
+    """Reports a failure of the event log, registry or blob store."""
 
     code = "store"
 
 
 class GateRefused(EdgewiseError):
-    """A model version that is not good enough to serve."""
+    """Reports a model version that is not good enough to serve."""
 
     code = "lifecycle.gate"
 
 
 @contextmanager
 def error_context(**fields: Any) -> Iterator[None]:
-    """Adds fields (round, client, stage) to whatever EdgewiseError passes through.
+    """Adds fields (round, client, stage) to any EdgewiseError raised inside.
 
     Args:
         **fields: What to add; inner values win.
@@ -169,7 +169,7 @@ def error_context(**fields: Any) -> Iterator[None]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Suggests a spelling.
+    """Suggests the nearest known spelling.
 
     Args:
         name: What was written.

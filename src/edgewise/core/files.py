@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: what Edgewise keeps on disk is written through here."""
+"""Writes files atomically; everything Edgewise stores on disk goes through here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def write_atomic(path: str | Path, data: bytes | memoryview, *, mode: int = 0o644, durable: bool = True) -> Path:
-    """Writes a file that a crash leaves either as it was or complete.
+    """Writes a file atomically: after a crash it is unchanged or complete.
 
     The bytes go to a temporary file of the same folder, reach the disk, and take the name in one step.
 

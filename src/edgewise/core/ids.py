@@ -1,4 +1,4 @@
-"""Names of things: nodes, clients, runs, rounds, digests, tiers. Read `layout.py` next."""
+"""Defines the typed names of nodes, clients, runs, rounds, digests and tiers. Read `layout.py` next."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ RunId = NewType("RunId", str)
 RequestId = NewType("RequestId", str)
 RoundNumber = NewType("RoundNumber", int)
 Epoch = NewType("Epoch", int)
-"""Incarnation of a node (its start time, ns) or of a plan (a counter); newer is larger."""
+"""Incarnation of a node (its start time, ns); newer is larger."""
+Revision = NewType("Revision", int)
+"""One plan put in force: a counter over the whole fleet, so that it names one plan of one model; newer is larger."""
 Digest = NewType("Digest", str)
 """`sha256` of some bytes, 64 hexadecimal characters."""
 
@@ -23,7 +25,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
 class Tier(StrEnum):
-    """Where a node stands, in the order data moves outward."""
+    """Names the tiers, in the order data moves outward."""
 
     DEVICE = "device"
     EDGE = "edge"
@@ -31,7 +33,7 @@ class Tier(StrEnum):
 
     @property
     def rank(self) -> int:
-        """0 for device, 1 for edge, 2 for cloud."""
+        """Returns 0 for device, 1 for edge, 2 for cloud."""
         return TIERS.index(self)
 
 
@@ -39,7 +41,7 @@ TIERS: tuple[Tier, ...] = (Tier.DEVICE, Tier.EDGE, Tier.CLOUD)
 
 
 def digest_of(data: bytes | bytearray | memoryview) -> Digest:
-    """Names bytes by their content.
+    """Returns the digest of bytes.
 
     Args:
         data: Any bytes.
@@ -51,7 +53,7 @@ def digest_of(data: bytes | bytearray | memoryview) -> Digest:
 
 
 def node_id(name: str) -> NodeId:
-    """Checks a node name, which becomes part of wire keys, files and certificates.
+    """Validates a node name, which becomes part of wire keys, files and certificates.
 
     Args:
         name: The wanted name.

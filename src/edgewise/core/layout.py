@@ -1,4 +1,4 @@
-"""`Layout`: how a model's tensors lie in one flat float32 vector. An update is vector + layout."""
+"""Maps a model's tensors to one flat float32 vector and back. An update is vector + layout."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class Slot(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def size(self) -> int:
-        """Number of entries."""
+        """Returns the number of entries."""
         return prod(self.shape)
 
 
 class Layout(msgspec.Struct, frozen=True, dict=True):
-    """Names, shapes, dtypes and offsets of a model's tensors, in order.
+    """Holds names, shapes, dtypes and offsets of a model's tensors, in order.
 
     Attributes:
         slots: One per tensor; offsets are contiguous. Buffers are last.
@@ -81,7 +81,7 @@ class Layout(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def size(self) -> int:
-        """d: entries of the flat vector."""
+        """Returns d, the number of entries of the flat vector."""
         return sum(slot.size for slot in self.slots)
 
     @cached_property
@@ -96,7 +96,7 @@ class Layout(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def digest(self) -> Digest:
-        """Names the layout: equal layouts have equal digests."""
+        """Returns the digest of the layout; equal layouts have equal digests."""
         return digest_of(msgspec.msgpack.encode(self))
 
     def flatten(self, tensors: Mapping[str, NDArray[np.generic]]) -> Vector:
@@ -120,7 +120,7 @@ class Layout(msgspec.Struct, frozen=True, dict=True):
         return flat
 
     def unflatten(self, flat: Vector) -> dict[str, NDArray[np.float32]]:
-        """Views of a vector as named tensors.
+        """Returns views of a vector as named tensors.
 
         Args:
             flat: float32[..., d].

@@ -1,4 +1,4 @@
-"""Writes arrays as PNG files with zlib alone; the bytes remember where their content comes from."""
+"""Encodes arrays as PNG with zlib alone; the bytes keep the origins of their content."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _GREY, _RGB = 0, 2
 
 
 def encode_png(array: NDArray[Any], *, level: int = 6) -> TracedBytes:
-    """Writes an image.
+    """Encodes an image as PNG.
 
     Args:
         array: uint8[height, width] or uint8[height, width, 3]; floats in 0…1 are scaled by 255 and rounded.

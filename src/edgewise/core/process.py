@@ -1,4 +1,4 @@
-"""What a long-lived process does about its memory, and how one ends that was told to."""
+"""Tunes garbage collection of a long-lived process and bounds the time of its shutdown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _YOUNG = 10_000
 
 
 def end_in_time(seconds: float, code: int) -> None:
-    """Ends this process after a while, whatever it still waits for: a thread in a user's task cannot be interrupted.
+    """Ends this process after a delay, because a thread in a user's task cannot be interrupted.
 
     Args:
         seconds: Until then it may end by itself.
@@ -22,7 +22,7 @@ def end_in_time(seconds: float, code: int) -> None:
 
 
 def keep_for_good() -> None:
-    """Takes everything that exists now out of garbage collection; called whenever a process has what it needs to serve.
+    """Excludes all existing objects from garbage collection; called once a process is ready to serve.
 
     A full collection walks all objects of all imported libraries: with torch 90 ms, in which no request is answered,
     longer than many a deadline. What is kept so is never freed by a collection, so call it where little is garbage.

@@ -1,6 +1,6 @@
-"""Where an array's content comes from, as a property of the value.
+"""Tracks which data classes an array descends from, as a property of the value.
 
-Every loader of examples and every door for inputs returns `Traced` arrays. Views, casts, slices, arithmetic
+Every loader of examples and every endpoint for inputs returns `Traced` arrays. Views, casts, slices, arithmetic
 and our own byte encodings keep the origin; only a computation with trained weights or a training step makes
 something new. The frame encoder asks `origins_of`, so no label has to be remembered by the code in between.
 
@@ -28,7 +28,7 @@ _WRITERS = frozenset((np.copyto, np.put, np.place, np.putmask, np.put_along_axis
 
 
 class TracedBytes(bytes):
-    """Bytes that remember the origin of what they encode."""
+    """Holds bytes and the data classes they descend from."""
 
     origins: Origins
 
@@ -51,7 +51,7 @@ class TracedBytes(bytes):
         return TracedBytes(other + bytes(memoryview(self)), self.origins | origins_of(other))
 
     def join(self, parts: Iterable[Any]) -> TracedBytes:
-        """As `bytes.join`, with the origins of the parts too."""
+        """Joins parts as `bytes.join` does and unites their origins."""
         parts = list(parts)
         return TracedBytes(super().join(parts), self.origins | origins_of(*parts))
 
@@ -60,7 +60,7 @@ class TracedBytes(bytes):
 
 
 class _Held(np.ndarray):
-    """Stands between a plain array and its traced view.
+    """Separates a plain array from its traced view.
 
     Numpy skips bases of the same type: a plain view of a traced view of a plain array would point at the plain array,
     past the traced one. With another type in between it points at the traced one.
@@ -68,7 +68,7 @@ class _Held(np.ndarray):
 
 
 class Traced(np.ndarray):
-    """A numpy array that remembers the data classes it descends from.
+    """Is a numpy array that carries the data classes it descends from.
 
     Example:
         >>> image = traced(np.zeros((8, 8), np.float32), RAW)
@@ -111,7 +111,7 @@ class Traced(np.ndarray):
         return _restore, (_plain(self).copy(), sorted(self.origins))
 
     def tobytes(self, *args: Any, **kwargs: Any) -> TracedBytes:
-        """The array's bytes, still knowing their origin."""
+        """Returns the array's bytes with its origins."""
         return TracedBytes(_plain(self).tobytes(*args, **kwargs), self.origins)
 
 
@@ -129,7 +129,7 @@ def traced(array: Any, *origins: str) -> NDArray[Any]:
 
 
 def origins_of(*values: Any) -> Origins:
-    """The data classes that values descend from.
+    """Returns the data classes that values descend from.
 
     Args:
         *values: Arrays (also plain views of traced ones), bytes, memoryviews, or anything else.
@@ -153,7 +153,7 @@ def origins_of(*values: Any) -> Origins:
 
 
 def derived(array: Any) -> NDArray[Any]:
-    """Declares an array a new thing: the output of a computation with trained weights.
+    """Returns an untraced copy of an array that a computation with trained weights produced.
 
     Called in two places only, the stage runner and local training; the data policy then treats it
     by what it is (a feature, an update), no longer by what it was computed from.

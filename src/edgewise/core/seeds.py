@@ -1,4 +1,4 @@
-"""The seed tree: one job seed; every node, round, client and step derives its own by name."""
+"""Derives the seed of every node, round, client and step from one job seed, by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.random.bit_generator import ISeedSequence
 
 @dataclass(frozen=True, slots=True)
 class Seeds:
-    """A place in the seed tree.
+    """Is a node of the seed tree.
 
     Attributes:
         seed: The job's seed.
@@ -28,16 +28,16 @@ class Seeds:
     path: tuple[str, ...] = ()
 
     def at(self, *names: str | int) -> Seeds:
-        """The place below this one with those names."""
+        """Returns the descendant with those names."""
         return Seeds(self.seed, self.path + tuple(map(str, names)))
 
     def integer(self) -> int:
-        """This place's own 64-bit seed."""
+        """Returns this node's 64-bit seed."""
         return int.from_bytes(self._digest(8), "little")
 
     def rng(self) -> np.random.Generator:
-        """A fresh generator for this place; the same on every machine."""
-        return np.random.Generator(np.random.PCG64(_Words(self._digest(32))))  # type: ignore[arg-type]  # the stub is narrower
+        """Returns a fresh generator, the same on every machine."""
+        return np.random.Generator(np.random.PCG64(_DigestSequence(self._digest(32))))  # type: ignore[arg-type]  # the stub is narrower
 
     def lazy_rng(self) -> np.random.Generator:
         """The same generator, made only when something is drawn: for parts that are given one and seldom use it."""
@@ -63,8 +63,8 @@ class _Lazy:
         return getattr(self._made, name)
 
 
-class _Words(ISeedSequence):
-    """Gives a generator its 256 bits of state from a digest: a tenth of the time of numpy's own mixing of a seed."""
+class _DigestSequence(ISeedSequence):
+    """Seeds a generator with a digest of 256 bits, ten times faster than numpy's own mixing."""
 
     def __init__(self, digest: bytes) -> None:
         self._digest = digest

@@ -1,4 +1,4 @@
-"""`Spec`: the words that build a part. A part never travels; its spec does."""
+"""Describes parts by name and parameters, and builds them from that. A part never travels; its spec does."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _SPEC_TYPE = re.compile(r"\bSpec\b")
 
 
 class Spec(msgspec.Struct, frozen=True):
-    """A part's name and the parameters that differ from nothing: `top_k(fraction=0.1)`.
+    """Holds a part's name and parameters, e.g. `top_k(fraction=0.1)`.
 
     Attributes:
-        name: The registry's word.
+            name: The registry's word.
         params: Keyword arguments; values are TOML values, specs, or tables of them: `{"model": top_k(fraction=0.1)}`.
     """
 
@@ -35,45 +35,69 @@ class Spec(msgspec.Struct, frozen=True):
         return f"{self.name}({inner})"
 
     def to_dict(self) -> dict[str, Any]:
-        """The same words as a TOML or msgpack table: `{"name": "top_k", "fraction": 0.1}`."""
+        """Returns the spec as a TOML or msgpack table: `{"name": "top_k", "fraction": 0.1}`."""
         return {"name": self.name, **{k: _plain(v) for k, v in self.params.items()}}
 
     @staticmethod
     def of(value: Any) -> Spec:
-        """Reads a spec from a name, a table with `name`, or a spec.
+        """Reads a spec from a name, a table with `name`, or a spec; text with parameters is read by `parse`.
 
         Args:
-            value: `"int8"`, `"top_k(fraction=0.1)"` as `str` writes it, `{"name": "top_k", "fraction": 0.1}` or a Spec.
+            value: `"int8"`, `{"name": "top_k", "fraction": 0.1}` or a Spec.
 
         Returns:
             The spec; nested tables with a `name` become specs too, those without stay tables.
 
         Raises:
-            InputError: If there is no name in it.
+            InputError: If it is none of these.
         """
         if isinstance(value, Spec):
             return value
         if isinstance(value, str):
-            return _parsed(value) if value.endswith(")") else Spec(value)
+            if "(" in value:
+                raise InputError(
+                    f"{value!r} is text with parameters, needed is a name or a table. Write it as a table with a 'name', "
+                    "or read it with Spec.parse."
+                )
+            return Spec(value)
         if isinstance(value, Mapping) and "name" in value:
             params = {k: _nested(v) for k, v in value.items() if k != "name"}
             return Spec(str(value["name"]), params)
         raise InputError(f"a part is written as a name or as a table with a 'name', found {value!r}.")
 
+    @staticmethod
+    def parse(text: str) -> Spec:
+        """Parses the text that `str` writes: the form of codecs in a plan and of options of the command line.
+
+        Args:
+            text: `"int8"` or `"top_k(fraction=0.1)"`.
+
+        Returns:
+            The spec.
+
+        Raises:
+            InputError: If it is not such a text.
+
+        Example:
+            >>> Spec.parse("top_k(fraction=0.1)").to_dict()
+            {'name': 'top_k', 'fraction': 0.1}
+        """
+        if "(" not in text:
+            return Spec(text)
+        try:
+            call = _from_syntax(ast.parse(text, mode="eval").body)
+            if not isinstance(call, Spec):
+                raise ValueError(text)
+        except (SyntaxError, ValueError) as error:
+            raise InputError(
+                f"{text!r} is not a part's text. Write it like 'top_k(fraction=0.1)' or 'int8'."
+            ) from error
+        return call
+
     @property
     def digest(self) -> Digest:
-        """Names what the spec builds."""
+        """Returns the digest that names what the spec builds."""
         return digest_of(msgspec.msgpack.encode(self.to_dict(), order="deterministic"))
-
-
-def _parsed(text: str) -> Spec:
-    try:
-        call = _from_syntax(ast.parse(text, mode="eval").body)
-        if not isinstance(call, Spec):
-            raise ValueError(text)
-    except (SyntaxError, ValueError) as error:
-        raise InputError(f"{text!r} is not a part's text. Write it like 'top_k(fraction=0.1)' or 'int8'.") from error
-    return call
 
 
 def _from_syntax(node: ast.AST) -> Any:
@@ -123,7 +147,7 @@ def _plugins(kind: str) -> dict[str, Any]:
 
 
 def build(kind: str, registry: Mapping[str, Callable[..., P]], value: Any) -> P:
-    """Builds a part from its words with the registry's builder or a plug-in's.
+    """Builds a part from its spec with the registry's builder or a plug-in's.
 
     Args:
         kind: What it is, for messages and the entry-point group: `codecs`, `algorithms`, …

@@ -1,4 +1,4 @@
-"""Parsing of quantities people write. Inside, every quantity is SI: seconds, bytes, joules."""
+"""Parses and formats quantities; inside, every quantity is SI: seconds, bytes, joules."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
 
 
 def parse_rate(text: str) -> float:
-    """Reads a data rate.
+    """Parses a data rate.
 
     Args:
         text: e.g. "20 Mbit/s", "64 kbit/s", "2.5 MB/s" (decimal prefixes).
@@ -37,7 +37,7 @@ def parse_rate(text: str) -> float:
 
 
 def parse_size(text: str) -> int:
-    """Reads a size.
+    """Parses a size.
 
     Args:
         text: e.g. "16 KiB", "200 MB".
@@ -55,7 +55,7 @@ def parse_size(text: str) -> int:
 
 
 def parse_duration(text: str) -> float:
-    """Reads a duration.
+    """Parses a duration.
 
     Args:
         text: e.g. "5 ms", "2 s", "10 min".
@@ -73,7 +73,7 @@ def parse_duration(text: str) -> float:
 
 
 def format_bytes(size_bytes: float) -> str:
-    """Writes a size with three digits, decimal: `1.52 MB`."""
+    """Formats a size with three digits, decimal: `1.52 MB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(size_bytes) < 1000 or unit == "GB":
             return f"{size_bytes:.0f} B" if unit == "B" else f"{size_bytes:.2f} {unit}"
@@ -82,7 +82,7 @@ def format_bytes(size_bytes: float) -> str:
 
 
 def format_rate(bytes_per_s: float) -> str:
-    """Writes a rate in bits: `20 Mbit/s`."""
+    """Formats a rate in bits: `20 Mbit/s`."""
     bits = bytes_per_s * 8
     for unit in ("bit/s", "kbit/s", "Mbit/s", "Gbit/s"):
         if bits < 1000 or unit == "Gbit/s":

@@ -1,4 +1,4 @@
-"""Who holds which examples: data sets, splits over clients, the audit of a split, drift.
+"""Loads data sets, splits them over clients, audits the split and applies drift.
 
     parts = load_digits(seed=0)                                  # train, calibration, gate, stream
     clients = dirichlet(parts.train.targets, 6, alpha=0.5, rng=Seeds(0).at("split").rng())

@@ -1,4 +1,4 @@
-"""`Arrays`: inputs and targets that belong together, traced as raw data from the first line on."""
+"""Holds inputs and targets as arrays traced as raw data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgewise.core.provenance import RAW, traced
 
 @dataclass(frozen=True, slots=True)
 class Arrays:
-    """Examples as two arrays of equal length.
+    """Holds examples as two arrays of equal length.
 
     Attributes:
         inputs: float32[n, *input_shape]; traced as raw.
@@ -46,5 +46,5 @@ class Arrays:
         return len(self.inputs)
 
     def take(self, indices: NDArray[np.intp]) -> Arrays:
-        """The examples at these indices, in this order; still traced."""
+        """Returns the examples at these indices, in this order; still traced."""
         return Arrays.of(self.inputs[indices], self.targets[indices])

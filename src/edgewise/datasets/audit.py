@@ -1,4 +1,4 @@
-"""The audit of a split, printed before any training: who holds what, and how skewed it is."""
+"""Audits a split before training: who holds what, and how skewed it is."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from edgewise.core.errors import DataError
 
 
-class SplitAudit(msgspec.Struct, frozen=True):
-    """What one should know about a split before training on it.
+class SplitAudit(msgspec.Struct, frozen=True, kw_only=True):
+    """Holds sizes and label skew of a split.
 
     Attributes:
         examples: Number of examples by client.
@@ -32,17 +32,17 @@ class SplitAudit(msgspec.Struct, frozen=True):
 
     @property
     def num_clients(self) -> int:
-        """How many clients were looked at."""
+        """Returns the number of clients."""
         return len(self.examples)
 
     @property
     def num_examples(self) -> int:
-        """Examples of all clients."""
+        """Returns the number of examples of all clients."""
         return sum(self.examples.values())
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Sentences a user should read before training."""
+        """Returns warnings to read before training."""
         found = []
         if self.empty_clients:
             names = ", ".join(self.empty_clients[:10])
@@ -74,7 +74,7 @@ class SplitAudit(msgspec.Struct, frozen=True):
 
 
 def audit(targets: Mapping[str, NDArray[Any]], inputs: Mapping[str, NDArray[Any]] | None = None) -> SplitAudit:
-    """Looks at who holds what.
+    """Audits a split.
 
     Args:
         targets: Targets of each client; whole numbers are taken as labels.

@@ -1,4 +1,4 @@
-"""Scikit-learn's 1,797 handwritten digits, divided once and disjointly. Needs no network."""
+"""Divides scikit-learn's 1,797 handwritten digits into disjoint parts. Needs no network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FULL_SCALE = 16
 
 @dataclass(frozen=True, slots=True)
 class DividedDigits:
-    """Four disjoint parts; no example is in two of them.
+    """Holds four disjoint parts of the digits.
 
     Attributes:
         train: What the clients hold.
@@ -36,7 +36,7 @@ class DividedDigits:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Number of examples of each part, by name."""
+        """Returns the number of examples of each part, by name."""
         return {name: len(getattr(self, name)) for name in self.__slots__}
 
 
@@ -72,7 +72,7 @@ def load_digits(
 
 
 def to_raw(inputs: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The sensor's own form of inputs: whole numbers 0..16, 64 bytes a digit.
+    """Returns inputs in the sensor's form: whole numbers 0..16, 64 bytes a digit.
 
     Args:
         inputs: float32[..., 8, 8] in 0..1.
@@ -84,12 +84,12 @@ def to_raw(inputs: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def from_raw(raw: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Inputs in 0..1 from the sensor's form; `from_raw(to_raw(x))` equals x for undrifted digits."""
+    """Returns inputs in 0..1 from the sensor's form; `from_raw(to_raw(x))` equals x for undrifted digits."""
     return np.asanyarray(raw.astype(np.float32) / np.float32(FULL_SCALE))
 
 
 def _read() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Reads the file that scikit-learn brings; importing scikit-learn for it would cost each process over a second."""
+    """Reads the data file of scikit-learn without importing it, which would cost each process over a second."""
     found = find_spec("sklearn")
     if found is None or found.origin is None:
         raise ModuleNotFoundError("No module named 'sklearn'", name="sklearn")

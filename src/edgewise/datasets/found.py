@@ -1,4 +1,4 @@
-"""Data sets that are found, not shipped: a folder named by `EDGEWISE_DATA`, checked by digest.
+"""Finds data sets in the folder of `EDGEWISE_DATA` and checks their digests; none are shipped.
 
 Nothing is fetched unless the user gives the address and the sha256.
 """
@@ -56,7 +56,7 @@ def find(relative: str, *, folder: str | Path | None = None, sha256: str = "") -
 
 
 def fetch(url: str, sha256: str, folder: str | Path, *, name: str = "", timeout_s: float = 30.0) -> Path:
-    """Fetches one file from an address the user gives; kept only if its digest is right.
+    """Downloads one file from an address the user gives; stored only if its digest matches.
 
     Args:
         url: http, https or file.
@@ -93,7 +93,7 @@ def fetch(url: str, sha256: str, folder: str | Path, *, name: str = "", timeout_
 
 
 def digest_of_file(path: str | Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
+    """Returns the sha256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
@@ -102,7 +102,7 @@ def digest_of_file(path: str | Path) -> str:
 
 
 def load_uci_har(folder: str | Path | None = None, *, sha256: str = "") -> tuple[Arrays, NDArray[np.int64]]:
-    """Human activity: 2.56 s windows of accelerometer and gyroscope, by person.
+    """Loads human activity data: 2.56 s windows of accelerometer and gyroscope, by person.
 
     Args:
         folder: The data folder; by default what `EDGEWISE_DATA` names.

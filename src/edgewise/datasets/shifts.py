@@ -1,4 +1,4 @@
-"""Drifted inputs: the same digits, rotated and noisy. Pure; randomness is an argument."""
+"""Makes drifted inputs: the same digits, rotated and noisy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from edgewise.core.provenance import RAW, traced
 
 
 def rotated(inputs: NDArray[np.float32], degrees: float) -> NDArray[np.float32]:
-    """Turns images about their centre, bilinear, zeros coming in from outside.
+    """Rotates images about their centre, bilinear, padded with zeros.
 
     Args:
         inputs: float32[n, channels, height, width] in 0..1.
@@ -42,7 +42,7 @@ def noisy(inputs: NDArray[np.float32], deviation: float, *, rng: np.random.Gener
 def drifted(
     inputs: NDArray[np.float32], *, degrees: float = 15.0, deviation: float = 0.1, rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Turns, then adds noise: the demo's drift.
+    """Rotates, then adds noise: the demo's drift.
 
     Args:
         inputs: float32[n, channels, height, width] in 0..1.

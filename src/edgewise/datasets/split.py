@@ -1,4 +1,4 @@
-"""Who holds which examples: pure functions from labels (or subjects) to indices per client.
+"""Splits examples over clients: pure functions from labels or subjects to indices per client.
 
 Every function returns one sorted index array per client; together they are a partition of all examples.
 """
@@ -79,7 +79,7 @@ def dirichlet(
 
 
 def by_subject(subjects: NDArray[np.int64]) -> dict[int, Indices]:
-    """The split nature made: one client per subject.
+    """Splits by subject: one client each.
 
     Args:
         subjects: Who made each example, int[n].

@@ -30,7 +30,7 @@ from edgewise.service.client import Reply
 from edgewise.service.report import LabelRow, LoopSection, VersionRow
 from edgewise.transport.frame import Frame
 
-DETECTOR = "Shiryaev-Roberts e-detector on conformal ranks of the confidence at the plan's first exit (Shin, Ramdas & Rinaldo 2022), all devices together"
+DETECTOR = "Shiryaev-Roberts e-detector on ranks of confidence and class at the plan's first exit (Shin, Ramdas & Rinaldo 2022), all devices together"
 BAD_NOISE = 0.5
 """Noise on the deliberately bad version's weights, in standard deviations of each tensor."""
 
@@ -40,15 +40,15 @@ async def stay_good(demo: Demo) -> None:
     before = demo.stream_sent[0].accuracy
     parts = demo.task.parts.stream
     half = len(parts.inputs) // 2
-    heard = _Heard()
+    notes = _DriftNotes()
     registration = await demo.operator.node.transport.subscribe(
-        demo.operator.node.keys.event(demo.operator.coordinator), heard.event
+        demo.operator.node.keys.event(demo.operator.coordinator), notes.event
     )
     demo.happened("drift", "from now on inputs are rotated and noisy", "fault")
     learn = await _drifted_stream(
-        demo, "drifted", parts.inputs[:half], parts.targets[:half], demo.settings.drifted, heard
+        demo, "drifted", parts.inputs[:half], parts.targets[:half], demo.settings.drifted, notes
     )
-    heard.labelled = await _feed_back(demo, learn)
+    notes.labelled = await _feed_back(demo, learn)
     old = await _drifted_stream(
         demo, "drifted, held out", parts.inputs[half:], parts.targets[half:], len(parts.inputs) - half
     )
@@ -73,8 +73,8 @@ async def stay_good(demo: Demo) -> None:
     rolled_back = await _roll_back(demo, first) if outcome == "rolled back" else None
     demo.change(
         loop=LoopSection(
-            before, old.accuracy, accuracy_after, refused, rolled_back, heard.after, DETECTOR,
-            (LabelRow("feedback", demo.settings.drifted, heard.labelled, 1.0),),
+            before, old.accuracy, accuracy_after, refused, rolled_back, notes.after, DETECTOR,
+            (LabelRow("feedback", demo.settings.drifted, notes.labelled, 1.0),),
         ),
         versions=(
             _version_row(first, "first training", "serving"), _version_row(new, "after drift", outcome),
@@ -83,8 +83,8 @@ async def stay_good(demo: Demo) -> None:
     )  # fmt: skip
 
 
-class _Heard:
-    """What was heard of drift: after how many drifted requests, and how many labels were taken."""
+class _DriftNotes:
+    """What became known of the drift: after how many drifted requests, and how many labels were taken."""
 
     def __init__(self) -> None:
         self.sent = 0
@@ -102,14 +102,14 @@ async def _drifted_stream(
     inputs: NDArray[np.float32],
     targets: NDArray[np.int64],
     number: int,
-    heard: _Heard | None = None,
+    notes: _DriftNotes | None = None,
 ) -> Sent:
     images, labels = take(inputs, targets, number)
     rng = Seeds(demo.settings.seed).at("drift", phase.split(",")[-1]).rng()
 
     def on_reply(_: int, device: str, reply: Reply) -> None:
-        if heard is not None:
-            heard.sent += 1
+        if notes is not None:
+            notes.sent += 1
 
     sent = await stream(
         demo,
@@ -121,11 +121,11 @@ async def _drifted_stream(
         gap_s=demo.settings.drift_gap_s,
     )
     demo.stream_sent.append(sent)
-    if heard is not None:
-        said = f"noticed after {heard.after} requests" if heard.after is not None else "not noticed"
+    if notes is not None:
+        when = f"noticed after {notes.after} requests" if notes.after is not None else "not noticed"
         demo.happened(
             "drift",
-            f"accuracy falls from {demo.stream_sent[0].accuracy:.3f} to {sent.accuracy:.3f}; the drift is {said}",
+            f"accuracy falls from {demo.stream_sent[0].accuracy:.3f} to {sent.accuracy:.3f}; the drift is {when}",
         )
     return sent
 
@@ -135,7 +135,7 @@ async def _feed_back(demo: Demo, sent: Sent) -> int:
     taken = 0
     for device in demo.fleet.devices:
         labels = {f"{sent.phase}-{i}": int(sent.targets[i]) for i, asked in enumerate(sent.devices) if asked == device}
-        ack = await demo.operator.order(NodeId(device), Feedback(labels))
+        ack = await demo.operator.order(NodeId(device), Feedback(TASK, labels))
         taken += int(ack.details["taken"])
     demo.happened("labels", f"{taken} hard examples have labels from feedback; none left its device")
     return taken
@@ -190,7 +190,7 @@ async def _offer_bad(demo: Demo) -> tuple[ModelVersion, bool]:
 
 
 async def _roll_back(demo: Demo, former: ModelVersion) -> bool:
-    ack = await demo.operator.rollback()
+    ack = await demo.operator.rollback(TASK)
     parts = demo.task.parts.stream
     inputs, targets = take(parts.inputs, parts.targets, len(demo.fleet.devices))
     sent = await stream(demo, "rolled back", inputs, targets, plan=demo.plan)

@@ -52,13 +52,13 @@ async def plan_all(demo: Demo, others: OtherDomains) -> None:
     demo.happened("planning", "models of the other training domains are trained, to compare the levels")
     profiles, links, int8 = await _profiles(demo, graph)
     demo.search = _search(demo, graph, profiles, links, demo.version.evidence)
-    said = recommend(demo.search)
-    demo.plan = said.plan
-    demo.deadline_s = DEADLINE_FACTOR * said.plan.predicted.latency_p95_s
+    recommended = recommend(demo.search)
+    demo.plan = recommended.plan
+    demo.deadline_s = DEADLINE_FACTOR * recommended.plan.predicted.latency_p95_s
     open_search = replace(demo.search, policy=OPEN)
     slow = [msgspec.structs.replace(links[0], bytes_per_s=SLOW_BYTES_PER_S), links[1]]
     questions = (
-        ("raw inputs never leave the device", said),
+        ("raw inputs never leave the device", recommended),
         ("no policy", recommend(open_search)),
         (
             "raw inputs never leave the device, link at 64 kbit/s",
@@ -84,15 +84,15 @@ async def plan_all(demo: Demo, others: OtherDomains) -> None:
     )  # fmt: skip
     for line in explain(demo.plan):
         demo.show.line(f"  {line}")
-    demo.happened("planning", f"plan: {demo.plan.name}; {said.reason}")
+    demo.happened("planning", f"plan: {demo.plan.name}; {recommended.reason}")
     demo.change(
         answers=tuple(planner_answer(q, a) for q, a in questions),
         baselines=baseline_rows(compared),
         plan=PlanSection(
-            said.level, tuple(str(t) for t in said.plan.tiers), said.margin_fraction, said.plan.predicted.latency_p50_s * 1e3,
-            levels=level_rows(rows, said.level), name=said.plan.name, predicted_p95_ms=said.plan.predicted.latency_p95_s * 1e3,
-            device_energy_j=said.plan.predicted.device_energy_j, egress_bytes=said.plan.predicted.egress_bytes,
-            accuracy=said.plan.predicted.accuracy,
+            recommended.level, tuple(str(t) for t in recommended.plan.tiers), recommended.margin_fraction, recommended.plan.predicted.latency_p50_s * 1e3,
+            levels=level_rows(rows, recommended.level), name=recommended.plan.name, predicted_p95_ms=recommended.plan.predicted.latency_p95_s * 1e3,
+            device_energy_j=recommended.plan.predicted.device_energy_j, egress_bytes=recommended.plan.predicted.egress_bytes,
+            accuracy=recommended.plan.predicted.accuracy,
         ),
     )  # fmt: skip
 
@@ -119,16 +119,16 @@ async def _profiles(demo: Demo, graph: Graph) -> tuple[dict[Tier, Profile], list
     ref = _offer(demo, graph.model_bytes)
     int8_graph = Graph.load(await asyncio.to_thread(_quantise, demo, graph))
     small_order = ProfileOrder(
-        _offer(demo, int8_graph.model_bytes), budget, cadence, door_overhead_s=overhead_s, measures_memory=False
+        _offer(demo, int8_graph.model_bytes), budget, cadence, endpoint_overhead_s=overhead_s, measures_memory=False
     )
     homes = {r.info.node: r.info.parent for r in demo.nodes}
     edges = [NodeId(edge) for edge in demo.fleet.edges]
     with demo.show.progress("  profiling", len(measuring) + len(edges) + 2) as advance:
 
         async def measured(node: NodeId, tier: Tier, upward: str = "") -> ProfileAnswer:
-            door_s = overhead_s if tier is Tier.DEVICE else 0.0
+            at_endpoint_s = overhead_s if tier is Tier.DEVICE else 0.0
             order = ProfileOrder(
-                ref, budget, cadences.get(tier, 0.0), NodeId(upward), door_s, measures_memory=False
+                ref, budget, cadences.get(tier, 0.0), NodeId(upward), at_endpoint_s, measures_memory=False
             )  # fmt: skip
             answer = await demo.operator.profile(node, small_order if node == quantising else order)
             advance(f"{node}, int8" if node == quantising else str(node))
@@ -158,7 +158,7 @@ async def _profiles(demo: Demo, graph: Graph) -> tuple[dict[Tier, Profile], list
 
 
 async def _overhead(demo: Demo, graph: Graph) -> float:
-    """Median seconds a request takes beside computing, in our client, at the door and in the session.
+    """Median seconds a request takes beside computing, in our client, at the endpoint and in the session.
 
     The devices serve the whole model meanwhile, at the stream's own spacing; calibration examples, not the stream's.
     """

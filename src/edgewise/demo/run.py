@@ -138,6 +138,6 @@ def _finished(demo: Demo) -> Report:
             "faults.failover_ms": "no request of that edge's devices was answered otherwise after the kill",
             "loop.accuracy_after": "the gate refused the new version",
             "loop.rolled_back": "the gate refused the new version, so there was nothing to roll back",
-            "loop.drift_delay_requests": "no alarm was heard during the drifted stream",
+            "loop.drift_delay_requests": "there was no alarm during the drifted stream",
         },
     )

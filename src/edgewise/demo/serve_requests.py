@@ -12,8 +12,8 @@ import numpy as np
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.ids import Tier
 from edgewise.core.units import parse_rate
-from edgewise.demo.scenario import SLOW_BYTES_PER_S, Demo
-from edgewise.demo.streaming import Sent, epochs_changed, stream, take
+from edgewise.demo.scenario import SLOW_BYTES_PER_S, TASK, Demo
+from edgewise.demo.streaming import Sent, revisions_changed, stream, take
 from edgewise.fleet.messages import Deploy, PlanInputs
 from edgewise.inference.accuracy import prediction_error
 from edgewise.inference.evidence import CODECS
@@ -112,7 +112,7 @@ async def break_things(demo: Demo) -> None:
     in_time = sum(part.in_time(demo.deadline_s) for part in parts)
     lost = sum(bool(r.error) for part in parts for r in part.replies)
     failover_ms = _failover_ms(demo, killed, killed_at_s)
-    switches = epochs_changed([before, slow, killed])
+    switches = revisions_changed([before, slow, killed])
     demo.change(
         faults=FaultsSection(
             len(rows), in_time, switches, lost, failover_ms, returned, shares_of(rows), 1e3 * demo.deadline_s,
@@ -154,15 +154,19 @@ async def _slow_link(demo: Demo) -> Sent:
         if (now := await _plans_in_force(demo)) == before:
             break
         await asyncio.sleep(LOOK_EVERY_S)  # a device whose plan does not use the link probes it once a second
-    said = "the devices' plans are as before" if now == before else f"the devices' plans are still others: {now}"
-    demo.happened("link drop", said, "plan")
+    which = "the devices' plans are as before" if now == before else f"the devices' plans are still others: {now}"
+    demo.happened("link drop", which, "plan")
     return sent
 
 
 async def _plans_in_force(demo: Demo) -> dict[str, int]:
-    """Each device's plan epoch, asked of the device itself."""
+    """Each device's plan revision, asked of the device itself."""
     rows = (await demo.operator.nodes(fresh=True)).nodes
-    return {str(r.info.node): r.info.plan_epoch for r in rows if r.info.tier is Tier.DEVICE}
+    return {
+        str(r.info.node): int(r.info.models[TASK].revision)
+        for r in rows
+        if r.info.tier is Tier.DEVICE and TASK in r.info.models
+    }
 
 
 async def _dead_edge(demo: Demo) -> tuple[Sent, float, bool | None]:
@@ -183,13 +187,13 @@ async def _dead_edge(demo: Demo) -> tuple[Sent, float, bool | None]:
         restarted.set()
         demo.happened("edge killed", f"{EDGE} is started again", "fault")
 
-    def heard(_: int, device: str, reply: Reply) -> None:
+    def on_reply(_: int, device: str, reply: Reply) -> None:
         nonlocal home
         if restarted.is_set() and EDGE in str(reply.parameters.get("served_by", "")).split(","):
             home = True
 
     sent, _ = await asyncio.gather(
-        stream(demo, "edge killed", inputs, targets, plan=demo.plan, on_reply=heard), fault()
+        stream(demo, "edge killed", inputs, targets, plan=demo.plan, on_reply=on_reply), fault()
     )
     demo.stream_sent.append(sent)
     if Tier.EDGE not in demo.plan.tiers:

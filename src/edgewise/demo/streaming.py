@@ -1,4 +1,4 @@
-"""Sending the stream: open-loop arrivals over all devices, answers judged against labels and the plan's prediction."""
+"""Sending the stream: open-loop arrivals over all devices, answers compared with labels and the plan's prediction."""
 
 from __future__ import annotations
 
@@ -145,14 +145,14 @@ def take(
     return traced(np.asarray(inputs)[indices], RAW), np.asarray(targets)[indices]
 
 
-def epochs_changed(sent: Sequence[Sent]) -> int:
+def revisions_changed(sent: Sequence[Sent]) -> int:
     """How often a device's plan changed between two of its answers."""
     changes, last = 0, dict[str, int]()
     for part in sent:
         for device, reply in zip(part.devices, part.replies, strict=True):
-            epoch = reply.parameters.get("plan_epoch")
-            if epoch is None:
+            revision = reply.parameters.get("plan_revision")
+            if revision is None:
                 continue
-            changes += device in last and last[device] != epoch
-            last[device] = epoch
+            changes += device in last and last[device] != revision
+            last[device] = revision
     return changes

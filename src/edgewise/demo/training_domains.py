@@ -34,12 +34,12 @@ class OtherDomains:
         self._done: asyncio.Queue[DomainResult | None] = asyncio.Queue()
         loop, job = asyncio.get_running_loop(), _job(demo)
 
-        def told(result: DomainResult) -> None:
+        def on_result(result: DomainResult) -> None:
             loop.call_soon_threadsafe(self._done.put_nowait, result)
 
         def train() -> None:
             simulate_domains(
-                job, OTHER_DOMAINS, on_result=told, is_cancelled=self._cancelled.is_set, is_background=True
+                job, OTHER_DOMAINS, on_result=on_result, is_cancelled=self._cancelled.is_set, is_background=True
             )  # fmt: skip
 
         self._task = asyncio.create_task(asyncio.to_thread(train))
@@ -66,7 +66,7 @@ class OtherDomains:
         """Ends what is still under way; idempotent."""
         self._cancelled.set()  # a thread does not hear of it otherwise, and its processes would go on
         await asyncio.wait({self._task})
-        with suppress(Exception, asyncio.CancelledError):  # told by `evidence` to whoever waits for it
+        with suppress(Exception, asyncio.CancelledError):  # raised by `evidence` for whoever waits for it
             self._task.result()
 
 

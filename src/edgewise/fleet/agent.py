@@ -1,4 +1,4 @@
-"""The process every node runs: opens the node, gives it its roles, serves until it is told to stop.
+"""The process every node runs: opens the node, gives it its roles, serves until it is asked to stop.
 
 device   local worker (if a task is installed) · serving with an inference endpoint · uplinks with a standby
 edge     its part in runs · stage host
@@ -18,12 +18,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgewise.core.backoff import Backoff
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.ids import ClientId, Epoch, NodeId, Tier
 from edgewise.core.process import end_in_time, keep_for_good
 from edgewise.fleet.messages import (
     Ack,
     Capability,
+    HardExamples,
     LedgerAnswer,
     LedgerRequest,
     NodeInfo,
@@ -35,7 +37,7 @@ from edgewise.fleet.node.capability import measure_capability
 from edgewise.fleet.node.connect import open_node
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.node.settings import AgentSettings
-from edgewise.fleet.serving.serving_role import OpenDoor, Serving
+from edgewise.fleet.serving.serving_role import OpenEndpoint, Serving
 from edgewise.fleet.training.local_worker import LocalWorker
 from edgewise.ledger.resources import read_resources
 from edgewise.security.access import log_refused_links
@@ -46,12 +48,14 @@ from edgewise.transport.zenoh.zenoh_transport import ZenohTransport
 if TYPE_CHECKING:  # a device starts sooner without what only an edge or the coordinator needs
     from edgewise.fleet.coordinator import Coordinator
     from edgewise.fleet.training.node_training import NodeTraining
+    from edgewise.models.task import Examples
 
 log = logging.getLogger("edgewise.fleet")
-Said = Callable[..., None]
+Say = Callable[..., None]
 STOP_S = 4.0
 """Longest a stopping process waits for its threads."""
-ATTACH_WAITS_S = (0.1, 0.5, 1.0, 2.0, 5.0)
+ATTACH_RETRY = Backoff(0.1, factor=3.0, most_s=5.0)
+ATTACH_RETRIES = 5
 PARENT_WAIT_S = 3.0
 """How long a starting node waits for its parent's token, to name it in its info."""
 
@@ -62,9 +66,9 @@ class Agent:
     node: Node
     serving: Serving
 
-    def __init__(self, settings: AgentSettings, capability: Capability, open_door: OpenDoor | None) -> None:
+    def __init__(self, settings: AgentSettings, capability: Capability, open_endpoint: OpenEndpoint | None) -> None:
         self.settings = settings
-        self._open_door = open_door
+        self._open_endpoint = open_endpoint
         self.capability = capability
         self.parent = NodeId("")
         self.worker: LocalWorker | None = None
@@ -79,18 +83,18 @@ class Agent:
         self._is_renewing = False
 
     @staticmethod
-    async def open(settings: AgentSettings, open_door: OpenDoor | None = None) -> Agent:
+    async def open(settings: AgentSettings, open_endpoint: OpenEndpoint | None = None) -> Agent:
         """Opens the node, registers its roles, serves.
 
         Args:
             settings: How.
-            open_door: Opens the inference endpoint of a device.
+            open_endpoint: Opens the inference endpoint of a device.
 
         Returns:
             The agent, serving.
         """
         capability = measure_capability(dilation=settings.dilation, active_power_w=settings.active_power_w)
-        agent = Agent(settings, capability, open_door)
+        agent = Agent(settings, capability, open_endpoint)
         agent.node = await open_node(settings, agent._describe)
         try:
             await agent._start()
@@ -122,11 +126,11 @@ class Agent:
         node.progress = self._progress
         node.route("control", LedgerRequest, self._ledger, Tier.CLOUD)
         node.route("control", StopOrder, self._stop, Tier.CLOUD)
-        self.serving = Serving(node, settings, self._open_door)
+        self.serving = Serving(node, settings, self._open_endpoint)
         if settings.task:
             self.worker = LocalWorker(
                 node, settings.task, settings.task_settings, ClientId(settings.client or settings.name), settings.engine,
-                self.serving.labelled,
+                self._labelled,
             )  # fmt: skip
             await self.worker.load()
         is_edge = settings.tier is Tier.EDGE and not settings.coordinator
@@ -139,7 +143,7 @@ class Agent:
         if settings.coordinator:
             from edgewise.fleet.coordinator import Coordinator
 
-            self.coordinator = Coordinator(node, settings, self.serving.install, self.worker)
+            self.coordinator = Coordinator(node, settings, self.serving.host_here, self.worker)
         await self.serving.open()
         self.uplinks = uplink.Uplinks((True,) * len(node.uplinks))
         for index in range(len(node.uplinks)):
@@ -163,9 +167,13 @@ class Agent:
             coordinator=self.settings.coordinator,
             client=worker.client if worker else ClientId(""), task=worker.task_name if worker else "",
             num_examples=worker.num_examples if worker else 0, label_counts=worker.label_counts if worker else {},
-            http_port=self.serving.http_port, version=self.serving.version, plan_epoch=self.serving.plan_epoch,
-            deployed=self.serving.deployed,
+            http_port=self.serving.http_port, models=self.serving.in_force(),
         )  # fmt: skip
+
+    async def _labelled(self, wanted: HardExamples) -> Examples | None:
+        """Hard examples of the model that is trained here, which is called after its task."""
+        assert self.worker is not None
+        return await self.serving.labelled(self.worker.task_name, wanted)
 
     def _progress(self) -> Progress:
         return self.worker.progress() if self.worker else Progress(0, False)
@@ -205,7 +213,7 @@ class Agent:
                     self._parent_known.set()
             if self._parents.get(index) == name:
                 if epoch < newest.get(name, Epoch(0)):
-                    return  # the end of a former incarnation, told after the next one had begun
+                    return  # the end of a former incarnation, seen after the next one had begun
                 newest[name] = epoch
                 self.serving.peer_changed(name, there)
                 if there:
@@ -258,32 +266,32 @@ class Agent:
 
     async def _attach(self, index: int) -> None:
         """Serves on an uplink, however often it takes: a node that serves nowhere is lost to its fleet."""
-        for wait_s in (*ATTACH_WAITS_S, None):
+        for attempt in range(ATTACH_RETRIES + 1):
             try:
                 return await self.node.attach(index)
             except EdgewiseError as error:
                 log.error("%s cannot serve on uplink %d: %s", self.node.name, index, error)
-                if wait_s is None:
+                if attempt == ATTACH_RETRIES:
                     raise
-                await asyncio.sleep(wait_s)
+                await asyncio.sleep(ATTACH_RETRY.delay_s(attempt))
 
 
 async def run_agent(
-    settings: AgentSettings, said: Said, *, open_door: OpenDoor | None = None, exit_with_parent: bool = False
+    settings: AgentSettings, on_event: Say, *, open_endpoint: OpenEndpoint | None = None, exit_with_parent: bool = False
 ) -> None:
     """Runs a node until SIGTERM, SIGINT, a stop order, or the end of its standard input.
 
     Args:
         settings: How.
-        open_door: Opens the inference endpoint of a device.
-        said: Told `ready` with endpoint, http_port and pid, and `stopped`.
+        open_endpoint: Opens the inference endpoint of a device.
+        on_event: Takes `ready` with endpoint, http_port and pid, and `stopped`.
         exit_with_parent: Whether the end of standard input ends the node.
     """
     logging.basicConfig(
         level=os.environ.get("EDGEWISE_LOG", "INFO"), format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
     log_refused_links()
-    agent = await Agent.open(settings, open_door)
+    agent = await Agent.open(settings, open_endpoint)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, agent.stopped.set)
@@ -291,7 +299,7 @@ async def run_agent(
         threading.Thread(target=_wait_for_end_of_input, args=(loop, agent.stopped), daemon=True).start()
     keep_for_good()
     try:
-        said(
+        on_event(
             "ready",
             node=settings.name,
             tier=str(settings.tier),
@@ -303,7 +311,7 @@ async def run_agent(
     finally:
         end_in_time(STOP_S, 0)  # what must be on disk is there before it is acknowledged
         await agent.close()
-        said("stopped", node=settings.name)
+        on_event("stopped", node=settings.name)
 
 
 def _wait_for_end_of_input(loop: asyncio.AbstractEventLoop, stopped: asyncio.Event) -> None:

@@ -1,4 +1,4 @@
-"""The node that decides: takes wishes of operators, drives runs, keeps versions, deploys. Its log survives it.
+"""The node that decides: takes requests of operators, drives runs, keeps versions, deploys. Its log survives it.
 
 What it decides is decided by pure steps (protocols, membership, rollout); this file only joins them to the wire.
 """
@@ -33,11 +33,12 @@ from edgewise.fleet.messages import (
     SubmitRun,
     Versions,
 )
+from edgewise.fleet.messages.events import event_frame, event_of
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.node.settings import AgentSettings
 from edgewise.fleet.serving.deployments import Deployments
 from edgewise.fleet.serving.drift_watch import CollectOrder, Confidences, DriftWatch
-from edgewise.fleet.serving.versions import Holdout, VersionStore
+from edgewise.fleet.serving.versions import VersionStore, load_holdouts
 from edgewise.fleet.store.events import EventLog, Registry
 from edgewise.fleet.training.local_worker import LocalWorker
 from edgewise.fleet.training.runs import Runs
@@ -52,25 +53,20 @@ class Coordinator:
     Args:
         node: Its node.
         settings: How it was started.
-        install_here: Installs a plan on its own stage host.
+        host_here: Installs on, and uninstalls from, its own stage host.
         worker: Where a task is installed on this node, too.
     """
 
-    def __init__(
-        self, node: Node, settings: AgentSettings, install_here: Any, worker: LocalWorker | None = None
-    ) -> None:
+    def __init__(self, node: Node, settings: AgentSettings, host_here: Any, worker: LocalWorker | None = None) -> None:
         self.node = node
         state = Path(settings.state)
-        holdout = Holdout.load(settings.holdout) if settings.holdout else None
         self.events = EventLog.open(state / "events.db", crash_after=settings.crash_after)
         self.registry = Registry.open(state / "registry.db")
-        self.versions = VersionStore(self.registry, node.blobs, holdout)
+        self.versions = VersionStore(self.registry, node.blobs, load_holdouts(settings.holdout))
         self.watch = Watch(node, ready=self._ready, lost=self._lost)
-        self.runs = Runs(node, self.events, self.versions, self.watch, self._told, worker)
-        self.deployments = Deployments(node, self.versions, self.watch, self.events, install_here, self._told)
-        self.drift = DriftWatch(
-            self._in_force, self._answers_drift, self.versions.confidences, self._devices, self._collect, self._told
-        )  # fmt: skip
+        self.runs = Runs(node, self.events, self.versions, self.watch, self._on_event, worker)
+        self.deployments = Deployments(node, self.versions, self.watch, self.events, host_here, self._on_event)
+        self.drift: dict[str, DriftWatch] = {}
         self._routes()
 
     async def start(self) -> None:
@@ -98,12 +94,12 @@ class Coordinator:
         node.route("control", RegisterVersion, self._register, cloud)
         node.route("control", Deploy, self._deploy, cloud)
         node.route("control", Rollback, self._rollback, cloud)
-        node.route("report", Confidences, self.drift.arrived, Tier.DEVICE)
+        node.route("report", Confidences, self._confidences, Tier.DEVICE)
 
     def _ready(self, info: NodeInfo) -> None:
         if _is_operator(info):
             return
-        self._told("node_ready", {"node": info.node, "tier": str(info.tier)})
+        self._on_event("node_ready", {"node": info.node, "tier": str(info.tier)})
         self.runs.roles.node_ready(info)
         self.node.spawn(self.deployments.returned(info), f"install on {info.node}")
 
@@ -111,13 +107,14 @@ class Coordinator:
         info = self.watch.members.members[node].info
         if info is None or _is_operator(info):
             return
-        self._told("node_lost", {"node": node, "cause": cause})
+        self._on_event("node_lost", {"node": node, "cause": cause})
+        self.deployments.lost(node)
         self.runs.roles.node_lost(info, cause)
 
-    def _told(self, kind: str, fields: dict[str, Any]) -> None:
+    def _on_event(self, kind: str, fields: dict[str, Any]) -> None:
         log.info("%s %s", kind, fields)
-        frame = Frame(kind, msgspec.msgpack.encode(fields), run=str(fields.get("run", "")))
-        self.node.spawn(self.node.transport.publish(self.node.keys.event(self.node.name), frame), f"tell {kind}")
+        frame = event_frame(event_of(kind, fields))
+        self.node.spawn(self.node.transport.publish(self.node.keys.event(self.node.name), frame), f"publish {kind}")
 
     async def _fleet(self, *_: Any) -> FleetAnswer:
         members = self.watch.members.members.values()
@@ -125,7 +122,8 @@ class Coordinator:
         own = NodeRow(self.node.describe(), "alive")
         rows = [r for r in rows if not _is_operator(r.info)]
         rows.sort(key=lambda r: r.info.node)
-        return FleetAnswer((own, *rows), dict(self.node.refused), self.drift.sentence)
+        drift = {name: watch.sentence for name, watch in sorted(self.drift.items()) if watch.sentence}
+        return FleetAnswer((own, *rows), dict(self.node.refused), drift)
 
     async def _submit(self, request: SubmitRun, _: Frame, sender: NodeInfo) -> RunSubmitted:
         return RunSubmitted(await self.runs.submit(request, sender.node))
@@ -138,41 +136,59 @@ class Coordinator:
         return Ack()
 
     async def _versions(self, *_: Any) -> Versions:
-        current = self.deployments.current
-        return Versions(tuple(self.registry.versions()), current.deploy.version if current is not None else 0)
+        in_force = {name: now.deploy.version for name, now in self.deployments.in_force().items()}
+        return Versions(tuple(self.registry.versions()), in_force)
 
     async def _graph(self, request: GraphRequest, *_: Any) -> Any:
         version = self.versions.get(request.version)
         return Ack(), {"graph": np.frombuffer(self.versions.blobs.read(version.graph), np.uint8)}
 
-    async def _register(self, wish: RegisterVersion, frame: Frame, _: NodeInfo) -> Ack:
+    async def _register(self, request: RegisterVersion, frame: Frame, _: NodeInfo) -> Ack:
         graph = frame.array("graph").tobytes()
         version = await asyncio.to_thread(
-            self.versions.register_graph, graph, task=wish.task, origin=wish.origin, parent=wish.parent
+            self.versions.register_graph, graph, task=request.task, origin=request.origin, parent=request.parent
         )
-        self._told(
-            "version_registered", {"version": version.number, "passed": version.gate is None or version.gate.passed}
+        self._on_event(
+            "version_registered",
+            {
+                "model": version.task,
+                "version": version.number,
+                "passed": version.gate is None or version.gate.passed,
+            },
         )
         return Ack(details={"version": version.number, "gate": msgspec.to_builtins(version.gate)})
 
-    async def _deploy(self, wish: Deploy, *_: Any) -> Ack:
-        return await self.deployments.deploy(wish)
+    async def _deploy(self, request: Deploy, *_: Any) -> Ack:
+        return await self.deployments.deploy(request)
 
-    async def _rollback(self, *_: Any) -> Ack:
-        return await self.deployments.rollback()
+    async def _rollback(self, request: Rollback, *_: Any) -> Ack:
+        return await self.deployments.rollback(request.model)
+
+    async def _confidences(self, report: Confidences, frame: Frame, sender: NodeInfo) -> Ack:
+        if not self.deployments.version_of(report.model):
+            return Ack(False, f"no version of {report.model!r} is in force")
+        if report.model not in self.drift:
+            self.drift[report.model] = self._drift_watch(report.model)
+        return await self.drift[report.model].arrived(report, frame, sender)
+
+    def _drift_watch(self, model: str) -> DriftWatch:
+        async def collect(device: NodeId, order: CollectOrder) -> None:
+            named = msgspec.structs.replace(order, model=model)
+            self.node.spawn(self.node.ask(device, "control", named, Ack), f"collect on {device}")
+
+        def on_event(kind: str, fields: dict[str, Any]) -> None:
+            self._on_event(kind, {"model": model, **fields})
+
+        return DriftWatch(
+            lambda: self.deployments.version_of(model), self._answers_drift, self.versions.calibration_answers, self._devices,
+            collect, on_event,
+        )  # fmt: skip
 
     def _answers_drift(self, version: int) -> bool:
         return self.runs.had_hard_examples(self.versions.get(version).run)
 
-    def _in_force(self) -> int:
-        now = self.deployments.current
-        return 0 if now is None else now.deploy.version
-
     def _devices(self) -> list[NodeId]:
         return [m.node for m in self.watch.members.alive(Tier.DEVICE)]
-
-    async def _collect(self, device: NodeId, order: CollectOrder) -> None:
-        self.node.spawn(self.node.ask(device, "control", order, Ack), f"collect on {device}")
 
 
 def _is_operator(info: NodeInfo) -> bool:

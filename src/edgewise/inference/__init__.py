@@ -1,13 +1,15 @@
 """Running a plan together: profiles in, answers out, by the deadline whatever dies.
 
-    profiler.py     measures segments, codecs and overhead of a graph on this node      -> planning's `Profile`
-    session.py      one request as a pure step: deadline, hedge, fallback                read this first
-    serving.py      the device's `Server`: prepare, activate, infer                      effects of `session.py`
-    hosting.py      the edge's and cloud's `StageHost`: answers `stage` queries
-    stages.py       one ONNX Runtime session per segment, with time dilation; what is raw stays raw
-    exits.py        when to leave early; thresholds with a finite-sample bound
-    measure.py      predicted against measured
+    profiler.py        measures segments, codecs and overhead of a graph on this node     -> planning's `Profile`
+    session.py         one request as a pure step: deadline, hedge, fallback              read this first
+    serving_node.py    the device's `ServingNode`: many models, one thread, one budget
+    model_server.py    one of its models: prepare, activate, infer, streams               effects of `session.py`
+    stage_server.py    the edge's and cloud's `StageHost`: answers `stage` requests
+    stages.py          one ONNX Runtime session per stage, with time dilation; what is raw stays raw
+    streams.py         state that a stage keeps between the requests of a stream
+    gates/             where a request may end: filter, exit; a file each
+    accuracy.py        predicted against measured
 
-A request: `serving` → `request` (drives `session`) → `worker` → `stages` → `cuts` → `hosting` on the next tier. The HTTP
-door is `service/open_inference.py`. Import from the modules; nothing heavy is imported here.
+A request: `model_server` → `request_driver` (drives `session`) → `worker` → `stages` → `cuts` → `stage_server` at the next
+site. The HTTP endpoint is `service/open_inference.py`. Import from the modules; nothing heavy is imported here.
 """

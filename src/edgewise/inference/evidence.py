@@ -9,13 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.codecs import make_codec
+from edgewise.inference.gates.frame_difference import frame_difference
 from edgewise.inference.stages import make_session
 from edgewise.models.graph.condense import Frontier
 from edgewise.models.graph.graph import Graph
 from edgewise.models.version import ExitEvidence
 from edgewise.planning.moves.exits import measure_exits
+from edgewise.planning.moves.filters import FilterEvidence
 
 CODECS = ("none", "int8")
+FILTER_THRESHOLDS = (0.01, 0.02, 0.05, 0.1, 0.2)
 
 
 def run_graph(model: bytes, feeds: dict[str, NDArray[Any]], outputs: Sequence[str] = ()) -> list[NDArray[Any]]:
@@ -55,14 +58,14 @@ def plan_evidence(
         source: ONNX bytes or the graph.
         inputs: float32[n, …].
         targets: int[n]; without labels give the whole model's own answers, then accuracy means agreement.
-        codecs: Words of the codecs to try at the cut; `none` is always measured.
+        codecs: Spec texts of the codecs to try at the cut; `none` is always measured.
 
     Returns:
         Rows for `ModelVersion.evidence`.
     """
     graph = source if isinstance(source, Graph) else Graph.load(source)
     name = graph.inputs[0].name
-    exits = [t.name for t in graph.outputs]
+    exits = list(graph.exits)
     logits = {"none": _flat(run_graph(graph.whole, {name: inputs}, exits))}
     cut = narrowest_cut(graph)
     for codec in codecs:
@@ -71,22 +74,58 @@ def plan_evidence(
     return measure_exits(logits, np.asarray(targets))
 
 
+def filter_evidence(
+    frames: NDArray[Any],
+    answers: NDArray[Any],
+    thresholds: Sequence[float] = FILTER_THRESHOLDS,
+    *,
+    every: int = 30,
+    cells: int = 1,
+) -> tuple[FilterEvidence, ...]:
+    """Measures what a frame-difference filter does on a recording.
+
+    Args:
+        frames: [n, …], in the order they came.
+        answers: [n, classes], the whole model's logits on them.
+        thresholds: To try.
+        every: As in `frame_difference`.
+        cells: As in `frame_difference`.
+
+    Returns:
+        A row per threshold.
+    """
+    rows, classes = [], np.asarray(answers).reshape(len(frames), -1).argmax(axis=1)
+    for threshold in thresholds:
+        rule, state, filtered, right = frame_difference(threshold, every, cells), None, 0, 0
+        assert rule.learn is not None
+        for frame, own in zip(frames, classes, strict=True):
+            answer, state = rule.ask({"frame": frame}, state)
+            if answer is None:
+                state = rule.learn({"frame": frame}, {"class": own}, state)
+            else:
+                filtered, right = filtered + 1, right + int(answer["class"] == own)
+        spec = f"frame_difference(every={every}, cells={cells})"
+        agreement = right / filtered if filtered else 1.0
+        rows.append(FilterEvidence(spec, float(threshold), filtered / len(frames), agreement, len(frames)))
+    return tuple(rows)
+
+
 def _coded(
     graph: Graph,
     cut: Frontier,
-    codec_words: str,
+    codec_spec: str,
     feeds: dict[str, NDArray[Any]],
     uncoded: list[NDArray[Any]],
     exits: list[str],
 ) -> list[NDArray[Any]]:
-    codec = make_codec(codec_words)
+    codec = make_codec(codec_spec)
     head = graph.extract([t.name for t in graph.inputs], cut.tensors)
     coded = {}
     for tensor, array in zip(cut.tensors, run_graph(head, feeds, cut.tensors), strict=True):
         array = np.asarray(array, np.float32)
         payload, _ = codec.encode(array, codec.init(array.shape), np.random.default_rng(0))
         coded[tensor] = codec.decode(payload)
-    behind = [e for e, group in zip(exits, graph.condensed.exit_groups, strict=True) if group >= cut.position]
+    behind = [e for e in exits if graph.condensed.producer[e] >= cut.position]
     run = dict(zip(behind, _flat(run_graph(graph.extract(cut.tensors, behind), coded, behind)), strict=True))
     return [run.get(e, logits) for e, logits in zip(exits, uncoded, strict=True)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from edgewise.core.ids import Digest, Epoch, NodeId, RequestId
+from edgewise.core.ids import Digest, NodeId, RequestId, Revision
 from edgewise.inference.session import AnswerSource
 
 
@@ -13,11 +13,11 @@ class Observation(msgspec.Struct, frozen=True):
 
     Attributes:
         request: Its name.
-        epoch: Epoch it began and ended on.
+        revision: Revision of the plan it began and ended on.
         version: Model version.
         plan: Digest of the plan.
         source: Who answered.
-        exit_index: Where it left; None if nothing was ready in time.
+        exit_index: Where it ended; −1 at a filter, None if nothing was ready in time.
         cause: Why the full plan did not answer; "" if it did.
         arrived_s: Arrival on the device's monotonic clock.
         latency_s: From arrival to the answer, at the device, HTTP excluded.
@@ -25,14 +25,15 @@ class Observation(msgspec.Struct, frozen=True):
         served_by: Nodes that computed, in order.
         stages: Seconds by stage in order, e.g. (("device compute", 0.004), ("device→edge", 0.012), …); what is
             between nodes is the round trip less the stages beyond it.
-        payload_bytes: Bytes of cut payloads by boundary, e.g. (("device→edge", 512),).
+        payload_bytes: Bytes handed over by boundary, e.g. (("device→edge", 512),).
         confidence: Top-1 softmax at the plan's first exit, which every request reaches; what drift is seen in. None
             where that exit was not reached, or is no classifier.
         confidence_exit: Index of that exit in the model.
+        predicted: The class with the highest score there, of the first example; known where the confidence is.
     """
 
     request: RequestId
-    epoch: Epoch
+    revision: Revision
     version: int
     plan: Digest
     source: AnswerSource
@@ -46,6 +47,7 @@ class Observation(msgspec.Struct, frozen=True):
     payload_bytes: tuple[tuple[str, int], ...] = ()
     confidence: float | None = None
     confidence_exit: int = 0
+    predicted: int | None = None
 
     @property
     def compute_s(self) -> float:

@@ -1,15 +1,17 @@
-"""Nodes that may run the next segment, best first, with a breaker each: pure values and a small table of them."""
+"""Nodes that may run the next stages, best first, with a breaker each: pure values and a small table of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from edgewise.core.backoff import Backoff
 from edgewise.core.errors import Busy, DeadlineExceeded, EdgewiseError, Unreachable
 from edgewise.core.ids import NodeId
+from edgewise.planning.plan import Site
 from edgewise.transport.transport import Transport
 
-_MAX_DOUBLINGS = 6
+_MOST_DEADLINES = 2.0**6
 _ITS_OWN = frozenset((Busy.code, DeadlineExceeded.code, "internal"))
 
 
@@ -37,8 +39,8 @@ class Breaker:
 
     def failed(self, now_s: float, budget_s: float) -> Breaker:
         """Left alone for 1, 2, 4, … deadlines of the work that failed; nobody tunes a time-out."""
-        doublings = min(self.failures, _MAX_DOUBLINGS)
-        return replace(self, failures=self.failures + 1, retry_at_s=now_s + budget_s * 2.0**doublings)
+        wait = Backoff(budget_s, most_s=_MOST_DEADLINES * budget_s)
+        return replace(self, failures=self.failures + 1, retry_at_s=now_s + wait.delay_s(self.failures))
 
     def succeeded(self) -> Breaker:
         """Asked as usual again."""
@@ -52,14 +54,14 @@ def is_peers_fault(error: EdgewiseError) -> bool:
         error: What asking it raised.
 
     Returns:
-        True if it is unreachable, late or full; a refused plan epoch or a forbidden payload is not its fault.
+        True if it is unreachable, late or full; a refused plan revision or a forbidden payload is not its fault.
     """
     return isinstance(error, (Unreachable, DeadlineExceeded)) or error.fields.get("remote_code") in _ITS_OWN
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A node that can run the next segment, and the way to it.
+    """A node that can run the next stages, and the way to it.
 
     Attributes:
         node: Its name.
@@ -134,3 +136,31 @@ class Peers:
         name = NodeId(node)
         if name in self._breakers:
             self._breakers[name] = change(self._breakers[name])
+
+
+class SitePeers:
+    """Targets by the site at which they stand; a site without a list of its own takes the general one."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._general = Peers(now)
+        self._by_site: dict[Site, Peers] = {}
+
+    def replace(self, targets: Sequence[Target], site: Site | None = None) -> None:
+        """Sets the targets of a site, or the general ones."""
+        peers = self._general if site is None else self._by_site.setdefault(site, Peers(self._now))
+        peers.replace(targets)
+
+    def at(self, site: Site | None) -> Peers:
+        """Targets of a site."""
+        return self._general if site is None else self._by_site.get(site, self._general)
+
+    def lost(self, node: str) -> None:
+        """Its liveliness token is gone."""
+        for peers in (self._general, *self._by_site.values()):
+            peers.lost(node)
+
+    def returned(self, node: str) -> None:
+        """Its liveliness token is back."""
+        for peers in (self._general, *self._by_site.values()):
+            peers.returned(node)

@@ -1,7 +1,7 @@
-"""A plan made ready on one node: sessions built and warm, codecs made, recent costs remembered.
+"""A plan made ready on one node: sessions built and warm, codecs and gates made, recent costs remembered.
 
-Device and stage hosts run the same two things: `PreparedPlan.run_segment` in the worker's thread, and what hands over
-to the next tier: `stage_question` and `stage_answer`.
+Device and stage hosts run the same two things: `PreparedPlan.run_stages` in the worker's thread, and what hands over
+to the next site: `stage_request` and `stage_answer`.
 """
 
 from __future__ import annotations
@@ -17,15 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.codecs import Codec, make_codec
-from edgewise.core.ids import Digest, RequestId, Tier
-from edgewise.inference.cuts import CutPayload, encode_cut
-from edgewise.inference.gates.exit import confidence, decide
+from edgewise.codecs.bundle import CodedBundle, Section
+from edgewise.core.ids import Digest, RequestId
+from edgewise.inference.cuts import encode_cut, sections_of
+from edgewise.inference.gates.exit import confidence
+from edgewise.inference.gates.gate import Answer
+from edgewise.inference.gates.gate_states import GateStates
 from edgewise.inference.stage_messages import STAGE_REQUEST, StageAnswer, StageRequest
-from edgewise.inference.stages import Stage, StageSet, Tensors, build_stages, cut_after, segment_of
+from edgewise.inference.stages import LoadedStage, StageSet, Tensors, build_stages
+from edgewise.inference.streams import StreamStates, StreamStep
 from edgewise.inference.worker import BRIEF_S
 from edgewise.ledger.entry import Purpose
-from edgewise.models.graph.graph import Graph
-from edgewise.planning.plan import ActivePlan, Exit, Plan
+from edgewise.models.graph.graph import Graph, PlainTensor
+from edgewise.planning.plan import ActivePlan, Gate, Handover, Plan, Site
 from edgewise.transport.frame import Frame, make_frame
 
 _WINDOW = 64
@@ -39,24 +43,28 @@ _MAX_LOGITS = 65_536
 
 
 @dataclass(frozen=True, slots=True)
-class SegmentResult:
-    """What a node's segment came to.
+class StageResult:
+    """What a node's stages came to.
 
     Attributes:
         tensors: What is known now: what was given and what was computed.
-        exit: The exit that leaves, or the last one whose logits are there; None without.
-        leaves: Whether the request leaves here.
-        payload: The encoded cut; None if it leaves or the plan ends here.
+        gate: The gate where the request ends, or the last exit that could end it; None without.
+        answer: What it would be answered with there.
+        leaves: Whether the request ends here.
+        payload: What is handed over, encoded; None if it ends here.
         stages: Seconds by stage.
         confidence: Top-1 softmax at the plan's first exit, of the first example, if it was computed here.
+        predicted: The class with the highest score there.
     """
 
     tensors: Tensors
-    exit: Exit | None
+    gate: Gate | None
+    answer: Answer
     leaves: bool
-    payload: CutPayload | None
+    payload: CodedBundle | None
     stages: tuple[tuple[str, float], ...]
     confidence: float | None = None
+    predicted: int | None = None
 
 
 class Slowest:
@@ -87,21 +95,27 @@ class Slowest:
 
 @dataclass(slots=True)
 class PreparedPlan:
-    """A plan on one node.
+    """A plan on one node, at one site.
 
     Attributes:
-        active: The plan with its epoch and version.
+        active: The plan with its revision and version.
         digest: The plan's digest.
         graph: The graph.
         stages: Sessions.
-        codec: Of the cut that leaves this node; None if the plan ends here.
-        entry_codec: Of the cut that arrives here; None on the innermost node.
+        codec: Of what leaves this node; None if the plan ends here.
+        entry_codec: Of what arrives here; None at the first site.
+        accepted: What may arrive here.
+        filters: Gates in front of every stage; asked by the device.
+        gates: Gates behind the stages of this site.
+        streams: State of the streams; None if no stage here keeps any.
+        inputs: What a request must bring: the graph's inputs, less state that stages keep.
         rng: For codecs that round at random.
-        in_flight: Requests that began on this epoch and are open.
+        in_flight: Requests that began on this revision and are open.
+        num_streams: Streams that began on it and are open.
         is_retired: Whether it is dropped once the last of them is done.
         tail_seconds: Of the local tail.
-        segment_seconds: Of this node's segment, codec included.
-        usual_segment_s: Their running mean.
+        stage_seconds: Of this node's stages, codec included.
+        usual_stage_s: Their running mean.
         usual_remote_s: Running mean of the seconds from handing over to the answer; 0 before the first.
     """
 
@@ -111,18 +125,29 @@ class PreparedPlan:
     stages: StageSet
     codec: Codec | None
     entry_codec: Codec | None
+    accepted: tuple[Section, ...]
+    filters: GateStates
+    gates: GateStates
+    streams: StreamStates | None
+    inputs: tuple[PlainTensor, ...]
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
     in_flight: int = 0
+    num_streams: int = 0
     is_retired: bool = False
     tail_seconds: Slowest = field(default_factory=Slowest)
-    segment_seconds: Slowest = field(default_factory=Slowest)
-    usual_segment_s: float = float("inf")
+    stage_seconds: Slowest = field(default_factory=Slowest)
+    usual_stage_s: float = float("inf")
     usual_remote_s: float = 0.0
 
     @property
     def plan(self) -> Plan:
         """The plan itself."""
         return self.active.plan
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing that began on it is open."""
+        return not self.in_flight and not self.num_streams
 
     def tail_p99_s(self) -> float | None:
         """Seconds the local tail of a request that arrives now may take, the work that goes first included.
@@ -135,54 +160,66 @@ class PreparedPlan:
         """
         if self.stages.tail is None:
             return None
-        waiting_s = self.tail_seconds.largest * max(1, self.in_flight) + self.segment_seconds.largest
+        waiting_s = self.tail_seconds.largest * max(1, self.in_flight) + self.stage_seconds.largest
         return _DISPATCH_S + _HEADROOM * waiting_s
 
     @property
     def is_brief(self) -> bool:
-        """Whether this node's segment is usually done before a thread would have been woken for it."""
-        return self.usual_segment_s < BRIEF_S
+        """Whether this node's stages are usually done before a thread would have been woken for them."""
+        return self.usual_stage_s < BRIEF_S
 
     def remote_took(self, seconds: float) -> None:
-        """The next tier answered after so long."""
+        """The next site answered after so long."""
         self.usual_remote_s = _mean(self.usual_remote_s, seconds, is_first=self.usual_remote_s == 0.0)
 
-    def run_segment(
-        self, given: Mapping[str, NDArray[Any]], before: tuple[tuple[str, float], ...] = ()
-    ) -> SegmentResult:
-        """Runs this node's segment, decides its exits, encodes the cut; in the worker's thread.
+    def run_stages(
+        self,
+        given: Mapping[str, NDArray[Any]],
+        before: tuple[tuple[str, float], ...] = (),
+        step: StreamStep | None = None,
+    ) -> StageResult:
+        """Runs this node's stages, asks its gates, encodes what is handed over; in the worker's thread.
 
         Args:
             given: Tensors that arrived.
             before: Stages to put in front, e.g. decoding.
+            step: The request's place in its stream, if it has one.
 
         Returns:
             The result.
+
+        Raises:
+            StreamLost: If a stage's state does not stand at this step.
         """
-        tier, tensors, stages = self.stages.tier, dict(given), list(before)
-        if self.stages.stage is not None:
-            outputs, seconds = self.stages.stage.run(given)
+        site, tensors, stages = self.stages.site, dict(given), list(before)
+        if self.streams is not None:
+            tensors |= self.streams.before(step)
+        for _, stage in self.stages.stages:
+            outputs, seconds = stage.run(tensors)
             tensors |= outputs
-            stages.append((f"{tier} compute", seconds))
-        here, is_leaving = decide(self.stages.exits, tensors) or (None, False)
+            stages.append((f"{site} compute", seconds))
+        if self.streams is not None:
+            self.streams.after(step, {given: tensors[made] for given, made in self.stages.keeps})
+        gate, answer, leaves = self.gates.ask(tensors, "" if step is None else step.stream) or (None, {}, False)
         payload = None
-        if self.stages.cut is not None and self.codec is not None and not is_leaving:
+        if self.stages.handover is not None and self.codec is not None and not leaves:
             started = time.perf_counter()
-            payload = encode_cut(self.codec, self.stages.cut.tensors, tensors, self.rng)
-            stages.append((f"{tier} codec", time.perf_counter() - started))
+            payload = encode_cut(self.codec, self.stages.handover.tensors, tensors, self.rng)
+            stages.append((f"{site} codec", time.perf_counter() - started))
         self._took(sum(seconds for _, seconds in stages))
-        return SegmentResult(
-            tensors, here, is_leaving or self.stages.cut is None, payload, tuple(stages), self._confidence(tensors)
-        )  # fmt: skip
+        ends = leaves or self.stages.handover is None
+        return StageResult(tensors, gate, answer, ends, payload, tuple(stages), *self._first_answer(tensors))
 
     def _took(self, seconds: float) -> None:
-        self.usual_segment_s = _mean(self.usual_segment_s, seconds, is_first=self.usual_segment_s == float("inf"))
-        self.segment_seconds.add(seconds)
+        self.usual_stage_s = _mean(self.usual_stage_s, seconds, is_first=self.usual_stage_s == float("inf"))
+        self.stage_seconds.add(seconds)
 
-    def _confidence(self, tensors: Tensors) -> float | None:
+    def _first_answer(self, tensors: Tensors) -> tuple[float, int] | tuple[None, None]:
         """What drift is seen in: every request reaches the plan's first exit, wherever that is."""
-        logits = tensors.get(self.plan.exits[0].tensor) if self.plan.exits else None
-        return None if logits is None or logits.size > _MAX_LOGITS else float(confidence(logits)[0])
+        logits = tensors.get(self.plan.exits[0].tensors[-1]) if self.plan.exits else None
+        if logits is None or logits.ndim < 2 or not 0 < logits.size <= _MAX_LOGITS or logits.dtype.kind != "f":
+            return None, None
+        return float(confidence(logits)[0]), int(logits[0].argmax())
 
     def run_tail(self, tensors: Mapping[str, NDArray[Any]]) -> tuple[Tensors, float]:
         """Runs the local tail; in the worker's thread."""
@@ -191,43 +228,68 @@ class PreparedPlan:
         self.tail_seconds.add(seconds)
         return outputs, seconds
 
-    def answer_tensors(self, here: Exit | None, tensors: Mapping[str, NDArray[Any]]) -> Tensors:
-        """What an answer carries: the exit's logits, or every output of a model without inner exits."""
-        if here is not None and len(self.plan.exits) > 1:
-            return {here.tensor: tensors[here.tensor]}
-        return {t.name: tensors[t.name] for t in self.graph.outputs if t.name in tensors}
+    def public(self, index: int | None, answer: Mapping[str, NDArray[Any]]) -> Tensors:
+        """An answer under the names of the model's end, whichever exit gave it."""
+        exits = self.plan.exits
+        own = next((gate for gate in exits[:-1] if gate.index == index), None) if len(exits) > 1 else None
+        if own is None:
+            return dict(answer)
+        names = exits[-1].tensors[-len(own.tensors) :]
+        return {end: answer[name] for end, name in zip(names, own.tensors, strict=True)}
 
 
-async def prepare_plan(active: ActivePlan, graph: Graph, tier: Tier, *, dilation: float = 1.0) -> PreparedPlan:
+async def prepare_plan(active: ActivePlan, graph: Graph, site: Site, *, dilation: float = 1.0) -> PreparedPlan:
     """Builds and warms everything a node needs for a plan, off the event loop.
 
     Args:
-        active: The plan with epoch and version.
+        active: The plan with revision and version.
         graph: Its graph.
-        tier: This node's tier.
+        site: This node's place in it.
         dilation: This node's factor; the warm-up is not dilated.
 
     Returns:
         The prepared plan.
     """
-    stages = await build_stages(graph, active.plan, tier, dilation=dilation)
-    incoming = next((c for c in active.plan.cuts if c.target is tier), None)
-    codec = None if stages.cut is None else make_codec(stages.cut.codec)
-    entry_codec = None if incoming is None else make_codec(incoming.codec)
-    prepared = PreparedPlan(active, active.plan.digest, graph, stages, codec, entry_codec)
+    plan = active.plan
+    stages = await build_stages(graph, plan, site, dilation=dilation)
+    incoming = arriving(plan, site)
+    prepared = PreparedPlan(
+        active,
+        plan.digest,
+        graph,
+        stages,
+        None if stages.handover is None else make_codec(stages.handover.codec),
+        None if incoming is None else make_codec(incoming.codec),
+        () if incoming is None else sections_of(graph, incoming.tensors),
+        GateStates(plan.filters),
+        GateStates(stages.gates),
+        StreamStates(zeros(graph, [given for given, _ in stages.keeps])) if stages.keeps else None,
+        tuple(t for t in graph.inputs if t.name not in {given for given, _ in plan.state}),
+    )
     await asyncio.get_running_loop().run_in_executor(None, _warm_up_all, prepared, dilation)
     return prepared
 
 
+def arriving(plan: Plan, site: Site) -> Handover | None:
+    """What comes to a site from another one; None at the first."""
+    there = (h for h in plan.handovers if plan.site_of(h.target) == site != plan.site_of(h.source))
+    return next(there, None)
+
+
+def zeros(graph: Graph, names: list[str] | tuple[str, ...]) -> Tensors:
+    """Tensors of a graph, of one example, full of zeros."""
+    return {n: np.zeros(graph.tensor(n).shape, graph.tensor(n).dtype) for n in names}
+
+
 def _warm_up_all(prepared: PreparedPlan, dilation: float) -> None:
     stages = prepared.stages
-    if stages.stage is not None:
-        prepared._took(dilation * warm_up(prepared.graph, stages.stage))
+    if stages.stages:
+        prepared._took(dilation * sum(warm_up(prepared.graph, stage) for _, stage in stages.stages))
     if stages.tail is not None:
         prepared.tail_seconds.add(dilation * warm_up(prepared.graph, stages.tail))
 
 
-def warm_up(graph: Graph, stage: Stage) -> float:
+def warm_up(graph: Graph, stage: LoadedStage) -> float:
     """Runs a stage twice on zeros, undilated.
 
     Args:
@@ -237,7 +299,7 @@ def warm_up(graph: Graph, stage: Stage) -> float:
     Returns:
         Seconds of the second run.
     """
-    feeds = {n: np.zeros(graph.tensor(n).shape, graph.tensor(n).dtype) for n in stage.inputs}
+    feeds = zeros(graph, stage.inputs)
     stage.compute(feeds)
     started = time.perf_counter()
     stage.compute(feeds)
@@ -248,42 +310,39 @@ def _mean(mean: float, seconds: float, *, is_first: bool) -> float:
     return seconds if is_first else mean + (seconds - mean) / _MEMORY
 
 
-def is_local(plan: Plan, tier: Tier) -> bool:
-    """Whether a plan runs on one tier alone."""
-    return cut_after(plan, tier) is None and segment_of(plan, tier) is not None
-
-
-def stage_question(
+def stage_request(
     prepared: PreparedPlan,
-    payload: CutPayload,
+    payload: CodedBundle,
     *,
     request: RequestId,
     timeout_s: float,
     purpose: Purpose = Purpose.SERVING,
+    step: StreamStep | None = None,
 ) -> Frame:
-    """What hands a request over to the next tier.
+    """What hands a request over to the next site.
 
     Args:
         prepared: The plan it began on.
-        payload: The encoded cut.
+        payload: What is handed over.
         request: Its name.
         timeout_s: Seconds of work left.
         purpose: Why it is asked; the answer has the same.
+        step: Its place in its stream, if it has one.
 
     Returns:
         The frame.
     """
-    assert prepared.stages.cut is not None
-    active = prepared.active
+    active, target = prepared.active, prepared.stages.target
+    assert target is not None
     message = StageRequest(
-        prepared.digest, active.epoch, active.version, prepared.stages.cut.target, request, payload.coded
-    )
+        prepared.digest, active.revision, active.version, target, request, payload.sections, step
+    )  # fmt: skip
     return make_frame(
-        STAGE_REQUEST, message, payload.tensors,
+        STAGE_REQUEST, message, payload.arrays,
         purpose=purpose, deadline_s=timeout_s, run=f"version-{active.version}",
     )  # fmt: skip
 
 
 def stage_answer(reply: Frame) -> tuple[StageAnswer, Tensors]:
-    """Reads what the next tier answered: the answer and its tensors."""
+    """Reads what the next site answered: the answer and its tensors."""
     return reply.read(StageAnswer), {t.name: t.array for t in reply.tensors}

@@ -29,13 +29,14 @@ from numpy.typing import NDArray
 
 from edgewise.codecs import make_codec
 from edgewise.core.errors import InputError, PlanInfeasible
-from edgewise.core.ids import Digest, Epoch, NodeId, RequestId, Tier
-from edgewise.inference.cuts import Coded, encode_cut
+from edgewise.core.ids import Digest, NodeId, RequestId, Revision, Tier
+from edgewise.inference.cuts import encode_cut
 from edgewise.inference.stage_messages import STAGE_REQUEST, StageRequest
-from edgewise.inference.stages import Stage, Tensors, computing_s, make_stage
+from edgewise.inference.stages import LoadedStage, Tensors, computing_s, make_stage
 from edgewise.inference.worker import Worker
 from edgewise.models.graph.condense import Frontier
 from edgewise.models.graph.graph import Graph
+from edgewise.planning.plan import Site
 from edgewise.planning.profile import Fingerprint, GroupCost, Profile, SegmentCost
 from edgewise.transport.frame import decode_frame, encode_frame, make_frame
 
@@ -52,7 +53,7 @@ class _Piece:
 
     first: int
     last: int
-    stage: Stage
+    stage: LoadedStage
     feeds: Tensors
     runs: list[tuple[float, float]] = field(default_factory=list)
 
@@ -69,7 +70,7 @@ class _Piece:
 
     def cost(self, dilation: float) -> SegmentCost:
         taken_s, busy_s = np.asarray(self.runs).T
-        seconds = taken_s + (dilation - 1.0) * np.asarray(computing_s(busy_s))  # as `Stage.run` does
+        seconds = taken_s + (dilation - 1.0) * np.asarray(computing_s(busy_s))  # as `LoadedStage.run` does
         middle = float(np.median(seconds))
         mad = float(np.median(np.abs(seconds - middle)))
         return SegmentCost(self.first, self.last, middle, float(np.quantile(seconds, 0.95)), mad, len(self.runs))
@@ -86,7 +87,7 @@ def profile_graph(
     codecs: Sequence[str] = ("none", "int8"),
     inputs: Tensors | None = None,
     active_power_w: float = 0.0,
-    door_overhead_s: float = 0.0,
+    endpoint_overhead_s: float = 0.0,
     max_cuts: int = 12,
     measures_memory: bool = True,
 ) -> Profile:
@@ -102,7 +103,7 @@ def profile_graph(
         codecs: Spec texts of codecs to time.
         inputs: Example inputs; zeros if None (sparse activations run as fast, but compress better).
         active_power_w: Modelled power while computing.
-        door_overhead_s: Seconds a request spends at this node's HTTP door, added to the overhead.
+        endpoint_overhead_s: Seconds a request spends at this node's HTTP endpoint, added to the overhead.
         max_cuts: Cuts measured, at most.
         measures_memory: Whether to measure peak memory, in a child process of half a second.
 
@@ -111,7 +112,9 @@ def profile_graph(
 
     Raises:
         InputError: If budget, cadence or dilation cannot be.
+        GraphError: If an axis other than the batch is free.
     """
+    graph.check_sizes()
     if budget_s <= 0 or cadence_s < 0 or dilation < 1:
         raise InputError(
             f"budget {budget_s} s, cadence {cadence_s} s, dilation {dilation} cannot be profiled with. "
@@ -132,7 +135,7 @@ def profile_graph(
         _group_costs(graph, costs, call_s),
         tuple(costs),
         coding,
-        overhead_s + door_overhead_s,
+        overhead_s + endpoint_overhead_s,
         active_power_w,
         measure_memory(graph) if measures_memory else 0,
         call_s,
@@ -255,11 +258,11 @@ def _measure(pieces: Sequence[_Piece], gap_s: float, until: float) -> None:
 def _write_and_read_a_frame() -> None:
     """What surrounds a stage call on every node: a cut encoded, a frame written, checked and read."""
     value = np.zeros((1, 256), np.float32)
-    message = StageRequest(
-        Digest("0" * 64), Epoch(1), 1, Tier.EDGE, RequestId("r"), (Coded("x", value.shape),)
-    )  # fmt: skip
     payload = encode_cut(make_codec("none"), ("x",), {"x": value}, np.random.default_rng(0))
-    decode_frame(encode_frame(make_frame(STAGE_REQUEST, message, payload.tensors)))
+    message = StageRequest(
+        Digest("0" * 64), Revision(1), 1, Site(Tier.EDGE), RequestId("r"), payload.sections
+    )  # fmt: skip
+    decode_frame(encode_frame(make_frame(STAGE_REQUEST, message, payload.arrays)))
 
 
 def _call_seconds(costs: Sequence[SegmentCost]) -> float:

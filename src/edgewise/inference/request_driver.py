@@ -13,10 +13,11 @@ from edgewise.core.ids import NodeId, RequestId
 from edgewise.inference import session
 from edgewise.inference.observation import Observation
 from edgewise.inference.peers import Peers, is_peers_fault
-from edgewise.inference.prepared import PreparedPlan, SegmentResult, stage_answer, stage_question
+from edgewise.inference.prepared import PreparedPlan, StageResult, stage_answer, stage_request
 from edgewise.inference.session import AnswerSource, Session, step
 from edgewise.inference.stage_messages import StageAnswer
 from edgewise.inference.stages import Tensors
+from edgewise.inference.streams import StreamStep
 from edgewise.inference.worker import Worker, to_loop
 from edgewise.transport.frame import Frame
 
@@ -46,16 +47,22 @@ class RequestResources:
     Attributes:
         node: The device.
         worker: Its one computing thread.
-        peers: Targets of the next tier.
+        peers: Who may run the next stages.
+        tenant: Whose share of the worker is used.
     """
 
     node: NodeId
     worker: Worker
     peers: Peers
+    tenant: str = ""
 
 
 class LiveRequest:
-    """One request from arrival to answer; used once."""
+    """One request from arrival to answer; used once.
+
+    Attributes:
+        head: What the device's own stages came to; None before.
+    """
 
     def __init__(
         self,
@@ -65,15 +72,18 @@ class LiveRequest:
         *,
         budget_s: float,
         request: RequestId,
+        step: StreamStep | None = None,
+        targets: tuple[str, ...] | None = None,
     ) -> None:
         self._at = resources
+        self._step, self._targets = step, targets
         self._prepared = prepared
         self._inputs = inputs
         self._request = request
         self._loop = asyncio.get_running_loop()
         self._arrived_s, self._budget_s = self._loop.time(), budget_s
         self._state = Session()
-        self._head: SegmentResult | None = None
+        self.head: StageResult | None = None
         self._outputs: Tensors = {}
         self._remote: StageAnswer | None = None
         self._stages: list[tuple[str, float]] = []
@@ -98,15 +108,18 @@ class LiveRequest:
 
     def _arrival(self) -> session.RequestArrived:
         prepared, stages = self._prepared, self._prepared.stages
-        is_local = stages.cut is None
+        is_local = stages.handover is None
+        usable = () if is_local else self._at.peers.usable()
+        if self._targets is not None:
+            usable = tuple(node for node in self._targets if node in usable)
         return session.RequestArrived(
             at_s=self._arrived_s,
             deadline_s=self._arrived_s + self._budget_s,
             margin_s=min(_MARGIN_FRACTION * self._budget_s, _MAX_MARGIN_S),
-            targets=() if is_local else self._at.peers.usable(),
-            home="" if is_local else self._at.peers.first,
+            targets=usable,
+            home="" if is_local else (self._targets or (self._at.peers.first,))[0],
             is_local=is_local,
-            has_head=stages.stage is not None,
+            has_head=bool(stages.stages),
             tail_s=prepared.tail_p99_s(),
             remote_s=prepared.usual_remote_s,
         )
@@ -118,13 +131,10 @@ class LiveRequest:
 
     def _perform(self, action: session.Action) -> None:
         match action:
-            case session.RunSegment():
-                segment = self._prepared.run_segment
-                self._compute(
-                    lambda: segment(self._inputs), self._segment_done, session.SegmentFailed, self._prepared.is_brief
-                )
+            case session.RunStages():
+                self._compute(self._run_stages, self._stages_done, session.StagesFailed, self._prepared.is_brief)
             case session.RunLocalTail():
-                tensors = self._inputs if self._head is None else self._head.tensors
+                tensors = self._inputs if self.head is None else self.head.tensors
                 self._compute(lambda: self._prepared.run_tail(tensors), self._tail_done, session.TailFailed)
             case session.Offload():
                 self._offload(action)
@@ -133,6 +143,9 @@ class LiveRequest:
                 self._open.append(fire.cancel)
             case session.SessionAnswer():
                 self._end(action)
+
+    def _run_stages(self) -> StageResult:
+        return self._prepared.run_stages(self._inputs, step=self._step)
 
     def _compute(
         self,
@@ -154,19 +167,24 @@ class LiveRequest:
         until_s = self._arrived_s + self._budget_s
         try:
             self._at.worker.submit(
-                job, to_loop(settled), deadline_s=until_s, is_dropped=self._done.done, is_brief=is_brief
+                job,
+                to_loop(settled),
+                deadline_s=until_s,
+                is_dropped=self._done.done,
+                is_brief=is_brief,
+                tenant=self._at.tenant,
             )
         except EdgewiseError as error:
             self._loop.call_soon(self._on, failed(self._loop.time(), f"{error.code}: {error.message}"))
 
-    def _segment_done(self, result: SegmentResult) -> None:
-        self._head = result
+    def _stages_done(self, result: StageResult) -> None:
+        self.head = result
         self._stages.extend(result.stages)
         self._nodes.append(self._at.node)
-        if result.exit is not None:
-            self._outputs = self._prepared.answer_tensors(result.exit, result.tensors)
-        exit_index = None if result.exit is None else result.exit.index
-        self._on(session.SegmentDone(self._loop.time(), exit_index, result.leaves))
+        exit_index = None if result.gate is None else result.gate.index
+        if exit_index is not None:
+            self._outputs = self._prepared.public(exit_index, result.answer)
+        self._on(session.StagesDone(self._loop.time(), exit_index, result.leaves))
 
     def _tail_done(self, result: tuple[Tensors, float]) -> None:
         if self._state.answer is not None:
@@ -175,29 +193,28 @@ class LiveRequest:
         self._stages.append(("device tail", seconds))
         end = self._prepared.stages.tail_exit
         assert end is not None
-        self._outputs = self._prepared.answer_tensors(end, outputs)
+        self._outputs = self._prepared.public(end.index, {name: outputs[name] for name in end.tensors})
         self._on(session.TailDone(self._loop.time(), end.index))
 
     def _offload(self, action: session.Offload) -> None:
-        def encoded(result: SegmentResult) -> None:
-            self._head = result
+        def encoded(result: StageResult) -> None:
+            self.head = result
             self._stages.extend(result.stages)
             self._ask(action, result)
 
         def failed(at_s: float, cause: str) -> session.RemoteFailed:
             return session.RemoteFailed(at_s, action.target, cause)
 
-        if self._head is not None and self._head.payload is not None:
-            self._ask(action, self._head)
+        if self.head is not None and self.head.payload is not None:
+            self._ask(action, self.head)
         else:
-            prepared = self._prepared
-            self._compute(lambda: prepared.run_segment(self._inputs), encoded, failed, prepared.is_brief)
+            self._compute(self._run_stages, encoded, failed, self._prepared.is_brief)
 
-    def _ask(self, action: session.Offload, head: SegmentResult) -> None:
+    def _ask(self, action: session.Offload, head: StageResult) -> None:
         peers, node, started = self._at.peers, action.target, self._loop.time()
         assert head.payload is not None
 
-        def told(reply: Frame | None, error: EdgewiseError | None) -> None:
+        def on_reply(reply: Frame | None, error: EdgewiseError | None) -> None:
             self._is_asking = False
             if self._done.done():
                 return
@@ -214,12 +231,12 @@ class LiveRequest:
         try:
             target = peers.target(node)
             peers.asked(node, self._budget_s)
-            question = stage_question(
-                self._prepared, head.payload, request=self._request, timeout_s=action.timeout_s
-            )  # fmt: skip
-            self._open.append(target.transport.ask(target.key, question, told, timeout_s=action.timeout_s))
+            asked = stage_request(
+                self._prepared, head.payload, request=self._request, timeout_s=action.timeout_s, step=self._step
+            )
+            self._open.append(target.transport.ask(target.key, asked, on_reply, timeout_s=action.timeout_s))
         except EdgewiseError as error:
-            self._loop.call_soon(told, None, error)
+            self._loop.call_soon(on_reply, None, error)
 
     def _remote_failed(self, node: str, error: EdgewiseError) -> None:
         if is_peers_fault(error):
@@ -229,12 +246,10 @@ class LiveRequest:
     def _remote_answered(self, node: str, answer: StageAnswer, tensors: Tensors, seconds: float) -> None:
         self._at.peers.succeeded(node)
         self._prepared.remote_took(seconds)
-        assert self._prepared.stages.cut is not None
-        boundary = f"{self._prepared.stages.cut.source}→{self._prepared.stages.cut.target}"
         beyond = sum(s for _, s in answer.stages)
-        self._stages.append((boundary, max(0.0, seconds - beyond)))
+        self._stages.append((self._prepared.stages.boundary, max(0.0, seconds - beyond)))
         self._stages.extend(answer.stages)
-        self._remote, self._outputs = answer, tensors
+        self._remote, self._outputs = answer, self._prepared.public(answer.exit_index, tensors)
         self._on(session.RemoteAnswered(self._loop.time(), node, answer.exit_index, answer.cause))
 
     def _fire(self, timer: session.Timer) -> None:
@@ -245,27 +260,20 @@ class LiveRequest:
             self._at.peers.failed(self._state.trying, self._budget_s)
         if answer.source is AnswerSource.NONE:
             self._outputs = {}
-        elif len(self._prepared.plan.exits) > 1:
-            # One public name, whichever exit answered: that of the model's end.
-            (logits,) = self._outputs.values()
-            self._outputs = {self._prepared.graph.outputs[-1].name: logits}
         if not self._done.done():
             self._done.set_result(answer)
 
     def _observation(self, answer: session.SessionAnswer) -> Observation:
-        active, head = self._prepared.active, self._head
+        active, head = self._prepared.active, self.head
         sent: list[tuple[str, int]] = []
         if self._has_asked and head is not None and head.payload is not None:
-            cut = self._prepared.stages.cut
-            assert cut is not None
-            sent.append((f"{cut.source}→{cut.target}", head.payload.size_bytes))
+            sent.append((self._prepared.stages.boundary, head.payload.size_bytes))
         remote, exits = self._remote, self._prepared.plan.exits
-        sure = None if head is None else head.confidence
-        if sure is None and remote is not None:
-            sure = remote.confidence
+        first = remote if head is None or head.confidence is None else head
         return Observation(
-            self._request, active.epoch, active.version, self._prepared.digest, answer.source, answer.exit_index,
+            self._request, active.revision, active.version, self._prepared.digest, answer.source, answer.exit_index,
             answer.cause, self._arrived_s, self._loop.time() - self._arrived_s, self._budget_s,
             (*self._nodes, *(remote.served_by if remote else ())),
-            tuple(self._stages), (*sent, *(remote.payload_bytes if remote else ())), sure, exits[0].index if exits else 0,
+            tuple(self._stages), (*sent, *(remote.payload_bytes if remote else ())),
+            first.confidence if first else None, exits[0].index if exits else 0, first.predicted if first else None,
         )  # fmt: skip

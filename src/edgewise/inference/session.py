@@ -1,13 +1,13 @@
 """One request at the device, as `step(state, event) -> (state, actions)`: deadline, hedge, fallback. Pure.
 
-    RequestArrived ─▶ RunSegment ─▶ SegmentDone ─┬─ confident ─▶ SessionAnswer(plan)
+    RequestArrived ─▶ RunStages ─▶ StagesDone ─┬─ confident ─▶ SessionAnswer(plan)
                                                  └─ Offload ─┬─▶ RemoteAnswered ─▶ SessionAnswer(plan | other edge)
                                                              ├─▶ RemoteFailed ─▶ next target, own exit or local tail
                                                              └─▶ timers: hedge ─▶ RunLocalTail, last call ─▶ own exit
 
 Every request ends in exactly one `Answer`, never later than its deadline: by the last call, a margin before it, if the
 device has an exit of its own by then, else with the first thing that comes. An `Answer` whose source is `NONE` says that
-nothing was computed in time, and why. The driver is `serving.py`; it drops events of ended requests.
+nothing was computed in time, and why. The driver is `request_driver.py`; it drops events of ended requests.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ class AnswerSource(StrEnum):
 
     PLAN = "plan"
     """The plan as intended; an early exit that was confident is part of it."""
+    FILTER = "filter"
+    """A gate in front of every stage: nothing was computed, the answer is that of a request like this one."""
     OTHER_EDGE = "other_edge"
-    """The plan's outer segments, on another node than the first choice."""
+    """The plan's outer stages, on another node than the first choice."""
     LOCAL_TAIL = "local_tail"
-    """The device computed on to an exit of its own after the cut."""
+    """The device computed on to an exit of its own after its hand-over."""
     EDGE_EXIT = "edge_exit"
     """An outer node's own exit, below its threshold, because the node behind it did not answer."""
     DEVICE_EXIT = "device_exit"
@@ -51,10 +53,10 @@ class RequestArrived(msgspec.Struct, frozen=True):
         deadline_s: Time by which it must be answered.
         margin_s: How long before the deadline the device's own exit is good enough, for the way back to the client;
             with a local tail, half of it.
-        targets: Names of usable nodes for the next segment, best first; () if none is reachable.
+        targets: Names of usable nodes for the next stages, best first; () if none is reachable.
         home: The preferred node, usable or not; another's answer counts as `OTHER_EDGE`.
         is_local: Whether the whole plan runs on the device.
-        has_head: Whether the device runs a segment before the cut.
+        has_head: Whether the device runs a stage before it hands over.
         tail_s: 99th percentile of the local work that hedges, waiting included; None without a local tail.
         remote_s: Usual time from offloading to the answer; less than that left is no second try.
     """
@@ -70,16 +72,16 @@ class RequestArrived(msgspec.Struct, frozen=True):
     remote_s: float = 0.0
 
 
-class SegmentDone(msgspec.Struct, frozen=True):
-    """The device's segment ran; `exit_index` is its last exit if it has one, `leaves` whether the rule is met."""
+class StagesDone(msgspec.Struct, frozen=True):
+    """The device's stages ran; `exit_index` is its last exit if it has one, `leaves` whether the rule is met."""
 
     at_s: float
     exit_index: int | None = None
     leaves: bool = False
 
 
-class SegmentFailed(msgspec.Struct, frozen=True):
-    """The device's segment could not run."""
+class StagesFailed(msgspec.Struct, frozen=True):
+    """The device's stages could not run."""
 
     at_s: float
     cause: str
@@ -123,13 +125,11 @@ class TimerFired(msgspec.Struct, frozen=True):
     timer: Timer
 
 
-Event = (
-    RequestArrived | SegmentDone | SegmentFailed | RemoteAnswered | RemoteFailed | TailDone | TailFailed | TimerFired
-)
+Event = RequestArrived | StagesDone | StagesFailed | RemoteAnswered | RemoteFailed | TailDone | TailFailed | TimerFired
 
 
-class RunSegment(msgspec.Struct, frozen=True):
-    """Run the device's segment of the plan."""
+class RunStages(msgspec.Struct, frozen=True):
+    """Run the device's stages of the plan."""
 
 
 class RunLocalTail(msgspec.Struct, frozen=True):
@@ -137,7 +137,7 @@ class RunLocalTail(msgspec.Struct, frozen=True):
 
 
 class Offload(msgspec.Struct, frozen=True):
-    """Send the cut's payload to a target, which has `timeout_s` for it."""
+    """Hand over to a target, which has `timeout_s` for it."""
 
     target: str
     timeout_s: float
@@ -164,7 +164,7 @@ class SessionAnswer(msgspec.Struct, frozen=True):
     cause: str = ""
 
 
-Action = RunSegment | RunLocalTail | Offload | StartTimer | SessionAnswer
+Action = RunStages | RunLocalTail | Offload | StartTimer | SessionAnswer
 
 
 class Session(msgspec.Struct, frozen=True):
@@ -174,7 +174,7 @@ class Session(msgspec.Struct, frozen=True):
         setup: What was known at arrival; None before.
         remaining: Targets not tried yet.
         trying: The target that is working; "" if none.
-        has_head_run: Whether the device's segment is done, so that cut tensors exist.
+        has_head_run: Whether the device's stages are done, so that what is handed over exists.
         own_exit: The device's exit whose logits are at hand.
         tail: `none`, `idle`, `running` or `failed`.
         is_last_call: Whether whatever comes first is the answer.
@@ -211,10 +211,10 @@ def step(state: Session, event: Event) -> Step:
     if isinstance(event, RequestArrived):
         return _arrived(state, event)
     assert state.setup is not None, "the first event of a request is its arrival"
-    if isinstance(event, SegmentDone):
-        return _segment_done(state, event)
-    if isinstance(event, SegmentFailed):
-        return _end(state, AnswerSource.NONE, None, f"the device's segment failed: {event.cause}")
+    if isinstance(event, StagesDone):
+        return _stages_done(state, event)
+    if isinstance(event, StagesFailed):
+        return _end(state, AnswerSource.NONE, None, f"the device's stages failed: {event.cause}")
     if isinstance(event, RemoteAnswered):
         source = AnswerSource.PLAN if event.target == state.setup.home else AnswerSource.OTHER_EDGE
         return _end(state, AnswerSource.EDGE_EXIT if event.cause else source, event.exit_index, event.cause)
@@ -239,12 +239,12 @@ def _arrived(state: Session, event: RequestArrived) -> Step:
     margin_s = event.margin_s if tail == "none" else event.margin_s / 2
     last_call = StartTimer(Timer.LAST_CALL, max(event.at_s, event.deadline_s - margin_s))
     if event.has_head:
-        return state, (last_call, RunSegment())
+        return state, (last_call, RunStages())
     state, actions = _offload(state, event.at_s)
     return state, (last_call, *actions)
 
 
-def _segment_done(state: Session, event: SegmentDone) -> Step:
+def _stages_done(state: Session, event: StagesDone) -> Step:
     state = replace(state, has_head_run=True, own_exit=event.exit_index)
     setup = state.setup
     if event.leaves or (setup is not None and setup.is_local):
@@ -298,7 +298,7 @@ def _timer_fired(state: Session, event: TimerFired) -> Step:
     if event.timer is Timer.DEADLINE:
         return _end(state, AnswerSource.NONE, None)
     if not state.has_head_run:
-        waiting = "the device's own segment was not done at the last call; the device is overloaded"
+        waiting = "the device's own stages were not done at the last call; the device is overloaded"
     else:
         waiting = f"{state.trying or 'nobody'} had not answered at the last call"
     state = replace(state, causes=(*state.causes, waiting), is_last_call=True)

@@ -1,48 +1,72 @@
-"""What two nodes say to each other while serving: one question, one answer, on the `stage` service of `keys.py`."""
+"""What two nodes say to each other while serving: one request, one answer, on the `stage` service of `keys.py`."""
 
 from __future__ import annotations
 
 import msgspec
 
-from edgewise.core.ids import Digest, Epoch, NodeId, RequestId, Tier
-from edgewise.inference.cuts import Coded
+from edgewise.codecs.bundle import CodedSection
+from edgewise.core.ids import Digest, NodeId, RequestId, Revision
+from edgewise.inference.streams import StreamStep
+from edgewise.planning.plan import Site
 
 STAGE = "stage"
 """The service's name in `Keys.service`."""
 STAGE_REQUEST = "stage_request"
 STAGE_ANSWER = "stage_answer"
+STREAM_END = "stream_end"
 
 
 class StageRequest(msgspec.Struct, frozen=True):
-    """Run the next segment of a plan on the tensors of this frame, encoded with the cut's codec.
+    """Run a plan's stages at one site on the tensors of this frame, encoded with the hand-over's codec.
 
     Attributes:
-        plan: Digest of the plan; an epoch that names another plan is refused.
-        epoch: Epoch the request began with; it ends on it.
+        plan: Digest of the plan; a revision that names another plan is refused.
+        revision: Revision the request began with; it ends on it.
         version: Model version the request began with.
-        tier: Tier that must run now.
+        site: Whose stages must run now.
         request: Names the request in both nodes' records.
-        coded: The encoded tensors, in order.
+        sections: The encoded tensors, in order.
+        step: The request's place in its stream, if it has one.
     """
 
     plan: Digest
-    epoch: Epoch
+    revision: Revision
     version: int
-    tier: Tier
+    site: Site
     request: RequestId
-    coded: tuple[Coded, ...]
+    sections: tuple[CodedSection, ...]
+    step: StreamStep | None = None
+
+
+class StreamEnd(msgspec.Struct, frozen=True):
+    """A stream ends without a last request: free its state, here and further on.
+
+    Attributes:
+        plan: Digest of the plan it ran on.
+        revision: Of that plan.
+        version: Model version.
+        site: Who is told.
+        stream: Its name.
+    """
+
+    plan: Digest
+    revision: Revision
+    version: int
+    site: Site
+    stream: str
 
 
 class StageAnswer(msgspec.Struct, frozen=True):
-    """The logits travel as this frame's tensors.
+    """The answer travels as this frame's tensors.
 
     Attributes:
-        exit_index: Where the request left.
+        exit_index: Where the request ended.
         served_by: Nodes that computed, in order.
         stages: Seconds of each stage in order, e.g. (("edge compute", 0.002), ("edge codec", 0.0001)).
-        payload_bytes: Bytes of cut payloads that left each of those nodes, by boundary, e.g. (("edge→cloud", 2048),).
-        cause: Why an outer tier did not answer, if this is a nearer exit; "" otherwise.
+        payload_bytes: Bytes that left each of those nodes, by boundary, e.g. (("edge→cloud", 2048),).
+        cause: Why an outer site did not answer, if this is a nearer exit; "" otherwise.
         confidence: Top-1 softmax at the plan's first exit, if one of these nodes computed it.
+        predicted: The class with the highest score there.
     """
 
     exit_index: int
@@ -51,3 +75,4 @@ class StageAnswer(msgspec.Struct, frozen=True):
     payload_bytes: tuple[tuple[str, int], ...] = ()
     cause: str = ""
     confidence: float | None = None
+    predicted: int | None = None

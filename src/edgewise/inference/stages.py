@@ -1,6 +1,6 @@
-"""Stages: one ONNX Runtime session per segment of a plan, with time dilation for emulated slow nodes.
+"""Stages made ready: one ONNX Runtime session each, with time dilation for emulated slow nodes.
 
-`Stage.run` is called in the worker's thread (`worker.py`); `build_stages` makes every session a node needs for a plan
+`LoadedStage.run` is called in the worker's thread (`worker.py`); `build_stages` makes every session a node needs for a plan
 before the plan is activated, so that switching is warm. Which output is a new thing and which is still raw data is
 decided here, and nowhere else on the serving side.
 """
@@ -18,10 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.core.errors import InputError, PlanInfeasible
-from edgewise.core.ids import TIERS, Tier
 from edgewise.core.provenance import derived, origins_of, traced
 from edgewise.models.graph.graph import Graph
-from edgewise.planning.plan import Cut, Exit, Plan, Segment
+from edgewise.planning.plan import ENTRY, Gate, Handover, Plan, Site, Stage
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -82,8 +81,8 @@ def computing_s(busy: Sequence[float]) -> list[float]:
     return [min(seconds, _HELD_UP * middle) for seconds in busy]
 
 
-class Stage:
-    """A segment that can run.
+class LoadedStage:
+    """A stage that can run.
 
     Attributes:
         inputs: Tensors it needs.
@@ -111,7 +110,7 @@ class Stage:
         self._busy: dict[int, deque[float]] = {}
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> tuple[Tensors, float]:
-        """Computes the segment in the calling thread.
+        """Computes the stage in the calling thread.
 
         Args:
             feeds: At least this stage's inputs.
@@ -148,65 +147,111 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class StageSet:
-    """Everything one node runs for one plan.
+    """Everything one node runs for one plan at one site.
 
     Attributes:
         plan: The plan.
-        tier: This node's place in it.
-        segment: Its segment; None if the tier runs nothing.
-        stage: The segment's session; None likewise.
-        exits: Exits this tier decides, in order of the model.
-        cut: What leaves for the next tier; None if the plan ends here.
+        site: This node's place in it.
+        stages: Its stages with their sessions, in order; () if the site runs nothing.
+        gates: Gates that stand behind one of them, in order.
+        handover: What leaves for the next site; None if the plan ends here.
+        target: That site; None likewise.
         tail: A device's own way on, from what it has to `tail_exit`; None if it is not needed.
         tail_exit: Where the tail ends.
     """
 
     plan: Plan
-    tier: Tier
-    segment: Segment | None
-    stage: Stage | None
-    exits: tuple[Exit, ...]
-    cut: Cut | None
-    tail: Stage | None = None
-    tail_exit: Exit | None = None
+    site: Site
+    stages: tuple[tuple[Stage, LoadedStage], ...]
+    gates: tuple[Gate, ...]
+    handover: Handover | None
+    target: Site | None
+    tail: LoadedStage | None = None
+    tail_exit: Gate | None = None
+
+    @property
+    def keeps(self) -> tuple[tuple[str, str], ...]:
+        """Pairs (input, output) of the state kept here."""
+        return tuple(pair for stage, _ in self.stages for pair in stage.keeps)
+
+    @property
+    def boundary(self) -> str:
+        """The way to the next site in words, e.g. `device→edge`."""
+        return f"{self.site}→{self.target}"
 
 
-def segment_of(plan: Plan, tier: Tier) -> Segment | None:
-    """The segment a tier runs; None if it runs nothing."""
-    return next((s for s in plan.segments if s.tier is tier and s.groups), None)
+def stages_at(plan: Plan, site: Site) -> tuple[Stage, ...]:
+    """The stages a site runs, in order; () if it runs nothing."""
+    return tuple(stage for stage in plan.stages if stage.site == site)
 
 
-def cut_after(plan: Plan, tier: Tier) -> Cut | None:
-    """What crosses from a tier outward; None if the plan ends there."""
-    return next((c for c in plan.cuts if c.source is tier), None)
+def handover_after(plan: Plan, site: Site) -> Handover | None:
+    """What goes from a site to the next one.
+
+    Args:
+        plan: The plan.
+        site: Where it starts.
+
+    Returns:
+        The hand-over; None if the plan ends there.
+
+    Raises:
+        PlanInfeasible: If the plan branches there: nodes run chains of sites.
+    """
+    found = list(plan.leaving(site))
+    if len(found) > 1 or any(handover.combine != "all" for handover in found):
+        ways = ", ".join(f"{h.source}→{h.target} ({h.combine})" for h in found)
+        raise PlanInfeasible(
+            f"plan {plan.name!r} hands over {ways} from {site}; nodes run chains, where a site hands over to one. "
+            "Make it with a planner of chains."
+        )
+    return found[0] if found else None
 
 
-def entry_tier(plan: Plan) -> Tier:
-    """The innermost tier that runs something."""
-    if not plan.tiers:
-        raise PlanInfeasible(f"plan {plan.name!r} has no segment that runs anything. Make it with the planner.")
-    return plan.tiers[0]
-
-
-async def build_stages(graph: Graph, plan: Plan, tier: Tier, *, dilation: float = 1.0) -> StageSet:
+async def build_stages(graph: Graph, plan: Plan, site: Site, *, dilation: float = 1.0) -> StageSet:
     """Builds the sessions of one node off the event loop; activating them later costs nothing.
 
     Args:
         graph: The graph that the plan cuts.
         plan: The plan.
-        tier: This node's tier.
+        site: This node's place in it.
         dilation: This node's factor.
 
     Returns:
         The stages.
 
     Raises:
-        PlanInfeasible: If the plan was made for another graph.
+        PlanInfeasible: If the plan was made for another graph, or cannot run.
     """
-    return await asyncio.get_running_loop().run_in_executor(None, _build, graph, plan, tier, dilation)
+    return await asyncio.get_running_loop().run_in_executor(None, _build, graph, plan, site, dilation)
 
 
-def _build(graph: Graph, plan: Plan, tier: Tier, dilation: float) -> StageSet:
+def _build(graph: Graph, plan: Plan, site: Site, dilation: float) -> StageSet:
+    check_plan(graph, plan)
+    stages, handover = stages_at(plan, site), handover_after(plan, site)
+    names = {stage.name for stage in stages}
+    gates = tuple(gate for gate in plan.gates if gate.at in names)
+    loaded = tuple((stage, make_stage(graph, stage.inputs, stage.outputs, dilation=dilation)) for stage in stages)
+    target = None if handover is None else plan.site_of(handover.target)
+    tail, tail_exit = None, None
+    if site == ENTRY and handover is not None and not plan.state and not any(gate in plan.exits for gate in gates):
+        known = handover.tensors if stages else tuple(t.name for t in graph.inputs)
+        tail_exit = plan.exits[0]
+        tail = make_stage(graph, known, tail_exit.tensors, dilation=dilation)
+    return StageSet(plan, site, loaded, gates, handover, target, tail, tail_exit)
+
+
+def check_plan(graph: Graph, plan: Plan) -> None:
+    """Refuses a plan that cannot run.
+
+    Args:
+        graph: The graph it should cut.
+        plan: The plan.
+
+    Raises:
+        PlanInfeasible: If it was made for another graph, never answers, runs nothing, or lets requests end in front of
+            a stage that must see every one of its stream.
+    """
     if plan.graph != graph.digest:
         raise PlanInfeasible(
             f"plan {plan.name!r} cuts graph {plan.graph[:12]}, this is graph {graph.digest[:12]}. "
@@ -214,18 +259,26 @@ def _build(graph: Graph, plan: Plan, tier: Tier, dilation: float) -> StageSet:
         )
     if not plan.exits:
         raise PlanInfeasible(f"plan {plan.name!r} has no exit, so it never answers. The model's end is an exit.")
-    segment, cut = segment_of(plan, tier), cut_after(plan, tier)
-    exits = tuple(e for e in plan.exits if e.tier is tier)
-    stage = None if segment is None else make_stage(graph, segment.inputs, segment.outputs, dilation=dilation)
-    tail, tail_exit = None, None
-    if tier is TIERS[0] and cut is not None and not exits:
-        known = tuple(t.name for t in graph.inputs) if segment is None else cut.tensors
-        tail_exit = plan.exits[0]
-        tail = make_stage(graph, known, (tail_exit.tensor,), dilation=dilation)
-    return StageSet(plan, tier, segment, stage, exits, cut, tail, tail_exit)
+    if not plan.stages:
+        raise PlanInfeasible(f"plan {plan.name!r} has no stage, so it computes nothing. Make it with the planner.")
+    for stage in plan.stages:
+        if stage.tile is not None or stage.graph != plan.graph:
+            what = "a tile of its input" if stage.tile is not None else f"a piece of graph {stage.graph[:12]}"
+            raise PlanInfeasible(
+                f"stage {stage.name!r} of plan {plan.name!r} computes {what}; nodes run whole stages of the plan's own "
+                "graph. Make it with a planner of chains."
+            )
+    last = max((n for n, stage in enumerate(plan.stages) if stage.keeps), default=-1)
+    before = {stage.name for stage in plan.stages[:last]}
+    for gate in plan.gates[:-1]:
+        if plan.state and (gate in plan.filters or gate.at in before):
+            raise PlanInfeasible(
+                f"plan {plan.name!r} may end a request at its gate {gate.spec!r} in front of stage "
+                f"{plan.stages[last].name!r}, whose state must see every request. Leave the gate out."
+            )
 
 
-def make_stage(graph: Graph, inputs: Sequence[str], outputs: Sequence[str], *, dilation: float = 1.0) -> Stage:
+def make_stage(graph: Graph, inputs: Sequence[str], outputs: Sequence[str], *, dilation: float = 1.0) -> LoadedStage:
     """A stage from a piece of a graph.
 
     Args:
@@ -239,4 +292,4 @@ def make_stage(graph: Graph, inputs: Sequence[str], outputs: Sequence[str], *, d
     """
     made = tuple(name for name in outputs if name not in inputs)
     learned = set(made) - graph.condensed.raw_tensors
-    return Stage(graph.extract(inputs, made), inputs, made, learned=learned, dilation=dilation)
+    return LoadedStage(graph.extract(inputs, made), inputs, made, learned=learned, dilation=dilation)

@@ -1,7 +1,16 @@
-"""The one thread of a node that computes: earliest deadline first, bounded, with a progress counter.
+"""The one thread of a node that computes: shared fairly by its tenants, earliest deadline first, bounded.
 
-A job shorter than the way to the thread and back runs where it is asked, if the thread is idle; never two at once. ONNX Runtime releases the interpreter lock, so the event loop stays free. Work whose deadline has passed before it
-began is dropped and says so; a full queue refuses at the door. `completed` is what tells a stuck worker from a busy one.
+A job shorter than the way to the thread and back runs where it is asked, if the thread is idle; never two at once. ONNX
+Runtime releases the interpreter lock, so the event loop stays free. Work whose deadline has passed before it began is
+dropped and says so; a full queue refuses at once. `completed` is what tells a stuck worker from a busy one.
+
+Of the tenants with work (the models of a node) the one goes next whose seconds so far, divided by its share, are the
+fewest; a tenant that was idle begins where the others are. So each gets its share while it has work, whatever others
+ask for, and what it does not use is the others'.
+
+Reference:
+    Demers, Keshav & Shenker, "Analysis and Simulation of a Fair Queueing Algorithm", SIGCOMM 1989.
+    Differs: a job's seconds are charged when it is done, for they are not known before.
 """
 
 from __future__ import annotations
@@ -12,7 +21,8 @@ import itertools
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from edgewise.core.errors import Busy, DeadlineExceeded
@@ -24,22 +34,35 @@ Settle = Callable[[Any, BaseException | None], None]
 """Takes (result, error) of a job."""
 
 
+@dataclass(slots=True)
+class _Tenant:
+    """Whose jobs wait: a heap by deadline, and the seconds used so far over the share."""
+
+    share: float = 1.0
+    used_s: float = 0.0
+    jobs: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
+
+
 class Worker:
     """Runs jobs one after the other in its own thread.
 
     Attributes:
-        max_waiting: Jobs that may wait; one more is refused with `Busy`.
+        max_waiting: Jobs that may wait, of each tenant its share; one more is refused with `Busy`.
         completed: Jobs finished or dropped since the start; answered without asking the thread.
         refused: Jobs refused because the queue was full.
         expired: Jobs dropped because their deadline had passed.
     """
 
-    def __init__(self, name: str = "compute", *, max_waiting: int = 64) -> None:
-        self.max_waiting = max_waiting
+    def __init__(
+        self, name: str = "compute", *, max_waiting: int = 64, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self.max_waiting, self._clock = max_waiting, clock
         self.completed = 0
         self.refused = 0
         self.expired = 0
-        self._jobs: list[tuple[float, int, Callable[[], None]]] = []
+        self._tenants: dict[str, _Tenant] = {}
+        self._num_waiting = 0
+        self._now_s = 0.0
         self._order = itertools.count()
         self._lock = threading.Lock()
         self._computing = threading.Lock()
@@ -52,7 +75,19 @@ class Worker:
     @property
     def num_waiting(self) -> int:
         """Jobs not begun yet."""
-        return len(self._jobs)
+        return self._num_waiting
+
+    def set_shares(self, shares: Mapping[str, float]) -> None:
+        """Sets whose jobs are told apart; the weights need not sum to anything.
+
+        Args:
+            shares: Weight by tenant, > 0; one that is not named has 1.
+        """
+        with self._lock:
+            for name in [n for n, tenant in self._tenants.items() if n not in shares and not tenant.jobs]:
+                del self._tenants[name]
+            for name, share in shares.items():
+                self._tenants.setdefault(name, _Tenant()).share = share
 
     def run(self, job: Callable[[], R], *, deadline_s: float = float("inf")) -> asyncio.Future[R]:
         """Queues a job; call it on an event loop.
@@ -88,6 +123,7 @@ class Worker:
         deadline_s: float = float("inf"),
         is_dropped: Callable[[], bool] = lambda: False,
         is_brief: bool = False,
+        tenant: str = "",
     ) -> None:
         """Queues a job whose end is told by a call; on any thread.
 
@@ -99,6 +135,7 @@ class Worker:
             is_dropped: Asked before the job begins; if true, nothing happens at all.
             is_brief: Whether the job takes less than `BRIEF_S`: it runs at once, in the calling thread, if nothing
                 else runs or waits.
+            tenant: Whose share is used.
 
         Raises:
             Busy: As `run`.
@@ -119,32 +156,47 @@ class Worker:
                 error = caught
             settle(result, error)
 
-        if is_brief and not self._jobs and self._computing.acquire(blocking=False):
+        mine = self._tenants.get(tenant) or self._tenants.setdefault(tenant, _Tenant())
+        if is_brief and not self._num_waiting and self._computing.acquire(blocking=False):
             try:
-                call()
-                self.completed += 1
+                self._charge(mine, call)
             finally:
                 self._computing.release()
             return
         with self._lock:
-            if len(self._jobs) >= self.max_waiting:
+            limit = self._limit(mine)
+            if len(mine.jobs) >= limit:
                 self.refused += 1
                 raise Busy(
-                    f"{len(self._jobs)} jobs wait for this node's worker, the limit is {self.max_waiting}; this one is "
+                    f"{len(mine.jobs)} jobs wait for this node's worker, the limit is {limit}; this one is "
                     "dropped. Send less, or plan with more nodes."
                 )
             if self._is_closed:
                 raise Busy("this node's worker is closed. Start the server again.")
-            heapq.heappush(self._jobs, (deadline_s, next(self._order), call))
+            if not mine.jobs:
+                mine.used_s = max(mine.used_s, self._now_s)
+            heapq.heappush(mine.jobs, (deadline_s, next(self._order), call))
+            self._num_waiting += 1
         self._tokens.put(None)
+
+    def _limit(self, tenant: _Tenant) -> int:
+        whole = sum(other.share for other in self._tenants.values())
+        return min(self.max_waiting, max(1, int(self.max_waiting * tenant.share / whole)))
+
+    def _charge(self, tenant: _Tenant, call: Callable[[], None]) -> None:
+        started = self._clock()
+        call()
+        tenant.used_s += (self._clock() - started) / tenant.share
+        self.completed += 1
 
     def close(self) -> None:
         """Stops after the job at hand; waiting jobs fail with `Busy`."""
         with self._lock:
             self._is_closed = True
-            dropped, self._jobs = self._jobs, []
+            dropped = [job for tenant in self._tenants.values() for job in tenant.jobs]
+            self._tenants, self._num_waiting = {}, 0
         self._tokens.put(None)
-        for _, _, call in dropped:
+        for _, _, call in sorted(dropped, key=lambda job: job[:2]):
             call()
         self._thread.join(timeout=5.0)
 
@@ -154,10 +206,12 @@ class Worker:
             with self._lock:
                 if self._is_closed:
                     return
-                _, _, call = heapq.heappop(self._jobs)
+                tenant = min((t for t in self._tenants.values() if t.jobs), key=lambda t: t.used_s)
+                self._now_s = tenant.used_s
+                _, _, call = heapq.heappop(tenant.jobs)
+                self._num_waiting -= 1
             with self._computing:
-                call()
-                self.completed += 1
+                self._charge(tenant, call)
 
 
 def to_loop(settle: Settle) -> Settle:

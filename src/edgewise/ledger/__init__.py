@@ -1,1 +1,1 @@
-"""What it cost: wire bytes, seconds, joules, per node and purpose."""
+"""Accounts for cost: wire bytes, seconds, joules, per node and purpose."""

@@ -1,4 +1,4 @@
-"""Joules: by a model whose parameters are printed, or from the processor's counter. Every number says which.
+"""Computes energy in joules, by a printed model or from the processor's counter; every number names its source.
 
 A model is `P_active · CPU seconds + P_idle · (wall − CPU) + joules/byte · bytes`; read `kpis.py` next.
 """
@@ -18,7 +18,7 @@ MODELLED = "modelled"
 
 
 class EnergyModel(msgspec.Struct, frozen=True):
-    """What a node of one kind is assumed to draw.
+    """Holds the assumed power of one kind of node.
 
     Attributes:
         active_power_w: While one core computes.
@@ -33,8 +33,8 @@ class EnergyModel(msgspec.Struct, frozen=True):
     joules_per_byte_down: float = 0.0
 
 
-class Energy(msgspec.Struct, frozen=True):
-    """An amount of energy and how it is known.
+class Energy(msgspec.Struct, frozen=True, kw_only=True):
+    """Holds an amount of energy and its source.
 
     Attributes:
         joules: The sum.
@@ -52,11 +52,11 @@ class Energy(msgspec.Struct, frozen=True):
 
     def __add__(self, other: Energy) -> Energy:
         return Energy(
-            self.joules + other.joules,
-            self.source if self.source == other.source else MODELLED,
-            self.compute_j + other.compute_j,
-            self.idle_j + other.idle_j,
-            self.network_j + other.network_j,
+            joules=self.joules + other.joules,
+            source=self.source if self.source == other.source else MODELLED,
+            compute_j=self.compute_j + other.compute_j,
+            idle_j=self.idle_j + other.idle_j,
+            network_j=self.network_j + other.network_j,
         )
 
 
@@ -79,7 +79,7 @@ def modelled_energy(
     sent_bytes: float = 0,
     received_bytes: float = 0,
 ) -> Energy:
-    """Energy by the model.
+    """Computes energy by the model.
 
     Args:
         model: Of the node.
@@ -106,11 +106,11 @@ def modelled_energy(
     compute = model.active_power_w * cpu_seconds
     idle = model.idle_power_w * max(0.0, wall_seconds - cpu_seconds)
     network = model.joules_per_byte_up * sent_bytes + model.joules_per_byte_down * received_bytes
-    return Energy(compute + idle + network, MODELLED, compute, idle, network)
+    return Energy(joules=compute + idle + network, source=MODELLED, compute_j=compute, idle_j=idle, network_j=network)
 
 
 def printed(models: Mapping[Tier, EnergyModel]) -> dict[str, dict[str, float]]:
-    """The parameters as the report prints them.
+    """Returns the parameters as the report prints them.
 
     Args:
         models: By tier.
@@ -122,7 +122,7 @@ def printed(models: Mapping[Tier, EnergyModel]) -> dict[str, dict[str, float]]:
 
 
 class ProcessorCounter:
-    """The processor's own energy counter (RAPL, through Linux powercap); for the whole machine, all processes.
+    """Reads the processor's energy counter (RAPL, through Linux powercap) for the whole machine.
 
     So it is a node's energy only where one node runs on the machine; elsewhere print it beside the model.
     """
@@ -150,7 +150,7 @@ class ProcessorCounter:
 def measured_energy(
     before: Mapping[str, tuple[int, int]] | None, after: Mapping[str, tuple[int, int]] | None
 ) -> Energy | None:
-    """Energy between two readings of `ProcessorCounter`, at most one wrap apart.
+    """Computes the energy between two readings of `ProcessorCounter`, at most one wrap apart.
 
     Args:
         before: First reading.
@@ -162,4 +162,4 @@ def measured_energy(
     if before is None or after is None or set(before) != set(after):
         return None
     joules = sum((after[name][0] - before[name][0]) % (after[name][1] + 1) for name in before) / 1e6
-    return Energy(joules, MEASURED, compute_j=joules)
+    return Energy(joules=joules, source=MEASURED, compute_j=joules)

@@ -1,4 +1,4 @@
-"""The record every cost becomes, and the counter the transport feeds. Read `energy.py` and `kpis.py` next."""
+"""Counts frames and bytes by kind, purpose, direction and run. Read `energy.py` and `kpis.py` next."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgewise.core.ids import NodeId
 
 
 class Purpose(StrEnum):
-    """Why a frame crosses a link, in priority order on the wire."""
+    """Names why a frame crosses a link, in priority order on the wire."""
 
     SERVING = "serving"
     CONTROL = "control"
@@ -21,14 +21,14 @@ class Purpose(StrEnum):
 
 
 class Direction(StrEnum):
-    """As seen from the node that counts."""
+    """Names the direction of a frame, as seen from the node that counts."""
 
     SENT = "sent"
     RECEIVED = "received"
 
 
-class LedgerEntry(msgspec.Struct, frozen=True):
-    """Who moved what: one row per (node, kind of frame, purpose, direction, run).
+class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """Counts frames and bytes of one (node, kind, purpose, direction, run).
 
     Attributes:
         node: The node that counted.
@@ -52,7 +52,7 @@ class LedgerEntry(msgspec.Struct, frozen=True):
 
 
 class FrameCounter:
-    """Counts every frame of one node; safe to call from any thread."""
+    """Counts every frame of one node; thread-safe."""
 
     def __init__(self, node: NodeId) -> None:
         self.node = node
@@ -86,10 +86,19 @@ class FrameCounter:
             row[1] += size_bytes
 
     def entries(self) -> tuple[LedgerEntry, ...]:
-        """A snapshot, one entry per row."""
+        """Returns a snapshot, one entry per row."""
         with self._lock:
             rows = {key: tuple(row) for key, row in self._rows.items()}
         return tuple(
-            LedgerEntry(self.node, kind, purpose, direction, run, num, size, classes)
+            LedgerEntry(
+                node=self.node,
+                kind=kind,
+                purpose=purpose,
+                direction=direction,
+                run=run,
+                num_frames=num,
+                size_bytes=size,
+                data_classes=classes,
+            )
             for (kind, purpose, direction, run, classes), (num, size) in rows.items()
         )

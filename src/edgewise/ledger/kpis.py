@@ -1,4 +1,4 @@
-"""The twelve KPIs as values, computed from ledger entries, observations and resources. Pure.
+"""Computes the twelve KPIs from ledger entries, observations and resources.
 
 Bytes are counted at the end where they are unambiguous: the device-edge links at the devices, the WAN at the cloud.
 A number nobody measured is None; the report says why.
@@ -20,8 +20,8 @@ LEARNING = (Purpose.TRAINING, Purpose.BULK)
 """Purposes whose bytes a training run costs: updates and sums, and the models that are fetched."""
 
 
-class TrainingKpis(msgspec.Struct, frozen=True):
-    """Six KPIs of a training run.
+class TrainingKpis(msgspec.Struct, frozen=True, kw_only=True):
+    """Holds six KPIs of a training run.
 
     Attributes:
         loss: Of the last round.
@@ -49,15 +49,15 @@ class TrainingKpis(msgspec.Struct, frozen=True):
 
 
 class LatencyMs(msgspec.Struct, frozen=True):
-    """Quantiles of the end-to-end latency, from the scheduled arrival."""
+    """Holds quantiles of the end-to-end latency, from the scheduled arrival."""
 
     p50: float | None = None
     p95: float | None = None
     p99: float | None = None
 
 
-class InferenceKpis(msgspec.Struct, frozen=True):
-    """Six KPIs of serving.
+class InferenceKpis(msgspec.Struct, frozen=True, kw_only=True):
+    """Holds six KPIs of serving.
 
     Attributes:
         latency_ms: Quantiles.
@@ -79,14 +79,14 @@ class InferenceKpis(msgspec.Struct, frozen=True):
 
 
 class Kpis(msgspec.Struct, frozen=True):
-    """The twelve."""
+    """Holds all twelve KPIs."""
 
     training: TrainingKpis = TrainingKpis()
     inference: InferenceKpis = InferenceKpis()
 
 
-class LinkBytes(msgspec.Struct, frozen=True):
-    """What crossed the links of a fleet.
+class LinkBytes(msgspec.Struct, frozen=True, kw_only=True):
+    """Holds the bytes that crossed the links of a fleet.
 
     Attributes:
         uplink_bytes: Devices sent.
@@ -106,12 +106,12 @@ class LinkBytes(msgspec.Struct, frozen=True):
 
     @property
     def wan_bytes(self) -> int:
-        """Both ways between edges and cloud."""
+        """Returns the bytes both ways between edges and cloud."""
         return self.wan_up_bytes + self.wan_down_bytes
 
     @property
     def device_bytes(self) -> int:
-        """Both ways on the devices' links."""
+        """Returns the bytes both ways on the devices' links."""
         return self.uplink_bytes + self.downlink_bytes
 
 
@@ -154,7 +154,7 @@ def link_bytes(
 
 
 def bytes_by_purpose(entries: Iterable[LedgerEntry], tiers: Mapping[NodeId, Tier]) -> dict[Purpose, LinkBytes]:
-    """The same sums, for each purpose apart.
+    """Sums ledger entries by link, for each purpose.
 
     Args:
         entries: Of all nodes.
@@ -169,7 +169,7 @@ def bytes_by_purpose(entries: Iterable[LedgerEntry], tiers: Mapping[NodeId, Tier
 
 
 def latency_ms(latencies_s: Any) -> LatencyMs:
-    """Quantiles of measured latencies.
+    """Computes quantiles of measured latencies.
 
     Args:
         latencies_s: float[n] seconds.
@@ -197,7 +197,7 @@ def training_kpis(
     energy_j: float | None = None,
     energy_source: str = "modelled",
 ) -> TrainingKpis:
-    """Joins what a run reported with what the ledger counted.
+    """Joins the report of a run with the counts of the ledger.
 
     Args:
         entries: Of all nodes.
@@ -217,16 +217,16 @@ def training_kpis(
     moved = link_bytes(kept, tiers, purposes=LEARNING, run=run)
     every = link_bytes(kept, tiers, purposes=(*LEARNING, Purpose.CONTROL), run=run)
     return TrainingKpis(
-        loss,
-        accuracy,
-        rounds,
-        seconds,
-        moved.uplink_bytes,
-        moved.downlink_bytes,
-        moved.wan_bytes,
-        energy_j,
-        energy_source,
-        every.raw_bytes,
+        loss=loss,
+        accuracy=accuracy,
+        rounds=rounds,
+        seconds=seconds,
+        uplink_bytes=moved.uplink_bytes,
+        downlink_bytes=moved.downlink_bytes,
+        wan_bytes=moved.wan_bytes,
+        energy_j=energy_j,
+        energy_source=energy_source,
+        raw_bytes_off_device=every.raw_bytes,
     )
 
 
@@ -240,7 +240,7 @@ def inference_kpis(
     energy_j: float | None = None,
     energy_source: str = "modelled",
 ) -> InferenceKpis:
-    """Joins measured requests with what the ledger counted.
+    """Joins measured requests with the counts of the ledger.
 
     Args:
         entries: Of all nodes, serving frames of exactly these requests.
@@ -258,11 +258,11 @@ def inference_kpis(
     num, answers = len(latencies_s), np.asarray(right, bool)
     devices = [size for node, size in (peak_memory_bytes or {}).items() if tiers.get(node) is Tier.DEVICE]
     return InferenceKpis(
-        latency_ms(latencies_s),
-        float(answers.mean()) if answers.size else None,
-        energy_j / num if energy_j is not None and num else None,
-        energy_source,
-        moved.device_bytes / num if num else None,
-        min(1.0, moved.raw_frames / num) if num else None,
-        max(devices, default=None),
+        latency_ms=latency_ms(latencies_s),
+        accuracy=float(answers.mean()) if answers.size else None,
+        energy_j_per_request=energy_j / num if energy_j is not None and num else None,
+        energy_source=energy_source,
+        bytes_per_request=moved.device_bytes / num if num else None,
+        raw_inputs_off_device_fraction=min(1.0, moved.raw_frames / num) if num else None,
+        peak_memory_bytes=max(devices, default=None),
     )

@@ -1,4 +1,4 @@
-"""What a process used: processor seconds and peak memory, from the operating system's counters."""
+"""Reads processor seconds and peak memory of a process from the operating system's counters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgewise.core.ids import NodeId, Tier
 
 
 class Resources(msgspec.Struct, frozen=True):
-    """One node's use so far.
+    """Holds the resources one node has used so far.
 
     Attributes:
         node: Whose process.
@@ -27,7 +27,7 @@ class Resources(msgspec.Struct, frozen=True):
     peak_memory_bytes: int
 
     def since(self, earlier: Resources) -> Resources:
-        """What was used after an earlier reading; the peak is the later one's, it cannot be taken apart."""
+        """Returns the use since an earlier reading; the peak memory is the later one's."""
         return msgspec.structs.replace(self, cpu_seconds=self.cpu_seconds - earlier.cpu_seconds)
 
 
@@ -46,7 +46,7 @@ def read_resources(node: NodeId, tier: Tier) -> Resources:
 
 
 def peak_memory_bytes(status: Path = Path("/proc/self/status")) -> int:
-    """Peak resident memory of this process.
+    """Returns the peak resident memory of this process.
 
     Linux keeps a parent's peak in `ru_maxrss` across fork and exec, so a small process started by a large one would
     report the large one's; `VmHWM` belongs to the process's own memory.

@@ -4,12 +4,12 @@ How to use::
 
     state = loop.start(LoopSettings(min_labels=40), version=1)
     state, actions = loop.step(state, DriftNoticed("drift: ...", now))       # drift.step says so
-    # CountExamples -> what devices hold of hard_examples.step(...): ExamplesHeld(num, num_labelled, now)
+    # CountExamples -> what devices hold of hard_examples.step(...): ExamplesCounted(num, num_labelled, now)
     # StartTraining -> a federated run from `parent`: TrainingFinished(version, now)
-    # JudgeVersion  -> gate.improves(...): GateJudged(version, result.passed, result.reason, now)
+    # EvaluateVersion -> version_gate.improves(...): GateEvaluated(version, result.passed, result.reason, now)
     # RollOut       -> rollout.step(...) over the devices: RolloutEnded(version, completed, cause, now)
     # EndTurn says how the turn ended
     state.timeline
 
-Each part also works alone: `drift.step`, `gate.compare`, `rollout.step`.
+Each part also works alone: `drift.step`, `version_gate.compare`, `rollout.step`.
 """

@@ -1,4 +1,4 @@
-"""Health of a stage of a rollout: reports, limits, the judgement. Pure."""
+"""Health of a stage of a rollout: reports, limits, the evaluation. Pure."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from edgewise.core.ids import NodeId
 
 @dataclass(frozen=True, slots=True)
 class HealthLimits:
-    """What a stage must keep to; each limit is judged over the stage's nodes together.
+    """What a stage must keep to; each limit is evaluated over the stage's nodes together.
 
     Attributes:
-        min_requests: Requests per updated node before its stage is judged.
+        min_requests: Requests per updated node before its stage is evaluated.
         max_error_fraction: Share of requests without an answer by their deadline.
-        max_latency_ratio: p95 against `baseline_p95_s`, the worst node's; not judged if that is None.
-        max_confidence_drop: Mean confidence below `baseline_confidence`; not judged if that is None.
-        max_accuracy_drop: Accuracy below `baseline_accuracy` where labels are known; not judged if that is None.
+        max_latency_ratio: p95 against `baseline_p95_s`, the worst node's; not evaluated if that is None.
+        max_confidence_drop: Mean confidence below `baseline_confidence`; not evaluated if that is None.
+        max_accuracy_drop: Accuracy below `baseline_accuracy` where labels are known; not evaluated if that is None.
         baseline_p95_s: p95 latency of the version served before.
         baseline_confidence: Its mean confidence on recent inputs.
         baseline_accuracy: Its accuracy on recent inputs.
-        patience_s: Longest time a stage may take to install, and then to be judged; after it, a node that has not
-            installed is unhealthy, and a stage is judged by the requests it has.
+        patience_s: Longest time a stage may take to install, and then to be evaluated; after it, a node that has not
+            installed is unhealthy, and a stage is evaluated by the requests it has.
     """
 
     min_requests: int = 5

@@ -1,4 +1,4 @@
-"""Where labels of hard examples come from. A source is a plug-in: words, and a function. Read `gate.py` next.
+"""Where labels of hard examples come from. A source is a plug-in: a spec, and a function. Read `version_gate.py` next.
 
 `feedback` asks the user, whose true labels come back by request. `teacher` asks a larger model: on the device, or far away from the
 cut's features; a teacher that needs the raw input works only where the data policy lets raw data go, and its bytes are counted.
@@ -44,7 +44,7 @@ class Labels(msgspec.Struct, frozen=True):
     """What a source gave.
 
     Attributes:
-        source: Its words.
+        source: Its spec.
         labels: Per example the class, None where it does not know.
         raw_bytes_sent: Raw bytes that left the device for it.
         feature_bytes_sent: Feature bytes that did.
@@ -66,7 +66,7 @@ class LabelSource:
     """A source of labels.
 
     Attributes:
-        spec: The words that build it.
+        spec: What builds it.
         label: (examples of one device, what the device offers) -> labels.
     """
 
@@ -135,11 +135,11 @@ def teacher(*, reads: str = "features", min_confidence: float = 0.8) -> LabelSou
 LABEL_SOURCES: dict[str, Callable[..., LabelSource]] = {"feedback": feedback, "teacher": teacher}
 
 
-def label_source(words: Any) -> LabelSource:
-    """Builds a source from its words, built in or from the entry points `edgewise.labels`.
+def label_source(spec: Any) -> LabelSource:
+    """Builds a source from its spec, built in or from the entry points `edgewise.labels`.
 
     Args:
-        words: A name, a table with `name`, or a spec.
+        spec: A name, a table with `name`, or a text such as `teacher(reads='device')`.
 
     Returns:
         The source.
@@ -147,7 +147,7 @@ def label_source(words: Any) -> LabelSource:
     Raises:
         InputError: If there is none of that name.
     """
-    return build("labels", LABEL_SOURCES, words)
+    return build("labels", LABEL_SOURCES, Spec.parse(spec) if isinstance(spec, str) else spec)
 
 
 def agreement(labels: Labels, truth: Sequence[int | None]) -> float:

@@ -60,7 +60,7 @@ class DriftNoticed:
 
 
 @dataclass(frozen=True, slots=True)
-class ExamplesHeld:
+class ExamplesCounted:
     """The devices together hold this many hard examples, and so many of them have a label, or will get one from a teacher."""
 
     num: int
@@ -85,7 +85,7 @@ class TrainingFailed:
 
 
 @dataclass(frozen=True, slots=True)
-class GateJudged:
+class GateEvaluated:
     """The gate's answer about a candidate."""
 
     version: int
@@ -104,7 +104,7 @@ class RolloutEnded:
     time: float
 
 
-LoopEvent: TypeAlias = DriftNoticed | ExamplesHeld | TrainingFinished | TrainingFailed | GateJudged | RolloutEnded
+LoopEvent: TypeAlias = DriftNoticed | ExamplesCounted | TrainingFinished | TrainingFailed | GateEvaluated | RolloutEnded
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ class StartTraining:
 
 
 @dataclass(frozen=True, slots=True)
-class JudgeVersion:
+class EvaluateVersion:
     """Compare the candidate with the serving version at the gate."""
 
     candidate: int
@@ -143,7 +143,7 @@ class EndTurn:
     version: int
 
 
-LoopAction: TypeAlias = CountExamples | StartTraining | JudgeVersion | RollOut | EndTurn
+LoopAction: TypeAlias = CountExamples | StartTraining | EvaluateVersion | RollOut | EndTurn
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,16 +210,16 @@ def step(state: LoopState, event: LoopEvent) -> Outcome:
     match event:
         case DriftNoticed() if phase is LoopPhase.SERVING and not state.is_given_up:
             return _enter(state, LoopPhase.COLLECTING, event.time, event.text), (CountExamples(),)
-        case ExamplesHeld() if phase is LoopPhase.COLLECTING and event.num_labelled >= state.needed_labels:
+        case ExamplesCounted() if phase is LoopPhase.COLLECTING and event.num_labelled >= state.needed_labels:
             text = f"{event.num_labelled} of {event.num} hard examples have labels; training starts from version {state.version}"
             return _enter(state, LoopPhase.RETRAINING, event.time, text), (StartTraining(state.version),)
         case TrainingFinished() if phase is LoopPhase.RETRAINING:
             state = replace(state, candidate=event.version)
             state = _enter(state, LoopPhase.GATING, event.time, f"version {event.version} is trained")
-            return state, (JudgeVersion(event.version, state.version),)
+            return state, (EvaluateVersion(event.version, state.version),)
         case TrainingFailed() if phase is LoopPhase.RETRAINING:
             return _end_unchanged(state, "failed", event.cause, event.time)
-        case GateJudged() if phase is LoopPhase.GATING and event.version == state.candidate:
+        case GateEvaluated() if phase is LoopPhase.GATING and event.version == state.candidate:
             if not event.passed:
                 return _end_unchanged(state, "refused", event.reason, event.time)
             text = f"version {event.version} {event.reason}"

@@ -1,7 +1,7 @@
 """Staged rollout with rollback, as `step(state, event) -> (state, actions)`. Read `loop.py` next.
 
-Stage by stage the present nodes install the version, serve with it, and are judged by their health; the first bad
-judgement, an unhealthy node or a request takes every node back. A node that is away gets its order when it returns.
+Stage by stage the present nodes install the version, serve with it, and are evaluated by their health; the first bad
+evaluation, an unhealthy node or a request takes every node back. A node that is away gets its order when it returns.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ RolloutEvent: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class InstallVersion:
-    """Tell a node to serve the new version."""
+    """Order a node to serve the new version."""
 
     node: NodeId
     version: int
@@ -91,7 +91,7 @@ class InstallVersion:
 
 @dataclass(frozen=True, slots=True)
 class RevertVersion:
-    """Tell a node to serve the former version again."""
+    """Order a node to serve the former version again; 0 for none."""
 
     node: NodeId
     version: int
@@ -127,13 +127,13 @@ class RolloutState:
     """One rollout.
 
     Attributes:
-        version: What is rolled out.
+        version: What is rolled out; a fleet gives the revision, for a version may be deployed again along other plans.
         previous: What every node goes back to.
         stages: Nodes by stage, in order.
         limits: When a stage is bad.
         phase: Where it stands.
         stage: Index of the stage in work.
-        ordered: Nodes told to install.
+        ordered: Nodes that were ordered to install.
         updated: Nodes that serve the new version.
         away: Nodes known to be away.
         health: What each node served under the new version, in this stage.
@@ -171,7 +171,7 @@ Outcome: TypeAlias = tuple[RolloutState, tuple[RolloutAction, ...]]
 def stages_by_fraction(
     nodes: Sequence[NodeId], fractions: Sequence[float] = (0.1, 0.5, 1.0)
 ) -> tuple[tuple[NodeId, ...], ...]:
-    """Splits nodes into stages that end at these shares of all; `stages_one_by_one` is `[(n,) for n in nodes]`.
+    """Splits nodes into stages that end at these shares of all.
 
     Args:
         nodes: In the order they are updated.
@@ -304,12 +304,10 @@ def _on_time(state: RolloutState, time: float) -> Outcome:
         return state, ()
     late = [node for node in state.present if node not in state.updated]
     if late:
-        return _roll_back(
-            state, f"{late[0]} did not install version {state.version} within {state.limits.patience_s:g} s", time
-        )
+        return _roll_back(state, f"{late[0]} did not install it within {state.limits.patience_s:g} s", time)
     if not state.present or not any(node in state.health for node in state.present):
-        return state, (WakeAt(time + state.limits.patience_s),)  # nobody to judge: a rollout does not pass unseen
-    return _judge(state, time)
+        return state, (WakeAt(time + state.limits.patience_s),)  # nobody to evaluate: a rollout does not pass unseen
+    return _evaluate(state, time)
 
 
 def _proceed(state: RolloutState, time: float) -> Outcome:
@@ -330,11 +328,11 @@ def _proceed(state: RolloutState, time: float) -> Outcome:
     if state.phase is RolloutPhase.WATCHING:
         enough = state.limits.min_requests
         if all(state.health.get(n, HealthView()).num_requests >= enough for n in state.present):
-            return _judge(state, time)
+            return _evaluate(state, time)
     return state, ()
 
 
-def _judge(state: RolloutState, time: float) -> Outcome:
+def _evaluate(state: RolloutState, time: float) -> Outcome:
     fault = fault_of([state.health[n] for n in state.present if n in state.health], state.limits)
     if fault:
         return _roll_back(state, f"stage {state.stage + 1} of {len(state.stages)}: {fault}", time)
@@ -344,7 +342,7 @@ def _judge(state: RolloutState, time: float) -> Outcome:
 
 
 def _pass_over(state: RolloutState, time: float) -> Outcome:
-    """Nobody of the stage is there: the next stage with somebody goes first; none left completes what was judged."""
+    """Nobody of the stage is there: the next stage with somebody goes first; none left completes what was evaluated."""
     rest = state.stages[state.stage :]
     if all(node in state.away for stage in rest for node in stage):
         return _complete(state, state.stage) if state.stage else (state, ())
@@ -371,7 +369,7 @@ def _enter_stage(state: RolloutState, time: float) -> Outcome:
 
 
 def _roll_back(state: RolloutState, cause: str, time: float) -> Outcome:
-    # whoever was told to install may be doing so this moment: they count as updated until they say otherwise
+    # whoever was ordered to install may be doing so this moment: they count as updated until they say otherwise
     touched = state.updated | state.ordered
     orders = tuple(RevertVersion(n, state.previous) for n in state.nodes if n in touched and n not in state.away)
     state = replace(state, phase=RolloutPhase.REVERTING, updated=touched, ordered=touched, cause=cause, since=time)

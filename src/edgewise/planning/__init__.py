@@ -6,6 +6,7 @@
     plan_map(search), start(...), step(state, observation)            plan_map.py, replan.py
     measure_exits(logits, labels)                                     exits.py      evidence rows for a version
 
-`make_search(...)` takes the arguments of `plan` and is what levels, maps and replanning work on. `problem.py` is the
-contract of a planner; `planners/` has one file each.
+`make_search(...)` takes the arguments of `plan` and is what levels, maps and replanning work on. `planner.py` is the
+contract of a planner, `planners/` has one file each; `placement/` solves the chain planner's inner problem; `moves/`
+has what makes other plans from a plan.
 """

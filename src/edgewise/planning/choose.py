@@ -1,4 +1,4 @@
-"""The planner's door: `plan(...)` gives the best plan that meets a policy, or says which limit is in the way.
+"""The chain planner: `plan(...)` gives the best plan that meets a policy, or says which limit is in the way.
 
 How to use::
 
@@ -25,7 +25,7 @@ from edgewise.models.graph.graph import Graph
 from edgewise.models.version import ExitEvidence
 from edgewise.planning.costs.cost import CostTable, EnergyCost, default_energy
 from edgewise.planning.moves.exits import ExitTable
-from edgewise.planning.placement import PLANNERS
+from edgewise.planning.placement import PLACEMENT_SOLVERS
 from edgewise.planning.plan import Plan
 from edgewise.planning.policy import Policy
 from edgewise.planning.profile import LinkState, Profile
@@ -67,7 +67,7 @@ def make_search(
     sizes: Mapping[tuple[str, str], int] | None = None,
     energy: EnergyCost | None = None,
     slowdown: Mapping[Tier, float] | None = None,
-    planner: str = "min_cut",
+    solver: str = "min_cut",
     max_accuracy_loss: float = 0.02,
     variant: str = "float32",
 ) -> Search:
@@ -84,7 +84,7 @@ def make_search(
         sizes: Measured coded bytes by (codec, tensor).
         energy: The device's energy model; by default from profile and link.
         slowdown: Observed factors on profiled seconds, by tier.
-        planner: Name in `PLANNERS`.
+        solver: Name in `PLACEMENT_SOLVERS`.
         max_accuracy_loss: How far exits and codecs may fall below the whole model's own accuracy, 0…1.
         variant: `float32`, or `int8` for the quantised graph.
 
@@ -94,19 +94,19 @@ def make_search(
     Raises:
         InputError: If a profile does not belong to the graph, or a name is unknown.
     """
-    if planner not in PLANNERS:
-        raise InputError(f"there is no planner {planner!r}.{nearest(planner, PLANNERS)}")
+    if solver not in PLACEMENT_SOLVERS:
+        raise InputError(f"there is no placement solver {solver!r}.{nearest(solver, PLACEMENT_SOLVERS)}")
     if policy.objective not in OBJECTIVES:
         raise InputError(f"a policy has no objective {policy.objective!r}.{nearest(policy.objective, OBJECTIVES)}")
     table = CostTable(graph, profiles, links, sizes or {}, energy or default_energy(profiles, links), slowdown or {})
-    exits = ExitTable.of(evidence, len(graph.outputs))
+    exits = ExitTable.of(evidence, len(graph.exits))
     return Search(
         table,
         policy,
         exits,
         tuple(codecs),
         training_domain,
-        PLANNERS[planner],
+        PLACEMENT_SOLVERS[solver],
         variant,
         max_accuracy_loss=max_accuracy_loss,
     )
@@ -174,12 +174,12 @@ def find_best(
     choices = search.best_choices() if objective is not _inaccuracy else search.choices()
     prunes = objective is None and search.policy.objective == "latency"
     objective, prices = objective or OBJECTIVES[search.policy.objective], prices or _prices(search)
-    floors = [(search.floor(choice, prices), number, choice) for number, choice in enumerate(choices)]
-    # Constant for every plan, so the floors leave it out: the request is handled on the device in any case.
-    door = search.table.overhead_s(Tier.DEVICE)
+    bounds = [(search.lower_bound(choice, prices), number, choice) for number, choice in enumerate(choices)]
+    # Constant for every plan, so the bounds leave it out: the request is handled on the device in any case.
+    overhead_s = search.table.overhead_s(Tier.DEVICE)
     best: Plan | None = None
-    for floor, _, choice in sorted(floors, key=lambda row: row[:2]):
-        if not isfinite(floor) or (prunes and best is not None and floor + door >= objective(best)):
+    for bound, _, choice in sorted(bounds, key=lambda row: row[:2]):
+        if not isfinite(bound) or (prunes and best is not None and bound + overhead_s >= objective(best)):
             break
         for candidate in _within_limits(search, choice, prices):
             if best is None or objective(candidate) < objective(best):
@@ -293,7 +293,7 @@ def _relaxations(policy: Policy) -> Iterator[_Relaxation]:
         yield _Relaxation("max_egress_bytes", free, _egress, prices, _egress)
     for name in ("raw_may_reach", "features_may_reach"):
         free = change(policy, **{name: Tier.CLOUD})
-        yield _Relaxation(name, free, OBJECTIVES["latency"], Prices(), lambda p: str(p.cuts[-1].target))
+        yield _Relaxation(name, free, OBJECTIVES["latency"], Prices(), lambda p: str(p.site_of(p.handovers[-1].target)))
 
 
 def _inaccuracy(plan: Plan) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from edgewise.core.units import format_bytes
 from edgewise.planning.levels import LevelRow
-from edgewise.planning.plan import Plan
+from edgewise.planning.plan import FILTERED, Plan
 
 LEVEL_COLUMNS = (
     "level",
@@ -36,15 +36,16 @@ def explain(plan: Plan) -> list[str]:
         f"p95 {predicted.latency_p95_s * 1e3:.2f} ms, accuracy {predicted.accuracy:.3f}, "
         f"device {predicted.device_energy_j * 1e3:.3g} mJ (modelled), egress {format_bytes(predicted.egress_bytes)}"
     ]
-    for cut in plan.cuts:
-        raw = ", the raw input" if cut.carries_raw else ""
-        size = format_bytes(cut.payload_bytes)
-        lines.append(f"  cut {cut.source}→{cut.target}: {', '.join(cut.tensors)} as {cut.codec}, {size}{raw}")
-    tiers = {e.index: e.tier for e in plan.exits}
+    for handover in plan.handovers:
+        raw = ", the raw input" if handover.carries_raw else ""
+        way = f"{plan.site_of(handover.source)}→{plan.site_of(handover.target)}"
+        size = format_bytes(handover.payload_bytes)
+        lines.append(f"  cut {way}: {', '.join(handover.tensors)} as {handover.codec}, {size}{raw}")
+    places = {gate.index: f"exit {gate.index} on {plan.site_of(gate.at)}" for gate in plan.exits}
+    for gate in plan.filters:
+        places[FILTERED] = f"{gate.spec} at {gate.threshold:.3g}"
     for path in predicted.paths:
-        lines.append(
-            f"  exit {path.exit_index} on {tiers[path.exit_index]}: {path.fraction:.1%} of requests, {path.p50_s * 1e3:.2f} ms"
-        )
+        lines.append(f"  {places[path.exit_index]}: {path.fraction:.1%} of requests, {path.p50_s * 1e3:.2f} ms")
         lines.extend(f"    {name:<26}{seconds * 1e3:9.3f} ms" for name, seconds in path.waterfall if seconds > 1e-6)
     return lines
 

@@ -124,7 +124,7 @@ def _level_row(search: Search, level: int, evidence: Mapping[str, Sequence[ExitE
         ]
         why = "is not there" if missing[0] not in search.table.tiers else "is not allowed by the policy"
         return LevelRow(level, wanted, domain, False, f"needs tier '{missing[0]}', which {why}")
-    exits = ExitTable.of(evidence[domain], len(search.table.graph.outputs))
+    exits = ExitTable.of(evidence[domain], len(search.table.graph.exits))
     searches = [replace(search.pinned_to(tuple(s)), exits=exits, training_domain=domain, runs_on=s) for s in usable]
     return _best_row(level, domain, wanted, searches)
 

@@ -1,73 +1,121 @@
-"""`Plan`: which part of which model runs where, with what it is predicted to cost. Small, serialisable."""
+"""`Plan`: which part of which model runs where, with what it is predicted to cost. Small, serialisable.
+
+    request ─▶ filter? ─▶ stage at (device, 0) ─ exit? ─ hand-over ─▶ stage at (edge, 0) ─ hand-over ─▶ stage at (edge, 1) ─▶ end
+
+A plan is stages at sites, joined by hand-overs, opened by gates. A gate is a place where a request may end: a filter
+in front of every stage, an exit inside the model, and the model's end, which is a gate that lets everybody leave.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cached_property
+
 import msgspec
 
-from edgewise.core.ids import TIERS, Digest, Epoch, Tier, digest_of
+from edgewise.core.ids import Digest, Revision, Tier, digest_of
+
+INPUT = "input"
+"""Stands for the request itself where a stage's name stands: the source of a hand-over, the place of a gate."""
+EXIT = "exit"
+"""Name of the gate rule that ends a request at a classifier; see `inference/gates/exit.py`."""
+FILTERED = -1
+"""In the place of an exit's index: a gate in front of every stage answered."""
 
 
-class Segment(msgspec.Struct, frozen=True):
-    """A piece of the graph between cuts, run on one tier.
+class Site(msgspec.Struct, frozen=True, order=True):
+    """A place that a node takes: a tier, and which of several there.
 
     Attributes:
-        tier: Who runs it.
-        groups: Names of its fusion groups, in topological order; () for a tier that only relays.
-        inputs: Tensor names it needs.
-        outputs: Tensor names it must produce: cut tensors and exit logits.
+        tier: Device, edge or cloud.
+        ordinal: 0 for the first; a pipeline of two edges has (edge, 0) and (edge, 1).
     """
 
     tier: Tier
-    groups: tuple[str, ...]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
+    ordinal: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.tier}:{self.ordinal}" if self.ordinal else str(self.tier)
 
 
-class Cut(msgspec.Struct, frozen=True):
-    """Tensors crossing from one tier to the next that runs something.
+ENTRY = Site(Tier.DEVICE)
+"""Where requests arrive."""
+
+
+class Stage(msgspec.Struct, frozen=True):
+    """A piece of a graph, run at one site in one call.
 
     Attributes:
-        source: Inner tier.
-        target: Outer tier.
-        tensors: Names that cross, each once.
-        codec: Spec text of the codec, `none` for raw float32.
-        payload_bytes: Predicted encoded size per request.
-        carries_raw: Whether the model's input itself crosses.
+        name: Unique in its plan.
+        graph: Digest of the ONNX bytes it is a piece of.
+        inputs: Tensors it needs.
+        outputs: Tensors it must produce: what is handed over, and what gates look at.
+        site: Who runs it.
+        tile: Rows of its input that it computes, as (first, last); None for all.
+        keeps: Pairs (input, output) of its state: what it makes under the second name it is given under the first at
+            the stream's next request. State never leaves the site.
     """
 
-    source: Tier
-    target: Tier
+    name: str
+    graph: Digest
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    site: Site
+    tile: tuple[int, int] | None = None
+    keeps: tuple[tuple[str, str], ...] = ()
+
+
+class Handover(msgspec.Struct, frozen=True):
+    """Tensors going from one stage to another.
+
+    Attributes:
+        source: Name of the stage, or `INPUT` for what the request brought.
+        target: Name of the stage that reads them.
+        tensors: Names that travel, each once; also those that a later stage reads.
+        codec: Spec text of the codec, `none` for raw float32.
+        combine: With others of the same target: `all` are needed, `any_k` of them, or they are pieces to `concat`.
+        k: How many `any_k` needs.
+        payload_bytes: Predicted encoded size per request.
+        carries_raw: Whether data of the request itself travels.
+    """
+
+    source: str
+    target: str
     tensors: tuple[str, ...]
     codec: str
-    payload_bytes: int
+    combine: str = "all"
+    k: int = 0
+    payload_bytes: int = 0
     carries_raw: bool = False
 
 
-class Exit(msgspec.Struct, frozen=True):
-    """Where a request may leave.
+class Gate(msgspec.Struct, frozen=True):
+    """Where a request may end.
 
     Attributes:
-        index: Which exit of the model; the last is its end.
-        tensor: Name of the logits.
-        tier: Who decides.
-        threshold: Top-1 softmax needed to leave; 0 at the end.
+        spec: Rule that decides, as text: `exit`, `frame_difference(every=30)`; see `inference/gates`.
+        at: Stage behind which it stands; `INPUT` for in front of all.
+        threshold: The rule's; 0 at the model's end, which lets everybody leave.
         reach_fraction: Predicted share of requests that get this far (ρ).
-        exit_fraction: Predicted share of all requests that leave here.
+        end_fraction: Predicted share of all requests that end here.
+        tensors: What it looks at; of an exit, what the answer is too.
+        index: Which exit of the model; `FILTERED` for a gate that is none.
     """
 
-    index: int
-    tensor: str
-    tier: Tier
+    spec: str
+    at: str
     threshold: float
-    reach_fraction: float
-    exit_fraction: float
+    reach_fraction: float = 1.0
+    end_fraction: float = 0.0
+    tensors: tuple[str, ...] = ()
+    index: int = FILTERED
 
 
 class Path(msgspec.Struct, frozen=True):
-    """Predicted latency of the requests that leave at one exit.
+    """Predicted latency of the requests that end at one gate.
 
     Attributes:
-        exit_index: Which exit.
+        exit_index: Which exit; `FILTERED` for a filter.
         fraction: Share of requests.
         p50_s: Median latency.
         p95_s: 95th percentile.
@@ -94,15 +142,15 @@ class Prediction(msgspec.Struct, frozen=True):
     paths: tuple[Path, ...] = ()
 
 
-class Plan(msgspec.Struct, frozen=True):
+class Plan(msgspec.Struct, frozen=True, dict=True):
     """A decision. Levels are read off it, not put in.
 
     Attributes:
         name: Short text a person recognises, e.g. `split device|edge int8 exit 0.80`.
         graph: Digest of the ONNX bytes it cuts.
-        segments: From the device outward.
-        cuts: Between consecutive segments.
-        exits: In order of the model.
+        stages: In the order in which a request meets them.
+        handovers: In the same order.
+        gates: In the same order; the last is the model's end.
         variant: `float32`, or `int8` for the quantised graph.
         predicted: Costs.
         valid_bytes_per_s: Range of the first boundary's bandwidth in which it stays the best.
@@ -112,9 +160,9 @@ class Plan(msgspec.Struct, frozen=True):
 
     name: str
     graph: Digest
-    segments: tuple[Segment, ...]
-    cuts: tuple[Cut, ...] = ()
-    exits: tuple[Exit, ...] = ()
+    stages: tuple[Stage, ...]
+    handovers: tuple[Handover, ...] = ()
+    gates: tuple[Gate, ...] = ()
     variant: str = "float32"
     predicted: Prediction = Prediction(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     valid_bytes_per_s: tuple[float, float] = (0.0, float("inf"))
@@ -122,15 +170,58 @@ class Plan(msgspec.Struct, frozen=True):
     profiles: tuple[Digest, ...] = ()
 
     @property
+    def sites(self) -> tuple[Site, ...]:
+        """Sites that run something, in the order of the stages."""
+        return tuple(dict.fromkeys(stage.site for stage in self.stages))
+
+    @property
     def tiers(self) -> tuple[Tier, ...]:
         """Tiers that run something, from the device outward."""
-        running = {s.tier for s in self.segments if s.groups}
-        return tuple(t for t in TIERS if t in running)
+        return tuple(sorted({stage.site.tier for stage in self.stages}, key=lambda tier: tier.rank))
 
     @property
     def collaborates(self) -> bool:
         """Whether more than one node computes."""
-        return len(self.tiers) > 1
+        return len(self.sites) > 1
+
+    @cached_property
+    def exits(self) -> tuple[Gate, ...]:
+        """Gates that are exits of the model, in its order; the last is its end."""
+        return tuple(gate for gate in self.gates if gate.index != FILTERED)
+
+    @property
+    def filters(self) -> tuple[Gate, ...]:
+        """Gates in front of every stage."""
+        return tuple(gate for gate in self.gates if gate.at == INPUT)
+
+    @property
+    def state(self) -> tuple[tuple[str, str], ...]:
+        """Pairs (input, output) of all state that stages keep."""
+        return tuple(pair for stage in self.stages for pair in stage.keeps)
+
+    def site_of(self, name: str) -> Site:
+        """Where a stage runs; requests arrive at the device.
+
+        Args:
+            name: Of a stage, or `INPUT`.
+
+        Returns:
+            Its site.
+        """
+        return next((stage.site for stage in self.stages if stage.name == name), ENTRY)
+
+    def leaving(self, site: Site) -> Iterator[Handover]:
+        """Hand-overs from a site to another one.
+
+        Args:
+            site: Where they start.
+
+        Yields:
+            Hand-overs, in the plan's order.
+        """
+        for handover in self.handovers:
+            if self.site_of(handover.source) == site != self.site_of(handover.target):
+                yield handover
 
     @property
     def digest(self) -> Digest:
@@ -139,8 +230,14 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class ActivePlan(msgspec.Struct, frozen=True):
-    """A plan in force: requests finish on the epoch they began with."""
+    """A plan in force: requests finish on the revision they began with.
 
-    epoch: Epoch
+    Attributes:
+        revision: Newer is larger.
+        plan: The plan.
+        version: Of the model.
+    """
+
+    revision: Revision
     plan: Plan
     version: int

@@ -19,16 +19,17 @@ import msgspec
 
 from edgewise.core.ids import TIERS, Tier
 from edgewise.planning.costs.cost import KEEPS_THE_INPUT, CostTable
+from edgewise.planning.costs.operating_point import ExitPolicy, OperatingPoint
 from edgewise.planning.costs.predict import Placement, make_plan
-from edgewise.planning.moves.exits import ExitPolicy, ExitTable, OperatingPoint
+from edgewise.planning.moves.exits import ExitTable
 from edgewise.planning.placement import min_cut
-from edgewise.planning.placement.problem import Flow, Planner, Problem, Solution
+from edgewise.planning.placement.problem import Flow, PlacementSolver, Problem, Solution
 from edgewise.planning.plan import Plan
 from edgewise.planning.policy import Policy
 
 
 class Prices(msgspec.Struct, frozen=True):
-    """What the inner planner minimises: a weighted sum.
+    """What the placement solver minimises: a weighted sum.
 
     Attributes:
         seconds: Weight of latency.
@@ -48,22 +49,22 @@ class Choice:
     """Everything but the placement of the groups.
 
     Attributes:
-        stops: Tiers a request visits, the device first.
+        route: Tiers a request visits, the device first.
         exit_tiers: Of each exit in use; the last is the last stop.
-        codecs: Of each boundary between stops.
-        point: How the model behaves under them.
+        codecs: Of each boundary of the route.
+        operating_point: How the model behaves under them.
     """
 
-    stops: tuple[Tier, ...]
+    route: tuple[Tier, ...]
     exit_tiers: tuple[Tier, ...]
     codecs: tuple[str, ...]
-    point: OperatingPoint
+    operating_point: OperatingPoint
 
     @cached_property
     def reached(self) -> tuple[float, ...]:
         """Share of requests that gets to each stop."""
-        leaving = list(zip(self.exit_tiers, self.point.fractions, strict=True))
-        return tuple(max(0.0, 1.0 - sum(f for t, f in leaving if t.rank < stop.rank)) for stop in self.stops)
+        leaving = list(zip(self.exit_tiers, self.operating_point.fractions, strict=True))
+        return tuple(max(0.0, 1.0 - sum(f for t, f in leaving if t.rank < stop.rank)) for stop in self.route)
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Search:
         exits: Evidence.
         codecs: Spec texts tried at each boundary.
         training_domain: Written into the plans.
-        planner: Solves the inner problem.
+        solver: Solves the inner problem.
         variant: `float32` or `int8`.
         runs_on: If given, exactly these tiers run something; how a level is pinned.
         max_accuracy_loss: How far exits and codecs may fall below the whole model's own accuracy, 0…1.
@@ -87,7 +88,7 @@ class Search:
     exits: ExitTable
     codecs: Sequence[str] = ("none",)
     training_domain: str = "hierarchical"
-    planner: Planner = min_cut
+    solver: PlacementSolver = min_cut
     variant: str = "float32"
     runs_on: frozenset[Tier] | None = None
     max_accuracy_loss: float = 0.02
@@ -102,11 +103,11 @@ class Search:
             Choices whose accuracy is known.
         """
         for policy in self.exits.policies:
-            for stops in self._stop_sets():
-                for codecs in self._codec_sets(len(stops) - 1):
-                    for inner in combinations_with_replacement(stops, len(policy) - 1):
-                        choice = self._choice(policy, stops, (*inner, stops[-1]), codecs)
-                        if choice is not None and (not accurate or self._is_accurate(choice.point.accuracy)):
+            for route in self._routes():
+                for codecs in self._codec_sets(len(route) - 1):
+                    for inner in combinations_with_replacement(route, len(policy) - 1):
+                        choice = self._choice(policy, route, (*inner, route[-1]), codecs)
+                        if choice is not None and (not accurate or self._is_accurate(choice.operating_point.accuracy)):
                             yield choice
 
     def _is_accurate(self, accuracy: float) -> bool:
@@ -128,11 +129,11 @@ class Search:
         """
         alike: dict[object, list[Choice]] = {}
         for choice in self.choices():
-            exits = tuple(index for index, _ in choice.point.policy)
-            alike.setdefault((choice.stops, choice.exit_tiers, choice.codecs, exits), []).append(choice)
+            exits = tuple(index for index, _ in choice.operating_point.policy)
+            alike.setdefault((choice.route, choice.exit_tiers, choice.codecs, exits), []).append(choice)
         return [choice for same in alike.values() for choice in _undominated(same)]
 
-    def _stop_sets(self) -> Iterator[tuple[Tier, ...]]:
+    def _routes(self) -> Iterator[tuple[Tier, ...]]:
         """Sets of tiers, the device always first: the request enters there, though it may run nothing."""
         outer = [t for t in self.table.tiers if t is not Tier.DEVICE and t in self.policy.allowed_tiers]
         sets = ((Tier.DEVICE, *rest) for size in range(len(outer) + 1) for rest in combinations(outer, size))
@@ -145,21 +146,22 @@ class Search:
                 yield codecs
 
     def _choice(
-        self, policy: ExitPolicy, stops: tuple[Tier, ...], exit_tiers: tuple[Tier, ...], codecs: tuple[str, ...]
+        self, policy: ExitPolicy, route: tuple[Tier, ...], exit_tiers: tuple[Tier, ...], codecs: tuple[str, ...]
     ) -> Choice | None:
         seen = []
         for tier in exit_tiers:
-            crossed = {c for c, stop in zip(codecs, stops[1:], strict=True) if stop.rank <= tier.rank}
+            crossed = {c for c, stop in zip(codecs, route[1:], strict=True) if stop.rank <= tier.rank}
             seen.append(next(iter(crossed - KEEPS_THE_INPUT), "none"))
-        point = self.exits.at(policy, seen)
-        return None if point is None else Choice(stops, exit_tiers, codecs, point)
+        operating_point = self.exits.at(policy, seen)
+        return None if operating_point is None else Choice(route, exit_tiers, codecs, operating_point)
 
     def outputs(self, policy: ExitPolicy) -> tuple[tuple[str, ...], ...]:
         """Logits of each exit in use; without inner evidence all of a model's outputs are its end."""
-        names = [t.name for t in self.table.graph.outputs]
+        names, exits = [t.name for t in self.table.graph.outputs], self.table.graph.exits
         if not self.exits.rows:
             return (tuple(names),)
-        return tuple((names[index],) for index, _ in policy)
+        whole = (*(name for name in names if name not in exits), exits[-1])
+        return tuple(whole if index == len(exits) - 1 else (exits[index],) for index, _ in policy)
 
     def needed(self, policy: ExitPolicy) -> tuple[int, ...]:
         """Indices of the groups that the exits in use depend on."""
@@ -191,13 +193,13 @@ class Search:
             prices: What to minimise.
 
         Returns:
-            The problem on stops as tiers, and the index of each of its groups in the condensed graph.
+            The problem with the stops of the route as tiers, and the index of each of its groups in the condensed graph.
         """
-        groups = self.needed(choice.point.policy)
+        groups = self.needed(choice.operating_point.policy)
         position = {index: n for n, index in enumerate(groups)}
         seconds = tuple(
             tuple(
-                self._group_price(index, tier, r, prices) for tier, r in zip(choice.stops, choice.reached, strict=True)
+                self._group_price(index, tier, r, prices) for tier, r in zip(choice.route, choice.reached, strict=True)
             )
             for index in groups
         )
@@ -212,8 +214,8 @@ class Search:
             if (readers := tuple(position[c] for c in condensed.consumers[name] if c in position))
         )
         pinned = {
-            position[condensed.producer[name]]: choice.stops.index(tier)
-            for names, tier in zip(self.outputs(choice.point.policy), choice.exit_tiers, strict=True)
+            position[condensed.producer[name]]: choice.route.index(tier)
+            for names, tier in zip(self.outputs(choice.operating_point.policy), choice.exit_tiers, strict=True)
             for name in names
         }
         fixed = tuple(self._fixed_price(choice, b, prices) for b in range(len(choice.codecs)))
@@ -234,7 +236,7 @@ class Search:
         return reached * (prices.seconds * seconds + prices.joules * energy)
 
     def _crossing_price(self, choice: Choice, boundary: int, name: str, prices: Prices) -> float:
-        source, target, codec = choice.stops[boundary], choice.stops[boundary + 1], choice.codecs[boundary]
+        source, target, codec = choice.route[boundary], choice.route[boundary + 1], choice.codecs[boundary]
         raw = name in self.table.graph.condensed.raw_tensors
         furthest = self.policy.raw_may_reach if raw else self.policy.features_may_reach
         if (
@@ -252,7 +254,7 @@ class Search:
         )
 
     def _fixed_price(self, choice: Choice, boundary: int, prices: Prices) -> float:
-        source, target = choice.stops[boundary], choice.stops[boundary + 1]
+        source, target = choice.route[boundary], choice.route[boundary + 1]
         energy = self.table.energy
         size = self.table.links[0].frame_overhead_bytes if source is Tier.DEVICE else 0
         joules = (energy.radio_tail_j if source is Tier.DEVICE else 0.0) + energy.joules_per_byte * size
@@ -273,28 +275,30 @@ class Search:
         solution = self._on_all(problem)
         if not solution.is_feasible:
             return None
-        tiers = {index: choice.stops[t] for index, t in zip(groups, solution.tiers, strict=True)}
-        if not set(choice.stops[1:-1]) <= set(tiers.values()):
+        tiers = {index: choice.route[t] for index, t in zip(groups, solution.tiers, strict=True)}
+        if not set(choice.route[1:-1]) <= set(tiers.values()):
             return None  # a stop without work: the choice without that stop is the same plan, cheaper
-        codecs = dict(zip(pairwise(choice.stops), choice.codecs, strict=True))
-        placement = Placement(choice.point, choice.exit_tiers, tiers, codecs, self.outputs(choice.point.policy))
+        codecs = dict(zip(pairwise(choice.route), choice.codecs, strict=True))
+        placement = Placement(
+            choice.operating_point, choice.exit_tiers, tiers, codecs, self.outputs(choice.operating_point.policy)
+        )
         return make_plan(self.table, placement, self.training_domain, self.variant)
 
     def _on_all(self, problem: Problem) -> Solution:
         """Solves; where the device must run something but would not, tries each group that may be first."""
-        solution = self.planner(problem)
+        solution = self.solver(problem)
         if self.runs_on is None or Tier.DEVICE not in self.runs_on or 0 in solution.tiers or not solution.is_feasible:
             return solution
         made = set(range(problem.num_groups)) - {u for f in problem.flows if f.producer >= 0 for u in f.consumers}
         pinned = (msgspec.structs.replace(problem, pinned=(*problem.pinned, (n, 0))) for n in sorted(made))
-        return min((self.planner(p) for p in pinned), key=lambda s: s.cost)
+        return min((self.solver(p) for p in pinned), key=lambda s: s.cost)
 
-    def floor(self, choice: Choice, prices: Prices) -> float:
+    def lower_bound(self, choice: Choice, prices: Prices) -> float:
         """A cost that no placement of a choice is below: every group at its cheapest, boundaries at their fixed cost."""
-        reached = list(zip(choice.stops, choice.reached, strict=True))
+        reached = list(zip(choice.route, choice.reached, strict=True))
         compute = sum(
             min(self._group_price(index, tier, r, prices) for tier, r in reached)
-            for index in self.needed(choice.point.policy)
+            for index in self.needed(choice.operating_point.policy)
         )
         return compute + sum(self._fixed_price(choice, b, prices) for b in range(len(choice.codecs)))
 
@@ -306,7 +310,7 @@ class Search:
 
 def _undominated(choices: Sequence[Choice]) -> list[Choice]:
     kept: list[Choice] = []
-    for choice in sorted(choices, key=lambda c: (c.reached, -c.point.accuracy)):
+    for choice in sorted(choices, key=lambda c: (c.reached, -c.operating_point.accuracy)):
         if not any(all(a <= b for a, b in zip(k.reached, choice.reached, strict=True)) for k in kept):
             kept.append(choice)
     return kept

@@ -1,4 +1,4 @@
-"""Who may join and what may leave: certificates, signatures, access rules, data policy.
+"""Decides who may join and which data may leave: certificates, signatures, access rules, data policy.
 
 How to use:
 

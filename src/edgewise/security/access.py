@@ -1,4 +1,4 @@
-"""Zenoh's access rules for a router: the coarse first fence, by tier. Signatures in frames are the real one.
+"""Builds a router's Zenoh access rules by tier; a coarse first check before the signatures of frames.
 
 Rules are read once, when a router starts, and match a certificate's common name exactly. Our common name is the tier,
 so a node that enrols later is covered by the rules that are already there; which *node* of a tier speaks is proved by
@@ -8,7 +8,7 @@ the signature of its frames (`verifier.py`). See `docs/decisions/0002-certificat
     an edge may         the same, and serve report and stage, and pass on what devices serve and hold
     a cloud may         everything in its fleet
     anybody else        nothing; without a certificate of the authority TLS refuses the link
-    no device           serves, hears questions or publishes under a protected name: those that begin with `edge` or `cloud`, which the
+    no device           serves, receives queries or publishes under a protected name: those that begin with `edge` or `cloud`, which the
                         authority gives to no device, and whatever else `protect` lists
 """
 
@@ -60,7 +60,7 @@ def access_control(
         _rule("edge-serve", "allow", ["ingress"], _SERVE, [f"{root}/node/*/*"]),
         _rule("cloud-all", "allow", ["ingress"], _ALL, [f"{root}/**"]),
         _rule("protect", "deny", ["ingress"], (*_SERVE, *_TELL), own),
-        # A device may declare `node/*/control`, wildcard and all; it still must not hear what is asked of an edge.
+        # A device may declare `node/*/control`, wildcard and all; it still must not receive the queries of an edge.
         _rule("unheard", "deny", ["egress"], ["query"], own),
         *(_token_rule(tier, root) for tier in (Tier.DEVICE, Tier.EDGE)),
     ]
@@ -102,11 +102,11 @@ def tls_config(folder: str | Path) -> dict[str, Any]:
 
 
 def log_refused_links() -> None:
-    """Lets Zenoh say on standard error why it refused a link: no certificate, wrong authority, expired.
+    """Logs to standard error why Zenoh refused a link: no certificate, wrong authority, expired.
 
     Call it once, where a process begins. Zenoh can only write to file descriptor 1, which is what a program reads
-    that asked for `--json`; so 1 is led to standard error, and `sys.stdout` writes to what 1 was. `RUST_LOG` overrides
-    what is said.
+    that asked for `--json`; so 1 is led to standard error, and `sys.stdout` writes to what 1 was. `RUST_LOG` selects
+    what Zenoh logs.
     """
     import zenoh
 

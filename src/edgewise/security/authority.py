@@ -1,4 +1,4 @@
-"""One certificate authority per fleet, kept in a folder: who may join is decided here, once, by a person.
+"""Runs the certificate authority of a fleet, stored in a folder; it decides which nodes may join.
 
     {folder}/ca.pem            the authority's certificate; every node has a copy
     {folder}/ca.key            its key, 0600; never leaves this folder
@@ -52,9 +52,9 @@ _BACKDATE = dt.timedelta(minutes=5)
 """Clocks of small devices lag; a certificate is valid a little before it was made."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CertificateFiles:
-    """What a node needs to join.
+    """Holds the files a node needs to join.
 
     Attributes:
         subject: Whom it names.
@@ -95,7 +95,7 @@ def create_authority(
     days: float = AUTHORITY_DAYS,
     now: Callable[[], dt.datetime] = utc_now,
 ) -> Authority:
-    """Makes a fleet's authority.
+    """Creates a fleet's authority.
 
     Args:
         folder: Where it is kept; must not hold one yet.
@@ -136,7 +136,7 @@ def create_authority(
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """A fleet's authority on disk; make one with `create_authority`, read it with `load`."""
+    """Issues and revokes certificates; make one with `create_authority`, read it with `load`."""
 
     folder: Path
     certificate: x509.Certificate
@@ -171,12 +171,12 @@ class Authority:
 
     @property
     def fleet(self) -> str:
-        """The fleet's name."""
+        """Returns the fleet's name."""
         return str(self.certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)[0].value)
 
     @property
     def ca_pem(self) -> bytes:
-        """The authority's certificate."""
+        """Returns the authority's certificate, PEM."""
         return certificate_pem(self.certificate)
 
     def issue(
@@ -188,7 +188,7 @@ class Authority:
         *,
         folder: str | Path | None = None,
     ) -> CertificateFiles:
-        """Makes key and certificate of one node.
+        """Issues the key and certificate of one node.
 
         Args:
             node: Its name, unique in the fleet.
@@ -248,7 +248,7 @@ class Authority:
         return self._sign(named_subject(self.fleet, subject.tier, subject.node), public, hosts, days)
 
     def revoke(self, node: str) -> int:
-        """Puts every certificate of a node on the signed list.
+        """Adds every certificate of a node to the signed revocation list.
 
         The list takes effect where it is read: give `revoked.crl` to the nodes whose `Verifier` shall refuse.
         A new certificate may be issued to the same name afterwards.
@@ -270,13 +270,13 @@ class Authority:
         return len(set(serials) - known)
 
     def issued(self, node: str) -> list[x509.Certificate]:
-        """Certificates ever issued to a name."""
+        """Returns all certificates issued to a name."""
         files = sorted((self.folder / "issued").glob("*.pem"))
         loaded = (x509.load_pem_x509_certificate(file.read_bytes()) for file in files)
         return [certificate for certificate in loaded if subject_of(certificate).node == node]
 
     def revoked(self) -> tuple[int, ...]:
-        """Serial numbers on the list."""
+        """Returns the revoked serial numbers."""
         crl = x509.load_pem_x509_crl((self.folder / "revoked.crl").read_bytes())
         return tuple(entry.serial_number for entry in crl)
 
@@ -303,13 +303,15 @@ class Authority:
         certificate = builder.sign(self.key, hashes.SHA256())
         pem = certificate_pem(certificate)
         write_atomic(self.folder / "issued" / f"{subject.node}-{certificate.serial_number:x}.pem", pem)
-        return CertificateFiles(subject, self.ca_pem, pem, key, certificate.not_valid_after_utc)
+        return CertificateFiles(
+            subject=subject, ca=self.ca_pem, certificate=pem, key=key, expires=certificate.not_valid_after_utc
+        )
 
 
 def make_request(
     folder: str | Path, node: str, tier: Tier | str, *, fleet: str = "", hosts: tuple[str, ...] = LOOPBACK
 ) -> bytes:
-    """Makes a node's key on the node itself, and the request to be carried to the authority.
+    """Creates a node's key on the node itself and a signing request for the authority.
 
     Writes `node.key` (0600) and `node.csr`; the key never leaves the folder. After `Authority.sign_request`,
     its `write(folder)` puts `ca.pem` and `node.pem` beside them.
@@ -371,6 +373,13 @@ def _builder(
 
 def _key_usage(*, authority: bool) -> x509.KeyUsage:
     return x509.KeyUsage(
-        digital_signature=not authority, content_commitment=False, key_encipherment=False, data_encipherment=False,
-        key_agreement=False, key_cert_sign=authority, crl_sign=authority, encipher_only=False, decipher_only=False,
-    )  # fmt: skip
+        digital_signature=not authority,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=authority,
+        crl_sign=authority,
+        encipher_only=False,
+        decipher_only=False,
+    )

@@ -1,4 +1,4 @@
-"""What a node's certificate says, and the one way to read it.
+"""Reads and writes the node name, tier and hosts in a certificate.
 
     subject          CN = tier ("device", "edge", "cloud"), O = fleet
     alternative      URI edgewise://{fleet}/{tier}/{node}, and for a node that listens its DNS names and addresses
@@ -34,7 +34,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Whom a certificate names.
+    """Holds the fleet, tier and node a certificate names.
 
     Attributes:
         fleet: The fleet; also the authority's.
@@ -53,7 +53,7 @@ class Subject:
 
     @staticmethod
     def of_uri(uri: str) -> Subject:
-        """Reads the name a certificate carries.
+        """Parses the URI of a certificate.
 
         Raises:
             InputError: If it is not `edgewise://fleet/tier/node`.
@@ -76,7 +76,7 @@ class Subject:
 
 
 def subject_of(document: x509.Certificate | x509.CertificateSigningRequest) -> Subject:
-    """The node a certificate or request names.
+    """Returns the node a certificate or request names.
 
     Args:
         document: Either; nothing in it is verified here.
@@ -94,31 +94,31 @@ def subject_of(document: x509.Certificate | x509.CertificateSigningRequest) -> S
 
 
 def hosts_of(document: x509.Certificate | x509.CertificateSigningRequest) -> tuple[str, ...]:
-    """DNS names and addresses under which the node may listen."""
+    """Returns the DNS names and addresses under which the node may listen."""
     return tuple(
         str(name.value) for name in _alternatives(document) if isinstance(name, (x509.DNSName, x509.IPAddress))
     )
 
 
 def alternative_names(subject: Subject, hosts: tuple[str, ...]) -> x509.SubjectAlternativeName:
-    """The extension that carries the node's name and its hosts."""
+    """Builds the extension that carries the node's name and its hosts."""
     return x509.SubjectAlternativeName([x509.UniformResourceIdentifier(subject.uri), *map(_host, hosts)])
 
 
 def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """A private key as PKCS 8 PEM, which rustls reads."""
+    """Encodes a private key as PKCS 8 PEM, which rustls reads."""
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
 
 
 def certificate_pem(certificate: x509.Certificate | x509.CertificateSigningRequest) -> bytes:
-    """The PEM of a certificate or request."""
+    """Encodes a certificate or request as PEM."""
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def tier_of(name: str) -> Tier:
-    """Reads a tier as a user writes it.
+    """Parses a tier.
 
     Raises:
         InputError: If there is no such tier.
@@ -129,7 +129,7 @@ def tier_of(name: str) -> Tier:
 
 
 def named_subject(fleet: str, tier: Tier | str, node: str) -> Subject:
-    """A subject whose name does not pretend another tier.
+    """Returns a subject, and refuses a name that belongs to another tier.
 
     Args:
         fleet: The fleet.
@@ -153,13 +153,13 @@ def named_subject(fleet: str, tier: Tier | str, node: str) -> Subject:
 
 
 def purposes_of(tier: Tier) -> x509.ExtendedKeyUsage:
-    """Devices only dial; edges and clouds listen too, so only their keys can be a TLS server."""
+    """Builds the key purposes of a tier: TLS client for all, TLS server for edge and cloud."""
     listens = [ExtendedKeyUsageOID.SERVER_AUTH] if tier is not Tier.DEVICE else []
     return x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH, *listens])
 
 
 def utc_now() -> dt.datetime:
-    """The wall clock certificates are judged by."""
+    """Returns the wall clock time that certificates are checked against."""
     return dt.datetime.now(dt.UTC)
 
 

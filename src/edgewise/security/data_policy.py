@@ -1,4 +1,4 @@
-"""Which class of data may reach which tier. The frame encoder asks before a byte leaves; nothing else has to remember.
+"""Decides which class of data may reach which tier; the frame encoder asks before a byte leaves.
 
 Data classes come from the value itself (`core/provenance.py`): `raw` until a trained model or a training step made
 something new of it. What may leave is granted here, once, by the operator of the node that holds the data.
@@ -23,8 +23,8 @@ from edgewise.core.ids import TIERS, Tier
 from edgewise.core.provenance import Origins
 
 
-class DataPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The outermost tier each class of data may reach; by default raw data stays on its device.
+class DataPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Names the outermost tier each class of data may reach; by default raw data stays on its device.
 
     `device` means the very device: whatever travels in a frame leaves it, also to another device.
 
@@ -43,7 +43,7 @@ class DataPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     public: Tier = Tier.CLOUD
 
     def allow(self, origins: Origins, target: Tier) -> None:
-        """Lets data pass, or refuses it.
+        """Allows data towards a tier, or raises.
 
         Args:
             origins: Data classes the value descends from.
@@ -66,7 +66,7 @@ class DataPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def grants(self) -> dict[str, tuple[Tier, ...]]:
-        """Per data class the tiers it may travel to; empty for what stays on its device."""
+        """Returns per data class the tiers it may travel to; empty for what stays on its device."""
         return {
             name: () if getattr(self, name) is Tier.DEVICE else TIERS[: getattr(self, name).rank + 1]
             for name in self.__struct_fields__
@@ -83,8 +83,8 @@ class DataPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
-class AuditEntry(msgspec.Struct, frozen=True):
-    """What of one data class went, or was to go, to one tier.
+class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """Counts the frames of one data class that were allowed or refused towards one tier.
 
     Attributes:
         data_class: The class.
@@ -102,7 +102,7 @@ class AuditEntry(msgspec.Struct, frozen=True):
 
 
 class EgressAudit:
-    """A policy that counts what it let go and what it refused; any thread may use it."""
+    """Applies a policy and counts what it allowed and refused; thread-safe."""
 
     def __init__(self, policy: DataPolicy) -> None:
         self.policy = policy
@@ -111,7 +111,7 @@ class EgressAudit:
         self._lock = threading.Lock()
 
     def allow(self, origins: Origins, target: Tier, size_bytes: int = 0) -> None:
-        """`DataPolicy.allow`, counted.
+        """Applies `DataPolicy.allow` and counts its outcome.
 
         Args:
             origins: Data classes.
@@ -130,11 +130,17 @@ class EgressAudit:
 
     @property
     def entries(self) -> tuple[AuditEntry, ...]:
-        """What was counted, by class, tier and outcome."""
+        """Returns the counts by class, tier and outcome."""
         with self._lock:
             return tuple(
-                AuditEntry(*key, num_frames=number, size_bytes=self._bytes[key])
-                for key, number in sorted(self._frames.items())
+                AuditEntry(
+                    data_class=data_class,
+                    tier=tier,
+                    granted=granted,
+                    num_frames=number,
+                    size_bytes=self._bytes[data_class, tier, granted],
+                )
+                for (data_class, tier, granted), number in sorted(self._frames.items())
             )
 
     def _count(self, classes: list[str], target: Tier, granted: bool, size_bytes: int) -> None:

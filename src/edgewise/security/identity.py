@@ -1,4 +1,4 @@
-"""Who this node is: its name, its certificate, and the key that signs. Checking others is in `verifier.py`.
+"""Holds this node's identity: name, certificate, signing key. `verifier.py` checks the others.
 
 Example:
     >>> import tempfile
@@ -34,7 +34,7 @@ from edgewise.security.verifier import Verifier
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """This node: its name, its certificate, and the key that signs."""
+    """Holds a node's name, certificate and signing key."""
 
     subject: Subject
     certificate: x509.Certificate
@@ -44,7 +44,7 @@ class Identity:
 
     @staticmethod
     def load(folder: str | Path, *, now: Callable[[], dt.datetime] = utc_now) -> Identity:
-        """Reads a node's folder: `ca.pem`, `node.pem`, `node.key`.
+        """Loads a node's folder: `ca.pem`, `node.pem`, `node.key`.
 
         Args:
             folder: As written by `CertificateFiles.write`.
@@ -76,31 +76,31 @@ class Identity:
 
     @property
     def node(self) -> NodeId:
-        """The node's name."""
+        """Returns the node's name."""
         return self.subject.node
 
     @property
     def tier(self) -> Tier:
-        """Where the node stands."""
+        """Returns the node's tier."""
         return self.subject.tier
 
     @property
     def fleet(self) -> str:
-        """The fleet it belongs to."""
+        """Returns the fleet's name."""
         return self.subject.fleet
 
     @property
     def certificate_pem(self) -> bytes:
-        """The certificate, to be shown to others; no secret in it."""
+        """Returns the certificate, PEM; it is public."""
         return certificate_pem(self.certificate)
 
     @property
     def expires(self) -> dt.datetime:
-        """End of the certificate's validity."""
+        """Returns the end of the certificate's validity."""
         return self.certificate.not_valid_after_utc
 
     def verifier(self, *, windows: dict[str, ReplayWindow] | None = None) -> Verifier:
-        """A verifier with this node's authority and the `revoked.crl` of its folder, whenever one is copied there.
+        """Makes a verifier with this node's authority and the `revoked.crl` of its folder, once one is there.
 
         Args:
             windows: Replay windows of an earlier process.

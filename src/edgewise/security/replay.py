@@ -1,4 +1,4 @@
-"""A window over (epoch, sequence): each signed frame of a sender counts once, in any order, late ones not at all."""
+"""Rejects replayed frames by a window over (epoch, sequence): each signed frame is accepted once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ WINDOW = 1024
 
 
 class ReplayWindow(msgspec.Struct, frozen=True):
-    """What was seen of one sender, as a value that can be stored with the log.
+    """Holds which frames of one sender were seen, as a value that can be stored with the log.
 
     Attributes:
         epoch: The newest incarnation seen.
@@ -26,7 +26,7 @@ class ReplayWindow(msgspec.Struct, frozen=True):
     seen: bytes = b""
 
     def take(self, epoch: int, sequence: int) -> ReplayWindow | str:
-        """Accepts a frame, or says why not.
+        """Accepts a frame, or returns why not.
 
         Args:
             epoch: The frame's incarnation of its sender.

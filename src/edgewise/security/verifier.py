@@ -1,4 +1,4 @@
-"""Who signed a frame: `Verifier` knows others' certificates and takes each signed frame of theirs once.
+"""Verifies who signed a frame, and accepts each signed frame once.
 
 A transport layer above passes the fields of its frames; this file knows no frame. Every refusal is an
 `IdentityRefused` whose `fields["reason"]` is one of `Reason`, is counted by (claimed name, proven name, reason)
@@ -34,7 +34,7 @@ _MAX_COUNTED = 4096
 
 
 class Reason(StrEnum):
-    """Why an identity was refused; stable words for callers, each with its own sentence."""
+    """Names why an identity was refused; stable codes for callers."""
 
     MISSING = "missing_certificate"
     UNREADABLE = "unreadable_certificate"
@@ -61,7 +61,7 @@ class _Known:
 
 
 class Verifier:
-    """What one node knows of others' certificates, and the frames it has taken from them; any thread may use it."""
+    """Holds the certificates one node has learned and checks signed frames against them; thread-safe."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class Verifier:
         self._revoked = frozenset(_read_revocations(revoked, self._ca) if isinstance(revoked, bytes) else revoked)
 
     def learn(self, certificate_pem: bytes, *, expected: str | None = None) -> tuple[NodeId, Tier]:
-        """Takes a node's certificate, after checking authority, validity, purpose, fleet and revocation.
+        """Stores a node's certificate, after checking authority, validity, purpose, fleet and revocation.
 
         Args:
             certificate_pem: As the node shows it.
@@ -152,7 +152,7 @@ class Verifier:
         tiers: Collection[Tier] = tuple(Tier),
         link: str = "",
     ) -> tuple[NodeId, Tier]:
-        """Checks that a frame is from whom it says, is new, and may come from that tier.
+        """Checks the signature, replay window and tier of a frame.
 
         Args:
             sender: The name the frame claims.
@@ -181,7 +181,7 @@ class Verifier:
         raise error
 
     def is_signed(self, sender: str, signature: bytes, signed_bytes: bytes) -> bool:
-        """Whether a signature is by the certificate known of a name; says nothing of age or tier, counts nothing.
+        """Returns whether a signature matches the certificate learned for a name, without replay or tier checks.
 
         Args:
             sender: The name.
@@ -193,19 +193,19 @@ class Verifier:
         return known is not None and _is_signed(known, signature, signed_bytes)
 
     def knows(self, node: str) -> bool:
-        """Whether a certificate of that name was learned."""
+        """Returns whether a certificate of that name was learned."""
         with self._lock:
             return node in self._known
 
     @property
     def windows(self) -> dict[str, ReplayWindow]:
-        """Replay windows by sender; store them where a restart must not take a frame twice."""
+        """Returns the replay windows by sender; store them where a restart must not take a frame twice."""
         with self._lock:
             return dict(self._windows)
 
     @property
     def refused(self) -> dict[tuple[str, str, str], int]:
-        """How many were refused, by (claimed name, proven name or link, reason)."""
+        """Returns how many were refused, by (claimed name, proven name or link, reason)."""
         with self._lock:
             return dict(self._refused)
 

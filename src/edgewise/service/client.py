@@ -30,7 +30,7 @@ class Reply:
 
     Attributes:
         outputs: Arrays by name.
-        parameters: What the server says of it: exit_index, source, plan_epoch, model_version, …
+        parameters: What the server says of it: exit_index, source, plan_revision, model_version, …
         scheduled_s: When the request was due, on the caller's clock.
         latency_s: From the scheduled arrival to the last byte of the answer.
         error: The protocol's error text; "" if answered.

@@ -1,4 +1,4 @@
-"""A connection of the HTTP door: uvicorn writes an answer's head and its body one after the other."""
+"""A connection of the HTTP endpoint: uvicorn writes an answer's head and its body one after the other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A node's door: the HTTP endpoint, and what it costs a request by itself. `edgewise agent` gives it to its node."""
+"""A node's inference endpoint over HTTP, and what it costs a request by itself. `edgewise agent` gives it to its node."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.core.ids import Epoch, NodeId, RequestId
+from edgewise.core.ids import NodeId, RequestId, Revision
+from edgewise.inference.model_server import Count
 from edgewise.inference.observation import Observation
 from edgewise.inference.request_driver import Served
-from edgewise.inference.serving_node import Server, device_only_plan
+from edgewise.inference.serving_node import device_only_plan
 from edgewise.inference.session import AnswerSource
+from edgewise.inference.streams import StreamStep
 from edgewise.models.graph.graph import Graph, PlainTensor
 from edgewise.planning.plan import ActivePlan
 from edgewise.service.client import InferenceClient
-from edgewise.service.open_inference import HttpServer, serve_http
+from edgewise.service.open_inference import HttpServer, Model, serve_http
 
 _REQUESTS = 7
 
 
-class NodeDoor:
+class NodeEndpoint:
     """The open endpoint of a node.
 
     Attributes:
@@ -50,37 +52,37 @@ class NodeDoor:
             The median of a few requests over a connection of their own.
         """
         ready = _AtOnce(graph)
-        door = await serve_http(ready)
+        endpoint = await serve_http(ready)
         inputs = {t.name: np.zeros(t.shape, t.dtype) for t in graph.inputs}
         seconds = []
         try:
-            async with InferenceClient(door.host, door.port) as client:
+            async with InferenceClient(endpoint.host, endpoint.port) as client:
                 for _ in range(_REQUESTS):
                     await asyncio.sleep(gap_s)
                     started = time.perf_counter()
                     await client.infer(ready.name, inputs)
                     seconds.append(time.perf_counter() - started)
         finally:
-            await door.close()
+            await endpoint.close()
         return median(seconds)
 
 
-async def open_door(server: Server, host: str, port: int) -> NodeDoor:
+async def open_endpoint(models: Model | Mapping[str, Model], host: str, port: int) -> NodeEndpoint:
     """Opens a device's endpoint.
 
     Args:
-        server: Serves the model.
+        models: What is served; by name, it may change while the endpoint is open.
         host: Address to listen on.
         port: Port; 0 takes a free one.
 
     Returns:
-        The door.
+        The endpoint.
 
     Raises:
         ConfigError: As `serve_http`.
         SecurityError: As `serve_http`.
     """
-    return NodeDoor(await serve_http(server, host, port))
+    return NodeEndpoint(await serve_http(models, host, port))
 
 
 class _AtOnce:
@@ -89,12 +91,13 @@ class _AtOnce:
     name = "ready"
 
     def __init__(self, graph: Graph) -> None:
-        self.active = ActivePlan(Epoch(1), device_only_plan(graph), 1)
+        self.active = ActivePlan(Revision(1), device_only_plan(graph), 1)
         self.inputs: tuple[PlainTensor, ...] = graph.inputs
-        self.outputs: tuple[PlainTensor, ...] = graph.outputs[-1:]
+        self.outputs: tuple[PlainTensor, ...] = graph.outputs
+        self.counts: dict[AnswerSource, Count] = {}
         seen = Observation(
             RequestId(self.name),
-            Epoch(1),
+            Revision(1),
             1,
             self.active.plan.digest,
             AnswerSource.PLAN,
@@ -108,7 +111,12 @@ class _AtOnce:
         self._answer = Served({t.name: np.zeros(t.shape, t.dtype) for t in self.outputs}, seen)
 
     async def infer(
-        self, inputs: Mapping[str, NDArray[Any]], *, deadline_s: float | None = None, request: str = ""
+        self,
+        inputs: Mapping[str, NDArray[Any]],
+        *,
+        deadline_s: float | None = None,
+        request: str = "",
+        stream: StreamStep | None = None,
     ) -> Served:
         return self._answer
 

@@ -1,11 +1,11 @@
 """The Open Inference Protocol (KServe v2) over HTTP: Litestar on uvicorn, inside the caller's event loop.
 
-    door = await serve_http(server)                  # a `Server` of inference/serving_node.py, or several by name
-    print(door.port)                                 # the real one, also for port 0
-    await door.close()                               # within a second
+    endpoint = await serve_http(node)                # a `ServingNode` with all its models, or models by name
+    print(endpoint.port)                             # the real one, also for port 0
+    await endpoint.close()                           # within a second
 
 `infer` is a raw ASGI handler in front of the router, for it is on every request's path; the rest are ordinary Litestar routes. Any client of
-the protocol works unchanged, e.g. `tritonclient.http`. Answers carry `parameters`: exit_index, source, plan_epoch,
+the protocol works unchanged, e.g. `tritonclient.http`. Answers carry `parameters`: exit_index, source, plan_revision,
 model_version, cause, latency_ms (at the device, HTTP excluded), compute_ms (all nodes), served_by. Our own extension:
 `POST /v2/models/NAME/feedback` with `{"labels": {request id: class}}` says what was right; it stays on the node.
 """
@@ -17,7 +17,6 @@ import contextlib
 import ipaddress
 import logging
 import socket
-import zlib
 from collections.abc import Mapping
 from importlib.metadata import version as package_version
 from pathlib import Path
@@ -33,21 +32,25 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from numpy.typing import NDArray
 
 from edgewise.core.errors import Busy, ConfigError, EdgewiseError, InputError, SecurityError, nearest
+from edgewise.inference.model_server import Count
 from edgewise.inference.request_driver import Served
+from edgewise.inference.serving_node import ServingNode
+from edgewise.inference.session import AnswerSource
+from edgewise.inference.streams import StreamStep
 from edgewise.models.graph.graph import PlainTensor
 from edgewise.planning.plan import ActivePlan
 from edgewise.service.connection import OnePacketProtocol
 from edgewise.service.protocol import describe, read_feedback, read_request, write_answer
+from edgewise.service.request_body import LENGTH, BodyTooLarge, decompressed, header_length, read_body
 
 log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 64 * 2**20
-_LENGTH = b"inference-header-content-length"
 _LAST_REQUESTS_S = 0.5
 
 
 class Model(Protocol):
-    """What can be served at the door; `inference.serving.Server` is one."""
+    """What can be served; `inference.model_server.ModelServer` is one."""
 
     name: str
 
@@ -66,8 +69,18 @@ class Model(Protocol):
         """What answers carry."""
         ...
 
+    @property
+    def counts(self) -> Mapping[AnswerSource, Count]:
+        """Requests by who answered."""
+        ...
+
     async def infer(
-        self, inputs: Mapping[str, NDArray[Any]], *, deadline_s: float | None = None, request: str = ""
+        self,
+        inputs: Mapping[str, NDArray[Any]],
+        *,
+        deadline_s: float | None = None,
+        request: str = "",
+        stream: StreamStep | None = None,
     ) -> Served:
         """Serves one request."""
         ...
@@ -83,14 +96,8 @@ class UnknownModel(InputError):
     code = "input.model"
 
 
-class BodyTooLarge(InputError):
-    """A request body beyond the door's bound."""
-
-    code = "input.size"
-
-
 class HttpServer:
-    """A running door.
+    """A running endpoint.
 
     Attributes:
         host: Address it listens on.
@@ -128,7 +135,7 @@ class _Uvicorn(uvicorn.Server):
 
 
 async def serve_http(
-    models: Model | Mapping[str, Model],
+    models: ServingNode | Model | Mapping[str, Model],
     host: str = "127.0.0.1",
     port: int = 0,
     *,
@@ -136,10 +143,10 @@ async def serve_http(
     tls: tuple[Path, Path] | None = None,
     insecure: bool = False,
 ) -> HttpServer:
-    """Opens the door on the running event loop.
+    """Opens the endpoint on the running event loop.
 
     Args:
-        models: What is served; several by name.
+        models: What is served; several by name, or all of a node.
         host: Address to listen on.
         port: Port; 0 takes a free one.
         max_body_bytes: Longer bodies are refused with 413.
@@ -147,12 +154,14 @@ async def serve_http(
         insecure: Lets a non-loopback address be served without TLS.
 
     Returns:
-        The door, listening.
+        The endpoint, listening.
 
     Raises:
         ConfigError: If the port is in use or the address is not this machine's.
         SecurityError: If the address is not loopback, there is no TLS, and `insecure` is not said.
     """
+    if isinstance(models, ServingNode):
+        models = models.models
     served = models if isinstance(models, Mapping) else {models.name: models}
     if tls is None and not insecure and not _is_loopback(host):
         raise SecurityError(
@@ -230,7 +239,7 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
 
     @get(["/v2/health/ready"], sync_to_thread=False)
     def ready() -> Response[dict[str, bool]]:
-        is_ready = all(m.active is not None for m in models.values())
+        is_ready = bool(models) and all(m.active is not None for m in models.values())
         return Response({"ready": is_ready}, status_code=200 if is_ready else 503)
 
     @get("/v2", sync_to_thread=False)
@@ -238,8 +247,20 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
         return {
             "name": "edgewise",
             "version": package_version("edgewise"),
-            "extensions": ["binary_tensor_data", "feedback"],
+            "extensions": ["binary_tensor_data", "model_repository", "sequence", "statistics", "feedback"],
         }
+
+    @post("/v2/repository/index", status_code=200, sync_to_thread=False)
+    def index() -> list[dict[str, str]]:
+        served = [(name, model.active) for name, model in sorted(models.items())]
+        return [
+            {
+                "name": name,
+                "version": "" if active is None else str(active.version),
+                "state": "UNAVAILABLE" if active is None else "READY",
+            }
+            for name, active in served
+        ]
 
     @get(["/v2/models/{name:str}", "/v2/models/{name:str}/versions/{version:str}"], sync_to_thread=False)
     def model_metadata(request: Request[Any, Any, Any]) -> dict[str, Any]:
@@ -259,6 +280,15 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
         find(name, request.path_params.get("version", ""))
         return {"name": name, "ready": True}
 
+    @get(
+        ["/v2/models/stats", "/v2/models/{name:str}/stats", "/v2/models/{name:str}/versions/{version:str}/stats"],
+        sync_to_thread=False,
+    )
+    def statistics(request: Request[Any, Any, Any]) -> dict[str, Any]:
+        name = request.path_params.get("name", "")
+        chosen = {name: find(name, request.path_params.get("version", ""))[0]} if name else models
+        return {"model_stats": [describe_counts(name, model) for name, model in sorted(chosen.items())]}
+
     @post(["/v2/models/{name:str}/feedback"], status_code=200)
     async def feedback(request: Request[Any, Any, Any]) -> dict[str, int]:
         model, _ = find(request.path_params["name"])
@@ -275,7 +305,7 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
         headers = [(b"content-type", b"application/json" if length is None else b"application/octet-stream")]
         headers.append((b"content-length", str(len(body)).encode()))
         if length is not None:
-            headers.append((_LENGTH, str(length).encode()))
+            headers.append((LENGTH, str(length).encode()))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
@@ -285,14 +315,16 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
         headers = dict(scope["headers"])
         _, _, _, name, *version = unquote(scope["path"]).removesuffix("/").split("/")
         model, _ = find(name, version[1] if len(version) > 2 else "")
-        body = _decompressed(await _read(receive, max_body_bytes), headers, max_body_bytes)
-        request = read_request(body, _header_length(headers))
-        served = await model.infer(request.inputs, deadline_s=request.deadline_s, request=request.id)
+        body = decompressed(await read_body(receive, max_body_bytes), headers, max_body_bytes)
+        request = read_request(body, header_length(headers))
+        served = await model.infer(
+            request.inputs, deadline_s=request.deadline_s, request=request.id, stream=request.stream
+        )
         seen = served.observation
         if not served.outputs:
             raise Busy(f"nothing was ready by the deadline of {seen.deadline_s:.3f} s: {seen.cause}.")
         parameters = {
-            "exit_index": seen.exit_index, "source": str(seen.source), "plan_epoch": seen.epoch,
+            "exit_index": seen.exit_index, "source": str(seen.source), "plan_revision": seen.revision,
             "model_version": seen.version, "cause": seen.cause, "latency_ms": round(seen.latency_s * 1e3, 3),
             "served_by": ",".join(seen.served_by), "compute_ms": round(seen.compute_s * 1e3, 3),
         }  # fmt: skip
@@ -300,7 +332,7 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
 
     handlers: Any = {EdgewiseError: _edgewise_error, HTTPException: _http_error}
     routes = Litestar(
-        [live, ready, server_metadata, model_metadata, model_ready, feedback],
+        [live, ready, server_metadata, index, model_metadata, model_ready, statistics, feedback],
         exception_handlers=handlers, logging_config=None, on_app_init=[_plain_app],
     )  # fmt: skip
 
@@ -311,6 +343,35 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
         await (infer if is_infer else routes)(scope, receive, send)
 
     return app
+
+
+def describe_counts(name: str, model: Model) -> dict[str, Any]:
+    """What a model has answered, as the protocol's statistics extension says it.
+
+    Args:
+        name: Its name at the endpoint.
+        model: The model.
+
+    Returns:
+        Counts and nanoseconds; `share_of_requests` is ours: by who answered, a filter in front of the plan among them.
+    """
+    counts = dict(model.counts)
+    failed = counts.get(AnswerSource.NONE, Count())
+    answered = [count for source, count in counts.items() if source is not AnswerSource.NONE]
+    whole = sum(count.num for count in counts.values())
+
+    def summed(rows: list[Count]) -> dict[str, int]:
+        return {"count": sum(row.num for row in rows), "ns": round(1e9 * sum(row.seconds for row in rows))}
+
+    active = model.active
+    return {
+        "name": name,
+        "version": "" if active is None else str(active.version),
+        "inference_count": whole - failed.num,
+        "execution_count": whole - failed.num - counts.get(AnswerSource.FILTER, Count()).num,
+        "inference_stats": {"success": summed(answered), "fail": summed([failed])},
+        "share_of_requests": {str(source): count.num / whole for source, count in counts.items()},
+    }
 
 
 def _plain_app(config: AppConfig) -> AppConfig:
@@ -336,45 +397,3 @@ def _status(error: EdgewiseError) -> int:
 
 def _error_body(message: str) -> bytes:
     return msgspec.json.encode({"error": message})
-
-
-async def _read(receive: Receive, max_bytes: int) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            raise InputError("the client closed the connection before its request was complete.")
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > max_bytes:
-            raise BodyTooLarge(f"the request body has more than {max_bytes:,} bytes. Send less at once.")
-        if not message.get("more_body", False):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _header_length(headers: Mapping[bytes, bytes]) -> int | None:
-    text = headers.get(_LENGTH)
-    if text is None:
-        return None
-    if not text.isdigit():
-        raise InputError(f"Inference-Header-Content-Length is {text.decode('latin-1')!r}, it must be a number.")
-    return int(text)
-
-
-def _decompressed(body: bytes, headers: Mapping[bytes, bytes], max_bytes: int) -> bytes:
-    encoding = headers.get(b"content-encoding", b"identity").decode("latin-1")
-    if encoding == "identity":
-        return body
-    if encoding not in ("gzip", "deflate"):
-        raise InputError(f"content-encoding {encoding!r} is not offered. Send gzip, deflate or plain bytes.")
-    reader = zlib.decompressobj(zlib.MAX_WBITS | 32)
-    try:
-        plain = reader.decompress(body, max_bytes)
-    except zlib.error as error:
-        raise InputError(f"the body is not {encoding}: {error}.") from error
-    if reader.unconsumed_tail:
-        raise BodyTooLarge(f"the request body unpacks to more than {max_bytes:,} bytes. Send less at once.")
-    if not reader.eof:
-        raise InputError(f"the body is not {encoding}: it ends too early.")
-    return plain

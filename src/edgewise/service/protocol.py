@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from edgewise.core.dtypes import DTYPES, dtype_name
 from edgewise.core.errors import InputError, nearest
 from edgewise.core.provenance import RAW, traced
+from edgewise.inference.streams import StreamStep
 from edgewise.models.graph.graph import PlainTensor
 
 DATATYPES = {
@@ -59,6 +60,8 @@ class InferRequest:
         inputs: Arrays by name, traced as raw data.
         outputs: Names wanted; () for all.
         is_binary: Per output name, and "" for those not named: whether it is wanted as bytes.
+        stream: From `parameters.sequence_id`, `sequence_start` and `sequence_end`, as `tritonclient` sends them; None
+            without.
         deadline_s: From `parameters.timeout` (µs, as `tritonclient` sends it) or `parameters.deadline_ms`; None without.
     """
 
@@ -67,6 +70,7 @@ class InferRequest:
     outputs: tuple[str, ...]
     is_binary: dict[str, bool]
     deadline_s: float | None
+    stream: StreamStep | None = None
 
 
 def read_request(body: bytes, header_length: int | None) -> InferRequest:
@@ -108,8 +112,21 @@ def read_request(body: bytes, header_length: int | None) -> InferRequest:
             raise InputError("the classification extension is not offered. Ask for the scores and sort them.")
         is_binary[wanted.name] = bool(wanted.parameters.get("binary_data", is_binary[""]))
     return InferRequest(
-        header.id, inputs, tuple(o.name for o in header.outputs), is_binary, _deadline_s(header.parameters)
+        header.id,
+        inputs,
+        tuple(o.name for o in header.outputs),
+        is_binary,
+        _deadline_s(header.parameters),
+        _stream(header.parameters),
     )
+
+
+def _stream(parameters: Mapping[str, Any]) -> StreamStep | None:
+    name = parameters.get("sequence_id", 0)
+    begins, ends = (parameters.get(key, False) for key in ("sequence_start", "sequence_end"))
+    if not isinstance(name, (str, int)) or not isinstance(begins, bool) or not isinstance(ends, bool):
+        raise InputError("parameters.sequence_id must be a text or a number, sequence_start and _end true or false.")
+    return StreamStep(str(name), 0 if begins else 1, ends) if name else None
 
 
 def _deadline_s(parameters: Mapping[str, Any]) -> float | None:
@@ -204,7 +221,7 @@ def write_answer(
 
 
 def describe(tensors: Sequence[PlainTensor]) -> list[dict[str, Any]]:
-    """Tensors as the protocol's metadata says them; −1 for a free batch.
+    """Tensors as the protocol's metadata says them; −1 for a free axis.
 
     Args:
         tensors: Inputs or outputs of a model.
@@ -216,7 +233,7 @@ def describe(tensors: Sequence[PlainTensor]) -> list[dict[str, Any]]:
         {
             "name": t.name,
             "datatype": DATATYPES[t.dtype],
-            "shape": [-1, *t.shape[1:]] if t.symbolic_batch else list(t.shape),
+            "shape": [-1 if size is None else size for size in t.open_shape],
         }
         for t in tensors
     ]

@@ -245,7 +245,12 @@ class LoopbackFleet:
     async def _start_coordinator(self) -> None:
         node = self._node(CLOUD, Tier.CLOUD)
         settings = AgentSettings(
-            CLOUD, Tier.CLOUD, identity="", state=str(self._state(CLOUD)), coordinator=True, holdout=self._holdout
+            name=CLOUD,
+            tier=Tier.CLOUD,
+            identity="",
+            state=str(self._state(CLOUD)),
+            coordinator=True,
+            holdout=self._holdout,
         )
         self.coordinator = Coordinator(node, settings, _serves_nothing)
         await node.attach(0)

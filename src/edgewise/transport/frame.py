@@ -1,4 +1,4 @@
-"""A frame: one typed message with its tensors, versioned, length-limited, digest-checked, signable.
+"""Encodes and decodes frames: one typed message with its tensors, versioned, digest-checked, signable.
 
     "EW" version:u8 flags:u8 header_length:u32 | header (msgpack) | message (msgpack) | tensors | digest 16 | signature
 
@@ -35,7 +35,7 @@ M = TypeVar("M", bound=msgspec.Struct)
 
 
 class Tensor(msgspec.Struct, frozen=True, eq=False):
-    """A named array on its way over a link, with the data classes it descends from.
+    """Holds a named array to send, with the data classes it descends from.
 
     Attributes:
         name: The receiver's key.
@@ -60,7 +60,7 @@ class _TensorHeader(msgspec.Struct, frozen=True, array_like=True):
     origins: tuple[str, ...] = ()
 
 
-class _Header(msgspec.Struct, frozen=True, array_like=True):
+class _Header(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     kind: str
     purpose: Purpose
     sender: NodeId
@@ -76,8 +76,8 @@ _write = msgspec.msgpack.Encoder().encode
 _read_header = msgspec.msgpack.Decoder(_Header).decode
 
 
-class Frame(msgspec.Struct, frozen=True, eq=False):
-    """One message between two nodes.
+class Frame(msgspec.Struct, frozen=True, eq=False, kw_only=True):
+    """Holds one message between two nodes.
 
     Attributes:
         kind: The message's tag, e.g. `update`; routes it and names it in the ledger.
@@ -128,7 +128,7 @@ class Frame(msgspec.Struct, frozen=True, eq=False):
             ) from error
 
     def array(self, name: str) -> NDArray[Any]:
-        """One tensor by name.
+        """Returns one tensor by name.
 
         Raises:
             FrameRefused: If the frame has none of that name.
@@ -140,7 +140,7 @@ class Frame(msgspec.Struct, frozen=True, eq=False):
 
     @property
     def origins(self) -> Origins:
-        """Data classes of all its tensors."""
+        """Returns the data classes of all its tensors."""
         found: Origins = frozenset()
         for tensor in self.tensors:
             found |= tensor.origins
@@ -166,7 +166,7 @@ def make_frame(
     """
     if isinstance(tensors, Mapping):
         tensors = tuple(Tensor(name, array) for name, array in tensors.items())
-    return Frame(kind, _write(message), tuple(tensors), **fields)
+    return Frame(kind=kind, message=_write(message), tensors=tuple(tensors), **fields)
 
 
 def encode_frame(
@@ -175,7 +175,7 @@ def encode_frame(
     sign: Callable[[bytes], bytes] | None = None,
     allow: Callable[[Origins], None] | None = None,
 ) -> bytes:
-    """Writes a frame.
+    """Encodes a frame into bytes.
 
     Args:
         frame: What to send.
@@ -208,10 +208,17 @@ def encode_frame(
         parts.append(array.data)
     header = _write(
         _Header(
-            frame.kind, frame.purpose, frame.sender, frame.epoch, frame.sequence, frame.deadline_s,
-            frame.run, len(frame.message), tuple(headers),
+            kind=frame.kind,
+            purpose=frame.purpose,
+            sender=frame.sender,
+            epoch=frame.epoch,
+            sequence=frame.sequence,
+            deadline_s=frame.deadline_s,
+            run=frame.run,
+            message_bytes=len(frame.message),
+            tensors=tuple(headers),
         )
-    )  # fmt: skip
+    )
     prefix = MAGIC + bytes((VERSION, 1 if sign else 0)) + len(header).to_bytes(4, "little")
     content = b"".join((prefix, header, frame.message, *parts))
     if len(content) > MAX_FRAME_BYTES:
@@ -224,11 +231,11 @@ def encode_frame(
 
 
 def decode_frame(data: bytes | memoryview, *, max_bytes: int = MAX_FRAME_BYTES) -> Frame:
-    """Reads a frame; nothing in it is trusted before its digest and lengths are checked.
+    """Decodes a frame after checking its lengths and digest.
 
     Args:
         data: The bytes.
-        max_bytes: Length limit of this door.
+        max_bytes: Length limit.
 
     Returns:
         The frame; arrays are read-only views of `data`. The signature is kept, not verified.
@@ -267,9 +274,18 @@ def decode_frame(data: bytes | memoryview, *, max_bytes: int = MAX_FRAME_BYTES) 
         tensors.append(Tensor(meta.name, traced(array, *meta.origins) if meta.origins else array))
         offset += size
     return Frame(
-        header.kind, data[start : start + header.message_bytes], tuple(tensors), header.purpose, header.sender,
-        header.epoch, header.sequence, header.deadline_s, header.run, data[signed_end:], data[:signed_end],
-    )  # fmt: skip
+        kind=header.kind,
+        message=data[start : start + header.message_bytes],
+        tensors=tuple(tensors),
+        purpose=header.purpose,
+        sender=header.sender,
+        epoch=header.epoch,
+        sequence=header.sequence,
+        deadline_s=header.deadline_s,
+        run=header.run,
+        signature=data[signed_end:],
+        signed_bytes=data[:signed_end],
+    )
 
 
 def _tensor_bytes(meta: _TensorHeader) -> int:
@@ -281,5 +297,5 @@ def _tensor_bytes(meta: _TensorHeader) -> int:
 
 
 def stamped(frame: Frame, *, sender: NodeId, epoch: Epoch, sequence: int = 0) -> Frame:
-    """The same frame with its sender's name, incarnation and counter."""
+    """Returns the frame with its sender's name, incarnation and counter set."""
     return replace(frame, sender=sender, epoch=epoch, sequence=sequence)

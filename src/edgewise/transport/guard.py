@@ -1,4 +1,4 @@
-"""The door every frame of a node passes: stamp, data policy, signature, count, tap. Transports only move its bytes."""
+"""Seals and opens every frame of a node: stamp, data policy, signature, count, tap. Transports only move its bytes."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ Tap = Callable[[bytes], None]
 _SIGNED = frozenset((Purpose.CONTROL, Purpose.TRAINING))
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class FrameGuard:
-    """One node's door; any thread may use it.
+    """Seals and opens the frames of one node; thread-safe.
 
     Attributes:
-        node: Name stamped on what leaves.
-        epoch: Incarnation stamped on what leaves.
+        node: Name stamped on outgoing frames.
+        epoch: Incarnation stamped on outgoing frames.
         counter: Counts every frame both ways.
         sign: Signs control and training frames; None signs nothing.
         allow: The data policy; None refuses every frame that carries traced data.
-        tap: Sees the plain bytes of every frame that leaves.
+        tap: Receives the plain bytes of every outgoing frame.
     """
 
     node: NodeId
@@ -44,7 +44,7 @@ class FrameGuard:
     _sequence: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
     def seal(self, frame: Frame, key: str) -> bytes:
-        """Stamps, checks, signs, encodes and counts a frame that leaves.
+        """Stamps, checks, signs, encodes and counts an outgoing frame.
 
         Args:
             frame: What to send; its sender, epoch and sequence are overwritten.
@@ -67,7 +67,7 @@ class FrameGuard:
         return data
 
     def open(self, data: bytes | memoryview) -> Frame:
-        """Decodes and counts a frame that arrived; its signature is checked where it is consumed.
+        """Decodes and counts an incoming frame; its signature is checked where it is consumed.
 
         Args:
             data: The bytes.
@@ -97,7 +97,7 @@ class FrameGuard:
 
 
 def addressed(signed_bytes: bytes, key: str) -> bytes:
-    """What a signature covers: the frame and the key it goes to, so that nobody hands it to another node.
+    """Returns the bytes a signature covers: the frame and its destination key, so that it cannot be replayed elsewhere.
 
     Args:
         signed_bytes: The frame up to its digest, `Frame.signed_bytes`.

@@ -1,8 +1,8 @@
-"""The one key layout. Every key of a fleet is made here and documented here.
+"""Makes every key of a fleet; this is the one key layout.
 
     ew/{fleet}/alive/{tier}/{node}/{epoch}      liveliness token of a node's incarnation
     ew/{fleet}/node/{node}/{service}            query: one service of one node
-    ew/{fleet}/event/{node}                     publication: what a node tells whoever listens
+    ew/{fleet}/event/{node}                     publication: events of a node
 
 Services: `info` capability and certificate · `control` orders (signed) · `report` updates and folded sums to a
 server (signed) · `stage` one stage of a plan · `blob` chunks by digest · `progress` the worker's counter.
@@ -18,29 +18,29 @@ from edgewise.core.ids import Epoch, NodeId, Tier
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Keys of one fleet.
+    """Makes the keys of one fleet.
 
     Attributes:
-        fleet: The fleet's name; fleets on one fabric do not hear each other.
+        fleet: The fleet's name; fleets on one fabric do not receive each other's frames.
     """
 
     fleet: str = "main"
 
     def alive(self, tier: Tier | str, node: NodeId | str, epoch: Epoch | str) -> str:
-        """Token of an incarnation; `"*"` in any place makes an expression to watch."""
+        """Returns the liveliness token's key of an incarnation; `"*"` in any place makes an expression to watch."""
         return f"ew/{self.fleet}/alive/{tier}/{node}/{epoch}"
 
     def service(self, node: NodeId | str, service: str) -> str:
-        """A service of a node; `"*"` as node asks all."""
+        """Returns the key of a node's service; `"*"` as node addresses all."""
         return f"ew/{self.fleet}/node/{node}/{service}"
 
     def event(self, node: NodeId | str) -> str:
-        """What a node publishes; `"*"` listens to all."""
+        """Returns the key of a node's publications; `"*"` subscribes to all."""
         return f"ew/{self.fleet}/event/{node}"
 
     @staticmethod
     def read_alive(key: str) -> tuple[Tier, NodeId, Epoch]:
-        """Parts of a token's key.
+        """Splits a liveliness token's key into its parts.
 
         Args:
             key: As made by `alive`.
@@ -53,7 +53,7 @@ class Keys:
 
 
 def matches(expression: str, key: str) -> bool:
-    """Whether a key meets an expression in which `*` stands for one chunk.
+    """Returns whether a key matches an expression in which `*` stands for one chunk.
 
     Args:
         expression: As made by `Keys` with `"*"` in some places.

@@ -1,4 +1,4 @@
-"""A fabric inside one process, for tests and simulation: frames are really encoded and decoded, links are ideal.
+"""Connects nodes inside one process, for tests and simulation: frames are encoded and decoded, links are ideal.
 
 fabric = LoopbackFabric()
 async with fabric.open("device-1") as device, fabric.open("edge-1") as edge: ...
@@ -24,7 +24,7 @@ from edgewise.transport.transport import FrameHandler, PresenceHandler, QueryHan
 
 @dataclass(eq=False, slots=True)
 class _LoopbackDeclared:
-    """Something a node declared; its own registration."""
+    """Is a declaration of a node, and its registration."""
 
     owner: LoopbackTransport
     what: str
@@ -36,7 +36,7 @@ class _LoopbackDeclared:
 
 
 class LoopbackFabric:
-    """What loopback nodes share: who declared what, and who is cut off."""
+    """Holds what loopback nodes share: declarations, open queries, nodes cut off."""
 
     def __init__(self) -> None:
         self._declared: list[_LoopbackDeclared] = []
@@ -53,27 +53,32 @@ class LoopbackFabric:
         allow: AllowOrigins | None = None,
         tap: Tap | None = None,
     ) -> LoopbackTransport:
-        """Puts a node on the fabric.
+        """Opens a node on the fabric.
 
         Args:
             node: Its name.
             epoch: Its incarnation.
-            counter: As in `Door`, like the others.
+            counter: As in `FrameGuard`, like the others.
             sign: Signs control and training frames.
             allow: The data policy.
-            tap: Sees every frame that leaves.
+            tap: Receives the bytes of every outgoing frame.
 
         Returns:
             Its transport.
         """
         name = NodeId(node)
-        return LoopbackTransport(self, FrameGuard(name, Epoch(epoch), counter or FrameCounter(name), sign, allow, tap))
+        return LoopbackTransport(
+            self,
+            FrameGuard(
+                node=name, epoch=Epoch(epoch), counter=counter or FrameCounter(name), sign=sign, allow=allow, tap=tap
+            ),
+        )
 
     def cut(self, node: NodeId | str) -> None:
-        """Cuts a node off; questions it was to answer or waits for become unreachable."""
+        """Cuts a node off; its open queries, sent and received, fail with `Unreachable`."""
         tokens = [d for d in self._declared if d.what == "token" and d.owner.node == node]
         for token in tokens:
-            self.tell_presence(token, False)
+            self.report_presence(token, False)
         self._cut.add(NodeId(node))
         for asked, (server, asker) in list(self._asked.items()):
             if node in (server, asker) and server != asker and not asked.done():
@@ -83,7 +88,7 @@ class LoopbackFabric:
         """Reconnects a node."""
         self._cut.discard(NodeId(node))
         for token in [d for d in self._declared if d.what == "token" and d.owner.node == node]:
-            self.tell_presence(token, True)
+            self.report_presence(token, True)
 
     def declare(self, declared: _LoopbackDeclared) -> _LoopbackDeclared:
         """Adds a declaration."""
@@ -91,53 +96,53 @@ class LoopbackFabric:
         return declared
 
     def withdraw(self, declared: _LoopbackDeclared) -> None:
-        """Takes a declaration back; idempotent."""
+        """Withdraws a declaration; idempotent."""
         if declared in self._declared:
             self._declared.remove(declared)
             if declared.what == "token":
-                self.tell_presence(declared, False)
+                self.report_presence(declared, False)
 
     def withdraw_all(self, owner: LoopbackTransport) -> None:
-        """Takes back all that a node declared; questions it was answering are lost."""
+        """Withdraws all declarations of a node; queries it was answering fail with `Unreachable`."""
         for declared in [d for d in self._declared if d.owner is owner]:
             self.withdraw(declared)
         for asked, (server, _) in list(self._asked.items()):
             if server == owner.node and not asked.done():
                 asked.set_exception(_lost(server))
 
-    def find(self, asker: NodeId, what: str, key: str) -> list[_LoopbackDeclared]:
-        """What `asker` reaches: declarations of a sort whose key meets `key`."""
+    def find(self, caller: NodeId, what: str, key: str) -> list[_LoopbackDeclared]:
+        """Returns the declarations of one sort that `caller` reaches and whose key matches."""
         return [
             d
             for d in self._declared
-            if d.what == what and self.connected(asker, d.owner.node) and (matches(key, d.key) or matches(d.key, key))
+            if d.what == what and self.connected(caller, d.owner.node) and (matches(key, d.key) or matches(d.key, key))
         ]
 
     def connected(self, one: NodeId, other: NodeId) -> bool:
-        """Whether nothing is cut between two nodes."""
+        """Returns whether two nodes can reach each other."""
         return one == other or (one not in self._cut and other not in self._cut)
 
-    def tell_presence(self, token: _LoopbackDeclared, is_there: bool) -> None:
-        """Tells every watcher that can see it about a token."""
+    def report_presence(self, token: _LoopbackDeclared, is_there: bool) -> None:
+        """Reports a liveliness token to every watcher that can reach its node."""
         for watcher in self.find(token.owner.node, "watch", token.key):
             watcher.owner.deliver(watcher, token.key, is_there)
 
-    def ask(self, asker: LoopbackTransport, server: _LoopbackDeclared, data: bytes) -> asyncio.Future[bytes]:
-        """Hands a question to a server; the future is its answer's bytes."""
+    def ask(self, caller: LoopbackTransport, server: _LoopbackDeclared, data: bytes) -> asyncio.Future[bytes]:
+        """Passes a query to a server and returns a future of its answer's bytes."""
         asked: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._asked[asked] = server.owner.node, asker.node
+        self._asked[asked] = server.owner.node, caller.node
         asked.add_done_callback(lambda done: self._asked.pop(done, None))
-        server.owner.answer_to(server, data, asked, asker.node)
+        server.owner.answer_to(server, data, asked, caller.node)
         return asked
 
 
 class LoopbackTransport(Transport):
-    """One node of a `LoopbackFabric`."""
+    """Is the transport of one node of a `LoopbackFabric`."""
 
-    def __init__(self, fabric: LoopbackFabric, door: FrameGuard) -> None:
+    def __init__(self, fabric: LoopbackFabric, guard: FrameGuard) -> None:
         self.fabric = fabric
-        self.door = door
-        self.node = door.node
+        self.guard = guard
+        self.node = guard.node
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_open = True
 
@@ -151,7 +156,7 @@ class LoopbackTransport(Transport):
                 reply = await self.fabric.ask(self, servers[0], data)
         except TimeoutError as error:
             raise DeadlineExceeded(f"no answer on {key!r} within {timeout_s:.3g} s.", key=key) from error
-        return checked_reply(self.door.open(reply))
+        return checked_reply(self.guard.open(reply))
 
     async def query_all(self, key: str, frame: Frame, *, timeout_s: float) -> list[Frame]:
         data = self._sealed(frame, key)
@@ -164,7 +169,7 @@ class LoopbackTransport(Transport):
                 future.cancel()
             elif future.exception() is None:
                 try:
-                    answers.append(checked_reply(self.door.open(future.result())))
+                    answers.append(checked_reply(self.guard.open(future.result())))
                 except EdgewiseError:
                     continue
         return answers
@@ -182,7 +187,7 @@ class LoopbackTransport(Transport):
 
     async def declare_presence(self, key: str) -> Registration:
         token = self.fabric.declare(_LoopbackDeclared(self, "token", key))
-        self.fabric.tell_presence(token, True)
+        self.fabric.report_presence(token, True)
         return token
 
     async def watch_presence(self, key: str, handler: PresenceHandler) -> Registration:
@@ -194,7 +199,7 @@ class LoopbackTransport(Transport):
     def _sealed(self, frame: Frame, key: str) -> bytes:
         if not self._is_open:
             raise Unreachable(f"the transport of {self.node!r} is closed. Open a new one.")
-        return self.door.seal(frame, key)
+        return self.guard.seal(frame, key)
 
     async def close(self) -> None:
         self._is_open = False
@@ -204,30 +209,30 @@ class LoopbackTransport(Transport):
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def deliver(self, declared: _LoopbackDeclared, key: str, content: bytes | bool) -> None:
-        """Calls a handler in its turn on the event loop."""
+        """Schedules a handler on the event loop."""
         asyncio.get_running_loop().call_soon(self._call, declared, key, content)
 
     def _call(self, declared: _LoopbackDeclared, key: str, content: bytes | bool) -> None:
         assert declared.handler is not None
-        declared.handler(key, self.door.open(content) if isinstance(content, bytes) else content)
+        declared.handler(key, self.guard.open(content) if isinstance(content, bytes) else content)
 
-    def answer_to(self, server: _LoopbackDeclared, data: bytes, asked: asyncio.Future[bytes], asker: NodeId) -> None:
-        """Answers a question in a task of this node."""
-        task = asyncio.get_running_loop().create_task(self._answer(server, data, asked, asker))
+    def answer_to(self, server: _LoopbackDeclared, data: bytes, asked: asyncio.Future[bytes], caller: NodeId) -> None:
+        """Answers a query in a task of this node."""
+        task = asyncio.get_running_loop().create_task(self._answer(server, data, asked, caller))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _answer(
-        self, server: _LoopbackDeclared, data: bytes, asked: asyncio.Future[bytes], asker: NodeId
+        self, server: _LoopbackDeclared, data: bytes, asked: asyncio.Future[bytes], caller: NodeId
     ) -> None:
         assert server.handler is not None
         try:
-            question = self.door.open(data)
-            reply = await answer(server.handler, question)  # type: ignore[arg-type]
+            query = self.guard.open(data)
+            reply = await answer(server.handler, query)  # type: ignore[arg-type]
         except FrameRefused as error:
             reply = error_frame(error)
-        sealed, _ = seal_reply(self.door, reply, server.key)
-        if not asked.done() and self.fabric.connected(self.node, asker):
+        sealed, _ = seal_reply(self.guard, reply, server.key)
+        if not asked.done() and self.fabric.connected(self.node, caller):
             asked.set_result(sealed)
 
 

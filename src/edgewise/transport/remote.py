@@ -1,4 +1,4 @@
-"""How a handler's answer or error crosses the wire. The asker sees the error as `RemoteError` with its code."""
+"""Carries a handler's answer or error over the wire; the caller receives an error as `RemoteError` with its code."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _log = logging.getLogger(__name__)
 
 
 class ErrorMessage(msgspec.Struct, frozen=True):
-    """An EdgewiseError on its way back.
+    """Carries an `EdgewiseError` back to the caller.
 
     Attributes:
         code: Its stable code.
         message: Its text.
-        fields: Its fields, as far as msgpack can say them.
+        fields: Its fields, as far as msgpack can encode them.
     """
 
     code: str
@@ -31,44 +31,44 @@ class ErrorMessage(msgspec.Struct, frozen=True):
     fields: dict[str, Any] = {}
 
 
-async def answer(handler: QueryHandler, question: Frame) -> Frame:
-    """Runs a handler; whatever it raises becomes an error frame.
+async def answer(handler: QueryHandler, query: Frame) -> Frame:
+    """Runs a handler and turns an exception into an error frame.
 
     Args:
         handler: Of the service.
-        question: What was asked.
+        query: The query.
 
     Returns:
-        The answer or an `error` frame, with the purpose and run of the question.
+        The answer or an `error` frame, with the purpose and run of the query.
     """
     try:
-        reply = await handler(question)
+        reply = await handler(query)
     except Exception as error:
-        reply = failure_frame(error, question)
-    return as_answer(reply, question)
+        reply = failure_frame(error, query)
+    return as_answer(reply, query)
 
 
-def as_answer(reply: Frame, question: Frame) -> Frame:
-    """A reply with the purpose and run of its question."""
-    return replace(reply, purpose=question.purpose, run=reply.run or question.run)
+def as_answer(reply: Frame, query: Frame) -> Frame:
+    """Returns the reply with the purpose and run of its query."""
+    return replace(reply, purpose=query.purpose, run=reply.run or query.run)
 
 
-def failure_frame(error: BaseException, question: Frame) -> Frame:
-    """Whatever a handler raised as a frame of kind `error`; a bug of ours is logged and told as `internal`."""
+def failure_frame(error: BaseException, query: Frame) -> Frame:
+    """Encodes an exception as a frame of kind `error`; a programming error is logged and reported as `internal`."""
     if isinstance(error, EdgewiseError):
         return error_frame(error)
-    _log.error("handler of %r from %r failed", question.kind, question.sender, exc_info=error)
+    _log.error("handler of %r from %r failed", query.kind, query.sender, exc_info=error)
     return make_frame(ERROR_KIND, ErrorMessage("internal", f"{type(error).__name__}: {error}"))
 
 
 def error_frame(error: EdgewiseError) -> Frame:
-    """Writes an error as a frame of kind `error`."""
+    """Encodes an `EdgewiseError` as a frame of kind `error`."""
     fields = {str(name): _sendable(value) for name, value in error.fields.items()}
     return make_frame(ERROR_KIND, ErrorMessage(error.code, error.message, fields))
 
 
 def checked_reply(reply: Frame) -> Frame:
-    """The reply itself, if it is not an error.
+    """Returns the reply, or raises the error it carries.
 
     Args:
         reply: As received.
@@ -86,11 +86,11 @@ def checked_reply(reply: Frame) -> Frame:
     raise RemoteError(f"{reply.sender!r} refused: {error.message}", **fields)
 
 
-def seal_reply(door: FrameGuard, reply: Frame, key: str) -> tuple[bytes, bool]:
-    """Seals an answer; one that may not leave is answered by its refusal instead.
+def seal_reply(guard: FrameGuard, reply: Frame, key: str) -> tuple[bytes, bool]:
+    """Seals an answer; where the data policy refuses it, seals the refusal instead.
 
     Args:
-        door: Of the answering node.
+        guard: Of the answering node.
         reply: Answer or error.
         key: The service's key.
 
@@ -98,10 +98,10 @@ def seal_reply(door: FrameGuard, reply: Frame, key: str) -> tuple[bytes, bool]:
         The bytes, and whether they are an error.
     """
     try:
-        return door.seal(reply, key), reply.kind == ERROR_KIND
+        return guard.seal(reply, key), reply.kind == ERROR_KIND
     except EdgewiseError as error:
         refusal = replace(error_frame(error), purpose=reply.purpose, run=reply.run)
-        return door.seal(refusal, key), True
+        return guard.seal(refusal, key), True
 
 
 def _sendable(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The contract of everything that moves frames: loopback, shaped loopback, zenoh (plain, TLS, through a shaped link).
+"""Defines the transport contract: queries, publications and liveliness tokens over frames.
 
 Keys are made by `keys.py`; `*` stands for one chunk of a key. Handlers run on the event loop that opened the transport.
 The smallest complete implementation is `loopback.py`.
@@ -15,14 +15,14 @@ from edgewise.core.errors import EdgewiseError
 from edgewise.transport.frame import Frame
 
 QueryHandler = Callable[[Frame], Awaitable[Frame]]
-"""Answers one query. An EdgewiseError it raises reaches the asker as RemoteError with code and message."""
+"""Answers one query. An EdgewiseError it raises reaches the caller as RemoteError with code and message."""
 Reply = Callable[[Frame], None]
-"""Sends the answer to one question; called once, on any thread."""
-Hearer = Callable[[Frame, Reply], None]
-"""Takes one question where it is heard, perhaps on a thread of the transport: it checks, hands the work to its own
-thread and returns at once. What it raises is the answer."""
-Told = Callable[[Frame | None, EdgewiseError | None], None]
-"""Takes (answer, error) of one question, on the event loop."""
+"""Sends the answer to one query; called once, from any thread."""
+SyncHandler = Callable[[Frame, Reply], None]
+"""Handles one query on the thread that received it: checks it, passes the work to its own thread and returns at once.
+An exception it raises becomes the error answer."""
+OnAnswer = Callable[[Frame | None, EdgewiseError | None], None]
+"""Called on the event loop with (answer, error) of one query; one of the two is None."""
 FrameHandler = Callable[[str, Frame], None]
 """Takes (key, frame) of a publication."""
 PresenceHandler = Callable[[str, bool], None]
@@ -30,25 +30,25 @@ PresenceHandler = Callable[[str, bool], None]
 
 
 class Registration(Protocol):
-    """Something declared on a transport."""
+    """Is a declaration on a transport, until closed."""
 
     async def close(self) -> None:
-        """Takes the declaration back."""
+        """Withdraws the declaration."""
         ...
 
 
 class Transport(ABC):
-    """One node's way to the others. Open with `async with`."""
+    """Connects one node to the others. Open with `async with`."""
 
     @abstractmethod
     async def query(self, key: str, frame: Frame, *, timeout_s: float) -> Frame:
-        """Asks the one node that serves `key`.
+        """Sends a query to the node that serves `key` and returns its answer.
 
-        Questions of one purpose arrive in the order they were asked, but those of serving, which may overtake.
+        Queries of one purpose arrive in the order they were sent, except serving queries, which may overtake.
 
         Args:
             key: A service key.
-            frame: The question; its purpose decides its priority, answers inherit it.
+            frame: The query; its purpose decides its priority, answers inherit it.
             timeout_s: Deadline of the work, at most; never infinite.
 
         Returns:
@@ -62,17 +62,17 @@ class Transport(ABC):
             PolicyViolation: If the frame carries data that may not take this link.
         """
 
-    def ask(self, key: str, frame: Frame, told: Told, *, timeout_s: float) -> Callable[[], None]:
-        """As `query`, with a call at its end: nothing is made that would be awaited. On every request's path.
+    def ask(self, key: str, frame: Frame, on_answer: OnAnswer, *, timeout_s: float) -> Callable[[], None]:
+        """Sends a query and reports its answer to a callback instead of a coroutine; used on every request's path.
 
         Args:
             key: As `query`.
             frame: As `query`.
-            told: Takes (answer, error), once, after this has returned.
+            on_answer: Called once with (answer, error), after this method has returned.
             timeout_s: As `query`.
 
         Returns:
-            Takes the question back, any time; `told` is not called after that.
+            A function that cancels the query at any time; `on_answer` is not called afterwards.
 
         Raises:
             EdgewiseError: What could be known at once of what `query` raises.
@@ -82,48 +82,48 @@ class Transport(ABC):
             try:
                 answer = await self.query(key, frame, timeout_s=timeout_s)
             except EdgewiseError as error:
-                told(None, error)
+                on_answer(None, error)
             else:
-                told(answer, None)
+                on_answer(answer, None)
 
         task = asyncio.get_running_loop().create_task(asked())
 
-        def take_back() -> None:
+        def cancel() -> None:
             task.cancel()
 
-        return take_back
+        return cancel
 
     @abstractmethod
     async def query_all(self, key: str, frame: Frame, *, timeout_s: float) -> list[Frame]:
-        """Asks every node that serves a key matching the expression; refusals and failures are left out."""
+        """Queries every node that serves a matching key; leaves out refusals and failures."""
 
     @abstractmethod
     async def serve(self, key: str, handler: QueryHandler) -> Registration:
         """Answers queries on `key` until closed."""
 
-    async def hear(self, key: str, hearer: Hearer) -> Registration:
-        """As `serve`, for work that has a thread of its own: neither question nor answer waits for the event loop."""
-        return await self.serve(key, on_the_loop(hearer))
+    async def serve_sync(self, key: str, handler: SyncHandler) -> Registration:
+        """Answers queries on `key` from a thread; neither query nor answer passes through the event loop."""
+        return await self.serve(key, on_the_loop(handler))
 
     @abstractmethod
     async def publish(self, key: str, frame: Frame) -> None:
-        """Tells whoever listens; small frames only, nothing waits for a slow listener."""
+        """Publishes a small frame to all subscribers; a slow subscriber delays nobody."""
 
     @abstractmethod
     async def subscribe(self, key: str, handler: FrameHandler) -> Registration:
-        """Hears publications whose key matches the expression."""
+        """Receives publications whose key matches the expression."""
 
     @abstractmethod
     async def declare_presence(self, key: str) -> Registration:
-        """Holds a liveliness token at `key` until closed or until this process is gone."""
+        """Declares a liveliness token at `key`, held until closed or until this process ends."""
 
     @abstractmethod
     async def watch_presence(self, key: str, handler: PresenceHandler) -> Registration:
-        """Reports tokens matching the expression: those there already, then each change."""
+        """Reports matching liveliness tokens: the existing ones, then each change."""
 
     @abstractmethod
     async def close(self) -> None:
-        """Takes everything back; idempotent."""
+        """Closes the transport and withdraws its declarations; idempotent."""
 
     async def __aenter__(self) -> Transport:
         return self
@@ -132,17 +132,17 @@ class Transport(ABC):
         await self.close()
 
 
-def on_the_loop(hearer: Hearer) -> QueryHandler:
-    """Makes a handler of a hearer: it is called on the event loop, its answer comes back there.
+def on_the_loop(sync_handler: SyncHandler) -> QueryHandler:
+    """Adapts a `SyncHandler` to a `QueryHandler` that runs on the event loop.
 
     Args:
-        hearer: As for `Transport.hear`.
+        sync_handler: As for `Transport.serve_sync`.
 
     Returns:
         A handler as for `Transport.serve`.
     """
 
-    async def handler(question: Frame) -> Frame:
+    async def handler(query: Frame) -> Frame:
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[Frame] = loop.create_future()
 
@@ -154,7 +154,7 @@ def on_the_loop(hearer: Hearer) -> QueryHandler:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(take, answer)
 
-        hearer(question, reply)
+        sync_handler(query, reply)
         return await answered
 
     return handler

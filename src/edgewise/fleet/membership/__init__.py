@@ -1,1 +1,1 @@
-"""Who is here: liveliness tokens, incarnations, suspicion."""
+"""Tracks which nodes are alive: liveliness tokens, incarnations, suspicion."""

@@ -1,7 +1,7 @@
-"""The coordinator's view of the fleet, as a pure step.
+"""Folds the coordinator's view of the fleet, as a pure step.
 
-Joining: the liveliness token is there, the node has not yet told who it is; what it told before its last absence stays
-in view. Alive: it has told, and the worker moves. Gone: the token is gone (killed in milliseconds, frozen or cut off
+Joining: the liveliness token is present, the node has not described itself yet; its description from before its last absence
+is kept. Alive: it has described itself, and its worker progresses. Gone: the token is gone (killed in milliseconds, frozen or cut off
 after the transport's lease; which of them shows when it is back: a new incarnation had ended, the same one had not).
 Suspected: the token is there but the worker has work and its counter stands still, by far longer than it ever did
 before it moved again. A node that comes back with a newer epoch is alive again.
@@ -24,7 +24,7 @@ STALL_GAPS = 20
 
 
 class NodeState(StrEnum):
-    """What is believed of a node."""
+    """Names the believed state of a node."""
 
     JOINING = "joining"
     ALIVE = "alive"
@@ -33,7 +33,7 @@ class NodeState(StrEnum):
 
 
 class NodeAppeared(msgspec.Struct, frozen=True, tag=True):
-    """A liveliness token appeared."""
+    """Reports that a liveliness token appeared."""
 
     node: NodeId
     tier: Tier
@@ -41,20 +41,20 @@ class NodeAppeared(msgspec.Struct, frozen=True, tag=True):
 
 
 class NodeVanished(msgspec.Struct, frozen=True, tag=True):
-    """A liveliness token is gone."""
+    """Reports that a liveliness token is gone."""
 
     node: NodeId
     epoch: Epoch
 
 
 class NodeDescribed(msgspec.Struct, frozen=True, tag=True):
-    """A node told who it is."""
+    """Reports the info of a node."""
 
     info: NodeInfo
 
 
 class ProgressObserved(msgspec.Struct, frozen=True, tag=True):
-    """A node's worker told its counter."""
+    """Reports the progress counter of a node's worker."""
 
     node: NodeId
     progress: Progress
@@ -64,20 +64,20 @@ Event = NodeAppeared | NodeVanished | NodeDescribed | ProgressObserved
 
 
 class AskInfo(msgspec.Struct, frozen=True, tag=True):
-    """Ask a node who it is."""
+    """Orders a query of a node's info."""
 
     node: NodeId
 
 
 class NodeLost(msgspec.Struct, frozen=True, tag=True):
-    """Tell whoever counts on a node that it cannot."""
+    """Notifies that a node is lost."""
 
     node: NodeId
     cause: str
 
 
 class NodeReady(msgspec.Struct, frozen=True, tag=True):
-    """Tell whoever waits for a node that it is here and known.
+    """Notifies that a node is alive and known.
 
     Attributes:
         info: Who it is.
@@ -91,14 +91,14 @@ class NodeReady(msgspec.Struct, frozen=True, tag=True):
 Action = AskInfo | NodeLost | NodeReady
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KnownNode:
-    """One node as believed.
+    """Holds the believed state of one node.
 
     Attributes:
         node, tier, epoch: Who, where, which incarnation.
         state: What is believed.
-        info: What it told of itself; None before it did.
+        info: Its description of itself; None before it came.
         cause: Why it is not alive.
         counter: Its worker's, as last seen.
         stalls: Answers in a row without a move of the busy worker.
@@ -120,12 +120,12 @@ class KnownNode:
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """All nodes ever seen, by name."""
+    """Holds all nodes ever seen, by name."""
 
     members: dict[NodeId, KnownNode] = field(default_factory=dict)
 
     def alive(self, tier: Tier | None = None) -> tuple[KnownNode, ...]:
-        """Members that are alive and described, in the order of their names."""
+        """Returns the members that are alive and described, in the order of their names."""
         return tuple(
             m
             for _, m in sorted(self.members.items())
@@ -133,13 +133,13 @@ class Membership:
         )
 
     def has(self, node: NodeId, epoch: Epoch) -> bool:
-        """Whether a node is there in this incarnation."""
+        """Returns whether a node is present in this incarnation."""
         member = self.members.get(node)
         return member is not None and member.epoch == epoch and member.state is not NodeState.GONE
 
 
 def step(state: Membership, event: Event) -> tuple[Membership, tuple[Action, ...]]:
-    """Folds one event into the view.
+    """Folds one event into the view of the fleet.
 
     Args:
         state: The view so far.
@@ -155,8 +155,8 @@ def step(state: Membership, event: Event) -> tuple[Membership, tuple[Action, ...
                 known.epoch > epoch or (known.epoch == epoch and known.state is not NodeState.GONE)
             ):
                 return state, ()
-            told = None if known is None else known.info
-            joining = KnownNode(node, tier, epoch, info=told, after=_absence(known, epoch))
+            info = None if known is None else known.info
+            joining = KnownNode(node=node, tier=tier, epoch=epoch, info=info, after=_absence(known, epoch))
             return _with(state, joining), (AskInfo(node),)
         case NodeVanished(node, epoch):
             known = state.members.get(node)

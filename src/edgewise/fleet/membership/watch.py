@@ -1,11 +1,13 @@
-"""Drives `membership`: liveliness tokens in, infos asked, workers' counters asked while something is awaited of them."""
+"""Drives `membership`: watches liveliness tokens, queries infos and the progress counters of awaited workers."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable, Iterable
 
+from edgewise.core.backoff import Backoff
 from edgewise.core.errors import EdgewiseError, IdentityRefused
 from edgewise.core.ids import NodeId, Tier
 from edgewise.fleet.membership import membership
@@ -18,12 +20,12 @@ log = logging.getLogger("edgewise.fleet")
 
 ASK_EVERY_S = 1.0
 """How often a worker's counter is asked while its work is awaited."""
-INFO_RETRY_S = (0.05, 0.1, 0.2, 0.4, 0.8, 2.0)
-"""Waits between attempts to ask a node who it is; the last repeats while its token is there."""
+INFO_RETRY = Backoff(0.05, most_s=2.0)
+"""Waits between attempts to query a node's info while its liveliness token is present."""
 
 
 class Watch:
-    """A node's eyes on others.
+    """Watches the other nodes of a fleet.
 
     Attributes:
         members: The view, folded.
@@ -42,8 +44,8 @@ class Watch:
 
         Args:
             node: Who watches.
-            ready: Told who is here (again) and known.
-            lost: Told who cannot be counted on, and why.
+            ready: Called with the info of a node that is alive (again) and known.
+            lost: Called with a node that is lost, and why.
             tiers: Tiers to watch.
             ask_every_s: How often an awaited worker's counter is asked.
         """
@@ -58,17 +60,17 @@ class Watch:
         self._changed = asyncio.Event()
 
     async def start(self) -> None:
-        """Begins to watch tokens on the node's uplink."""
+        """Starts to watch liveliness tokens on the node's uplink."""
         await self._node.transport.watch_presence(self._node.keys.alive("*", "*", "*"), self._presence)
 
     def expect(self, nodes: Iterable[NodeId]) -> None:
-        """Says whose work is awaited now; their counters, and those of suspects, are asked until that is over."""
+        """Sets whose work is awaited; their progress counters, and those of suspects, are queried until it is done."""
         self._awaited = set(nodes)
         if self._asked and (self._asking is None or self._asking.done()):
             self._asking = self._node.spawn(self._ask_progress(), "progress watch")
 
     async def wait_for(self, condition: Callable[[Membership], bool], timeout_s: float) -> bool:
-        """Waits until the view meets a condition.
+        """Waits until the view meets a condition or the deadline passes.
 
         Args:
             condition: Tells whether it does.
@@ -112,10 +114,10 @@ class Watch:
 
     async def _ask_info(self, node: NodeId) -> None:
         epoch = self.members.members[node].epoch
-        for attempt in range(10**9):
+        for attempt in itertools.count():
             member = self.members.members[node]
             if member.epoch != epoch or member.state is NodeState.GONE:
-                return  # another token has its own question
+                return  # another liveliness token has its own query
             try:
                 info = await self._node.info_of(node, fresh=True)
             except IdentityRefused as error:
@@ -123,14 +125,14 @@ class Watch:
                 return
             except EdgewiseError as error:
                 log.info("%s: no info of %s yet: %s", self._node.name, node, error)
-                await asyncio.sleep(INFO_RETRY_S[min(attempt, len(INFO_RETRY_S) - 1)])
+                await asyncio.sleep(INFO_RETRY.delay_s(attempt))
             else:
                 self._fold(membership.NodeDescribed(info))
                 return
 
     @property
     def _asked(self) -> set[NodeId]:
-        """Whose counter is asked: awaited ones, and suspects, who may move again."""
+        """Returns the nodes whose counter is queried: awaited ones and suspects, who may recover."""
         members = self.members.members.values()
         return self._awaited | {m.node for m in members if m.state is NodeState.SUSPECTED}
 

@@ -3,8 +3,9 @@
 The struct's frame kind is its snake-case name (`kind_of`). Orders travel outward on `control`, reports inward
 on `report`; both are signed. Tensors (updates, models small enough) travel beside the struct in the same frame.
 
-    message.py             what all of them are      messages_training.py   rounds and runs
-    messages_fleet.py      who is there              messages_serving.py    versions, plans, answers
+    message.py            the base and the plain answer     training_messages.py   rounds and runs
+    node_messages.py      nodes and their resources         serving_messages.py    versions, plans, answers
+    events.py             what is published to watchers
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from edgewise.fleet.messages.node_messages import (
     Capability,
     FleetAnswer,
     FleetRequest,
+    InForce,
     InfoRequest,
     LedgerAnswer,
     LedgerRequest,
@@ -31,19 +33,21 @@ from edgewise.fleet.messages.node_messages import (
 )
 from edgewise.fleet.messages.serving_messages import (
     Deploy,
+    ExampleCounts,
+    ExampleCountsRequest,
     Feedback,
     GraphRequest,
     Health,
     HealthRequest,
-    Held,
-    HeldRequest,
     InstallOrder,
     ListVersions,
+    NodesAt,
     PlanInputs,
     ProfileAnswer,
     ProfileOrder,
     RegisterVersion,
     Rollback,
+    UninstallOrder,
     Versions,
 )
 from edgewise.fleet.messages.training_messages import (
@@ -70,6 +74,8 @@ __all__ = [
     "Capability",
     "ClientPlace",
     "Deploy",
+    "ExampleCounts",
+    "ExampleCountsRequest",
     "Feedback",
     "FleetAnswer",
     "FleetRequest",
@@ -77,8 +83,7 @@ __all__ = [
     "HardExamples",
     "Health",
     "HealthRequest",
-    "Held",
-    "HeldRequest",
+    "InForce",
     "InfoRequest",
     "InstallOrder",
     "LedgerAnswer",
@@ -88,6 +93,7 @@ __all__ = [
     "Message",
     "NodeInfo",
     "NodeRow",
+    "NodesAt",
     "PlanInputs",
     "ProfileAnswer",
     "ProfileOrder",
@@ -102,6 +108,7 @@ __all__ = [
     "RunSubmitted",
     "StopOrder",
     "SubmitRun",
+    "UninstallOrder",
     "Versions",
     "WhereIs",
     "hard_examples_of",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from edgewise.core.ids import ClientId, Epoch, NodeId, Tier
+from edgewise.core.ids import ClientId, Epoch, NodeId, Revision, Tier
 from edgewise.fleet.messages.message import Message
 from edgewise.ledger.entry import LedgerEntry
 
@@ -33,6 +33,20 @@ class InfoRequest(Message, frozen=True):
     """Asks a node who it is."""
 
 
+class InForce(msgspec.Struct, frozen=True):
+    """What a node serves of one model.
+
+    Attributes:
+        version: Version number.
+        revision: Plan in force; a device may have switched to an alternative.
+        digest: What is installed, as `InstallOrder.digest`.
+    """
+
+    version: int
+    revision: Revision
+    digest: str = ""
+
+
 class NodeInfo(Message, frozen=True):
     """Who a node is.
 
@@ -41,7 +55,7 @@ class NodeInfo(Message, frozen=True):
         tier: Where it stands.
         epoch: Incarnation.
         certificate: PEM, for checking what it signs.
-        parent: The node its home link leads to; "" at the root.
+        parent: The node its primary uplink leads to; "" at the root.
         capability: Measured.
         coordinator: Whether it decides for the fleet.
         client: The training client it is; "" if it only infers.
@@ -49,9 +63,7 @@ class NodeInfo(Message, frozen=True):
         num_examples: Examples it holds.
         label_counts: Examples per label, for the data-split audit.
         http_port: Port of its inference endpoint; 0 if none.
-        version: Model version it serves; 0 if none.
-        plan_epoch: Plan in force; 0 if none.
-        deployed: What is installed, as `InstallOrder.digest`; "" if nothing.
+        models: What it serves, by model.
     """
 
     node: NodeId
@@ -66,9 +78,7 @@ class NodeInfo(Message, frozen=True):
     num_examples: int = 0
     label_counts: dict[str, int] = msgspec.field(default_factory=dict)
     http_port: int = 0
-    version: int = 0
-    plan_epoch: int = 0
-    deployed: str = ""
+    models: dict[str, InForce] = msgspec.field(default_factory=dict)
 
 
 class ProgressRequest(Message, frozen=True):
@@ -121,12 +131,12 @@ class FleetAnswer(Message, frozen=True):
     Attributes:
         nodes: Itself first.
         refused: How often what was refused at it.
-        drift: What it found of the inputs of the version in force; "" while nothing is.
+        drift: What it found of the inputs of a model's version in force, by model; without those it found nothing of.
     """
 
     nodes: tuple[NodeRow, ...]
     refused: dict[str, int] = msgspec.field(default_factory=dict)
-    drift: str = ""
+    drift: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class StopOrder(Message, frozen=True):

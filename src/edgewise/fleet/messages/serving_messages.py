@@ -1,13 +1,17 @@
-"""What is said about versions, plans and serving: profile, install, deploy, roll back, feedback, health, drift."""
+"""What is said about versions, plans and serving: profile, install, deploy, roll back, feedback, health, drift.
+
+A model is named after its task. A node serves many, and what is said of one names it; a version's number is of one model
+only, so a `Deploy` needs no name.
+"""
 
 from __future__ import annotations
 
 import msgspec
 
-from edgewise.core.ids import Digest, Epoch, NodeId, digest_of
+from edgewise.core.ids import Digest, NodeId, Revision, digest_of
 from edgewise.fleet.messages.message import BlobRef, Message
 from edgewise.models.version import ExitEvidence, ModelVersion
-from edgewise.planning.plan import Plan
+from edgewise.planning.plan import Plan, Site
 from edgewise.planning.policy import Policy
 from edgewise.planning.profile import LinkState, Profile
 
@@ -20,8 +24,8 @@ class ProfileOrder(Message, frozen=True):
         budget_s: Seconds of measuring.
         cadence_s: Gap between runs, as in serving.
         link_to: Node whose link is measured as well; "" for none.
-        door_overhead_s: Seconds a request spends at the node's HTTP door, as measured by whoever asks; 0 lets a node
-            that has a door measure it.
+        endpoint_overhead_s: Seconds a request spends at the node's HTTP endpoint, as measured by whoever asks; 0 lets a node
+            that has one measure it.
         measures_memory: Whether to measure the session's memory too, which takes a process of its own.
     """
 
@@ -29,7 +33,7 @@ class ProfileOrder(Message, frozen=True):
     budget_s: float = 3.0
     cadence_s: float = 0.0
     link_to: NodeId = NodeId("")
-    door_overhead_s: float = 0.0
+    endpoint_overhead_s: float = 0.0
     measures_memory: bool = True
 
 
@@ -58,58 +62,77 @@ class PlanInputs(msgspec.Struct, frozen=True):
     codecs: tuple[str, ...] = ("none",)
 
 
+class NodesAt(msgspec.Struct, frozen=True):
+    """Nodes that may stand at a site, in order of preference."""
+
+    site: Site
+    nodes: tuple[NodeId, ...]
+
+
 class InstallOrder(Message, frozen=True):
-    """Prepare a version and plans; activate one.
+    """Prepare a version of a model and its plans; activate the first.
 
     Attributes:
+        model: Which model; what the node serves of others stays as it is.
         version: Version number.
         graph: Its ONNX bytes.
         plans: The plan, then the alternatives of its plan map, best first.
-        epoch: Epoch of the first plan; alternatives follow.
-        stage_nodes: For a device: nodes that run the next stage, in order of preference.
+        revision: Of the first plan; alternatives follow.
+        nodes_at: Nodes by the site of the plans they may stand at, nearest site first.
         deadline_s: Deadline of a request under these plans.
         inputs: What the plans were made from; a device given them may switch among the plans by what it observes.
+        share: The model's weight among those of the node, for computing time and open requests.
     """
 
+    model: str
     version: int
     graph: BlobRef
     plans: tuple[Plan, ...]
-    epoch: Epoch
-    stage_nodes: tuple[NodeId, ...] = ()
+    revision: Revision
+    nodes_at: tuple[NodesAt, ...] = ()
     deadline_s: float = 1.0
     inputs: PlanInputs | None = None
+    share: float = 1.0
 
     @property
     def digest(self) -> Digest:
         """Names what is served, apart from where on the fleet it is: equal on every node of a deployment."""
-        return deployment_digest(self.version, self.graph.digest, self.plans, self.epoch)
+        return deployment_digest(self.version, self.graph.digest, self.plans, self.revision)
 
 
-def deployment_digest(version: int, graph: Digest, plans: tuple[Plan, ...], epoch: Epoch) -> Digest:
+def deployment_digest(version: int, graph: Digest, plans: tuple[Plan, ...], revision: Revision) -> Digest:
     """Names a deployment by its content.
 
     Args:
         version: Version number.
         graph: Digest of its ONNX bytes.
         plans: Its plans, best first.
-        epoch: Epoch of the first.
+        revision: Of the first plan.
 
     Returns:
         The name.
     """
-    return digest_of(msgspec.msgpack.encode((version, graph, plans, epoch), order="deterministic"))
+    return digest_of(msgspec.msgpack.encode((version, graph, plans, revision), order="deterministic"))
+
+
+class UninstallOrder(Message, frozen=True):
+    """Serve a model no longer: its first rollout was taken back, or it is not in force."""
+
+    model: str
 
 
 class Deploy(Message, frozen=True):
-    """An operator's wish to serve a version along plans, device by device.
+    """Serve a version along plans, device by device.
 
     Attributes:
-        version: Version number.
+        version: Version number; it says which model.
         plans: The plan, then the alternatives of its plan map.
         deadline_s: Deadline of a request.
         inputs: What the plans were made from; given, devices may switch among the plans by what they observe.
-        staged: Whether to go device by device and watch each stage's health.
-        min_requests: Requests a device serves before its stage is judged; 0 goes on at once.
+        staged: Whether to go stage by stage and watch each stage's health.
+        shares: Of all devices that have it when a stage ends, rising to 1; () makes every device a stage of its own.
+        share: The model's weight among those of a node, for computing time and open requests.
+        min_requests: Requests a device serves before its stage is evaluated; 0 goes on at once.
     """
 
     version: int
@@ -118,10 +141,18 @@ class Deploy(Message, frozen=True):
     inputs: PlanInputs | None = None
     staged: bool = True
     min_requests: int = 0
+    shares: tuple[float, ...] = ()
+    share: float = 1.0
 
 
 class Rollback(Message, frozen=True):
-    """Restores the version that served before."""
+    """Restore the version of a model that served before; a rollout in progress is taken back.
+
+    Attributes:
+        model: Which; "" for the only one in force.
+    """
+
+    model: str = ""
 
 
 class ListVersions(Message, frozen=True):
@@ -129,10 +160,15 @@ class ListVersions(Message, frozen=True):
 
 
 class Versions(Message, frozen=True):
-    """The registry, oldest first, and the current version."""
+    """The registry.
+
+    Attributes:
+        versions: Of all models, oldest first.
+        in_force: Version number by model; without those of which none is.
+    """
 
     versions: tuple[ModelVersion, ...]
-    current: int
+    in_force: dict[str, int]
 
 
 class GraphRequest(Message, frozen=True):
@@ -153,17 +189,21 @@ class Feedback(Message, frozen=True):
     """True labels of requests a device answered; they stay on the device.
 
     Attributes:
+        model: Which model answered.
         labels: Label by request id.
     """
 
+    model: str
     labels: dict[str, int]
 
 
-class HeldRequest(Message, frozen=True):
-    """Asks a device what it has collected."""
+class ExampleCountsRequest(Message, frozen=True):
+    """Asks a device how many examples it has collected for a model."""
+
+    model: str
 
 
-class Held(Message, frozen=True):
+class ExampleCounts(Message, frozen=True):
     """What a device has collected: numbers, no examples.
 
     Attributes:
@@ -176,17 +216,33 @@ class Held(Message, frozen=True):
 
 
 class HealthRequest(Message, frozen=True):
-    """Asks a device how its last requests under a version went."""
+    """Asks a device how requests under a deployment went.
 
-    version: int
-    last: int = 50
+    Attributes:
+        model: Which model.
+        revision: Of the deployment's first plan; requests of its later plans count.
+    """
+
+    model: str
+    revision: Revision
 
 
 class Health(Message, frozen=True):
-    """How a device's last requests under a version went."""
+    """How requests under a deployment went.
+
+    Attributes:
+        node: Who served.
+        model: Which model.
+        revision: Of the deployment's first plan.
+        num_requests: All since it was installed.
+        num_errors: Those of them without an answer by their deadline.
+        p95_latency_s: Of the last ones; 0 without any.
+        time: Seconds on the device's clock.
+    """
 
     node: NodeId
-    version: int
+    model: str
+    revision: Revision
     num_requests: int
     num_errors: int
     p95_latency_s: float

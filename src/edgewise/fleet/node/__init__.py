@@ -1,1 +1,1 @@
-"""One node's process: identity, uplinks, signed messages, delivery."""
+"""Runs one node: identity, uplinks, signed messages, delivery."""

@@ -1,4 +1,4 @@
-"""Measuring what a node can do, at start; a few milliseconds."""
+"""Measures what a node can do, at start, within a few milliseconds."""
 
 from __future__ import annotations
 

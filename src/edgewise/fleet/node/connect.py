@@ -1,4 +1,4 @@
-"""Opens a node: identity, verifier, one session per uplink; a bad address tells its cause within seconds."""
+"""Opens a node: identity, verifier, one session per uplink; a bad address is diagnosed within seconds."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def open_node(settings: AgentSettings, describe: Callable[[], NodeInfo]) -
 
     Raises:
         InputError: If identity, name and tier do not belong together.
-        Unreachable: If the home endpoint cannot be reached; says why.
+        Unreachable: If the primary endpoint cannot be reached; says why.
     """
     identity = Identity.load(settings.identity)
     if identity.node != settings.name or identity.tier != settings.tier:
@@ -49,15 +49,28 @@ async def open_node(settings: AgentSettings, describe: Callable[[], NodeInfo]) -
     policy = DataPolicy(raw=settings.raw_may_reach)
     tap = _capture(settings)
     node = Node(
-        identity=identity, epoch=epoch, keys=Keys(settings.fleet), uplinks=[], policy=policy,
-        blobs=FolderBlobs(Path(settings.state) / "blobs"), verifier=identity.verifier(), counter=counter,
+        identity=identity,
+        epoch=epoch,
+        keys=Keys(settings.fleet),
+        uplinks=[],
+        policy=policy,
+        blobs=FolderBlobs(Path(settings.state) / "blobs"),
+        verifier=identity.verifier(),
+        counter=counter,
         describe=describe,
-    )  # fmt: skip
+    )
     tls = TlsFiles(*_files(Path(settings.identity)))
     common = ZenohSettings(
-        identity.node, epoch, tls=tls, scout=settings.scout, insecure=settings.insecure, counter=counter,
-        sign=identity.sign, allow=node.allow, tap=tap,
-    )  # fmt: skip
+        node=identity.node,
+        epoch=epoch,
+        tls=tls,
+        scout=settings.scout,
+        insecure=settings.insecure,
+        counter=counter,
+        sign=identity.sign,
+        allow=node.allow,
+        tap=tap,
+    )
     if settings.listen or (settings.tier is not Tier.DEVICE and not _is_operator(settings)):
         fence = _fence(settings)
         router = replace(common, mode="router", listen=settings.listen, connect=settings.connect, access_control=fence)
@@ -78,7 +91,7 @@ async def open_node(settings: AgentSettings, describe: Callable[[], NodeInfo]) -
 
 
 def _fence(settings: AgentSettings) -> dict[str, Any] | None:
-    """Zenoh's rules by certificate; without TLS there are no certificates, and the rules would refuse everybody."""
+    """Builds Zenoh's access rules by certificate; None without TLS, where they would refuse every node."""
     if not any(endpoint.startswith("tls/") for endpoint in (*settings.listen, *settings.connect)):
         return None
     return access_control(settings.fleet, protect=(settings.name,))

@@ -1,4 +1,4 @@
-"""Delivering what must arrive: asked again while the way or the other side is away, given up only for a refusal."""
+"""Delivers messages reliably: retries while the connection or the other node is lost, stops at a refusal."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from edgewise.core.backoff import Backoff
 from edgewise.core.errors import Busy, DeadlineExceeded, EdgewiseError, IdentityRefused, RemoteError, Unreachable
 
 log = logging.getLogger("edgewise.fleet")
 T = TypeVar("T")
 
-RETRY_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-"""Waits between attempts; the last repeats."""
+RETRY = Backoff(0.05, most_s=2.0)
+"""Waits between attempts."""
 _PASSING = frozenset(kind.code for kind in (Unreachable, DeadlineExceeded, Busy))
 
 
-class Backoff:
+class Waits:
     """Waits between attempts, each longer than the one before, up to a bound."""
 
     def __init__(self) -> None:
@@ -30,7 +31,7 @@ class Backoff:
         Args:
             poke: Set to try again at once; the waits then begin anew.
         """
-        seconds = RETRY_S[min(self._attempt, len(RETRY_S) - 1)]
+        seconds = RETRY.delay_s(self._attempt)
         self._attempt += 1
         if poke is None:
             await asyncio.sleep(seconds)
@@ -43,7 +44,7 @@ class Backoff:
 
 
 def is_passing(error: EdgewiseError) -> bool:
-    """Whether asking again may help.
+    """Returns whether a retry may succeed.
 
     Args:
         error: What `Node.ask` raised.
@@ -64,7 +65,7 @@ async def deliver(
     wanted: Callable[[], bool] = lambda: True,
     poke: asyncio.Event | None = None,
 ) -> T | None:
-    """Asks until there is an answer.
+    """Retries a query until it is answered.
 
     Args:
         ask: One attempt.
@@ -78,7 +79,7 @@ async def deliver(
     Raises:
         EdgewiseError: If the other side refused.
     """
-    backoff = Backoff()
+    waits = Waits()
     while wanted():
         try:
             return await ask()
@@ -86,5 +87,5 @@ async def deliver(
             if not is_passing(error):
                 raise
             log.info("%s waits: %s", what, error)
-        await backoff.wait(poke)
+        await waits.wait(poke)
     return None

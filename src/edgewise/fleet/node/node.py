@@ -1,6 +1,6 @@
-"""One node's process: identity, uplinks, signed messages, services. Roles (trainer, aggregator, …) register handlers here.
+"""Runs one node: identity, uplinks, signed messages, services. Roles (trainer, edge, …) register handlers here.
 
-A node serves on one uplink at a time: its home, or a standby while home is away (`uplink.py` decides). Every frame that
+A node serves on one uplink at a time: the primary, or a standby while the primary is lost (`uplink.py` decides). Every frame that
 changes state is checked where it arrives: certificate by our authority, name, tier, incarnation, sequence.
 """
 
@@ -35,7 +35,7 @@ from edgewise.transport.bulk.fetch import fetch_blob, serve_blobs
 from edgewise.transport.frame import Frame, Tensor, make_frame
 from edgewise.transport.guard import addressed
 from edgewise.transport.keys import Keys
-from edgewise.transport.transport import Hearer, QueryHandler, Registration, Transport
+from edgewise.transport.transport import QueryHandler, Registration, SyncHandler, Transport
 
 log = logging.getLogger("edgewise.fleet")
 Arrays = Mapping[str, np.ndarray[Any, Any]] | Sequence[Tensor]
@@ -52,7 +52,7 @@ _SIGNED = frozenset((Purpose.CONTROL, Purpose.TRAINING))
 
 @dataclass(slots=True)
 class Route:
-    """One kind of message on one service.
+    """Describes the handler of one kind of message on one service.
 
     Attributes:
         message: Its struct.
@@ -65,15 +65,15 @@ class Route:
     tiers: frozenset[Tier] | None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Node:
-    """A node at run time.
+    """Runs a node: serves its services, sends signed messages, verifies received ones.
 
     Attributes:
         identity: Name, tier and key.
         epoch: This incarnation.
         keys: Key layout.
-        uplinks: Home first, then standbys; a router node has one.
+        uplinks: The primary first, then standbys; a router node has one.
         blobs: Values by digest.
         verifier: Checks what others sign.
         counter: Counts every frame.
@@ -82,7 +82,7 @@ class Node:
         progress: Makes the worker's counter.
         audit: Counts what the policy let go, and what it refused.
         extra_services: Handlers of services that are not messages, by service.
-        hearers: The same for services that answer beside the event loop.
+        sync_services: The same for services that answer on a thread of their own.
         refused: How often what was refused here, by a sentence without numbers.
     """
 
@@ -106,7 +106,7 @@ class Node:
     refused: dict[str, int] = field(default_factory=dict)
     on_failure: Callable[[str, BaseException], None] | None = None
     extra_services: dict[str, QueryHandler] = field(default_factory=dict)
-    hearers: dict[str, Hearer] = field(default_factory=dict)
+    sync_services: dict[str, SyncHandler] = field(default_factory=dict)
     coordinator: NodeId | None = None
     audit: EgressAudit = field(init=False)
     _uplink_of: dict[NodeId, int] = field(default_factory=dict)
@@ -116,12 +116,12 @@ class Node:
 
     @property
     def name(self) -> NodeId:
-        """This node's name."""
+        """Returns this node's name."""
         return self.identity.node
 
     @property
     def transport(self) -> Transport:
-        """The uplink in use."""
+        """Returns the uplink in use."""
         return self.uplinks[self.attached]
 
     def route(
@@ -131,7 +131,7 @@ class Node:
         handler: Callable[[M, Frame, NodeInfo], Awaitable[Answer | Message]],
         *tiers: Tier,
     ) -> None:
-        """Registers who handles a kind of message.
+        """Registers the handler of a kind of message.
 
         Args:
             service: `control` or `report`.
@@ -142,7 +142,7 @@ class Node:
         self._routes.setdefault(service, {})[kind_of(message)] = Route(message, handler, frozenset(tiers) or None)
 
     async def attach(self, index: int) -> None:
-        """Serves on an uplink: services, blobs and the liveliness token.
+        """Declares services, blobs and the liveliness token on an uplink.
 
         Args:
             index: Which uplink; what was declared elsewhere is taken back. On the same one as before services are declared
@@ -159,8 +159,8 @@ class Node:
             self._registrations.append(await transport.serve(key, self._dispatcher(service)))
         for service, handler in self.extra_services.items():
             self._registrations.append(await transport.serve(self.keys.service(self.name, service), handler))
-        for service, hearer in self.hearers.items():
-            self._registrations.append(await transport.hear(self.keys.service(self.name, service), hearer))
+        for service, sync_handler in self.sync_services.items():
+            self._registrations.append(await transport.serve_sync(self.keys.service(self.name, service), sync_handler))
         self._registrations.append(await transport.serve(self.keys.service(self.name, "info"), self._answer_info))
         self._registrations.append(
             await transport.serve(self.keys.service(self.name, "progress"), self._answer_progress)
@@ -171,7 +171,7 @@ class Node:
             self._token = await transport.declare_presence(token)
 
     async def detach(self) -> None:
-        """Takes every declaration back, all at once: one after the other they cost a stopping node seconds."""
+        """Withdraws all declarations concurrently; one after the other they would cost seconds."""
         token, self._token = self._token, None
         await self._take_back(*([] if token is None else [token]))
 
@@ -223,11 +223,11 @@ class Node:
     async def ask(
         self, node: NodeId, service: str, message: Message, answer: type[M], tensors: Arrays = (), **how: Any
     ) -> M:
-        """`send`, then reads the answer as a struct."""
+        """Sends a message and decodes the answer as a struct."""
         return (await self.send(node, service, message, tensors, **how)).read(answer)
 
     async def fetch(self, ref: Any, *, progress: Callable[[int, int], None] | None = None) -> bytes:
-        """Pulls a blob from whoever holds it, unless it is here already.
+        """Fetches a blob from its holder, unless it is stored already.
 
         Args:
             ref: A `BlobRef`.
@@ -246,7 +246,7 @@ class Node:
             await fetch_blob(self.transport, key, ref.digest, ref.size_bytes, self.blobs, progress=progress)
 
     async def info_of(self, node: NodeId, *, fresh: bool = False) -> NodeInfo:
-        """Who a node is; asked once, its certificate checked, then remembered.
+        """Returns the info of a node; queried once, verified by its certificate, then cached.
 
         Args:
             node: Whom.
@@ -277,15 +277,15 @@ class Node:
         return self._known[node]
 
     def uplink_to(self, node: NodeId) -> Transport:
-        """The session that leads to a parent directly; the attached one for everybody else."""
+        """Returns the session that leads directly to a parent; the attached one for every other node."""
         return self.uplinks[self._uplink_of.get(node, self.attached)]
 
     def set_parent(self, node: NodeId, index: int) -> None:
-        """Remembers which uplink leads to a node."""
+        """Records which uplink leads to a node."""
         self._uplink_of[node] = index
 
     def allow(self, origins: Origins, key: str) -> None:
-        """The data policy of frames that leave: raises PolicyViolation if data of these classes may not go there.
+        """Applies the data policy to an outgoing frame; raises PolicyViolation where it refuses.
 
         Args:
             origins: Data classes of the frame's tensors.
@@ -296,7 +296,7 @@ class Node:
         self.audit.allow(origins, known.tier if known is not None else Tier.CLOUD)
 
     def count_refusal(self, what: str) -> None:
-        """Counts something refused.
+        """Counts a refusal.
 
         Args:
             what: A sentence with names and without numbers, so that equal refusals are counted together.
@@ -305,7 +305,7 @@ class Node:
         self.refused[what] = self.refused.get(what, 0) + 1
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
-        """Runs something beside; what it raises is logged and reported, never lost. A quiet node begins nothing."""
+        """Runs a coroutine as a task whose exception is logged and reported; a quiet node starts none."""
         if self._is_quiet:
             work.close()
             work = _nothing()
@@ -315,7 +315,7 @@ class Node:
         return task
 
     async def quiet(self) -> None:
-        """Takes declarations back and ends tasks; the uplinks stay open."""
+        """Withdraws declarations and cancels tasks; the uplinks stay open."""
         self._is_quiet = True
         await self.detach()
         for task in tuple(self._tasks):
@@ -323,7 +323,7 @@ class Node:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def close(self) -> None:
-        """Becomes quiet, closes the uplinks; idempotent."""
+        """Quiets the node and closes its uplinks; idempotent."""
         await self.quiet()
         for transport in self.uplinks:
             await transport.close()
@@ -375,7 +375,7 @@ class Node:
         return sender
 
     async def _prove(self, node: NodeId, frame: Frame, key: str) -> NodeInfo:
-        """Who a node is, if it signed this frame for this key in this incarnation."""
+        """Verifies that a node signed this frame for this key in this incarnation, and returns its info."""
         known = self._known.get(node)
         # An operator's sessions come and go under one certificate, and the one that answers may be leaving: what is
         # known of its name stands as long as its signature does.

@@ -1,4 +1,4 @@
-"""Measuring a link with real frames: a round trip of small ones, then larger ones until they take long enough to tell."""
+"""Measures a link with real frames: round trips of small ones, then larger ones until bandwidth shows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ JOULES_PER_BYTE = 1e-7
 
 
 class Probed(msgspec.Struct, frozen=True):
-    """The answer to a probe: how many bytes arrived."""
+    """Answers a probe with the number of bytes that arrived."""
 
     size_bytes: int
 
@@ -61,14 +61,14 @@ async def probe_link(transport: Transport, key: str, *, gap_s: float = 0.0, time
         taken = await probe_once(transport, key, size, timeout_s)
         if taken - rtt_s > ENOUGH_S or size >= MAX_BYTES:
             break
-        size *= 4
+        size = min(4 * size, MAX_BYTES)
     again = [taken] + [await probe_once(transport, key, size, timeout_s) for _ in range(2)]
     bytes_per_s = (size - SMALL_BYTES) / max(median(again) - rtt_s, 1e-6)
     return LinkState(bytes_per_s, rtt_s, joules_per_byte=JOULES_PER_BYTE, source="probed")
 
 
 async def probe_once(transport: Transport, key: str, size_bytes: int, timeout_s: float = 20.0) -> float:
-    """Seconds one frame of so many bytes takes there and its small answer back."""
+    """Returns the seconds one frame of that size takes, including its small answer."""
     # Random bytes: nothing on the way may compress them.
     payload = np.random.default_rng(size_bytes).integers(0, 256, size_bytes, np.uint8)
     frame = make_frame("probe", Probed(size_bytes), {"data": payload}, purpose=Purpose.SERVING)

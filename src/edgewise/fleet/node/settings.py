@@ -1,4 +1,4 @@
-"""What an operator says to start a node; the command line, `fleet.toml` and tests all make this one value."""
+"""Defines the settings that start a node, for the command line, `fleet.toml` and tests."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import msgspec
 from edgewise.core.ids import Tier
 
 
-class AgentSettings(msgspec.Struct, frozen=True):
-    """One node.
+class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Holds the settings of one node.
 
     Attributes:
         name: Node name, as in its certificate.
@@ -18,19 +18,22 @@ class AgentSettings(msgspec.Struct, frozen=True):
         identity: Folder with `ca.pem`, `node.pem`, `node.key`.
         state: Folder for blobs, logs and the registry.
         fleet: Name of the fleet.
-        connect: Endpoints of its parents: home first, then standbys.
+        connect: Endpoints of its parents: the primary one first, then standbys.
         listen: Endpoints it listens on (edge, cloud).
         coordinator: Whether it decides for the fleet.
         task: Task file installed on this node, or `digits`; "" trains nothing.
         task_settings: Passed to the task.
         client: Which client's data it holds; "" means its own name.
-        holdout: npz with calibration_x, calibration_y, gate_x, gate_y, for evidence and gate (coordinator).
+        holdout: npz with calibration_x, calibration_y, gate_x, gate_y, for evidence and gate (coordinator); `MODEL=FILE` for
+            one model, several with commas between.
         dilation: Factor by which inference compute is stretched.
         active_power_w: Modelled power while computing.
         http: Host:port of the inference endpoint; "" for none, port 0 picks a free one.
-        model_name: Name of the model at the inference endpoint.
+        model_name: Another name of its only model at the inference endpoint; each is known by its own.
         engine: Local engine, or "" to choose by a short timing.
-        buffer_bytes: Bound of the hard-example buffer.
+        buffer_bytes: Bound of each model's hard-example buffer.
+        max_models: Models it serves at once; one more is refused.
+        models_bytes: Bound of what all its models take; 0 for half of the machine's memory.
         raw_may_reach: Outermost tier raw data of this node may reach.
         scout: Whether to look for other nodes by multicast and gossip.
         insecure: Whether to go without TLS on a non-loopback address.
@@ -56,6 +59,8 @@ class AgentSettings(msgspec.Struct, frozen=True):
     model_name: str = "model"
     engine: str = ""
     buffer_bytes: int = 4 * 2**20
+    max_models: int = 8
+    models_bytes: int = 0
     raw_may_reach: Tier = Tier.DEVICE
     scout: bool = False
     insecure: bool = False

@@ -1,4 +1,4 @@
-"""Which uplink a node uses, as a pure step: home while it is there, else the first standby that is; home again when it returns."""
+"""Chooses the uplink of a node, as a pure step: the primary while it is up, else the first standby that is."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ import msgspec
 
 
 class UplinkChanged(msgspec.Struct, frozen=True, tag=True):
-    """An uplink's parent appeared or vanished."""
+    """Reports that an uplink's parent appeared or vanished."""
 
     index: int
     up: bool
 
 
 class Attach(msgspec.Struct, frozen=True, tag=True):
-    """Serve on this uplink from now on.
+    """Orders the node to serve on this uplink.
 
     Attributes:
         index: Which.
-        home: Whether this is the way home after an absence.
+        is_return: Whether this returns to the primary uplink.
     """
 
     index: int
-    home: bool
+    is_return: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Uplinks:
-    """What is known of a node's uplinks.
+    """Holds the state of a node's uplinks.
 
     Attributes:
-        up: Per uplink, home first, whether its parent is there.
+        up: Per uplink, the primary first, whether its parent is there.
         attached: The one in use.
-        returns: How often the node came home again.
+        returns: How often the node returned to its primary uplink.
     """
 
     up: tuple[bool, ...]
@@ -42,7 +42,7 @@ class Uplinks:
 
 
 def step(state: Uplinks, event: UplinkChanged) -> tuple[Uplinks, tuple[Attach, ...]]:
-    """Folds a change; with no uplink left the node keeps its last one and waits.
+    """Folds a change; with no uplink up the node keeps its last one.
 
     Args:
         state: So far.
@@ -55,5 +55,5 @@ def step(state: Uplinks, event: UplinkChanged) -> tuple[Uplinks, tuple[Attach, .
     best = next((i for i, there in enumerate(up) if there), state.attached)
     if best == state.attached:
         return replace(state, up=up), ()
-    home = best == 0
-    return Uplinks(up, best, state.returns + home), (Attach(best, home),)
+    is_return = best == 0
+    return Uplinks(up, best, state.returns + is_return), (Attach(best, is_return),)

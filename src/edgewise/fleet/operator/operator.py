@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
+from edgewise.core.backoff import Backoff
 from edgewise.core.errors import DeadlineExceeded, EdgewiseError, InputError, RemoteError, Unreachable
 from edgewise.core.ids import NodeId, RunId, Tier
 from edgewise.core.layout import Vector
@@ -23,11 +24,11 @@ from edgewise.fleet.messages import (
     CancelRun,
     Capability,
     Deploy,
+    ExampleCounts,
+    ExampleCountsRequest,
     FleetAnswer,
     FleetRequest,
     GraphRequest,
-    Held,
-    HeldRequest,
     LedgerAnswer,
     LedgerRequest,
     ListVersions,
@@ -60,7 +61,8 @@ SLOWEST_BYTES_PER_S = 250_000.0
 STATUS_TIMEOUT_S = 5.0
 FRESH_TIMEOUT_S = 2.0
 FRESH_AT_ONCE = 64
-AGAIN_S = (0.1, 0.5, 1.0)
+RETRY = Backoff(0.1, factor=3.0, most_s=1.0)
+RETRIES = 3
 """Waits before a question is asked again that an operator's second session got in the way of, or a node's moving."""
 STALE = "stale_epoch"
 """Refusal of a frame whose sender has appeared again under the same name."""
@@ -171,14 +173,14 @@ class Operator:
         await self._ask(CancelRun(run), Ack)
 
     async def watch(
-        self, run: RunId, *, patience_s: float = 60.0, away: Callable[[str], None] = lambda _: None
+        self, run: RunId, *, patience_s: float = 60.0, on_unreachable: Callable[[str], None] = lambda _: None
     ) -> AsyncIterator[RunStatus]:
         """Yields the run's status whenever a round closes, last its terminal state.
 
         Args:
             run: Its id.
             patience_s: How long the coordinator may be away; it goes on with the run when it is back.
-            away: Told why there is no answer, each time.
+            on_unreachable: Takes why there is no answer, each time.
 
         Yields:
             The status.
@@ -188,7 +190,7 @@ class Operator:
         """
         changed = asyncio.Event()
 
-        def heard(_: str, frame: Frame) -> None:
+        def on_message(_: str, frame: Frame) -> None:
             if frame.run == run:
                 changed.set()
 
@@ -196,12 +198,12 @@ class Operator:
         while True:
             if node is not self.node:  # at first, and after another incarnation took over
                 node = self.node
-                await node.transport.subscribe(node.keys.event(self.coordinator), heard)
+                await node.transport.subscribe(node.keys.event(self.coordinator), on_message)
             changed.clear()
             try:
                 status = await self._ask(RunRequest(run), RunStatus, timeout_s=STATUS_TIMEOUT_S)
             except (Unreachable, DeadlineExceeded) as error:
-                away(error.message)
+                on_unreachable(error.message)
                 if time.monotonic() - answered_s > patience_s:
                     raise
             else:
@@ -238,17 +240,24 @@ class Operator:
         """Serves a version along plans, device by device; answers when it is done or halted."""
         return await self._ask(deploy, Ack)
 
-    async def rollback(self) -> Ack:
-        """Restores the version before."""
-        return await self._ask(Rollback(), Ack)
+    async def rollback(self, model: str = "") -> Ack:
+        """Restores the version of a model that served before; a rollout in progress is taken back.
+
+        Args:
+            model: Which; "" for the only one in force.
+
+        Returns:
+            Yes or why not. Details: model, version, from, revision.
+        """
+        return await self._ask(Rollback(model), Ack)
 
     async def ledger(self, node: NodeId) -> LedgerAnswer:
         """What a node counted."""
         return await self._ask(LedgerRequest(), LedgerAnswer, to=node)
 
-    async def held(self, node: NodeId) -> Held:
-        """What a device has collected of hard examples."""
-        return await self._ask(HeldRequest(), Held, to=node)
+    async def example_counts(self, node: NodeId, model: str) -> ExampleCounts:
+        """How many hard examples of a model a device has collected."""
+        return await self._ask(ExampleCountsRequest(model), ExampleCounts, to=node)
 
     async def order(self, node: NodeId, message: Message) -> Ack:
         """Any order to any node."""
@@ -284,20 +293,20 @@ class Operator:
 
         Overtaken, we open a new incarnation; if the other one was asked who we are just as it left, we ask once more.
         """
-        for wait_s in AGAIN_S:
+        for attempt in range(RETRIES):
             try:
                 return await ask()
             except Unreachable:
                 if not may_be_moving:
                     raise
-                await asyncio.sleep(wait_s)
+                await asyncio.sleep(RETRY.delay_s(attempt))
             except RemoteError as error:
                 unproven = error.fields.get("remote_code") == Unreachable.code
                 if error.fields.get("reason") == STALE and self._reopen is not None:
                     await self.node.close()
                     self.node = await self._reopen()
                 elif unproven and error.fields.get("node") == self.node.name:
-                    await asyncio.sleep(wait_s)
+                    await asyncio.sleep(RETRY.delay_s(attempt))
                 else:
                     raise
         return await ask()
@@ -326,7 +335,9 @@ async def connect_operator(identity: Path, endpoint: str, state: Path, fleet: st
             f"the certificate in {str(identity)!r} is of {own.node!r} ({own.tier}); a fleet takes orders from tier cloud "
             "only. Make one with: edgewise ca issue operator --tier cloud"
         )
-    settings = AgentSettings(own.node, own.tier, str(identity), str(state), fleet=fleet, connect=(endpoint,))
+    settings = AgentSettings(
+        name=own.node, tier=own.tier, identity=str(identity), state=str(state), fleet=fleet, connect=(endpoint,)
+    )
 
     async def open_session() -> Node:
         node = await open_node(settings, lambda: _operator_info(node))

@@ -1,4 +1,8 @@
-"""What serves where: stage hosts first, then devices stage by stage under the rollout's step; who returns is installed again."""
+"""What serves where, by model: stage hosts first, then devices stage by stage; who returns is installed again.
+
+Each model has a history and at most one rollout of its own, so versions of several models roll out at once. Revisions
+count over the whole fleet: one names one plan of one model.
+"""
 
 from __future__ import annotations
 
@@ -6,35 +10,44 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
 from edgewise.core.errors import EdgewiseError, InputError
-from edgewise.core.ids import Digest, Epoch, NodeId, RunId, Tier
+from edgewise.core.ids import Digest, NodeId, Revision, RunId, Tier
 from edgewise.fleet.membership.watch import Watch
-from edgewise.fleet.messages import Ack, BlobRef, Deploy, Health, HealthRequest, InstallOrder, NodeInfo
+from edgewise.fleet.messages import (
+    Ack,
+    BlobRef,
+    Deploy,
+    Health,
+    HealthRequest,
+    InForce,
+    InstallOrder,
+    NodeInfo,
+    NodesAt,
+    UninstallOrder,
+)
+from edgewise.fleet.messages.message import Message
 from edgewise.fleet.messages.serving_messages import deployment_digest
 from edgewise.fleet.node.node import Node
+from edgewise.fleet.serving.deployment import Deployment, ModelDeployments, Withdrawn
+from edgewise.fleet.serving.rollout_driver import RolloutDriver
 from edgewise.fleet.serving.versions import VersionStore
 from edgewise.fleet.store.events import EventLog
 from edgewise.lifecycle import rollout
-from edgewise.lifecycle.health import HealthLimits, HealthObserved
+from edgewise.lifecycle.health import HealthLimits
+from edgewise.models.model_choice import choose_model
+from edgewise.planning.plan import Site
 
 log = logging.getLogger("edgewise.fleet")
 LOG = RunId("deployments")
-EPOCHS_PER_DEPLOYMENT = 64
-"""A deployment's plans take consecutive epochs from a multiple of this."""
-HEALTH_EVERY_S = 0.1
+REVISIONS_PER_DEPLOYMENT = 64
+"""A deployment's plans take consecutive revisions from a multiple of this."""
 INSTALL_TIMEOUT_S = 60.0
-
-
-class Deployed(msgspec.Struct, frozen=True):
-    """A deployment in force."""
-
-    deploy: Deploy
-    epoch: Epoch
 
 
 @dataclass(slots=True)
@@ -46,39 +59,47 @@ class Deployments:
         versions: The registry.
         watch: Who is there.
         events: The log; what is in force survives the coordinator.
-        install_here: Installs on the coordinator's own stage host.
-        told: Told what happens, for the event stream.
+        host_here: Installs on, and uninstalls from, the coordinator's own stage host.
+        on_event: Takes what happens, for the event stream.
+        models: By name.
     """
 
     node: Node
     versions: VersionStore
     watch: Watch
     events: EventLog
-    install_here: Callable[[InstallOrder], Awaitable[Ack]]
-    told: Callable[[str, dict[str, object]], None]
-    history: list[Deployed] = field(default_factory=list)
-    _busy: asyncio.Lock = field(default_factory=asyncio.Lock)
+    host_here: Callable[[InstallOrder | UninstallOrder], Awaitable[Ack]]
+    on_event: Callable[[str, dict[str, Any]], None]
+    models: dict[str, ModelDeployments] = field(default_factory=dict)
+    _last_revision: int = 0
 
     def replay(self) -> None:
         """Reads what was in force from the log."""
         for entry in self.events.read(LOG):
-            if entry.kind == "deployed":
-                self.history.append(msgspec.msgpack.decode(entry.payload, type=Deployed))
-            elif entry.kind == "withdrawn" and self.history:
-                self.history.pop()
+            if entry.kind == "begun":
+                self._last_revision = max(self._last_revision, msgspec.msgpack.decode(entry.payload, type=int))
+            elif entry.kind == "deployed":
+                deployment = msgspec.msgpack.decode(entry.payload, type=Deployment)
+                self._of(deployment.model).history.append(deployment)
+            elif entry.kind == "withdrawn":
+                self._of(msgspec.msgpack.decode(entry.payload, type=Withdrawn).model).history.pop()
 
-    @property
-    def current(self) -> Deployed | None:
-        """What serves; None before the first deployment."""
-        return self.history[-1] if self.history else None
+    def in_force(self) -> dict[str, Deployment]:
+        """What serves, by model."""
+        return {name: of.current for name, of in sorted(self.models.items()) if of.current is not None}
+
+    def version_of(self, model: str) -> int:
+        """The version of a model that serves; 0 if none does."""
+        now = self.models[model].current if model in self.models else None
+        return 0 if now is None else now.deploy.version
 
     async def resume(self) -> None:
         """Prepares the coordinator's own stage host after a restart."""
-        if self.current is not None:
-            await self.install_here(self._order(self.current, self.node.name, Tier.CLOUD))
+        for now in self.in_force().values():
+            await self.host_here(self._order(now, self.node.name, Tier.CLOUD))
 
     async def deploy(self, wanted: Deploy) -> Ack:
-        """Serves a version along plans.
+        """Serves a version along plans; other models are not touched.
 
         Args:
             wanted: Version, plans, how careful.
@@ -89,6 +110,8 @@ class Deployments:
         version = self.versions.get(wanted.version)
         if not wanted.plans:
             raise InputError("a deployment needs at least one plan. Plan first, e.g. with `edgewise plan`.")
+        if not 0.0 < wanted.share < float("inf"):
+            raise InputError(f"the share of {version.task!r} is {wanted.share}, it must be a number > 0.")
         if version.gate is not None and not version.gate.passed:
             return Ack(
                 False,
@@ -98,178 +121,252 @@ class Deployments:
         gates = [await asyncio.to_thread(self.versions.codec_gate, wanted.version, plan) for plan in wanted.plans]
         for plan, gate in zip(wanted.plans, gates, strict=True):
             if gate is not None:
-                self.told("codec_gate", {"plan": plan.name, "passed": gate.passed, "reason": gate.reason})
+                fields = {"model": version.task, "plan": plan.name, "passed": gate.passed, "reason": gate.reason}
+                self.on_event("codec_gate", fields)
             if gate is not None and not gate.passed:
-                reason = f"plan {plan.name!r} loses too much at its cut: {gate.reason}"
+                reason = f"plan {plan.name!r} loses too much where it hands over: {gate.reason}"
                 return Ack(False, reason, {"gate": msgspec.to_builtins(gate)})
-        async with self._busy:
-            before = self.current
-            last = int(before.epoch) if before is not None else 0
-            now = Deployed(wanted, Epoch((last // EPOCHS_PER_DEPLOYMENT + 1) * EPOCHS_PER_DEPLOYMENT))
-            await self._prepare_hosts(now)
-            cause = await self._roll_out(now, before)
+        of = self._of(version.task)
+        async with of.busy:
+            before = of.current
+            now = Deployment(version.task, wanted, self._next_revision())
+            cause = await self._prepare_hosts(now) or await self._roll_out(of, now, before)
             if cause:
+                await (self._withdraw_from_hosts(now.model) if before is None else self._prepare_hosts(before))
                 return Ack(False, cause)
             self._record(now)
             self.versions.promote(wanted.version)
         devices = [str(m.node) for m in self.watch.members.alive(Tier.DEVICE)]
-        said = [gate.reason for gate in gates if gate is not None]
+        reasons = [gate.reason for gate in gates if gate is not None]
         return Ack(
-            details={"version": wanted.version, "epoch": int(now.epoch), "devices": devices, "codec_gates": said}
-        )
+            details={
+                "model": version.task, "version": wanted.version, "revision": int(now.revision), "devices": devices,
+                "codec_gates": reasons,
+            }
+        )  # fmt: skip
 
-    async def rollback(self) -> Ack:
-        """Restores what served before.
+    async def rollback(self, model: str = "") -> Ack:
+        """Restores what served before of a model; a rollout in progress is taken back.
+
+        Args:
+            model: Which; "" for the only one there is.
 
         Returns:
             Yes with the restored version, or why not.
+
+        Raises:
+            InputError: If no such model is there, or none is named and there are several.
         """
-        async with self._busy:
-            if len(self.history) < 2:
+        name = choose_model([n for n, of in self.models.items() if of.current or of.rollout], model)
+        of = self.models[name]
+        running, coming = of.rollout, of.rolling_out
+        if running is not None and coming is not None:
+            running.on_event(rollout.RollbackRequested("an operator asked for the former version", time.monotonic()))
+            if await running.ended() == "rolled_back":
+                before = of.current
+                number, revision = (before.deploy.version, int(before.revision)) if before is not None else (0, 0)
+                return Ack(
+                    details={"model": name, "version": number, "from": coming.deploy.version, "revision": revision}
+                )
+        async with of.busy:
+            if len(of.history) < 2:
                 return Ack(
                     False,
-                    "there is no former deployment to go back to. Deploy a version with `edgewise plan --deploy`.",
+                    f"there is no former deployment of {name!r} to go back to. Deploy a version with `edgewise plan --deploy`.",
                 )
-            taken_back, former = self.history[-1], self.history[-2]
-            restored = Deployed(
-                former.deploy, Epoch((int(taken_back.epoch) // EPOCHS_PER_DEPLOYMENT + 1) * EPOCHS_PER_DEPLOYMENT)
-            )
-            await self._prepare_hosts(restored)
+            taken_back, former = of.history[-1], of.history[-2]
+            restored = Deployment(name, former.deploy, self._next_revision())
+            if cause := await self._prepare_hosts(restored):
+                return Ack(False, cause)
             await asyncio.gather(*(self._install(m.node, restored) for m in self.watch.members.alive(Tier.DEVICE)))
+            withdrawn = msgspec.msgpack.encode(Withdrawn(name))
             for kind, payload in (
-                ("withdrawn", b""),
-                ("withdrawn", b""),
+                ("withdrawn", withdrawn),
+                ("withdrawn", withdrawn),
                 ("deployed", msgspec.msgpack.encode(restored)),
             ):
                 self.events.append(LOG, kind, payload)
-            self.history = [*self.history[:-2], restored]
+            of.history = [*of.history[:-2], restored]
             self.versions.promote(former.deploy.version)
-        self.told("rolled_back", {"from": taken_back.deploy.version, "to": former.deploy.version})
+        numbers = {"from": taken_back.deploy.version, "to": former.deploy.version}
+        self.on_event("rolled_back", {"model": name, **numbers})
         return Ack(
-            details={"version": former.deploy.version, "from": taken_back.deploy.version, "epoch": int(restored.epoch)}
-        )
+            details={
+                "model": name, "version": former.deploy.version, "from": taken_back.deploy.version,
+                "revision": int(restored.revision),
+            }
+        )  # fmt: skip
 
     async def returned(self, info: NodeInfo) -> None:
-        """A node is here (again): it gets what is in force."""
+        """A node is here (again): it gets all that is in force, and gives up what is not."""
         if info.node == self.node.name:
             return
+        names = dict.fromkeys([*self.models, *info.models])
+        await asyncio.gather(*(self._returned(info, name) for name in names))
+
+    def lost(self, node: NodeId) -> None:
+        """A node is gone: rollouts in progress go on without it."""
+        for of in self.models.values():
+            if of.rollout is not None:
+                of.rollout.on_event(rollout.InstalledNodeLost(node, time.monotonic()))
+
+    async def _returned(self, info: NodeInfo, name: str) -> None:
+        of = self._of(name)
         if info.tier is not Tier.DEVICE:  # hosts keep many plans; what is in force is wanted at once
-            await self._catch_up(info)
+            await self._catch_up(info, name)
+            if of.rolling_out is not None:
+                await self._install(info.node, of.rolling_out)
             return
-        async with self._busy:  # after a rollout in progress, which may or may not have reached it
+        if of.rollout is not None:
+            serves = info.models[name].revision if name in info.models else 0
+            first = int(serves) // REVISIONS_PER_DEPLOYMENT * REVISIONS_PER_DEPLOYMENT
+            of.rollout.on_event(rollout.NodeReturned(info.node, first, time.monotonic()))
+        async with of.busy:  # after a rollout in progress, which may or may not have reached it
             with contextlib.suppress(EdgewiseError):  # gone again: it is welcomed when it returns
-                await self._catch_up(await self.node.info_of(info.node, fresh=True))
+                await self._catch_up(await self.node.info_of(info.node, fresh=True), name)
 
-    async def _catch_up(self, info: NodeInfo) -> None:
-        now = self.current
-        if now is not None and info.deployed != self._digest(now):
+    async def _catch_up(self, info: NodeInfo, name: str) -> None:
+        now, there = self._of(name).current, info.models.get(name, InForce(0, Revision(0)))
+        if now is not None and there.digest != self._digest(now):
             await self._install(info.node, now)
+        elif now is None and name in info.models and self._of(name).rollout is None:
+            await self._uninstall(info.node, name)
 
-    def _digest(self, what: Deployed) -> Digest:
+    def _of(self, model: str) -> ModelDeployments:
+        return self.models.setdefault(model, ModelDeployments())
+
+    def _next_revision(self) -> Revision:
+        """The first of a deployment's revisions; it is never given twice, also if the rollout is taken back."""
+        self._last_revision = (self._last_revision // REVISIONS_PER_DEPLOYMENT + 1) * REVISIONS_PER_DEPLOYMENT
+        self.events.append(LOG, "begun", msgspec.msgpack.encode(self._last_revision))
+        return Revision(self._last_revision)
+
+    def _digest(self, what: Deployment) -> Digest:
         deploy = what.deploy
-        return deployment_digest(deploy.version, self.versions.get(deploy.version).graph, deploy.plans, what.epoch)
+        return deployment_digest(deploy.version, self.versions.get(deploy.version).graph, deploy.plans, what.revision)
 
-    async def _prepare_hosts(self, now: Deployed) -> None:
-        await self.install_here(self._order(now, self.node.name, Tier.CLOUD))
-        await asyncio.gather(*(self._install(m.node, now) for m in self.watch.members.alive(Tier.EDGE)))
+    async def _prepare_hosts(self, now: Deployment) -> str:
+        """Installs on stage hosts; why one refuses, "" if none does. One that is away gets it when it returns."""
+        ack = await self.host_here(self._order(now, self.node.name, Tier.CLOUD))
+        if not ack.accepted:
+            return ack.reason
+        edges = [m.node for m in self.watch.members.alive(Tier.EDGE)]
+        acks = await asyncio.gather(*(self._ask_to_install(edge, now) for edge in edges))
+        return next((ack.reason for ack in acks if ack is not None and not ack.accepted), "")
 
-    async def _roll_out(self, now: Deployed, before: Deployed | None) -> str:
-        """Drives the rollout's step; returns why it was halted, "" if it completed."""
+    async def _withdraw_from_hosts(self, model: str) -> None:
+        await self.host_here(UninstallOrder(model))
+        await asyncio.gather(*(self._uninstall(m.node, model) for m in self.watch.members.alive(Tier.EDGE)))
+
+    async def _roll_out(self, of: ModelDeployments, now: Deployment, before: Deployment | None) -> str:
+        """Rolls out device by device; returns why it was halted, "" if it completed."""
         devices = [m.node for m in self.watch.members.alive(Tier.DEVICE)]
         if not devices:
             return ""
-        stages = [[d] for d in devices] if now.deploy.staged else [devices]
+        stages = _stages(now.deploy, devices)
         limits = HealthLimits(min_requests=now.deploy.min_requests, max_latency_ratio=3.0)
-        version, previous = now.deploy.version, before.deploy.version if before is not None else 0
-        state, actions = rollout.start(version, previous, stages, limits=limits, time=time.monotonic())
-        queue: asyncio.Queue[rollout.RolloutEvent] = asyncio.Queue()
-        while True:
-            for action in actions:
-                match action:
-                    case rollout.InstallVersion(device, _):
-                        self.node.spawn(self._install_and_tell(device, now, version, queue), f"install on {device}")
-                    case rollout.RevertVersion(device, _):
-                        back = before if before is not None else now
-                        self.node.spawn(self._install_and_tell(device, back, previous, queue), f"revert {device}")
-                    case rollout.WakeAt(moment):
-                        asyncio.get_running_loop().call_later(
-                            max(0.0, moment - time.monotonic()), queue.put_nowait, rollout.TimePassed(moment)
-                        )
-                    case rollout.EndRollout(outcome, cause):
-                        self.told("rollout_ended", {"version": version, "outcome": outcome, "cause": cause})
-                        return "" if outcome == "completed" else cause
-                    case rollout.CompleteRollout():
-                        pass  # recorded by the caller, once for log and registry
-            if state.phase is rollout.RolloutPhase.WATCHING and queue.empty():
-                self.node.spawn(self._observe_health(state, queue), "health")
-            state, actions = rollout.step(state, await queue.get())
-
-    async def _install_and_tell(
-        self, device: NodeId, what: Deployed, version: int, queue: asyncio.Queue[rollout.RolloutEvent]
-    ) -> None:
-        cause = await self._install(device, what)
-        now = time.monotonic()
-        self.told("node_updated", {"node": device, "version": version, "cause": cause})
-        queue.put_nowait(
-            rollout.NodeUnhealthy(device, cause, now) if cause else rollout.NodeUpdated(device, version, now)
-        )
-
-    async def _observe_health(self, state: rollout.RolloutState, queue: asyncio.Queue[rollout.RolloutEvent]) -> None:
-        for device in state.present:
-            try:
-                seen = await self.node.ask(device, "control", HealthRequest(state.version), Health)
-            except EdgewiseError:
-                queue.put_nowait(rollout.InstalledNodeLost(device, time.monotonic()))
-                continue
-            queue.put_nowait(
-                HealthObserved(
-                    device,
-                    seen.version,
-                    seen.num_requests,
-                    seen.num_errors,
-                    time.monotonic(),
-                    seen.p95_latency_s or None,
-                )
-            )
-        await asyncio.sleep(HEALTH_EVERY_S)
-        queue.put_nowait(rollout.TimePassed(time.monotonic()))
-
-    async def _install(self, node: NodeId, what: Deployed) -> str:
-        """Installs on one node; returns why not, "" if it did."""
-        member = self.watch.members.members[node]
+        previous = int(before.revision) if before is not None else 0
+        actions = _DeviceActions(self, now, before)
+        of.rolling_out = now
+        of.rollout = RolloutDriver(int(now.revision), previous, stages, limits, actions, self.node.spawn)
+        fields = {"model": now.model, "version": now.deploy.version}
+        self.on_event("rollout_begun", {**fields, "devices": devices})
         try:
-            order = self._order(what, node, member.tier)
-            ack = await self.node.ask(node, "control", order, Ack, timeout_s=INSTALL_TIMEOUT_S)
+            cause = await of.rollout.run()
+        finally:
+            outcome, of.rollout, of.rolling_out = of.rollout.outcome, None, None
+        self.on_event("rollout_ended", {**fields, "outcome": outcome, "cause": cause})
+        return cause
+
+    async def _install(self, node: NodeId, what: Deployment) -> str:
+        """Installs on one node; returns why not, "" if it did."""
+        ack = await self._ask_to_install(node, what)
+        if ack is None:
+            return f"{node} could not be asked to install version {what.deploy.version}"
+        return "" if ack.accepted else ack.reason
+
+    async def _ask_to_install(self, node: NodeId, what: Deployment) -> Ack | None:
+        try:
+            order = self._order(what, node, self.watch.members.members[node].tier)
+            return await self.node.ask(node, "control", order, Ack, timeout_s=INSTALL_TIMEOUT_S)
         except EdgewiseError as error:
             log.warning("%s could not install version %d: %s", node, what.deploy.version, error)
+            return None
+
+    async def _uninstall(self, node: NodeId, model: str) -> str:
+        order: Message = UninstallOrder(model)
+        try:
+            ack = await self.node.ask(node, "control", order, Ack, timeout_s=INSTALL_TIMEOUT_S)
+        except EdgewiseError as error:
+            log.warning("%s could not uninstall %s: %s", node, model, error)
             return str(error)
         return "" if ack.accepted else ack.reason
 
-    def _order(self, what: Deployed, node: NodeId, tier: Tier) -> InstallOrder:
+    def _order(self, what: Deployment, node: NodeId, tier: Tier) -> InstallOrder:
         deploy = what.deploy
         version = self.versions.get(deploy.version)
         alive = {m.node: m for m in self.watch.members.alive()}
         info = alive[node].info if node in alive else None
-        holder = self.node.name
-        stages: tuple[NodeId, ...] = ()
-        edges = sorted(m.node for m in self.watch.members.alive(Tier.EDGE))
-        if tier is Tier.EDGE:
-            stages = (self.node.name,)
-        elif tier is Tier.DEVICE:
-            home = info.parent if info is not None else NodeId("")
-            holder = home if home in alive else holder
-            uses_edge = any(Tier.EDGE in plan.tiers for plan in deploy.plans)
-            stages = tuple(sorted(edges, key=lambda e: e != home)) if uses_edge else (self.node.name,)
+        holder, near = self.node.name, node
+        if tier is Tier.DEVICE:
+            near = info.parent if info is not None else NodeId("")
+            holder = near if near in alive else holder
+        sites = sorted({site for plan in deploy.plans for site in plan.sites}, key=lambda s: (s.tier.rank, s.ordinal))
+        nodes_at = [NodesAt(site, self._nodes_at(site, near)) for site in sites if site.tier is not Tier.DEVICE]
         return InstallOrder(
-            version=deploy.version,
+            model=what.model, version=deploy.version,
             graph=BlobRef(version.graph, self.versions.graph_size(deploy.version), holder),
-            plans=deploy.plans, epoch=what.epoch, stage_nodes=stages, deadline_s=deploy.deadline_s,
-            inputs=deploy.inputs if tier is Tier.DEVICE else None,
+            plans=deploy.plans, revision=what.revision, nodes_at=tuple(nodes_at), deadline_s=deploy.deadline_s,
+            inputs=deploy.inputs if tier is Tier.DEVICE else None, share=deploy.share,
         )  # fmt: skip
 
-    def _record(self, now: Deployed) -> None:
+    def _nodes_at(self, site: Site, near: NodeId) -> tuple[NodeId, ...]:
+        """Who may stand at a site: of several edges the near one first, at each further site the one that follows it."""
+        if site.tier is Tier.CLOUD:
+            return (self.node.name,)
+        edges = sorted(m.node for m in self.watch.members.alive(Tier.EDGE))
+        first = (edges.index(near) if near in edges else 0) + site.ordinal
+        return tuple(edges[(first + place) % len(edges)] for place in range(len(edges)))
+
+    def _record(self, now: Deployment) -> None:
         self.events.append(LOG, "deployed", msgspec.msgpack.encode(now))
-        self.history.append(now)
-        self.told(
-            "deployed", {"version": now.deploy.version, "epoch": int(now.epoch), "plan": now.deploy.plans[0].name}
-        )
+        self._of(now.model).history.append(now)
+        fields = {"model": now.model, "version": now.deploy.version, "revision": int(now.revision)}
+        self.on_event("deployed", {**fields, "plan": now.deploy.plans[0].name})
+
+
+def _stages(deploy: Deploy, devices: Sequence[NodeId]) -> Sequence[Sequence[NodeId]]:
+    if not deploy.staged:
+        return [devices]
+    return rollout.stages_by_fraction(devices, deploy.shares) if deploy.shares else [[d] for d in devices]
+
+
+@dataclass(frozen=True, slots=True)
+class _DeviceActions:
+    """What one rollout does on devices."""
+
+    deployments: Deployments
+    now: Deployment
+    before: Deployment | None
+
+    async def install(self, device: NodeId) -> str:
+        cause = await self.deployments._install(device, self.now)
+        self._say(device, self.now.deploy.version, cause)
+        return cause
+
+    async def revert(self, device: NodeId) -> str:
+        before = self.before
+        if before is None:
+            cause = await self.deployments._uninstall(device, self.now.model)
+        else:
+            cause = await self.deployments._install(device, before)
+        self._say(device, 0 if before is None else before.deploy.version, cause)
+        return cause
+
+    async def health(self, device: NodeId) -> Health:
+        request = HealthRequest(self.now.model, self.now.revision)
+        return await self.deployments.node.ask(device, "control", request, Health)
+
+    def _say(self, device: NodeId, version: int, cause: str) -> None:
+        fields = {"model": self.now.model, "node": device, "version": version, "cause": cause}
+        self.deployments.on_event("node_updated", fields)

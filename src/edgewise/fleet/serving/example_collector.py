@@ -1,7 +1,7 @@
-"""What a device does so that its model stays good: keeps hard examples, joins them with labels, tells confidences.
+"""What a device collects of a model's requests: hard examples, the labels that belong to them, confidences to report.
 
-Inputs are traced raw data and stay here, labels come to the device by feedback. What leaves are the confidences of
-answers (`drift_watch.py` weighs them), and later an update.
+Inputs are traced raw data and stay here, labels come to the device by feedback. What leaves are the confidences and
+classes of answers (`drift_watch.py` weighs them), and later an update.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from edgewise.models.task import Examples
 log = logging.getLogger("edgewise.fleet")
 MAX_EXAMPLES = 400
 BATCH = 8
-"""Confidences told at once."""
+"""Confidences reported at once."""
 
 
-class StayingGood:
-    """One device's buffer of hard examples."""
+class ExampleCollector:
+    """Collects hard examples of one model on one device, in a bounded buffer."""
 
-    def __init__(self, node: NodeId, max_bytes: int) -> None:
-        self._node = node
+    def __init__(self, node: NodeId, model: str, max_bytes: int) -> None:
+        self._node, self._model = node, model
         self._seeds = Seeds(0).at("buffer", node)
         self._buffer = hard_examples.hard_examples(MAX_EXAMPLES, max_bytes)
         self._answers: dict[RequestId, int] = {}
         self._times: deque[float] = deque(maxlen=10 * MAX_EXAMPLES)
-        self._untold: dict[tuple[int, int], list[float]] = {}
+        self._unreported: dict[tuple[int, int], list[tuple[float, int]]] = {}
 
     @property
     def num_hard(self) -> int:
@@ -50,7 +50,7 @@ class StayingGood:
 
     @property
     def num_labelled(self) -> int:
-        """Those whose label was told."""
+        """Those whose label is known."""
         return len(self._answers.keys() & {example.request for example in self._buffer.examples})
 
     def served(self, inputs: Tensors, served: Served) -> Confidences | None:
@@ -61,28 +61,33 @@ class StayingGood:
             served: What was answered.
 
         Returns:
-            Confidences to tell the coordinator, when a few have come together.
+            Confidences and classes to report to the coordinator, when a few have come together.
         """
         seen = served.observation
         if not served.outputs:
             return None
         now = time.monotonic()
         (logits,) = list(served.outputs.values())[-1:]
-        sure = seen.confidence if seen.confidence is not None else float(confidence(logits)[0])
+        top1 = seen.confidence if seen.confidence is not None else float(confidence(logits)[0])
         (array,) = list(inputs.values())[:1]
-        example = HardExample(RequestId(seen.request), array[0], int(np.argmax(logits[0])), sure, now)
+        example = HardExample(RequestId(seen.request), array[0], int(np.argmax(logits[0])), top1, now)
         rng = self._seeds.at(self._buffer.num_offered).rng()
         self._buffer, _ = hard_examples.step(self._buffer, example, rng)
         self._times.append(now)
-        if seen.confidence is None:
+        if seen.confidence is None or seen.predicted is None:
             return None
         under = (seen.version, seen.confidence_exit)
-        untold = self._untold.setdefault(under, [])
-        untold.append(seen.confidence)
-        if len(untold) < BATCH:
+        unreported = self._unreported.setdefault(under, [])
+        unreported.append((seen.confidence, seen.predicted))
+        if len(unreported) < BATCH:
             return None
-        self._untold = {key: values for key, values in self._untold.items() if key != under and key[0] == seen.version}
-        return Confidences(self._node, seen.version, tuple(untold), now, seen.confidence_exit)
+        self._unreported = {
+            key: values for key, values in self._unreported.items() if key != under and key[0] == seen.version
+        }
+        values, predicted = zip(*unreported, strict=True)
+        return Confidences(
+            self._node, seen.version, values, now, seen.confidence_exit, predicted=predicted, model=self._model
+        )
 
     def collect(self, last: int) -> int:
         """The inputs have changed: forgets what was seen before the last so many requests; returns what is kept."""
@@ -102,7 +107,7 @@ class StayingGood:
         """Hard examples that have a label, as training data; a teacher may take its time: call it off the event loop.
 
         Args:
-            source: Words of the label source.
+            source: Spec of the label source.
             help: What this device offers it, beside the true labels it knows.
 
         Returns:

@@ -3,8 +3,8 @@
 chain = choose_chain(answer.nodes)
 measured = await measure(operator, graph.model_bytes, chain, budget_s=3.0)
 search = search_of(graph, measured, policy, version.evidence, version.training_domain)
-said = recommend(search)
-await operator.deploy(deployment(version, search, said.plan))
+recommended = recommend(search)
+await operator.deploy(deployment(version, search, recommended.plan))
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from edgewise.fleet.messages import Deploy, NodeInfo, NodeRow, PlanInputs, Profi
 from edgewise.fleet.operator.operator import Operator
 from edgewise.inference.evidence import CODECS
 from edgewise.models.graph.graph import Graph
+from edgewise.models.model_choice import choose_model
 from edgewise.models.version import ExitEvidence, ModelVersion
 from edgewise.planning.choose import make_search
 from edgewise.planning.levels import single_node_plans
@@ -86,7 +87,7 @@ async def measure(
     *,
     budget_s: float = 3.0,
     cadence_s: float = 0.0,
-    door_overhead_s: float = 0.0,
+    endpoint_overhead_s: float = 0.0,
     done: Callable[[str], None] = lambda _: None,
 ) -> Measured:
     """Lets the nodes of a chain measure a graph and the links between them, one after the other.
@@ -97,8 +98,8 @@ async def measure(
         chain: As from `choose_chain`.
         budget_s: Seconds of measuring per node.
         cadence_s: Gap between a device's runs, as between requests in serving.
-        door_overhead_s: Seconds a request spends at the device's HTTP door.
-        done: Told each node that is done.
+        endpoint_overhead_s: Seconds a request spends at the device's HTTP endpoint.
+        done: Takes each node that is done.
 
     Returns:
         Profiles and links.
@@ -107,7 +108,7 @@ async def measure(
     upward = {inner.node: outer.node for inner, outer in pairwise(chain)}
     profiles, links = {}, []
     for info in chain:
-        served = (cadence_s, door_overhead_s) if info.tier is Tier.DEVICE else (0.0, 0.0)
+        served = (cadence_s, endpoint_overhead_s) if info.tier is Tier.DEVICE else (0.0, 0.0)
         order = ProfileOrder(ref, budget_s, served[0], upward.get(info.node, NodeId("")), served[1])
         answer = await operator.profile(info.node, order)
         profiles[info.tier] = answer.profile
@@ -178,19 +179,24 @@ def deployment(version: ModelVersion, search: Search, plan: Plan, deadline_s: fl
     return Deploy(version.number, alternatives(search, plan), deadline_s or limit_s, inputs)
 
 
-def choose_version(versions: Sequence[ModelVersion], number: int = 0) -> ModelVersion:
-    """A version by number, or the newest that may serve.
+def choose_version(versions: Sequence[ModelVersion], number: int = 0, model: str = "") -> ModelVersion:
+    """A version by number, or the newest of a model that may serve.
 
     Args:
         versions: The registry.
         number: Which; 0 for the newest that its gate did not refuse.
+        model: Of which model; "" for the only one there is.
 
     Returns:
         The version.
 
     Raises:
-        InputError: If there is none.
+        InputError: If there is none, or no model is named and there are several.
     """
+    if model or not number:
+        may_serve = {v.task for v in versions if v.gate is None or v.gate.passed}
+        name = choose_model(may_serve, model, are="there") if model or len(may_serve) > 1 else ""
+        versions = [v for v in versions if not name or v.task == name]
     found = [v for v in versions if v.number == number or (not number and (v.gate is None or v.gate.passed))]
     if not found:
         known = ", ".join(str(v.number) for v in versions) or "none; train one first"

@@ -1,7 +1,7 @@
 """Teachers on a live device: a larger model that runs here, or the part of the served model beyond this device.
 
-The second is asked along the plan in force, from the cut's features and with the cut's codec, as a request is; only the
-device's own exits are passed over. `lifecycle/labels.py` decides what a source may use.
+The second is asked along the plan in force, from the features that are handed over and with that codec, as a request is;
+only the device's own exits are passed over. `lifecycle/labels.py` decides what a source may use.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgewise.core.ids import Tier
 from edgewise.inference.gates.exit import probabilities
-from edgewise.inference.serving_node import Server
+from edgewise.inference.model_server import ModelServer
 from edgewise.inference.stages import make_session
 from edgewise.lifecycle.labels import LabelHelp
 from edgewise.models.graph.graph import Graph
@@ -23,33 +23,39 @@ from edgewise.planning.policy import Policy
 
 
 def label_help(
-    server: Server, labels: Mapping[str, Any], policy: Policy, teacher: Graph | None, loop: asyncio.AbstractEventLoop
+    served: ModelServer,
+    labels: Mapping[str, Any],
+    policy: Policy,
+    teacher: Graph | None,
+    loop: asyncio.AbstractEventLoop,
 ) -> LabelHelp:
     """What this device offers a source of labels.
 
     Args:
-        server: Serves the model in force.
-        labels: Words of the source; `reads` says where its teacher stands.
+        served: The model in force.
+        labels: Spec of the source; `reads` says where its teacher stands.
         policy: What may leave.
         teacher: A model that shall label here; None takes the one in force.
-        loop: Where the server lives; the help itself is used on another thread.
+        loop: Where it is served; the help itself is used on another thread.
 
     Returns:
         The help; without a teacher where none can be asked so.
     """
-    reads, graph = labels.get("reads", "features"), teacher or server.graph
+    reads, graph = labels.get("reads", "features"), teacher or served.graph
     if teacher is not None or reads == "device":
         return LabelHelp(teacher=None if graph is None else _runs_here(graph), teacher_tier=Tier.DEVICE, policy=policy)
-    cut = server.cut
-    if cut is None or len(cut.tensors) != 1 or cut.carries_raw != (reads == "raw"):
+    handover, active = served.handover, served.active
+    if active is None or handover is None or len(handover.tensors) != 1 or handover.carries_raw != (reads == "raw"):
         return LabelHelp(policy=policy)
 
     def ask(features: NDArray[Any]) -> NDArray[Any]:
-        logits = asyncio.run_coroutine_threadsafe(server.beyond(features), loop).result()
+        logits = asyncio.run_coroutine_threadsafe(served.beyond(features), loop).result()
         return probabilities(logits)
 
-    features = None if cut.carries_raw else server.features
-    return LabelHelp(features=features, teacher=ask, teacher_tier=cut.target, policy=policy)
+    features = None if handover.carries_raw else served.features
+    return LabelHelp(
+        features=features, teacher=ask, teacher_tier=active.plan.site_of(handover.target).tier, policy=policy
+    )
 
 
 def _runs_here(graph: Graph) -> Any:

@@ -1,4 +1,4 @@
-"""A device follows its link: what requests and sparse probes show goes into the replanner's step; a switch is warm.
+"""A model on a device follows its link: what requests and sparse probes show goes into `replan.step`; a switch is warm.
 
 The round trip of a hand-over less the stages beyond it is `rtt + bytes / rate`. The round trip is physics and was
 measured when planning, so what changes is read as rate. A plan that does not use the link is probed now and then,
@@ -12,10 +12,10 @@ import time
 from collections.abc import Awaitable, Callable
 
 from edgewise.core.errors import EdgewiseError
-from edgewise.core.ids import Epoch, Tier
+from edgewise.core.ids import Revision, Tier
 from edgewise.fleet.messages import InstallOrder, PlanInputs
+from edgewise.inference.model_server import ModelServer
 from edgewise.inference.observation import Observation
-from edgewise.inference.serving_node import Server
 from edgewise.models.graph.graph import Graph
 from edgewise.planning.choose import make_search
 from edgewise.planning.plan import Plan
@@ -27,31 +27,31 @@ LEAST_TRANSFER_S = 2e-4
 """Below this a transfer is as fast as can be told; faster rates are read as this."""
 
 
-class Adapting:
-    """One device's replanner, for the plans of one install order.
+class Replanner:
+    """Switches one model of one device among the plans of its install order.
 
     Args:
-        server: Whose plan is switched.
-        order: Plans, epochs and what they were made from.
+        served: Whose plan is switched.
+        order: Plans, revisions and what they were made from.
         inputs: The same, `order.inputs`.
         graph: The version's graph.
         probe: Sends a frame of so many bytes to the next tier and returns the seconds it took.
-        switched: Told (epoch, why).
+        on_switch: Takes (revision, why).
     """
 
     def __init__(
         self,
-        server: Server,
+        served: ModelServer,
         order: InstallOrder,
         inputs: PlanInputs,
         graph: Graph,
         probe: Callable[[int], Awaitable[float]],
-        switched: Callable[[Epoch, str], None],
+        on_switch: Callable[[Revision, str], None],
     ) -> None:
-        self._server = server
+        self._served = served
         self._order = order
         self._probe = probe
-        self._switched = switched
+        self._on_switch = on_switch
         self._link = inputs.links[0]
         search = make_search(
             graph, {p.tier: p for p in inputs.profiles}, inputs.links, inputs.policy, inputs.evidence,
@@ -75,7 +75,7 @@ class Adapting:
         """Probes the link while the plan in force does not use it; runs until cancelled."""
         while True:
             await asyncio.sleep(PROBE_EVERY_S)
-            if not self._state.current.cuts:
+            if not self._state.current.handovers:
                 try:
                     seconds = await self._probe(PROBE_BYTES)
                 except EdgewiseError:
@@ -88,11 +88,11 @@ class Adapting:
         self._state, actions = replan.step(self._state, replan.LinkObserved(time.monotonic(), 0, rate))
         for action in actions:
             index = next(i for i, plan in enumerate(self._order.plans) if _same(plan, action.plan))
-            epoch = Epoch(self._order.epoch + index)
-            self._server.activate(epoch, keep=self._server.epochs)
+            revision = Revision(self._order.revision + index)
+            self._served.activate(revision, keep=self._served.revisions)
             self.num_switches += 1
-            self._switched(epoch, action.reason)
+            self._on_switch(revision, action.reason)
 
 
 def _same(a: Plan, b: Plan) -> bool:
-    return (a.segments, a.cuts, a.exits) == (b.segments, b.cuts, b.exits) or a.name == b.name
+    return (a.stages, a.handovers, a.gates) == (b.stages, b.handovers, b.gates) or a.name == b.name

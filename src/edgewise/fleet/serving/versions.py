@@ -1,8 +1,9 @@
-"""Model versions at the coordinator: made from vectors without torch, judged on held-out data, kept in the registry."""
+"""Model versions at the coordinator: made from vectors without torch, evaluated on held-out data, kept in the registry."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from edgewise.fleet.store.events import Registry
 from edgewise.inference.evidence import plan_evidence
 from edgewise.inference.gates.exit import confidence
 from edgewise.inference.stages import make_session
-from edgewise.lifecycle.gate import compare
+from edgewise.lifecycle.drift import DriftAnswer
+from edgewise.lifecycle.version_gate import compare
 from edgewise.models.graph.graph import Graph
 from edgewise.models.graph.weights import with_weights
 from edgewise.models.version import ExitEvidence, GateResult, ModelVersion
@@ -34,7 +36,7 @@ PUBLIC = "public"
 
 @dataclass(frozen=True, slots=True)
 class Holdout:
-    """What the coordinator judges versions on.
+    """What the coordinator evaluates versions of a model on.
 
     Attributes:
         calibration_x, calibration_y: Choose thresholds and give plan evidence.
@@ -62,6 +64,25 @@ class Holdout:
             ) from error
 
 
+def load_holdouts(text: str) -> dict[str, Holdout]:
+    """Reads the files of held-out data that an operator names.
+
+    Args:
+        text: `FILE` for every model that has none of its own, `MODEL=FILE` for one; several with commas between.
+
+    Returns:
+        By model; under "" what is for the others.
+
+    Raises:
+        DataError: As `Holdout.load`.
+    """
+    found = {}
+    for item in filter(None, text.split(",")):
+        name, _, path = item.rpartition("=")
+        found[name] = Holdout.load(path)
+    return found
+
+
 def outputs_of(graph: bytes, inputs: NDArray[Any]) -> list[NDArray[np.float32]]:
     """Runs a graph on a batch.
 
@@ -83,14 +104,39 @@ class VersionStore:
     Args:
         registry: Durable list of versions.
         blobs: Where graphs and weights are.
-        holdout: Held-out data, or None: versions then have no evidence and no gate, and say so.
+        holdout: Held-out data, or by model with "" for the others; versions without have no evidence and no gate, and
+            say so.
     """
 
-    def __init__(self, registry: Registry, blobs: FolderBlobs, holdout: Holdout | None) -> None:
+    def __init__(self, registry: Registry, blobs: FolderBlobs, holdout: Holdout | Mapping[str, Holdout] | None) -> None:
         self.registry = registry
         self.blobs = blobs
-        self.holdout = holdout
-        self._confidences: dict[int, dict[int, tuple[float, ...]]] = {}
+        self._holdouts = {"": holdout} if isinstance(holdout, Holdout) else dict(holdout or {})
+        self._answers: dict[int, dict[int, tuple[DriftAnswer, ...]]] = {}
+
+    @property
+    def holdout(self) -> Holdout | None:
+        """Held-out data of models that have none of their own."""
+        return self.holdout_of("")
+
+    def holdout_of(self, model: str) -> Holdout | None:
+        """Held-out data of a model; None without any."""
+        return self._holdouts.get(model, self._holdouts.get(""))
+
+    def _holdout_for(self, model: str, graph: bytes) -> Holdout | None:
+        """Held-out data to evaluate a graph on; None without, or where those of all models are not of its kind."""
+        holdout = self.holdout_of(model)
+        if holdout is None:
+            return None
+        takes, shape = Graph.load(graph).inputs, holdout.calibration_x.shape[1:]
+        if len(takes) == 1 and takes[0].shape[1:] == shape:
+            return holdout
+        wanted = ", ".join(f"{t.name} {list(t.shape[1:])}" for t in takes)
+        text = f"held-out examples of shape {list(shape)} are not what model {model!r} takes: {wanted}."
+        if model in self._holdouts:
+            raise DataError(f"{text} Start the coordinator with others, --holdout {model}=FILE.")
+        log.warning("%s It has no evidence and no gate; give it its own with --holdout %s=FILE", text, model)
+        return None
 
     def get(self, number: int) -> ModelVersion:
         """A version by number.
@@ -121,40 +167,39 @@ class VersionStore:
         Returns:
             The comparison; None for lossless plans, and without held-out data.
         """
-        if self.holdout is None:
+        data = self.graph(number)
+        holdout = self._holdout_for(self.get(number).task, data)
+        if holdout is None:
             return None
-        graph = Graph.load(self.graph(number))
-        return codec_gate(graph, plan, self.holdout.gate_x, self.holdout.gate_y)
+        return codec_gate(Graph.load(data), plan, holdout.gate_x, holdout.gate_y)
 
     def promote(self, number: int) -> None:
         """Makes a version the current one."""
         self.registry.promote(number)
 
-    def confidences(self, number: int) -> dict[int, tuple[float, ...]]:
-        """Calibration confidences by exit; {} without held-out data."""
-        if self.holdout is None:
+    def calibration_answers(self, number: int) -> dict[int, tuple[DriftAnswer, ...]]:
+        """Confidences and classes on the calibration data by exit, without labels; {} without held-out data."""
+        graph = self.graph(number)
+        holdout = self._holdout_for(self.get(number).task, graph)
+        if holdout is None:
             return {}
-        if number not in self._confidences:
-            outputs = outputs_of(self.graph(number), self.holdout.calibration_x)
-            self._confidences[number] = {
-                index: tuple(float(c) for c in confidence(logits))
+        if number not in self._answers:
+            outputs = outputs_of(graph, holdout.calibration_x)
+            self._answers[number] = {
+                index: tuple(map(DriftAnswer, confidence(logits).tolist(), logits.argmax(axis=1).tolist()))
                 for index, logits in enumerate(outputs)
                 if logits.ndim == 2
             }
-        return self._confidences[number]
+        return self._answers[number]
 
-    def calibration_accuracy(self, template: Digest, layout: Layout, vector: Vector) -> float:
-        """Accuracy of a vector's last exit on the calibration data; NaN without held-out data."""
-        if self.holdout is None:
+    def calibration_accuracy(self, template: Digest, layout: Layout, vector: Vector, model: str = "") -> float:
+        """Accuracy of a vector's last exit on a model's calibration data; NaN without held-out data."""
+        holdout = self.holdout_of(model)
+        if holdout is None:
             return float("nan")
         graph = with_weights(self.blobs.read(template), layout, vector)
-        last = outputs_of(graph, self.holdout.calibration_x)[-1]
-        return float((last.argmax(-1) == np.asarray(self.holdout.calibration_y)).mean())
-
-    def evidence_of(self, graph: bytes) -> tuple[ExitEvidence, ...]:
-        """How the exits behave on calibration data, uncut and behind each codec at the narrowest cut."""
-        assert self.holdout is not None
-        return plan_evidence(graph, self.holdout.calibration_x, np.asarray(self.holdout.calibration_y))
+        last = outputs_of(graph, holdout.calibration_x)[-1]
+        return float((last.argmax(-1) == np.asarray(holdout.calibration_y)).mean())
 
     def register_vector(
         self,
@@ -195,18 +240,18 @@ class VersionStore:
         digest = self.blobs.put(graph)
         evidence: tuple[ExitEvidence, ...] = ()
         gate: GateResult | None = None
-        if self.holdout is not None:
-            evidence = self.evidence_of(graph)
-            gate = self._gate(graph, version.parent)
+        holdout = self._holdout_for(version.task, graph)
+        if holdout is not None:
+            evidence = plan_evidence(graph, holdout.calibration_x, np.asarray(holdout.calibration_y))
+            gate = self._gate(graph, version.parent, holdout)
         version = msgspec.structs.replace(version, graph=digest, evidence=evidence, gate=gate)
         return self.registry.add(version)
 
-    def _gate(self, graph: bytes, parent: int) -> GateResult | None:
+    def _gate(self, graph: bytes, parent: int, holdout: Holdout) -> GateResult | None:
         """The candidate against the version it started from; the first version has nothing to be compared with."""
-        assert self.holdout is not None
         if parent == 0:
             return None
-        targets = np.asarray(self.holdout.gate_y)
-        candidate = outputs_of(graph, self.holdout.gate_x)[-1].argmax(-1) == targets
-        reference = outputs_of(self.graph(parent), self.holdout.gate_x)[-1].argmax(-1) == targets
+        targets = np.asarray(holdout.gate_y)
+        candidate = outputs_of(graph, holdout.gate_x)[-1].argmax(-1) == targets
+        reference = outputs_of(self.graph(parent), holdout.gate_x)[-1].argmax(-1) == targets
         return compare(reference, candidate)

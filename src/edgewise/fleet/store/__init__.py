@@ -1,1 +1,1 @@
-"""What a node keeps on disk: the event log, the model registry, versions."""
+"""Stores on disk: the event log, the model registry, versions."""

@@ -1,4 +1,4 @@
-"""One SQLite file under one writer: opening, locking, durability and errors. What is kept in it: `store.py`, `registry.py`.
+"""Opens one SQLite file for one writer: locking, durability, errors. Its tables: `events.py`, `registry.py`.
 
 WAL with `synchronous=FULL`: when a transaction returns, it is on the disk, whatever happens to process or power next.
 """
@@ -31,7 +31,7 @@ _CURES = {
 
 
 class Database:
-    """An open SQLite file; any thread may use it, one at a time."""
+    """Holds an open SQLite file; thread-safe."""
 
     def __init__(self, path: Path, connection: Connection, lock_file: IO[str] | None) -> None:
         self.path = path
@@ -42,7 +42,7 @@ class Database:
 
     @staticmethod
     def open(path: str | Path, *, read_only: bool = False) -> Database:
-        """Opens a file, or makes it.
+        """Opens a file, or creates it.
 
         Args:
             path: Where; its folder is made.
@@ -68,7 +68,7 @@ class Database:
 
     @contextmanager
     def transaction(self, *, durable: bool = True) -> Iterator[Connection]:
-        """One transaction: on disk when the block ends, undone if it raises.
+        """Runs one transaction: on disk when the block ends, undone if it raises.
 
         Args:
             durable: False lets it be lost with the power, never with the process, and never in part; a later durable one
@@ -86,7 +86,7 @@ class Database:
                 yield self._connection
 
     def create(self, tables: MetaData) -> None:
-        """Makes the tables that are not there yet; closes the file if it cannot, so that no lock is left behind."""
+        """Creates missing tables; closes the file if that fails, so that no lock is left behind."""
         if self._lock_file is None:
             return
         try:
@@ -100,7 +100,7 @@ class Database:
             tables.create_all(connection)
 
     def close(self) -> None:
-        """Closes the file and lets another writer in; idempotent."""
+        """Closes the file and releases its lock; idempotent."""
         with self._lock:
             self._connection.close()
             self._connection.engine.dispose()

@@ -1,4 +1,4 @@
-"""The event log of a node: what happened, in order, on disk before anybody hears of it. State is the fold of the log.
+"""Appends events to a log on disk before they take effect; state is the fold of the log.
 
 Example:
     >>> import tempfile
@@ -37,9 +37,9 @@ _BEGINS_ANEW = frozenset(("snapshot",))
 """Kinds of an entry that stands for all before it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogEntry:
-    """One event.
+    """Holds one event.
 
     Attributes:
         run: The run it belongs to.
@@ -57,7 +57,7 @@ class LogEntry:
 
 
 class EventLog:
-    """Events of any number of runs; open one with `open`. Any thread may append; one process writes."""
+    """Logs the events of any number of runs; open it with `open`. Thread-safe; one process writes."""
 
     def __init__(
         self, database: Database, *, crash_after: int | None = None, now: Callable[[], float] = time.time
@@ -79,7 +79,7 @@ class EventLog:
 
     @staticmethod
     def open(path: str | Path, *, crash_after: int | None = None, read_only: bool = False) -> EventLog:
-        """Opens a log of its own file, or makes it.
+        """Opens a log of its own file, or creates it.
 
         Args:
             path: Where.
@@ -96,7 +96,7 @@ class EventLog:
         return EventLog(database, crash_after=crash_after)
 
     def append(self, run: str, kind: str, payload: bytes) -> int:
-        """Writes one event; it is on disk when this returns.
+        """Appends one event; it is on disk when this returns.
 
         Args:
             run: The run.
@@ -112,7 +112,7 @@ class EventLog:
         return self.append_many(run, [(kind, payload)])
 
     def append_many(self, run: str, events: Iterable[tuple[str, bytes]], *, durable: bool = True) -> int:
-        """Writes several events in one transaction: all are on disk when this returns, or none is.
+        """Appends several events in one transaction: all are on disk when this returns, or none is.
 
         Args:
             run: The run.
@@ -128,10 +128,16 @@ class EventLog:
         with self._lock:
             first = self._last_index(run) + 1
             rows = [
-                {"run": run, "number": first + i, "kind": kind, "payload": payload, "time_s": self._now(),
-                 "checksum": _checksum(run, first + i, kind, payload)}
+                {
+                    "run": run,
+                    "number": first + i,
+                    "kind": kind,
+                    "payload": payload,
+                    "time_s": self._now(),
+                    "checksum": _checksum(run, first + i, kind, payload),
+                }
                 for i, (kind, payload) in enumerate(events)
-            ]  # fmt: skip
+            ]
             if rows:
                 with self._database.transaction(durable=durable) as connection:
                     connection.execute(_events().insert(), rows)
@@ -179,7 +185,7 @@ class EventLog:
             self._last[run] = 0
 
     def read(self, run: str, after: int = 0) -> list[LogEntry]:
-        """Events of a run in order.
+        """Reads the events of a run in order.
 
         Args:
             run: The run.
@@ -197,7 +203,10 @@ class EventLog:
         query = select(t).where(t.c.run == run, t.c.number > after).order_by(t.c.number)
         with self._database.transaction() as connection:
             rows = connection.execute(query).all()
-        entries = [LogEntry(row.run, row.number, row.kind, row.payload, row.time_s) for row in rows]
+        entries = [
+            LogEntry(run=row.run, index=row.number, kind=row.kind, payload=row.payload, time_s=row.time_s)
+            for row in rows
+        ]
         first = entries[0].index if entries and not after and entries[0].kind in _BEGINS_ANEW else after + 1
         for place, (entry, row) in enumerate(zip(entries, rows, strict=True), start=first):
             if entry.index != place or row.checksum != _checksum(run, entry.index, entry.kind, entry.payload):
@@ -210,7 +219,7 @@ class EventLog:
         return entries
 
     def runs(self) -> tuple[str, ...]:
-        """Runs with events, in the order of their first entries."""
+        """Returns the runs with events, in the order of their first entries."""
         from sqlalchemy import func, select
 
         t = _events()

@@ -17,7 +17,7 @@ import numpy as np
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.ids import Digest, NodeId
 from edgewise.fleet.messages import INLINE_BYTES, LetterAck, RunLetter
-from edgewise.fleet.node.delivery import Backoff, is_passing
+from edgewise.fleet.node.delivery import Waits, is_passing
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.training.blob_fetches import BlobFetches
 from edgewise.fleet.training.role_driver import RoleDriver
@@ -90,7 +90,7 @@ class LetterDelivery:
 
     async def _deliver(self, driver: RoleDriver, key: tuple[str, Address, str]) -> None:
         _, to, name = key
-        pending, backoff, is_again = self._pending[key], Backoff(), False
+        pending, waits, is_again = self._pending[key], Waits(), False
         try:
             while not driver.is_closed and driver.role.wants(driver.state, to, pending.letter):
                 letter = pending.letter
@@ -101,7 +101,7 @@ class LetterDelivery:
                     return
                 if ack is None:
                     is_again = True
-                    await backoff.wait(pending.poke)
+                    await waits.wait(pending.poke)
         finally:
             if self._pending.get(key) is pending:
                 del self._pending[key]

@@ -1,8 +1,8 @@
-"""When a request may leave at an inner classifier, and how thresholds are chosen. Read `evidence.py` next."""
+"""The gate at a classifier: when a request may leave there, and how its threshold is chosen. Read `evidence.py` next."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from math import exp, isfinite, nan
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.core.errors import InputError
-from edgewise.planning.plan import Exit
+from edgewise.inference.gates.gate import Answer, GateRule, Given, State
 
 _FEW_CLASSES = 32
 
@@ -68,24 +68,26 @@ def leaves(logits: NDArray[Any], threshold: float) -> bool:
     return threshold <= 0.0 or bool((confidence(logits) >= threshold).all())
 
 
-def decide(exits: Iterable[Exit], tensors: Mapping[str, NDArray[Any]]) -> tuple[Exit, bool] | None:
-    """Finds the first exit whose rule is met.
+def exit_by_confidence(threshold: float) -> GateRule:
+    """Answers with an exit's own outputs where its classifier is confident.
 
     Args:
-        exits: Exits decided here, in order of the model.
-        tensors: Logits by name.
+        threshold: Top-1 softmax of the last of its tensors that every example of the batch needs; 0 lets all leave,
+            whatever the tensors are.
 
     Returns:
-        (exit, True) if the request leaves; (the last exit whose logits are there, False) if not; None without exits.
+        The rule; it has no state.
+
+    Reference:
+        Laskaridis et al., "SPINN: Synergistic Progressive Inference of Neural Networks over Device and Cloud",
+        MobiCom 2020.
     """
-    latest: Exit | None = None
-    for here in exits:
-        if here.tensor not in tensors:
-            continue
-        latest = here
-        if leaves(tensors[here.tensor], here.threshold):
-            return here, True
-    return None if latest is None else (latest, False)
+
+    def ask(tensors: Given, state: State) -> tuple[Answer | None, State]:
+        is_leaving = threshold <= 0.0 or leaves(list(tensors.values())[-1], threshold)
+        return (dict(tensors) if is_leaving else None), state
+
+    return GateRule(ask)
 
 
 def accuracy_lower_bound(num_right: int, num_examples: int, *, risk: float = 0.05) -> float:

@@ -167,6 +167,25 @@ class Condensed(msgspec.Struct, frozen=True, dict=True):
         )
         return inputs, outputs
 
+    def between(self, inputs: Iterable[str], outputs: Iterable[str]) -> tuple[int, ...]:
+        """The groups that compute some tensors from others.
+
+        Args:
+            inputs: Tensors that are given.
+            outputs: Tensors wanted.
+
+        Returns:
+            Indices, ascending; () if everything wanted is given.
+        """
+        given, found = set(inputs), set[int]()
+        todo = [name for name in outputs if name not in given]
+        while todo:
+            index = self.producer.get(todo.pop(), -1)
+            if index >= 0 and index not in found:
+                found.add(index)
+                todo.extend(name for name in self.groups[index].inputs if name not in given)
+        return tuple(sorted(found))
+
     def piece(self, first: int, last: int) -> bytes:
         """The sub-model of consecutive groups.
 

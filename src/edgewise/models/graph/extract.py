@@ -93,4 +93,6 @@ def _value_info(tensor: PlainTensor) -> Any:
     shape: list[int | str] = list(tensor.shape)
     if tensor.symbolic_batch:
         shape[0] = "batch"
+    for axis in tensor.free:
+        shape[axis] = f"{tensor.name}_{axis}"
     return helper.make_tensor_value_info(tensor.name, helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)), shape)

@@ -30,21 +30,29 @@ class Graph(PlainGraph):
     """An ONNX model that can be planned: the plain data (its attributes), and what can be asked of it."""
 
     @staticmethod
-    def load(source: bytes | str | Path, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Graph:
+    def load(
+        source: bytes | str | Path,
+        input_shapes: Mapping[str, Sequence[int]] | None = None,
+        exits: Sequence[str] = (),
+    ) -> Graph:
         """Reads a model and infers its shapes.
 
         Args:
             source: ONNX bytes, or the path of a file.
-            input_shapes: Shapes for inputs whose axes other than the first are symbolic.
+            input_shapes: Shapes for inputs whose axes other than the first are symbolic; without, those axes stay free:
+                such a model can be served, but not planned.
+            exits: Outputs at which a request may end, first exit first, written into the model; the last is its end.
+                By default those that the file names or that are called `exit_0`, `exit_1`, …; without such names every
+                output is part of the answer.
 
         Returns:
             The graph.
 
         Raises:
-            GraphError: If the file is missing or corrupt, has symbolic axes that `input_shapes` does not settle,
-                external data that is not there, operators outside ONNX, or an opset that is too new.
+            GraphError: If the file is missing or corrupt, has external data that is not there, operators outside ONNX,
+                an opset that is too new, or no outputs of the names in `exits`.
         """
-        plain = load_graph(source, {k: tuple(v) for k, v in (input_shapes or {}).items()})
+        plain = load_graph(source, {k: tuple(v) for k, v in (input_shapes or {}).items()}, tuple(exits))
         return Graph(**{field.name: getattr(plain, field.name) for field in fields(plain)})
 
     @cached_property
@@ -73,17 +81,18 @@ class Graph(PlainGraph):
         return self.extract([t.name for t in self.inputs], [t.name for t in self.outputs])
 
 
-def graph_from(model: Any, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Graph:
+def graph_from(model: Any, input_shapes: Mapping[str, Sequence[int]] | None = None, exits: Sequence[str] = ()) -> Graph:
     """A graph from an `onnx.ModelProto` in memory.
 
     Args:
         model: The model.
         input_shapes: As in `Graph.load`.
+        exits: As in `Graph.load`.
 
     Returns:
         The graph.
     """
-    return Graph.load(model.SerializeToString(), input_shapes)
+    return Graph.load(model.SerializeToString(), input_shapes, exits)
 
 
 __all__ = ["Graph", "PlainNode", "PlainTensor", "graph_from"]

@@ -10,24 +10,26 @@ from typing import Any
 
 from edgewise.core.errors import GraphError
 from edgewise.core.ids import digest_of
+from edgewise.models.graph.named_exits import exits_of, name_exits
 from edgewise.models.graph.plain import PlainGraph, PlainNode, PlainTensor
 from edgewise.models.graph.widen import widen
 
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
 _OPSET_SURE = 21
+_SIZES = (16, 64, 224)
+"""Sizes tried for free axes: small enough for sequences, the last large enough for images."""
 _KEEPS_SIZE = {"DequantizeLinear", "Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze"}
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def load_graph(source: bytes | str | Path, input_shapes: Shapes) -> PlainGraph:
+def load_graph(source: bytes | str | Path, input_shapes: Shapes, exits: tuple[str, ...] = ()) -> PlainGraph:
     """What `Graph.load` does; see there."""
     model, took_in, where = _read(source)
     _check(model, where)
     changed = widen(model) or took_in
-    given = _settle_inputs(model, input_shapes, where)
-    constants = _constants(model.graph)
-    nodes = _flow(model, constants)
-    tensors = _tensors(model, given, nodes)
+    changed = name_exits(model, exits, where) or changed
+    nodes = _flow(model, _constants(model.graph))
+    given, tensors = _settled(model, input_shapes, nodes, where)
     outputs = tuple(tensors[o.name] for o in model.graph.output if o.name in tensors)
     if not outputs:
         raise GraphError(f"{where} has no output that depends on its input. Export it with its logits as outputs.")
@@ -36,7 +38,8 @@ def load_graph(source: bytes | str | Path, input_shapes: Shapes) -> PlainGraph:
     kept = model.SerializeToString() if changed else original
     name = model.graph.name or "graph"
     inputs = tuple(tensors[i] for i in given)
-    return PlainGraph(name, digest_of(kept), kept, inputs, outputs, nodes, tensors, dict(given))
+    ends = exits_of(model, [tensor.name for tensor in outputs])
+    return PlainGraph(name, digest_of(kept), kept, inputs, outputs, nodes, tensors, dict(given), ends)
 
 
 def _read(source: bytes | str | Path) -> tuple[Any, bool, str]:
@@ -123,31 +126,41 @@ def runtime_opset() -> int:
     return _OPSET_SURE
 
 
-def _settle_inputs(model: Any, input_shapes: Shapes, where: str) -> dict[str, tuple[int, ...]]:
+def _settled(
+    model: Any, input_shapes: Shapes, nodes: tuple[PlainNode, ...], where: str
+) -> tuple[dict[str, tuple[int, ...]], dict[str, PlainTensor]]:
+    """The inputs' shapes and every tensor; free axes have the first size with which the shapes work out."""
+    for size in _SIZES:
+        given, has_free = _settle_inputs(model, input_shapes, where, size)
+        try:
+            return given, _tensors(model, given, nodes, has_free)
+        except GraphError as error:
+            if not has_free:
+                raise
+            failed = error
+    names = ", ".join(name for name in given if name not in input_shapes)
+    example = "; ".join(f"--input-shape {name}={','.join(map(str, given[name]))}" for name in given)
+    raise GraphError(
+        f"{where} has axes without a fixed size in its inputs {names}, and runs with none of the sizes "
+        f"{', '.join(map(str, _SIZES))} there. Give the sizes, e.g. {example}. The last try: {failed.message}"
+    ) from failed
+
+
+def _settle_inputs(model: Any, input_shapes: Shapes, where: str, size: int) -> tuple[dict[str, tuple[int, ...]], bool]:
     initial = {i.name for i in model.graph.initializer}
     real = [i for i in model.graph.input if i.name not in initial]
     unknown = sorted(set(input_shapes) - {i.name for i in real})
     if unknown:
         names = ", ".join(i.name for i in real)
         raise GraphError(f"{where} has no input {unknown[0]!r} to give a shape to. Its inputs: {names}.")
-    return {value.name: input_shapes.get(value.name) or _shape_of_input(value, where) for value in real}
-
-
-def _shape_of_input(value: Any, where: str) -> tuple[int, ...]:
-    dims = value.type.tensor_type.shape.dim
-    shape = []
-    for axis, dim in enumerate(dims):
-        if dim.HasField("dim_value") and dim.dim_value > 0:
-            shape.append(int(dim.dim_value))
-        elif axis == 0:
-            shape.append(1)
-        else:
-            example = ",".join(str(d.dim_value) if d.dim_value > 0 else "224" for d in list(dims)[1:])
-            raise GraphError(
-                f"{where}: input {value.name!r} has no fixed size in dimension {axis} ({dim.dim_param or '?'!r}), "
-                f"and only the batch axis may be open. Give it: --input-shape {value.name}=1,{example}"
-            )
-    return tuple(shape)
+    given, has_free = {}, False
+    for value in real:
+        dims = [int(dim.dim_value) for dim in value.type.tensor_type.shape.dim]
+        is_free = value.name not in input_shapes and any(n <= 0 for n in dims[1:])
+        has_free = has_free or is_free
+        shape = tuple(n if n > 0 else size if axis else 1 for axis, n in enumerate(dims))
+        given[value.name] = input_shapes.get(value.name) or shape
+    return given, has_free
 
 
 def _constants(graph: Any) -> set[str]:
@@ -215,10 +228,10 @@ def _constant_shapes(model: Any, constants: set[str]) -> dict[str, tuple[int, ..
     return shapes
 
 
-def _tensors(model: Any, given: Shapes, nodes: tuple[PlainNode, ...]) -> dict[str, PlainTensor]:
+def _tensors(model: Any, given: Shapes, nodes: tuple[PlainNode, ...], has_free: bool) -> dict[str, PlainTensor]:
     import onnx
 
-    free = {i.name: _is_open(i) for i in model.graph.input}
+    batches = {i.name: _is_open(i) for i in model.graph.input}
     concrete = onnx.ModelProto()
     concrete.CopyFrom(model)
     for value in concrete.graph.input:
@@ -230,16 +243,22 @@ def _tensors(model: Any, given: Shapes, nodes: tuple[PlainNode, ...]) -> dict[st
     known = _inferred(concrete)
     open_batch = _inferred(model)
     wanted = [*given, *(o for node in nodes for o in node.outputs)]
-    missing = [name for name in wanted if name not in known or not known[name][2]]
+    missing = [name for name in wanted if has_free or name not in known or not known[name][2]]
     known.update(_measured(concrete, missing) if missing else {})
-    symbolic = any(free[name] for name in given)
+    symbolic = any(batches[name] for name in given)
     tensors = {}
     for name in wanted:
         if name not in known:
             continue
         shape, dtype, _ = known[name]
+        found = (
+            open_batch[name][0] if name in open_batch and len(open_batch[name][0]) == len(shape) else (0,) * len(shape)
+        )
+        # Where an axis is free, any axis that inference does not know may follow it; 0 stands for one that is open.
+        free = tuple(axis for axis in range(1, len(shape)) if found[axis] <= 0) if has_free else ()
         first_axis = open_batch[name][0][:1] if name in open_batch else (0,)
-        tensors[name] = PlainTensor(name, shape, dtype, symbolic and shape[:1] == (1,) and first_axis in ((), (0,)))
+        is_batch = symbolic and shape[:1] == (1,) and first_axis in ((), (0,))
+        tensors[name] = PlainTensor(name, shape, dtype, is_batch or (has_free and found[:1] == (0,)), free)
     return tensors
 
 

@@ -22,15 +22,23 @@ class PlainTensor(msgspec.Struct, frozen=True):
 
     Attributes:
         name: Its name in the ONNX graph.
-        shape: With batch 1.
+        shape: With batch 1, and some size where an axis is free.
         dtype: numpy's word, e.g. `float32`.
         symbolic_batch: Whether the first axis may be any number.
+        free: Other axes that may be any number.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     symbolic_batch: bool = False
+    free: tuple[int, ...] = ()
+
+    @property
+    def open_shape(self) -> tuple[int | None, ...]:
+        """The shape with None where an axis may be any number."""
+        open_axes = {*self.free, *((0,) if self.symbolic_batch else ())}
+        return tuple(None if axis in open_axes else size for axis, size in enumerate(self.shape))
 
     @property
     def num_entries(self) -> int:
@@ -77,10 +85,11 @@ class PlainGraph:
         model_bytes: What it was loaded from, unchanged, or with external data taken in and float16 widened inside
             (see `widen.py`) where there was any.
         inputs: What the model is given.
-        outputs: The exits' logits, first exit first.
+        outputs: What it answers; which of them are exits is `exits`.
         nodes: Operators that depend on the input, in topological order.
         tensors: Every flowing tensor by name.
         input_shapes: Shape of each input, symbolic axes settled.
+        exits: Outputs at which a request may end, first exit first; the last is the model's end.
     """
 
     name: str
@@ -91,6 +100,22 @@ class PlainGraph:
     nodes: tuple[PlainNode, ...]
     tensors: Mapping[str, PlainTensor]
     input_shapes: Mapping[str, tuple[int, ...]]
+    exits: tuple[str, ...] = ()
+
+    def check_sizes(self) -> None:
+        """Refuses what needs every size where an axis is free.
+
+        Raises:
+            GraphError: If an input has a free axis beside the batch.
+        """
+        for tensor in self.inputs:
+            if tensor.free:
+                example = ",".join("224" if axis in tensor.free else str(n) for axis, n in enumerate(tensor.shape))
+                raise GraphError(
+                    f"input {tensor.name!r} of graph {self.name!r} has no fixed size in dimension {tensor.free[0]}. It can "
+                    "be served so; to measure and plan it a size is needed. Give it: "
+                    f"--input-shape {tensor.name}={example}"
+                )
 
     @cached_property
     def model(self) -> Any:

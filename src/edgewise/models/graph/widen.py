@@ -33,7 +33,7 @@ def widen(model: Any) -> bool:
         if value.name in initial and value.type.tensor_type.elem_type == half:
             value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
     _widen_constants(graph)
-    _cast_at_the_doors(graph, [v.name for v in flowing], leaving)
+    _cast_at_both_ends(graph, [v.name for v in flowing], leaving)
     return True
 
 
@@ -67,7 +67,7 @@ def _widen_tensor(tensor: Any) -> None:
         tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
 
 
-def _cast_at_the_doors(graph: Any, inputs: list[str], outputs: list[str]) -> None:
+def _cast_at_both_ends(graph: Any, inputs: list[str], outputs: list[str]) -> None:
     import onnx
 
     inner = {name: f"{name}__float32" for name in (*inputs, *outputs)}

@@ -64,6 +64,7 @@ class CostTable:
     slowdown: Mapping[Tier, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.graph.check_sizes()
         for tier, profile in self.profiles.items():
             if profile.fingerprint.graph != self.graph.digest:
                 raise InputError(

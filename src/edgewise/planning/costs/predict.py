@@ -1,7 +1,7 @@
 """From a placement to a `Plan` with its prediction: every path's latency as a waterfall, energy, bytes.
 
-The prediction follows the session: a tier runs its whole segment in one call, then decides at the exits it has, then
-hands over all tensors of its cut in one frame. So a segment costs the share of requests that reach its tier.
+The prediction follows the session: a tier runs its whole stage in one call, then asks the gates it has, then hands
+over all its tensors in one frame. So a stage costs the share of requests that reach its tier.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import msgspec
 
 from edgewise.core.ids import TIERS, Tier
 from edgewise.planning.costs.cost import CostTable
-from edgewise.planning.moves.exits import OperatingPoint
-from edgewise.planning.plan import Cut, Exit, Path, Plan, Prediction, Segment
+from edgewise.planning.costs.operating_point import OperatingPoint
+from edgewise.planning.plan import EXIT, FILTERED, INPUT, Gate, Handover, Path, Plan, Prediction, Site, Stage
 
 _P95_SIGMAS = 1.645
 _PRECISION = 1e-7
@@ -25,14 +25,14 @@ class Placement(msgspec.Struct, frozen=True):
     """A choice that can be predicted.
 
     Attributes:
-        point: Exits, thresholds, and how the model then behaves.
+        operating_point: Exits, thresholds, and how the model then behaves.
         exit_tiers: Who decides at each exit in use.
         group_tiers: Tier of each needed group, by index.
-        codecs: Codec by (source, target) of the cuts.
+        codecs: Codec by (source, target) of the hand-overs.
         outputs: Logits of each exit in use; all outputs of a model without inner exits belong to the last.
     """
 
-    point: OperatingPoint
+    operating_point: OperatingPoint
     exit_tiers: tuple[Tier, ...]
     group_tiers: dict[int, Tier]
     codecs: dict[tuple[Tier, Tier], str]
@@ -54,16 +54,16 @@ def make_plan(
         The plan with its predicted costs.
     """
     running = tuple(t for t in TIERS if t in placement.group_tiers.values())
-    stops = running if running[:1] == (Tier.DEVICE,) else (Tier.DEVICE, *running)
-    cuts = tuple(_cut(table, placement, a, b) for a, b in pairwise(stops))
-    segments = tuple(_segment(table, placement, cuts, t) for t in TIERS if t.rank <= stops[-1].rank)
-    predicted = predict(table, placement, stops, cuts)
+    route = running if running[:1] == (Tier.DEVICE,) else (Tier.DEVICE, *running)
+    handovers = tuple(_handover(table, placement, a, b) for a, b in pairwise(route))
+    stages = tuple(_stage(table, placement, handovers, t) for t in running)
+    predicted = predict(table, placement, route, handovers)
     return Plan(
-        _name(running, cuts, placement, len(table.graph.outputs)),
+        _name(running, handovers, placement, len(table.graph.exits)),
         table.graph.digest,
-        segments,
-        cuts,
-        _exits(placement),
+        stages,
+        handovers,
+        _gates(placement),
         variant,
         predicted,
         training_domain=training_domain,
@@ -76,22 +76,23 @@ def placement_of(table: CostTable, plan: Plan) -> Placement:
 
     Args:
         table: Of the same graph.
-        plan: Any plan of it.
+        plan: Any plan of it that has one site on a tier.
 
     Returns:
         The placement it was made from.
     """
-    index = {g.name: g.index for g in table.graph.condensed.groups}
-    policy = tuple((e.index, e.threshold) for e in plan.exits)
-    point = OperatingPoint(policy, tuple(e.exit_fraction for e in plan.exits), plan.predicted.accuracy, 0)
-    names = {t.name for t in table.graph.outputs}
-    if len(plan.exits) > 1:
-        outputs: tuple[tuple[str, ...], ...] = tuple((e.tensor,) for e in plan.exits)
-    else:
-        outputs = (tuple(o for s in plan.segments for o in s.outputs if o in names),)
-    tiers = {index[name]: s.tier for s in plan.segments for name in s.groups}
-    codecs = {(c.source, c.target): c.codec for c in plan.cuts}
-    return Placement(point, tuple(e.tier for e in plan.exits), tiers, codecs, outputs)
+    policy = tuple((gate.index, gate.threshold) for gate in plan.exits)
+    passing = 1.0 - sum(gate.end_fraction for gate in plan.filters)
+    fractions = tuple(gate.end_fraction / passing if passing > 0 else 0.0 for gate in plan.exits)
+    operating_point = OperatingPoint(policy, fractions, plan.predicted.accuracy, 0)
+    tiers = {
+        index: stage.site.tier
+        for stage in plan.stages
+        for index in table.graph.condensed.between(stage.inputs, stage.outputs)
+    }
+    codecs = {(plan.site_of(h.source).tier, plan.site_of(h.target).tier): h.codec for h in plan.handovers}
+    at = tuple(plan.site_of(gate.at).tier for gate in plan.exits)
+    return Placement(operating_point, at, tiers, codecs, tuple(gate.tensors for gate in plan.exits))
 
 
 def repriced(table: CostTable, plan: Plan) -> Plan:
@@ -102,10 +103,41 @@ def repriced(table: CostTable, plan: Plan) -> Plan:
         plan: Any plan of the table's graph.
 
     Returns:
-        The plan; everything but `predicted` is unchanged.
+        The plan; everything but `predicted` is unchanged. A plan with several sites on one tier comes back as it is:
+        the table knows one site of each.
     """
-    stops = tuple(dict.fromkeys((Tier.DEVICE, *plan.tiers)))
-    return msgspec.structs.replace(plan, predicted=predict(table, placement_of(table, plan), stops, plan.cuts))
+    if len(plan.sites) > len(plan.tiers):
+        return plan
+    route = tuple(dict.fromkeys((Tier.DEVICE, *plan.tiers)))
+    predicted = predict(table, placement_of(table, plan), route, plan.handovers)
+    for gate in plan.filters:
+        predicted = filtered(predicted, gate.end_fraction, plan.predicted.accuracy, table)
+    return msgspec.structs.replace(plan, predicted=predicted)
+
+
+def filtered(predicted: Prediction, fraction: float, accuracy: float, table: CostTable | None = None) -> Prediction:
+    """What a plan costs behind a filter that answers some requests before any stage.
+
+    Args:
+        predicted: Of the plan without it.
+        fraction: Share of requests that the filter answers.
+        accuracy: Of all requests.
+        table: Knows what handling a request costs at all; nothing without.
+
+    Returns:
+        The prediction, with a path for the filter.
+    """
+    own_s = 0.0 if table is None else table.overhead_s(Tier.DEVICE)
+    passing = 1.0 - fraction
+    paths = (
+        Path(FILTERED, fraction, own_s, own_s, ((f"{Tier.DEVICE} overhead", own_s),)),
+        *(msgspec.structs.replace(path, fraction=passing * path.fraction) for path in predicted.paths),
+    )
+    mean = passing * predicted.latency_mean_s + fraction * own_s
+    energy_j, sent, wan = (
+        passing * v for v in (predicted.device_energy_j, predicted.egress_bytes, predicted.wan_bytes)
+    )
+    return Prediction(mean, quantile(paths, 0.5), quantile(paths, 0.95), accuracy, energy_j, sent, wan, paths)
 
 
 def _crossing(table: CostTable, placement: Placement, source: Tier) -> tuple[str, ...]:
@@ -119,14 +151,15 @@ def _crossing(table: CostTable, placement: Placement, source: Tier) -> tuple[str
     )
 
 
-def _cut(table: CostTable, placement: Placement, source: Tier, target: Tier) -> Cut:
+def _handover(table: CostTable, placement: Placement, source: Tier, target: Tier) -> Handover:
     tensors = _crossing(table, placement, source)
     raw = any(t in table.graph.condensed.raw_tensors for t in tensors)
-    codec = placement.codecs[source, target]
-    return Cut(source, target, tensors, codec, sum(table.coded_bytes(codec, t) for t in tensors), raw)
+    codec, runs = placement.codecs[source, target], source in placement.group_tiers.values()
+    size = sum(table.coded_bytes(codec, t) for t in tensors)
+    return Handover(source if runs else INPUT, target, tensors, codec, payload_bytes=size, carries_raw=raw)
 
 
-def _segment(table: CostTable, placement: Placement, cuts: Sequence[Cut], tier: Tier) -> Segment:
+def _stage(table: CostTable, placement: Placement, handovers: Sequence[Handover], tier: Tier) -> Stage:
     condensed = table.graph.condensed
     groups = [g for g in condensed.groups if placement.group_tiers.get(g.index) is tier]
     inputs = condensed.boundary(g.name for g in groups)[0]
@@ -134,60 +167,61 @@ def _segment(table: CostTable, placement: Placement, cuts: Sequence[Cut], tier: 
     logits = [
         o for tensors, t in zip(placement.outputs, placement.exit_tiers, strict=True) if t is tier for o in tensors
     ]
-    crossing = [t for cut in cuts if cut.source is tier for t in cut.tensors if t in made]
-    return Segment(tier, tuple(g.name for g in groups), inputs, tuple(dict.fromkeys([*crossing, *logits])))
+    crossing = [t for h in handovers if h.source == tier for t in h.tensors if t in made]
+    return Stage(tier, table.graph.digest, inputs, tuple(dict.fromkeys([*crossing, *logits])), Site(tier))
 
 
-def _exits(placement: Placement) -> tuple[Exit, ...]:
-    left, exits = 1.0, []
-    point = placement.point
-    rows = zip(point.policy, point.fractions, placement.exit_tiers, placement.outputs, strict=True)
+def _gates(placement: Placement) -> tuple[Gate, ...]:
+    left, gates = 1.0, []
+    operating_point = placement.operating_point
+    rows = zip(operating_point.policy, operating_point.fractions, placement.exit_tiers, placement.outputs, strict=True)
     for (index, threshold), fraction, tier, outputs in rows:
-        exits.append(Exit(index, outputs[-1], tier, threshold, max(0.0, left), fraction))
+        gates.append(Gate(EXIT, tier, threshold, max(0.0, left), fraction, outputs, index))
         left -= fraction
-    return tuple(exits)
+    return tuple(gates)
 
 
-def _name(running: Sequence[Tier], cuts: Sequence[Cut], placement: Placement, num_exits: int) -> str:
-    coded = [cut.codec + (" raw" if cut.carries_raw else "") for cut in cuts]
-    inner = [f"exit {i} at {t:.2f}" for i, t in placement.point.policy if t > 0]
-    last = placement.point.policy[-1][0]
+def _name(running: Sequence[Tier], handovers: Sequence[Handover], placement: Placement, num_exits: int) -> str:
+    coded = [h.codec + (" raw" if h.carries_raw else "") for h in handovers]
+    inner = [f"exit {i} at {t:.2f}" for i, t in placement.operating_point.policy if t > 0]
+    last = placement.operating_point.policy[-1][0]
     inner += [f"to exit {last}"] if last < num_exits - 1 else []
     kind = "split " if len(running) > 1 else "all on "
     return ", ".join([kind + "|".join(running), *(["+".join(coded)] if coded else []), *inner])
 
 
-def predict(table: CostTable, placement: Placement, stops: Sequence[Tier], cuts: Sequence[Cut]) -> Prediction:
+def predict(table: CostTable, placement: Placement, route: Sequence[Tier], handovers: Sequence[Handover]) -> Prediction:
     """Predicts what a request costs.
 
     Args:
         table: Costs.
         placement: What runs where.
-        stops: Tiers that requests visit, the device first.
-        cuts: Between them.
+        route: Tiers that requests visit, the device first.
+        handovers: Between them, in order.
 
     Returns:
         The prediction, a path per exit in use.
     """
-    steps, spreads = _steps(table, placement, stops, cuts)
-    reached = {tier: _reach(placement, tier) for tier in stops}
+    steps, spreads = _steps(table, placement, route, handovers)
+    reached = {tier: _reach(placement, tier) for tier in route}
     paths = []
     for (index, _), tier, fraction in zip(
-        placement.point.policy, placement.exit_tiers, placement.point.fractions, strict=True
+        placement.operating_point.policy, placement.exit_tiers, placement.operating_point.fractions, strict=True
     ):
-        rows = [row for stop in stops if stop.rank <= tier.rank for row in steps[stop]]
+        rows = [row for stop in route if stop.rank <= tier.rank for row in steps[stop]]
         p50 = sum(seconds for _, seconds in rows)
-        spread = sqrt(sum(spreads[stop] ** 2 for stop in stops if stop.rank <= tier.rank))
+        spread = sqrt(sum(spreads[stop] ** 2 for stop in route if stop.rank <= tier.rank))
         paths.append(Path(index, fraction, p50, p50 + spread, tuple(rows)))
-    sent = sum(reached[c.target] * _wire_bytes(table, c, 0) for c in cuts if c.source is Tier.DEVICE)
-    wan = sum(reached[c.target] * _wire_bytes(table, c, 1) for c in cuts if c.target is Tier.CLOUD)
+    ways = list(zip(pairwise(route), handovers, strict=True))
+    sent = sum(reached[b] * _wire_bytes(table, h, 0) for (a, b), h in ways if a is Tier.DEVICE)
+    wan = sum(reached[b] * _wire_bytes(table, h, 1) for (_, b), h in ways if b is Tier.CLOUD)
     mean = sum(p.fraction * p.p50_s for p in paths)
     return Prediction(
         mean,
         quantile(paths, 0.5),
         quantile(paths, 0.95),
-        placement.point.accuracy,
-        _energy_j(table, placement, stops, sent, mean, reached),
+        placement.operating_point.accuracy,
+        _energy_j(table, placement, route, sent, mean, reached),
         sent,
         wan,
         tuple(paths),
@@ -195,13 +229,14 @@ def predict(table: CostTable, placement: Placement, stops: Sequence[Tier], cuts:
 
 
 def _steps(
-    table: CostTable, placement: Placement, stops: Sequence[Tier], cuts: Sequence[Cut]
+    table: CostTable, placement: Placement, route: Sequence[Tier], handovers: Sequence[Handover]
 ) -> tuple[dict[Tier, list[tuple[str, float]]], dict[Tier, float]]:
     """Per tier, the waterfall from the hand-over on, and p95 − p50 of its compute."""
     steps: dict[Tier, list[tuple[str, float]]] = {}
     spreads: dict[Tier, float] = {}
-    for stop in stops:
-        rows = [row for cut in cuts if cut.target is stop for row in _hand_over(table, cut)]
+    ways = dict(zip(route[1:], zip(route, handovers, strict=False), strict=True))
+    for stop in route:
+        rows = _hand_over(table, *ways[stop], stop) if stop in ways else []
         rows.append((f"{stop} overhead", table.overhead_s(stop)))
         median, p95 = table.segment_seconds(stop, [i for i, t in placement.group_tiers.items() if t is stop])
         if median > 0:
@@ -210,34 +245,34 @@ def _steps(
     return steps, spreads
 
 
-def _hand_over(table: CostTable, cut: Cut) -> list[tuple[str, float]]:
-    encode = sum(table.codec_seconds(cut.source, cut.codec, t) for t in cut.tensors)
-    decode = sum(table.codec_seconds(cut.target, cut.codec, t) for t in cut.tensors)
-    rows = [(f"{cut.source} encode", encode)]
-    for tier in TIERS[cut.source.rank : cut.target.rank]:
+def _hand_over(table: CostTable, source: Tier, handover: Handover, target: Tier) -> list[tuple[str, float]]:
+    encode = sum(table.codec_seconds(source, handover.codec, t) for t in handover.tensors)
+    decode = sum(table.codec_seconds(target, handover.codec, t) for t in handover.tensors)
+    rows = [(f"{source} encode", encode)]
+    for tier in TIERS[source.rank : target.rank]:
         link, outer = table.links[tier.rank], TIERS[tier.rank + 1]
-        size = cut.payload_bytes + link.frame_overhead_bytes
+        size = handover.payload_bytes + link.frame_overhead_bytes
         rows.append((f"{tier}→{outer} transfer", size / link.bytes_per_s))
         rows.append((f"{tier}→{outer} round trip", link.rtt_s))
-        if outer is not cut.target:
+        if outer is not target:
             rows.append((f"{outer} relay", table.overhead_s(outer)))
-    return [*rows, (f"{cut.target} decode", decode)]
+    return [*rows, (f"{target} decode", decode)]
 
 
-def _wire_bytes(table: CostTable, cut: Cut, link: int) -> float:
-    return float(cut.payload_bytes + table.links[link].frame_overhead_bytes)
+def _wire_bytes(table: CostTable, handover: Handover, link: int) -> float:
+    return float(handover.payload_bytes + table.links[link].frame_overhead_bytes)
 
 
 def _reach(placement: Placement, tier: Tier) -> float:
     """Share of requests that get to a tier: those that have not left further in."""
-    leaving = zip(placement.exit_tiers, placement.point.fractions, strict=True)
+    leaving = zip(placement.exit_tiers, placement.operating_point.fractions, strict=True)
     return max(0.0, 1.0 - sum(fraction for t, fraction in leaving if t.rank < tier.rank))
 
 
 def _energy_j(
     table: CostTable,
     placement: Placement,
-    stops: Sequence[Tier],
+    route: Sequence[Tier],
     sent: float,
     mean_s: float,
     reached: dict[Tier, float],
@@ -245,7 +280,7 @@ def _energy_j(
     own = [i for i, t in placement.group_tiers.items() if t is Tier.DEVICE]
     busy = table.segment_seconds(Tier.DEVICE, own)[0] if own else 0.0
     energy = table.energy
-    handed = reached[stops[1]] if len(stops) > 1 else 0.0
+    handed = reached[route[1]] if len(route) > 1 else 0.0
     waiting = energy.idle_power_w * max(0.0, mean_s - busy)
     return energy.active_power_w * busy + energy.joules_per_byte * sent + energy.radio_tail_j * handed + waiting
 

@@ -20,27 +20,9 @@ from numpy.typing import NDArray
 
 from edgewise.core.errors import InputError
 from edgewise.models.version import ExitEvidence
-
-ExitPolicy = tuple[tuple[int, float], ...]
-"""Exits in use as (exit index, threshold), in order; the last has threshold 0."""
+from edgewise.planning.costs.operating_point import ExitPolicy, OperatingPoint
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
-
-
-class OperatingPoint(msgspec.Struct, frozen=True):
-    """How a model behaves under an exit policy, with given codecs in front of its exits.
-
-    Attributes:
-        policy: Exits and thresholds.
-        fractions: Share of all requests that leaves at each exit in use; they sum to 1.
-        accuracy: Of all requests.
-        num_examples: Calibration examples behind it; 0 if there is no evidence, only the whole model.
-    """
-
-    policy: ExitPolicy
-    fractions: tuple[float, ...]
-    accuracy: float
-    num_examples: int
 
 
 def measure_exits(
@@ -128,7 +110,17 @@ class ExitTable(msgspec.Struct, frozen=True):
 
         Returns:
             The table.
+
+        Raises:
+            InputError: If a row is of an exit that the model does not have.
         """
+        evidence = tuple(evidence)
+        for row in evidence:
+            if row.exit_index >= num_exits:
+                raise InputError(
+                    f"evidence speaks of exit {row.exit_index}, the model names {num_exits}. Name its exits when it is "
+                    "loaded (exits=), or measure the evidence again."
+                )
         keyed = {(e.exit_index, e.codec, e.threshold, tuple((i, t) for i, t in e.before)): e for e in evidence}
         return ExitTable(keyed, num_exits)
 

@@ -1,4 +1,4 @@
-"""Tries every assignment: the oracle that the other planners are checked against."""
+"""Tries every assignment: the oracle that the other solvers are checked against."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def exhaustive(problem: Problem) -> Solution:
     if number > _MAX_ASSIGNMENTS:
         raise InputError(
             f"{problem.num_groups} groups on {problem.num_tiers} tiers have {number:,} assignments, exhaustive tries "
-            f"up to {_MAX_ASSIGNMENTS:,}. Use the planner 'min_cut', which is exact too."
+            f"up to {_MAX_ASSIGNMENTS:,}. Use the solver 'min_cut', which is exact too."
         )
     assignments = all_assignments(problem.num_groups, problem.num_tiers)
     found = costs(problem, assignments)

@@ -1,4 +1,4 @@
-"""The exact planner: K tiers, any DAG, early exits and round trips as one minimum cut.
+"""The exact solver: K tiers, any DAG, early exits and round trips as one minimum cut.
 
 For every group v and boundary b there is a node (v, b), on the source side iff ℓ(v) ≤ b. The chain
 S → (v, K−2) → … → (v, 0) → T is cut at the arc that stands for v's tier. Tensors, and boundaries themselves, are

@@ -1,4 +1,4 @@
-"""The contract of a planner: a placement problem as plain numbers, and the cost it is about.
+"""The contract of a placement solver: a placement problem as plain numbers, and the cost it is about.
 
 Tiers are 0 … K−1 from the device outward. Data only moves outward. The cost of an assignment ℓ is
 
@@ -8,7 +8,7 @@ Tiers are 0 … K−1 from the device outward. Data only moves outward. The cost
   + local_s                                                      if anything runs on tier 0
 
 `reach[v]` is the probability that a request has not left at an exit before v. Infinity forbids. Seconds may stand
-for joules or bytes as well: the planner minimises whatever is put in.
+for joules or bytes as well: the solver minimises whatever is put in.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Flow(msgspec.Struct, frozen=True):
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """What a planner sees.
+    """What a placement solver sees.
 
     Attributes:
         seconds: Per group, cost on each tier; infinity where it may not run.
@@ -85,11 +85,11 @@ class Solution(msgspec.Struct, frozen=True):
         return bool(np.isfinite(self.cost))
 
 
-Planner = Callable[[Problem], Solution]
+PlacementSolver = Callable[[Problem], Solution]
 
 
 def costs(problem: Problem, assignments: NDArray[np.int8]) -> FloatArray:
-    """Evaluates assignments; the definition that every planner is held to.
+    """Evaluates assignments; the definition that every solver is held to.
 
     Args:
         problem: The problem.

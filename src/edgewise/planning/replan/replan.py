@@ -98,8 +98,8 @@ class LinkObserved(msgspec.Struct, frozen=True):
     rtt_s: float | None = None
 
 
-class SegmentObserved(msgspec.Struct, frozen=True):
-    """A tier ran its segment in `seconds` where the profile says `profiled_s`."""
+class StageObserved(msgspec.Struct, frozen=True):
+    """A tier ran its stages in `seconds` where the profile says `profiled_s`."""
 
     time_s: float
     tier: Tier
@@ -121,7 +121,7 @@ class TierReturned(msgspec.Struct, frozen=True):
     tier: Tier
 
 
-Observation = LinkObserved | SegmentObserved | TierLost | TierReturned
+Observation = LinkObserved | StageObserved | TierLost | TierReturned
 
 
 class SwitchPlan(msgspec.Struct, frozen=True):
@@ -224,7 +224,7 @@ def _estimated(state: ReplanState, observation: Observation) -> ReplanState:
         return change(state, lost=state.lost | {observation.tier})
     if isinstance(observation, TierReturned):
         return change(state, lost=state.lost - {observation.tier})
-    if isinstance(observation, SegmentObserved):
+    if isinstance(observation, StageObserved):
         factor = observation.seconds / observation.profiled_s if observation.profiled_s > 0 else 0.0
         known = state.slowdowns.get(observation.tier, Estimate(0.0))
         return change(state, slowdowns={**state.slowdowns, observation.tier: known.seen(factor, alpha)})
@@ -259,7 +259,7 @@ def estimated_table(state: ReplanState) -> CostTable:
 
 def _cost(state: ReplanState, table: CostTable, plan: Plan) -> float:
     """The objective of a plan; infinity if it uses a lost tier, also one that only relays, or breaks a limit."""
-    furthest = max((s.tier.rank for s in plan.segments if s.groups), default=0)
+    furthest = max((tier.rank for tier in plan.tiers), default=0)
     if state.lost & set(TIERS[1 : furthest + 1]):
         return inf
     now = repriced(table, plan)

@@ -21,6 +21,7 @@ from edgewise.service.report.schema import Baseline, LevelEntry, PlannerAnswer
 
 WORDS: dict[AnswerSource, str] = {
     AnswerSource.PLAN: "full plan",
+    AnswerSource.FILTER: "filter",
     AnswerSource.OTHER_EDGE: "another edge",
     AnswerSource.LOCAL_TAIL: "device exit",
     AnswerSource.DEVICE_EXIT: "device exit",

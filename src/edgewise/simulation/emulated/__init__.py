@@ -1,1 +1,1 @@
-"""Emulated fleets: real processes on one machine, behind emulated links."""
+"""Emulates fleets: real processes on one machine, behind emulated links."""

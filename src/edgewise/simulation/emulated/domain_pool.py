@@ -1,4 +1,4 @@
-"""All domains of a job, in a few processes: domains do not depend on each other, and one torch thread is enough for each."""
+"""Trains all domains of a job in a few processes; the domains are independent of each other."""
 
 from __future__ import annotations
 
@@ -87,5 +87,13 @@ def _one(job: JobFile, domain: str, folder: str, public_fraction: float) -> Doma
     options = SimulationOptions(job.training.engine, evaluate_every=0)
     return simulate_domain(
         domain,
-        DomainTraining(task, job.algorithm(), job.training.rounds, edge_of, job.training.seed, public_fraction, options),
+        DomainTraining(
+            task=task,
+            algorithm=job.algorithm(),
+            rounds=job.training.rounds,
+            edge_of=edge_of,
+            seed=job.training.seed,
+            public_fraction=public_fraction,
+            options=options,
+        ),
     )

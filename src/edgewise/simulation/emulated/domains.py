@@ -1,4 +1,4 @@
-"""Models trained in each of the four domains that the levels of edge intelligence differ by.
+"""Trains models in each of the four domains by which the levels of edge intelligence differ.
 
 cloud         pooled on the share of the data that its owners made public      levels 0 to 3
 hierarchical  federated over all clients, through the edges                    level 4
@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import msgspec
 import numpy as np
 
+from edgewise.codecs.bundle import Bundle
 from edgewise.core.errors import InputError, nearest
 from edgewise.core.ids import ClientId, NodeId, RoundNumber
 from edgewise.core.layout import Vector
@@ -30,7 +31,7 @@ POOL = ClientId("cloud")
 
 
 class DomainResult(msgspec.Struct, frozen=True):
-    """What training in one domain gave.
+    """Holds the models and metrics of training in one domain.
 
     Attributes:
         domain: Which.
@@ -46,23 +47,23 @@ class DomainResult(msgspec.Struct, frozen=True):
 
     @property
     def accuracy(self) -> float:
-        """Mean over the owners: what a request meets that may arrive at any of them."""
+        """Returns the mean accuracy over the owners, as met by a request to any of them."""
         return float(np.mean([metrics["accuracy"] for metrics in self.accuracies.values()]))
 
     @property
     def representative(self) -> str:
-        """The owner whose model's accuracy is closest to the mean."""
+        """Returns the owner whose model's accuracy is closest to the mean."""
         return min(self.accuracies, key=lambda owner: abs(self.accuracies[owner]["accuracy"] - self.accuracy))
 
     @property
     def vector(self) -> Vector:
-        """The representative's model."""
+        """Returns the representative's model."""
         return self.vectors[self.representative]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DomainTraining:
-    """What all domains have in common, so that their accuracies can be compared.
+    """Holds the settings all domains share, so that their accuracies can be compared.
 
     Attributes:
         task: What is learned.
@@ -108,7 +109,7 @@ def simulate_domain(domain: str, training: DomainTraining) -> DomainResult:
 
 
 def public_share(training: DomainTraining) -> Examples:
-    """What the cloud may pool: the same share of every client, at least one example of each.
+    """Returns the examples the cloud may pool: the same share of every client, at least one of each.
 
     Args:
         training: Its `public_fraction` says how much.
@@ -133,9 +134,9 @@ def public_share(training: DomainTraining) -> Examples:
 
 
 def clients_by_edge(edge_of: Mapping[ClientId, NodeId]) -> dict[str, tuple[ClientId, ...]]:
-    """The clients of each edge, in the order of `edge_of`."""
+    """Returns the clients of each edge, in the order of `edge_of`."""
     edges = dict.fromkeys(edge_of.values())
-    return {str(edge): tuple(c for c, e in edge_of.items() if e == edge) for edge in edges}
+    return {str(edge): tuple(c for c, its_edge in edge_of.items() if its_edge == edge) for edge in edges}
 
 
 def _federated(
@@ -164,14 +165,15 @@ def _alone(domain: str, training: DomainTraining, held: Mapping[ClientId, Exampl
     engine = choose_engine(task, work, list(held.values())[:1], pinned=training.options.engine).engine
     test = training.options.test_data if training.options.test_data is not None else task.test_data()
     vectors = {str(owner): _descended(training, engine, owner, examples) for owner, examples in held.items()}
-    judge = Evaluator(task)
-    accuracies = {o: dict(judge.metrics(v, test)) for o, v in vectors.items()} if test is not None else {}
+    evaluator = Evaluator(task)
+    accuracies = {o: dict(evaluator.metrics(v, test)) for o, v in vectors.items()} if test is not None else {}
     return DomainResult(domain, vectors, accuracies, {str(owner): len(e) for owner, e in held.items()})
 
 
 def _descended(training: DomainTraining, engine: LocalEngine, owner: ClientId, examples: Examples) -> Vector:
     vector, exchange = initial_vector(training.task, Seeds(training.seed)), training.algorithm.exchanges[0]
-    others, kept = exchange.server.init(vector), {}  # as a server sends them before anybody answered
+    kept: Bundle = {}
+    others = exchange.server.init(vector)  # as a server sends them before anybody answered
     for number in range(1, training.rounds + 1):
         seeds = client_seeds(training.seed, RoundNumber(number), owner).at("local")
         done = engine.work_one(exchange.local, {**others, MODEL: vector}, kept, examples, seeds)

@@ -1,4 +1,4 @@
-"""An emulated fleet: real processes on this machine behind shaped links, with certificates of its own.
+"""Emulates a fleet by real processes on this machine behind emulated links, with certificates of its own.
 
     device-1 … device-n ══ shaped ══ edge-1, edge-2 ══ shaped ══ cloud
 
@@ -28,7 +28,7 @@ OPERATOR = "operator"
 
 
 class EmulatedFleet:
-    """Starts, breaks and stops a fleet.
+    """Starts, disturbs and stops an emulated fleet.
 
     Attributes:
         file: What it is made of.
@@ -51,51 +51,51 @@ class EmulatedFleet:
 
     @property
     def edges(self) -> list[str]:
-        """Edge names."""
+        """Returns the names of the edges."""
         return [f"edge-{i + 1}" for i in range(self.file.edges.count)]
 
     @property
     def devices(self) -> list[str]:
-        """Device names, edge by edge."""
+        """Returns the names of the devices, edge by edge."""
         return [f"device-{i + 1}" for i in range(self.file.edges.count * self.file.devices.per_edge)]
 
     @property
     def trainers(self) -> list[str]:
-        """Devices that hold data and train; the others only infer."""
+        """Returns the devices that hold data and train; the others only infer."""
         per_edge, training = self.file.devices.per_edge, self.file.devices.trainers_per_edge
         return [d for i, d in enumerate(self.devices) if i % per_edge < training]
 
     def edge_of(self, device: str) -> int:
-        """Index of a device's home edge."""
+        """Returns the index of a device's primary edge."""
         return self.devices.index(device) // self.file.devices.per_edge
 
     def identity(self, name: str) -> Path:
-        """Folder of a node's certificate and key."""
+        """Returns the folder of a node's certificate and key."""
         return self.folder / "identities" / name
 
-    async def start(self, said: Callable[[str], None] = lambda _: None) -> None:
-        """Makes certificates, starts cloud, links, edges, links, devices; returns when all serve.
+    async def start(self, log: Callable[[str], None] = lambda _: None) -> None:
+        """Issues certificates and starts cloud, edges, devices and links; returns when all serve.
 
         Args:
-            said: Told what is going on.
+            log: Called with the name of each step that is done.
         """
         self._authority = create_authority(self.folder / "authority", self.file.name)
-        said("certificates")
+        log("certificates")
         self.issue(OPERATOR, Tier.CLOUD)
         _, cloud = await asyncio.gather(self.links.start(), self.start_node(self._cloud_settings()))
-        said("cloud")
+        log("cloud")
         for edge in self.edges:
             await self._add_link(edge, CLOUD, self.file.edges.link, cloud["endpoint"])
         await asyncio.gather(*(self.start_node(self._edge_settings(edge)) for edge in self.edges))
-        said("edges")
+        log("edges")
         for device in self.devices:
             for edge in self._parents(device):
                 await self._add_link(device, edge, self.file.devices.link, self.children[edge].ready["endpoint"])
         await asyncio.gather(*(self.start_node(self._device_settings(device)) for device in self.devices))
-        said("devices")
+        log("devices")
 
     async def stop(self) -> None:
-        """Stops everything; nothing is left running."""
+        """Stops all processes."""
         await asyncio.gather(*(child.stop() for child in self.children.values()))
         await self.links.close()
 
@@ -106,7 +106,7 @@ class EmulatedFleet:
             settings: How; remembered for `restart`.
 
         Returns:
-            What it said when ready: endpoint, http_port, pid.
+            The fields of its ready line: endpoint, http_port, pid.
         """
         if not self.identity(settings.name).exists():
             self.issue(settings.name, settings.tier)
@@ -118,7 +118,7 @@ class EmulatedFleet:
         return await child.start()
 
     async def restart(self, name: str) -> dict[str, Any]:
-        """Starts a node that ended, with the same identity, state and listening address."""
+        """Restarts a node that ended, with the same identity, state and listening address."""
         import msgspec
 
         settings = self.settings[name]
@@ -132,7 +132,7 @@ class EmulatedFleet:
         self._authority.issue(NodeId(name), tier, folder=self.identity(name))
 
     def endpoint(self, name: str) -> str:
-        """A router's own address, for an operator beside it."""
+        """Returns a router's own address, for an operator on the same machine."""
         return str(self.children[name].ready["endpoint"])
 
     async def set_link(self, source: str, target: str, **state: Any) -> None:
@@ -141,56 +141,76 @@ class EmulatedFleet:
 
     async def _add_link(self, source: str, target: str, link: LinkClass, endpoint: str) -> None:
         shape = Shape(
-            parse_rate(link.rate), parse_duration(link.rtt) / 2, jitter_s=parse_duration(link.jitter),
+            bytes_per_s=parse_rate(link.rate),
+            delay_s=parse_duration(link.rtt) / 2,
+            jitter_s=parse_duration(link.jitter),
             loss_fraction=link.loss_fraction,
-        )  # fmt: skip
-        await self.links.add(LinkSpec(f"{source}→{target}", endpoint.partition("/")[2], shape))
+        )
+        await self.links.add(LinkSpec(name=f"{source}→{target}", target=endpoint.partition("/")[2], shape=shape))
 
     def _through(self, source: str, target: str) -> str:
         return f"tls/127.0.0.1:{self.links.ports[f'{source}→{target}']}"
 
     def _parents(self, device: str) -> list[str]:
-        home = self.edge_of(device)
-        edges = [self.edges[(home + i) % len(self.edges)] for i in range(len(self.edges))]
+        primary = self.edge_of(device)
+        edges = [self.edges[(primary + i) % len(self.edges)] for i in range(len(self.edges))]
         return edges if self.file.devices.standby else edges[:1]
 
     def _common(self, name: str) -> dict[str, Any]:
         capture = str(self._capture or "")
         return {
-            "name": name, "identity": str(self.identity(name)), "state": str(self.folder / "state" / name),
-            "fleet": self.file.name, "capture": capture, "raw_may_reach": self.file.raw_may_reach,
-        }  # fmt: skip
+            "name": name,
+            "identity": str(self.identity(name)),
+            "state": str(self.folder / "state" / name),
+            "fleet": self.file.name,
+            "capture": capture,
+            "raw_may_reach": self.file.raw_may_reach,
+        }
 
     def _cloud_settings(self) -> AgentSettings:
         return AgentSettings(
-            tier=Tier.CLOUD, listen=("tls/127.0.0.1:0",), coordinator=True, dilation=self.file.cloud.dilation,
-            active_power_w=self.file.cloud.active_power_w, holdout=str(self._holdout or ""), **self._common(CLOUD),
-        )  # fmt: skip
+            tier=Tier.CLOUD,
+            listen=("tls/127.0.0.1:0",),
+            coordinator=True,
+            dilation=self.file.cloud.dilation,
+            active_power_w=self.file.cloud.active_power_w,
+            holdout=str(self._holdout or ""),
+            **self._common(CLOUD),
+        )
 
     def _edge_settings(self, edge: str) -> AgentSettings:
         return AgentSettings(
-            tier=Tier.EDGE, listen=("tls/127.0.0.1:0",), connect=(self._through(edge, CLOUD),),
-            dilation=self.file.edges.dilation, active_power_w=self.file.edges.active_power_w, **self._common(edge),
-        )  # fmt: skip
+            tier=Tier.EDGE,
+            listen=("tls/127.0.0.1:0",),
+            connect=(self._through(edge, CLOUD),),
+            dilation=self.file.edges.dilation,
+            active_power_w=self.file.edges.active_power_w,
+            **self._common(edge),
+        )
 
     def _device_settings(self, device: str) -> AgentSettings:
         trains = device in self.trainers
         return AgentSettings(
-            tier=Tier.DEVICE, http="127.0.0.1:0", dilation=self.file.devices.dilation,
+            tier=Tier.DEVICE,
+            http="127.0.0.1:0",
+            dilation=self.file.devices.dilation,
             connect=tuple(self._through(device, edge) for edge in self._parents(device)),
-            active_power_w=self.file.devices.active_power_w, task=self.file.task if trains else "",
+            active_power_w=self.file.devices.active_power_w,
+            task=self.file.task if trains else "",
             task_settings=self.file.task_settings if trains else {},
             client=f"client-{self.trainers.index(device)}" if trains else "",
-            engine=self.file.devices.engine if trains else "", model_name=Path(self.file.task).stem, **self._common(device),
-        )  # fmt: skip
+            engine=self.file.devices.engine if trains else "",
+            model_name=Path(self.file.task).stem,
+            **self._common(device),
+        )
 
 
 def agent_arguments(settings: AgentSettings) -> list[str]:
-    """The command line of a node: `edgewise coordinator …` or `edgewise agent …`."""
+    """Returns the command line of a node: `edgewise coordinator …` or `edgewise agent …`."""
     import json
 
-    words = ["coordinator"] if settings.coordinator else ["agent", "--tier", str(settings.tier)]
-    words += [
+    arguments = ["coordinator"] if settings.coordinator else ["agent", "--tier", str(settings.tier)]
+    arguments += [
         "--name",
         settings.name,
         "--identity",
@@ -201,22 +221,27 @@ def agent_arguments(settings: AgentSettings) -> list[str]:
         settings.fleet,
     ]
     for endpoint in settings.connect:
-        words += ["--connect", endpoint]
+        arguments += ["--connect", endpoint]
     for endpoint in settings.listen:
-        words += ["--listen", endpoint]
+        arguments += ["--listen", endpoint]
     optional = {
-        "--task": settings.task, "--client": settings.client, "--holdout": settings.holdout, "--http": settings.http,
-        "--model-name": settings.model_name if settings.http else "", "--engine": settings.engine, "--capture": settings.capture,
+        "--task": settings.task,
+        "--client": settings.client,
+        "--holdout": settings.holdout,
+        "--http": settings.http,
+        "--model-name": settings.model_name if settings.http else "",
+        "--engine": settings.engine,
+        "--capture": settings.capture,
         "--task-settings": json.dumps(settings.task_settings) if settings.task_settings else "",
         "--crash-after": "" if settings.crash_after is None else str(settings.crash_after),
-    }  # fmt: skip
+    }
     for flag, value in optional.items():
-        words += [flag, value] if value else []
-    words += ["--dilation", str(settings.dilation), "--power", str(settings.active_power_w)]
-    words += ["--raw-may-reach", str(settings.raw_may_reach), "--json", "--exit-with-parent"]
-    return words + (["--insecure"] if settings.insecure else [])
+        arguments += [flag, value] if value else []
+    arguments += ["--dilation", str(settings.dilation), "--power", str(settings.active_power_w)]
+    arguments += ["--raw-may-reach", str(settings.raw_may_reach), "--json", "--exit-with-parent"]
+    return arguments + (["--insecure"] if settings.insecure else [])
 
 
 def make_folder() -> tempfile.TemporaryDirectory[str]:
-    """A folder for a fleet that is gone when the fleet is."""
+    """Makes a temporary folder for a fleet."""
     return tempfile.TemporaryDirectory(prefix="edgewise-")

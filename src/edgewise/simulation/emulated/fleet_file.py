@@ -1,4 +1,4 @@
-"""`fleet.toml`: device classes, links and who holds what, for emulated fleets of real processes.
+"""Defines `fleet.toml`: device classes and links of an emulated fleet.
 
 [cloud]
 dilation = 1.0
@@ -23,7 +23,7 @@ from edgewise.core.ids import Tier
 
 
 class LinkClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A kind of link.
+    """Describes a class of links.
 
     Attributes:
         rate: e.g. "20 Mbit/s", per direction.
@@ -39,14 +39,14 @@ class LinkClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CloudClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The cloud node."""
+    """Describes the cloud node."""
 
     dilation: float = 1.0
     active_power_w: float = 60.0
 
 
 class EdgeClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Edge servers, and their link to the cloud."""
+    """Describes the edges and their links to the cloud."""
 
     count: int = 2
     dilation: float = 4.0
@@ -54,8 +54,8 @@ class EdgeClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     link: LinkClass = LinkClass("50 Mbit/s", "20 ms")
 
 
-class DeviceClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Devices, and their links to the edges: home, and a standby to the next edge; `engine` does their local work."""
+class DeviceClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Describes the devices, their local engine and their links to a primary and a standby edge."""
 
     per_edge: int = 4
     trainers_per_edge: int = 3
@@ -66,8 +66,8 @@ class DeviceClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engine: str = "sequential"
 
 
-class FleetFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An emulated fleet.
+class FleetFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Describes an emulated fleet.
 
     Attributes:
         name: Fleet name.

@@ -1,4 +1,4 @@
-"""The process that holds all links of an emulated fleet."""
+"""Runs all links of an emulated fleet in one process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgewise.simulation.links.link_control import LinkControl
 
 
 class LinksProcess:
-    """Shaped links in a process of their own, so that their timing depends on nobody's event loop.
+    """Runs links in a process of their own, so that no other event loop delays them.
 
     Attributes:
         ports: Port by link name.
@@ -25,8 +25,8 @@ class LinksProcess:
 
     async def start(self) -> None:
         """Starts the process and opens its control channel."""
-        said = await self._child.start()
-        self.control = await LinkControl.connect(said["control"])
+        ports = await self._child.start()
+        self.control = await LinkControl.connect(ports["control"])
 
     async def add(self, spec: LinkSpec) -> int:
         """Opens a link and returns its port."""
@@ -38,7 +38,7 @@ class LinksProcess:
         await self.control.set(link, **state)
 
     async def counters(self) -> dict[str, Any]:
-        """Bytes by link and direction, exact at the socket."""
+        """Returns bytes by link and direction, counted at the socket."""
         return await self.control.counters()
 
     async def close(self) -> None:

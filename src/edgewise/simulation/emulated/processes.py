@@ -1,4 +1,4 @@
-"""Child processes that never outlive their parent: each holds its standard input and ends when it closes."""
+"""Runs child processes that end with their parent, because their standard input closes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 
 
 class Child:
-    """One process that prints a JSON object as its first line when it serves: an agent's `ready`, the links' ports.
+    """Runs one process that prints a JSON ready line when it serves, e.g. an agent or the links.
 
     Attributes:
         name: For messages.
-        ready: What it said when it was ready.
+        ready: The fields of its ready line.
     """
 
     def __init__(self, name: str, arguments: Sequence[str], log_file: Path) -> None:
@@ -37,31 +37,35 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Process id."""
+        """Returns the process id."""
         assert self._process is not None
         return self._process.pid
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended."""
+        """Returns whether it runs."""
         return self._process is not None and self._process.returncode is None
 
     async def start(self) -> dict[str, Any]:
-        """Starts it and waits until it is ready.
+        """Starts the process and waits until it is ready.
 
         Returns:
-            What it said.
+            The fields of its ready line.
 
         Raises:
-            EdgewiseError: If it ended or was silent; with the tail of its log.
+            EdgewiseError: If it ended or printed no ready line; with the tail of its log.
         """
         self._log_file.parent.mkdir(parents=True, exist_ok=True)
         with self._log_file.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, *self._arguments,
-                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
-                env={**os.environ, **_ONE_THREAD}, start_new_session=True,
-            )  # fmt: skip
+                sys.executable,
+                *self._arguments,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                env={**os.environ, **_ONE_THREAD},
+                start_new_session=True,
+            )
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
                 self.ready = await self._wait_ready()
@@ -76,9 +80,9 @@ class Child:
         assert self._process.stdout is not None
         async for line in self._process.stdout:
             with contextlib.suppress(ValueError):
-                said = json.loads(line)
-                if isinstance(said, dict) and said.get("event", "ready") == "ready":
-                    return said
+                message = json.loads(line)
+                if isinstance(message, dict) and message.get("event", "ready") == "ready":
+                    return message
         code = await self._process.wait()
         raise EdgewiseError(f"{self.name} ended with code {code} before it was ready.{self._tail()}")
 
@@ -90,17 +94,17 @@ class Child:
                 log.write(line)
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Sends it a signal, e.g. SIGSTOP."""
+        """Sends a signal, e.g. SIGSTOP."""
         if self.running:
             os.kill(self.pid, number)
 
     async def kill(self) -> None:
-        """SIGKILL, and waits for its end."""
+        """Kills the process and waits for its end."""
         self.send_signal(signal.SIGKILL)
         await self._end()
 
     async def stop(self) -> None:
-        """Closes its standard input, SIGTERM; SIGKILL after `STOP_TIMEOUT_S`."""
+        """Closes its standard input and sends SIGTERM; SIGKILL after `STOP_TIMEOUT_S`."""
         if not self.running:
             return await self._end()
         assert self._process is not None
@@ -125,5 +129,5 @@ class Child:
     def _tail(self) -> str:
         with contextlib.suppress(OSError):
             lines = self._log_file.read_text(errors="replace").strip().splitlines()[-8:]
-            return " Its last words:\n  " + "\n  ".join(lines) if lines else ""
+            return " The end of its log:\n  " + "\n  ".join(lines) if lines else ""
         return ""

@@ -1,1 +1,1 @@
-"""Emulated links: a TCP proxy with rate, delay, jitter, loss and outage."""
+"""Emulates links: a TCP proxy with rate, delay, jitter, loss and outage."""

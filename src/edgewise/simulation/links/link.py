@@ -1,6 +1,6 @@
-"""The shaped link: a TCP proxy that gives a connection a rate, a delay, losses and outages. TLS passes unread.
+"""Emulates a link by a TCP proxy with rate, delay, losses and outages; TLS passes unread.
 
-    link = await open_link(LinkSpec("device-1", target="127.0.0.1:7447", shape=Shape(2.5e6, 0.005)))
+    link = await open_link(LinkSpec(name="device-1", target="127.0.0.1:7447", shape=Shape(bytes_per_s=2.5e6, delay_s=0.005)))
     print(link.port)                      # device-1 dials this instead
     link.set(bytes_per_s=8_000.0)         # while it runs
     link.set(outage="cut")                # and outage=None to heal
@@ -32,7 +32,7 @@ _EARLY_S = 5e-5
 
 
 class Counter(msgspec.Struct):
-    """Bytes of one direction, exact: read from one socket, delivered to the other."""
+    """Counts bytes of one direction: read from one socket, delivered to the other."""
 
     read_bytes: int = 0
     delivered_bytes: int = 0
@@ -66,7 +66,7 @@ async def open_link(spec: LinkSpec) -> Link:
 
 
 class Link:
-    """A running link. Made by `open_link`; `close` it."""
+    """Runs one link. Made by `open_link`; `close` it."""
 
     def __init__(self, spec: LinkSpec, listener: socket.socket) -> None:
         self.spec = spec
@@ -143,7 +143,7 @@ class Link:
             self._loop.add_reader(self._listener, self._accept)
 
     def counters_dict(self) -> dict[str, Any]:
-        """Counters as JSON values: per direction, and connections open and ever opened.
+        """Returns the counters as JSON values: per direction, and connections open and ever opened.
 
         `kernel_bytes` is the kernel's own count of what open connections received, where it tells (Linux).
         """
@@ -199,7 +199,7 @@ class Link:
 
 
 class _Connection:
-    """Two sockets and a pipe each way."""
+    """Holds two sockets and a pipe each way."""
 
     def __init__(self, link: Link, near: socket.socket, far: socket.socket) -> None:
         self.link = link
@@ -209,12 +209,12 @@ class _Connection:
         self.resume()
 
     def resume(self) -> None:
-        """Starts or goes on, or stops while the link is a black hole."""
+        """Starts or resumes, or stops while the link is a black hole."""
         for pipe in self.pipes.values():
             pipe.resume()
 
     def ended(self) -> None:
-        """One direction has delivered its end."""
+        """Closes the connection once both directions have delivered their end."""
         if all(pipe.is_ended for pipe in self.pipes.values()):
             self.close()
 
@@ -234,7 +234,7 @@ class _Connection:
 
 
 class _Pipe:
-    """One direction of one connection."""
+    """Carries one direction of one connection."""
 
     def __init__(self, connection: _Connection, source: socket.socket, sink: socket.socket, way: str) -> None:
         self._connection = connection
@@ -266,11 +266,11 @@ class _Pipe:
         self._deliver_timer = self._read_timer = None
 
     def past_queue_until(self, now: float) -> float:
-        """When the last byte that has left the queue arrives."""
+        """Returns when the last byte that has left the queue arrives."""
         return max((due for left_at, due, _ in self._pending if left_at <= now), default=now)
 
     def readmit(self, now: float) -> None:
-        """Puts what still waits on the link again, under its new shape."""
+        """Schedules queued bytes anew, under the new shape."""
         waiting = [entry for entry in self._pending if entry[0] > now]
         for _ in waiting:
             self._pending.pop()
@@ -351,7 +351,7 @@ class _Pipe:
         self._arm()
 
     def _write(self, ready: list[memoryview]) -> bool:
-        """Writes what is due; False if the sink takes no more now or is gone."""
+        """Writes due bytes; returns False if the sink is full or gone."""
         is_end = self._got_end and not self._pending
         data = ready[0] if len(ready) == 1 else memoryview(b"".join(ready))
         try:

@@ -1,4 +1,4 @@
-"""Many links in one process, controlled by lines of JSON over a loopback connection.
+"""Runs many links in one process, controlled by lines of JSON over a loopback connection.
 
     python -m edgewise.simulation.links.link_control --spec '[{"name": "device-1", "target": "127.0.0.1:7447"}]'
     {"control": 40001, "links": {"device-1": 40002}}
@@ -30,7 +30,7 @@ from edgewise.simulation.links.link import Link, LinkSpec, open_link
 
 
 class Links:
-    """The links of one process, and what the control channel may do with them."""
+    """Holds the links of one process and handles the operations of the control channel."""
 
     def __init__(self) -> None:
         self.links: dict[str, Link] = {}
@@ -54,7 +54,7 @@ class Links:
         return self.links[spec.name].port
 
     async def handle(self, order: dict[str, Any]) -> dict[str, Any]:
-        """Carries out one line of the control channel.
+        """Executes one line of the control channel.
 
         Args:
             order: With `op`.
@@ -63,8 +63,11 @@ class Links:
             The answer; an error is `{"error": {code, message, fields}}`.
         """
         operations: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {
-            "set": self._set, "counters": self._counters, "add": self._add, "stop": self._stop,
-        }  # fmt: skip
+            "set": self._set,
+            "counters": self._counters,
+            "add": self._add,
+            "stop": self._stop,
+        }
         try:
             op = str(order.pop("op", ""))
             if op not in operations:
@@ -98,7 +101,7 @@ class Links:
 
 
 def read_specs(value: Any) -> list[LinkSpec]:
-    """Checks what was given as specs.
+    """Validates link specs.
 
     Args:
         value: A list of tables.
@@ -122,7 +125,7 @@ async def run_links(
 
     Args:
         specs: Links to open at once.
-        ready: Told the ports: `{"control": port, "links": {name: port}}`.
+        ready: Called with the ports: `{"control": port, "links": {name: port}}`.
         stop: Ends it from outside.
     """
     links = Links()
@@ -151,7 +154,7 @@ async def run_links(
 
 
 class LinkControl:
-    """The other end of the control channel.
+    """Is the client of the control channel.
 
     control = await LinkControl.connect(port)
     await control.set("device-1", outage="cut")
@@ -167,7 +170,7 @@ class LinkControl:
         return LinkControl(*await asyncio.open_connection("127.0.0.1", port))
 
     async def call(self, op: str, **fields: Any) -> dict[str, Any]:
-        """Sends one order.
+        """Sends one operation.
 
         Args:
             op: `set`, `counters`, `add` or `stop`.
@@ -192,7 +195,7 @@ class LinkControl:
         await self.call("set", link=link, **changes)
 
     async def counters(self) -> dict[str, Any]:
-        """Counters of every link by name: `{"up": {"read_bytes", "delivered_bytes"}, "down": …, "open", …}`."""
+        """Returns the counters of every link by name: `{"up": {"read_bytes", "delivered_bytes"}, "down": …, "open", …}`."""
         counters: dict[str, Any] = (await self.call("counters"))["counters"]
         return counters
 
@@ -201,7 +204,7 @@ class LinkControl:
         return int((await self.call("add", spec=msgspec.to_builtins(spec)))["port"])
 
     async def close(self) -> None:
-        """Leaves the channel; the links go on."""
+        """Closes the channel; the links keep running."""
         self._writer.close()
         with contextlib.suppress(ConnectionError):
             await self._writer.wait_closed()

@@ -1,4 +1,4 @@
-"""What a link does to bytes, as arithmetic on absolute times: rate, delay, jitter, loss, bounded queue. No sockets here.
+"""Computes when bytes arrive over a link with rate, delay, jitter, loss and a bounded queue. No sockets here.
 
 `link.py` applies it to TCP connections. Times are computed, never accumulated from timers, so a late timer
 delays a few bytes and never changes the rate.
@@ -19,8 +19,8 @@ _PIECE_S = 0.0005
 _UNLIMITED_BYTES = 4 * 2**20
 
 
-class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One direction of a link.
+class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Describes one direction of a link.
 
     Attributes:
         bytes_per_s: Rate; None is as fast as the machine.
@@ -39,7 +39,7 @@ class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def bound_bytes(self) -> int:
-        """Bytes that may wait for the link."""
+        """Returns the bound of the queue in bytes."""
         if self.queue_bytes is not None:
             return self.queue_bytes
         if self.bytes_per_s is None:
@@ -48,14 +48,14 @@ class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def piece_bytes(self) -> int:
-        """Bytes that travel together: a packet, or half a millisecond of a fast link."""
+        """Returns the bytes that travel together: a packet, or half a millisecond of a fast link."""
         if self.bytes_per_s is None:
             return 2**16
         return max(PACKET_BYTES, min(2**16, int(_PIECE_S * self.bytes_per_s)))
 
 
-class LinkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A link to open.
+class LinkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Describes a link to open.
 
     Attributes:
         name: For control and counters.
@@ -75,7 +75,7 @@ class LinkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Course:
-    """One direction's schedule: when the link is free, when the last byte arrives.
+    """Schedules one direction: when the link is free, when the last byte arrives.
 
     Example:
         >>> course = Course(Shape(bytes_per_s=1000.0, delay_s=0.5), random.Random(0))
@@ -92,17 +92,17 @@ class Course:
         self._rng = rng
 
     def waiting_bytes(self, now: float) -> int:
-        """Bytes that have not yet left onto the link."""
+        """Returns the queued bytes."""
         if self.shape.bytes_per_s is None:
             return 0
         return max(0, round((self.free_at - now) * self.shape.bytes_per_s))
 
     def room_bytes(self, now: float) -> int:
-        """Bytes the queue can take."""
+        """Returns the free bytes of the queue."""
         return self.shape.bound_bytes - self.waiting_bytes(now)
 
     def room_at(self, size_bytes: int) -> float:
-        """When the queue can take that many bytes (at most all of its bound)."""
+        """Returns when the queue has room for that many bytes (at most all of its bound)."""
         if self.shape.bytes_per_s is None:
             return 0.0
         size_bytes = min(size_bytes, self.shape.bound_bytes)
@@ -137,7 +137,7 @@ class Course:
             self.free_at += size_bytes / self.shape.bytes_per_s
 
     def restart(self, shape: Shape, now: float, arrived_until: float) -> None:
-        """Takes another shape; what still waits is admitted again by the caller.
+        """Changes the shape; the caller admits queued bytes again.
 
         Args:
             shape: The new one.
@@ -150,7 +150,7 @@ class Course:
 
 
 def split_address(text: str) -> tuple[str, int]:
-    """Reads `host:port`.
+    """Parses `host:port`.
 
     Args:
         text: A host name, IPv4 or `[IPv6]`, and a port.

@@ -1,4 +1,4 @@
-"""What a shaped link does to its sockets, so that loopback is received as a network is. `link.py` uses it."""
+"""Configures the sockets of an emulated link, so that loopback behaves as a network. `link.py` uses it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _RESET = struct.pack("ii", 1, 0)
 
 
 def receive_as_a_network_does(end: socket.socket) -> None:
-    """Bounds what is received ahead, in segments of a network's size; before it listens or connects.
+    """Bounds the receive buffer and segment size of a socket, before it listens or connects.
 
     Loopback's segments have 64 KiB, or half the window where that is less. A sender whose next segment is a little
     larger than what is left of the window waits for the persist timer: 0.2 s, then twice as long, and so on,
@@ -27,7 +27,7 @@ def receive_as_a_network_does(end: socket.socket) -> None:
 
 
 def kernel_received(end: socket.socket) -> int:
-    """Bytes that the kernel counts as received on a connection; 0 where it does not tell."""
+    """Returns the bytes the kernel counts as received on a connection; 0 where unsupported."""
     if not hasattr(socket, "TCP_INFO"):
         return 0
     info = end.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_RECEIVED + 8)

@@ -78,7 +78,9 @@ WEIGHTS: dict[str, Callable[..., Weigh]] = {
 
 def make_weigh(words: Weigh | Spec | str) -> Weigh:
     """Builds a weight from its words; one that is built already stays as it is."""
-    return words if isinstance(words, Weigh) else build("weigh", WEIGHTS, words)
+    if isinstance(words, Weigh):
+        return words
+    return build("weigh", WEIGHTS, Spec.parse(words) if isinstance(words, str) else words)
 
 
 def num_lows_of(weigh: Weigh) -> int:

@@ -1,1 +1,1 @@
-"""Large values by digest: kept in a folder, pulled in chunks."""
+"""Transfers large values by digest: stored in a folder, pulled in chunks."""

@@ -1,4 +1,4 @@
-"""Large values in a folder, named by their content. A half-received one is kept and gone on with.
+"""Stores large values in a folder under their digest; an interrupted transfer resumes where it stopped.
 
 {folder}/{digest}          a whole blob
 {folder}/{digest}.part     the first bytes of one that is still coming; its length says how many
@@ -22,7 +22,7 @@ _READ_BYTES = 2**20
 
 
 class FolderBlobs:
-    """Blobs of one node.
+    """Stores the blobs of one node.
 
     Example:
         >>> import tempfile
@@ -38,7 +38,7 @@ class FolderBlobs:
         self._moved: dict[Digest, asyncio.Event] = {}
 
     def put(self, data: bytes | memoryview, *, durable: bool = True) -> Digest:
-        """Keeps bytes, whole or not at all.
+        """Stores a blob atomically.
 
         Args:
             data: The blob.
@@ -63,7 +63,7 @@ class FolderBlobs:
         return digest
 
     def has(self, digest: Digest) -> bool:
-        """Whether the whole blob is here."""
+        """Returns whether the complete blob is stored."""
         return self.path(digest).exists()
 
     def is_whole(self, digest: Digest) -> bool:
@@ -71,7 +71,7 @@ class FolderBlobs:
         return self.has(digest) and _digest_of_file(self.path(digest)) == digest
 
     def path(self, digest: Digest) -> Path:
-        """Where the whole blob is or would be.
+        """Returns the path of the complete blob, stored or not.
 
         Raises:
             StoreError: If `digest` is not one; it came from another node and becomes a file name.
@@ -81,7 +81,7 @@ class FolderBlobs:
         return self.folder / digest
 
     def size(self, digest: Digest) -> int:
-        """Bytes of a whole blob.
+        """Returns the size of a complete blob in bytes.
 
         Raises:
             StoreError: If it is not here.
@@ -113,7 +113,7 @@ class FolderBlobs:
             raise _missing(digest) from error
 
     async def read_coming(self, digest: Digest, offset: int, size: int) -> bytes:
-        """Reads a part of a blob that may still be coming; it is not checked before all of it is here.
+        """Reads a part of a blob that may still be in transfer; its digest is checked only at the end.
 
         Args:
             digest: Which.
@@ -145,19 +145,19 @@ class FolderBlobs:
             return self.read(digest, offset, size)
 
     def has_moved(self, digest: Digest) -> None:
-        """Wakes whoever waits for a blob that is coming; on their event loop."""
+        """Wakes the readers of a blob in transfer, on their event loop."""
         if digest in self._moved:
             self._moved.pop(digest).set()
 
     def partial_size(self, digest: Digest) -> int:
-        """Bytes from the start that are here already, of a blob that is still coming."""
+        """Returns how many bytes of a blob in transfer are stored, counted from the start."""
         try:
             return self._partial(digest).stat().st_size
         except FileNotFoundError:
             return 0
 
     def write_at(self, digest: Digest, offset: int, data: bytes) -> None:
-        """Adds the next bytes of a blob that is still coming.
+        """Appends bytes to a blob in transfer.
 
         Args:
             digest: Which.
@@ -175,7 +175,7 @@ class FolderBlobs:
             file.write(data)
 
     def finish(self, digest: Digest) -> None:
-        """Checks a received blob and gives it its name.
+        """Verifies the digest of a received blob and stores it under that name.
 
         Args:
             digest: Which.
@@ -199,11 +199,11 @@ class FolderBlobs:
         os.replace(partial, self.path(digest))
 
     def fetching(self, digest: Digest) -> asyncio.Lock:
-        """Held by whoever fetches a blob, so that it is fetched once."""
+        """Returns the lock held while a blob is fetched, so that it is fetched once."""
         return self._fetching.setdefault(digest, asyncio.Lock())
 
     def drop(self, digest: Digest) -> None:
-        """Forgets a blob and what is here of it; no error if there is nothing."""
+        """Deletes a blob, complete or partial; idempotent."""
         self.path(digest).unlink(missing_ok=True)
         self._partial(digest).unlink(missing_ok=True)
 

@@ -1,6 +1,6 @@
-"""Large values by digest: a publication only announces them, each receiver pulls the chunks.
+"""Transfers large values by digest: the holder announces them, each receiver pulls the chunks.
 
-    digest = blobs.put(data)                                    # the holder; tell digest and size in any frame
+    digest = blobs.put(data)                                    # the holder; send digest and size in any frame
     await serve_blobs(transport, keys.service(me, "blob"), blobs)
 
     await fetch_blob(transport, keys.service(holder, "blob"), digest, size_bytes, mine)     # the receiver
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
+from edgewise.core.backoff import Backoff
 from edgewise.core.errors import DeadlineExceeded, FrameRefused, InputError, Unreachable
 from edgewise.core.ids import Digest
 from edgewise.ledger.entry import Purpose
@@ -37,7 +38,8 @@ _STALL_S = 30.0
 """A chunk without an answer for so long means that its holder does not move, though its link does."""
 _GRACE_S = 6.0
 """How long a lost way may take to come back: three transport leases."""
-_RETRY_S = 0.05
+_RETRY = Backoff(0.05, factor=1.0)
+"""Constant: how long to go on is bounded by the time since the last chunk, not by a count."""
 
 
 class ChunkRequest(msgspec.Struct, frozen=True, array_like=True):
@@ -49,7 +51,7 @@ class ChunkRequest(msgspec.Struct, frozen=True, array_like=True):
 
 
 async def serve_blobs(transport: Transport, key: str, blobs: FolderBlobs) -> Registration:
-    """Answers chunk questions for every blob of a store, also for one that it is fetching meanwhile.
+    """Serves chunk queries for every blob of a store, also for one still being fetched.
 
     Args:
         transport: The holder's.
@@ -60,8 +62,8 @@ async def serve_blobs(transport: Transport, key: str, blobs: FolderBlobs) -> Reg
         The registration; close it to stop serving.
     """
 
-    async def give(question: Frame) -> Frame:
-        wanted = question.read(ChunkRequest)
+    async def give(query: Frame) -> Frame:
+        wanted = query.read(ChunkRequest)
         if not (0 < wanted.size_bytes <= MAX_CHUNK_BYTES) or wanted.offset < 0:
             raise InputError(
                 f"a chunk has 1 to {MAX_CHUNK_BYTES:,} bytes from offset 0 on; asked were {wanted.size_bytes:,} "
@@ -83,7 +85,7 @@ async def fetch_blob(
     run: str = "",
     progress: Progress | None = None,
 ) -> None:
-    """Pulls a blob into a store; returns at once if it is there.
+    """Fetches a blob into a store; returns at once if it is stored already.
 
     Args:
         transport: The receiver's.
@@ -92,7 +94,7 @@ async def fetch_blob(
         size_bytes: Its announced size.
         blobs: Where it goes; half of it may be there already.
         run: What it belongs to, for the ledger.
-        progress: Told after every chunk.
+        progress: Called after every chunk.
 
     Raises:
         Unreachable: If the holder is gone, or does not move.
@@ -116,12 +118,18 @@ class _Chunk:
 
 
 class _Fetch:
-    """One blob on its way. `_ask` and `_take` are the two halves; everything between is the window's."""
+    """Fetches one blob: `_ask` sends chunk queries, `_take` stores their answers, the window bounds what is in flight."""
 
     def __init__(
-        self, transport: Transport, key: str, digest: Digest, size_bytes: int, blobs: FolderBlobs, run: str,
+        self,
+        transport: Transport,
+        key: str,
+        digest: Digest,
+        size_bytes: int,
+        blobs: FolderBlobs,
+        run: str,
         progress: Progress | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._transport, self._key, self._run = transport, key, run
         self._digest, self._size_bytes, self._blobs = digest, size_bytes, blobs
         self._progress = progress
@@ -171,12 +179,12 @@ class _Fetch:
     async def _ask(self, chunk: _Chunk) -> tuple[float, bytes]:
         asked_s = time.monotonic()
         request = ChunkRequest(self._digest, chunk.offset, chunk.size_bytes)
-        question = make_frame("chunk_request", request, purpose=Purpose.BULK, run=self._run)
-        reply = await self._transport.query(self._key, question, timeout_s=_STALL_S)
+        query = make_frame("chunk_request", request, purpose=Purpose.BULK, run=self._run)
+        reply = await self._transport.query(self._key, query, timeout_s=_STALL_S)
         return asked_s, reply.array("").tobytes()
 
     def _take(self, task: asyncio.Task[tuple[float, bytes]]) -> Exception | None:
-        """Takes a finished question: writes what came, or puts the chunk back and tells why."""
+        """Writes the chunk of a finished query, or queues it again and returns the failure."""
         chunk = self._asked.pop(task)
         self._asked_bytes -= chunk.size_bytes
         failure = task.exception()
@@ -206,7 +214,7 @@ class _Fetch:
             self._progress(self._written, self._size_bytes)
 
     async def _wait_for_way(self, failure: Exception) -> None:
-        """Waits a little for a lost way to come back; raises if nothing has moved for too long."""
+        """Waits before retrying a lost connection; raises if nothing has arrived for too long."""
         still_s = time.monotonic() - self._moved_at
         if still_s > (_GRACE_S if isinstance(failure, Unreachable) else 2 * _STALL_S - 1.0):
             raise Unreachable(
@@ -215,4 +223,4 @@ class _Fetch:
                 digest=self._digest,
             ) from failure
         self._window = lost(self._window)
-        await asyncio.sleep(_RETRY_S)
+        await asyncio.sleep(_RETRY.delay_s(0))

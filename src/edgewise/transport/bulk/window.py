@@ -1,4 +1,4 @@
-"""How many bytes a receiver asks for ahead, and in what pieces: pure arithmetic over chunk round trips.
+"""Computes how many bytes a receiver requests ahead, and in what chunks, from measured round trips.
 
 The receiver learns the rate of its link (the most it was delivered in one round trip, lately) and the round trip
 of an empty link (the least it saw, refreshed by a tiny chunk now and then). It asks for what the link holds
@@ -32,7 +32,7 @@ _FLAT_ROUNDS = 3
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """One chunk that came.
+    """Describes one chunk that arrived.
 
     Attributes:
         size_bytes: Its bytes.
@@ -45,9 +45,9 @@ class Arrival:
     arrived_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """What the receiver knows of its link.
+    """Holds the receiver's estimate of its link.
 
     Attributes:
         rates: Greatest delivered bytes per second of this and the last period, each averaged over a slot.
@@ -75,22 +75,22 @@ class Window:
 
     @property
     def bytes_per_s(self) -> float:
-        """Estimated rate of the link."""
+        """Returns the estimated rate of the link."""
         return max(self.rates)
 
     @property
     def round_trip_s(self) -> float:
-        """Estimated round trip of the empty link."""
+        """Returns the estimated round trip of the idle link."""
         return min(self.round_trips_s)
 
     @property
     def chunk_bytes(self) -> int:
-        """Bytes to ask for at once: about three milliseconds of the link."""
+        """Returns the size of a chunk: about three milliseconds of the link."""
         return max(MIN_CHUNK_BYTES, min(MAX_CHUNK_BYTES, int(self.bytes_per_s * _CHUNK_S) // 1024 * 1024))
 
     @property
     def limit_bytes(self) -> int:
-        """Bytes that should be on their way: what the link holds, and a chunk; asked for in whole chunks."""
+        """Returns how many bytes should be in flight: the bandwidth-delay product and one chunk."""
         if self.bytes_per_s == 0.0:
             return MIN_CHUNK_BYTES
         holds = self.bytes_per_s * self.round_trip_s
@@ -99,12 +99,12 @@ class Window:
         return int(holds + self.chunk_bytes)
 
     def wants_probe(self, now: float) -> bool:
-        """Whether to let the link run empty and measure its round trip with a tiny chunk."""
+        """Returns whether to drain the link and measure its round trip with a tiny chunk."""
         return now >= self.probe_at_s
 
 
 def next_chunk(window: Window, asked_bytes: int, now: float) -> int:
-    """Decides what to ask for now.
+    """Returns the size of the next chunk to request, 0 for none.
 
     Args:
         window: What is known.
@@ -122,7 +122,7 @@ def next_chunk(window: Window, asked_bytes: int, now: float) -> int:
 
 
 def arrived(window: Window, arrival: Arrival) -> Window:
-    """Learns from a chunk.
+    """Updates the estimate from a chunk.
 
     Args:
         window: Before.
@@ -146,12 +146,12 @@ def arrived(window: Window, arrival: Arrival) -> Window:
 
 
 def lost(window: Window) -> Window:
-    """Starts anew after the way was lost; it may come back as another."""
+    """Resets the estimate after a lost connection; the next path may differ."""
     return Window(probe_at_s=window.probe_at_s)
 
 
 def _learn_probe(window: Window, now: float, took_s: float) -> Window:
-    """The least of some tiny chunks, one after the other: a busy machine delays one of them easily."""
+    """Returns the smallest round trip of several tiny chunks, because a busy machine may delay one."""
     current, previous = window.round_trips_s
     trips = (min(took_s, current), previous) if window.num_probes else (took_s, current)
     num = window.num_probes + 1

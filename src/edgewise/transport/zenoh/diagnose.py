@@ -1,4 +1,4 @@
-"""Why an endpoint cannot be reached, in a sentence and with a cure, within four seconds.
+"""Diagnoses why an endpoint cannot be reached, with a cure, within four seconds.
 
     finding = await diagnose("tls/edge.example:7447", files)
     if finding.cause is not Cause.REACHABLE:
@@ -26,7 +26,7 @@ _REFUSED_WORDS = ("ALERT", "alert")
 
 
 class Cause(StrEnum):
-    """What stands in the way."""
+    """Names why an endpoint cannot be reached."""
 
     REACHABLE = "reachable"
     NAME_UNKNOWN = "name_unknown"
@@ -45,11 +45,11 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EndpointFinding:
-    """What was found.
+    """Holds a diagnosis.
 
     Attributes:
         cause: What stands in the way; `reachable` if nothing does.
-        sentence: The cause in words, with the endpoint.
+        sentence: The cause as a sentence, with the endpoint.
         cure: What to do.
     """
 
@@ -62,7 +62,7 @@ class EndpointFinding:
 
 
 async def diagnose(endpoint: str, tls: TlsFiles | None = None) -> EndpointFinding:
-    """Finds out why an endpoint cannot be reached.
+    """Diagnoses why an endpoint cannot be reached.
 
     Args:
         endpoint: `tcp/host:port` or `tls/host:port`.
@@ -126,7 +126,7 @@ async def _connect(endpoint: str, found: tuple[int, tuple[object, ...]]) -> sock
 
 
 async def _silent(endpoint: str, connection: socket.socket) -> EndpointFinding:
-    """Plain TCP: a fabric waits for us to speak; whoever closes at once is no fabric, or a cut link."""
+    """Probes a plain TCP endpoint: a node waits for the client to speak; anything else is no node, or a cut link."""
     try:
         data = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(connection, 1), _SETTLE_S)
     except TimeoutError:
@@ -175,7 +175,7 @@ async def _handshake(endpoint: str, connection: socket.socket, host: str, tls: T
 
 
 def _own_files(tls: TlsFiles | None) -> EndpointFinding | None:
-    """What is wrong with our own certificate, if anything."""
+    """Returns what is wrong with this node's own certificate files, or None."""
     if tls is None:
         return EndpointFinding(
             Cause.CERTIFICATE_UNUSABLE, "a tls/ endpoint needs certificates, none are given.", "Give the node's folder."

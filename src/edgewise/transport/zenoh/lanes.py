@@ -1,6 +1,6 @@
-"""Threads that hand bytes to Zenoh, so that a full queue blocks a lane of one purpose and never the event loop.
+"""Hands bytes to Zenoh on threads, so that a full queue blocks one lane and never the event loop.
 
-Lanes keep an order; `Askers` carry one question each, from its hand-over to its reply, and keep none.
+Lanes keep the order of their jobs; each of the `QueryThreads` carries one query from sending to reply, in no order.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ MAX_QUEUED_BYTES = 256 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One hand-over.
+    """Describes one hand-over to Zenoh.
 
     Attributes:
         send: Hands the bytes over; may block.
-        failed: Told of what `send` raised, on the lane's thread.
+        failed: Called on the lane's thread with the exception of `send`.
         size_bytes: Bytes it holds while queued.
     """
 
@@ -47,14 +47,14 @@ class _Lane:
         while (job := self.jobs.get()) is not None:
             try:
                 job.send()
-            except Exception as error:  # the thread's own boundary: the job's owner is told
+            except Exception as error:  # boundary of the thread: the job's owner gets the error
                 job.failed(error)
             with self.lock:
                 self.queued_bytes -= job.size_bytes
 
 
 class Sender:
-    """Lanes by purpose and destination; jobs of one lane keep their order. Any thread may submit."""
+    """Sends jobs through lanes by purpose and destination; a lane keeps its order. Thread-safe."""
 
     def __init__(self, node: str) -> None:
         self._node = node
@@ -93,7 +93,7 @@ class Sender:
         return zlib.crc32(destination.encode()) % LANES
 
     def close(self) -> None:
-        """Ends the lanes after what they hold; idempotent."""
+        """Ends every lane after its queued jobs; idempotent."""
         with self._lock:
             self._closed = True
             for lane in self._lanes.values():
@@ -109,8 +109,8 @@ class Sender:
             lane.thread.join(timeout_s / max(1, len(self._lanes)))
 
 
-class Askers:
-    """Threads that carry one call each; more are made while all are busy. Any thread may submit.
+class QueryThreads:
+    """Runs each call on a thread of its own; starts more threads while all are busy. Thread-safe.
 
     A pool of the standard library costs several times as much per call, on the way of every request.
     """
@@ -132,7 +132,7 @@ class Askers:
         with self._lock:
             self._num_open += 1
             if len(self._threads) < min(self._num_open, self._most):
-                name = f"ask-{self._node}-{len(self._threads)}"
+                name = f"query-{self._node}-{len(self._threads)}"
                 self._threads.append(threading.Thread(target=self._run, name=name, daemon=True))
                 self._threads[-1].start()
         self._calls.put(call)
@@ -146,7 +146,7 @@ class Askers:
         while (call := self._calls.get()) is not None:
             try:
                 call()
-            except Exception:  # the thread's own boundary: it has others to carry
-                _log.exception("a question of %s could not be carried", self._node)
+            except Exception:  # boundary of the thread: other calls follow
+                _log.exception("a query of %s failed", self._node)
             with self._lock:
                 self._num_open -= 1

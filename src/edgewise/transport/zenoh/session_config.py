@@ -1,4 +1,4 @@
-"""What a Zenoh session of a node is configured with, and why. `zenoh.py` opens it."""
+"""Builds the configuration of a node's Zenoh session. `zenoh_transport.py` opens it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,16 @@ from edgewise.transport.guard import AllowOrigins, Sign, Tap
 SEND_BUFFER_BYTES = 128 * 1024
 KEEP_ALIVES_PER_LEASE = 16
 BATCH_BYTES = 13 * 1024
-QUEUE_BATCHES = {"control": 2, "real_time": 2, "interactive_high": 8, "interactive_low": 4,
-                 "data_high": 8, "data": 2, "data_low": 8, "background": 16}  # fmt: skip
+QUEUE_BATCHES = {
+    "control": 2,
+    "real_time": 2,
+    "interactive_high": 8,
+    "interactive_low": 4,
+    "data_high": 8,
+    "data": 2,
+    "data_low": 8,
+    "background": 16,
+}
 PRIORITIES = {
     Purpose.SERVING: "INTERACTIVE_HIGH",
     Purpose.CONTROL: "DATA_HIGH",
@@ -33,7 +41,7 @@ _OPEN_TIMEOUT_MS = 3000
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """Mutual TLS: the fleet's authority and this node's certificate.
+    """Names the files of mutual TLS: the fleet's authority and this node's certificate.
 
     Attributes:
         authority: PEM file of the authority's certificate.
@@ -49,14 +57,14 @@ class TlsFiles:
 
     @staticmethod
     def of(folder: str | Path) -> TlsFiles:
-        """The files of a node's folder: `ca.pem`, `node.pem`, `node.key`."""
+        """Returns the files of a node's folder: `ca.pem`, `node.pem`, `node.key`."""
         folder = Path(folder)
         return TlsFiles(folder / "ca.pem", folder / "node.pem", folder / "node.key")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ZenohSettings:
-    """How a node joins the fabric.
+    """Configures how a node joins the fabric.
 
     Attributes:
         node: Its name.
@@ -74,7 +82,7 @@ class ZenohSettings:
         counter: Counts frames; made if None.
         sign: Signs control and training frames.
         allow: The data policy.
-        tap: Sees the plain bytes of every frame that leaves.
+        tap: Receives the plain bytes of every outgoing frame.
     """
 
     node: NodeId
@@ -96,13 +104,13 @@ class ZenohSettings:
 
 
 def resolved(settings: ZenohSettings) -> ZenohSettings:
-    """Checks the endpoints and gives every listening port 0 a free number.
+    """Validates the endpoints and replaces every listening port 0 by a free one.
 
     Args:
         settings: As the user gave them.
 
     Returns:
-        Settings whose endpoints can be told to others.
+        Settings whose endpoints can be announced to other nodes.
 
     Raises:
         InputError: If an endpoint is not `tcp/host:port` or `tls/host:port`, or tls/ lacks its files.
@@ -121,7 +129,7 @@ def resolved(settings: ZenohSettings) -> ZenohSettings:
 
 
 def split_endpoint(endpoint: str) -> tuple[str, str, int]:
-    """Reads `tls/host:port`.
+    """Parses an endpoint such as `tls/host:port`.
 
     Args:
         endpoint: Protocol tcp or tls, a host name, IPv4 or `[IPv6]`, a port.
@@ -140,7 +148,7 @@ def split_endpoint(endpoint: str) -> tuple[str, str, int]:
 
 
 def zenoh_id(node: NodeId, epoch: Epoch) -> str:
-    """The Zenoh id of a node's incarnation, so that a session's neighbours can be told by name.
+    """Returns the Zenoh id of a node's incarnation, so that neighbours can be recognised by name.
 
     Args:
         node: Its name.
@@ -153,7 +161,7 @@ def zenoh_id(node: NodeId, epoch: Epoch) -> str:
 
 
 def zenoh_config(settings: ZenohSettings) -> dict[str, Any]:
-    """The session's configuration, as Zenoh's own keys.
+    """Returns the session's configuration by Zenoh's own keys.
 
     Batches are small, so that an inference waits for few bytes of the batch before it and a slow link still
     moves a batch within its lease; the queues are ordered by priority. The send buffer is bounded, but holds

@@ -1,14 +1,16 @@
-"""Frames over Eclipse Zenoh: plain TCP on loopback, mutual TLS elsewhere.
+"""Moves frames over Eclipse Zenoh: plain TCP on loopback, mutual TLS elsewhere.
 
-    settings = ZenohSettings(node_id("edge-1"), epoch, mode="router", listen=("tls/0.0.0.0:0",), tls=files)
+    settings = ZenohSettings(
+        node=node_id("edge-1"), epoch=epoch, mode="router", listen=("tls/0.0.0.0:0",), tls=files
+    )
     async with await open_zenoh(settings) as transport:
         print(transport.endpoints)          # ports resolved
         await transport.serve(keys.service("edge-1", "info"), handler)
 
-Zenoh calls back on its own threads; everything is handed to the event loop that opened the transport. Its network
-threads never run Python (`indirect`): one that waited for the interpreter would hold up its link. What leaves goes
-through `sender.py`, so a full queue never holds the event loop; questions: `questions.py`. Configuration:
-`zenoh_config.py`.
+Zenoh calls back on its own threads; everything is passed to the event loop that opened the transport. Its network
+threads never run Python (`indirect`): one that waited for the interpreter would hold up its link. Frames are sent
+through `lanes.py`, so a full queue never blocks the event loop; queries through `queries.py`. Configuration:
+`session_config.py`.
 """
 
 from __future__ import annotations
@@ -30,16 +32,16 @@ from edgewise.transport.guard import FrameGuard
 from edgewise.transport.remote import answer, as_answer, checked_reply, error_frame, failure_frame, seal_reply
 from edgewise.transport.transport import (
     FrameHandler,
-    Hearer,
+    OnAnswer,
     PresenceHandler,
     QueryHandler,
     Registration,
-    Told,
+    SyncHandler,
     Transport,
 )
 from edgewise.transport.zenoh.diagnose import EndpointFinding, diagnose
 from edgewise.transport.zenoh.lanes import Job, Sender
-from edgewise.transport.zenoh.queries import EXPRESS, PRIORITY, Questions, indirect
+from edgewise.transport.zenoh.queries import EXPRESS, PRIORITY, Queries, indirect
 from edgewise.transport.zenoh.session_config import TlsFiles, ZenohSettings, resolved, zenoh_config
 
 __all__ = ["TlsFiles", "ZenohSettings", "ZenohTransport", "open_zenoh"]
@@ -91,7 +93,7 @@ async def open_zenoh(settings: ZenohSettings) -> ZenohTransport:
 
 
 async def _diagnosed_later(settings: ZenohSettings) -> list[EndpointFinding]:
-    """Looks for what is wrong with the parents, once the session has had time to come up."""
+    """Diagnoses the parents' endpoints, once the session has had time to come up."""
     await asyncio.sleep(_DIAGNOSE_AFTER_S)
     return list(await asyncio.gather(*(diagnose(endpoint, settings.tls) for endpoint in settings.connect)))
 
@@ -123,16 +125,16 @@ _ERRORS: tuple[tuple[str, type[EdgewiseError], str], ...] = (
 
 def _mapped(error: Exception, settings: ZenohSettings) -> EdgewiseError:
     cause = str(error).split(" at /")[0].rstrip(". ")
-    words = {"listen": settings.listen, "connect": settings.connect, "node": settings.node, "cause": cause}
+    values = {"listen": settings.listen, "connect": settings.connect, "node": settings.node, "cause": cause}
     for text, kind, sentence in _ERRORS:
         if text in str(error):
-            return kind(sentence.format(**words))
+            return kind(sentence.format(**values))
     return TransportError(f"zenoh refused: {cause}.")
 
 
 @dataclass(eq=False, slots=True)
 class _Declared:
-    """A Zenoh declaration as a registration; its transport keeps it, for Zenoh drops what Python forgets."""
+    """Wraps a Zenoh declaration as a registration; the transport keeps it, because Zenoh undeclares what Python collects."""
 
     entity: Any
     kept_in: set[_Declared]
@@ -145,17 +147,24 @@ class _Declared:
 
 
 class ZenohTransport(Transport):
-    """One node's Zenoh session. Made by `open_zenoh`."""
+    """Is a transport over one Zenoh session. Made by `open_zenoh`."""
 
     def __init__(self, settings: ZenohSettings, session: Any) -> None:
         self.settings = settings
         self.endpoints = settings.listen
         self.counter = settings.counter or FrameCounter(settings.node)
-        self.door = FrameGuard(settings.node, settings.epoch, self.counter, settings.sign, settings.allow, settings.tap)
+        self.guard = FrameGuard(
+            node=settings.node,
+            epoch=settings.epoch,
+            counter=self.counter,
+            sign=settings.sign,
+            allow=settings.allow,
+            tap=settings.tap,
+        )
         self._session = session
         self._loop = asyncio.get_running_loop()
         self._sender = Sender(settings.node)
-        self._questions = Questions(session, settings, self._sender, lambda error: _mapped(error, settings))
+        self._queries = Queries(session, settings, self._sender, lambda error: _mapped(error, settings))
         self._tasks: set[asyncio.Task[None]] = set()
         self._declared: set[_Declared] = set()
         self._is_open = True
@@ -177,46 +186,43 @@ class ZenohTransport(Transport):
     async def query(self, key: str, frame: Frame, *, timeout_s: float) -> Frame:
         answered: asyncio.Future[Frame] = self._loop.create_future()
 
-        def told(answer: Frame | None, error: EdgewiseError | None) -> None:
+        def on_answer(answer: Frame | None, error: EdgewiseError | None) -> None:
             if not answered.done() and answer is not None:
                 answered.set_result(answer)
             elif not answered.done() and error is not None:
                 answered.set_exception(error)
 
-        take_back = self.ask(key, frame, told, timeout_s=timeout_s)
+        cancel = self.ask(key, frame, on_answer, timeout_s=timeout_s)
         try:
             return await answered
         finally:
-            take_back()
+            cancel()
 
-    def ask(self, key: str, frame: Frame, told: Told, *, timeout_s: float) -> Callable[[], None]:
+    def ask(self, key: str, frame: Frame, on_answer: OnAnswer, *, timeout_s: float) -> Callable[[], None]:
         def settle(data: bytes | None, error: EdgewiseError | None = None) -> None:
-            take_back()
+            cancel()
             answer, failure = None, error
             try:
-                answer = None if data is None else checked_reply(self.door.open(data))
+                answer = None if data is None else checked_reply(self.guard.open(data))
             except EdgewiseError as refused:
                 failure = refused
-            told(answer, failure)
+            on_answer(answer, failure)
 
         def ended(error: EdgewiseError | None) -> None:
-            settle(None, error or Unreachable(
-                f"nobody answers on {key!r}: no node serves it, or it was lost. Check that the node is up.", key=key
-            ))  # fmt: skip
+            lost = f"nobody answers on {key!r}: no node serves it, or it was lost. Check that the node is up."
+            settle(None, error or Unreachable(lost, key=key))
 
         def expire() -> None:
             settle(None, DeadlineExceeded(f"no answer on {key!r} within {timeout_s:.3g} s.", key=key))
 
-        def take_back() -> None:
+        def cancel() -> None:
             timer.cancel()
-            question.drop()
+            query.drop()
 
-        data = self.door.seal(frame, key)
-        question = self._questions.ask(
-            key, data, frame.purpose, timeout_s, heard=settle, ended=ended, one=True
-        )  # fmt: skip
+        data = self.guard.seal(frame, key)
+        query = self._queries.ask(key, data, frame.purpose, timeout_s, on_reply=settle, on_end=ended, one=True)
         timer = self._loop.call_later(timeout_s, expire)
-        return take_back
+        return cancel
 
     async def query_all(self, key: str, frame: Frame, *, timeout_s: float) -> list[Frame]:
         replies: list[bytes] = []
@@ -226,59 +232,60 @@ class ZenohTransport(Transport):
             if not finished.done():
                 finished.set_result(None) if error is None else finished.set_exception(error)
 
-        data = self.door.seal(frame, key)
-        question = self._questions.ask(
-            key, data, frame.purpose, timeout_s, heard=replies.append, ended=ended, one=False
-        )  # fmt: skip
+        data = self.guard.seal(frame, key)
+        query = self._queries.ask(key, data, frame.purpose, timeout_s, on_reply=replies.append, on_end=ended, one=False)
         try:
             async with asyncio.timeout(timeout_s):
                 await finished
         except TimeoutError:
             pass
         finally:
-            question.drop()
+            query.drop()
         answers = []
         for reply in replies:
             with contextlib.suppress(EdgewiseError):
-                answers.append(checked_reply(self.door.open(reply)))
+                answers.append(checked_reply(self.guard.open(reply)))
         return answers
 
     async def serve(self, key: str, handler: QueryHandler) -> Registration:
-        def arrived(query: Any) -> None:
-            self._hand_over(self._start_answer, handler, query)
+        def arrived(incoming: Any) -> None:
+            self._hand_over(self._start_answer, handler, incoming)
 
         return await self._declare(lambda: self._session.declare_queryable(key, indirect(arrived), complete=True))
 
-    async def hear(self, key: str, hearer: Hearer) -> Registration:
-        def arrived(query: Any) -> None:
-            question = Frame("")
+    async def serve_sync(self, key: str, handler: SyncHandler) -> Registration:
+        def arrived(incoming: Any) -> None:
+            query = Frame(kind="")
             try:
-                question = self.door.open(_payload(query))
-                asked = question
-                hearer(question, lambda reply: self._reply(query, as_answer(reply, asked), asked.sender))
-            except Exception as error:  # the hearing thread's own boundary: the asker is told
-                self._reply(query, as_answer(failure_frame(error, question), question), question.sender)
+                query = self.guard.open(_payload(incoming))
+                asked = query
+                handler(query, lambda reply: self._reply(incoming, as_answer(reply, asked), asked.sender))
+            except Exception as error:  # boundary of the receiving thread: the caller gets the error
+                self._reply(incoming, as_answer(failure_frame(error, query), query), query.sender)
 
         return await self._declare(lambda: self._session.declare_queryable(key, indirect(arrived), complete=True))
 
     async def publish(self, key: str, frame: Frame) -> None:
-        data = self.door.seal(frame, key)
+        data = self.guard.seal(frame, key)
 
         def put() -> None:
             self._session.put(
-                key, data, congestion_control=zenoh.CongestionControl.DROP,
-                priority=PRIORITY[frame.purpose], express=frame.purpose is Purpose.SERVING,
-            )  # fmt: skip
+                key,
+                data,
+                congestion_control=zenoh.CongestionControl.DROP,
+                priority=PRIORITY[frame.purpose],
+                express=frame.purpose is Purpose.SERVING,
+            )
 
         self._sender.submit(frame.purpose, key, Job(put, lambda error: None, len(data)))
 
     async def subscribe(self, key: str, handler: FrameHandler) -> Registration:
-        def heard(key: str, data: bytes) -> None:
-            with contextlib.suppress(FrameRefused):  # counted by the door
-                handler(key, self.door.open(data))
+        def received(key: str, data: bytes) -> None:
+            with contextlib.suppress(FrameRefused):  # counted by the guard
+                handler(key, self.guard.open(data))
 
         def arrived(sample: Any) -> None:
-            self._hand_over(heard, str(sample.key_expr), bytes(sample.payload))
+            self._hand_over(received, str(sample.key_expr), bytes(sample.payload))
 
         return await self._declare(lambda: self._session.declare_subscriber(key, arrived))
 
@@ -292,7 +299,7 @@ class ZenohTransport(Transport):
         return await self._declare(lambda: self._session.liveliness().declare_subscriber(key, changed, history=True))
 
     async def routers(self) -> list[str]:
-        """Zenoh ids of the routers this session is linked to, as `zenoh_id` makes them."""
+        """Returns the Zenoh ids of the routers this session is linked to, as `zenoh_id` makes them."""
         return [str(zid) for zid in await asyncio.to_thread(self._session.info.routers_zid)]
 
     async def close(self) -> None:
@@ -305,7 +312,7 @@ class ZenohTransport(Transport):
         self._sender.close()
         await asyncio.to_thread(self._close_session)
         self._declared.clear()
-        self._questions.close(Unreachable(f"the transport of {self.settings.node!r} is closed. Open a new one."))
+        self._queries.close(Unreachable(f"the transport of {self.settings.node!r} is closed. Open a new one."))
 
     def _close_session(self) -> None:
         self._sender.join(0.5)
@@ -322,39 +329,39 @@ class ZenohTransport(Transport):
         return declared
 
     def _hand_over(self, call: Callable[..., object], *args: object) -> None:
-        """Runs a call on the event loop, from one of Zenoh's threads."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is there to hear it
+        """Schedules a call on the event loop, from one of Zenoh's threads."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self._loop.call_soon_threadsafe(call, *args)
 
-    def _start_answer(self, handler: QueryHandler, query: Any) -> None:
-        task = self._loop.create_task(self._answer(handler, query))
+    def _start_answer(self, handler: QueryHandler, incoming: Any) -> None:
+        task = self._loop.create_task(self._answer(handler, incoming))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _answer(self, handler: QueryHandler, query: Any) -> None:
-        asker = ""
+    async def _answer(self, handler: QueryHandler, incoming: Any) -> None:
+        caller = ""
         try:
-            question = self.door.open(_payload(query))
-            asker, reply = question.sender, await answer(handler, question)
+            query = self.guard.open(_payload(incoming))
+            caller, reply = query.sender, await answer(handler, query)
         except FrameRefused as error:
             reply = error_frame(error)
-        self._reply(query, reply, asker)
+        self._reply(incoming, reply, caller)
 
-    def _reply(self, query: Any, reply: Frame, asker: str) -> None:
-        """Seals an answer and has it sent; on any thread."""
-        key, purpose = str(query.key_expr), reply.purpose
-        data, is_error = seal_reply(self.door, reply, key)
+    def _reply(self, incoming: Any, reply: Frame, caller: str) -> None:
+        """Seals an answer and queues it for sending; thread-safe."""
+        key, purpose = str(incoming.key_expr), reply.purpose
+        data, is_error = seal_reply(self.guard, reply, key)
 
         def send() -> None:
-            with query:
+            with incoming:
                 if is_error:
-                    query.reply_err(data)
+                    incoming.reply_err(data)
                 else:
-                    query.reply(key, data, express=purpose in EXPRESS)
+                    incoming.reply(key, data, express=purpose in EXPRESS)
 
-        with contextlib.suppress(Unreachable):  # closed, or its link does not move: the asker's deadline tells it
-            self._sender.submit(purpose, asker, Job(send, lambda error: None, len(data)))
+        with contextlib.suppress(Unreachable):  # closed, or its link does not move: the caller's deadline ends it
+            self._sender.submit(purpose, caller, Job(send, lambda error: None, len(data)))
 
 
-def _payload(query: Any) -> bytes:
-    return b"" if query.payload is None else bytes(query.payload)
+def _payload(incoming: Any) -> bytes:
+    return b"" if incoming.payload is None else bytes(incoming.payload)

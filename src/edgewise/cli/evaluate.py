@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from edgewise.models.version import ExitEvidence
 
 
-def judge(graph: Graph, source: Source) -> tuple[tuple[ExitEvidence, ...], str]:
+def evaluate(graph: Graph, source: Source) -> tuple[tuple[ExitEvidence, ...], str]:
     """How the exits of a model behave on real inputs.
 
     Args:

@@ -11,9 +11,9 @@ import pytest
 
 from edgewise.core.errors import DeadlineExceeded, InputError, RemoteError, Unreachable
 from edgewise.core.ids import NodeId, Tier
-from edgewise.fleet.messages import Held
-from edgewise.fleet.operator import retraining as keeping
-from edgewise.fleet.operator.retraining import Keeper
+from edgewise.fleet.messages import ExampleCounts
+from edgewise.fleet.operator import retraining
+from edgewise.fleet.operator.retraining import RetrainingLoop
 from edgewise.lifecycle.loop import LoopSettings, LoopState
 from edgewise.models.version import GateResult
 from edgewise.transport.frame import Frame
@@ -35,7 +35,7 @@ class World:
     labelled: int = 25
     rollout: str = ""
     trained: list[int] = field(default_factory=list)
-    said: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     causes: list[str] = field(default_factory=list)
     hear: Any = None
 
@@ -56,17 +56,19 @@ class World:
             raise Unreachable("nobody answers on cloud/control.")
         infos = [SimpleNamespace(node=NodeId(f"device-{i}"), tier=Tier.DEVICE, http_port=80) for i in (1, 2, 3)]
         rows = [SimpleNamespace(info=info, state="alive") for info in infos]
-        return SimpleNamespace(nodes=rows, drift=self.drift)
+        return SimpleNamespace(nodes=rows, drift={"tiny": self.drift, "other": DRIFT})
 
-    async def held(self, device: NodeId) -> Held:
+    async def example_counts(self, device: NodeId, model: str) -> ExampleCounts:
+        assert model == "tiny"
         if device == "device-3":
             raise Unreachable("it is asleep.")
         self.labelled += 5
-        return Held(100, self.labelled)
+        return ExampleCounts(100, self.labelled)
 
     async def versions(self) -> Any:
         known = [SimpleNamespace(number=n, gate=self.gate) for n in range(1, 9)]
-        return SimpleNamespace(current=self.current, versions=known)
+        in_force = {"tiny": self.current} if self.current else {}
+        return SimpleNamespace(in_force={**in_force, "other": 9}, versions=known)
 
     async def train(self, parent: int) -> tuple[int, str]:
         self.trained.append(parent)
@@ -77,15 +79,15 @@ class World:
             raise RemoteError(self.rollout)
         self.current, self.drift = version, ""
 
-    def keep(self, turns: int = 1, labels: str = "feedback", **settings: int) -> LoopState:
+    def retrain(self, turns: int = 1, labels: str = "feedback", **settings: int) -> LoopState:
         operator: Any = self
 
         async def run() -> LoopState:
-            keeper = Keeper(
-                operator, LoopSettings(**settings), labels=labels, train=self.train, roll_out=self.roll_out,
-                said=lambda note: self.said.append(note.text), away=self.causes.append,
+            loop = RetrainingLoop(
+                operator, "tiny", LoopSettings(**settings), labels=labels, train=self.train, roll_out=self.roll_out,
+                on_note=lambda note: self.notes.append(note.text), on_unreachable=self.causes.append,
             )  # fmt: skip
-            return await asyncio.wait_for(keeper.run(turns), 20.0)
+            return await asyncio.wait_for(loop.run(turns), 20.0)
 
         return asyncio.run(run())
 
@@ -93,14 +95,14 @@ class World:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("COUNT_EVERY_S", "AGAIN_S"):
-        monkeypatch.setattr(keeping, name, 0.01)
+        monkeypatch.setattr(retraining, name, 0.01)
 
 
 def test_a_drift_that_is_there_already_becomes_a_version_that_serves() -> None:
     world = World()
-    state = world.keep(min_labels=100)
+    state = world.retrain(min_labels=100)
     assert (state.outcomes, state.version, world.trained, world.hear) == (("done",), 2, [1], None)
-    assert world.said == [
+    assert world.notes == [
         "version 1 serves", DRIFT, "105 of 200 hard examples have labels; training starts from version 1",
         "version 2 is trained", "version 2 passed: loses 1 and gains 9",
         "done: version 2 serves; every device that is there has it",
@@ -114,41 +116,41 @@ def test_a_drift_is_heard_while_it_waits() -> None:
     async def later(key: str, handler: Any) -> Any:
         def happens() -> None:
             world.drift = DRIFT
-            handler(key, Frame("node_ready"))
-            handler(key, Frame("drift_detected"))
+            handler(key, Frame(kind="node_ready"))
+            handler(key, Frame(kind="drift_detected"))
 
         asyncio.get_running_loop().call_later(0.05, happens)
         return await subscribe(key, handler)
 
     world.subscribe = later  # type: ignore[method-assign]
-    assert world.keep().outcomes == ("done",)
+    assert world.retrain().outcomes == ("done",)
 
 
 def test_a_coordinator_that_is_away_comes_back() -> None:
     world = World(away=3)
-    assert world.keep().outcomes == ("done",)
+    assert world.retrain().outcomes == ("done",)
     assert world.causes == ["nobody answers on cloud/control."] * 3
 
 
 def test_a_teacher_labels_whatever_is_held() -> None:
     world = World(labelled=-1000)
-    assert world.keep(labels="teacher(reads='features')", min_labels=150).outcomes == ("done",)
+    assert world.retrain(labels="teacher(reads='features')", min_labels=150).outcomes == ("done",)
 
 
 @pytest.mark.parametrize(
     ("world", "outcome", "said"),
     [
         (World(gate=REFUSED), "refused", "loses 30"),
-        (World(gate=None), "refused", "there is no held-out data to judge it on"),
+        (World(gate=None), "refused", "there is no held-out data to evaluate it on"),
         (World(rollout="p95 tripled on device-1"), "rolled_back", "p95 tripled on device-1"),
     ],
     ids=["refused", "no held-out data", "taken back"],
 )
 def test_three_turns_without_success_end_it(world: World, outcome: str, said: str) -> None:
-    state = world.keep(turns=0)
+    state = world.retrain(turns=0)
     assert state.outcomes == (outcome,) * 3
     assert state.is_given_up
-    assert said in world.said[-1]
+    assert said in world.notes[-1]
     assert (world.current, world.trained) == (1, [1, 1, 1])
 
 
@@ -159,8 +161,8 @@ def test_errors_of_training_and_rollout_are_causes(monkeypatch: pytest.MonkeyPat
     for name, outcome in (("train", "failed"), ("roll_out", "rolled_back")):
         world = World()
         monkeypatch.setattr(world, name, refused)
-        assert world.keep().outcomes == (outcome,)
-        assert "nobody holds data of the task." in world.said[-1]
+        assert world.retrain().outcomes == (outcome,)
+        assert "nobody holds data of the task." in world.notes[-1]
 
 
 @pytest.mark.parametrize(("patience_s", "outcome"), [(10.0, "done"), (0.05, "rolled_back")])
@@ -173,9 +175,9 @@ def test_a_rollout_that_takes_longer_than_its_question_is_waited_for(
         asyncio.get_running_loop().call_later(0.2, setattr, world, "current", version)
         raise DeadlineExceeded("no answer on cloud/control within 120 s.")
 
-    monkeypatch.setattr(keeping, "ROLLOUT_S", patience_s)
+    monkeypatch.setattr(retraining, "ROLLOUT_S", patience_s)
     monkeypatch.setattr(world, "roll_out", long)
-    assert world.keep().outcomes == (outcome,)
+    assert world.retrain().outcomes == (outcome,)
 
 
 def test_it_trains_from_what_is_in_force_whoever_put_it_there() -> None:
@@ -189,10 +191,10 @@ def test_it_trains_from_what_is_in_force_whoever_put_it_there() -> None:
         return await versions()
 
     world.versions = changed  # type: ignore[method-assign]
-    world.keep()
+    world.retrain()
     assert world.trained == [7]
 
 
-def test_a_fleet_on_which_nothing_serves_is_not_kept() -> None:
-    with pytest.raises(InputError, match="no version is in force on this fleet"):
-        World(current=0).keep()
+def test_a_model_that_is_not_in_force_is_not_retrained() -> None:
+    with pytest.raises(InputError, match="no model 'tiny' is in force here"):
+        World(current=0).retrain()

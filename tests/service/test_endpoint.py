@@ -1,4 +1,4 @@
-"""What a node's door costs by itself."""
+"""What a node's endpoint costs by itself."""
 
 from __future__ import annotations
 
@@ -8,25 +8,23 @@ import socket
 import pytest
 
 from edgewise.core.errors import ConfigError
-from edgewise.core.ids import NodeId
-from edgewise.inference.serving_node import Server
-from edgewise.service.endpoint import open_door
-from tests.inference.tiny import images, two_exit_graph
+from edgewise.service.endpoint import open_endpoint
+from tests.inference.tiny import close, images, model_server, two_exit_graph
 
 GRAPH = two_exit_graph()
 
 
-def test_a_door_tells_what_it_costs_and_leaves_its_own_requests_alone() -> None:
+def test_an_endpoint_tells_what_it_costs_and_leaves_its_own_requests_alone() -> None:
     async def run() -> None:
-        server = Server(NodeId("device-1"), name="tiny")
-        door = await open_door(server, "127.0.0.1", 0)
+        server = model_server(name="tiny")
+        endpoint = await open_endpoint(server, "127.0.0.1", 0)
         before = len(asyncio.all_tasks())
-        assert 0.0 < await door.overhead_s(GRAPH, gap_s=0.001) < 5.0
+        assert 0.0 < await endpoint.overhead_s(GRAPH, gap_s=0.001) < 5.0
         assert server.worker.completed == 0  # nothing was computed
         await asyncio.sleep(0.05)
         assert len(asyncio.all_tasks()) == before
-        await door.close()
-        await server.close()
+        await endpoint.close()
+        await close(server)
 
     asyncio.run(run())
 
@@ -46,9 +44,9 @@ def test_every_type_of_the_protocol_crosses_our_own_client() -> None:
 def test_a_port_in_use_is_named() -> None:
     async def run() -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
-            server = Server(NodeId("device-1"))
+            server = model_server()
             with pytest.raises(ConfigError, match=r"cannot listen on 127\.0\.0\.1"):
-                await open_door(server, "127.0.0.1", taken.getsockname()[1])
-            await server.close()
+                await open_endpoint(server, "127.0.0.1", taken.getsockname()[1])
+            await close(server)
 
     asyncio.run(run())

@@ -1,4 +1,4 @@
-"""`edgewise keep`: the closed loop on a running fleet, without a person."""
+"""`edgewise retrain`: whenever a model's inputs drift, it is trained anew and rolled out, without a person."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgewise.cli.fleet_plan import Deadline, FleetWish, plan_and_deploy, policy_of
+from edgewise.cli.fleet_plan import Deadline, FleetPlanRequest, plan_and_deploy, policy_of
 from edgewise.cli.operator_options import AsOperator, ToFleet, operator_of
 from edgewise.cli.output import AsJson, Output
 from edgewise.cli.running import run_async
@@ -40,29 +40,29 @@ def command(
     turns: Annotated[int, typer.Option("--turns", min=0, help="End after so many turns; 0 goes on until ctrl-C.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Keep a running fleet's model good.
+    """Retrain a model of a running fleet whenever its inputs drift.
 
-    Waits until inputs drift and enough hard examples have labels, trains from the version in force, and, if the gate lets the
+    The model is the one of the job's task. Waits until its inputs drift and enough hard examples have labels, trains from the version in force, and, if the gate lets the
     new one pass, plans it and rolls it out. After three turns without success it ends with exit code 1.
 
     Example:
-      edgewise keep job.toml --connect tls/127.0.0.1:7447 --identity nodes/operator
+      edgewise retrain job.toml --connect tls/127.0.0.1:7447 --identity nodes/operator
     """
     from edgewise.lifecycle.loop import LoopSettings
 
     out, read = Output(as_json), read_job(job, change or [])
     source = source_of(True, labels, teacher)
-    wish = FleetWish(connect, identity, policy, budget=budget, deadline=deadline, deploy=True)
-    policy_of(policy)  # what is wrong with it is told now, not at the first drift
-    state = run_async(keep(out, wish, read, source, teacher, LoopSettings(min_labels), turns))
+    request = FleetPlanRequest(connect, identity, policy, budget=budget, deadline=deadline, deploy=True)
+    policy_of(policy)  # what is wrong with it is said now, not at the first drift
+    state = run_async(retrain(out, request, read, source, teacher, LoopSettings(min_labels), turns))
     out.result({"version": state.version, "outcomes": state.outcomes, "timeline": state.timeline})
     if state.is_given_up:
         raise typer.Exit(1)
 
 
-async def keep(
+async def retrain(
     out: Output,
-    wish: FleetWish,
+    request: FleetPlanRequest,
     read: tuple[JobFile, Task],
     source: str,
     teacher: int,
@@ -73,25 +73,25 @@ async def keep(
 
     Args:
         out: Where to print.
-        wish: Where the fleet is, and what plans keep to.
+        request: Where the fleet is, and what plans keep to.
         read: Job and task.
-        source: Words of the source of labels.
+        source: Spec of the source of labels.
         teacher: Version that labels; 0 for the one in force.
         settings: Of the loop.
-        turns: As `Keeper.run`.
+        turns: As `RetrainingLoop.run`.
 
     Returns:
         The loop at its end.
     """
-    from edgewise.fleet.operator.retraining import Keeper
+    from edgewise.fleet.operator.retraining import RetrainingLoop
 
-    def said(note: TimelineNote) -> None:
+    def on_note(note: TimelineNote) -> None:
         if out.as_json:
             out.event("loop", time_s=note.time, phase=note.phase, text=note.text)
         else:
             out.line(f"{note.time:8.1f} s  {note.phase}: {note.text}")
 
-    async with operator_of(wish.connect, wish.identity, "") as operator:
+    async with operator_of(request.connect, request.identity, "") as operator:
 
         async def train(parent: int) -> tuple[int, str]:
             session = TrainingSession(out)
@@ -102,11 +102,11 @@ async def keep(
 
         async def roll_out(number: int) -> None:
             version = next(v for v in (await operator.versions()).versions if v.number == number)
-            found = await plan_and_deploy(out, wish, policy_of(wish.policy), operator, version)
+            found = await plan_and_deploy(out, request, policy_of(request.policy), operator, version)
             out.event("deployed", **found["deployed"])
 
-        keeper = Keeper(
-            operator, settings, labels=source, train=train, roll_out=roll_out, said=said,
-            away=lambda cause: out.event("coordinator_away", cause=cause),
+        loop = RetrainingLoop(
+            operator, read[1].name, settings, labels=source, train=train, roll_out=roll_out, on_note=on_note,
+            on_unreachable=lambda cause: out.event("coordinator_away", cause=cause),
         )  # fmt: skip
-        return await keeper.run(turns)
+        return await loop.run(turns)

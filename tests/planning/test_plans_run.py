@@ -22,16 +22,15 @@ def run(model: bytes, feeds):
 
 
 def answers(graph: Graph, plan: Plan, feeds):
-    """Runs the segments; what crosses a cut is all that the next tier is given."""
+    """Runs the stages; what is handed over is all that the next tier is given."""
     known, logits = dict(feeds), {}
-    for segment in plan.segments:
-        cut = next((c for c in plan.cuts if c.target is segment.tier), None)
-        known = known if cut is None else {n: known[n] for n in cut.tensors}
-        if segment.groups:
-            made = run(graph.extract(segment.inputs, segment.outputs), {n: known[n] for n in segment.inputs})
-            known |= made
-            logits |= made
-    return {e.tensor: logits[e.tensor] for e in plan.exits}
+    for stage in plan.stages:
+        handover = next((h for h in plan.handovers if h.target == stage.name), None)
+        known = known if handover is None else {n: known[n] for n in handover.tensors}
+        made = run(graph.extract(stage.inputs, stage.outputs), {n: known[n] for n in stage.inputs})
+        known |= made
+        logits |= made
+    return {name: logits[name] for gate in plan.exits for name in gate.tensors}
 
 
 @pytest.mark.parametrize("toy", [digits_cnn, residual, inception])

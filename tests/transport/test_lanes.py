@@ -8,7 +8,7 @@ import pytest
 
 from edgewise.core.errors import Unreachable
 from edgewise.ledger.entry import Purpose
-from edgewise.transport.zenoh.lanes import Askers, Job, Sender
+from edgewise.transport.zenoh.lanes import MAX_QUEUED_BYTES, Job, QueryThreads, Sender
 
 DEADLINE_S = 5.0
 
@@ -38,11 +38,11 @@ def test_jobs_of_one_lane_keep_their_order() -> None:
     sender.close()
 
 
-def test_what_sending_raises_is_told_to_the_owner() -> None:
-    sender, done, told = Sender("n"), threading.Event(), []
-    sender.submit(Purpose.SERVING, "a", job(lambda: 1 / 0, failed=lambda error: (told.append(error), done.set())))
+def test_what_sending_raises_is_given_to_the_owner() -> None:
+    sender, done, failures = Sender("n"), threading.Event(), []
+    sender.submit(Purpose.SERVING, "a", job(lambda: 1 / 0, failed=lambda error: (failures.append(error), done.set())))
     assert done.wait(DEADLINE_S)
-    assert isinstance(told[0], ZeroDivisionError)
+    assert isinstance(failures[0], ZeroDivisionError)
     sender.close()
 
 
@@ -53,27 +53,42 @@ def test_a_closed_sender_refuses() -> None:
         sender.submit(Purpose.SERVING, "a", job(lambda: None))
 
 
-def test_an_asker_that_waits_holds_up_nobody_until_all_wait() -> None:
-    askers, release, begun, third = Askers("n", 2), threading.Event(), threading.Barrier(3), threading.Event()
+def test_a_query_thread_that_waits_holds_up_nobody_until_all_wait() -> None:
+    threads, release, begun, third = QueryThreads("n", 2), threading.Event(), threading.Barrier(3), threading.Event()
 
     def waiting() -> None:
         begun.wait(DEADLINE_S)
         release.wait(DEADLINE_S)
 
-    askers.submit(waiting)
-    askers.submit(waiting)
+    threads.submit(waiting)
+    threads.submit(waiting)
     begun.wait(DEADLINE_S)  # both are carried at once, each by a thread
-    askers.submit(third.set)
+    threads.submit(third.set)
     assert not third.is_set()
     release.set()
     assert third.wait(DEADLINE_S)
-    askers.close()
+    threads.close()
 
 
-def test_an_asker_whose_call_breaks_carries_the_next_one(caplog: pytest.LogCaptureFixture) -> None:
-    askers, done = Askers("n", 1), threading.Event()
-    askers.submit(lambda: 1 / 0)
-    askers.submit(done.set)
+def test_a_query_thread_whose_call_breaks_carries_the_next_one(caplog: pytest.LogCaptureFixture) -> None:
+    threads, done = QueryThreads("n", 1), threading.Event()
+    threads.submit(lambda: 1 / 0)
+    threads.submit(done.set)
     assert done.wait(DEADLINE_S)
-    assert "a question of n could not be carried" in caplog.text
-    askers.close()
+    assert "a query of n failed" in caplog.text
+    threads.close()
+
+
+def test_lane_that_does_not_move_is_refused_instead_of_filled() -> None:
+    sender = Sender("n")
+    stuck = threading.Event()
+    failures: list[Exception] = []
+    sender.submit(Purpose.BULK, "x", Job(stuck.wait, failures.append, MAX_QUEUED_BYTES))
+    with pytest.raises(Unreachable, match=r"bytes of bulk towards 'x' wait for a link"):
+        sender.submit(Purpose.BULK, "x", Job(stuck.wait, failures.append, 1))
+    stuck.set()
+    sender.close()
+    sender.join(5.0)
+    with pytest.raises(Unreachable, match="is closed"):
+        sender.submit(Purpose.BULK, "x", Job(stuck.wait, failures.append, 1))
+    assert failures == []

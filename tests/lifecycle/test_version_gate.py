@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import beta, binom
 
 from edgewise.core.errors import GateRefused, InputError
-from edgewise.lifecycle.gate import compare, improves, loss_upper_bound, require
+from edgewise.lifecycle.version_gate import compare, improves, loss_upper_bound, require
 
 
 def pairs(lost: int, gained: int, num: int) -> tuple[np.ndarray, np.ndarray]:

@@ -13,15 +13,16 @@ from numpy.typing import NDArray
 from edgewise.core.errors import Busy, InputError, PolicyViolation, Unreachable
 from edgewise.core.ids import NodeId, Tier
 from edgewise.core.provenance import RAW, Origins, origins_of
-from edgewise.fleet.serving.example_collector import StayingGood
+from edgewise.fleet.serving.example_collector import ExampleCollector
 from edgewise.fleet.serving.labelling import label_help
 from edgewise.inference.serving_node import device_only_plan
 from edgewise.ledger.entry import Direction, FrameCounter, Purpose
 from edgewise.models.graph.graph import Graph
 from edgewise.models.task import Examples
-from edgewise.planning.plan import Plan
+from edgewise.planning.plan import Plan, Site
 from edgewise.planning.policy import Policy
-from tests.inference.test_serving_loopback import GRAPH, World, whole, world
+from tests.inference.loopback_world import World, world
+from tests.inference.test_serving_loopback import GRAPH, whole
 from tests.inference.tiny import images, raw_plan, split_plan, two_exit_graph
 
 ANY = {"name": "teacher", "min_confidence": 0.0}
@@ -47,7 +48,7 @@ def taught(
 
     async def run() -> tuple[Examples | None, NDArray[Any]]:
         async with world("edge-1", allow=allow) as made:
-            good = StayingGood(NodeId("device-1"), 10**6)
+            good = ExampleCollector(NodeId("device-1"), "tiny", 10**6)
             made.server._on_served = good.served
             await made.install(plan)
             inputs = np.concatenate([images(1, seed) for seed in range(NUM)])
@@ -90,7 +91,7 @@ def test_what_is_learned_from_is_counted_as_training_and_outlasts_a_requests_dea
 
     async def hurry(made: World) -> None:
         made.server.default_deadline_s = 1e-6
-        counters.append(made.server._peers.target("edge-1").transport.door.counter)  # type: ignore[attr-defined]
+        counters.append(made.server._peers.at(Site(Tier.EDGE)).target("edge-1").transport.guard.counter)  # type: ignore[attr-defined]
 
     examples, _ = taught(split_plan(GRAPH, threshold=0.01), ANY | {"reads": "features"}, before=hurry)
     assert examples is not None
@@ -122,7 +123,7 @@ def test_a_device_without_an_edge_says_so() -> None:
     async def lose(made: World) -> None:
         made.server.peer_lost("edge-1")
 
-    with pytest.raises(Unreachable, match="reaches no node of tier edge now"):
+    with pytest.raises(Unreachable, match="reaches no node at site edge now"):
         taught(split_plan(GRAPH, threshold=0.01), ANY | {"reads": "features"}, before=lose)
 
 
@@ -132,8 +133,8 @@ def test_features_and_answers_need_a_plan_that_hands_over() -> None:
             await made.install(device_only_plan(GRAPH))
             with pytest.raises(Busy, match="no plan is in force on 'device-1' that hands over"):
                 made.server.features(images())
-            await made.install(raw_plan(GRAPH), epoch=2)
-            with pytest.raises(Busy, match="runs no segment of the plan in force"):
+            await made.install(raw_plan(GRAPH), revision=2)
+            with pytest.raises(Busy, match="runs no stage of the plan in force"):
                 made.server.features(images())
 
     asyncio.run(run())

@@ -1,0 +1,54 @@
+"""A deployment, and what is known of one model's: the history in the log, what is in force, the rollout in progress."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+import msgspec
+
+from edgewise.core.ids import Revision
+from edgewise.fleet.messages import Deploy
+from edgewise.fleet.serving.rollout_driver import RolloutDriver
+
+
+class Deployment(msgspec.Struct, frozen=True):
+    """A version of a model along plans, in force or on its way there.
+
+    Attributes:
+        model: Which model.
+        deploy: Version and plans.
+        revision: Of the first plan.
+    """
+
+    model: str
+    deploy: Deploy
+    revision: Revision
+
+
+class Withdrawn(msgspec.Struct, frozen=True):
+    """The last deployment of a model is no longer in its history."""
+
+    model: str
+
+
+@dataclass(slots=True)
+class ModelDeployments:
+    """One model: what served, what serves, and the rollout in progress.
+
+    Attributes:
+        history: What was in force, newest last; it is in force.
+        busy: Held by whoever changes it.
+        rollout: In progress; None if none is.
+        rolling_out: What it brings.
+    """
+
+    history: list[Deployment] = field(default_factory=list)
+    busy: asyncio.Lock = field(default_factory=asyncio.Lock)
+    rollout: RolloutDriver | None = None
+    rolling_out: Deployment | None = None
+
+    @property
+    def current(self) -> Deployment | None:
+        """What is in force; None before the first deployment."""
+        return self.history[-1] if self.history else None

@@ -1,0 +1,121 @@
+"""What a node serves: its orders by model, on disk, and the room that is left for another."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import msgspec
+
+from edgewise.core.files import write_atomic
+from edgewise.core.ids import NodeId, Tier
+from edgewise.core.units import format_bytes
+from edgewise.fleet.messages import InForce, InstallOrder, NodesAt
+from edgewise.planning.plan import Site
+
+
+class Installed(msgspec.Struct, frozen=True):
+    """What a node serves, as it is on disk.
+
+    Attributes:
+        orders: What was installed, by model.
+        coordinator: Who ordered it.
+    """
+
+    orders: dict[str, InstallOrder]
+    coordinator: NodeId
+
+
+class InstalledModels:
+    """The orders a node carries out.
+
+    Attributes:
+        orders: By model.
+    """
+
+    def __init__(self, node: NodeId, file: Path, *, max_models: int, max_bytes: int = 0) -> None:
+        """Makes an empty list; `read` gives what is on disk.
+
+        Args:
+            node: The node.
+            file: Where it is written.
+            max_models: How many models may be served at once.
+            max_bytes: What they may take together; 0 for half of the machine's memory.
+        """
+        self.orders: dict[str, InstallOrder] = {}
+        self._node, self._file, self._max_models = node, file, max_models
+        self._max_bytes = max_bytes or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+    @property
+    def in_force(self) -> dict[str, InForce]:
+        """What was ordered, by model."""
+        return {n: InForce(o.version, o.revision, o.digest) for n, o in sorted(self.orders.items())}
+
+    async def read(self) -> Installed:
+        """What was written last.
+
+        Raises:
+            OSError: If there is nothing, or it cannot be read.
+            MsgspecError: If it is something else.
+        """
+        return msgspec.msgpack.decode(await asyncio.to_thread(self._file.read_bytes), type=Installed)
+
+    async def write(self, coordinator: NodeId) -> None:
+        """Writes the orders; they are on disk when this returns.
+
+        Args:
+            coordinator: Who gave the last one.
+        """
+        data = msgspec.msgpack.encode(Installed(self.orders, coordinator))
+        await asyncio.to_thread(write_atomic, self._file, data)
+
+    def refusal_of(self, order: InstallOrder) -> str:
+        """Why there is no room for a model; "" if there is.
+
+        Args:
+            order: What is to be installed; an earlier version of the same model makes room for it.
+
+        Returns:
+            The sentence, with its cure.
+        """
+        others = [other for name, other in self.orders.items() if name != order.model]
+        if len(others) >= self._max_models:
+            names = ", ".join(sorted(other.model for other in others))
+            return (
+                f"{self._node} serves {len(others)} models ({names}) and takes no more, so not {order.model!r}. "
+                "Start it with a larger --max-models, or deploy elsewhere."
+            )
+        needed, taken = _bytes_of(order), sum(map(_bytes_of, others))
+        if needed + taken > self._max_bytes:
+            return (
+                f"{order.model!r} with {len(order.plans)} plans needs about {format_bytes(needed)} on {self._node}, where "
+                f"{format_bytes(taken)} of {format_bytes(self._max_bytes)} for models are taken. Deploy fewer plans or a "
+                "smaller model, or start it with a larger --models-bytes."
+            )
+        return ""
+
+
+def _bytes_of(order: InstallOrder) -> int:
+    """About what a model takes here: its graph, and each plan's sessions with the weights once."""
+    return order.graph.size_bytes * (1 + len(order.plans))
+
+
+def edge_first(order: InstallOrder, edge: NodeId | None) -> InstallOrder:
+    """The same with the edge a device is connected to now as the first that is asked.
+
+    Args:
+        order: As it was installed.
+        edge: That edge; None if it is not known.
+
+    Returns:
+        The order.
+    """
+    if edge is None:
+        return order
+    first = Site(Tier.EDGE)
+    nodes_at = (
+        NodesAt(at.site, (edge, *(name for name in at.nodes if name != edge))) if at.site == first else at
+        for at in order.nodes_at
+    )
+    return msgspec.structs.replace(order, nodes_at=tuple(nodes_at))

@@ -1,0 +1,32 @@
+"""Which model is meant where a fleet or a device serves several."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from edgewise.core.errors import InputError, nearest
+
+
+def choose_model(names: Collection[str], wanted: str = "", *, are: str = "in force") -> str:
+    """Chooses a model by name; without one, the only model there is.
+
+    Args:
+        names: Those there are.
+        wanted: As said; "" if nothing was said.
+        are: What they are, for the error's text.
+
+    Returns:
+        The name.
+
+    Raises:
+        InputError: If there is no such model, or none is named and there are several; it lists them.
+    """
+    if wanted in names:
+        return wanted
+    if not names:
+        raise InputError(f"no model is {are} on this fleet. Train one, or put one there with `edgewise plan --deploy`.")
+    if wanted:
+        raise InputError(f"no model {wanted!r} is {are} here.{nearest(wanted, names)}")
+    if len(names) > 1:
+        raise InputError(f"several models are {are}: {', '.join(sorted(names))}. Say which, with --model NAME.")
+    return next(iter(names))

@@ -1,0 +1,97 @@
+"""Measuring a link with frames: round trip and bandwidth apart, on a clock that the link itself moves."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from edgewise.core.errors import Unreachable
+from edgewise.fleet.node import probe
+from edgewise.fleet.node.probe import MAX_BYTES, PROBE, SMALL_BYTES, Probed, answer_probe, probe_link, probe_once
+from edgewise.ledger.entry import Purpose
+from edgewise.transport.frame import Frame
+from edgewise.transport.keys import Keys
+from edgewise.transport.loopback import LoopbackFabric
+
+
+class Link:
+    """A link of a rate and a round trip; sending moves the clock."""
+
+    def __init__(self, bytes_per_s: float, rtt_s: float, jitter: tuple[float, ...] = (1.0,)) -> None:
+        self.bytes_per_s, self.rtt_s, self.jitter = bytes_per_s, rtt_s, jitter
+        self.now_s = 0.0
+        self.sizes: list[int] = []
+
+    async def query(self, key: str, frame: Frame, *, timeout_s: float) -> Frame:
+        size = sum(tensor.array.nbytes for tensor in frame.tensors)
+        factor = self.jitter[len(self.sizes) % len(self.jitter)]
+        self.sizes.append(size)
+        self.now_s += factor * self.rtt_s + size / self.bytes_per_s
+        return await answer_probe(frame)
+
+
+def measured(link: Link, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(probe, "time", SimpleNamespace(perf_counter=lambda: link.now_s))
+    transport: Any = link
+    return asyncio.run(probe_link(transport, "key"))
+
+
+@pytest.mark.parametrize("bytes_per_s", [8e3, 1e6, 2.5e7])
+@pytest.mark.parametrize("rtt_s", [0.001, 0.05])
+def test_round_trip_and_bandwidth_are_told_apart(
+    bytes_per_s: float, rtt_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = measured(Link(bytes_per_s, rtt_s), monkeypatch)
+    assert found.rtt_s == pytest.approx(rtt_s + SMALL_BYTES / bytes_per_s)
+    assert found.bytes_per_s == pytest.approx(bytes_per_s)
+    assert found.source == "probed"
+
+
+def test_a_slow_answer_among_the_small_ones_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    link = Link(1e6, 0.01, jitter=(1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 30.0))
+    assert measured(link, monkeypatch).rtt_s == pytest.approx(0.01 + SMALL_BYTES / 1e6)
+
+
+def test_frames_grow_until_they_take_long_enough_and_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow, fast = Link(8e3, 0.01), Link(1e12, 0.01)
+    measured(slow, monkeypatch)
+    assert max(slow.sizes) == 2048
+    measured(fast, monkeypatch)
+    assert max(fast.sizes) == MAX_BYTES
+
+
+def test_a_probe_crosses_a_transport_and_its_bytes_are_counted_where_they_arrive() -> None:
+    async def run() -> None:
+        keys, fabric = Keys("test"), LoopbackFabric()
+        served: list[Frame] = []
+
+        async def serve(frame: Frame) -> Frame:
+            served.append(await answer_probe(frame))
+            return served[-1]
+
+        device, edge = fabric.open("device-1"), fabric.open("edge-1")
+        await edge.serve(keys.service("edge-1", PROBE), serve)  # type: ignore[arg-type]
+        assert await probe_once(device, keys.service("edge-1", PROBE), 512) > 0.0  # type: ignore[arg-type]
+        assert served[0].read(Probed) == Probed(512)
+        assert served[0].purpose is Purpose.SERVING
+        fabric.cut("edge-1")
+        with pytest.raises(Unreachable):
+            await probe_once(device, keys.service("edge-1", PROBE), 512)  # type: ignore[arg-type]
+
+    asyncio.run(run())
+
+
+def test_nothing_on_the_way_can_shrink_a_probe() -> None:
+    import zlib
+
+    class Caught(Link):
+        async def query(self, key: str, frame: Frame, *, timeout_s: float) -> Frame:
+            data = frame.tensors[0].array.tobytes()
+            assert len(zlib.compress(data)) > 0.99 * len(data)
+            return await super().query(key, frame, timeout_s=timeout_s)
+
+    transport: Any = Caught(1e6, 0.01)
+    asyncio.run(probe_once(transport, "key", 4096))
