@@ -32,9 +32,8 @@ LONG_FILES: dict[str, str] = {
     "fleet/training/role_driver.py": "one idea: how the events of one role are folded, logged, kept small and read again",
     "inference/model_server.py": "one idea: a model that serves, from its first plan over requests and streams to its end",
     "service/open_inference.py": "one idea: the Open Inference Protocol as an HTTP service, route by route",
-    "simulation/virtual_run.py": "one idea: the one virtual driver, which carries out every action of every protocol",
-    "training/protocols/hierarchical/cloud.py": "one idea: the coordinator's step through edges; each handler is one event",
-    "training/protocols/run_state.py": "the state that servers of every protocol share, and its changes; the next to be parted",
+    "simulation/virtual_run.py": "one idea: every action of a role carried out in virtual time",
+    "training/protocols/hierarchical/cloud.py": "one idea: what each event does on the cloud, beside its table",
 }
 """Path below src/edgewise -> why it may be longer than 400 lines. Length alone is no reason to part a file with one idea."""
 MOST_UNFORMATTED = 20

@@ -12,7 +12,7 @@ import pytest
 from edgewise.core.ids import ClientId, Epoch, NodeId
 from edgewise.core.seeds import Seeds
 from edgewise.simulation.virtual_clients import kept_from_bytes
-from edgewise.simulation.virtual_run import Disturbance
+from edgewise.simulation.virtual_node import Disturbance
 from edgewise.testing.quadratics import LeastSquaresEngine, quadratic
 from edgewise.training.aggregate import fixed_point as fp
 from edgewise.training.algorithms import fed_avg, scaffold

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from edgewise.codecs.codec import Codec, Payload, Shape, State, check_shape
 from edgewise.codecs.wire import payload_from_bytes, payload_of, payload_to_buffers
+from edgewise.core.dtypes import dtype_name
 from edgewise.core.errors import FrameRefused
 from edgewise.core.provenance import origins_of, traced
 
@@ -142,7 +143,7 @@ def decode_bundle(codecs: Codecs, accepted: Sequence[Section] | None, coded: Cod
         else:
             raise FrameRefused(f"section {section.name!r} came coded, it is expected as it is.")
         dtype = dtypes.get(section.name)
-        if dtype is not None and value.dtype != dtype:
+        if dtype is not None and dtype_name(value.dtype) != dtype:
             raise FrameRefused(f"section {section.name!r} must be {dtype}, found {value.dtype}.")
         found[section.name] = value
     return found

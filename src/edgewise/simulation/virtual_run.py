@@ -20,6 +20,8 @@ from edgewise.simulation.agenda import Agenda
 from edgewise.simulation.costs import VirtualCosts
 from edgewise.simulation.record import SimulatedRound
 from edgewise.simulation.virtual_clients import Workers
+from edgewise.simulation.virtual_node import Disturbance, VirtualNode
+from edgewise.simulation.virtual_store import VirtualStore
 from edgewise.training.algorithm import FederatedAlgorithm
 from edgewise.training.protocols.event_log import decode_event, encode_event
 from edgewise.training.protocols.folding import vector_from_bytes
@@ -53,19 +55,16 @@ from edgewise.training.protocols.messages import (
     WorkDone,
     WorkGivenUp,
 )
-from edgewise.training.protocols.protocol import CLIENT, COORDINATOR, EDGE, Protocol, Role, RunView, Step, replay
+from edgewise.training.protocols.protocol import CLIENT, COORDINATOR, EDGE, Protocol, RunView, replay
 
 Fails = Callable[[RoundNumber, ClientId], bool]
 """Whether a client drops out of a round."""
 Evaluate = Callable[[RoundNumber, Vector], dict[str, float]]
 """Metrics of the model after a round; empty to skip it."""
 OnRound = Callable[[SimulatedRound], None]
-FIRST_EPOCH = Epoch(1)
 RETRY_S = 1.0
 """Seconds until a letter without an answer is sent again."""
 _NOBODY: dict[ClientId, SeenClient] = {}
-_MANY_BLOBS = 1024
-"""So many new ones are swept also where no round closes."""
 
 
 def never(number: RoundNumber, client: ClientId) -> bool:
@@ -76,53 +75,6 @@ def never(number: RoundNumber, client: ClientId) -> bool:
 def unjudged(number: RoundNumber, vector: Vector) -> dict[str, float]:
     """No model is evaluated."""
     return {}
-
-
-class Disturbance:
-    """What goes wrong in a run; this one disturbs nothing but has everything logged and delivered until acknowledged."""
-
-    def fate(self, node: VirtualNode, letter: AnyLetter) -> tuple[float, ...]:
-        """Extra seconds of each copy of a letter, or of its answer; () loses it."""
-        return (0.0,)
-
-    def kills(self, node: VirtualNode, event: Event) -> bool:
-        """Whether the node dies after the event is logged, before anything is made of it."""
-        return False
-
-
-@dataclass(slots=True, eq=False)
-class VirtualNode:
-    """One role on one node.
-
-    Attributes:
-        role: `coordinator`, `edge` or `client`.
-        name: The edge's or the client's; "" for the coordinator.
-        address: Both.
-        part: The protocol's role.
-        step: Its step, bound to algorithm and blobs.
-        state: The fold of its log.
-        epoch: Incarnation; grows when it is started again.
-        is_up: Whether letters arrive.
-        log: Its events, where a run is disturbed.
-        outbox: Letters that are not acknowledged, where a run is disturbed.
-        held: Section blobs that it received last; they are not sent to it again.
-        delivered: Blobs it need not send any more.
-        needed: What it needed at the last sweep.
-    """
-
-    role: str
-    name: str
-    part: Role
-    step: Step
-    address: Address
-    state: Any = None
-    epoch: Epoch = FIRST_EPOCH
-    is_up: bool = True
-    log: list[Event] = field(default_factory=list)
-    outbox: dict[tuple[Address, str], AnyLetter] = field(default_factory=dict)
-    held: frozenset[Digest] = frozenset()
-    delivered: set[Digest] = field(default_factory=set)
-    needed: frozenset[Digest] = frozenset()
 
 
 @dataclass(slots=True)
@@ -147,6 +99,7 @@ class VirtualRun:
         records: Of closed rounds.
         outcome: How the run ended; None before.
         announced: Rounds, waiting sentences and quarantines, as they were announced.
+        store: Keeps the blobs.
         refusals: How often each reason was given, by role of who gave it.
     """
 
@@ -168,11 +121,9 @@ class VirtualRun:
     outcome: Outcome | None = None
     announced: list[Action] = field(default_factory=list)
     refusals: dict[tuple[str, Refusal], int] = field(default_factory=dict)
+    store: VirtualStore = field(init=False)
     _works: list[tuple[VirtualNode, Epoch, Work]] = field(default_factory=list)
     _timers: dict[tuple[str, str, str], int] = field(default_factory=dict)
-    _under_way: dict[Digest, int] = field(default_factory=dict)
-    _users: dict[Digest, int] = field(default_factory=dict)
-    _fresh: set[Digest] = field(default_factory=set)
     _touched: dict[int, VirtualNode] = field(default_factory=dict)
     _num_put: int = 0
     _up_bytes: int = 0
@@ -185,7 +136,7 @@ class VirtualRun:
         for role, part in self.protocol.roles.items():
             step = part.make_step(self.algorithm, self.blobs)
             self.nodes[role] = {name: VirtualNode(role, name, part, step, Address(role, name)) for name in names[role]}
-        self._fresh.update(self.blobs)
+        self.store = VirtualStore(self.blobs)
 
     # -- running -------------------------------------------------------------------------------------------------
 
@@ -296,13 +247,8 @@ class VirtualRun:
             self._post(node, receiver, letter, extra)
 
     def _post(self, sender: VirtualNode, receiver: VirtualNode, letter: AnyLetter, extra: float) -> None:
-        size, blobs, under_way = 0, letter.blobs, self._under_way
-        for name in blobs:
-            digest = name.digest
-            if digest not in receiver.held:
-                size += name.size_bytes
-            under_way[digest] = under_way.get(digest, 0) + 1
-        seconds = self._charge(sender, receiver, size)
+        blobs = letter.blobs
+        seconds = self._charge(sender, receiver, self.store.sent(blobs, receiver.held))
         self.agenda.after(seconds + extra, self._arrive, sender, sender.epoch, receiver, letter, blobs)
 
     def _charge(self, sender: VirtualNode, receiver: VirtualNode, size: int) -> float:
@@ -321,8 +267,7 @@ class VirtualRun:
     def _arrive(
         self, sender: VirtualNode, epoch: Epoch, receiver: VirtualNode, letter: AnyLetter, blobs: tuple[BlobName, ...]
     ) -> None:
-        for name in blobs:
-            self._under_way[name.digest] -= 1
+        self.store.arrived(blobs)
         if not receiver.is_up:
             return
         if blobs and receiver.role != COORDINATOR:
@@ -366,7 +311,7 @@ class VirtualRun:
 
     def _work(self) -> None:
         """Has the clients of this instant work together."""
-        if len(self._fresh) > _MANY_BLOBS + 2 * len(self._users):
+        if self.store.has_many:
             self._sweep()
         works = [(node, work) for node, epoch, work in self._works if epoch == node.epoch]
         self._works.clear()
@@ -406,9 +351,7 @@ class VirtualRun:
         """Stores a client's bytes. Undisturbed they come once, so a number names them as well as their digest does."""
         self._num_put += 1
         digest = Digest(f"{self._num_put:064x}") if self.disturbance is None else digest_of(data)
-        self.blobs[digest] = data
-        self._fresh.add(digest)
-        return digest
+        return self.store.put(digest, data)
 
     def _set_timer(self, node: VirtualNode, action: SetTimer) -> None:
         key = (node.role, node.name, action.name)
@@ -444,35 +387,12 @@ class VirtualRun:
         )
 
     def _sweep(self) -> None:
-        """Drops blobs that no role needs and no letter under way names; looks only at what changed since the last time."""
-        if self.disturbance is not None:
-            return
-        users, loose = self._users, self._fresh
-        for node in self._touched.values():
-            needed = frozenset(node.part.needs(node.state)) - node.delivered
-            for digest in needed - node.needed:
-                users[digest] = users.get(digest, 0) + 1
-            for digest in node.needed - needed:
-                users[digest] -= 1
-                loose.add(digest)
-            node.needed = needed
-            node.delivered.clear()
-        self._touched.clear()
-        under_way = self._under_way
-        self._under_way = {digest: count for digest, count in under_way.items() if count}
-        self._fresh = set()
-        for digest in loose:
-            if users.get(digest):
-                continue
-            if digest in self._under_way:
-                self._fresh.add(digest)
-            else:
-                self.blobs.pop(digest, None)
-                users.pop(digest, None)
+        if self.disturbance is None:
+            self.store.sweep(self._touched.values())
+            self._touched.clear()
 
     def _store(self, node: VirtualNode, action: Store) -> None:
-        self.blobs.update(action.blobs)
-        self._fresh.update(action.blobs)
+        self.store.update(action.blobs)
 
     def _announce(self, node: VirtualNode, action: Action) -> None:
         self.announced.append(action)

@@ -42,6 +42,10 @@ from edgewise.transport.bulk.blobs import FolderBlobs
 MAPPED_BYTES = 2**20
 """Blobs from this size on are read by mapping the file: a model is in memory as far as it is looked at."""
 SNAPSHOT = "snapshot"
+MOST_SPARE, SPARE_BYTES = 32, 2**22
+"""So many blobs, or about so many bytes, may lie about before a snapshot is made and they are dropped."""
+QUICK_ENTRIES = 2**18
+"""Of a model whose letters are folded on the event loop, on a client."""
 
 
 class MappedBlobs(Mapping[Digest, bytes]):
@@ -248,7 +252,10 @@ class RoleDriver:
         while self._waiting:
             batch, self._waiting = self._waiting, []
             try:
-                results = await asyncio.to_thread(self._fold, [waiting.event for waiting in batch])
+                events = [waiting.event for waiting in batch]
+                # A client's step reads no blob and its log waits for no disk: a thread would cost more than it does.
+                is_quick = self.role_name == CLIENT and self.spec.num_entries < QUICK_ENTRIES
+                results = self._fold(events) if is_quick else await asyncio.to_thread(self._fold, events)
             except BaseException as error:
                 results = [error] * len(batch)
             for waiting, result in zip(batch, results, strict=True):
@@ -382,7 +389,10 @@ class RoleDriver:
             if isinstance(action, Send)
             for blob in action.letter.blobs
         }
-        return self.mentioned - self._spared - set(self.role.needs(state)) - sent - self.holds(self)
+        spare = self.mentioned - self._spared - set(self.role.needs(state)) - sent - self.holds(self)
+        is_over = any(isinstance(action, EndRun) for _, actions in folded for action in actions)
+        is_little = len(spare) < MOST_SPARE and 4 * self.spec.num_entries * len(spare) < SPARE_BYTES
+        return set() if is_little and not is_over else spare
 
     def _snapshot(self, state: Any) -> bytes:
         encoded = msgspec.Raw(msgspec.msgpack.encode(state))

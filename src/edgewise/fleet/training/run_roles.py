@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -170,12 +170,12 @@ class RunRoles:
         """A node is here (again): its runs hear of it, letters that wait for it go out."""
         self._letters.returned(info.node, info.client or info.node)
         if self.presence is not None and (info.client or info.tier is Tier.EDGE):
-            self._node.spawn(self._heard(self.presence.is_here(info)), f"welcome {info.node} to runs")
+            self._node.spawn(self._tell(self.presence.is_here, info), f"welcome {info.node} to runs")
 
     def node_lost(self, info: NodeInfo, cause: str) -> None:
         """A node is gone or hangs."""
         if self.presence is not None and (info.client or info.tier is Tier.EDGE):
-            self._node.spawn(self._heard(self.presence.is_lost(info, cause)), f"miss {info.node}")
+            self._node.spawn(self._tell(self.presence.is_lost, info, cause), f"miss {info.node}")
 
     def expect(self, *, again: bool = False) -> None:
         """Says whose work is awaited, so that a hung worker is noticed; `again` where nodes have moved."""
@@ -190,8 +190,8 @@ class RunRoles:
             driver.is_closed = True
             await driver.settled()
 
-    async def _heard(self, work: Any) -> None:
-        await work
+    async def _tell(self, tell: Callable[..., Awaitable[None]], *sighting: Any) -> None:
+        await tell(*sighting)
         self.expect(again=True)
 
     def _servers(self) -> Iterable[RoleDriver]:

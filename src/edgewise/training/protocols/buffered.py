@@ -22,6 +22,7 @@ from edgewise.training.algorithm import ClientRecord, FederatedAlgorithm
 from edgewise.training.protocols import collection as c
 from edgewise.training.protocols import run_state as r
 from edgewise.training.protocols.client_role import CLIENT_ROLE
+from edgewise.training.protocols.closing import after_end, closed
 from edgewise.training.protocols.folding import Decoder, fold
 from edgewise.training.protocols.letters import (
     Address,
@@ -280,7 +281,7 @@ def _refusal_of(state: BufferedState, letter: UpdateReport, event: Received) -> 
 def _folded(parts: _Parts, state: BufferedState, actions: tuple[Action, ...]) -> Result:
     run, name = state.run, r.timer_name(state.run)
     sums = fold(parts.algorithm.exchanges[0], parts.decoder, run.collection.answers.values(), run.config.num_entries)
-    run, closing = r.closed(parts.algorithm, parts.blobs, run, sums)
+    run, closing = closed(parts.algorithm, parts.blobs, run, sums)
     actions += closing
     if run.deadline_s is not None:
         actions += (SetTimer(name, None),)
@@ -355,7 +356,7 @@ def _cancelled(parts: _Parts, state: BufferedState, event: RunCancelled) -> Resu
 
 def _after_end(parts: _Parts, state: BufferedState, event: Received) -> Result:
     assert isinstance(event.letter, UpdateReport)
-    run, actions = r.after_end(state.run, event.letter)
+    run, actions = after_end(state.run, event.letter)
     return msgspec.structs.replace(state, run=run), actions
 
 

@@ -19,6 +19,7 @@ from edgewise.core.spec import Spec
 from edgewise.training.algorithm import FederatedAlgorithm
 from edgewise.training.protocols import collection as c
 from edgewise.training.protocols.client_role import CLIENT_ROLE
+from edgewise.training.protocols.closing import after_end, closed
 from edgewise.training.protocols.folding import Decoder, fold
 from edgewise.training.protocols.letters import Address, AnyLetter, RunEnded, UpdateReport, WorkFailed, WorkOrder
 from edgewise.training.protocols.messages import (
@@ -45,12 +46,10 @@ from edgewise.training.protocols.run_state import (
     Phase,
     Result,
     RunState,
-    after_end,
     cancelled,
     candidates_of,
     change,
     chose_too_few,
-    closed,
     cohort_of,
     endings,
     needs,
