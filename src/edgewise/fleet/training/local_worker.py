@@ -24,7 +24,8 @@ from edgewise.core.process import keep_for_good
 from edgewise.fleet.messages import HardExamples, Progress, hard_examples_of
 from edgewise.fleet.node.delivery import deliver
 from edgewise.fleet.node.node import Node
-from edgewise.fleet.training.role_driver import MappedBlobs, RoleDriver
+from edgewise.fleet.training.role_driver import RoleDriver
+from edgewise.fleet.training.run_blobs import MappedBlobs
 from edgewise.models.task import Examples, Task, load_task, user_code
 from edgewise.training.protocols.letters import BlobName
 from edgewise.training.protocols.messages import Work, WorkDone, WorkGivenUp
