@@ -87,7 +87,7 @@ def test_two_versions_roll_out_at_once_and_one_is_rolled_back_while_the_other_st
         await fleet.until(lambda: fleet.versions(DEVICE) == {"digits": 3, "faces": 4})
         assert not any(task.done() for task in rollouts.values())
         ack = await fleet.operator.rollback("digits")
-        assert (ack.details["version"], ack.details["from"]) == (1, 3)
+        assert (ack.version, ack.taken_back) == (1, 3)
         assert "an operator asked for the former version" in (await rollouts["digits"]).reason
         assert (fleet.versions(DEVICE), rollouts["faces"].done()) == ({"digits": 1, "faces": 4}, False)
         assert await ask(fleet, "faces", 3) == [(4, whole(NEWER["faces"], seed)) for seed in range(3)]

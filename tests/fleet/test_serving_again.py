@@ -194,8 +194,8 @@ def test_orders_and_counts_are_of_one_model(tmp_path: Path) -> None:
         for index in range(3):
             await serving.models["digits"].served.infer({"x": images(1, index)}, request=f"r{index}")
         await asyncio.sleep(0.05)
-        assert (await serving._feedback(Feedback("digits", {"r0": 1, "r9": 1}))).details == {"taken": 1}
-        assert (await serving._feedback(Feedback("faces", {"r0": 1}))).details == {"taken": 0}
+        assert (await serving._feedback(Feedback("digits", {"r0": 1, "r9": 1}))).taken == 1
+        assert (await serving._feedback(Feedback("faces", {"r0": 1}))).taken == 0
         counts = [await serving._counts(ExampleCountsRequest(name)) for name in ("digits", "faces")]
         assert [(c.num_hard, c.num_labelled) for c in counts] == [(3, 1), (0, 0)]
         health = [await serving._health(HealthRequest(n, Revision(r))) for n, r in (("digits", 64), ("faces", 128))]

@@ -44,11 +44,11 @@ async def deploy(demo: Demo) -> None:
     ack = await demo.operator.deploy(Deploy(demo.version.number, plans, demo.deadline_s, inputs))
     if not ack.accepted:
         raise EdgewiseError(f"version {demo.version.number} was not deployed: {ack.reason}")
-    for reason in ack.details["codec_gates"]:
+    for reason in ack.codec_gates:
         demo.show.line(f"  coded cut beside uncoded: {reason}")
     demo.happened(
         "serving",
-        f"version {demo.version.number} is in force on {len(ack.details['devices'])} devices, {len(plans)} plans warm",
+        f"version {demo.version.number} is in force on {len(ack.devices)} devices, {len(plans)} plans warm",
         "plan",
     )
 

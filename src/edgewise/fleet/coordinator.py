@@ -19,14 +19,17 @@ from edgewise.fleet.messages import (
     Ack,
     CancelRun,
     Deploy,
+    DeployAck,
     FleetAnswer,
     FleetRequest,
     GraphRequest,
     ListVersions,
     NodeInfo,
     NodeRow,
+    RegisterAck,
     RegisterVersion,
     Rollback,
+    RollbackAck,
     RunRequest,
     RunStatus,
     RunSubmitted,
@@ -143,7 +146,7 @@ class Coordinator:
         version = self.versions.get(request.version)
         return Ack(), {"graph": np.frombuffer(self.versions.blobs.read(version.graph), np.uint8)}
 
-    async def _register(self, request: RegisterVersion, frame: Frame, _: NodeInfo) -> Ack:
+    async def _register(self, request: RegisterVersion, frame: Frame, _: NodeInfo) -> RegisterAck:
         graph = frame.array("graph").tobytes()
         version = await asyncio.to_thread(
             self.versions.register_graph, graph, task=request.task, origin=request.origin, parent=request.parent
@@ -156,12 +159,12 @@ class Coordinator:
                 "passed": version.gate is None or version.gate.passed,
             },
         )
-        return Ack(details={"version": version.number, "gate": msgspec.to_builtins(version.gate)})
+        return RegisterAck(version=version.number)
 
-    async def _deploy(self, request: Deploy, *_: Any) -> Ack:
+    async def _deploy(self, request: Deploy, *_: Any) -> DeployAck:
         return await self.deployments.deploy(request)
 
-    async def _rollback(self, request: Rollback, *_: Any) -> Ack:
+    async def _rollback(self, request: Rollback, *_: Any) -> RollbackAck:
         return await self.deployments.rollback(request.model)
 
     async def _confidences(self, report: Confidences, frame: Frame, sender: NodeInfo) -> Ack:

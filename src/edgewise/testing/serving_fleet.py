@@ -132,7 +132,7 @@ class ServingFleet:
         ack = await self.operator.register(graph, task=model, parent=parent)
         if not ack.accepted:
             raise InputError(ack.reason)
-        return int(ack.details["version"])
+        return ack.version
 
     async def infer(
         self, device: str, model: str, inputs: Mapping[str, NDArray[Any]], *, deadline_s: float | None = None

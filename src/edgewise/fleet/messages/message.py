@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import msgspec
 
@@ -29,12 +28,10 @@ class Ack(Message, frozen=True):
     Attributes:
         accepted: Whether it was taken (durably, where it changes state).
         reason: Why not; a sentence.
-        details: More, for people.
     """
 
     accepted: bool = True
     reason: str = ""
-    details: dict[str, Any] = {}
 
 
 class BlobRef(msgspec.Struct, frozen=True):

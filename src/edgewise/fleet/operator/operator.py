@@ -24,8 +24,11 @@ from edgewise.fleet.messages import (
     CancelRun,
     Capability,
     Deploy,
+    DeployAck,
     ExampleCounts,
     ExampleCountsRequest,
+    Feedback,
+    FeedbackAck,
     FleetAnswer,
     FleetRequest,
     GraphRequest,
@@ -37,8 +40,10 @@ from edgewise.fleet.messages import (
     NodeRow,
     ProfileAnswer,
     ProfileOrder,
+    RegisterAck,
     RegisterVersion,
     Rollback,
+    RollbackAck,
     RunRequest,
     RunStatus,
     RunSubmitted,
@@ -227,29 +232,29 @@ class Operator:
         )
         return frame.array("graph").tobytes()
 
-    async def register(self, graph: bytes, *, task: str, origin: str = "imported", parent: int = 0) -> Ack:
-        """Offers a model version; the gate decides. Details: version, gate."""
+    async def register(self, graph: bytes, *, task: str, origin: str = "imported", parent: int = 0) -> RegisterAck:
+        """Offers a model version; the gate decides."""
         array = np.frombuffer(graph, np.uint8)
-        return await self._ask(RegisterVersion(task, origin, parent), Ack, {"graph": array})
+        return await self._ask(RegisterVersion(task, origin, parent), RegisterAck, {"graph": array})
 
     async def profile(self, node: NodeId, order: ProfileOrder) -> ProfileAnswer:
         """Lets a node measure a graph and its home link."""
         return await self._ask(order, ProfileAnswer, to=node)
 
-    async def deploy(self, deploy: Deploy) -> Ack:
+    async def deploy(self, deploy: Deploy) -> DeployAck:
         """Serves a version along plans, device by device; answers when it is done or halted."""
-        return await self._ask(deploy, Ack)
+        return await self._ask(deploy, DeployAck)
 
-    async def rollback(self, model: str = "") -> Ack:
+    async def rollback(self, model: str = "") -> RollbackAck:
         """Restores the version of a model that served before; a rollout in progress is taken back.
 
         Args:
             model: Which; "" for the only one in force.
 
         Returns:
-            Yes or why not. Details: model, version, from, revision.
+            Yes with the version that serves again, or why not.
         """
-        return await self._ask(Rollback(model), Ack)
+        return await self._ask(Rollback(model), RollbackAck)
 
     async def ledger(self, node: NodeId) -> LedgerAnswer:
         """What a node counted."""
@@ -258,6 +263,10 @@ class Operator:
     async def example_counts(self, node: NodeId, model: str) -> ExampleCounts:
         """How many hard examples of a model a device has collected."""
         return await self._ask(ExampleCountsRequest(model), ExampleCounts, to=node)
+
+    async def feedback(self, node: NodeId, feedback: Feedback) -> FeedbackAck:
+        """Gives a device labels of what it answered."""
+        return await self._ask(feedback, FeedbackAck, to=node)
 
     async def order(self, node: NodeId, message: Message) -> Ack:
         """Any order to any node."""

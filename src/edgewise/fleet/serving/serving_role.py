@@ -24,6 +24,7 @@ from edgewise.fleet.messages import (
     ExampleCounts,
     ExampleCountsRequest,
     Feedback,
+    FeedbackAck,
     HardExamples,
     Health,
     HealthRequest,
@@ -223,7 +224,7 @@ class Serving:
                 return Ack(False, cause)
             await self._serve(order)
             await self._remember(frame)
-        return Ack(details={"model": order.model, "version": order.version, "revision": int(order.revision)})
+        return Ack()
 
     async def uninstall(self, order: UninstallOrder, frame: Frame | None = None, _: Any = None) -> Ack:
         """Serves a model no longer; open requests finish.
@@ -244,7 +245,7 @@ class Serving:
                 assert self._device is not None
                 self._device.withdraw(order.model)
             await self._remember(frame)
-        return Ack(details={"model": order.model})
+        return Ack()
 
     async def _serve(self, order: InstallOrder) -> None:
         graph = await self._load(order.graph)
@@ -352,12 +353,13 @@ class Serving:
     def _model(self, name: str) -> DeviceModel:
         return self.models[choose_model(self.models, name)]
 
-    async def _feedback(self, feedback: Feedback, *_: Any) -> Ack:
+    async def _feedback(self, feedback: Feedback, *_: Any) -> FeedbackAck:
         taken = self._model(feedback.model).collector.label(feedback.labels)
-        return Ack(details={"taken": taken})
+        return FeedbackAck(taken=taken)
 
     async def _collect(self, order: CollectOrder, *_: Any) -> Ack:
-        return Ack(details={"kept": self._model(order.model).collector.collect(order.last)})
+        self._model(order.model).collector.collect(order.last)
+        return Ack()
 
     async def _counts(self, request: ExampleCountsRequest, *_: Any) -> ExampleCounts:
         return self._model(request.model).counts()
