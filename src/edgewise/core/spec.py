@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -55,10 +56,7 @@ class Spec(msgspec.Struct, frozen=True):
             return value
         if isinstance(value, str):
             if "(" in value:
-                raise InputError(
-                    f"{value!r} is text with parameters, needed is a name or a table. Write it as a table with a 'name', "
-                    "or read it with Spec.parse."
-                )
+                raise InputError(f"{value!r} is text with parameters, needed is a name or a table. {_cure(value)}")
             return Spec(value)
         if isinstance(value, Mapping) and "name" in value:
             params = {k: _nested(v) for k, v in value.items() if k != "name"}
@@ -113,6 +111,22 @@ def _from_syntax(node: ast.AST) -> Any:
     if isinstance(node, ast.Dict) and None not in node.keys:
         return {_from_syntax(k): _from_syntax(v) for k, v in zip(node.keys, node.values, strict=True) if k}
     return ast.literal_eval(node)
+
+
+def _cure(text: str) -> str:
+    """Says how the text that 0.1.0 took in a job file is written now."""
+    try:
+        return f"Write it as {_inline_toml(Spec.parse(text).to_dict())}, or read it with Spec.parse."
+    except InputError:
+        return "Write it as a table with a 'name', e.g. { name = \"top_k\", fraction = 0.1 }."
+
+
+def _inline_toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{k} = {_inline_toml(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_inline_toml(v) for v in value) + "]"
+    return json.dumps(value, ensure_ascii=False)  # TOML writes text, numbers and truth as JSON does
 
 
 def _nested(value: Any) -> Any:

@@ -149,7 +149,7 @@ def _finished(demo: Demo) -> Report:
     return explained(
         demo.report,
         {
-            "faults.returned_home": "the plan in force uses no edge",
+            "faults.returned_home": "no device's plan used the edge when it was killed",
             "faults.failover_ms": "no request of that edge's devices was answered otherwise after the kill",
             "loop.accuracy_after": "the gate refused the new version",
             "loop.rolled_back": "the gate refused the new version, so there was nothing to roll back",

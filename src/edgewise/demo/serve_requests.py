@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -15,6 +16,7 @@ from edgewise.core.units import parse_rate
 from edgewise.demo.scenario import SLOW_BYTES_PER_S, TASK, Demo
 from edgewise.demo.streaming import Sent, revisions_changed, stream, take
 from edgewise.fleet.messages import Deploy, PlanInputs
+from edgewise.fleet.serving.deployments import REVISIONS_PER_DEPLOYMENT
 from edgewise.inference.accuracy import prediction_error
 from edgewise.inference.evidence import CODECS
 from edgewise.ledger.kpis import inference_kpis
@@ -195,12 +197,24 @@ async def _plans_in_force(demo: Demo) -> dict[str, int]:
     }
 
 
+def edge_users(plans: Sequence[Plan], revisions: Mapping[str, int]) -> set[str]:
+    """The devices whose plan in force computes on an edge.
+
+    Args:
+        plans: As deployed, in order.
+        revisions: Each device's plan revision.
+    """
+    chosen = {device: plans[revision % REVISIONS_PER_DEPLOYMENT] for device, revision in revisions.items()}
+    return {device for device, plan in chosen.items() if Tier.EDGE in plan.tiers}
+
+
 async def _dead_edge(demo: Demo) -> tuple[Sent, float, bool | None]:
     parts = demo.task.parts.stream
     number = demo.settings.edge_kill
     inputs, targets = take(parts.inputs, parts.targets, number, first=demo.settings.fault_free)
     total_s, killed_at_s, home = number * demo.settings.gap_s, 0.0, False
     restarted = asyncio.Event()
+    users = edge_users(alternatives(demo), await _plans_in_force(demo))
 
     async def fault() -> None:
         nonlocal killed_at_s
@@ -222,8 +236,9 @@ async def _dead_edge(demo: Demo) -> tuple[Sent, float, bool | None]:
         stream(demo, "edge killed", inputs, targets, plan=demo.plan, on_reply=on_reply), fault()
     )
     demo.stream_sent.append(sent)
-    if Tier.EDGE not in demo.plan.tiers:
-        return sent, killed_at_s, None  # the plan has no use for an edge, dead or alive
+    if not any(demo.fleet.edge_of(device) == 0 for device in users):
+        demo.happened("edge killed", f"no device's plan used {EDGE} when it was killed, so none returns to it", "plan")
+        return sent, killed_at_s, None
     home = home or await _wait_for_home(demo)
     demo.happened("edge killed", f"{EDGE} {'is used again' if home else 'was not used again'}", "plan")
     return sent, killed_at_s, home
