@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from edgewise.fleet.messages.message import (
     INLINE_BYTES,
+    SLOWEST_BYTES_PER_S,
     Ack,
     BlobRef,
     Message,
@@ -36,6 +37,7 @@ from edgewise.fleet.messages.serving_messages import (
     ExampleCounts,
     ExampleCountsRequest,
     Feedback,
+    GraphAnswer,
     GraphRequest,
     Health,
     HealthRequest,
@@ -68,6 +70,7 @@ from edgewise.fleet.messages.training_messages import (
 
 __all__ = [
     "INLINE_BYTES",
+    "SLOWEST_BYTES_PER_S",
     "Ack",
     "BlobRef",
     "CancelRun",
@@ -79,6 +82,7 @@ __all__ = [
     "Feedback",
     "FleetAnswer",
     "FleetRequest",
+    "GraphAnswer",
     "GraphRequest",
     "HardExamples",
     "Health",
