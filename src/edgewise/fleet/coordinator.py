@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from edgewise.core.ids import NodeId, Tier
 from edgewise.fleet.membership.watch import Watch
 from edgewise.fleet.messages import (
     Ack,
+    BlobRef,
     CancelRun,
     Deploy,
     DeployAck,
     FleetAnswer,
     FleetRequest,
+    GraphAnswer,
     GraphRequest,
     ListVersions,
     NodeInfo,
@@ -48,6 +49,8 @@ from edgewise.fleet.training.runs import Runs
 from edgewise.transport.frame import Frame
 
 log = logging.getLogger("edgewise.fleet")
+MOST_GRAPH_BYTES = 2**31
+"""What ONNX can be in one piece: protobuf's own bound."""
 
 
 class Coordinator:
@@ -142,12 +145,13 @@ class Coordinator:
         in_force = {name: now.deploy.version for name, now in self.deployments.in_force().items()}
         return Versions(tuple(self.registry.versions()), in_force)
 
-    async def _graph(self, request: GraphRequest, *_: Any) -> Any:
+    async def _graph(self, request: GraphRequest, *_: Any) -> GraphAnswer:
         version = self.versions.get(request.version)
-        return Ack(), {"graph": np.frombuffer(self.versions.blobs.read(version.graph), np.uint8)}
+        return GraphAnswer(BlobRef(version.graph, self.versions.graph_size(version.number), self.node.name))
 
-    async def _register(self, request: RegisterVersion, frame: Frame, _: NodeInfo) -> RegisterAck:
-        graph = frame.array("graph").tobytes()
+    async def _register(self, request: RegisterVersion, _: Frame, sender: NodeInfo) -> RegisterAck:
+        digest = await self.node.pull_announced(request.graph, sender.node, "a graph", most_bytes=MOST_GRAPH_BYTES)
+        graph = await asyncio.to_thread(self.node.blobs.read, digest)
         version = await asyncio.to_thread(
             self.versions.register_graph, graph, task=request.task, origin=request.origin, parent=request.parent
         )

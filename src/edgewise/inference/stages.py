@@ -13,11 +13,13 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.core.errors import InputError, PlanInfeasible
+from edgewise.core.ids import Digest
 from edgewise.core.provenance import derived, origins_of, traced
 from edgewise.models.graph.graph import Graph
 from edgewise.planning.plan import ENTRY, Gate, Handover, Plan, Site, Stage
@@ -26,6 +28,8 @@ Tensors = dict[str, NDArray[Any]]
 
 # Below this the wait is spun, for `time.sleep` returns late by about as much.
 _SPIN_S = 150e-6
+_SESSIONS: WeakValueDictionary[tuple[Digest, tuple[str, ...], tuple[str, ...]], Any] = WeakValueDictionary()
+"""Of this process, by graph and boundary; a session runs on several threads at once."""
 _HELD_UP = 3.0
 _LAST_RUNS = 32
 _FEWEST_RUNS = 8
@@ -49,7 +53,9 @@ def make_session(model: bytes, *, threads: int = 1) -> Any:
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session._model_bytes = None  # kept for sessions that change their providers: as much again as the weights
+    return session
 
 
 def wait_precisely(seconds: float) -> None:
@@ -95,7 +101,7 @@ class LoadedStage:
 
     def __init__(
         self,
-        model: bytes,
+        session: Any,
         inputs: Sequence[str],
         outputs: Sequence[str],
         *,
@@ -106,7 +112,7 @@ class LoadedStage:
             raise InputError(f"dilation is {dilation}, it must be >= 1. A node can be slowed down, not sped up.")
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         self.dilation, self.learned = dilation, frozenset(learned)
-        self._session = make_session(model)
+        self._session = session
         self._busy: dict[int, deque[float]] = {}
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> tuple[Tensors, float]:
@@ -292,4 +298,13 @@ def make_stage(graph: Graph, inputs: Sequence[str], outputs: Sequence[str], *, d
     """
     made = tuple(name for name in outputs if name not in inputs)
     learned = set(made) - graph.condensed.raw_tensors
-    return LoadedStage(graph.extract(inputs, made), inputs, made, learned=learned, dilation=dilation)
+    return LoadedStage(_session_of(graph, tuple(inputs), made), inputs, made, learned=learned, dilation=dilation)
+
+
+def _session_of(graph: Graph, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Any:
+    """The session of a piece, shared by all stages that run it: plans of one version have most weights in common."""
+    key = (graph.digest, inputs, outputs)
+    session = _SESSIONS.get(key)
+    if session is None:
+        session = _SESSIONS[key] = make_session(graph.extract(inputs, outputs))
+    return session

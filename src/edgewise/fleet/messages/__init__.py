@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from edgewise.fleet.messages.message import (
     INLINE_BYTES,
+    SLOWEST_BYTES_PER_S,
     Ack,
     BlobRef,
     Message,
@@ -38,6 +39,7 @@ from edgewise.fleet.messages.serving_messages import (
     ExampleCountsRequest,
     Feedback,
     FeedbackAck,
+    GraphAnswer,
     GraphRequest,
     Health,
     HealthRequest,
@@ -72,6 +74,7 @@ from edgewise.fleet.messages.training_messages import (
 
 __all__ = [
     "INLINE_BYTES",
+    "SLOWEST_BYTES_PER_S",
     "Ack",
     "BlobRef",
     "CancelRun",
@@ -85,6 +88,7 @@ __all__ = [
     "FeedbackAck",
     "FleetAnswer",
     "FleetRequest",
+    "GraphAnswer",
     "GraphRequest",
     "HardExamples",
     "Health",

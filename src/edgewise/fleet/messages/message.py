@@ -10,6 +10,8 @@ from edgewise.core.ids import Digest, NodeId
 
 INLINE_BYTES = 64 * 1024
 """Values up to this size travel in the frame; larger ones are announced by digest and pulled."""
+SLOWEST_BYTES_PER_S = 250_000.0
+"""Of a link to a node, for how long it may take to pull what an order names."""
 
 
 class Message(msgspec.Struct, frozen=True):

@@ -220,15 +220,22 @@ class Versions(Message, frozen=True):
 
 
 class GraphRequest(Message, frozen=True):
-    """Asks for a version's ONNX bytes, which travel as tensor `graph`."""
+    """Asks for a version's ONNX bytes."""
 
     version: int
 
 
+class GraphAnswer(Message, frozen=True):
+    """Names a version's ONNX bytes, to be pulled: they may be larger than a frame."""
+
+    graph: BlobRef
+
+
 class RegisterVersion(Message, frozen=True):
-    """A candidate from outside a run (imported, or deliberately bad); its graph travels as tensor `graph`."""
+    """A candidate from outside a run (imported, or deliberately bad); its graph is pulled from whoever sends it."""
 
     task: str
+    graph: BlobRef
     origin: str = "imported"
     parent: int = 0
 

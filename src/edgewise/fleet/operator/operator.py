@@ -19,6 +19,7 @@ from edgewise.core.ids import NodeId, RunId, Tier
 from edgewise.core.layout import Vector
 from edgewise.fleet.membership.watch import Watch
 from edgewise.fleet.messages import (
+    SLOWEST_BYTES_PER_S,
     Ack,
     BlobRef,
     CancelRun,
@@ -31,6 +32,7 @@ from edgewise.fleet.messages import (
     FeedbackAck,
     FleetAnswer,
     FleetRequest,
+    GraphAnswer,
     GraphRequest,
     LedgerAnswer,
     LedgerRequest,
@@ -61,8 +63,6 @@ M = TypeVar("M", bound=Message)
 A = TypeVar("A")
 FIND_TIMEOUT_S = 3.5
 LONG_TIMEOUT_S = 120.0
-SLOWEST_BYTES_PER_S = 250_000.0
-"""Of the link to a coordinator, for how long it may take to pull what a run begins with."""
 STATUS_TIMEOUT_S = 5.0
 FRESH_TIMEOUT_S = 2.0
 FRESH_AT_ONCE = 64
@@ -166,8 +166,7 @@ class Operator:
         model = None if files.model is None else self.offer(np.ascontiguousarray(files.model, "<f4").data.cast("B"))
         size_bytes = template.size_bytes + (0 if model is None else model.size_bytes)
         request = msgspec.structs.replace(request, template=template, model=model)
-        timeout_s = LONG_TIMEOUT_S + size_bytes / SLOWEST_BYTES_PER_S
-        return (await self._ask(request, RunSubmitted, timeout_s=timeout_s)).run
+        return (await self._ask(request, RunSubmitted, timeout_s=_timeout_s(size_bytes))).run
 
     async def status(self, run: RunId) -> RunStatus:
         """How a run stands."""
@@ -226,20 +225,19 @@ class Operator:
 
     async def graph(self, version: int) -> bytes:
         """A version's ONNX bytes."""
-        question = GraphRequest(version)
-        frame = await self._renewed(
-            lambda: self.node.send(self.coordinator, "control", question, timeout_s=LONG_TIMEOUT_S)
-        )
-        return frame.array("graph").tobytes()
+        answer = await self._ask(GraphRequest(version), GraphAnswer)
+        return await self._renewed(lambda: self.node.fetch(answer.graph))
 
     async def register(self, graph: bytes, *, task: str, origin: str = "imported", parent: int = 0) -> RegisterAck:
         """Offers a model version; the gate decides."""
-        array = np.frombuffer(graph, np.uint8)
-        return await self._ask(RegisterVersion(task, origin, parent), RegisterAck, {"graph": array})
+        ref = self.offer(graph)
+        order = RegisterVersion(task, ref, origin, parent)
+        return await self._ask(order, RegisterAck, timeout_s=_timeout_s(ref.size_bytes))
 
     async def profile(self, node: NodeId, order: ProfileOrder) -> ProfileAnswer:
         """Lets a node measure a graph and its home link."""
-        return await self._ask(order, ProfileAnswer, to=node)
+        timeout_s = _timeout_s(order.graph.size_bytes) + order.budget_s
+        return await self._ask(order, ProfileAnswer, to=node, timeout_s=timeout_s)
 
     async def deploy(self, deploy: Deploy) -> DeployAck:
         """Serves a version along plans, device by device; answers when it is done or halted."""
@@ -378,6 +376,11 @@ async def _find_coordinator(node: Node, endpoint: str, fleet: str) -> NodeId:
             f"{endpoint} answers but no coordinator is in fleet {fleet!r} (seen: {seen}). Check --fleet, start `edgewise coordinator`."
         )
     return coordinators()[0]
+
+
+def _timeout_s(size_bytes: int) -> float:
+    """For an order whose blobs its receiver pulls before it answers."""
+    return LONG_TIMEOUT_S + size_bytes / SLOWEST_BYTES_PER_S
 
 
 def _operator_info(node: Node) -> NodeInfo:

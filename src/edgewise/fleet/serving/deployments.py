@@ -20,6 +20,7 @@ from edgewise.core.errors import EdgewiseError, InputError
 from edgewise.core.ids import Digest, NodeId, Revision, RunId, Tier
 from edgewise.fleet.membership.watch import Watch
 from edgewise.fleet.messages import (
+    SLOWEST_BYTES_PER_S,
     Ack,
     BlobRef,
     Deploy,
@@ -50,6 +51,7 @@ LOG = RunId("deployments")
 REVISIONS_PER_DEPLOYMENT = 64
 """A deployment's plans take consecutive revisions from a multiple of this."""
 INSTALL_TIMEOUT_S = 60.0
+"""For an order to prepare a version, beside the time that its graph may take to get there."""
 
 
 @dataclass(slots=True)
@@ -292,7 +294,8 @@ class Deployments:
     async def _ask_to_install(self, node: NodeId, what: Deployment) -> Ack | None:
         try:
             order = self._order(what, node, self.watch.members.members[node].tier)
-            return await self.node.ask(node, "control", order, Ack, timeout_s=INSTALL_TIMEOUT_S)
+            timeout_s = INSTALL_TIMEOUT_S + order.graph.size_bytes / SLOWEST_BYTES_PER_S
+            return await self.node.ask(node, "control", order, Ack, timeout_s=timeout_s)
         except EdgewiseError as error:
             log.warning("%s could not install version %d: %s", node, what.deploy.version, error)
             return None
