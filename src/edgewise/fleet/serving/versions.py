@@ -18,9 +18,8 @@ from edgewise.core.layout import Layout, Vector
 from edgewise.core.provenance import traced
 from edgewise.fleet.serving.plan_gate import codec_gate
 from edgewise.fleet.store.events import Registry
-from edgewise.inference.evidence import plan_evidence
+from edgewise.inference.evidence import plan_evidence, run_graph
 from edgewise.inference.gates.exit import confidence
-from edgewise.inference.stages import make_session
 from edgewise.lifecycle.drift import DriftAnswer
 from edgewise.lifecycle.version_gate import compare
 from edgewise.models.graph.graph import Graph
@@ -87,15 +86,14 @@ def outputs_of(graph: bytes, inputs: NDArray[Any]) -> list[NDArray[np.float32]]:
     """Runs a graph on a batch.
 
     Args:
-        graph: ONNX bytes with a dynamic batch axis.
-        inputs: float32[n, …].
+        graph: ONNX bytes.
+        inputs: [n, …], of its only input.
 
     Returns:
-        Per exit float32[n, classes].
+        Per exit, first exit first, [n, classes]; other outputs are left out.
     """
-    session = make_session(graph)
-    name = session.get_inputs()[0].name
-    return list(session.run(None, {name: np.ascontiguousarray(np.asarray(inputs))}))
+    known = Graph.load(graph)
+    return run_graph(graph, {known.inputs[0].name: inputs}, known.exits)
 
 
 class VersionStore:
