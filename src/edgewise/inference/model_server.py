@@ -30,7 +30,7 @@ from edgewise.inference.request_driver import LiveRequest, RequestResources, Ser
 from edgewise.inference.request_inputs import check_inputs
 from edgewise.inference.session import AnswerSource
 from edgewise.inference.stages import Tensors
-from edgewise.inference.streams import StreamStep
+from edgewise.inference.streams import StreamLost, StreamStep
 from edgewise.inference.worker import Worker
 from edgewise.ledger.entry import Purpose
 from edgewise.models.graph.graph import Graph, PlainTensor
@@ -354,12 +354,21 @@ class ModelServer:
         if step.index == 0 and not self.streams.is_new(step.stream):
             self.stream(step.stream)
         stream = self.streams.opened(step.stream)
+        stream.num_asked += 1
         async with stream.turn:
-            at = StreamStep(step.stream, stream.num_sent, step.is_last)
-            served = await self._infer(stream.prepared, inputs, deadline_s, request, at, stream.nodes)
-            stream.num_sent += 1  # what was refused has not moved the state
-            stream.answered(self.node, served.observation.served_by)
-        if step.is_last:
+            if not self.streams.is_open(step.stream, stream):
+                raise StreamLost(
+                    f"stream {step.stream!r} ended while this request waited for its turn. Begin a new one."
+                )
+            at = StreamStep(stream.key, stream.num_sent, step.is_last)
+            try:
+                served = await self._infer(stream.prepared, inputs, deadline_s, request, at, stream.nodes)
+                stream.num_sent += 1  # what was refused has not moved the state
+                stream.answered(self.node, served.observation.served_by)
+            finally:
+                if not self.streams.is_open(step.stream, stream):
+                    self.streams.free(stream)
+        if step.is_last and self.streams.is_open(step.stream, stream):
             self.end_stream(step.stream)
         return served
 
