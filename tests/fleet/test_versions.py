@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,9 +10,11 @@ from pathlib import Path
 import onnx
 import pytest
 
+from edgewise.core.errors import GraphError, InputError
 from edgewise.fleet.serving.versions import Holdout, VersionStore
 from edgewise.fleet.store.registry import Registry
 from edgewise.inference.gates.exit import confidence
+from edgewise.inference.serving_node import local_server
 from edgewise.inference.stages import make_session
 from edgewise.models.graph.graph import Graph, graph_from
 from edgewise.transport.bulk.blobs import FolderBlobs
@@ -69,3 +72,20 @@ def test_the_gate_compares_the_models_end(opened: Callable[[Graph], VersionStore
     assert second.gate is not None
     assert second.gate.reference_only_right == (right != found).sum()
     assert second.gate.candidate_only_right == 0
+
+
+@pytest.mark.parametrize("graph", [b"", b"garbage", two_exit_graph().model_bytes[:-100]])
+def test_what_is_no_model_becomes_no_version(opened: Callable[[Graph], VersionStore], graph: bytes) -> None:
+    versions = opened(two_exit_graph())
+    with pytest.raises(GraphError, match="Export"):
+        versions.register_graph(graph, task="tiny", origin="test", parent=0)
+    assert list(versions.registry.versions()) == []
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", "two\nlines", " a", "x" * 129, "stats", "\x1b[31m"])
+def test_what_cannot_stand_in_an_address_is_no_models_name(opened: Callable[[Graph], VersionStore], name: str) -> None:
+    graph = two_exit_graph()
+    with pytest.raises(InputError, match="cannot be a model's name"):
+        opened(graph).register_graph(graph.model_bytes, task=name, origin="test", parent=0)
+    with pytest.raises(InputError, match="cannot be a model's name"):
+        asyncio.run(local_server(graph, name=name))

@@ -24,6 +24,7 @@ from edgewise.lifecycle.drift import DriftAnswer
 from edgewise.lifecycle.version_gate import compare
 from edgewise.models.graph.graph import Graph
 from edgewise.models.graph.weights import with_weights
+from edgewise.models.model_choice import check_model_name
 from edgewise.models.version import ExitEvidence, GateResult, ModelVersion
 from edgewise.planning.plan import Plan
 from edgewise.transport.bulk.blobs import FolderBlobs
@@ -231,7 +232,14 @@ class VersionStore:
         return self._register(graph, ModelVersion(0, Digest(""), weights, task, run, parent, data=data, own=own))
 
     def register_graph(self, graph: bytes, *, task: str, origin: str, parent: int) -> ModelVersion:
-        """Registers a graph from outside a run, under the same gate."""
+        """Registers a graph from outside a run, under the same gate.
+
+        Raises:
+            GraphError: If it cannot be served.
+            InputError: If that can be no model's name.
+        """
+        check_model_name(task)
+        Graph.load(graph)
         return self._register(graph, ModelVersion(0, Digest(""), Digest(""), task, parent=parent, origin=origin))
 
     def _register(self, graph: bytes, version: ModelVersion) -> ModelVersion:
