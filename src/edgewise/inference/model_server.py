@@ -80,7 +80,7 @@ class ModelServer:
     ) -> None:
         self.node, self.name, self.dilation, self.worker = node, name, dilation, worker
         self.default_deadline_s, self.max_in_flight = default_deadline_s, max_in_flight
-        self.refused = 0
+        self.refused = self._num_open = 0
         self.counts: dict[AnswerSource, Count] = {}
         self._on_observation, self._on_served, self._on_feedback = on_observation, on_served, on_feedback
         self._peers = SitePeers(lambda: asyncio.get_running_loop().time())
@@ -281,7 +281,7 @@ class ModelServer:
         step: StreamStep | None = None,
         targets: tuple[str, ...] | None = None,
     ) -> Served:
-        if sum(p.in_flight for p in self._plans.values()) >= self.max_in_flight:
+        if self._num_open >= self.max_in_flight:
             self.refused += 1
             raise Busy(f"{self.max_in_flight} requests are open on {self.node!r}, this one is dropped. Send less.")
         checked = check_inputs(prepared.inputs, inputs)
@@ -295,12 +295,13 @@ class ModelServer:
             live = LiveRequest(
                 resources, prepared, checked, budget_s=budget_s, request=name, step=step, targets=targets
             )  # fmt: skip
-            prepared.in_flight += 1
+            self._num_open, prepared.in_flight = self._num_open + 1, prepared.in_flight + 1
             try:
                 served = await live.run()
             finally:
-                prepared.in_flight -= 1
-                self._drop_idle()
+                self._num_open, prepared.in_flight = self._num_open - 1, prepared.in_flight - 1
+                if prepared.is_retired:
+                    self._drop_idle()
             if served.observation.source in (AnswerSource.PLAN, AnswerSource.OTHER_EDGE):
                 if prepared.filters.learns:
                     prepared.filters.learn(checked, served.outputs, stream)
@@ -373,7 +374,10 @@ class ModelServer:
         return served
 
     def _tell(self, inputs: Tensors, served: Served) -> None:
-        count = self.counts.setdefault(served.observation.source, Count())
+        source = served.observation.source
+        count = self.counts.get(source)
+        if count is None:
+            count = self.counts[source] = Count()
         count.num, count.seconds = count.num + 1, count.seconds + served.observation.latency_s
         self._on_observation(served.observation)
         self._on_served(inputs, served)

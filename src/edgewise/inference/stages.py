@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -145,7 +146,7 @@ class LoadedStage:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StageSet:
     """Everything one node runs for one plan at one site.
 
@@ -174,7 +175,12 @@ class StageSet:
         """Pairs (input, output) of the state kept here."""
         return tuple(pair for stage, _ in self.stages for pair in stage.keeps)
 
-    @property
+    @cached_property
+    def name(self) -> str:
+        """The site in words."""
+        return str(self.site)
+
+    @cached_property
     def boundary(self) -> str:
         """The way to the next site in words, e.g. `device→edge`."""
         return f"{self.site}→{self.target}"
