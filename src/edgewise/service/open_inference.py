@@ -321,6 +321,8 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
         )
         seen = served.observation
         if not served.outputs:
+            if served.refused is not None:
+                raise served.refused
             raise Busy(f"nothing was ready by the deadline of {seen.deadline_s:.3f} s: {seen.cause}.")
         parameters = {
             "exit_index": seen.exit_index, "source": str(seen.source), "plan_revision": seen.revision,
