@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from edgewise.core.errors import InputError
+from edgewise.core.errors import InputError, StoreError
 from edgewise.core.ids import Epoch, NodeId, Revision, RunId, Tier
 from edgewise.fleet.membership.membership import KnownNode, Membership, NodeState
 from edgewise.fleet.messages import (
@@ -405,6 +405,31 @@ def test_what_is_in_force_and_the_revisions_given_survive_the_coordinator() -> N
         assert again.made.in_force()["faces"].revision == 5 * REVISIONS_PER_DEPLOYMENT
         await again.made.resume()
         assert [o.model for o in again.here[-2:]] == ["digits", "faces"]
+
+    asyncio.run(run())
+
+
+def test_a_model_that_the_coordinator_cannot_load_again_is_named_and_the_others_are_served(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def run() -> None:
+        log = FakeLog()
+        fleet = Fleet(log)
+        for number in (1, 3):
+            await fleet.deploy(number)
+        again, served = Fleet(log), list[str]()
+
+        async def host_here(order: Any) -> Ack:
+            if order.model == "digits":
+                raise StoreError("blob is damaged.")
+            served.append(order.model)
+            return Ack()
+
+        again.made.host_here = host_here
+        again.made.replay()
+        await again.made.resume()
+        assert served == ["faces"]
+        assert "cloud cannot serve version 1 of digits: blob is damaged." in caplog.text
 
     asyncio.run(run())
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
-from edgewise.core.errors import InputError
+from edgewise.core.errors import InputError, StoreError
 from edgewise.core.ids import NodeId, Revision, Tier
 from edgewise.fleet.messages import (
     BlobRef,
@@ -234,6 +235,48 @@ def test_the_only_model_answers_to_the_devices_own_word_too(tmp_path: Path) -> N
         assert (models["model"] is models["digits"], list(models)) == (True, ["digits"])
         await serving.install(order(serving, "faces", 128), FRAME)
         assert ("model" in models, list(models)) == (False, ["digits", "faces"])
+        await serving.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("tier", [Tier.DEVICE, Tier.EDGE])
+def test_of_a_damaged_model_the_name_is_said_and_the_others_are_served(
+    tier: Tier, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        orders = await first_life(tmp_path, tier)
+        file = tmp_path / "blobs" / orders["faces"].graph.digest
+        whole = file.read_bytes()
+        file.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+        serving = role(tmp_path, tier)
+        await serving.resume()
+        assert set(serving.in_force()) == {"digits"}
+        assert "the graph of faces is damaged" in caplog.text
+        assert str(file) in caplog.text
+
+        async def fetch(ref: BlobRef) -> bytes:
+            """From the coordinator, which has it whole; nothing else can make it whole again."""
+            assert not serving.node.blobs.has(ref.digest)
+            serving.node.blobs.put(whole)
+            return whole
+
+        serving.node.fetch = fetch
+        assert (await serving.install(orders["faces"], FRAME)).accepted
+        assert set(serving.in_force()) == {"digits", "faces"}
+        await serving.close()
+
+    asyncio.run(run())
+
+
+def test_a_graph_damaged_where_it_alone_is_says_what_to_do(tmp_path: Path) -> None:
+    async def run() -> None:
+        serving = role(tmp_path, Tier.CLOUD)
+        wanted = order(serving, "faces")
+        wanted = msgspec.structs.replace(wanted, graph=msgspec.structs.replace(wanted.graph, holder=serving.node.name))
+        (tmp_path / "blobs" / wanted.graph.digest).write_bytes(b"half a m")
+        with pytest.raises(StoreError, match=r"'faces' was damaged .* Bring the model again"):
+            await serving.install(wanted, FRAME)
         await serving.close()
 
     asyncio.run(run())

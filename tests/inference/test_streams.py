@@ -258,3 +258,44 @@ def test_one_model_is_served_with_its_state_without_any_fleet() -> None:
 def test_what_cannot_be_state_is_refused(pair: tuple[str, str]) -> None:
     with pytest.raises(GraphError, match="are no state: an input and an output of one shape are needed"):
         device_only_plan(GRAPH, keeps=(pair,))
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_of_two_that_begin_a_sequence_at_once_each_begins_from_nothing(plan: Plan) -> None:
+    async def run() -> None:
+        async with world("edge-1") as made:
+            await made.install(plan, graph=GRAPH)
+            x = samples(2)
+            asked = [made.server.infer({"x": x[:1]}, stream=StreamStep("same", 0)) for _ in range(2)]
+            first, second = await asyncio.gather(*asked)
+            follows = await made.server.infer({"x": x[1:]}, stream=StreamStep("same", 1))
+            for served, right in ((first, 0), (second, 0), (follows, 1)):
+                assert np.allclose(served.outputs["y"], unrolled(x)[right : right + 1], atol=1e-6)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_a_stream_that_ends_while_a_request_is_at_work_leaves_nothing_behind(plan: Plan) -> None:
+    async def run() -> None:
+        async with world("edge-1") as made:
+            await made.install(plan, graph=GRAPH)
+            for num_before in (0, 1):
+                stream = made.server.stream()
+                for _ in range(num_before):
+                    await stream.infer({"x": samples(1)})
+                at_work = [asyncio.create_task(stream.infer({"x": samples(1)})) for _ in range(2)]
+                await asyncio.sleep(0)
+                stream.close()
+                stream.close()
+                results = await asyncio.gather(*at_work, return_exceptions=True)
+                if plan is not PLANS["device"]:  # where both are done before it ends
+                    assert isinstance(results[1], StreamLost)
+            await asyncio.gather(*made.server.streams.telling)
+            prepared = made.server._plans[Revision(1)]
+            assert (len(made.server.streams), prepared.num_streams, len(prepared.streams or ())) == (0, 0, 0)
+            for host in made.hosts.values():
+                for at_edge in host._plans[Revision(1)].values():
+                    assert len(at_edge.streams or ()) == 0
+
+    asyncio.run(run())

@@ -97,7 +97,7 @@ def encode_bundle(
         sections.append(CodedSection(name, tuple(array.shape)))
         codec, origins = codecs.get(name) if array.dtype == np.float32 else None, origins_of(array)
         if codec is None:
-            plain = np.ascontiguousarray(array)
+            plain = array if array.flags.c_contiguous else np.ascontiguousarray(array)  # which makes a scalar [1]
             arrays[f"{name}/{_PLAIN}"] = traced(plain, *origins) if origins else plain
             continue
         state = (states or {}).get(name)

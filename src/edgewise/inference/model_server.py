@@ -30,7 +30,7 @@ from edgewise.inference.request_driver import LiveRequest, RequestResources, Ser
 from edgewise.inference.request_inputs import check_inputs
 from edgewise.inference.session import AnswerSource
 from edgewise.inference.stages import Tensors
-from edgewise.inference.streams import StreamStep
+from edgewise.inference.streams import StreamLost, StreamStep
 from edgewise.inference.worker import Worker
 from edgewise.ledger.entry import Purpose
 from edgewise.models.graph.graph import Graph, PlainTensor
@@ -80,7 +80,7 @@ class ModelServer:
     ) -> None:
         self.node, self.name, self.dilation, self.worker = node, name, dilation, worker
         self.default_deadline_s, self.max_in_flight = default_deadline_s, max_in_flight
-        self.refused = 0
+        self.refused = self._num_open = 0
         self.counts: dict[AnswerSource, Count] = {}
         self._on_observation, self._on_served, self._on_feedback = on_observation, on_served, on_feedback
         self._peers = SitePeers(lambda: asyncio.get_running_loop().time())
@@ -284,7 +284,7 @@ class ModelServer:
         step: StreamStep | None = None,
         targets: tuple[str, ...] | None = None,
     ) -> Served:
-        if sum(p.in_flight for p in self._plans.values()) >= self.max_in_flight:
+        if self._num_open >= self.max_in_flight:
             self.refused += 1
             raise Busy(f"{self.max_in_flight} requests are open on {self.node!r}, this one is dropped. Send less.")
         checked = check_inputs(prepared.inputs, inputs)
@@ -298,12 +298,13 @@ class ModelServer:
             live = LiveRequest(
                 resources, prepared, checked, budget_s=budget_s, request=name, step=step, targets=targets
             )
-            prepared.in_flight += 1
+            self._num_open, prepared.in_flight = self._num_open + 1, prepared.in_flight + 1
             try:
                 served = await live.run()
             finally:
-                prepared.in_flight -= 1
-                self._drop_idle()
+                self._num_open, prepared.in_flight = self._num_open - 1, prepared.in_flight - 1
+                if prepared.is_retired:
+                    self._drop_idle()
             if served.observation.source in (AnswerSource.PLAN, AnswerSource.OTHER_EDGE):
                 if prepared.filters.learns:
                     prepared.filters.learn(checked, served.outputs, stream)
@@ -368,17 +369,29 @@ class ModelServer:
         if step.index == 0 and not self.streams.is_new(step.stream):
             self.stream(step.stream)
         stream = self.streams.opened(step.stream)
+        stream.num_asked += 1
         async with stream.turn:
-            at = StreamStep(step.stream, stream.num_sent, step.is_last)
-            served = await self._infer(stream.prepared, inputs, deadline_s, request, at, stream.nodes)
-            stream.num_sent += 1  # what was refused has not moved the state
-            stream.answered(self.node, served.observation.served_by)
-        if step.is_last:
+            if not self.streams.is_open(step.stream, stream):
+                raise StreamLost(
+                    f"stream {step.stream!r} ended while this request waited for its turn. Begin a new one."
+                )
+            at = StreamStep(stream.key, stream.num_sent, step.is_last)
+            try:
+                served = await self._infer(stream.prepared, inputs, deadline_s, request, at, stream.nodes)
+                stream.num_sent += 1  # what was refused has not moved the state
+                stream.answered(self.node, served.observation.served_by)
+            finally:
+                if not self.streams.is_open(step.stream, stream):
+                    self.streams.free(stream)
+        if step.is_last and self.streams.is_open(step.stream, stream):
             self.end_stream(step.stream)
         return served
 
     def _tell(self, inputs: Tensors, served: Served) -> None:
-        count = self.counts.setdefault(served.observation.source, Count())
+        source = served.observation.source
+        count = self.counts.get(source)
+        if count is None:
+            count = self.counts[source] = Count()
         count.num, count.seconds = count.num + 1, count.seconds + served.observation.latency_s
         self._on_observation(served.observation)
         self._on_served(inputs, served)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from edgewise.core.errors import EdgewiseError, Unreachable
+from edgewise.core.errors import EdgewiseError, InputError, Unreachable
 from edgewise.core.ids import NodeId, RequestId
 from edgewise.inference import session
 from edgewise.inference.observation import Observation
@@ -34,10 +34,12 @@ class Served:
     Attributes:
         outputs: Arrays by the model's output name; {} if nothing was ready in time.
         observation: What it cost, and who answered.
+        refused: What the request itself was refused for, here or further out; None if it was not.
     """
 
     outputs: Tensors
     observation: Observation
+    refused: InputError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,7 @@ class LiveRequest:
         self._open: list[Callable[[], Any]] = []
         self._done: asyncio.Future[session.SessionAnswer] = self._loop.create_future()
         self._is_asking = self._has_asked = False
+        self._refused: InputError | None = None
 
     async def run(self) -> Served:
         """Serves the request.
@@ -104,7 +107,8 @@ class LiveRequest:
         finally:
             for cancel in self._open:
                 cancel()
-        return Served(self._outputs, self._observation(answer))
+        refused = self._refused if answer.source is AnswerSource.NONE else None
+        return Served(self._outputs, self._observation(answer), refused)
 
     def _arrival(self) -> session.RequestArrived:
         prepared, stages = self._prepared, self._prepared.stages
@@ -160,7 +164,9 @@ class LiveRequest:
             if error is None:
                 done(result)
             else:
-                if not isinstance(error, EdgewiseError):
+                if isinstance(error, InputError):
+                    self._refused = error
+                elif not isinstance(error, EdgewiseError):
                     log.error("request %s: local work failed", self._request, exc_info=error)
                 self._on(failed(self._loop.time(), f"{type(error).__name__}: {error}"))
 
@@ -241,6 +247,8 @@ class LiveRequest:
     def _remote_failed(self, node: str, error: EdgewiseError) -> None:
         if is_peers_fault(error):
             self._at.peers.failed(node, self._budget_s)
+        elif str(error.fields.get("remote_code", "")).startswith(f"{InputError.code}."):
+            self._refused = InputError(error.message)
         self._on(session.RemoteFailed(self._loop.time(), node, f"{error.code}: {error.message}"))
 
     def _remote_answered(self, node: str, answer: StageAnswer, tensors: Tensors, seconds: float) -> None:

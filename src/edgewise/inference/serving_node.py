@@ -25,6 +25,7 @@ from edgewise.inference.request_driver import Served
 from edgewise.inference.streams import StreamStep
 from edgewise.inference.worker import Worker
 from edgewise.models.graph.graph import Graph
+from edgewise.models.model_choice import check_model_name
 from edgewise.planning.plan import ENTRY, EXIT, ActivePlan, Gate, Plan, Stage
 
 
@@ -60,8 +61,9 @@ class ServingNode:
             The model; it answers once a plan is prepared and active.
 
         Raises:
-            InputError: If the share is not positive.
+            InputError: If the share is not positive, or that can be no model's name.
         """
+        check_model_name(name)
         if not share > 0.0:
             raise InputError(f"the share of model {name!r} is {share}, it must be > 0.")
         if name not in self.models:

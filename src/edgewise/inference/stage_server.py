@@ -258,7 +258,8 @@ class StageHost:
             if prepared.stages.target is not None and self._loop is not None and not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(self._spawn, end_stream(prepared, self._peers, stream))
 
-        self.worker.submit(free, settle)
+        # Behind the stream's own requests that wait here: of one model the earliest deadline goes first.
+        self.worker.submit(free, settle, tenant=self._model_of.get(message.revision, ""))
 
     async def _hand_over(
         self,

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -87,6 +88,12 @@ def computing_s(busy: Sequence[float]) -> list[float]:
     return [min(seconds, _HELD_UP * middle) for seconds in busy]
 
 
+class CannotCompute(InputError):
+    """What a model is given has the right names, dtypes and axes, and still it cannot be computed."""
+
+    code = "input.compute"
+
+
 class LoadedStage:
     """A stage that can run.
 
@@ -136,8 +143,22 @@ class LoadedStage:
         return computing_s(last)[-1] if len(last) >= _FEWEST_RUNS else busy_s
 
     def compute(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """The bare computation, undilated: what the profiler and the warm-up run."""
-        values: list[NDArray[Any]] = self._session.run(self.outputs, {n: np.asarray(feeds[n]) for n in self.inputs})
+        """The bare computation, undilated: what the profiler and the warm-up run.
+
+        Raises:
+            CannotCompute: If an operator refuses what it is given, e.g. an index beyond a table.
+        """
+        given = {n: np.asarray(feeds[n]) for n in self.inputs}
+        try:
+            values: list[NDArray[Any]] = self._session.run(self.outputs, given)
+        except Exception as error:
+            if not type(error).__module__.startswith("onnxruntime"):
+                raise
+            sizes = ", ".join(f"{name} {list(array.shape)}" for name, array in given.items())
+            raise CannotCompute(
+                f"the model cannot compute what it was given ({sizes}): {_first_line(error)}. Send values and sizes that "
+                "belong together, as it was trained with."
+            ) from error
         return values
 
     def _owned(self, values: Sequence[NDArray[Any]], feeds: Mapping[str, NDArray[Any]]) -> Tensors:
@@ -151,7 +172,12 @@ class LoadedStage:
         }
 
 
-@dataclass(frozen=True, slots=True)
+def _first_line(error: Exception) -> str:
+    text = next(iter(str(error).strip().splitlines()), "no word")
+    return text.rpartition("Status Message: ")[2].removesuffix(".")
+
+
+@dataclass(frozen=True)
 class StageSet:
     """Everything one node runs for one plan at one site.
 
@@ -180,7 +206,12 @@ class StageSet:
         """Pairs (input, output) of the state kept here."""
         return tuple(pair for stage, _ in self.stages for pair in stage.keeps)
 
-    @property
+    @cached_property
+    def name(self) -> str:
+        """The site in words."""
+        return str(self.site)
+
+    @cached_property
     def boundary(self) -> str:
         """The way to the next site in words, e.g. `device→edge`."""
         return f"{self.site}→{self.target}"

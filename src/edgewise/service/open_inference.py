@@ -21,7 +21,6 @@ from collections.abc import Mapping
 from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import unquote
 
 import msgspec
 import uvicorn
@@ -323,7 +322,7 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
         if scope.get("method") != "POST":
             raise InputError(f"infer is called with POST, found {scope.get('method')}.")
         headers = dict(scope["headers"])
-        _, _, _, name, *version = unquote(scope["path"]).removesuffix("/").split("/")
+        _, _, _, name, *version = scope["path"].removesuffix("/").split("/")
         model, _ = find(name, version[1] if len(version) > 2 else "")
         body = decompressed(await read_body(receive, max_body_bytes), headers, max_body_bytes)
         request = read_request(body, header_length(headers))
@@ -332,6 +331,8 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
         )
         seen = served.observation
         if not served.outputs:
+            if served.refused is not None:
+                raise served.refused
             raise Busy(f"nothing was ready by the deadline of {seen.deadline_s:.3f} s: {seen.cause}.")
         parameters = {
             "exit_index": seen.exit_index,

@@ -210,7 +210,7 @@ def write_answer(
     for name in request.outputs or tuple(outputs):
         if name not in outputs:
             raise InputError(f"the model has no output {name!r}.{nearest(name, outputs)}")
-        array = np.ascontiguousarray(np.asarray(outputs[name]))
+        array = np.asarray(outputs[name], order="C")
         header: dict[str, Any] = {"name": name, "datatype": DATATYPES[dtype_name(array.dtype)], "shape": array.shape}
         if request.is_binary.get(name, request.is_binary[""]):
             header["parameters"] = {"binary_data_size": array.nbytes}

@@ -99,8 +99,11 @@ class Deployments:
 
     async def resume(self) -> None:
         """Prepares the coordinator's own stage host after a restart."""
-        for now in self.in_force().values():
-            await self.host_here(self._order(now, self.node.name, Tier.CLOUD))
+        for name, now in self.in_force().items():
+            try:
+                await self.host_here(self._order(now, self.node.name, Tier.CLOUD))
+            except EdgewiseError as error:  # the others are served
+                log.error("%s cannot serve version %d of %s: %s", self.node.name, now.deploy.version, name, error)
 
     async def deploy(self, wanted: Deploy) -> DeployAck:
         """Serves a version along plans; other models are not touched.

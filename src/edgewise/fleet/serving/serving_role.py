@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from edgewise.core.errors import EdgewiseError, TransportError, Unreachable
+from edgewise.core.errors import EdgewiseError, StoreError, TransportError, Unreachable
 from edgewise.core.ids import NodeId, Revision, Tier
 from edgewise.core.process import keep_for_good
 from edgewise.fleet.messages import (
@@ -152,15 +152,27 @@ class Serving:
             return self._cannot_resume(error)
         for order in before.orders.values():
             try:
-                if self.node.blobs.has(order.graph.digest):
+                if not self.node.blobs.has(order.graph.digest):
+                    log.info("%s lacks the graph of %s, it waits for its coordinator", self.node.name, order.model)
+                elif await self._is_whole(order.model, order.graph):
                     await self._serve(edge_first(order, edge))
                     self.node.coordinator = before.coordinator
                     log.info("%s serves version %d of %s again", self.node.name, order.version, order.model)
             except (OSError, EdgewiseError) as error:
-                self._cannot_resume(error)
+                self._cannot_resume(error, order.model)
 
-    def _cannot_resume(self, error: Exception) -> None:
-        log.warning("%s cannot serve what it served before, it waits for its coordinator: %s", self.node.name, error)
+    def _cannot_resume(self, error: Exception, model: str = "what") -> None:
+        text = "%s cannot serve %s as it did before, it waits for its coordinator: %s"
+        log.warning(text, self.node.name, model, error)
+
+    async def _is_whole(self, model: str, graph: BlobRef) -> bool:
+        """Whether a stored graph is what its name says; one that is damaged is removed, to be fetched again."""
+        if await asyncio.to_thread(self.node.blobs.is_whole, graph.digest):
+            return True
+        file = self.node.blobs.path(graph.digest)
+        log.warning("%s: the graph of %s is damaged on disk and was removed: %s", self.node.name, model, file)
+        self.node.blobs.drop(graph.digest)
+        return False
 
     async def close(self) -> None:
         """Closes endpoint and worker."""
@@ -248,7 +260,7 @@ class Serving:
         return Ack()
 
     async def _serve(self, order: InstallOrder) -> None:
-        graph = await self._load(order.graph)
+        graph = await self._load(order.graph, order.model)
         targets = self._targets(order)
         if self.host is not None:
             for index, plan in enumerate(order.plans):
@@ -311,9 +323,18 @@ class Serving:
         first = order.nodes_at[0].nodes[0]
         return await probe_once(self.node.uplink_to(first), self.node.keys.service(first, PROBE), size_bytes)
 
-    async def _load(self, graph: BlobRef) -> Graph:
+    async def _load(self, graph: BlobRef, model: str = "a model") -> Graph:
         digest = graph.digest
         if digest not in self._graphs:
+            if (
+                self.node.blobs.has(digest)
+                and not await self._is_whole(model, graph)
+                and graph.holder == self.node.name
+            ):
+                raise StoreError(
+                    f"the graph of {model!r} was damaged on the disk of {self.node.name}, which alone had it. Bring the "
+                    "model again, with `edgewise serve MODEL.onnx --connect …`, or deploy another version."
+                )
             data = await self.node.fetch(graph)
             served = {order.graph.digest for order in self._installed.orders.values()}
             others = [item for item in self._graphs.items() if item[0] not in served][-3:]

@@ -18,13 +18,13 @@ from edgewise.core.layout import Layout, Vector
 from edgewise.core.provenance import traced
 from edgewise.fleet.serving.plan_gate import codec_gate
 from edgewise.fleet.store.events import Registry
-from edgewise.inference.evidence import plan_evidence
+from edgewise.inference.evidence import plan_evidence, run_graph
 from edgewise.inference.gates.exit import confidence
-from edgewise.inference.stages import make_session
 from edgewise.lifecycle.drift import DriftAnswer
 from edgewise.lifecycle.version_gate import compare
 from edgewise.models.graph.graph import Graph
 from edgewise.models.graph.weights import with_weights
+from edgewise.models.model_choice import check_model_name
 from edgewise.models.version import ExitEvidence, GateResult, ModelVersion
 from edgewise.planning.plan import Plan
 from edgewise.transport.bulk.blobs import FolderBlobs
@@ -87,15 +87,14 @@ def outputs_of(graph: bytes, inputs: NDArray[Any]) -> list[NDArray[np.float32]]:
     """Runs a graph on a batch.
 
     Args:
-        graph: ONNX bytes with a dynamic batch axis.
-        inputs: float32[n, …].
+        graph: ONNX bytes.
+        inputs: [n, …], of its only input.
 
     Returns:
-        Per exit float32[n, classes].
+        Per exit, first exit first, [n, classes]; other outputs are left out.
     """
-    session = make_session(graph)
-    name = session.get_inputs()[0].name
-    return list(session.run(None, {name: np.ascontiguousarray(np.asarray(inputs))}))
+    known = Graph.load(graph)
+    return run_graph(graph, {known.inputs[0].name: inputs}, known.exits)
 
 
 class VersionStore:
@@ -233,7 +232,14 @@ class VersionStore:
         return self._register(graph, ModelVersion(0, Digest(""), weights, task, run, parent, data=data, own=own))
 
     def register_graph(self, graph: bytes, *, task: str, origin: str, parent: int) -> ModelVersion:
-        """Registers a graph from outside a run, under the same gate."""
+        """Registers a graph from outside a run, under the same gate.
+
+        Raises:
+            GraphError: If it cannot be served.
+            InputError: If that can be no model's name.
+        """
+        check_model_name(task)
+        Graph.load(graph)
         return self._register(graph, ModelVersion(0, Digest(""), Digest(""), task, parent=parent, origin=origin))
 
     def _register(self, graph: bytes, version: ModelVersion) -> ModelVersion:
