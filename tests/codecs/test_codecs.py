@@ -276,8 +276,10 @@ def test_bytes_that_are_no_payload_are_refused():
     ]:
         with pytest.raises(FrameRefused, match=text):
             payload_from_bytes(wrong)
-    with pytest.raises(FrameRefused, match="dtype 'float64', which cannot travel"):
-        payload_from_bytes(payload_to_bytes(Payload((1,), {"values": np.zeros(1)})))
+    with pytest.raises(FrameRefused, match="dtype 'float65', which cannot travel"):
+        payload_from_bytes(data.replace(b"float32", b"float65"))
+    with pytest.raises(InputError, match=r"'values' has dtype float64, which cannot travel. Make it float32"):
+        payload_to_bytes(Payload((1,), {"values": np.zeros(1)}))
 
 
 def test_a_frame_without_the_payload_is_refused():

@@ -195,6 +195,14 @@ MISFIT_CASES = {
         replace(PLAIN, aggregate={**PLAIN.aggregate, "more": weighted_mean()}),
         r"sections \['more'\] are sent and not folded",
     ),
+    "never given": (
+        replace(PLAIN, server=replace(step(), sends=())),
+        r"receives \['model'\], step.* sends \[\]: \['model'\] never comes",
+    ),
+    "coded for nobody": (
+        replace(PLAIN, uplink={"more": int8()}),
+        r"a codec is given for \['more'\], which does not travel that way",
+    ),
     "reads what masks hide": (
         replace(PLAIN, aggregate={"model": MaskedMedian()}),
         r"masked_median\(\) reads single updates, masks hide them.*weighted_mean\(\)",

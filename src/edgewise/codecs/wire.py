@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.codecs.codec import Payload, Shape, check_shape
-from edgewise.core.errors import FrameRefused
+from edgewise.core.errors import FrameRefused, InputError
 
 _DTYPES = {
     name: np.dtype(name)
@@ -87,10 +87,6 @@ _HEADER = msgspec.msgpack.Decoder(_PayloadHeader)
 _ENCODER = msgspec.msgpack.Encoder()
 
 
-def _name_of(dtype: np.dtype[Any]) -> str:
-    return _NAMES.get(dtype) or str(dtype)
-
-
 def payload_to_bytes(payload: Payload) -> bytes:
     """Encodes a payload as the bytes of a blob; equal payloads give equal bytes.
 
@@ -111,10 +107,18 @@ def payload_to_buffers(payload: Payload) -> list[bytes | memoryview]:
 
     Returns:
         To be joined or written in this order.
+
+    Raises:
+        InputError: If an array has a dtype that no receiver accepts.
     """
     named = sorted(payload.arrays.items())
+    for name, array in named:
+        if array.dtype not in _NAMES:
+            raise InputError(
+                f"{name.removesuffix('/plain')!r} has dtype {array.dtype}, which cannot travel. Make it float32, or an integer."
+            )
     header = _ENCODER.encode(
-        _PayloadHeader(payload.shape, tuple(_Array(name, _name_of(array.dtype), array.shape) for name, array in named))
+        _PayloadHeader(payload.shape, tuple(_Array(name, _NAMES[array.dtype], array.shape) for name, array in named))
     )
     return [len(header).to_bytes(4, "little"), header, *(np.ascontiguousarray(array).data for _, array in named)]
 

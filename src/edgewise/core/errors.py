@@ -7,6 +7,7 @@
     │   ├── DataError             input.data        a data set is missing, empty or misshaped
     │   └── GraphError            input.graph       an ONNX model cannot be used
     ├── MisfitError               parts.misfit      parts that cannot be joined
+    ├── PartFailed                parts.failed      a part of an algorithm raised, or gave what nobody can use
     ├── PlanInfeasible            plan.infeasible   no plan meets the policy
     ├── TransportError            transport
     │   ├── Unreachable           transport.unreachable   nobody answers; says which cause
@@ -80,6 +81,12 @@ class MisfitError(EdgewiseError):
     """Reports parts that cannot be joined."""
 
     code = "parts.misfit"
+
+
+class PartFailed(EdgewiseError):
+    """Reports a part of an algorithm that raised, or gave what nobody can use; a run ends with it."""
+
+    code = "parts.failed"
 
 
 class PlanInfeasible(EdgewiseError):

@@ -27,7 +27,7 @@ from edgewise.training.local import choose_engine
 from edgewise.training.protocols import Protocol, check_carries, make_protocol
 from edgewise.training.protocols.folding import vector_to_bytes
 from edgewise.training.protocols.letters import RunSpec
-from edgewise.training.protocols.messages import RunConfig
+from edgewise.training.protocols.messages import AnnounceWaiting, Outcome, OutcomeKind, RunConfig
 from edgewise.training.protocols.protocol import EDGE
 from edgewise.training.protocols.run_state import cohort_of, quorum_of
 
@@ -126,10 +126,21 @@ def simulate_rounds(
         options.on_round,
     )
     vector = run.run()
-    assert run.outcome is not None
-    words = str(algorithm.spec)
+    words, outcome = str(algorithm.spec), run.outcome or _stuck(run)
     return SimulatedRun(
-        RunRecord(task.name, words, str(chosen.spec.name), engine.name, seed, tuple(run.records), run.outcome), vector
+        RunRecord(task.name, words, str(chosen.spec.name), engine.name, seed, tuple(run.records), outcome), vector
+    )
+
+
+def _stuck(run: VirtualRun) -> Outcome:
+    """The outcome where a fleet would wait for somebody to come back: here nobody does."""
+    waits = [action.sentence for action in run.announced if isinstance(action, AnnounceWaiting)]
+    return Outcome(
+        OutcomeKind.TOO_FEW_CLIENTS,
+        f"{waits[-1] if waits else 'nothing is under way'}; nobody comes back, and no deadline ends the round.",
+        "Set a round deadline and a quorum below the cohort, then a round goes on without those who drop out.",
+        run.view.model,
+        len(run.view.rounds),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Protocol
 from edgewise.codecs.bundle import Bundle, bundle_from_bytes, bundle_to_bytes, decode_bundle, encode_bundle
 from edgewise.core.ids import ClientId
 from edgewise.core.seeds import Seeds
-from edgewise.models.task import Examples, Task
+from edgewise.models.task import Examples, Task, user_code
 from edgewise.training.algorithm import FederatedAlgorithm
 from edgewise.training.client_update import client_seeds, client_updates, received_bundle
 from edgewise.training.local.engines.engine import LocalEngine
@@ -81,14 +81,15 @@ class VirtualClients:
     def _worked(self, orders: Sequence[tuple[WorkOrder, bytes]], blobs: Blobs) -> list[Worked]:
         first = orders[0][0]
         exchange = self.algorithm.exchanges[first.exchange]
-        updates = client_updates(
-            exchange,
-            self.engine,
-            received_bundle(first, exchange, blobs, self.engine.layout.size),
-            [kept_from_bytes(kept) for _, kept in orders],
-            [self.examples(order.client) for order, _ in orders],
-            [client_seeds(self.seed, order.round, order.client, order.exchange) for order, _ in orders],
-        )
+        with user_code(f"{exchange.local.spec} cannot be done by {first.client!r}"):
+            updates = client_updates(
+                exchange,
+                self.engine,
+                received_bundle(first, exchange, blobs, self.engine.layout.size),
+                [kept_from_bytes(kept) for _, kept in orders],
+                [self.examples(order.client) for order, _ in orders],
+                [client_seeds(self.seed, order.round, order.client, order.exchange) for order, _ in orders],
+            )
         return [
             Worked(bundle_to_bytes(u.coded), kept_to_bytes(u.kept), u.num_examples, u.num_steps, u.metrics)
             for u in updates

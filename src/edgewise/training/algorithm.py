@@ -231,6 +231,7 @@ class ServerRule:
         sends: Sections of the state that go down.
         letters: Sections for one client alone, e.g. what it missed.
         is_elementwise: Entry i of each result needs only entry i of `model`-sized arrays, so a large model is stepped in slices.
+        needs_same_round: An update says something in the round that it was asked in only, so none may be stale.
     """
 
     spec: Spec
@@ -239,6 +240,7 @@ class ServerRule:
     sends: tuple[str, ...] = (MODEL,)
     letters: LetterOf | None = None
     is_elementwise: bool = True
+    needs_same_round: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,6 +317,12 @@ def check_fits(exchange: Exchange) -> None:
     Raises:
         MisfitError: With the reason and what to take instead.
     """
+    for table, kind in ((exchange.aggregate, Aggregator), (exchange.uplink, Codec), (exchange.downlink, Codec)):
+        for section, part in table.items():
+            if not isinstance(part, kind):
+                raise MisfitError(
+                    f"section {section!r} is given {part!r}, a {kind.__name__} is needed. Build it first."
+                )
     for misfit in MISFITS:
         if misfit.is_met(exchange):
             raise MisfitError(misfit.reason(exchange))
@@ -330,6 +338,18 @@ def check_fits(exchange: Exchange) -> None:
 
 def _unfolded(exchange: Exchange) -> list[str]:
     return sorted({s.name for s in exchange.local.sends} ^ set(exchange.aggregate))
+
+
+def _coded_for_nobody(exchange: Exchange) -> list[str]:
+    sent = {section.name for section in exchange.local.sends}
+    down = set() if exchange.server.letters is not None else set(exchange.downlink) - set(exchange.server.sends)
+    return sorted((set(exchange.uplink) - sent) | down)
+
+
+def _never_given(exchange: Exchange) -> list[str]:
+    return (
+        [] if exchange.server.letters is not None else sorted(set(exchange.local.receives) - set(exchange.server.sends))
+    )
 
 
 def _lossy_after_mask(exchange: Exchange) -> list[str]:
@@ -349,6 +369,18 @@ MISFITS: tuple[Misfit, ...] = (
         lambda e: bool(_unfolded(e)),
         lambda e: (
             f"sections {_unfolded(e)} are sent and not folded, or folded and not sent. Name an aggregator for each section that {e.local.spec} sends."
+        ),
+    ),
+    Misfit(
+        lambda e: bool(_never_given(e)),
+        lambda e: (
+            f"{e.local.spec} receives {list(e.local.receives)}, {e.server.spec} sends {list(e.server.sends)}: {_never_given(e)} never comes. Let the server's rule send it."
+        ),
+    ),
+    Misfit(
+        lambda e: bool(_coded_for_nobody(e)),
+        lambda e: (
+            f"a codec is given for {_coded_for_nobody(e)}, which does not travel that way: clients send {sorted(s.name for s in e.local.sends)}, the server {sorted(e.server.sends)}. Name one of these."
         ),
     ),
     Misfit(

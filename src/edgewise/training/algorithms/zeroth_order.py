@@ -83,7 +83,7 @@ def along_slopes(learning_rate: float = 0.01, seed: int = 0) -> ServerRule:
         return {_SLOPES: np.append(np.float32(number), state[_SLOPES][since:])}
 
     spec = Spec("along_slopes", {"learning_rate": learning_rate, "seed": seed})
-    return ServerRule(spec, init, apply, sends=(), letters=letters, is_elementwise=False)
+    return ServerRule(spec, init, apply, sends=(), letters=letters, is_elementwise=False, needs_same_round=True)
 
 
 def zeroth_order(

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from edgewise.core.errors import InputError
+from edgewise.core.errors import InputError, MisfitError
 from edgewise.training.local.rule import GRADIENT, Array, Arrays, LocalWork, Oracle, Rule
 
 
@@ -66,6 +66,7 @@ def run_rules(
 
     Raises:
         InputError: If a section is missing.
+        MisfitError: If a rule sends or keeps other than it says, or what is no array.
     """
     sent: list[dict[str, Any]] = []
     keeps: list[dict[str, Any]] = []
@@ -79,10 +80,33 @@ def run_rules(
             carry = _stepped(rule, oracle, step, weights, carry)
             tick()
         losses = losses or oracle.losses()
-        made, stays = (oracle.take(arrays) for arrays in rule.finish(weights, carry, oracle.num_steps))
+        found = rule.finish(weights, carry, oracle.num_steps)
+        _check_finished(rule, found, type(weights))
+        made, stays = (oracle.take(arrays) for arrays in found)
         sent = [before | now for before, now in zip(sent, made, strict=True)] if sent else made
         keeps = [before | now for before, now in zip(keeps, stays, strict=True)] if keeps else stays
     return sent, keeps, losses
+
+
+def _check_finished(rule: Rule, found: Any, kind: type) -> None:
+    """Refuses what a rule gives other than it says: nobody would read it, or miss it, rounds later."""
+    if not isinstance(found, tuple) or len(found) != 2 or not all(isinstance(part, Mapping) for part in found):
+        raise MisfitError(
+            f"finish of {rule.spec} is to give two dicts, what is sent and what is kept; found a {type(found).__name__}."
+        )
+    sent, kept = found
+    sends = {section.name for section in rule.sends}
+    if sent.keys() != sends or not kept.keys() <= set(rule.keeps):
+        raise MisfitError(
+            f"{rule.spec} says that it sends {sorted(sends)} and keeps {sorted(rule.keeps)}; its finish sends {sorted(sent)} "
+            f"and keeps {sorted(kept)}. Name them alike."
+        )
+    for name, value in (*sent.items(), *kept.items()):
+        if not isinstance(value, kind):
+            raise MisfitError(
+                f"{rule.spec} gives {name!r} as a {type(value).__name__}, an array of this engine is needed ({kind.__name__}). "
+                "Make it one: oracle.like(array)."
+            )
 
 
 def descend(weights: Array, direction: Array, rate: float, *, scratch: Array | None = None) -> Array:

@@ -131,6 +131,11 @@ class LocalWork:
                 raise MisfitError(
                     f"two rules of {self.spec} use one section: {sorted(names)}. Give them names of their own."
                 )
+        names = [*(s.name for r in self.rules for s in r.sends), *(n for r in self.rules for n in r.keeps)]
+        if nested := [name for name in names if "/" in name]:
+            raise MisfitError(
+                f"{self.spec} names sections {nested}; a '/' parts a section from its codec's arrays. Use another sign."
+            )
         if not self.rules:
             raise MisfitError(f"{self.spec} has no rule, so it trains nothing. Give it one, e.g. descent(0.1).")
 

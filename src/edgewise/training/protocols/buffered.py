@@ -53,6 +53,7 @@ from edgewise.training.protocols.messages import (
     Store,
     TimerFired,
 )
+from edgewise.training.protocols.part_calls import asked, ended_by_parts
 from edgewise.training.protocols.protocol import CLIENT, COORDINATOR, Blobs, Protocol, Role, RunView, Step
 from edgewise.training.protocols.run_state import Phase, RunState
 from edgewise.training.protocols.transitions import Table, accepted, dispatch, ignored, refused
@@ -128,7 +129,15 @@ def buffered(concurrency: int, buffer_size: int) -> Protocol:
                 return (state, actions) if run.phase is Phase.ENDED else _opened(parts, state, actions)
             return dispatch(TABLE, COORDINATOR, parts, state.run.phase, state, event)
 
-        return step
+        def ended(state: BufferedState | None, event: Event, fault: str) -> Result:
+            if state is not None:
+                return _ended(state, r.failed(state.run, fault))
+            assert isinstance(event, RunStarted)
+            run, actions = r.started(algorithm, blobs, event)
+            run, ending = r.failed(run, fault)
+            return _ended(BufferedState(run), (run, actions + ending))
+
+        return ended_by_parts(step, ended)
 
     role = Role(
         make_step,
@@ -144,10 +153,12 @@ def buffered(concurrency: int, buffer_size: int) -> Protocol:
 
 
 def _misfit(algorithm: FederatedAlgorithm) -> str:
-    num = len(algorithm.exchanges)
-    return (
-        "" if num == 1 else f"its rounds have {num} exchanges with one cohort, here every client has a pace of its own."
-    )
+    num, server = len(algorithm.exchanges), algorithm.exchanges[0].server
+    if num > 1:
+        return f"its rounds have {num} exchanges with one cohort, here every client has a pace of its own."
+    if server.needs_same_round:
+        return f"{server.spec} reads an update by the round that it was asked in, here many are late. Take synchronous."
+    return ""
 
 
 def resume(state: BufferedState) -> tuple[Action, ...]:
@@ -214,10 +225,13 @@ def _filled(parts: _Parts, state: BufferedState, actions: tuple[Action, ...]) ->
     if num > 0:
         place = Seeds(run.config.seed).at("round", collection.round, "select", len(collection.answers), len(busy))
         rng = place.rng()
-        chosen = parts.algorithm.select.choose(r.candidates_of(run, free), collection.round, rng)
+        chosen = r.chosen(parts.algorithm, r.candidates_of(run, free), collection.round, rng)
         asked = [chosen[i] for i in sorted(rng.permutation(len(chosen))[:num])]
         state, store = _asked(parts, state, asked, actions)
         return state, (*actions, *store, *_orders(state, asked))
+    if run.deadline_s is None and r.cannot_close(run, parts.buffer_size):
+        run, ending = r.without_hope(run, parts.buffer_size)
+        return _ended(state, (run, actions + ending))
     return state, actions if _at_work(state) else (*actions, r.waiting(run))
 
 
@@ -280,7 +294,9 @@ def _refusal_of(state: BufferedState, letter: UpdateReport, event: Received) -> 
 
 def _folded(parts: _Parts, state: BufferedState, actions: tuple[Action, ...]) -> Result:
     run, name = state.run, r.timer_name(state.run)
-    sums = fold(parts.algorithm.exchanges[0], parts.decoder, run.collection.answers.values(), run.config.num_entries)
+    exchange, answers = parts.algorithm.exchanges[0], run.collection.answers.values()
+    with asked(f"the updates of round {run.collection.round} are folded"):
+        sums = fold(exchange, parts.decoder, answers, run.config.num_entries)
     run, closing = closed(parts.algorithm, parts.blobs, run, sums)
     actions += closing
     if run.deadline_s is not None:

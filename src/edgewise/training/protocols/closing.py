@@ -21,6 +21,7 @@ from edgewise.training.protocols.messages import (
     RoundSummary,
     Store,
 )
+from edgewise.training.protocols.part_calls import asked
 from edgewise.training.protocols.protocol import Blobs
 from edgewise.training.protocols.run_state import (
     Result,
@@ -50,12 +51,14 @@ def closed(algorithm: FederatedAlgorithm, blobs: Blobs, state: RunState, sums: M
     exchange = algorithm.exchanges[collection.exchange]
     answers = [collection.answers[client] for client in collection.cohort if client in collection.answers]
     closing = closing_of(state, collection.round, collection.exchange, len(answers))
-    try:
-        stepped = step_server(exchange, blobs, server_bundle(state, blobs), sums, answers, closing, config.spec.buffers)
-    except InputError as error:
-        cure = "Lower the learning rates of clients and server, then start again from the last model."
-        return ended(state, OutcomeKind.FAILED, f"round {collection.round}: {error.message.rstrip('.')}", cure)
-    stored = {name: section_to_blob(name, array) for name, array in stepped.changed.items()}
+    with asked(f"{exchange.server.spec} steps"):
+        bundle = server_bundle(state, blobs)
+        try:
+            stepped = step_server(exchange, blobs, bundle, sums, answers, closing, config.spec.buffers)
+        except InputError as error:
+            cure = "Lower the learning rates of clients and server, then start again from the last model."
+            return ended(state, OutcomeKind.FAILED, f"round {collection.round}: {error.message.rstrip('.')}", cure)
+        stored = {name: section_to_blob(name, array) for name, array in stepped.changed.items()}
     state = change(state, sections={**state.sections, **{name: section for name, (section, _) in stored.items()}})
     actions: tuple[Action, ...] = (Store({section.blob.digest: data for section, data in stored.values()}),)
     dropouts = {**state.dropouts, **collection.missing}
@@ -110,8 +113,8 @@ def _round_closed(state: RunState, dropouts: dict[ClientId, str], norm: float) -
     records = dict(state.records)
     for client, answer in answered.items():
         former = records.get(client, ClientRecord())
-        asked = RoundNumber(collection.round - answer.staleness)  # the round its order named
-        records[client] = ClientRecord(asked, former.num_counted + 1, answer.metrics)
+        ordered = RoundNumber(collection.round - answer.staleness)  # the round its order named
+        records[client] = ClientRecord(ordered, former.num_counted + 1, answer.metrics)
     state = change(state, rounds=(*state.rounds, summary), records=records, dropouts={})
     actions: tuple[Action, ...] = (AnnounceRound(summary),)
     if collection.round < config.num_rounds:

@@ -238,6 +238,8 @@ def fault_of(exchange: Exchange, decoder: Decoder, answer: Answer, num_entries: 
         raise
     except EdgewiseError as error:
         return error.message
+    except Exception as error:  # a part that cannot judge this update; the run goes on without its sender
+        return f"it cannot be judged: {type(error).__name__}: {error}"
     return ""
 
 

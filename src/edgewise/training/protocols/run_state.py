@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from edgewise.codecs.bundle import Bundle
-from edgewise.core.errors import InputError
+from edgewise.core.errors import InputError, PartFailed
 from edgewise.core.ids import ClientId, Digest, RoundNumber
 from edgewise.core.seeds import Seeds
 from edgewise.training.algorithm import MODEL, Candidate, ClientRecord, FederatedAlgorithm
@@ -36,6 +36,7 @@ from edgewise.training.protocols.messages import (
     SetTimer,
     Store,
 )
+from edgewise.training.protocols.part_calls import CURE, asked
 from edgewise.training.protocols.protocol import Blobs, RunView
 
 Sections = dict[str, SectionBlob]
@@ -114,10 +115,16 @@ def started(algorithm: FederatedAlgorithm, blobs: Blobs, event: RunStarted) -> R
     members = {client: _member(event, client) for client in config.clients}
     model = vector_from_bytes(blob(blobs, config.initial_model), config.num_entries)
     sections, data = {MODEL: SectionBlob(MODEL, BlobName(config.initial_model, model.nbytes))}, {}
+    fault = ""
     for exchange in algorithm.exchanges:
-        for name, array in exchange.server.init(model).items():
-            if name not in sections:
-                sections[name], data[name] = section_to_blob(name, array)
+        try:
+            with asked(f"{exchange.server.spec} begins"):
+                made = {n: section_to_blob(n, a) for n, a in exchange.server.init(model).items() if n not in sections}
+        except PartFailed as error:
+            fault = error.message
+            break
+        for name, (section, content) in made.items():
+            sections[name], data[name] = section, content
     state = RunState(
         config=config,
         phase=Phase.WAITING,
@@ -126,6 +133,9 @@ def started(algorithm: FederatedAlgorithm, blobs: Blobs, event: RunStarted) -> R
         deadline_s=None if config.round_deadline_s is None else config.round_deadline_s / len(algorithm.exchanges),
     )
     actions: tuple[Action, ...] = (Store({sections[n].blob.digest: d for n, d in data.items()}),) if data else ()
+    if fault:
+        state, ending = failed(state, fault)
+        return state, actions + ending
     if 1 <= config.quorum <= len(config.clients) and config.num_rounds >= 1:
         return state, actions
     sentence = (
@@ -165,7 +175,34 @@ def cohort_of(
     Returns:
         The cohort.
     """
-    return algorithm.select.choose(candidates, number, Seeds(seed).at("round", number, "select").rng())
+    return chosen(algorithm, candidates, number, Seeds(seed).at("round", number, "select").rng())
+
+
+def chosen(
+    algorithm: FederatedAlgorithm, candidates: Sequence[Candidate], number: RoundNumber, rng: Any
+) -> tuple[ClientId, ...]:
+    """What a rule of selection chooses, each of the candidates at most once.
+
+    Args:
+        algorithm: Its rule of selection.
+        candidates: Who can work, and what is known of them.
+        number: The round.
+        rng: Its place in the seed tree.
+
+    Returns:
+        The cohort.
+
+    Raises:
+        PartFailed: If the rule raises, or chooses somebody twice or who is no candidate.
+    """
+    with asked(f"{algorithm.select.spec} chooses in round {number}"):
+        found, known = tuple(algorithm.select.choose(candidates, number, rng)), {each.client for each in candidates}
+        strangers = [client for client in found if client not in known]
+        if strangers or len(set(found)) < len(found):
+            raise InputError(
+                f"{list(found[:10])} were chosen, who are to be clients of the {len(candidates)} candidates, each at most once."
+            )
+        return found
 
 
 def quorum_of(algorithm: FederatedAlgorithm, candidates: Sequence[Candidate], seed: int, asked: int = 0) -> int:
@@ -247,18 +284,21 @@ def sections_down(
         return section
 
     def of_state(name: str) -> SectionBlob:
-        stored = state.sections[name]
+        stored = state.sections.get(name)
+        if stored is None:
+            raise InputError(f"it sends a section {name!r}, its state has {sorted(state.sections)}.")
         return (
             coded(name, section_from_blob(stored, blob(blobs, stored.blob.digest))) if name in part.downlink else stored
         )
 
-    sent, own = tuple(of_state(name) for name in part.server.sends), {}
-    if part.server.letters is not None:
-        bundle = server_bundle(state, blobs)
-        for client in cohort:
-            letter = part.server.letters(bundle, client, state.records.get(client))
-            if letter:
-                own[client] = tuple(coded(name, array) for name, array in letter.items())
+    with asked(f"what {part.server.spec} sends in round {state.collection.round}"):
+        sent, own = tuple(of_state(name) for name in part.server.sends), {}
+        if part.server.letters is not None:
+            bundle = server_bundle(state, blobs)
+            for client in cohort:
+                letter = part.server.letters(bundle, client, state.records.get(client))
+                if letter:
+                    own[client] = tuple(coded(name, array) for name, array in letter.items())
     return sent, own, data
 
 
@@ -331,6 +371,40 @@ def too_few(state: RunState) -> Result:
     """The end of a run whose round did not find its quorum by the deadline."""
     cure = "Bring clients back, raise round_deadline_s or lower the quorum, then start again from the last model."
     return ended(state, OutcomeKind.TOO_FEW_CLIENTS, waiting(state).sentence, cure)
+
+
+def cannot_close(state: RunState, needed: int, cohort: tuple[ClientId, ...] = ()) -> bool:
+    """Whether so many updates can never come: quarantine lasts as long as the run.
+
+    Args:
+        state: Not ended.
+        needed: Updates that a round needs.
+        cohort: Who may send them; everybody if empty.
+
+    Returns:
+        True if even everybody's return would not do.
+    """
+    collection = state.collection
+    pool, answers, members = cohort or tuple(collection.members), collection.answers, collection.members
+    return sum([client in answers or not members[client].quarantine for client in pool]) < needed
+
+
+def without_hope(state: RunState, needed: int) -> Result:
+    """The end of a run whose round can never have the updates that it needs."""
+    collection = state.collection
+    out = {client: f"in quarantine: {m.quarantine}" for client, m in collection.members.items() if m.quarantine}
+    left = len(collection.members) - len(out)
+    sentence = (
+        f"round {collection.round} needs {needed} updates and can never have them; {left} of {len(collection.members)} "
+        f"clients are left, out are: {c.named(out)}"
+    )
+    cure = "Mend what they sent, or ask for fewer updates a round, then start again from the last model."
+    return ended(state, OutcomeKind.TOO_FEW_CLIENTS, sentence, cure)
+
+
+def failed(state: RunState, fault: str) -> Result:
+    """The end of a run of which a part failed."""
+    return ended(state, OutcomeKind.FAILED, f"round {state.collection.round}: {fault.rstrip('.')}", CURE)
 
 
 def cancelled(state: RunState, cause: str) -> Result:

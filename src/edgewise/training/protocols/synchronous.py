@@ -41,6 +41,7 @@ from edgewise.training.protocols.messages import (
     SetTimer,
     TimerFired,
 )
+from edgewise.training.protocols.part_calls import asked, ended_by_parts
 from edgewise.training.protocols.protocol import CLIENT, COORDINATOR, Blobs, Protocol, Role, Step
 from edgewise.training.protocols.run_state import (
     Phase,
@@ -48,10 +49,12 @@ from edgewise.training.protocols.run_state import (
     RunState,
     cancelled,
     candidates_of,
+    cannot_close,
     change,
     chose_too_few,
     cohort_of,
     endings,
+    failed,
     needs,
     opened,
     orders,
@@ -65,6 +68,7 @@ from edgewise.training.protocols.run_state import (
     waiting,
     with_collection,
     with_stored,
+    without_hope,
 )
 from edgewise.training.protocols.transitions import Table, accepted, dispatch, ignored, refused
 
@@ -109,7 +113,14 @@ def make_step(algorithm: FederatedAlgorithm, blobs: Blobs) -> Step:
             return (state, actions) if state.phase is Phase.ENDED else _open_round(parts, state, actions)
         return dispatch(TABLE, COORDINATOR, parts, state.phase, state, event)
 
-    return step
+    def ended(state: RunState | None, event: Event, fault: str) -> Result:
+        if state is not None:
+            return _said(failed(state, fault))
+        assert isinstance(event, RunStarted)
+        state, actions = started(algorithm, blobs, event)
+        return _said(failed(state, fault), actions)
+
+    return ended_by_parts(step, ended)
 
 
 def resume(state: RunState) -> tuple[Action, ...]:
@@ -148,6 +159,8 @@ def _open_round(parts: _Parts, state: RunState, actions: tuple[Action, ...]) -> 
     if len(state.collection.able) >= state.config.quorum:
         return _ask(parts, state, actions)
     state = change(state, phase=Phase.WAITING)
+    if cannot_close(state, state.config.quorum):
+        return _said(without_hope(state, state.config.quorum), actions)
     return state, (*actions, waiting(state))
 
 
@@ -239,6 +252,8 @@ def _cancelled(parts: _Parts, state: RunState, event: RunCancelled) -> Result:
 
 
 def _settled(parts: _Parts, state: RunState, actions: tuple[Action, ...]) -> Result:
+    if state.phase is not Phase.ENDED and cannot_close(state, state.config.quorum, state.collection.cohort):
+        return _said(without_hope(state, state.config.quorum), actions)
     if state.phase is not Phase.OPEN or not state.collection.is_settled:
         return state, actions
     if len(state.collection.answers) >= state.config.quorum:
@@ -248,7 +263,8 @@ def _settled(parts: _Parts, state: RunState, actions: tuple[Action, ...]) -> Res
 
 def _close(parts: _Parts, state: RunState, actions: tuple[Action, ...]) -> Result:
     exchange, name = parts.algorithm.exchanges[state.collection.exchange], timer_name(state)
-    sums = fold(exchange, parts.decoder, state.collection.answers.values(), state.config.num_entries)
+    with asked(f"the updates of round {state.collection.round} are folded"):
+        sums = fold(exchange, parts.decoder, state.collection.answers.values(), state.config.num_entries)
     state, closing = closed(parts.algorithm, parts.blobs, state, sums)
     actions += closing
     if state.deadline_s is not None:

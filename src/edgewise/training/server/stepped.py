@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.codecs.bundle import Bundle
-from edgewise.core.errors import InputError
+from edgewise.core.errors import InputError, MisfitError
 from edgewise.training.aggregate.fixed_point import slices_of
 from edgewise.training.algorithm import MODEL, Closed, ServerRule
 
@@ -84,8 +84,10 @@ def next_state(
     for entries in slices_of(size, width):
         part = rest | {name: folded[name].read(entries) for name in vectors}
         with np.errstate(over="ignore", invalid="ignore"):
-            found = dict(
-                rule.step({n: a[entries] if a.shape == (size,) else a for n, a in state.items()}, part, closed)
+            found = _checked(
+                rule,
+                rule.step({n: a[entries] if a.shape == (size,) else a for n, a in state.items()}, part, closed),
+                entries.stop - entries.start,
             )
         if MODEL in part:
             norm = hypot(norm, float(np.linalg.norm(np.asarray(part[MODEL], np.float64))))
@@ -106,6 +108,23 @@ def next_state(
         if count:
             raise InputError(f"{rule.spec} gives a {name} with {count} of {changed[name].size} entries not finite")
     return NextState(changed, norm)
+
+
+def _checked(rule: ServerRule, found: Bundle, width: int) -> dict[str, NDArray[Any]]:
+    """The sections that a step gave, as arrays of numbers; a model is float32 of its width."""
+    if not isinstance(found, Mapping):
+        raise MisfitError(f"its step is to give the sections that change, as a dict; found a {type(found).__name__}.")
+    arrays = {name: np.asarray(array) for name, array in found.items()}
+    for name, array in arrays.items():
+        if array.dtype.kind not in "fiub":
+            raise MisfitError(
+                f"its step gives a {name} that is no array of numbers, but a {type(found[name]).__name__}."
+            )
+    if MODEL in arrays:
+        if arrays[MODEL].shape != (width,):
+            raise MisfitError(f"its step gives a model of shape {arrays[MODEL].shape}, {(width,)} is needed.")
+        arrays[MODEL] = arrays[MODEL].astype(np.float32, copy=False)
+    return arrays
 
 
 def _with_buffers(

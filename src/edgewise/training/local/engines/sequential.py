@@ -184,7 +184,7 @@ class _ClientOracle:
 
     def take(self, arrays: Arrays) -> list[dict[str, Any]]:
         """As in `Driven`."""
-        return [{name: derived(array.numpy()) for name, array in arrays.items()}]
+        return [{name: derived(array.detach().numpy()) for name, array in arrays.items()}]
 
     def losses(self) -> list[float]:
         """As in `Driven`."""

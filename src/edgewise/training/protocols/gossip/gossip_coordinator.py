@@ -48,6 +48,7 @@ from edgewise.training.protocols.messages import (
     Store,
     TimerFired,
 )
+from edgewise.training.protocols.part_calls import ended_by_parts
 from edgewise.training.protocols.protocol import COORDINATOR, Blobs, Role, Step
 from edgewise.training.protocols.run_state import Phase, Result, RunState
 from edgewise.training.protocols.transitions import Table, dispatch, ignored, refused
@@ -75,7 +76,15 @@ def coordinator_role(num_rings: int, mixing: int) -> Role:
             state, actions = r.started(algorithm, blobs, event)
             return (state, actions) if state.phase is Phase.ENDED else _begun(parts, state, actions)
 
-        return step
+        def ended(state: RunState | None, event: Event, fault: str) -> Result:
+            actions: tuple[Action, ...] = ()
+            if state is None:
+                assert isinstance(event, RunStarted)
+                state, actions = r.started(algorithm, blobs, event)
+            state, ending = r.failed(state, fault)
+            return state, (*actions, *ending, *r.endings(state))
+
+        return ended_by_parts(step, ended)
 
     def resume(state: RunState) -> tuple[Action, ...]:
         if state.outcome is not None:

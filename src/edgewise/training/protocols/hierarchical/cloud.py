@@ -57,14 +57,17 @@ from edgewise.training.protocols.messages import (
     SetTimer,
     TimerFired,
 )
+from edgewise.training.protocols.part_calls import asked, ended_by_parts
 from edgewise.training.protocols.protocol import COORDINATOR, Blobs, Role, RunView, Step
 from edgewise.training.protocols.run_state import (
     Phase,
     RunState,
     candidates_of,
+    cannot_close,
     change,
     chose_too_few,
     cohort_of,
+    failed,
     opened,
     overdue,
     started,
@@ -73,6 +76,7 @@ from edgewise.training.protocols.run_state import (
     waiting,
     with_collection,
     with_stored,
+    without_hope,
 )
 from edgewise.training.protocols.run_state import cancelled as run_cancelled
 from edgewise.training.protocols.run_state import needs as run_needs
@@ -108,7 +112,14 @@ def make_step(algorithm: FederatedAlgorithm, blobs: Blobs) -> Step:
             return _start(parts, event)
         return dispatch(TABLE, COORDINATOR, parts, state.run.phase, state, event)
 
-    return step
+    def ended(state: CloudState | None, event: Event, fault: str) -> CloudResult:
+        if state is not None:
+            return _of_run(state, failed(state.run, fault), ())
+        assert isinstance(event, RunStarted)
+        state, actions = _begun(parts, event)
+        return _of_run(state, failed(state.run, fault), actions)
+
+    return ended_by_parts(step, ended)
 
 
 def resume(state: CloudState) -> tuple[Action, ...]:
@@ -171,13 +182,17 @@ def _endings(state: CloudState) -> tuple[Action, ...]:
 
 
 def _start(parts: _Parts, event: RunStarted) -> CloudResult:
+    state, actions = _begun(parts, event)
+    return (state, actions) if state.run.phase is Phase.ENDED else _open_round(parts, state, actions)
+
+
+def _begun(parts: _Parts, event: RunStarted) -> CloudResult:
     run, actions = started(parts.algorithm, parts.blobs, event)
     edge_of = {client: seen.edge for client, seen in event.present.items() if seen.edge}
     edges = {edge: Member(epoch=epoch) for edge, epoch in event.edges.items()}
     for edge in edge_of.values():
         edges.setdefault(edge, c.NOT_SEEN)
-    state = CloudState(run, edge_of, edges)
-    return (state, actions) if run.phase is Phase.ENDED else _open_round(parts, state, actions)
+    return CloudState(run, edge_of, edges), actions
 
 
 def _open_round(parts: _Parts, state: CloudState, actions: tuple[Action, ...]) -> CloudResult:
@@ -185,6 +200,8 @@ def _open_round(parts: _Parts, state: CloudState, actions: tuple[Action, ...]) -
     if len(able(state)) >= state.run.config.quorum:
         return _ask(parts, state, actions)
     run = change(state.run, phase=Phase.WAITING)
+    if cannot_close(run, run.config.quorum):
+        return _of_run(state, without_hope(run, run.config.quorum), actions)
     return _change(state, run=run, assignments={}), (*actions, waiting(run, len(able(state))))
 
 
@@ -397,6 +414,8 @@ def _cancelled(parts: _Parts, state: CloudState, event: RunCancelled) -> CloudRe
 
 def _settled(parts: _Parts, state: CloudState, actions: tuple[Action, ...]) -> CloudResult:
     run = state.run
+    if run.phase is not Phase.ENDED and cannot_close(run, run.config.quorum, run.collection.cohort):
+        return _of_run(state, without_hope(run, run.config.quorum), actions)
     if run.phase is not Phase.OPEN or not run.collection.is_settled:
         return state, actions
     if len(run.collection.answers) >= run.config.quorum:
@@ -407,10 +426,11 @@ def _settled(parts: _Parts, state: CloudState, actions: tuple[Action, ...]) -> C
 def _close(parts: _Parts, state: CloudState, actions: tuple[Action, ...]) -> CloudResult:
     run, name = state.run, timer_name(state.run)
     exchange = parts.algorithm.exchanges[run.collection.exchange]
-    sums = empty_sums(exchange, run.config.num_entries)
-    for assignment in state.assignments.values():
-        if assignment.sums:
-            sums = add_sums(exchange, sums, blob(parts.blobs, assignment.sums))
+    with asked(f"the sums of round {run.collection.round} are folded"):
+        sums = empty_sums(exchange, run.config.num_entries)
+        for assignment in state.assignments.values():
+            if assignment.sums:
+                sums = add_sums(exchange, sums, blob(parts.blobs, assignment.sums))
     run, closing = closed(parts.algorithm, parts.blobs, run, sums)
     actions += closing
     if run.deadline_s is not None:

@@ -14,10 +14,11 @@ from typing import Any
 
 import msgspec
 
+from edgewise.core.errors import PartFailed
 from edgewise.core.ids import ClientId, Digest, digest_of
 from edgewise.training.algorithm import FederatedAlgorithm
 from edgewise.training.protocols import collection as c
-from edgewise.training.protocols.folding import Decoder, blob, fold, sums_to_bytes
+from edgewise.training.protocols.folding import Decoder, blob, empty_sums, fold, sums_to_bytes
 from edgewise.training.protocols.letters import (
     COORDINATOR_ADDRESS,
     Address,
@@ -52,6 +53,7 @@ from edgewise.training.protocols.messages import (
     Store,
     TimerFired,
 )
+from edgewise.training.protocols.part_calls import asked
 from edgewise.training.protocols.protocol import EDGE, Blobs, Role, Step
 from edgewise.training.protocols.run_state import sections_for
 from edgewise.training.protocols.transitions import Table, accepted, dispatch, ignored, refused
@@ -318,7 +320,13 @@ def _settled(parts: _Parts, state: EdgeState, task: OpenTask, actions: tuple[Act
     letter, collection = task.letter, task.collection
     answered = {client: collection.answers[client] for client in collection.cohort if client in collection.answers}
     exchange = parts.algorithm.exchanges[letter.exchange]
-    data = sums_to_bytes(exchange, fold(exchange, parts.decoder, answered.values(), letter.spec.num_entries))
+    missing, size = collection.missing, letter.spec.num_entries
+    try:
+        with asked(f"{letter.edge} cannot fold the updates of round {letter.round}"):
+            data = sums_to_bytes(exchange, fold(exchange, parts.decoder, answered.values(), size))
+    except PartFailed as error:  # the cloud must not wait for it
+        missing = {**missing, **dict.fromkeys(answered, error.message)}
+        answered, data = {}, sums_to_bytes(exchange, empty_sums(exchange, size))
     report = SumReport(
         run=letter.spec.run,
         round=letter.round,
@@ -327,7 +335,7 @@ def _settled(parts: _Parts, state: EdgeState, task: OpenTask, actions: tuple[Act
         sums=BlobName(digest_of(data), len(data)),
         contributions={client: Contribution(a.num_examples, a.metrics) for client, a in answered.items()},
         exchange=letter.exchange,
-        missing=collection.missing,
+        missing=missing,
         quarantined={client: m.quarantine for client, m in collection.members.items() if m.quarantine},
         uplink_bytes=sum(len(blob(parts.blobs, a.update)) for a in answered.values()),
     )
