@@ -14,6 +14,7 @@ import pytest
 from edgewise.core.errors import Busy, RemoteError
 from edgewise.core.ids import NodeId
 from edgewise.fleet.messages import Ack, Deploy
+from edgewise.fleet.operator.operator import Operator
 from edgewise.fleet.serving.drift_watch import Confidences
 from edgewise.inference.serving_node import device_only_plan
 from edgewise.models.graph.graph import Graph
@@ -96,6 +97,23 @@ def test_two_versions_roll_out_at_once_and_one_is_rolled_back_while_the_other_st
         assert await ask(fleet, "digits") == [(1, whole(GRAPHS["digits"]))]
         ended = [f for kind, f in fleet.events if kind == "rollout_ended"]
         assert [(f["model"], f["outcome"]) for f in ended[-2:]] == [("digits", "rolled_back"), ("faces", "completed")]
+
+    on_fleet(tmp_path, scene)
+
+
+def test_who_deploys_waits_for_as_long_as_the_rollout_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each device serves some requests first, and a large graph takes its time to each."""
+    monkeypatch.setitem(Operator._ask.__kwdefaults__, "timeout_s", 0.3)
+
+    async def scene(fleet: ServingFleet) -> None:
+        number, graph = await fleet.register(GRAPHS["digits"].model_bytes, "digits"), GRAPHS["digits"]
+        order = Deploy(number, plans(graph), deadline_s=5.0, min_requests=1)
+        deploying = asyncio.create_task(fleet.operator.deploy(order))
+        await fleet.until(lambda: fleet.versions(DEVICE) == {"digits": number})
+        await asyncio.sleep(0.5)
+        assert not deploying.done()
+        await ask(fleet, "digits")
+        assert (await deploying).accepted
 
     on_fleet(tmp_path, scene)
 

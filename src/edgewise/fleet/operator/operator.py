@@ -63,6 +63,8 @@ M = TypeVar("M", bound=Message)
 A = TypeVar("A")
 FIND_TIMEOUT_S = 3.5
 LONG_TIMEOUT_S = 120.0
+ROLLOUT_TIMEOUT_S = 3600.0
+"""A rollout goes device by device, each of which pulls the graph and may have to serve some requests first."""
 STATUS_TIMEOUT_S = 5.0
 FRESH_TIMEOUT_S = 2.0
 FRESH_AT_ONCE = 64
@@ -241,7 +243,7 @@ class Operator:
 
     async def deploy(self, deploy: Deploy) -> DeployAck:
         """Serves a version along plans, device by device; answers when it is done or halted."""
-        return await self._ask(deploy, DeployAck)
+        return await self._ask(deploy, DeployAck, timeout_s=ROLLOUT_TIMEOUT_S)
 
     async def rollback(self, model: str = "") -> RollbackAck:
         """Restores the version of a model that served before; a rollout in progress is taken back.
@@ -252,7 +254,7 @@ class Operator:
         Returns:
             Yes with the version that serves again, or why not.
         """
-        return await self._ask(Rollback(model), RollbackAck)
+        return await self._ask(Rollback(model), RollbackAck, timeout_s=ROLLOUT_TIMEOUT_S)
 
     async def ledger(self, node: NodeId) -> LedgerAnswer:
         """What a node counted."""
