@@ -180,7 +180,8 @@ def build(kind: str, registry: Mapping[str, Callable[..., P]], value: Any) -> P:
     if spec.name not in builders:
         raise InputError(f"{kind} has no {spec.name!r}.{nearest(spec.name, builders)}")
     builder = builders[spec.name]
-    accepted = inspect.signature(builder).parameters
+    signature = inspect.signature(builder)
+    accepted, made = signature.parameters, signature.return_annotation
     args: list[Any] = []
     params = dict(spec.params)
     variadic = next((p.name for p in accepted.values() if p.kind is p.VAR_POSITIONAL), None)
@@ -189,9 +190,13 @@ def build(kind: str, registry: Mapping[str, Callable[..., P]], value: Any) -> P:
         if key not in accepted and not open_ended:
             raise InputError(f"{spec.name} takes no {key!r}.{nearest(key, accepted)}")
     if variadic is not None and variadic in params:
-        args = [build(kind, registry, v) if isinstance(v, Spec) else v for v in params.pop(variadic)]
+        of_kind = accepted[variadic].annotation == made
+        args = [_built(kind, registry, Spec(v) if of_kind and isinstance(v, str) else v) for v in params.pop(variadic)]
     for key, value in params.items():
-        if key not in accepted or not _SPEC_TYPE.search(str(accepted[key].annotation)):
+        annotation = accepted[key].annotation if key in accepted else None
+        if annotation == made and isinstance(value, str):
+            params[key] = build(kind, registry, value)  # a part that wraps one of its kind, given by name
+        elif key not in accepted or not _SPEC_TYPE.search(str(annotation)):
             params[key] = _built(kind, registry, value)
     return builder(*args, **params)
 
