@@ -394,8 +394,3 @@ def _operator_info(node: Node) -> NodeInfo:
         parent=NodeId(""),
         capability=Capability(cores=0, memory_bytes=0, flops=0.0, dilation=1.0, active_power_w=0.0, python=""),
     )
-
-
-def encode_layout(layout: Any) -> bytes:
-    """msgpack of a layout, as `SubmitRun.layout` wants it."""
-    return msgspec.msgpack.encode(layout)
