@@ -326,7 +326,36 @@ def test_state_of_another_dtype_or_of_no_size_or_twice_is_refused_with_the_cure(
     pair = (("before", "after"),)
     with pytest.raises(GraphError, match="one shape and dtype are needed"):
         device_only_plan(running_sum(dtype=TensorProto.INT64), keeps=pair)
-    with pytest.raises(GraphError, match="no fixed size in dimension 1.* --input-shape before=1,1"):
+    with pytest.raises(GraphError, match=r"no fixed size in dimension 1.* --input-shape before=1,1"):
         device_only_plan(running_sum("k"), keeps=pair)
     with pytest.raises(GraphError, match="in two states"):
         device_only_plan(GRAPH, keeps=(("h0", "hn"), ("c0", "hn")))
+
+
+def test_streams_that_nobody_ends_do_not_keep_every_version_there_ever_was() -> None:
+    async def run() -> None:
+        async with world("edge-1") as made:
+            streams = []
+            for revision in range(1, 12):
+                await made.install(PLANS["device"], revision, revision, graph=GRAPH)
+                streams.append(made.server.stream())
+                await streams[-1].infer({"x": samples(1)})
+            assert made.server.revisions == (7, 8, 9, 10, 11)
+            assert len(made.server.streams) == 5
+            with pytest.raises(StreamLost, match=r"its version is long gone\. Begin a new one"):
+                await streams[0].infer({"x": samples(1)})
+            assert (await streams[6].infer({"x": samples(1)})).observation.version == 7
+
+    asyncio.run(run())
+
+
+def test_a_sequence_of_one_request_that_is_refused_is_not_left_open() -> None:
+    async def run() -> None:
+        async with world("edge-1") as made:
+            await made.install(SPLIT, graph=GRAPH)
+            for is_last, left in ((True, 0), (False, 1)):
+                with pytest.raises(InputError, match="Reshape"):
+                    await made.server.infer({"x": samples(2)}, stream=StreamStep("one", 0, is_last))
+                assert len(made.server.streams) == left
+
+    asyncio.run(run())
