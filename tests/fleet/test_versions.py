@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from edgewise.core.errors import GraphError, InputError
 from edgewise.fleet.serving.versions import Holdout, VersionStore
@@ -89,3 +91,37 @@ def test_what_cannot_stand_in_an_address_is_no_models_name(opened: Callable[[Gra
         opened(graph).register_graph(graph.model_bytes, task=name, origin="test", parent=0)
     with pytest.raises(InputError, match="cannot be a model's name"):
         asyncio.run(local_server(graph, name=name))
+
+
+def other_kind(ends: str) -> bytes:
+    """A model of the held-out examples' shape that no labels can judge."""
+    shapes: dict[str, list[Any]] = {"scalar": [], "picture": ["n", 1, 8, 8], "class": ["n"], "ids": ["n", 64]}
+    taken = TensorProto.INT64 if ends == "ids" else TensorProto.FLOAT
+    nodes = {
+        "scalar": [helper.make_node("ReduceMean", ["x"], ["y"], keepdims=0)],
+        "picture": [helper.make_node("Relu", ["x"], ["y"])],
+        "class": [
+            helper.make_node("Flatten", ["x"], ["f"]),
+            helper.make_node("ArgMax", ["f"], ["y"], axis=1, keepdims=0),
+        ],
+        "ids": [helper.make_node("Flatten", ["x"], ["y"])],
+    }[ends]
+    x = helper.make_tensor_value_info("x", taken, ["n", 1, 8, 8])
+    y = helper.make_tensor_value_info("y", TensorProto.INT64 if ends in ("class", "ids") else taken, shapes[ends])
+    graph = helper.make_graph(nodes, ends, [x], [y])
+    made: bytes = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    ).SerializeToString()
+    return made
+
+
+@pytest.mark.parametrize("ends", ["scalar", "picture", "class", "ids"])
+def test_a_model_that_labels_cannot_judge_becomes_a_version_without_evidence(
+    opened: Callable[[Graph], VersionStore], ends: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    versions, graph = opened(two_exit_graph()), other_kind(ends)
+    first = versions.register_graph(graph, task="other", origin="test", parent=0)
+    second = versions.register_graph(graph, task="other", origin="test", parent=first.number)
+    assert (second.evidence, second.gate) == ((), None)
+    assert versions.calibration_answers(second.number) == {}
+    assert "give it its own with --holdout other=FILE" in caplog.text

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgewise.inference.evidence import filter_evidence, run_graph
-from edgewise.inference.gates.frame_difference import difference
+from edgewise.inference.gates.frame_difference import difference, frame_difference
 from edgewise.inference.session import AnswerSource
 from edgewise.planning.moves.filters import filters
 from edgewise.planning.plan import FILTERED, Plan, Prediction
@@ -165,3 +165,15 @@ def test_large_numbers_are_told_apart(dtype: type) -> None:
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.bool_])
 def test_a_difference_of_small_whole_numbers_does_not_wrap_around(dtype: type) -> None:
     assert difference({"x": np.array([0], dtype)}, {"x": np.array([1], dtype)}) == 1.0
+
+
+def test_whoever_writes_into_an_answer_does_not_change_the_next() -> None:
+    rule, answer = frame_difference(0.1), {"end": np.ones(3, np.float32)}
+    assert rule.learn is not None
+    state = rule.learn({"x": images()}, answer, None)
+    for _ in range(3):
+        answer["end"][:] = 7.0
+        found, state = rule.ask({"x": images()}, state)
+        assert found is not None
+        assert found["end"].tolist() == [1.0, 1.0, 1.0]
+        answer = found

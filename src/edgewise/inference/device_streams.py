@@ -88,8 +88,8 @@ class OpenStreams:
         """
         if name not in self._open:
             raise StreamLost(
-                f"stream {name!r} is not open on {self._node!r}: it ended, or was evicted when more than "
-                f"{self.max_streams} were open. Begin a new one."
+                f"stream {name!r} is not open on {self._node!r}: it ended, was evicted when more than "
+                f"{self.max_streams} were open, or its version is long gone. Begin a new one."
             )
         self._open.move_to_end(name)
         return self._open[name]
@@ -115,9 +115,9 @@ class OpenStreams:
             self.telling.add(task)
             task.add_done_callback(self.telling.discard)
 
-    def end_all(self) -> None:
-        """Closes every stream."""
-        for name in tuple(self._open):
+    def end_all(self, prepared: PreparedPlan | None = None) -> None:
+        """Closes every stream, or all that began on a plan."""
+        for name in [n for n, stream in self._open.items() if prepared is None or stream.prepared is prepared]:
             self.end(name)
 
 

@@ -40,6 +40,10 @@ _LABELLING_S = 30.0
 """For an answer to learn from; hosts serve the earliest deadline first, so requests go first."""
 
 
+FORMER_PLANS = 4
+"""Of one model, that stay for streams which began on them; on older ones streams end."""
+
+
 @dataclass(slots=True)
 class Count:
     """Requests, and the seconds they took in all."""
@@ -213,7 +217,7 @@ class ModelServer:
         Args:
             revision: The plan in force from now on.
             keep: Other revisions that stay warm, e.g. the alternatives of a plan map; other older ones are
-                dropped when their last request or stream is done.
+                dropped when their last request or stream is done; streams of all but the last `FORMER_PLANS` end.
 
         Raises:
             PlanInfeasible: If it was not prepared.
@@ -227,6 +231,9 @@ class ModelServer:
         wanted = {revision, *keep}
         for other, prepared in self._plans.items():
             prepared.is_retired = other < revision and other not in wanted
+        former = [other for other in self.revisions if self._plans[other].is_retired]
+        for other in former[:-FORMER_PLANS]:  # streams that nobody ends would keep every model there ever was
+            self.streams.end_all(self._plans[other])
         self._drop_idle()
 
     def set_targets(self, targets: Sequence[Target], site: Site | None = None) -> None:
@@ -380,6 +387,10 @@ class ModelServer:
                 served = await self._infer(stream.prepared, inputs, deadline_s, request, at, stream.nodes)
                 stream.num_sent += 1  # what was refused has not moved the state
                 stream.answered(self.node, served.observation.served_by)
+            except BaseException:
+                if step.is_last and not stream.num_sent:  # it was to be the only one
+                    self.end_stream(step.stream)
+                raise
             finally:
                 if not self.streams.is_open(step.stream, stream):
                     self.streams.free(stream)

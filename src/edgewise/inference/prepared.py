@@ -268,7 +268,7 @@ async def prepare_plan(active: ActivePlan, graph: Graph, site: Site, *, dilation
         GateStates(stages.gates),
         StreamStates(zeros(graph, [given for given, _ in stages.keeps])) if stages.keeps else None,
         tuple(t for t in graph.inputs if t.name not in {given for given, _ in plan.state}),
-        plan.exits[0].tensors[-1],
+        next(reversed(plan.exits[0].tensors), ""),
     )
     await asyncio.get_running_loop().run_in_executor(None, _warm_up_all, prepared, dilation)
     return prepared

@@ -95,6 +95,12 @@ class UnknownModel(InputError):
     code = "input.model"
 
 
+class WrongMethod(InputError):
+    """A route called with another method than it takes."""
+
+    code = "input.method"
+
+
 class HttpServer:
     """A running endpoint.
 
@@ -320,10 +326,10 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
 
     async def _infer(scope: Scope, receive: Receive) -> tuple[bytes, int | None]:
         if scope.get("method") != "POST":
-            raise InputError(f"infer is called with POST, found {scope.get('method')}.")
+            raise WrongMethod(f"infer is called with POST, found {scope.get('method')}.")
         headers = dict(scope["headers"])
-        _, _, _, name, *version = scope["path"].removesuffix("/").split("/")
-        model, _ = find(name, version[1] if len(version) > 2 else "")
+        name, version = _model_of(scope["path"])
+        model, _ = find(name, version)
         body = decompressed(await read_body(receive, max_body_bytes), headers, max_body_bytes)
         request = read_request(body, header_length(headers))
         served = await model.infer(
@@ -357,10 +363,22 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
     # In front of the router rather than mounted in it: Litestar cannot route path parameters to a raw handler.
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
-        is_infer = path.startswith("/v2/models/") and path.endswith("/infer")
+        is_infer = path.startswith("/v2/models/") and path.removesuffix("/").endswith("/infer")
+        if scope.get("method") == "HEAD":  # as GET; the server leaves the body out
+            scope = {**scope, "method": "GET"}  # type: ignore[assignment]
         await (infer if is_infer else routes)(scope, receive, send)
 
     return app
+
+
+def _model_of(path: str) -> tuple[str, str]:
+    """Name and version in the path of an infer call; "" without a version."""
+    match path.removesuffix("/").split("/")[3:-1]:
+        case [name]:
+            return name, ""
+        case [name, "versions", version]:
+            return name, version
+    raise UnknownModel(f"{path!r} is no model's. Call /v2/models/NAME/infer or /v2/models/NAME/versions/VERSION/infer.")
 
 
 def describe_counts(name: str, model: Model) -> dict[str, Any]:
@@ -408,6 +426,8 @@ def _http_error(request: Request[Any, Any, Any], error: HTTPException) -> Respon
 def _status(error: EdgewiseError) -> int:
     if isinstance(error, UnknownModel):
         return 404
+    if isinstance(error, WrongMethod):
+        return 405
     if isinstance(error, BodyTooLarge):
         return 413
     return 400 if isinstance(error, InputError) else 503

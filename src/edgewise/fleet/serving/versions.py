@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -127,11 +128,9 @@ class VersionStore:
         holdout = self.holdout_of(model)
         if holdout is None:
             return None
-        takes, shape = Graph.load(graph).inputs, holdout.calibration_x.shape[1:]
-        if len(takes) == 1 and takes[0].shape[1:] == shape:
+        text = _misfit(Graph.load(graph), holdout.calibration_x, model)
+        if not text:
             return holdout
-        wanted = ", ".join(f"{t.name} {list(t.shape[1:])}" for t in takes)
-        text = f"held-out examples of shape {list(shape)} are not what model {model!r} takes: {wanted}."
         if model in self._holdouts:
             raise DataError(f"{text} Start the coordinator with others, --holdout {model}=FILE.")
         log.warning("%s It has no evidence and no gate; give it its own with --holdout %s=FILE", text, model)
@@ -258,6 +257,23 @@ class VersionStore:
         if parent == 0:
             return None
         targets = np.asarray(holdout.gate_y)
-        candidate = outputs_of(graph, holdout.gate_x)[-1].argmax(-1) == targets
-        reference = outputs_of(self.graph(parent), holdout.gate_x)[-1].argmax(-1) == targets
+        candidate, reference = (
+            outputs_of(data, holdout.gate_x)[-1].reshape(len(targets), -1).argmax(-1) == targets
+            for data in (graph, self.graph(parent))
+        )
         return compare(reference, candidate)
+
+
+def _misfit(graph: Graph, examples: NDArray[Any], model: str) -> str:
+    """Why a model cannot be evaluated on labelled examples; "" if it can: it takes them, and its exits score classes."""
+    takes, given = graph.inputs, f"held-out examples {examples.dtype}{list(examples.shape[1:])}"
+    fits = len(takes) == 1 and len(takes[0].shape) == examples.ndim and takes[0].dtype == str(examples.dtype)
+    if not fits or any(w not in (None, n) for w, n in zip(takes[0].open_shape[1:], examples.shape[1:], strict=True)):
+        wanted = ", ".join(f"{t.name} {t.dtype}{list(t.shape[1:])}" for t in takes)
+        return f"{given} are not what model {model!r} takes: {wanted}."
+    for name in graph.exits:
+        tensor = graph.tensor(name)
+        sizes = tensor.shape[1:]
+        if not sizes or not tensor.dtype.startswith("float") or max(sizes) != prod(sizes):
+            return f"exit {name!r} of model {model!r} gives {tensor.dtype}{list(tensor.shape)}, no scores of classes."
+    return ""

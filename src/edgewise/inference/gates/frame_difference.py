@@ -49,10 +49,13 @@ def frame_difference(threshold: float, every: int = 30, cells: int = 1) -> GateR
     def ask(tensors: Given, state: Reference | None) -> tuple[Answer | None, Reference | None]:
         if state is None or state.num_since >= every - 1 or difference(tensors, state.frame, cells) >= threshold:
             return None, state
-        return dict(state.answer), replace(state, num_since=state.num_since + 1)
+        return {name: array.copy() for name, array in state.answer.items()}, replace(
+            state, num_since=state.num_since + 1
+        )
 
     def learn(tensors: Given, answer: Answer, state: Reference | None) -> Reference:
-        return Reference({name: np.array(array, subok=False) for name, array in tensors.items()}, answer)
+        kept = {name: np.array(array, subok=True) for name, array in answer.items()}  # whoever got it may write into it
+        return Reference({name: np.array(array) for name, array in tensors.items()}, kept)
 
     return GateRule(ask, learn)
 

@@ -35,7 +35,8 @@ def pipeline(codec: str = "none", max_tensors: int = 4) -> Planner:
         allowed = all(site.tier in policy.allowed_tiers for site in route[1:])
         if len(route) < 3 or not allowed or any(way not in sites.links for way in pairwise(route)):
             return
-        cuts = [cut for cut in graph.condensed.cuts(max_tensors) if _may_leave(graph, policy, codec, cut.tensors)]
+        every = graph.condensed.cuts(max_tensors)
+        cuts = [cut for cut in every if _may_leave(graph, policy, codec, _crossing(graph, cut.position))]
         if ENTRY not in sites.profiles or Tier.DEVICE not in policy.allowed_tiers:
             chosen = [(0, *rest) for rest in combinations([c.position for c in cuts if c.position], len(route) - 2)]
             chosen = chosen if any(cut.position == 0 for cut in cuts) else []
@@ -47,6 +48,13 @@ def pipeline(codec: str = "none", max_tensors: int = 4) -> Planner:
         }.values()
 
     return plans
+
+
+def _crossing(graph: Graph, end: int) -> tuple[str, ...]:
+    """What is handed over behind the first `end` groups: what later ones read, and what is answered already."""
+    made = graph.condensed.producer
+    answered = [tensor.name for tensor in graph.outputs]
+    return tuple(dict.fromkeys([*graph.condensed.live(end), *(n for n in answered if made[n] < end)]))
 
 
 def _may_leave(graph: Graph, policy: Policy, codec: str, tensors: Sequence[str]) -> bool:
@@ -63,12 +71,7 @@ class _Laid:
     ) -> None:
         self.graph, self.sites, self.evidence, self.codec = graph, sites, evidence, codec
         self.route, self.ends = route, ends
-        answered = [tensor.name for tensor in graph.outputs]
-        made = graph.condensed.producer
-        self.crossing = [
-            tuple(dict.fromkeys([*graph.condensed.live(end), *(n for n in answered if made[n] < end)]))
-            for end in ends[:-1]
-        ]
+        self.crossing = [_crossing(graph, end) for end in ends[:-1]]
         self.steps = list(self._steps())
 
     def _steps(self) -> Iterator[tuple[str, float]]:
