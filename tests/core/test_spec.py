@@ -71,3 +71,14 @@ def test_a_builder_whose_parameter_is_a_spec_builds_it_itself():
 def test_what_is_not_a_parts_text_is_refused(text):
     with pytest.raises(InputError, match="is not a part's text"):
         Spec.parse(text)
+
+
+def test_a_part_that_wraps_one_of_its_kind_takes_it_by_name() -> None:
+    from edgewise.codecs import make_codec
+
+    assert (
+        str(make_codec({"name": "error_feedback", "codec": "int8"})) == "error_feedback(codec=int8(rounding='nearest'))"
+    )
+    assert str(make_codec({"name": "chain", "codecs": ["int8", "zstd"]})).startswith("chain(codecs=[int8(")
+    with pytest.raises(InputError, match="codecs has no 'int9'"):
+        make_codec({"name": "error_feedback", "codec": "int9"})

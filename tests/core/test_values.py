@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,30 @@ def test_text_that_is_no_part_is_refused(text: str) -> None:
 def test_a_table_is_not_written_as_text() -> None:
     with pytest.raises(InputError, match="is text with parameters, needed is a name or a table"):
         Spec.of("top_k(fraction=0.1)")
+
+
+@pytest.mark.parametrize(
+    ("text", "table"),
+    [
+        ("top_k(fraction=0.1)", '{ name = "top_k", fraction = 0.1 }'),
+        (
+            "chain(codecs=[int8(rounding='nearest'), sparse(dense=True)])",
+            '{ name = "chain", codecs = [{ name = "int8", rounding = "nearest" }, { name = "sparse", dense = true }] }',
+        ),
+    ],
+)
+def test_a_part_written_as_text_is_answered_with_the_table_that_builds_it(text: str, table: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Spec.of(text)
+    assert f"Write it as {table}, or" in caught.value.message
+    assert Spec.of(tomllib.loads(f"part = {table}")["part"]) == Spec.parse(text)
+
+
+def test_text_that_is_not_even_a_part_is_answered_with_an_example() -> None:
+    with pytest.raises(
+        InputError, match=r"Write it as a table with a 'name', e.g. \{ name = \"top_k\", fraction = 0.1 \}"
+    ):
+        Spec.of("top_k(0.1")
 
 
 def test_unknown_words_of_a_spec_get_suggestions() -> None:

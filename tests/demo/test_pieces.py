@@ -15,7 +15,7 @@ from edgewise.core.ids import NodeId, Tier
 from edgewise.core.provenance import origins_of
 from edgewise.demo.drift_and_retrain import BAD_NOISE, spoiled
 from edgewise.demo.scenario import Demo, DemoSettings, fleet_file
-from edgewise.demo.serve_requests import alternatives
+from edgewise.demo.serve_requests import alternatives, edge_users
 from edgewise.demo.streaming import Sent, revisions_changed, take
 from edgewise.fleet.messages import LedgerAnswer
 from edgewise.ledger.entry import Direction, LedgerEntry, Purpose
@@ -62,6 +62,14 @@ def test_the_plan_comes_first_among_the_alternatives_and_one_needs_no_link():
     assert len({p.name for p in found}) == len(found)
     assert any(p.tiers == (Tier.DEVICE,) for p in found)
     assert all(p.stages[0].site == ENTRY for p in found), "under this policy every plan computes on the device first"
+
+
+def test_whether_a_device_uses_an_edge_is_told_by_its_plans_revision():
+    search = make_search(graph(), profiles(), [FAST, WAN], PRIVATE, evidence())
+    plans = alternatives(demo(search=search, plan=best_plan(search)))
+    places = [plans.index(next(p for p in plans if (Tier.EDGE in p.tiers) is uses)) for uses in (True, False)]
+    found = edge_users(plans, {"uses": 128 + places[0], "does not": 128 + places[1]})
+    assert found == {"uses"}
 
 
 def reply(revision: int | None) -> Reply:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from edgewise.core.errors import InputError
+from edgewise.core.errors import InputError, StoreError
 from edgewise.core.ids import Epoch, NodeId, Revision, RunId, Tier
 from edgewise.fleet.membership.membership import KnownNode, Membership, NodeState
 from edgewise.fleet.messages import (
@@ -151,7 +151,7 @@ def test_each_model_has_its_own_version_in_force_and_its_own_way_back() -> None:
             assert (await fleet.deploy(number)).accepted
         assert {n: d.deploy.version for n, d in fleet.made.in_force().items()} == {"digits": 2, "faces": 4}
         ack = await fleet.made.rollback("digits")
-        assert (ack.details["version"], ack.details["from"]) == (1, 2)
+        assert (ack.version, ack.taken_back) == (1, 2)
         assert {n: d.deploy.version for n, d in fleet.made.in_force().items()} == {"digits": 1, "faces": 4}
         assert fleet.versions.promoted == [1, 3, 2, 4, 1]
         assert fleet.node.installed(DEVICE)[-1] == ("digits", 1)
@@ -194,7 +194,7 @@ def test_two_models_roll_out_at_once_and_one_is_taken_back_while_the_other_goes_
         assert not digits.done()
         assert not faces.done()
         ack = await fleet.made.rollback("digits")
-        assert (ack.details["version"], ack.details["from"]) == (1, 2)
+        assert (ack.version, ack.taken_back) == (1, 2)
         assert "an operator asked for the former version" in (await digits).reason
         assert not faces.done()
         fleet.node.requests = 5
@@ -223,7 +223,7 @@ def test_a_first_rollout_that_is_taken_back_leaves_nothing_behind() -> None:
         first = asyncio.create_task(fleet.deploy(1, min_requests=5))
         await fleet.until(lambda: "digits" in fleet.node.serves)
         ack = await fleet.made.rollback("digits")
-        assert (ack.details["version"], (await first).accepted, fleet.node.serves) == (0, False, {})
+        assert (ack.version, (await first).accepted, fleet.node.serves) == (0, False, {})
         assert isinstance(fleet.here[-1], UninstallOrder)
         assert fleet.node.installed(EDGE) == [("digits", 1), ("digits", 0)]
 
@@ -405,6 +405,31 @@ def test_what_is_in_force_and_the_revisions_given_survive_the_coordinator() -> N
         assert again.made.in_force()["faces"].revision == 5 * REVISIONS_PER_DEPLOYMENT
         await again.made.resume()
         assert [o.model for o in again.here[-2:]] == ["digits", "faces"]
+
+    asyncio.run(run())
+
+
+def test_a_model_that_the_coordinator_cannot_load_again_is_named_and_the_others_are_served(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def run() -> None:
+        log = FakeLog()
+        fleet = Fleet(log)
+        for number in (1, 3):
+            await fleet.deploy(number)
+        again, served = Fleet(log), list[str]()
+
+        async def host_here(order: Any) -> Ack:
+            if order.model == "digits":
+                raise StoreError("blob is damaged.")
+            served.append(order.model)
+            return Ack()
+
+        again.made.host_here = host_here
+        again.made.replay()
+        await again.made.resume()
+        assert served == ["faces"]
+        assert "cloud cannot serve version 1 of digits: blob is damaged." in caplog.text
 
     asyncio.run(run())
 

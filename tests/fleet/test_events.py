@@ -9,7 +9,7 @@ import pytest
 
 from edgewise.core.errors import FrameRefused
 from edgewise.core.ids import NodeId, RunId, Tier
-from edgewise.fleet.messages.events import (
+from edgewise.fleet.messages.fleet_events import (
     KINDS,
     DriftDetectedEvent,
     ModelEvent,

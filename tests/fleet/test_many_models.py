@@ -14,6 +14,7 @@ import pytest
 from edgewise.core.errors import Busy, RemoteError
 from edgewise.core.ids import NodeId
 from edgewise.fleet.messages import Ack, Deploy
+from edgewise.fleet.operator.operator import Operator
 from edgewise.fleet.serving.drift_watch import Confidences
 from edgewise.inference.serving_node import device_only_plan
 from edgewise.models.graph.graph import Graph
@@ -87,7 +88,7 @@ def test_two_versions_roll_out_at_once_and_one_is_rolled_back_while_the_other_st
         await fleet.until(lambda: fleet.versions(DEVICE) == {"digits": 3, "faces": 4})
         assert not any(task.done() for task in rollouts.values())
         ack = await fleet.operator.rollback("digits")
-        assert (ack.details["version"], ack.details["from"]) == (1, 3)
+        assert (ack.version, ack.taken_back) == (1, 3)
         assert "an operator asked for the former version" in (await rollouts["digits"]).reason
         assert (fleet.versions(DEVICE), rollouts["faces"].done()) == ({"digits": 1, "faces": 4}, False)
         assert await ask(fleet, "faces", 3) == [(4, whole(NEWER["faces"], seed)) for seed in range(3)]
@@ -96,6 +97,23 @@ def test_two_versions_roll_out_at_once_and_one_is_rolled_back_while_the_other_st
         assert await ask(fleet, "digits") == [(1, whole(GRAPHS["digits"]))]
         ended = [f for kind, f in fleet.events if kind == "rollout_ended"]
         assert [(f["model"], f["outcome"]) for f in ended[-2:]] == [("digits", "rolled_back"), ("faces", "completed")]
+
+    on_fleet(tmp_path, scene)
+
+
+def test_who_deploys_waits_for_as_long_as_the_rollout_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each device serves some requests first, and a large graph takes its time to each."""
+    monkeypatch.setitem(Operator._ask.__kwdefaults__, "timeout_s", 0.3)
+
+    async def scene(fleet: ServingFleet) -> None:
+        number, graph = await fleet.register(GRAPHS["digits"].model_bytes, "digits"), GRAPHS["digits"]
+        order = Deploy(number, plans(graph), deadline_s=5.0, min_requests=1)
+        deploying = asyncio.create_task(fleet.operator.deploy(order))
+        await fleet.until(lambda: fleet.versions(DEVICE) == {"digits": number})
+        await asyncio.sleep(0.5)
+        assert not deploying.done()
+        await ask(fleet, "digits")
+        assert (await deploying).accepted
 
     on_fleet(tmp_path, scene)
 
@@ -182,9 +200,7 @@ def test_held_out_data_of_its_own_must_fit_the_model(tmp_path: Path) -> None:
     files = "other=" + holdout(tmp_path / "digits.npz", GRAPHS["digits"])
 
     async def scene(fleet: ServingFleet) -> None:
-        with pytest.raises(
-            RemoteError, match=r"held-out examples of shape \[1, 8, 8\] are not what model 'other' takes"
-        ):
+        with pytest.raises(RemoteError, match=r"held-out examples float32\[1, 8, 8\] are not what model 'other' takes"):
             await fleet.register(rescaling_graph().model_bytes, "other")
 
     on_fleet(tmp_path, scene, holdout=files)

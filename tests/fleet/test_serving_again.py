@@ -9,9 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
-from edgewise.core.errors import InputError
+from edgewise.core.errors import InputError, StoreError
 from edgewise.core.ids import NodeId, Revision, Tier
 from edgewise.fleet.messages import (
     BlobRef,
@@ -194,8 +195,8 @@ def test_orders_and_counts_are_of_one_model(tmp_path: Path) -> None:
         for index in range(3):
             await serving.models["digits"].served.infer({"x": images(1, index)}, request=f"r{index}")
         await asyncio.sleep(0.05)
-        assert (await serving._feedback(Feedback("digits", {"r0": 1, "r9": 1}))).details == {"taken": 1}
-        assert (await serving._feedback(Feedback("faces", {"r0": 1}))).details == {"taken": 0}
+        assert (await serving._feedback(Feedback("digits", {"r0": 1, "r9": 1}))).taken == 1
+        assert (await serving._feedback(Feedback("faces", {"r0": 1}))).taken == 0
         counts = [await serving._counts(ExampleCountsRequest(name)) for name in ("digits", "faces")]
         assert [(c.num_hard, c.num_labelled) for c in counts] == [(3, 1), (0, 0)]
         health = [await serving._health(HealthRequest(n, Revision(r))) for n, r in (("digits", 64), ("faces", 128))]
@@ -234,6 +235,48 @@ def test_the_only_model_answers_to_the_devices_own_word_too(tmp_path: Path) -> N
         assert (models["model"] is models["digits"], list(models)) == (True, ["digits"])
         await serving.install(order(serving, "faces", 128), FRAME)
         assert ("model" in models, list(models)) == (False, ["digits", "faces"])
+        await serving.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("tier", [Tier.DEVICE, Tier.EDGE])
+def test_of_a_damaged_model_the_name_is_said_and_the_others_are_served(
+    tier: Tier, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        orders = await first_life(tmp_path, tier)
+        file = tmp_path / "blobs" / orders["faces"].graph.digest
+        whole = file.read_bytes()
+        file.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+        serving = role(tmp_path, tier)
+        await serving.resume()
+        assert set(serving.in_force()) == {"digits"}
+        assert "the graph of faces is damaged" in caplog.text
+        assert str(file) in caplog.text
+
+        async def fetch(ref: BlobRef) -> bytes:
+            """From the coordinator, which has it whole; nothing else can make it whole again."""
+            assert not serving.node.blobs.has(ref.digest)
+            serving.node.blobs.put(whole)
+            return whole
+
+        serving.node.fetch = fetch
+        assert (await serving.install(orders["faces"], FRAME)).accepted
+        assert set(serving.in_force()) == {"digits", "faces"}
+        await serving.close()
+
+    asyncio.run(run())
+
+
+def test_a_graph_damaged_where_it_alone_is_says_what_to_do(tmp_path: Path) -> None:
+    async def run() -> None:
+        serving = role(tmp_path, Tier.CLOUD)
+        wanted = order(serving, "faces")
+        wanted = msgspec.structs.replace(wanted, graph=msgspec.structs.replace(wanted.graph, holder=serving.node.name))
+        (tmp_path / "blobs" / wanted.graph.digest).write_bytes(b"half a m")
+        with pytest.raises(StoreError, match=r"'faces' was damaged .* Bring the model again"):
+            await serving.install(wanted, FRAME)
         await serving.close()
 
     asyncio.run(run())

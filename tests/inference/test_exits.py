@@ -4,9 +4,17 @@ import numpy as np
 import pytest
 
 from edgewise.core.errors import InputError
-from edgewise.inference.gates.exit import accuracy_lower_bound, choose_threshold, confidence, leaves, tradeoff
+from edgewise.inference.gates.exit import (
+    accuracy_lower_bound,
+    choose_threshold,
+    confidence,
+    first_answer,
+    leaves,
+    tradeoff,
+)
 from edgewise.inference.gates.gate_states import GateStates
 from edgewise.planning.plan import EXIT, Gate
+from tests.inference.tiny import images
 
 
 def test_confidence_is_the_top_softmax() -> None:
@@ -85,3 +93,13 @@ def test_the_tradeoff_counts_who_leaves_and_how_right_they_are() -> None:
     assert rows[:2] == [(0.5, 1.0, 0.5), (0.8, 0.5, 1.0)]
     assert rows[2][1] == 0.0
     assert np.isnan(rows[2][2])
+
+
+@pytest.mark.parametrize("classes", [1, 2, 10, 32, 33, 1000])
+def test_the_first_answer_is_the_first_rows_confidence_and_class(classes: int) -> None:
+    for logits in (
+        images(3).reshape(3, -1)[:, :1].repeat(classes, 1) * np.linspace(1, 2, classes),
+        np.zeros((2, classes)),
+    ):
+        for shaped in (logits.astype(np.float32), logits.astype(np.float32).reshape(-1, 1, classes)):
+            assert first_answer(shaped) == (confidence(shaped)[0], shaped[0].argmax())

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgewise.inference.evidence import filter_evidence, run_graph
-from edgewise.inference.gates.frame_difference import difference
+from edgewise.inference.gates.frame_difference import difference, frame_difference
 from edgewise.inference.session import AnswerSource
 from edgewise.planning.moves.filters import filters
 from edgewise.planning.plan import FILTERED, Plan, Prediction
@@ -145,3 +145,35 @@ def test_on_a_real_camera_the_share_of_the_first_half_holds_in_the_second(clip: 
     ]
     assert 0.02 < shares[0] < 0.98
     assert abs(shares[0] - shares[1]) < 0.35
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_frame_that_is_no_number_is_never_answered_from_another(bad: float) -> None:
+    good, broken = images(), images()
+    broken[0, 0, 3, 3] = bad
+    for cells in (1, 4):
+        assert difference({"x": broken}, {"x": good}, cells) == np.inf
+        assert difference({"x": good}, {"x": broken}, cells) == np.inf
+        assert difference({"x": broken}, {"x": broken}, cells) == np.inf
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint32, np.float64])
+def test_large_numbers_are_told_apart(dtype: type) -> None:
+    assert difference({"x": np.array([2**24 + 1], dtype)}, {"x": np.array([2**24], dtype)}) == 1.0
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.bool_])
+def test_a_difference_of_small_whole_numbers_does_not_wrap_around(dtype: type) -> None:
+    assert difference({"x": np.array([0], dtype)}, {"x": np.array([1], dtype)}) == 1.0
+
+
+def test_whoever_writes_into_an_answer_does_not_change_the_next() -> None:
+    rule, answer = frame_difference(0.1), {"end": np.ones(3, np.float32)}
+    assert rule.learn is not None
+    state = rule.learn({"x": images()}, answer, None)
+    for _ in range(3):
+        answer["end"][:] = 7.0
+        found, state = rule.ask({"x": images()}, state)
+        assert found is not None
+        assert found["end"].tolist() == [1.0, 1.0, 1.0]
+        answer = found

@@ -17,7 +17,7 @@ from edgewise.models.graph.graph import Graph, graph_from
 from edgewise.planning.choose import plan as plan_chain
 from edgewise.planning.plan import Handover, Plan
 from edgewise.planning.policy import Policy
-from edgewise.service.protocol import describe
+from edgewise.service.open_inference_format import describe
 from tests.inference.loopback_world import world
 from tests.inference.tiny import D, E, exit_gate, stage
 
@@ -115,3 +115,44 @@ def test_a_plan_asks_for_the_sizes_and_works_with_them() -> None:
 
 def test_the_device_only_plan_answers_what_the_model_has() -> None:
     assert device_only_plan(GRAPH).exits[-1].tensors == ("tags", "topic")
+
+
+def finding_graph() -> Graph:
+    """x float32[1, 6] ─ the positions of what is positive, int64[2, k] ─ `found` int64[k, 2], `where` float32[k, 2]."""
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"]),
+        helper.make_node("NonZero", ["r"], ["at"]),
+        helper.make_node("Transpose", ["at"], ["found"], perm=[1, 0]),
+        helper.make_node("Cast", ["found"], ["number"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["number", "w"], ["where"]),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 6])
+    found = helper.make_tensor_value_info("found", TensorProto.INT64, ["k", 2])
+    where = helper.make_tensor_value_info("where", TensorProto.FLOAT, ["k", 2])
+    weight = numpy_helper.from_array(np.eye(2, dtype=np.float32), "w")
+    graph = helper.make_graph(nodes, "finding", [x], [found, where], [weight])
+    return graph_from(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+
+
+def test_sizes_that_depend_on_the_data_are_free_where_they_are_cut_and_in_the_metadata() -> None:
+    graph = finding_graph()
+    assert [d["shape"] for d in describe((*graph.inputs, *graph.outputs))] == [[1, 6], [-1, 2], [-1, 2]]
+    for cut in ("r", "at", "found"):
+        plan = Plan(
+            "split",
+            graph.digest,
+            (stage(graph, "x", cut, D), stage(graph, cut, "found where" if cut != "found" else "where", E)),
+            (Handover("device", "edge", (cut,), "none"),),
+            (exit_gate(0, "where", "edge"),),
+        )
+
+        async def run(plan: Plan = plan) -> None:
+            async with world("edge-1") as made:
+                await made.install(plan, graph=graph)
+                for num in (0, 1, 4):
+                    x = np.float32([[1.0] * num + [-1.0] * (6 - num)])
+                    served = await made.server.infer({"x": x})
+                    assert (served.observation.source, served.observation.cause) == ("plan", "")
+                    assert served.outputs["where"].tolist() == [[0.0, float(n)] for n in range(num)]
+
+        asyncio.run(run())

@@ -5,6 +5,7 @@ import pytest
 
 from edgewise.core.errors import InputError, PlanInfeasible
 from edgewise.core.ids import NodeId, Tier
+from edgewise.inference import profiler
 from edgewise.inference.profiler import _call_seconds, check_fingerprint, measure_memory, profile_graph
 from edgewise.planning.profile import Profile, SegmentCost
 from tests.inference.tiny import two_exit_graph
@@ -34,6 +35,17 @@ def test_heads_and_tails_at_cuts_are_measured_as_often_as_the_whole() -> None:
     runs = [s.num_runs for s in profile.segments]
     assert min(runs) >= 7
     assert max(runs) - min(runs) <= 1
+
+
+def test_a_large_graph_is_measured_at_as_many_cuts_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = two_exit_graph()
+
+    def segments(num: float) -> int:
+        monkeypatch.setattr(profiler, "_CUTS_BYTES", int(num * len(graph.model_bytes)))
+        found = profile_graph(graph, NodeId("a"), Tier.EDGE, budget_s=0.3, measures_memory=False)
+        return len(found.segments)
+
+    assert [segments(num) for num in (0.5, 2)] == [3, 5]  # the whole, and two for each cut
 
 
 def test_a_call_is_what_cutting_in_two_adds() -> None:

@@ -24,7 +24,7 @@ from edgewise.inference.session import (
     StartTimer,
     TailDone,
     TailFailed,
-    TimerFired,
+    TimerExpired,
     step,
 )
 
@@ -73,7 +73,7 @@ class World:
                 works = self.tail == "works"
                 self.later(TAIL if works else 0.01, TailDone if works else TailFailed, *([1] if works else ["broken"]))
             elif isinstance(action, StartTimer):
-                self.later(max(0.0, action.at_s - self.clock.now()), TimerFired, action.timer)
+                self.later(max(0.0, action.at_s - self.clock.now()), TimerExpired, action.timer)
             elif isinstance(action, Offload):
                 self.offloads.append(action)
                 kind, seconds = self.remote[min(len(self.offloads), len(self.remote)) - 1]

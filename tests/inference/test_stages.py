@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 
 import numpy as np
@@ -26,6 +27,16 @@ def test_head_and_tail_give_the_wholes_bits() -> None:
     head, tail = make_stage(graph, ["x"], ["a"]), make_stage(graph, ["a"], ["end"])
     made, _ = tail.run(head.run({"x": x})[0])
     assert made["end"].tobytes() == make_session(graph.whole).run(["end"], {"x": x})[0].tobytes()
+
+
+def test_stages_of_one_piece_share_a_session_which_does_not_keep_its_bytes() -> None:
+    first, again = (make_stage(two_exit_graph(), ["x"], ["end"]) for _ in range(2))
+    assert first._session is again._session
+    assert make_stage(two_exit_graph(), ["x"], ["a"])._session is not first._session
+    data = two_exit_graph().whole
+    before = sys.getrefcount(data)
+    session = make_session(data)
+    assert (sys.getrefcount(data), len(session.get_outputs())) == (before, 2)
 
 
 @pytest.mark.live

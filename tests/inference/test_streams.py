@@ -6,6 +6,7 @@ import asyncio
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from edgewise.core.errors import Busy, GraphError, InputError, PlanInfeasible
 from edgewise.core.ids import Revision, Tier
@@ -13,6 +14,7 @@ from edgewise.inference.serving_node import device_only_plan, local_server
 from edgewise.inference.session import AnswerSource
 from edgewise.inference.stages import check_plan
 from edgewise.inference.streams import StreamLost, StreamStates, StreamStep
+from edgewise.models.graph.graph import Graph, graph_from
 from edgewise.planning.moves.state import keeping
 from edgewise.planning.plan import EXIT, INPUT, Gate, Plan
 from edgewise.planning.planner import Evidence, Sites
@@ -256,5 +258,104 @@ def test_one_model_is_served_with_its_state_without_any_fleet() -> None:
 
 @pytest.mark.parametrize("pair", [("h0", "y"), ("x", "hn"), ("hn", "h0")])
 def test_what_cannot_be_state_is_refused(pair: tuple[str, str]) -> None:
-    with pytest.raises(GraphError, match="are no state: an input and an output of one shape are needed"):
+    with pytest.raises(GraphError, match="are no state: an input and an output of one shape and dtype are needed"):
         device_only_plan(GRAPH, keeps=(pair,))
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_of_two_that_begin_a_sequence_at_once_each_begins_from_nothing(plan: Plan) -> None:
+    async def run() -> None:
+        async with world("edge-1") as made:
+            await made.install(plan, graph=GRAPH)
+            x = samples(2)
+            asked = [made.server.infer({"x": x[:1]}, stream=StreamStep("same", 0)) for _ in range(2)]
+            first, second = await asyncio.gather(*asked)
+            follows = await made.server.infer({"x": x[1:]}, stream=StreamStep("same", 1))
+            for served, right in ((first, 0), (second, 0), (follows, 1)):
+                assert np.allclose(served.outputs["y"], unrolled(x)[right : right + 1], atol=1e-6)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_a_stream_that_ends_while_a_request_is_at_work_leaves_nothing_behind(plan: Plan) -> None:
+    async def run() -> None:
+        async with world("edge-1") as made:
+            await made.install(plan, graph=GRAPH)
+            for num_before in (0, 1):
+                stream = made.server.stream()
+                for _ in range(num_before):
+                    await stream.infer({"x": samples(1)})
+                at_work = [asyncio.create_task(stream.infer({"x": samples(1)})) for _ in range(2)]
+                await asyncio.sleep(0)
+                stream.close()
+                stream.close()
+                results = await asyncio.gather(*at_work, return_exceptions=True)
+                if plan is not PLANS["device"]:  # where both are done before it ends
+                    assert isinstance(results[1], StreamLost)
+            await asyncio.gather(*made.server.streams.telling)
+            prepared = made.server._plans[Revision(1)]
+            assert (len(made.server.streams), prepared.num_streams, len(prepared.streams or ())) == (0, 0, 0)
+            for host in made.hosts.values():
+                for at_edge in host._plans[Revision(1)].values():
+                    assert len(at_edge.streams or ()) == 0
+
+    asyncio.run(run())
+
+
+def running_sum(axis: str | int = 3, dtype: int = TensorProto.FLOAT) -> Graph:
+    """x float32[1, k], before -> after = before + x: nothing but its state comes out."""
+    x, before = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, axis]) for n in ("x", "before"))
+    after = helper.make_tensor_value_info("after", dtype, [1, axis])
+    nodes = [helper.make_node("Add", ["before", "x"], ["sum"]), helper.make_node("Cast", ["sum"], ["after"], to=dtype)]
+    graph = helper.make_graph(nodes, "running", [x, before], [after])
+    return graph_from(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+
+
+def test_a_model_with_nothing_but_its_state_answers_that() -> None:
+    async def run() -> None:
+        node = await local_server(running_sum(), keeps=(("before", "after"),))
+        stream, x = node.stream(), np.ones((1, 3), np.float32)
+        assert [(await stream.infer({"x": x})).outputs["after"][0, 0] for _ in range(3)] == [1.0, 2.0, 3.0]
+        await node.close()
+
+    asyncio.run(run())
+
+
+def test_state_of_another_dtype_or_of_no_size_or_twice_is_refused_with_the_cure() -> None:
+    pair = (("before", "after"),)
+    with pytest.raises(GraphError, match="one shape and dtype are needed"):
+        device_only_plan(running_sum(dtype=TensorProto.INT64), keeps=pair)
+    with pytest.raises(GraphError, match=r"no fixed size in dimension 1.* --input-shape before=1,1"):
+        device_only_plan(running_sum("k"), keeps=pair)
+    with pytest.raises(GraphError, match="in two states"):
+        device_only_plan(GRAPH, keeps=(("h0", "hn"), ("c0", "hn")))
+
+
+def test_streams_that_nobody_ends_do_not_keep_every_version_there_ever_was() -> None:
+    async def run() -> None:
+        async with world("edge-1") as made:
+            streams = []
+            for revision in range(1, 12):
+                await made.install(PLANS["device"], revision, revision, graph=GRAPH)
+                streams.append(made.server.stream())
+                await streams[-1].infer({"x": samples(1)})
+            assert made.server.revisions == (7, 8, 9, 10, 11)
+            assert len(made.server.streams) == 5
+            with pytest.raises(StreamLost, match=r"its version is long gone\. Begin a new one"):
+                await streams[0].infer({"x": samples(1)})
+            assert (await streams[6].infer({"x": samples(1)})).observation.version == 7
+
+    asyncio.run(run())
+
+
+def test_a_sequence_of_one_request_that_is_refused_is_not_left_open() -> None:
+    async def run() -> None:
+        async with world("edge-1") as made:
+            await made.install(SPLIT, graph=GRAPH)
+            for is_last, left in ((True, 0), (False, 1)):
+                with pytest.raises(InputError, match="Reshape"):
+                    await made.server.infer({"x": samples(2)}, stream=StreamStep("one", 0, is_last))
+                assert len(made.server.streams) == left
+
+    asyncio.run(run())

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
+from typing import Any
 
 import pytest
 
@@ -117,3 +119,22 @@ def test_a_brief_job_runs_where_it_is_asked_unless_another_runs() -> None:
             worker.submit(job, lambda result, error: None)
 
     asyncio.run(run())
+
+
+def test_a_job_of_a_tenant_that_is_taken_away_at_that_moment_is_done_and_the_thread_lives_on() -> None:
+    worker, done = Worker(), queue.SimpleQueue[str]()
+    worker.set_shares({"gone": 1.0})
+
+    class Leaving(dict):  # type: ignore[type-arg]
+        """Tenants of which one is taken away by another thread right after it was looked up."""
+
+        def get(self, name: str, default: Any = None) -> Any:
+            found = super().get(name, default)
+            self.pop("gone", None)
+            return found
+
+    worker._tenants = Leaving(worker._tenants)
+    for tenant in ("gone", "other"):
+        worker.submit(lambda tenant=tenant: tenant, lambda result, error: done.put(result), tenant=tenant)
+        assert done.get(timeout=5.0) == tenant
+    worker.close()

@@ -31,7 +31,7 @@ EDGE = "edge-1"
 SPEC: dict[str, Any] = {"name": "fed_avg", "uplink": "int8"}
 PATIENCE_S = 100.0
 QUICK = LinkClass("1000 Mbit/s", "0 ms")
-TASK = '''"""Stands still while a file named after its client exists."""
+TASK = '''"""Stands still while a file named after its client exists, and leaves another that says so."""
 
 import time
 from pathlib import Path
@@ -50,7 +50,9 @@ class StoppableTask(TinyTask):
         return type(examples).of(examples.inputs[:0], examples.targets[:0]) if none else examples
 
     def loss(self, outputs, targets):
-        while (Path(__file__).parent / f"stop-{getattr(self, 'client', '')}").exists():
+        here, client = Path(__file__).parent, getattr(self, "client", "")
+        while (here / f"stop-{client}").exists():
+            (here / f"stands-{client}").touch()
             time.sleep(0.01)
         return super().loss(outputs, targets)
 '''
@@ -58,7 +60,7 @@ T = TypeVar("T")
 
 
 class SmallFleet(EmulatedFleet):
-    """Devices that train and serve nothing."""
+    """Devices that train and have no endpoint."""
 
     def _device_settings(self, device: str) -> AgentSettings:
         return msgspec.structs.replace(super()._device_settings(device), http="")
@@ -68,6 +70,7 @@ class World:
     """The fleet with an operator; made by `with World(folder) as world`."""
 
     operator: Operator
+    capture: Path | None = None
 
     def __init__(self, folder: Path, devices: int = 2, **task_settings: Any) -> None:
         self.folder, self.devices, self.task_settings = folder, devices, task_settings
@@ -87,7 +90,7 @@ class World:
         )
         edges = EdgeClass(count=1, link=QUICK)
         task = {"task": str(self.task_file), "task_settings": self.task_settings}
-        return SmallFleet(FleetFile(name="small", edges=edges, devices=devices, **task), folder)
+        return SmallFleet(FleetFile(name="small", edges=edges, devices=devices, **task), folder, capture=self.capture)
 
     def __enter__(self) -> World:
         try:
@@ -169,6 +172,25 @@ class World:
             return status if len(status.rounds) >= number or status.state != "running" else None
 
         return await self.eventually(look)
+
+    def stop(self, *clients: str) -> None:
+        """Makes the workers of clients stand still at their next step."""
+        for client in clients:
+            (self.folder / "task" / f"stands-{client}").unlink(missing_ok=True)
+            (self.folder / "task" / f"stop-{client}").touch()
+
+    def go(self, *clients: str) -> None:
+        """Lets workers go on; all of them if none is named."""
+        for client in clients or self.clients:
+            (self.folder / "task" / f"stop-{client}").unlink(missing_ok=True)
+
+    async def stand(self, *clients: str) -> None:
+        """Waits until workers stand."""
+
+        async def look() -> bool | None:
+            return all((self.folder / "task" / f"stands-{client}").exists() for client in clients) or None
+
+        await self.eventually(look)
 
     async def restart(self, name: str, *, crash_after: int | None = None) -> None:
         """Kills a node's process if it runs, and starts it again."""

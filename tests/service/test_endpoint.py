@@ -32,7 +32,7 @@ def test_an_endpoint_tells_what_it_costs_and_leaves_its_own_requests_alone() -> 
 def test_every_type_of_the_protocol_crosses_our_own_client() -> None:
     from edgewise.core.dtypes import DTYPES
     from edgewise.service.client import _request_body
-    from edgewise.service.protocol import read_request
+    from edgewise.service.open_inference_format import read_request
 
     for name, dtype in DTYPES.items():
         array = images().astype(dtype)

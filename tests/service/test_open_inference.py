@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import tritonclient.http as triton
@@ -134,7 +135,7 @@ def test_our_own_client_works_too() -> None:
         ("/v2/models/tyni", 404, "no model 'tyni' is served here. Did you mean 'tiny'?"),
         ("/v2/models/tiny/versions/3", 404, "model 'tiny' has version 7 in force, not '3'"),
         ("/v2/nothing", 404, "GET /v2/nothing: Not Found."),
-        ("/v2/models/tiny/infer", 400, "infer is called with POST, found GET"),
+        ("/v2/models/tiny/infer", 405, "infer is called with POST, found GET"),
     ],
 )
 def test_wrong_paths_get_the_protocols_error_object(path: str, status: int, error: str) -> None:
@@ -314,3 +315,67 @@ def test_feedback_that_cannot_be_used_is_refused_with_its_cause(body: bytes, wor
     status, answer = at_endpoint(lambda endpoint: call(endpoint, "POST", "/v2/models/tiny/feedback", body))
     assert status == 400
     assert words in answer["error"]
+
+
+def test_null_stands_for_what_is_optional() -> None:
+    def check(endpoint: HttpServer) -> None:
+        request = infer_body(parameters=None) | {"id": None, "parameters": None, "outputs": None}
+        status, reply = ask(endpoint, request)
+        assert (status, "id" in reply) == (200, False)
+        assert ask(endpoint, infer_body() | {"outputs": [{"name": "end", "parameters": None}]})[0] == 200
+
+    at_endpoint(check)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("HEAD", "/v2/health/live", 200),
+        ("HEAD", "/v2/health/ready", 200),
+        ("GET", "/v2/models/tiny/infer", 405),
+        ("POST", "/v2/models/tiny/infer/", 200),
+        ("POST", "/v2/models/tiny/versions/7/infer", 200),
+        ("POST", "/v2/models/tiny/versions/8/infer", 404),
+        ("POST", "/v2/models/tiny/version/7/infer", 404),
+        ("POST", "/v2/models/tiny/versions/infer", 404),
+        ("POST", "/v2/models/infer", 404),
+        ("POST", "/v2/models//infer", 404),
+    ],
+)
+def test_methods_and_paths(method: str, path: str, status: int) -> None:
+    body = json.dumps(infer_body()).encode()
+    found, reply = at_endpoint(lambda endpoint: call(endpoint, method, path, body if method == "POST" else b""))
+    assert found == status
+    assert status == 200 or reply["error"].endswith((".", "?"))
+
+
+@pytest.mark.parametrize("name", ["50%", "a%41", "ü x", "a,b=c"])
+def test_a_name_with_odd_characters_is_the_same_everywhere(name: str) -> None:
+    async def run() -> None:
+        server = await local_server(GRAPH, name=name)
+        endpoint = await serve_http(server)
+        path = f"/v2/models/{quote(name, safe='')}"
+
+        def check() -> None:
+            assert call(endpoint, "GET", path)[1]["name"] == name
+            assert ask(endpoint, infer_body(), f"{path}/infer")[1]["model_name"] == name
+            assert call(endpoint, "GET", f"{path}/stats")[1]["model_stats"][0]["name"] == name
+
+        await asyncio.to_thread(check)
+        await endpoint.close()
+        await server.close()
+
+    asyncio.run(run())
+
+
+def test_our_own_client_sends_any_byte_order() -> None:
+    async def run() -> None:
+        server = await local_server(GRAPH, name="tiny")
+        endpoint = await serve_http(server)
+        async with InferenceClient(endpoint.host, endpoint.port) as client:
+            answers = [(await client.infer("tiny", {"x": images().astype(t)})).outputs["end"] for t in ("<f4", ">f4")]
+        assert answers[0].tobytes() == answers[1].tobytes()
+        await endpoint.close()
+        await server.close()
+
+    asyncio.run(run())

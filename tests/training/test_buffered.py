@@ -8,7 +8,7 @@ import pytest
 from edgewise.core.errors import InputError, MisfitError
 from edgewise.core.ids import ClientId
 from edgewise.simulation.costs import VirtualCosts
-from edgewise.simulation.virtual_run import Disturbance
+from edgewise.simulation.virtual_node import Disturbance
 from edgewise.testing.quadratics import LeastSquaresEngine, quadratic
 from edgewise.training.aggregate import weighted_mean
 from edgewise.training.algorithms import dane, fed_avg, scaffold

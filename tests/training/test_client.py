@@ -9,8 +9,7 @@ import pytest
 
 from edgewise.core.errors import StoreError
 from edgewise.core.ids import ClientId, Digest, Epoch, NodeId, RoundNumber, RunId
-from edgewise.training.protocols import PROTOCOLS, make_protocol, replay
-from edgewise.training.protocols import client as client_role
+from edgewise.training.protocols import PROTOCOLS, client_role, make_protocol, replay
 from edgewise.training.protocols.event_log import AnyEvent, decode_event, encode_event
 from edgewise.training.protocols.letters import (
     COORDINATOR_ADDRESS,

@@ -7,7 +7,7 @@ import pytest
 
 from edgewise.core.errors import FrameRefused, InputError, MisfitError
 from edgewise.core.ids import ClientId
-from edgewise.simulation.virtual_run import Disturbance
+from edgewise.simulation.virtual_node import Disturbance
 from edgewise.training.aggregate import coordinate_median
 from edgewise.training.algorithms import fed_adam, fed_avg, scaffold
 from edgewise.training.protocols import check_carries, gossip, replay

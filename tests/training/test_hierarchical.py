@@ -9,7 +9,7 @@ import pytest
 from edgewise.codecs import error_feedback, int8, top_k
 from edgewise.core.errors import MisfitError, StoreError
 from edgewise.core.ids import ClientId, Digest, Epoch, NodeId, RoundNumber, RunId, digest_of
-from edgewise.simulation.virtual_run import Disturbance
+from edgewise.simulation.virtual_node import Disturbance
 from edgewise.training.algorithms import fed_adam, fed_avg
 from edgewise.training.protocols import check_carries, make_protocol, replay
 from edgewise.training.protocols.event_log import decode_event, encode_event

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from edgewise.core.config import load_toml
@@ -70,6 +72,19 @@ def test_a_protocol_is_a_name_or_a_table_and_a_typo_suggests_the_nearest():
     assert check_job(job).protocol().spec.name == "hierarchical"
     with pytest.raises(ConfigError, match=r"\[training\] protocols has no 'hierarchic'. Did you mean 'hierarchical'"):
         check_job(JobFile(TaskTable("digits"), TrainingTable(protocol="hierarchic")))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "message"),
+    [
+        ("fed_prox(mu=0.1)", 'Write it as { name = "fed_prox", mu = 0.1 }'),
+        ({"name": "fed_avg", "uplink": "top_k(fraction=0.1)"}, 'Write it as { name = "top_k", fraction = 0.1 }'),
+        ({"name": "federated", "local": {"name": "sgd"}}, "since 0.2.0 a round is one or more 'exchanges'"),
+    ],
+)
+def test_the_words_of_an_earlier_release_are_answered_with_the_new_ones(algorithm, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check_job(JobFile(TaskTable("digits"), TrainingTable(algorithm)))
 
 
 def test_a_protocol_that_does_not_carry_the_algorithm_is_refused_before_anything_runs():

@@ -12,7 +12,7 @@ import pytest
 from edgewise.core.ids import ClientId, Epoch, NodeId
 from edgewise.core.seeds import Seeds
 from edgewise.simulation.virtual_clients import kept_from_bytes
-from edgewise.simulation.virtual_run import Disturbance
+from edgewise.simulation.virtual_node import Disturbance
 from edgewise.testing.quadratics import LeastSquaresEngine, quadratic
 from edgewise.training.aggregate import fixed_point as fp
 from edgewise.training.algorithms import fed_avg, scaffold
@@ -181,7 +181,7 @@ def test_after_a_storm_the_servers_control_is_the_mean_of_the_clients(protocol, 
 
 def test_without_settling_by_what_counted_the_control_would_be_wrong(monkeypatch):
     # The test above must be able to fail: here every client keeps what it made, whether it counted or not.
-    from edgewise.training.protocols import client as role
+    from edgewise.training.protocols import client_role as role
 
     def keeps_all(state, counted):
         return role.msgspec.structs.replace(state, kept=state.provisional.kept) if state.provisional else state

@@ -61,8 +61,28 @@ def command(
         edgewise agent --tier device --identity device-1 --connect tls/10.0.0.5:7447 --task digits --http 127.0.0.1:8000
     """
     run_node(
-        as_json, exit_with_parent, tier=tier, connect=connect, identity=identity, name=name, state=state, listen=listen,
-        fleet=fleet, task=task, task_settings=task_settings, client=client, http=http, model_name=model_name,
-        engine=engine, dilation=dilation, active_power_w=power, raw_may_reach=raw_may_reach, max_models=max_models, models_bytes=models_bytes, scout=scout,
-        insecure=insecure, capture=capture, crash_after=crash_after,
-    )  # fmt: skip
+        as_json,
+        exit_with_parent,
+        tier=tier,
+        connect=connect,
+        identity=identity,
+        name=name,
+        state=state,
+        listen=listen,
+        fleet=fleet,
+        task=task,
+        task_settings=task_settings,
+        client=client,
+        http=http,
+        model_name=model_name,
+        engine=engine,
+        dilation=dilation,
+        active_power_w=power,
+        raw_may_reach=raw_may_reach,
+        max_models=max_models,
+        models_bytes=models_bytes,
+        scout=scout,
+        insecure=insecure,
+        capture=capture,
+        crash_after=crash_after,
+    )

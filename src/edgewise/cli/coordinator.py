@@ -61,8 +61,24 @@ def command(
         edgewise coordinator --identity cloud --listen tls/127.0.0.1:7447 --state cloud-state
     """
     run_node(
-        as_json, exit_with_parent, coordinator=True, tier=tier, connect=connect, identity=identity, name=name,
-        state=state, listen=listen or ["tls/127.0.0.1:7447"], fleet=fleet, holdout=holdout, dilation=dilation,
-        active_power_w=power, raw_may_reach=raw_may_reach, max_models=max_models, models_bytes=models_bytes, scout=scout, insecure=insecure, capture=capture,
+        as_json,
+        exit_with_parent,
+        coordinator=True,
+        tier=tier,
+        connect=connect,
+        identity=identity,
+        name=name,
+        state=state,
+        listen=listen or ["tls/127.0.0.1:7447"],
+        fleet=fleet,
+        holdout=holdout,
+        dilation=dilation,
+        active_power_w=power,
+        raw_may_reach=raw_may_reach,
+        max_models=max_models,
+        models_bytes=models_bytes,
+        scout=scout,
+        insecure=insecure,
+        capture=capture,
         crash_after=crash_after,
-    )  # fmt: skip
+    )

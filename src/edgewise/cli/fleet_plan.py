@@ -118,7 +118,7 @@ async def serve_on_fleet(out: Output, request: FleetPlanRequest, graph: Graph, n
         ack = await operator.register(graph.model_bytes, task=name, parent=known.in_force.get(name, 0))
         if not ack.accepted:
             raise RemoteError(ack.reason)
-        number = int(ack.details["version"])
+        number = ack.version
         out.event("registered", version=number, task=name)
         version = next(v for v in (await operator.versions()).versions if v.number == number)
         if version.gate is not None and not version.gate.passed:
@@ -226,14 +226,21 @@ async def deploy_plan(
         raise RemoteError(f"version {version.number} was not deployed: {ack.reason}")
     ports = {r.info.node: r.info.http_port for r in (await operator.nodes()).nodes if r.info.http_port}
     out.line(
-        f"version {version.number} of {version.task} is in force on {len(ack.details['devices'])} devices, "
+        f"version {version.number} of {version.task} is in force on {len(ack.devices)} devices, "
         f"{len(order.plans)} plans warm, deadline {order.deadline_s * 1e3:.0f} ms"
     )
     for node, port in ports.items():
         out.line(
             f"  ask {node} at port {port}: edgewise infer --url http://HOST:{port} --model {version.task} --source FILE"
         )
-    return {**ack.details, "deadline_s": order.deadline_s, "plans": [p.name for p in order.plans], "ports": ports}
+    done = {"model": ack.model, "version": ack.version, "revision": ack.revision, "devices": list(ack.devices)}
+    return {
+        **done,
+        "codec_gates": list(ack.codec_gates),
+        "deadline_s": order.deadline_s,
+        "plans": [p.name for p in order.plans],
+        "ports": ports,
+    }
 
 
 def show_plan(

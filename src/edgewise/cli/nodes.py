@@ -18,8 +18,18 @@ if TYPE_CHECKING:
     from edgewise.fleet.messages import FleetAnswer, NodeRow, Versions
 
 COLUMNS = (
-    "node", "tier", "state", "parent", "GFLOP/s", "dilation", "client", "task", "examples", "models", "http",
-)  # fmt: skip
+    "node",
+    "tier",
+    "state",
+    "parent",
+    "GFLOP/s",
+    "dilation",
+    "client",
+    "task",
+    "examples",
+    "models",
+    "http",
+)
 WATCH_EVERY_S = 0.5
 
 
@@ -99,11 +109,20 @@ def plain(row: NodeRow) -> dict[str, Any]:
     """A node as `--json` prints it, without its certificate."""
     info = row.info
     return {
-        "node": info.node, "tier": info.tier, "state": row.state, "cause": row.cause, "parent": info.parent,
-        "coordinator": info.coordinator, "capability": info.capability, "client": info.client, "task": info.task,
-        "examples": info.num_examples, "label_counts": info.label_counts, "models": info.models,
+        "node": info.node,
+        "tier": info.tier,
+        "state": row.state,
+        "cause": row.cause,
+        "parent": info.parent,
+        "coordinator": info.coordinator,
+        "capability": info.capability,
+        "client": info.client,
+        "task": info.task,
+        "examples": info.num_examples,
+        "label_counts": info.label_counts,
+        "models": info.models,
         "http_port": info.http_port,
-    }  # fmt: skip
+    }
 
 
 def cells(row: NodeRow) -> tuple[str, ...]:
@@ -112,9 +131,18 @@ def cells(row: NodeRow) -> tuple[str, ...]:
     examples, port = (str(number) if number else "" for number in (info.num_examples, info.http_port))
     models = ", ".join(f"{name} {of.version} (plan {of.revision})" for name, of in info.models.items())
     return (
-        info.node, str(info.tier), row.state, info.parent, f"{can.flops / 1e9:.1f}", f"{can.dilation:g}", info.client,
-        info.task, examples, models, port,
-    )  # fmt: skip
+        info.node,
+        str(info.tier),
+        row.state,
+        info.parent,
+        f"{can.flops / 1e9:.1f}",
+        f"{can.dilation:g}",
+        info.client,
+        info.task,
+        examples,
+        models,
+        port,
+    )
 
 
 def changes(before: FleetAnswer, after: FleetAnswer) -> dict[str, dict[str, Any]]:

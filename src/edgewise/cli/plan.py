@@ -93,9 +93,17 @@ def command(
 
     out = Output(as_json)
     fleet_only(
-        connect, identity=identity, version=version, model=model, device=device, deadline=deadline, deploy=deploy,
-        stages=stages, min_requests=min_requests, force=force,
-    )  # fmt: skip
+        connect,
+        identity=identity,
+        version=version,
+        model=model,
+        device=device,
+        deadline=deadline,
+        deploy=deploy,
+        stages=stages,
+        min_requests=min_requests,
+        force=force,
+    )
     parse_shares(stages)
     if connect:
         if onnx is not None:
@@ -244,10 +252,15 @@ def stretched(profile: Profile, tier: Tier, dilation: float, power_w: float) -> 
         for s in profile.segments
     )
     return change(
-        profile, node=NodeId(f"emulated-{tier}"), tier=tier, groups=tuple(groups), segments=tuple(segments),
-        active_power_w=power_w, call_s=profile.call_s * dilation,
+        profile,
+        node=NodeId(f"emulated-{tier}"),
+        tier=tier,
+        groups=tuple(groups),
+        segments=tuple(segments),
+        active_power_w=power_w,
+        call_s=profile.call_s * dilation,
         fingerprint=change(profile.fingerprint, dilation=dilation),
-    )  # fmt: skip
+    )
 
 
 def read_profiles(paths: Sequence[Path]) -> dict[Tier, Profile]:

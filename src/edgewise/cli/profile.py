@@ -53,9 +53,15 @@ def command(
     inputs = None if data is None else read_source(data, graph.inputs).example(0)
     with out.progress(f"measuring for {budget}", 1) as advance:
         found = profile_graph(
-            graph, node_id(node), tier_of(tier), dilation=dilation, cadence_s=parse_duration(cadence),
-            budget_s=parse_duration(budget), inputs=inputs, active_power_w=power,
-        )  # fmt: skip
+            graph,
+            node_id(node),
+            tier_of(tier),
+            dilation=dilation,
+            cadence_s=parse_duration(cadence),
+            budget_s=parse_duration(budget),
+            inputs=inputs,
+            active_power_w=power,
+        )
         advance("")
     print_profile(out, graph, found)
     if to is not None:
@@ -83,9 +89,14 @@ def print_profile(out: Output, graph: Graph, profile: Profile) -> None:
     heads = {segment.last + 1: segment for segment in profile.segments if segment.first == 0 and segment is not whole}
     tails = {segment.first: segment for segment in profile.segments if segment.first > 0}
     rows = [
-        (position, ", ".join(sizes[position].tensors), format_bytes(sizes[position].size_bytes),
-         heads[position].seconds * 1e3, tails[position].seconds * 1e3)
+        (
+            position,
+            ", ".join(sizes[position].tensors),
+            format_bytes(sizes[position].size_bytes),
+            heads[position].seconds * 1e3,
+            tails[position].seconds * 1e3,
+        )
         for position in sorted(heads)
         if position in sizes and position in tails
-    ]  # fmt: skip
+    ]
     out.table("measured cuts", ["after group", "tensors", "size", "head ms", "tail ms"], rows)

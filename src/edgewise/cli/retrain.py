@@ -96,9 +96,7 @@ async def retrain(
 
         async def train(parent: int) -> tuple[int, str]:
             session = TrainingSession(out)
-            status = await session.train(
-                operator, read, start_version=parent, labels=source, teacher_version=teacher
-            )  # fmt: skip
+            status = await session.train(operator, read, start_version=parent, labels=source, teacher_version=teacher)
             return status.version, status.cause or f"run {status.run} ended as {status.state} without a version"
 
         async def roll_out(number: int) -> None:
@@ -107,7 +105,13 @@ async def retrain(
             out.event("deployed", **found["deployed"])
 
         loop = RetrainingLoop(
-            operator, read[1].name, settings, labels=source, train=train, roll_out=roll_out, on_note=on_note,
+            operator,
+            read[1].name,
+            settings,
+            labels=source,
+            train=train,
+            roll_out=roll_out,
+            on_note=on_note,
             on_unreachable=lambda cause: out.event("coordinator_away", cause=cause),
-        )  # fmt: skip
+        )
         return await loop.run(turns)

@@ -10,7 +10,7 @@ from edgewise.cli.running import run_async
 from edgewise.core.errors import RemoteError
 
 if TYPE_CHECKING:
-    from edgewise.fleet.messages import Ack
+    from edgewise.fleet.messages import RollbackAck
     from edgewise.fleet.operator.operator import Operator
 
 
@@ -28,21 +28,18 @@ def command(
     """
     out = Output(as_json)
 
-    async def speak() -> Ack:
+    async def speak() -> RollbackAck:
         async with operator_of(connect, identity, fleet) as operator:
             return await roll_back(operator, model)
 
-    done = run_async(speak()).details
-    again = (
-        f"version {done['version']} serves again (plan revision {done['revision']})"
-        if done["version"]
-        else "nothing serves"
-    )
-    out.line(f"{done['model']}: {again}, in place of version {done['from']}")
-    out.result(done)
+    done = run_async(speak())
+    again = f"version {done.version} serves again (plan revision {done.revision})" if done.version else "nothing serves"
+    out.line(f"{done.model}: {again}, in place of version {done.taken_back}")
+    numbers = {"version": done.version, "from": done.taken_back, "revision": done.revision}
+    out.result({"model": done.model, **numbers})
 
 
-async def roll_back(operator: Operator, model: str = "") -> Ack:
+async def roll_back(operator: Operator, model: str = "") -> RollbackAck:
     """Asks the coordinator.
 
     Args:
@@ -50,7 +47,7 @@ async def roll_back(operator: Operator, model: str = "") -> Ack:
         model: Which model; "" for the only one there is.
 
     Returns:
-        Its answer; details: model, version, from, revision.
+        Its answer.
 
     Raises:
         RemoteError: If there is nothing to go back to.

@@ -91,10 +91,16 @@ def print_run(out: Output, record: RunRecord) -> None:
         record: What happened.
     """
     rows = [
-        (r.round, len_text(r), r.client_metrics.get("loss", float("nan")), r.metrics.get("accuracy", float("nan")),
-         format_bytes(r.uplink_bytes), r.virtual_s)
+        (
+            r.round,
+            len_text(r),
+            r.client_metrics.get("loss", float("nan")),
+            r.metrics.get("accuracy", float("nan")),
+            format_bytes(r.uplink_bytes),
+            r.virtual_s,
+        )
         for r in record.rounds
-    ]  # fmt: skip
+    ]
     out.table(
         f"{record.task}: {record.algorithm}", ["round", "updates", "loss", "accuracy", "uplink", "virtual s"], rows
     )

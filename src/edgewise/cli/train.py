@@ -276,9 +276,11 @@ def print_end(out: Output, status: RunStatus, version: ModelVersion | None) -> N
     if last is not None:
         out.line(f"uplink {format_bytes(moved[0])}, downlink {format_bytes(moved[1])}")
     if version is not None and last is not None:
-        judged = "accuracy unknown, the coordinator has no --holdout" if not version.evidence else (
-            f"accuracy {last.accuracy:.3f} on held-out data"
-        )  # fmt: skip
+        judged = (
+            "accuracy unknown, the coordinator has no --holdout"
+            if not version.evidence
+            else (f"accuracy {last.accuracy:.3f} on held-out data")
+        )
         passed = "no gate: nothing to compare it with" if gate is None else gate.reason
         out.line(f"version {version.number}: {judged}; {passed}")
     caution = "" if version is None else version.caution
@@ -286,10 +288,18 @@ def print_end(out: Output, status: RunStatus, version: ModelVersion | None) -> N
         out.line(f"caution: {caution}")
     if out.as_json:
         out.event(
-            "ended", run=status.run, state=status.state, cause=status.cause, version=status.version,
-            accuracy=None if last is None else last.accuracy, rounds=len(status.rounds), gate=gate,
-            uplink_bytes=moved[0], downlink_bytes=moved[1], caution=caution,
-        )  # fmt: skip
+            "ended",
+            run=status.run,
+            state=status.state,
+            cause=status.cause,
+            version=status.version,
+            accuracy=None if last is None else last.accuracy,
+            rounds=len(status.rounds),
+            gate=gate,
+            uplink_bytes=moved[0],
+            downlink_bytes=moved[1],
+            caution=caution,
+        )
 
 
 def _fields(done: RoundRecord) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from edgewise.codecs.codec import Codec, Payload, Shape, State, check_shape
 from edgewise.codecs.wire import payload_from_bytes, payload_of, payload_to_buffers
+from edgewise.core.dtypes import dtype_name
 from edgewise.core.errors import FrameRefused
 from edgewise.core.provenance import origins_of, traced
 
@@ -96,7 +97,7 @@ def encode_bundle(
         sections.append(CodedSection(name, tuple(array.shape)))
         codec, origins = codecs.get(name) if array.dtype == np.float32 else None, origins_of(array)
         if codec is None:
-            plain = np.ascontiguousarray(array).reshape(array.shape)  # which makes one of no axis to one of one
+            plain = array if array.flags.c_contiguous else np.ascontiguousarray(array)  # which makes a scalar [1]
             arrays[f"{name}/{_PLAIN}"] = traced(plain, *origins) if origins else plain
             continue
         state = (states or {}).get(name)
@@ -145,7 +146,7 @@ def decode_bundle(codecs: Codecs, accepted: Sequence[Section] | None, coded: Cod
         else:
             raise FrameRefused(f"section {section.name!r} came coded, it is expected as it is.")
         dtype = dtypes.get(section.name)
-        if dtype is not None and value.dtype != dtype:
+        if dtype is not None and dtype_name(value.dtype) != dtype:
             raise FrameRefused(f"section {section.name!r} must be {dtype}, found {value.dtype}.")
         found[section.name] = value
     if num_read != len(coded.arrays):

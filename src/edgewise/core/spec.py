@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -55,10 +56,7 @@ class Spec(msgspec.Struct, frozen=True):
             return value
         if isinstance(value, str):
             if "(" in value:
-                raise InputError(
-                    f"{value!r} is text with parameters, needed is a name or a table. Write it as a table with a 'name', "
-                    "or read it with Spec.parse."
-                )
+                raise InputError(f"{value!r} is text with parameters, needed is a name or a table. {_cure(value)}")
             return Spec(value)
         if isinstance(value, Mapping) and "name" in value:
             params = {k: _nested(v) for k, v in value.items() if k != "name"}
@@ -115,6 +113,22 @@ def _from_syntax(node: ast.AST) -> Any:
     return ast.literal_eval(node)
 
 
+def _cure(text: str) -> str:
+    """Says how the text that 0.1.0 took in a job file is written now."""
+    try:
+        return f"Write it as {_inline_toml(Spec.parse(text).to_dict())}, or read it with Spec.parse."
+    except InputError:
+        return "Write it as a table with a 'name', e.g. { name = \"top_k\", fraction = 0.1 }."
+
+
+def _inline_toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{k} = {_inline_toml(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_inline_toml(v) for v in value) + "]"
+    return json.dumps(value, ensure_ascii=False)  # TOML writes text, numbers and truth as JSON does
+
+
 def _nested(value: Any) -> Any:
     if isinstance(value, Mapping):
         return Spec.of(value) if "name" in value else {k: _nested(v) for k, v in value.items()}
@@ -166,7 +180,8 @@ def build(kind: str, registry: Mapping[str, Callable[..., P]], value: Any) -> P:
     if spec.name not in builders:
         raise InputError(f"{kind} has no {spec.name!r}.{nearest(spec.name, builders)}")
     builder = builders[spec.name]
-    accepted = inspect.signature(builder).parameters
+    signature = inspect.signature(builder)
+    accepted, made = signature.parameters, signature.return_annotation
     args: list[Any] = []
     params = dict(spec.params)
     variadic = next((p.name for p in accepted.values() if p.kind is p.VAR_POSITIONAL), None)
@@ -175,9 +190,13 @@ def build(kind: str, registry: Mapping[str, Callable[..., P]], value: Any) -> P:
         if key not in accepted and not open_ended:
             raise InputError(f"{spec.name} takes no {key!r}.{nearest(key, accepted)}")
     if variadic is not None and variadic in params:
-        args = [build(kind, registry, v) if isinstance(v, Spec) else v for v in params.pop(variadic)]
+        of_kind = accepted[variadic].annotation == made
+        args = [_built(kind, registry, Spec(v) if of_kind and isinstance(v, str) else v) for v in params.pop(variadic)]
     for key, value in params.items():
-        if key not in accepted or not _SPEC_TYPE.search(str(accepted[key].annotation)):
+        annotation = accepted[key].annotation if key in accepted else None
+        if annotation == made and isinstance(value, str):
+            params[key] = build(kind, registry, value)  # a part that wraps one of its kind, given by name
+        elif key not in accepted or not _SPEC_TYPE.search(str(annotation)):
             params[key] = _built(kind, registry, value)
     return builder(*args, **params)
 

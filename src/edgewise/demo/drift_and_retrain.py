@@ -73,14 +73,21 @@ async def stay_good(demo: Demo) -> None:
     rolled_back = await _roll_back(demo, first) if outcome == "rolled back" else None
     demo.change(
         loop=LoopSection(
-            before, old.accuracy, accuracy_after, refused, rolled_back, notes.after, DETECTOR,
+            before,
+            old.accuracy,
+            accuracy_after,
+            refused,
+            rolled_back,
+            notes.after,
+            DETECTOR,
             (LabelRow("feedback", demo.settings.drifted, notes.labelled, 1.0),),
         ),
         versions=(
-            _version_row(first, "first training", "serving"), _version_row(new, "after drift", outcome),
+            _version_row(first, "first training", "serving"),
+            _version_row(new, "after drift", outcome),
             _version_row(bad, "deliberately bad", "refused" if refused else "not refused"),
         ),
-    )  # fmt: skip
+    )
 
 
 class _DriftNotes:
@@ -135,8 +142,8 @@ async def _feed_back(demo: Demo, sent: Sent) -> int:
     taken = 0
     for device in demo.fleet.devices:
         labels = {f"{sent.phase}-{i}": int(sent.targets[i]) for i, asked in enumerate(sent.devices) if asked == device}
-        ack = await demo.operator.order(NodeId(device), Feedback(TASK, labels))
-        taken += int(ack.details["taken"])
+        ack = await demo.operator.feedback(NodeId(device), Feedback(TASK, labels))
+        taken += ack.taken
     demo.happened("labels", f"{taken} hard examples have labels from feedback; none left its device")
     return taken
 
@@ -177,7 +184,7 @@ async def _offer_bad(demo: Demo) -> tuple[ModelVersion, bool]:
     """A version with noise on its weights is offered; the gate must refuse it, and a deployment of it too."""
     graph = spoiled(await demo.operator.graph(demo.version.number), demo.settings.seed)
     ack = await demo.operator.register(graph, task=TASK, origin="deliberately bad", parent=demo.version.number)
-    number = int(ack.details["version"])
+    number = ack.version
     bad = next(v for v in (await demo.operator.versions()).versions if v.number == number)
     plan = msgspec.structs.replace(demo.plan, graph=bad.graph)
     try:

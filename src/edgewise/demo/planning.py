@@ -77,11 +77,17 @@ async def plan_all(demo: Demo, others: OtherDomains) -> None:
         "Three answers",
         ("question", "answer", "p50 ms", "p95 ms", "accuracy", "margin"),
         [
-            (q, a.plan.name, f"{a.plan.predicted.latency_p50_s * 1e3:.1f}", f"{a.plan.predicted.latency_p95_s * 1e3:.1f}",
-             f"{a.plan.predicted.accuracy:.3f}", f"{a.margin_fraction:.0%}")
+            (
+                q,
+                a.plan.name,
+                f"{a.plan.predicted.latency_p50_s * 1e3:.1f}",
+                f"{a.plan.predicted.latency_p95_s * 1e3:.1f}",
+                f"{a.plan.predicted.accuracy:.3f}",
+                f"{a.margin_fraction:.0%}",
+            )
             for q, a in questions
         ],
-    )  # fmt: skip
+    )
     for line in explain(demo.plan):
         demo.show.line(f"  {line}")
     demo.happened("planning", f"plan: {demo.plan.name}; {recommended.reason}")
@@ -89,12 +95,18 @@ async def plan_all(demo: Demo, others: OtherDomains) -> None:
         answers=tuple(planner_answer(q, a) for q, a in questions),
         baselines=baseline_rows(compared),
         plan=PlanSection(
-            recommended.level, tuple(str(t) for t in recommended.plan.tiers), recommended.margin_fraction, recommended.plan.predicted.latency_p50_s * 1e3,
-            levels=level_rows(rows, recommended.level), name=recommended.plan.name, predicted_p95_ms=recommended.plan.predicted.latency_p95_s * 1e3,
-            device_energy_j=recommended.plan.predicted.device_energy_j, egress_bytes=recommended.plan.predicted.egress_bytes,
+            recommended.level,
+            tuple(str(t) for t in recommended.plan.tiers),
+            recommended.margin_fraction,
+            recommended.plan.predicted.latency_p50_s * 1e3,
+            levels=level_rows(rows, recommended.level),
+            name=recommended.plan.name,
+            predicted_p95_ms=recommended.plan.predicted.latency_p95_s * 1e3,
+            device_energy_j=recommended.plan.predicted.device_energy_j,
+            egress_bytes=recommended.plan.predicted.egress_bytes,
             accuracy=recommended.plan.predicted.accuracy,
         ),
-    )  # fmt: skip
+    )
 
 
 def _search(
@@ -128,8 +140,13 @@ async def _profiles(demo: Demo, graph: Graph) -> tuple[dict[Tier, Profile], list
         async def measured(node: NodeId, tier: Tier, upward: str = "") -> ProfileAnswer:
             at_endpoint_s = overhead_s if tier is Tier.DEVICE else 0.0
             order = ProfileOrder(
-                ref, budget, cadences.get(tier, 0.0), NodeId(upward), at_endpoint_s, measures_memory=False
-            )  # fmt: skip
+                graph=ref,
+                budget_s=budget,
+                cadence_s=cadences.get(tier, 0.0),
+                link_to=NodeId(upward),
+                endpoint_overhead_s=at_endpoint_s,
+                measures_memory=False,
+            )
             answer = await demo.operator.profile(node, small_order if node == quantising else order)
             advance(f"{node}, int8" if node == quantising else str(node))
             return answer

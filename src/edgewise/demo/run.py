@@ -78,10 +78,18 @@ async def _run(demo: Demo) -> None:
         "Nodes",
         ("node", "tier", "parent", "GFLOP/s", "dilation", "client", "examples"),
         [
-            (r.info.node, r.info.tier, r.info.parent, f"{r.info.capability.flops * 1e-9:.1f}", r.info.capability.dilation, r.info.client or "infers only", r.info.num_examples)
+            (
+                r.info.node,
+                r.info.tier,
+                r.info.parent,
+                f"{r.info.capability.flops * 1e-9:.1f}",
+                r.info.capability.dilation,
+                r.info.client or "infers only",
+                r.info.num_examples,
+            )
             for r in demo.nodes
         ],
-    )  # fmt: skip
+    )
     demo.stage(2, "It trains federatedly: devices → edges → cloud; 3. the model becomes a version")
     async with other_domains(demo) as others:
         await train(demo)
@@ -103,9 +111,12 @@ def _write_holdout(task: DigitsTask, folder: Path) -> Path:
     parts = task.parts
     path = folder / "holdout.npz"
     np.savez(
-        path, calibration_x=np.asarray(parts.calibration.inputs), calibration_y=np.asarray(parts.calibration.targets),
-        gate_x=np.asarray(parts.gate.inputs), gate_y=np.asarray(parts.gate.targets),
-    )  # fmt: skip
+        path,
+        calibration_x=np.asarray(parts.calibration.inputs),
+        calibration_y=np.asarray(parts.calibration.targets),
+        gate_x=np.asarray(parts.gate.inputs),
+        gate_y=np.asarray(parts.gate.targets),
+    )
     return path
 
 
@@ -116,9 +127,11 @@ async def _resources(demo: Demo) -> None:
         tier = demo.tiers[node]
         sizes = {d: sum(e.size_bytes for e in answer.entries if e.direction is d) for d in Direction}
         energy = modelled_energy(
-            ENERGY_MODELS[tier], cpu_seconds=answer.inference_s + answer.training_s, sent_bytes=sizes[Direction.SENT],
+            ENERGY_MODELS[tier],
+            cpu_seconds=answer.inference_s + answer.training_s,
+            sent_bytes=sizes[Direction.SENT],
             received_bytes=sizes[Direction.RECEIVED],
-        )  # fmt: skip
+        )
         rows.append(ResourceRow(node, str(tier), answer.cpu_s, answer.peak_memory_bytes, energy.joules, energy.source))
     demo.change(resources=tuple(rows))
 
@@ -128,13 +141,15 @@ def _finished(demo: Demo) -> Report:
     demo.change(
         faults=msgspec.structs.replace(demo.report.faults, phases=phases),
         title=f"Edgewise demo: {TASK} on {len(demo.fleet.devices)} devices, {len(demo.fleet.edges)} edges and a cloud",
-        requests=tuple(demo.requests), timeline=tuple(demo.timeline), energy_parameters=printed(ENERGY_MODELS),
+        requests=tuple(demo.requests),
+        timeline=tuple(demo.timeline),
+        energy_parameters=printed(ENERGY_MODELS),
         meta={"version": __version__, "seed": str(demo.settings.seed), "date": time.strftime("%Y-%m-%d")},
-    )  # fmt: skip
+    )
     return explained(
         demo.report,
         {
-            "faults.returned_home": "the plan in force uses no edge",
+            "faults.returned_home": "no device's plan used the edge when it was killed",
             "faults.failover_ms": "no request of that edge's devices was answered otherwise after the kill",
             "loop.accuracy_after": "the gate refused the new version",
             "loop.rolled_back": "the gate refused the new version, so there was nothing to roll back",

@@ -28,8 +28,12 @@ from edgewise.training.tasks.digits_task import DigitsTask
 
 TASK = "digits"
 LOCAL = {
-    "name": "sgd", "learning_rate": 0.07, "epochs": 3, "batch_size": 24, "direction": {"name": "clipped", "bound": 5.0}
-}  # fmt: skip
+    "name": "sgd",
+    "learning_rate": 0.07,
+    "epochs": 3,
+    "batch_size": 24,
+    "direction": {"name": "clipped", "bound": 5.0},
+}
 """Clipped: without it one batch of a skewed client now and then throws its model off (seed 1 shows it)."""
 RETRAINING = {**LOCAL, "epochs": 2}
 """After the drift: as many steps, since the hard examples come on top."""
@@ -78,9 +82,16 @@ class DemoSettings(msgspec.Struct, frozen=True):
     def short(seed: int = 0) -> DemoSettings:
         """The same stages, fewer rounds and requests; for checks, not for figures."""
         return DemoSettings(
-            seed, rounds=6, comparison_rounds=1, domain_rounds=3, retraining_rounds=5, fault_free=120, link_drop=60,
-            edge_kill=160, drifted=240,
-        )  # fmt: skip
+            seed,
+            rounds=6,
+            comparison_rounds=1,
+            domain_rounds=3,
+            retraining_rounds=5,
+            fault_free=120,
+            link_drop=60,
+            edge_kill=160,
+            drifted=240,
+        )
 
 
 class Show(Protocol):

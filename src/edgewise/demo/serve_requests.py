@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -15,6 +16,7 @@ from edgewise.core.units import parse_rate
 from edgewise.demo.scenario import SLOW_BYTES_PER_S, TASK, Demo
 from edgewise.demo.streaming import Sent, revisions_changed, stream, take
 from edgewise.fleet.messages import Deploy, PlanInputs
+from edgewise.fleet.serving.deployments import REVISIONS_PER_DEPLOYMENT
 from edgewise.inference.accuracy import prediction_error
 from edgewise.inference.evidence import CODECS
 from edgewise.ledger.kpis import inference_kpis
@@ -42,11 +44,11 @@ async def deploy(demo: Demo) -> None:
     ack = await demo.operator.deploy(Deploy(demo.version.number, plans, demo.deadline_s, inputs))
     if not ack.accepted:
         raise EdgewiseError(f"version {demo.version.number} was not deployed: {ack.reason}")
-    for reason in ack.details["codec_gates"]:
+    for reason in ack.codec_gates:
         demo.show.line(f"  coded cut beside uncoded: {reason}")
     demo.happened(
         "serving",
-        f"version {demo.version.number} is in force on {len(ack.details['devices'])} devices, {len(plans)} plans warm",
+        f"version {demo.version.number} is in force on {len(ack.devices)} devices, {len(plans)} plans warm",
         "plan",
     )
 
@@ -77,25 +79,44 @@ async def serve(demo: Demo) -> None:
     demo.stream_sent.append(sent)
     energy_j = demo.inference_energy_j(before, after)
     kpis = inference_kpis(
-        demo.entries(before, after), demo.tiers, latencies_s=sent.latencies_s, right=[bool(r.right) for r in sent.rows],
-        peak_memory_bytes={n: a.peak_memory_bytes for n, a in after.items()}, energy_j=energy_j,
-    )  # fmt: skip
+        demo.entries(before, after),
+        demo.tiers,
+        latencies_s=sent.latencies_s,
+        right=[bool(r.right) for r in sent.rows],
+        peak_memory_bytes={n: a.peak_memory_bytes for n, a in after.items()},
+        energy_j=energy_j,
+    )
     demo.change(
         kpis=msgspec.structs.replace(demo.report.kpis, inference=kpis),
         plan=msgspec.structs.replace(
-            demo.report.plan, measured_p50_ms=measured_ms, num_warm_up=error.num_warm_up, num_compared=error.num_requests,
+            demo.report.plan,
+            measured_p50_ms=measured_ms,
+            num_warm_up=error.num_warm_up,
+            num_compared=error.num_requests,
             median_abs_error_fraction=error.median_abs_error_fraction,
         ),
-    )  # fmt: skip
+    )
     predicted = demo.plan.predicted
     demo.show.table(
         "Predicted and measured",
         ("", "p50 ms", "p95 ms", "accuracy", "bytes per request"),
         [
-            ("predicted", f"{predicted.latency_p50_s * 1e3:.1f}", f"{predicted.latency_p95_s * 1e3:.1f}", f"{predicted.accuracy:.3f}", f"{predicted.egress_bytes:.0f} up"),
-            ("measured", f"{measured_ms:.1f}", f"{kpis.latency_ms.p95 or 0:.1f}", f"{sent.accuracy:.3f}", f"{kpis.bytes_per_request or 0:.0f} both ways"),
+            (
+                "predicted",
+                f"{predicted.latency_p50_s * 1e3:.1f}",
+                f"{predicted.latency_p95_s * 1e3:.1f}",
+                f"{predicted.accuracy:.3f}",
+                f"{predicted.egress_bytes:.0f} up",
+            ),
+            (
+                "measured",
+                f"{measured_ms:.1f}",
+                f"{kpis.latency_ms.p95 or 0:.1f}",
+                f"{sent.accuracy:.3f}",
+                f"{kpis.bytes_per_request or 0:.0f} both ways",
+            ),
         ],
-    )  # fmt: skip
+    )
     demo.show.line(
         f"  prediction error, median over {error.num_requests} requests by the path each took: "
         f"{error.median_abs_error_fraction:.1%} ({error.num_warm_up} warm-up, {error.num_unpredicted} off the plan)"
@@ -115,10 +136,17 @@ async def break_things(demo: Demo) -> None:
     switches = revisions_changed([before, slow, killed])
     demo.change(
         faults=FaultsSection(
-            len(rows), in_time, switches, lost, failover_ms, returned, shares_of(rows), 1e3 * demo.deadline_s,
-            tuple(part.phase_row(demo.deadline_s) for part in demo.stream_sent),
+            requests=len(rows),
+            answered_by_deadline=in_time,
+            plan_switches=switches,
+            lost=lost,
+            failover_ms=failover_ms,
+            returned_home=returned,
+            shares=shares_of(rows),
+            deadline_ms=1e3 * demo.deadline_s,
+            phases=tuple(part.phase_row(demo.deadline_s) for part in demo.stream_sent),
         )
-    )  # fmt: skip
+    )
     demo.show.table(
         f"Phases, deadline {1e3 * demo.deadline_s:.0f} ms",
         ("phase", "requests", "in time", "accuracy", "p50 ms", "p95 ms", "answered by"),
@@ -169,12 +197,24 @@ async def _plans_in_force(demo: Demo) -> dict[str, int]:
     }
 
 
+def edge_users(plans: Sequence[Plan], revisions: Mapping[str, int]) -> set[str]:
+    """The devices whose plan in force computes on an edge.
+
+    Args:
+        plans: As deployed, in order.
+        revisions: Each device's plan revision.
+    """
+    chosen = {device: plans[revision % REVISIONS_PER_DEPLOYMENT] for device, revision in revisions.items()}
+    return {device for device, plan in chosen.items() if Tier.EDGE in plan.tiers}
+
+
 async def _dead_edge(demo: Demo) -> tuple[Sent, float, bool | None]:
     parts = demo.task.parts.stream
     number = demo.settings.edge_kill
     inputs, targets = take(parts.inputs, parts.targets, number, first=demo.settings.fault_free)
     total_s, killed_at_s, home = number * demo.settings.gap_s, 0.0, False
     restarted = asyncio.Event()
+    users = edge_users(alternatives(demo), await _plans_in_force(demo))
 
     async def fault() -> None:
         nonlocal killed_at_s
@@ -196,8 +236,9 @@ async def _dead_edge(demo: Demo) -> tuple[Sent, float, bool | None]:
         stream(demo, "edge killed", inputs, targets, plan=demo.plan, on_reply=on_reply), fault()
     )
     demo.stream_sent.append(sent)
-    if Tier.EDGE not in demo.plan.tiers:
-        return sent, killed_at_s, None  # the plan has no use for an edge, dead or alive
+    if not any(demo.fleet.edge_of(device) == 0 for device in users):
+        demo.happened("edge killed", f"no device's plan used {EDGE} when it was killed, so none returns to it", "plan")
+        return sent, killed_at_s, None
     home = home or await _wait_for_home(demo)
     demo.happened("edge killed", f"{EDGE} {'is used again' if home else 'was not used again'}", "plan")
     return sent, killed_at_s, home
@@ -236,6 +277,11 @@ def _phase_cells(part: Sent, deadline_s: float) -> tuple[str, ...]:
     row = part.phase_row(deadline_s)
     shares = ", ".join(f"{who} {share:.0%}" for who, share in row.shares.items())
     return (
-        part.phase, str(row.requests), str(row.answered_by_deadline), f"{row.accuracy:.3f}", f"{row.p50_ms:.1f}",
-        f"{row.p95_ms:.1f}", shares,
-    )  # fmt: skip
+        part.phase,
+        str(row.requests),
+        str(row.answered_by_deadline),
+        f"{row.accuracy:.3f}",
+        f"{row.p50_ms:.1f}",
+        f"{row.p95_ms:.1f}",
+        shares,
+    )

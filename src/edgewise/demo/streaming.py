@@ -65,9 +65,16 @@ class Sent:
         """The phase as the report has it."""
         taken = 1e3 * np.asarray(self.latencies_s or [np.nan])
         return PhaseRow(
-            self.phase, self.start_s, self.end_s, len(self.replies), self.in_time(deadline_s), self.accuracy,
-            float(np.quantile(taken, 0.5)), float(np.quantile(taken, 0.95)), shares_of(self.rows),
-        )  # fmt: skip
+            name=self.phase,
+            start_s=self.start_s,
+            end_s=self.end_s,
+            requests=len(self.replies),
+            answered_by_deadline=self.in_time(deadline_s),
+            accuracy=self.accuracy,
+            p50_ms=float(np.quantile(taken, 0.5)),
+            p95_ms=float(np.quantile(taken, 0.95)),
+            shares=shares_of(self.rows),
+        )
 
 
 async def stream(
@@ -132,9 +139,15 @@ def _row(demo: Demo, sent: Sent, index: int, plan: Plan, warm_up: bool) -> Reque
     paths = {p.exit_index: 1e3 * p.p50_s for p in plan.predicted.paths} if source is AnswerSource.PLAN else {}
     (logits,) = reply.outputs.values()
     return RequestRow(
-        reply.scheduled_s - demo.start_s, 1e3 * reply.latency_s, paths.get(exit_index), exit_index, sent.phase,
-        WORDS[source], bool(logits[0].argmax() == sent.targets[index]), warm_up,
-    )  # fmt: skip
+        arrival_s=reply.scheduled_s - demo.start_s,
+        latency_ms=1e3 * reply.latency_s,
+        predicted_ms=paths.get(exit_index),
+        exit=exit_index,
+        phase=sent.phase,
+        by=WORDS[source],
+        right=bool(logits[0].argmax() == sent.targets[index]),
+        warm_up=warm_up,
+    )
 
 
 def take(

@@ -49,9 +49,14 @@ async def train(demo: Demo) -> None:
 def _kpis(demo: Demo, before: Counted, after: Counted) -> None:
     done = demo.run.rounds
     kpis = training_kpis(
-        demo.entries(before, after), demo.tiers, loss=done[-1].loss, accuracy=done[-1].accuracy, rounds=len(done),
-        seconds=sum(r.seconds for r in done), energy_j=demo.training_energy_j(before, after),
-    )  # fmt: skip
+        demo.entries(before, after),
+        demo.tiers,
+        loss=done[-1].loss,
+        accuracy=done[-1].accuracy,
+        rounds=len(done),
+        seconds=sum(r.seconds for r in done),
+        energy_j=demo.training_energy_j(before, after),
+    )
     demo.change(kpis=msgspec.structs.replace(demo.report.kpis, training=kpis))
 
 

@@ -40,7 +40,7 @@ class OtherDomains:
         def train() -> None:
             simulate_domains(
                 job, OTHER_DOMAINS, on_result=on_result, is_cancelled=self._cancelled.is_set, is_background=True
-            )  # fmt: skip
+            )
 
         self._task = asyncio.create_task(asyncio.to_thread(train))
         self._task.add_done_callback(lambda _: self._done.put_nowait(None))
@@ -93,8 +93,10 @@ def _job(demo: Demo) -> JobFile:
     return JobFile(
         TaskTable(TASK, dict(demo.task.settings)),
         TrainingTable(
-            {"name": "fed_avg", "local": LOCAL, "uplink": UPLINK}, settings.domain_rounds, seed=settings.seed,
+            {"name": "fed_avg", "local": LOCAL, "uplink": UPLINK},
+            settings.domain_rounds,
+            seed=settings.seed,
             edges={edge: tuple(clients[i * half : (i + 1) * half]) for i, edge in enumerate(demo.fleet.edges)},
             engine="sequential",
         ),
-    )  # fmt: skip
+    )

@@ -129,9 +129,13 @@ class Agent:
         self.serving = Serving(node, settings, self._open_endpoint)
         if settings.task:
             self.worker = LocalWorker(
-                node, settings.task, settings.task_settings, ClientId(settings.client or settings.name), settings.engine,
-                self._labelled,
-            )  # fmt: skip
+                node=node,
+                task_source=settings.task,
+                task_settings=settings.task_settings,
+                client=ClientId(settings.client or settings.name),
+                engine_name=settings.engine,
+                labelled=self._labelled,
+            )
             await self.worker.load()
         is_edge = settings.tier is Tier.EDGE and not settings.coordinator
         if is_edge or (self.worker is not None and not settings.coordinator):
@@ -162,13 +166,20 @@ class Agent:
     def _describe(self) -> NodeInfo:
         worker = self.worker
         return NodeInfo(
-            node=self.node.name, tier=self.node.identity.tier, epoch=self.node.epoch,
-            certificate=self.node.identity.certificate_pem.decode(), parent=self.parent, capability=self.capability,
+            node=self.node.name,
+            tier=self.node.identity.tier,
+            epoch=self.node.epoch,
+            certificate=self.node.identity.certificate_pem.decode(),
+            parent=self.parent,
+            capability=self.capability,
             coordinator=self.settings.coordinator,
-            client=worker.client if worker else ClientId(""), task=worker.task_name if worker else "",
-            num_examples=worker.num_examples if worker else 0, label_counts=worker.label_counts if worker else {},
-            http_port=self.serving.http_port, models=self.serving.in_force(),
-        )  # fmt: skip
+            client=worker.client if worker else ClientId(""),
+            task=worker.task_name if worker else "",
+            num_examples=worker.num_examples if worker else 0,
+            label_counts=worker.label_counts if worker else {},
+            http_port=self.serving.http_port,
+            models=self.serving.in_force(),
+        )
 
     async def _labelled(self, wanted: HardExamples) -> Examples | None:
         """Hard examples of the model that is trained here, which is called after its task."""
@@ -181,9 +192,12 @@ class Agent:
     async def _ledger(self, *_: Any) -> LedgerAnswer:
         used = read_resources(self.node.name, self.node.identity.tier)
         return LedgerAnswer(
-            self.node.counter.entries(), used.cpu_seconds, used.peak_memory_bytes, self.serving.compute_s,
-            self.worker.counted.seconds if self.worker else 0.0,
-        )  # fmt: skip
+            entries=self.node.counter.entries(),
+            cpu_s=used.cpu_seconds,
+            peak_memory_bytes=used.peak_memory_bytes,
+            inference_s=self.serving.compute_s,
+            training_s=self.worker.counted.seconds if self.worker else 0.0,
+        )
 
     async def _stop(self, *_: Any) -> Ack:
         self.stopped.set()

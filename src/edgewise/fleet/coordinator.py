@@ -11,29 +11,33 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from edgewise.core.ids import NodeId, Tier
 from edgewise.fleet.membership.watch import Watch
 from edgewise.fleet.messages import (
     Ack,
+    BlobRef,
     CancelRun,
     Deploy,
+    DeployAck,
     FleetAnswer,
     FleetRequest,
+    GraphAnswer,
     GraphRequest,
     ListVersions,
     NodeInfo,
     NodeRow,
+    RegisterAck,
     RegisterVersion,
     Rollback,
+    RollbackAck,
     RunRequest,
     RunStatus,
     RunSubmitted,
     SubmitRun,
     Versions,
 )
-from edgewise.fleet.messages.events import event_frame, event_of
+from edgewise.fleet.messages.fleet_events import event_frame, event_of
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.node.settings import AgentSettings
 from edgewise.fleet.serving.deployments import Deployments
@@ -45,6 +49,8 @@ from edgewise.fleet.training.runs import Runs
 from edgewise.transport.frame import Frame
 
 log = logging.getLogger("edgewise.fleet")
+MOST_GRAPH_BYTES = 2**31
+"""What ONNX can be in one piece: protobuf's own bound."""
 
 
 class Coordinator:
@@ -139,12 +145,13 @@ class Coordinator:
         in_force = {name: now.deploy.version for name, now in self.deployments.in_force().items()}
         return Versions(tuple(self.registry.versions()), in_force)
 
-    async def _graph(self, request: GraphRequest, *_: Any) -> Any:
+    async def _graph(self, request: GraphRequest, *_: Any) -> GraphAnswer:
         version = self.versions.get(request.version)
-        return Ack(), {"graph": np.frombuffer(self.versions.blobs.read(version.graph), np.uint8)}
+        return GraphAnswer(BlobRef(version.graph, self.versions.graph_size(version.number), self.node.name))
 
-    async def _register(self, request: RegisterVersion, frame: Frame, _: NodeInfo) -> Ack:
-        graph = frame.array("graph").tobytes()
+    async def _register(self, request: RegisterVersion, _: Frame, sender: NodeInfo) -> RegisterAck:
+        digest = await self.node.pull_announced(request.graph, sender.node, "a graph", most_bytes=MOST_GRAPH_BYTES)
+        graph = await asyncio.to_thread(self.node.blobs.read, digest)
         version = await asyncio.to_thread(
             self.versions.register_graph, graph, task=request.task, origin=request.origin, parent=request.parent
         )
@@ -156,12 +163,12 @@ class Coordinator:
                 "passed": version.gate is None or version.gate.passed,
             },
         )
-        return Ack(details={"version": version.number, "gate": msgspec.to_builtins(version.gate)})
+        return RegisterAck(version=version.number)
 
-    async def _deploy(self, request: Deploy, *_: Any) -> Ack:
+    async def _deploy(self, request: Deploy, *_: Any) -> DeployAck:
         return await self.deployments.deploy(request)
 
-    async def _rollback(self, request: Rollback, *_: Any) -> Ack:
+    async def _rollback(self, request: Rollback, *_: Any) -> RollbackAck:
         return await self.deployments.rollback(request.model)
 
     async def _confidences(self, report: Confidences, frame: Frame, sender: NodeInfo) -> Ack:
@@ -180,9 +187,13 @@ class Coordinator:
             self._on_event(kind, {"model": model, **fields})
 
         return DriftWatch(
-            lambda: self.deployments.version_of(model), self._answers_drift, self.versions.calibration_answers, self._devices,
-            collect, on_event,
-        )  # fmt: skip
+            in_force=lambda: self.deployments.version_of(model),
+            answers_drift=self._answers_drift,
+            reference=self.versions.calibration_answers,
+            devices=self._devices,
+            order=collect,
+            told=on_event,
+        )
 
     def _answers_drift(self, version: int) -> bool:
         return self.runs.had_hard_examples(self.versions.get(version).run)

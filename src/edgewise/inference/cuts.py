@@ -67,8 +67,11 @@ def sections_of(graph: Graph, names: Iterable[str]) -> tuple[Section, ...]:
         names: Which.
 
     Returns:
-        A section each; where an input of the graph has a free axis, every axis may have any length.
+        A section each; an axis whose size depends on the data may have any length, and where an input of the graph has a free axis, every axis may have any length.
     """
     is_free = any(tensor.symbolic_batch or tensor.free for tensor in graph.inputs)
     tensors = [graph.tensor(name) for name in names]
-    return tuple(Section(t.name, t.dtype, tuple(None if is_free else n for n in t.shape)) for t in tensors)
+    return tuple(
+        Section(t.name, t.dtype, tuple(None if is_free or axis in t.free else n for axis, n in enumerate(t.shape)))
+        for t in tensors
+    )

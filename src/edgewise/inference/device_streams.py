@@ -23,14 +23,18 @@ class OpenStream:
     """A stream at the device.
 
     Attributes:
+        key: Names it to whoever keeps its state: unlike those of all others before and after it, also of its name.
         prepared: The plan it began on and stays with.
         turn: Whose request it is; they are taken in order.
-        num_sent: Requests so far.
+        num_asked: Requests that came, those at work and those refused among them.
+        num_sent: Requests whose answer, or its failure, is known.
         nodes: Who has its state, and alone is asked; None while nobody has.
     """
 
+    key: str
     prepared: PreparedPlan
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    num_asked: int = 0
     num_sent: int = 0
     nodes: tuple[str, ...] | None = None
 
@@ -54,6 +58,7 @@ class OpenStreams:
         self.telling: set[asyncio.Task[None]] = set()
         self._node, self._peers = node, peers
         self._open: OrderedDict[str, OpenStream] = OrderedDict()
+        self._num_begun = 0
 
     def __len__(self) -> int:
         return len(self._open)
@@ -64,11 +69,16 @@ class OpenStreams:
         while len(self._open) >= self.max_streams:
             self.end(next(iter(self._open)))
         prepared.num_streams += 1
-        self._open[name] = OpenStream(prepared)
+        self._num_begun += 1
+        self._open[name] = OpenStream(f"{name}~{self._num_begun}", prepared)
 
     def is_new(self, name: str) -> bool:
         """Whether a stream is open and has had no request."""
-        return name in self._open and self._open[name].num_sent == 0
+        return name in self._open and self._open[name].num_asked == 0
+
+    def is_open(self, name: str, stream: OpenStream) -> bool:
+        """Whether a stream is still the one of its name."""
+        return self._open.get(name) is stream
 
     def opened(self, name: str) -> OpenStream:
         """An open stream.
@@ -78,8 +88,8 @@ class OpenStreams:
         """
         if name not in self._open:
             raise StreamLost(
-                f"stream {name!r} is not open on {self._node!r}: it ended, or was evicted when more than "
-                f"{self.max_streams} were open. Begin a new one."
+                f"stream {name!r} is not open on {self._node!r}: it ended, was evicted when more than "
+                f"{self.max_streams} were open, or its version is long gone. Begin a new one."
             )
         self._open.move_to_end(name)
         return self._open[name]
@@ -89,21 +99,25 @@ class OpenStreams:
         stream = self._open.pop(name, None)
         if stream is None:
             return
+        stream.prepared.num_streams -= 1
+        self.free(stream)
+
+    def free(self, stream: OpenStream) -> None:
+        """Gives up the state of a stream that has ended; once more after a request that was at work meanwhile."""
         prepared = stream.prepared
-        prepared.num_streams -= 1
         for gates in (prepared.filters, prepared.gates):
-            gates.drop(name)
+            gates.drop(stream.key)
         if prepared.streams is not None:
-            prepared.streams.drop(name)
-        if prepared.stages.target is not None and prepared.plan.state and stream.num_sent:
-            work = end_stream(prepared, self._peers, name, stream.nodes or ())
+            prepared.streams.drop(stream.key)
+        if prepared.stages.target is not None and prepared.plan.state and stream.num_asked:
+            work = end_stream(prepared, self._peers, stream.key, stream.nodes or ())
             task = asyncio.get_running_loop().create_task(work)
             self.telling.add(task)
             task.add_done_callback(self.telling.discard)
 
-    def end_all(self) -> None:
-        """Closes every stream."""
-        for name in tuple(self._open):
+    def end_all(self, prepared: PreparedPlan | None = None) -> None:
+        """Closes every stream, or all that began on a plan."""
+        for name in [n for n, stream in self._open.items() if prepared is None or stream.prepared is prepared]:
             self.end(name)
 
 

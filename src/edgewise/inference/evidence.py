@@ -126,6 +126,8 @@ def _coded(
         payload, _ = codec.encode(array, codec.init(array.shape), np.random.default_rng(0))
         coded[tensor] = codec.decode(payload)
     behind = [e for e in exits if graph.condensed.producer[e] >= cut.position]
+    if not behind:
+        return uncoded
     run = dict(zip(behind, _flat(run_graph(graph.extract(cut.tensors, behind), coded, behind)), strict=True))
     return [run.get(e, logits) for e, logits in zip(exits, uncoded, strict=True)]
 

@@ -30,7 +30,7 @@ from edgewise.inference.request_driver import LiveRequest, RequestResources, Ser
 from edgewise.inference.request_inputs import check_inputs
 from edgewise.inference.session import AnswerSource
 from edgewise.inference.stages import Tensors
-from edgewise.inference.streams import StreamStep
+from edgewise.inference.streams import StreamLost, StreamStep
 from edgewise.inference.worker import Worker
 from edgewise.ledger.entry import Purpose
 from edgewise.models.graph.graph import Graph, PlainTensor
@@ -38,6 +38,10 @@ from edgewise.planning.plan import ENTRY, FILTERED, ActivePlan, Handover, Site
 
 _LABELLING_S = 30.0
 """For an answer to learn from; hosts serve the earliest deadline first, so requests go first."""
+
+
+FORMER_PLANS = 4
+"""Of one model, that stay for streams which began on them; on older ones streams end."""
 
 
 @dataclass(slots=True)
@@ -80,7 +84,7 @@ class ModelServer:
     ) -> None:
         self.node, self.name, self.dilation, self.worker = node, name, dilation, worker
         self.default_deadline_s, self.max_in_flight = default_deadline_s, max_in_flight
-        self.refused = 0
+        self.refused = self._num_open = 0
         self.counts: dict[AnswerSource, Count] = {}
         self._on_observation, self._on_served, self._on_feedback = on_observation, on_served, on_feedback
         self._peers = SitePeers(lambda: asyncio.get_running_loop().time())
@@ -180,9 +184,12 @@ class ModelServer:
             target = peers.target(nodes[0])
             payload = encode_cut(codec, handover.tensors, {handover.tensors[0]: row[None]}, prepared.rng)
             asked = stage_request(
-                prepared, payload, request=RequestId(f"{self.node}-beyond-{index}"), timeout_s=_LABELLING_S,
+                prepared,
+                payload,
+                request=RequestId(f"{self.node}-beyond-{index}"),
+                timeout_s=_LABELLING_S,
                 purpose=Purpose.TRAINING,
-            )  # fmt: skip
+            )
             reply = await target.transport.query(target.key, asked, timeout_s=_LABELLING_S)
             rows.append(next(reversed(stage_answer(reply)[1].values())))
         return np.concatenate(rows)
@@ -210,7 +217,7 @@ class ModelServer:
         Args:
             revision: The plan in force from now on.
             keep: Other revisions that stay warm, e.g. the alternatives of a plan map; other older ones are
-                dropped when their last request or stream is done.
+                dropped when their last request or stream is done; streams of all but the last `FORMER_PLANS` end.
 
         Raises:
             PlanInfeasible: If it was not prepared.
@@ -224,6 +231,9 @@ class ModelServer:
         wanted = {revision, *keep}
         for other, prepared in self._plans.items():
             prepared.is_retired = other < revision and other not in wanted
+        former = [other for other in self.revisions if self._plans[other].is_retired]
+        for other in former[:-FORMER_PLANS]:  # streams that nobody ends would keep every model there ever was
+            self.streams.end_all(self._plans[other])
         self._drop_idle()
 
     def set_targets(self, targets: Sequence[Target], site: Site | None = None) -> None:
@@ -281,7 +291,7 @@ class ModelServer:
         step: StreamStep | None = None,
         targets: tuple[str, ...] | None = None,
     ) -> Served:
-        if sum(p.in_flight for p in self._plans.values()) >= self.max_in_flight:
+        if self._num_open >= self.max_in_flight:
             self.refused += 1
             raise Busy(f"{self.max_in_flight} requests are open on {self.node!r}, this one is dropped. Send less.")
         checked = check_inputs(prepared.inputs, inputs)
@@ -294,13 +304,14 @@ class ModelServer:
             resources = RequestResources(self.node, self.worker, peers, self.name)
             live = LiveRequest(
                 resources, prepared, checked, budget_s=budget_s, request=name, step=step, targets=targets
-            )  # fmt: skip
-            prepared.in_flight += 1
+            )
+            self._num_open, prepared.in_flight = self._num_open + 1, prepared.in_flight + 1
             try:
                 served = await live.run()
             finally:
-                prepared.in_flight -= 1
-                self._drop_idle()
+                self._num_open, prepared.in_flight = self._num_open - 1, prepared.in_flight - 1
+                if prepared.is_retired:
+                    self._drop_idle()
             if served.observation.source in (AnswerSource.PLAN, AnswerSource.OTHER_EDGE):
                 if prepared.filters.learns:
                     prepared.filters.learn(checked, served.outputs, stream)
@@ -321,9 +332,20 @@ class ModelServer:
             return None
         active, seconds = prepared.active, loop.time() - arrived_s
         seen = Observation(
-            request, active.revision, active.version, prepared.digest, AnswerSource.FILTER, FILTERED, "",
-            arrived_s, seconds, budget_s, (), (("filter", seconds),), confidence_exit=prepared.plan.exits[0].index,
-        )  # fmt: skip
+            request=request,
+            revision=active.revision,
+            version=active.version,
+            plan=prepared.digest,
+            source=AnswerSource.FILTER,
+            exit_index=FILTERED,
+            cause="",
+            arrived_s=arrived_s,
+            latency_s=seconds,
+            deadline_s=budget_s,
+            served_by=(),
+            stages=(("filter", seconds),),
+            confidence_exit=prepared.plan.exits[0].index,
+        )
         return Served(asked[1], seen)
 
     def stream(self, name: str = "") -> Stream:
@@ -354,17 +376,33 @@ class ModelServer:
         if step.index == 0 and not self.streams.is_new(step.stream):
             self.stream(step.stream)
         stream = self.streams.opened(step.stream)
+        stream.num_asked += 1
         async with stream.turn:
-            at = StreamStep(step.stream, stream.num_sent, step.is_last)
-            served = await self._infer(stream.prepared, inputs, deadline_s, request, at, stream.nodes)
-            stream.num_sent += 1  # what was refused has not moved the state
-            stream.answered(self.node, served.observation.served_by)
-        if step.is_last:
+            if not self.streams.is_open(step.stream, stream):
+                raise StreamLost(
+                    f"stream {step.stream!r} ended while this request waited for its turn. Begin a new one."
+                )
+            at = StreamStep(stream.key, stream.num_sent, step.is_last)
+            try:
+                served = await self._infer(stream.prepared, inputs, deadline_s, request, at, stream.nodes)
+                stream.num_sent += 1  # what was refused has not moved the state
+                stream.answered(self.node, served.observation.served_by)
+            except BaseException:
+                if step.is_last and not stream.num_sent:  # it was to be the only one
+                    self.end_stream(step.stream)
+                raise
+            finally:
+                if not self.streams.is_open(step.stream, stream):
+                    self.streams.free(stream)
+        if step.is_last and self.streams.is_open(step.stream, stream):
             self.end_stream(step.stream)
         return served
 
     def _tell(self, inputs: Tensors, served: Served) -> None:
-        count = self.counts.setdefault(served.observation.source, Count())
+        source = served.observation.source
+        count = self.counts.get(source)
+        if count is None:
+            count = self.counts[source] = Count()
         count.num, count.seconds = count.num + 1, count.seconds + served.observation.latency_s
         self._on_observation(served.observation)
         self._on_served(inputs, served)

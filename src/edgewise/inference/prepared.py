@@ -20,7 +20,7 @@ from edgewise.codecs import Codec, make_codec
 from edgewise.codecs.bundle import CodedBundle, Section
 from edgewise.core.ids import Digest, RequestId
 from edgewise.inference.cuts import encode_cut, sections_of
-from edgewise.inference.gates.exit import confidence
+from edgewise.inference.gates.exit import first_answer
 from edgewise.inference.gates.gate import Answer
 from edgewise.inference.gates.gate_states import GateStates
 from edgewise.inference.stage_messages import STAGE_REQUEST, StageAnswer, StageRequest
@@ -109,6 +109,7 @@ class PreparedPlan:
         gates: Gates behind the stages of this site.
         streams: State of the streams; None if no stage here keeps any.
         inputs: What a request must bring: the graph's inputs, less state that stages keep.
+        first_exit: The scores of the plan's first exit, wherever that is.
         rng: For codecs that round at random.
         in_flight: Requests that began on this revision and are open.
         num_streams: Streams that began on it and are open.
@@ -130,6 +131,7 @@ class PreparedPlan:
     gates: GateStates
     streams: StreamStates | None
     inputs: tuple[PlainTensor, ...]
+    first_exit: str
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
     in_flight: int = 0
     num_streams: int = 0
@@ -191,22 +193,23 @@ class PreparedPlan:
         Raises:
             StreamLost: If a stage's state does not stand at this step.
         """
-        site, tensors, stages = self.stages.site, dict(given), list(before)
+        site, tensors, stages = self.stages.name, dict(given), list(before)
         if self.streams is not None:
             tensors |= self.streams.before(step)
         for _, stage in self.stages.stages:
             outputs, seconds = stage.run(tensors)
-            tensors |= outputs
+            tensors.update(outputs)
             stages.append((f"{site} compute", seconds))
         if self.streams is not None:
             self.streams.after(step, {given: tensors[made] for given, made in self.stages.keeps})
-        gate, answer, leaves = self.gates.ask(tensors, "" if step is None else step.stream) or (None, {}, False)
+        asked = self.gates.ask(tensors, "" if step is None else step.stream)
+        gate, answer, leaves = (None, {}, False) if asked is None else asked
         payload = None
         if self.stages.handover is not None and self.codec is not None and not leaves:
             started = time.perf_counter()
             payload = encode_cut(self.codec, self.stages.handover.tensors, tensors, self.rng)
             stages.append((f"{site} codec", time.perf_counter() - started))
-        self._took(sum(seconds for _, seconds in stages))
+        self._took(sum([seconds for _, seconds in stages]))
         ends = leaves or self.stages.handover is None
         return StageResult(tensors, gate, answer, ends, payload, tuple(stages), *self._first_answer(tensors))
 
@@ -216,10 +219,10 @@ class PreparedPlan:
 
     def _first_answer(self, tensors: Tensors) -> tuple[float, int] | tuple[None, None]:
         """What drift is seen in: every request reaches the plan's first exit, wherever that is."""
-        logits = tensors.get(self.plan.exits[0].tensors[-1]) if self.plan.exits else None
+        logits = tensors.get(self.first_exit)
         if logits is None or logits.ndim < 2 or not 0 < logits.size <= _MAX_LOGITS or logits.dtype.kind != "f":
             return None, None
-        return float(confidence(logits)[0]), int(logits[0].argmax())
+        return first_answer(logits)
 
     def run_tail(self, tensors: Mapping[str, NDArray[Any]]) -> tuple[Tensors, float]:
         """Runs the local tail; in the worker's thread."""
@@ -265,6 +268,7 @@ async def prepare_plan(active: ActivePlan, graph: Graph, site: Site, *, dilation
         GateStates(stages.gates),
         StreamStates(zeros(graph, [given for given, _ in stages.keeps])) if stages.keeps else None,
         tuple(t for t in graph.inputs if t.name not in {given for given, _ in plan.state}),
+        next(reversed(plan.exits[0].tensors), ""),
     )
     await asyncio.get_running_loop().run_in_executor(None, _warm_up_all, prepared, dilation)
     return prepared
@@ -335,12 +339,22 @@ def stage_request(
     active, target = prepared.active, prepared.stages.target
     assert target is not None
     message = StageRequest(
-        prepared.digest, active.revision, active.version, target, request, payload.sections, step
-    )  # fmt: skip
+        plan=prepared.digest,
+        revision=active.revision,
+        version=active.version,
+        site=target,
+        request=request,
+        sections=payload.sections,
+        step=step,
+    )
     return make_frame(
-        STAGE_REQUEST, message, payload.arrays,
-        purpose=purpose, deadline_s=timeout_s, run=f"version-{active.version}",
-    )  # fmt: skip
+        STAGE_REQUEST,
+        message,
+        payload.arrays,
+        purpose=purpose,
+        deadline_s=timeout_s,
+        run=f"version-{active.version}",
+    )
 
 
 def stage_answer(reply: Frame) -> tuple[StageAnswer, Tensors]:

@@ -43,6 +43,8 @@ from edgewise.transport.frame import decode_frame, encode_frame, make_frame
 THREADS = 1
 _MIN_ROUNDS = 7
 _BUILD_S = 0.01
+_CUTS_BYTES = 2**30
+"""What the sessions of all measured cuts may hold together; a graph larger than this is measured at one."""
 _CODEC_RUNS = 9
 _OVERHEAD_RUNS = 7
 
@@ -104,7 +106,7 @@ def profile_graph(
         inputs: Example inputs; zeros if None (sparse activations run as fast, but compress better).
         active_power_w: Modelled power while computing.
         endpoint_overhead_s: Seconds a request spends at this node's HTTP endpoint, added to the overhead.
-        max_cuts: Cuts measured, at most.
+        max_cuts: Cuts measured, at most; fewer of a large graph, as the sessions of all are in memory at once.
         measures_memory: Whether to measure peak memory, in a child process of half a second.
 
     Returns:
@@ -198,6 +200,7 @@ def _pieces(graph: Graph, feeds: Tensors, gap_s: float, budget_s: float, max_cut
     # Head and tail together cost about one whole; their sessions take `_BUILD_S` or a few runs each.
     per_cut_s = _MIN_ROUNDS * 2 * (once_s + gap_s) + 2 * max(_BUILD_S, 4 * once_s)
     affordable = int((budget_s - _MIN_ROUNDS * (once_s + gap_s)) / per_cut_s)
+    max_cuts = min(max_cuts, _CUTS_BYTES // len(graph.model_bytes))  # head and tail together hold one whole
     pieces = [whole]
     for cut in _useful(condensed.cuts(), max(1, min(affordable, max_cuts))):
         head = _piece(graph, 0, cut.position - 1, feeds)
@@ -260,8 +263,13 @@ def _write_and_read_a_frame() -> None:
     value = np.zeros((1, 256), np.float32)
     payload = encode_cut(make_codec("none"), ("x",), {"x": value}, np.random.default_rng(0))
     message = StageRequest(
-        Digest("0" * 64), Revision(1), 1, Site(Tier.EDGE), RequestId("r"), payload.sections
-    )  # fmt: skip
+        plan=Digest("0" * 64),
+        revision=Revision(1),
+        version=1,
+        site=Site(Tier.EDGE),
+        request=RequestId("r"),
+        sections=payload.sections,
+    )
     decode_frame(encode_frame(make_frame(STAGE_REQUEST, message, payload.arrays)))
 
 
@@ -366,7 +374,7 @@ def measure_memory(graph: Graph) -> int:
     """
     with tempfile.TemporaryDirectory(prefix="edgewise-") as folder:
         path = Path(folder) / "whole.onnx"
-        path.write_bytes(graph.whole)
+        path.write_bytes(graph.extract([t.name for t in graph.inputs], [t.name for t in graph.outputs]))
         dtypes = [t.dtype for t in graph.inputs]
         done = subprocess.run(
             [sys.executable, "-c", _CHILD, str(path), *dtypes], capture_output=True, text=True, timeout=60, check=True

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from edgewise.core.errors import EdgewiseError, Unreachable
+from edgewise.core.errors import EdgewiseError, InputError, Unreachable
 from edgewise.core.ids import NodeId, RequestId
 from edgewise.inference import session
 from edgewise.inference.observation import Observation
@@ -34,10 +34,12 @@ class Served:
     Attributes:
         outputs: Arrays by the model's output name; {} if nothing was ready in time.
         observation: What it cost, and who answered.
+        refused: What the request itself was refused for, here or further out; None if it was not.
     """
 
     outputs: Tensors
     observation: Observation
+    refused: InputError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,7 @@ class LiveRequest:
         self._open: list[Callable[[], Any]] = []
         self._done: asyncio.Future[session.SessionAnswer] = self._loop.create_future()
         self._is_asking = self._has_asked = False
+        self._refused: InputError | None = None
 
     async def run(self) -> Served:
         """Serves the request.
@@ -104,7 +107,8 @@ class LiveRequest:
         finally:
             for cancel in self._open:
                 cancel()
-        return Served(self._outputs, self._observation(answer))
+        refused = self._refused if answer.source is AnswerSource.NONE else None
+        return Served(self._outputs, self._observation(answer), refused)
 
     def _arrival(self) -> session.RequestArrived:
         prepared, stages = self._prepared, self._prepared.stages
@@ -160,7 +164,9 @@ class LiveRequest:
             if error is None:
                 done(result)
             else:
-                if not isinstance(error, EdgewiseError):
+                if isinstance(error, InputError):
+                    self._refused = error
+                elif not isinstance(error, EdgewiseError):
                     log.error("request %s: local work failed", self._request, exc_info=error)
                 self._on(failed(self._loop.time(), f"{type(error).__name__}: {error}"))
 
@@ -241,6 +247,8 @@ class LiveRequest:
     def _remote_failed(self, node: str, error: EdgewiseError) -> None:
         if is_peers_fault(error):
             self._at.peers.failed(node, self._budget_s)
+        elif str(error.fields.get("remote_code", "")).startswith(f"{InputError.code}."):
+            self._refused = InputError(error.message)
         self._on(session.RemoteFailed(self._loop.time(), node, f"{error.code}: {error.message}"))
 
     def _remote_answered(self, node: str, answer: StageAnswer, tensors: Tensors, seconds: float) -> None:
@@ -253,7 +261,7 @@ class LiveRequest:
         self._on(session.RemoteAnswered(self._loop.time(), node, answer.exit_index, answer.cause))
 
     def _fire(self, timer: session.Timer) -> None:
-        self._on(session.TimerFired(self._loop.time(), timer))
+        self._on(session.TimerExpired(self._loop.time(), timer))
 
     def _end(self, answer: session.SessionAnswer) -> None:
         if self._is_asking and self._state.trying:
@@ -271,9 +279,20 @@ class LiveRequest:
         remote, exits = self._remote, self._prepared.plan.exits
         first = remote if head is None or head.confidence is None else head
         return Observation(
-            self._request, active.revision, active.version, self._prepared.digest, answer.source, answer.exit_index,
-            answer.cause, self._arrived_s, self._loop.time() - self._arrived_s, self._budget_s,
-            (*self._nodes, *(remote.served_by if remote else ())),
-            tuple(self._stages), (*sent, *(remote.payload_bytes if remote else ())),
-            first.confidence if first else None, exits[0].index if exits else 0, first.predicted if first else None,
-        )  # fmt: skip
+            request=self._request,
+            revision=active.revision,
+            version=active.version,
+            plan=self._prepared.digest,
+            source=answer.source,
+            exit_index=answer.exit_index,
+            cause=answer.cause,
+            arrived_s=self._arrived_s,
+            latency_s=self._loop.time() - self._arrived_s,
+            deadline_s=self._budget_s,
+            served_by=(*self._nodes, *(remote.served_by if remote else ())),
+            stages=tuple(self._stages),
+            payload_bytes=(*sent, *(remote.payload_bytes if remote else ())),
+            confidence=first.confidence if first else None,
+            confidence_exit=exits[0].index if exits else 0,
+            predicted=first.predicted if first else None,
+        )

@@ -60,7 +60,7 @@ def _fits(shape: tuple[int, ...], tensor: PlainTensor) -> bool:
 
 def _raw(array: NDArray[Any]) -> NDArray[Any]:
     is_so = isinstance(array, Traced) and RAW in array.origins and array.flags.c_contiguous
-    return array if is_so else traced(np.ascontiguousarray(array), RAW)
+    return array if is_so else traced(array if array.ndim == 0 else np.ascontiguousarray(array), RAW)
 
 
 def _shown(tensor: PlainTensor) -> str:

@@ -25,6 +25,7 @@ from edgewise.inference.request_driver import Served
 from edgewise.inference.streams import StreamStep
 from edgewise.inference.worker import Worker
 from edgewise.models.graph.graph import Graph
+from edgewise.models.model_choice import check_model_name
 from edgewise.planning.plan import ENTRY, EXIT, ActivePlan, Gate, Plan, Stage
 
 
@@ -60,8 +61,9 @@ class ServingNode:
             The model; it answers once a plan is prepared and active.
 
         Raises:
-            InputError: If the share is not positive.
+            InputError: If the share is not positive, or that can be no model's name.
         """
+        check_model_name(name)
         if not share > 0.0:
             raise InputError(f"the share of model {name!r} is {share}, it must be > 0.")
         if name not in self.models:
@@ -146,27 +148,50 @@ def device_only_plan(graph: Graph, *, keeps: tuple[tuple[str, str], ...] = ()) -
         keeps: Pairs (input, output) of the state that stays on the device.
 
     Returns:
-        The plan; it answers every output but the state.
+        The plan; it answers every output but the state, and that too where there is nothing else.
 
     Raises:
-        GraphError: If the model has no such input or output.
+        GraphError: As `check_state`.
     """
-    for given, output in keeps:
-        shapes = {graph.tensor(name).open_shape for name in (given, output)}
-        is_state = given in {t.name for t in graph.inputs} and output in {t.name for t in graph.outputs}
-        if len(shapes) > 1 or not is_state:
-            raise GraphError(
-                f"{given!r} and {output!r} of graph {graph.name!r} are no state: an input and an output of one shape are "
-                f"needed. Inputs: {[t.name for t in graph.inputs]}, outputs: {[t.name for t in graph.outputs]}."
-            )
+    check_state(graph, keeps)
     made = {name for _, name in keeps}
     end = graph.exits[-1]
     others = (t.name for t in graph.outputs if t.name not in made and t.name != end)
-    answered = (*others, *((end,) if end not in made else ()))
+    answered = (*others, *((end,) if end not in made else ())) or tuple(t.name for t in graph.outputs)
     inputs = tuple(t.name for t in graph.inputs)
     stage = Stage("device", graph.digest, inputs, tuple(t.name for t in graph.outputs), ENTRY, keeps=keeps)
     gate = Gate(EXIT, stage.name, 0.0, 1.0, 1.0, answered, len(graph.exits) - 1)
     return Plan("device only", graph.digest, (stage,), (), (gate,))
+
+
+def check_state(graph: Graph, keeps: tuple[tuple[str, str], ...]) -> None:
+    """Refuses what cannot be kept between requests.
+
+    Args:
+        graph: The model.
+        keeps: Pairs (input, output).
+
+    Raises:
+        GraphError: If the model has no such input or output, they are of two kinds, one is named twice, or nobody can
+            say how large the state is before the first request.
+    """
+    inputs, outputs = ({t.name for t in tensors} for tensors in (graph.inputs, graph.outputs))
+    for place, (given, output) in enumerate(keeps):
+        before, after = graph.tensor(given), graph.tensor(output)
+        alike = before.open_shape == after.open_shape and before.dtype == after.dtype
+        if not alike or given not in inputs or output not in outputs:
+            raise GraphError(
+                f"{given!r} and {output!r} of graph {graph.name!r} are no state: an input and an output of one shape and "
+                f"dtype are needed. Inputs: {sorted(inputs)}, outputs: {sorted(outputs)}."
+            )
+        if any(given == g or output == o for g, o in keeps[:place]):
+            raise GraphError(f"{given!r} or {output!r} of graph {graph.name!r} is in two states. Keep each in one.")
+        if before.free:
+            sizes = ",".join("1" if axis in before.free else str(n) for axis, n in enumerate(before.shape))
+            raise GraphError(
+                f"state {given!r} of graph {graph.name!r} has no fixed size in dimension {before.free[0]}, so it is not "
+                f"known what a stream begins with. Give it: --input-shape {given}={sizes}"
+            )
 
 
 async def local_server(

@@ -118,14 +118,16 @@ class TailFailed(msgspec.Struct, frozen=True):
     cause: str
 
 
-class TimerFired(msgspec.Struct, frozen=True):
+class TimerExpired(msgspec.Struct, frozen=True):
     """A timer's time has come."""
 
     at_s: float
     timer: Timer
 
 
-Event = RequestArrived | StagesDone | StagesFailed | RemoteAnswered | RemoteFailed | TailDone | TailFailed | TimerFired
+Event = (
+    RequestArrived | StagesDone | StagesFailed | RemoteAnswered | RemoteFailed | TailDone | TailFailed | TimerExpired
+)
 
 
 class RunStages(msgspec.Struct, frozen=True):
@@ -291,7 +293,7 @@ def _fall_back(state: Session, at_s: float) -> Step:
     return _end(state, AnswerSource.NONE, None)
 
 
-def _timer_fired(state: Session, event: TimerFired) -> Step:
+def _timer_fired(state: Session, event: TimerExpired) -> Step:
     if event.timer is Timer.HEDGE:
         is_due = state.tail == "idle" and state.own_exit is None and state.has_head_run
         return (replace(state, tail="running"), (RunLocalTail(),)) if is_due else (state, ())

@@ -165,9 +165,12 @@ class StageHost:
                 )
 
         self.worker.submit(
-            lambda: self._run(prepared, message, step, frame), settle, deadline_s=deadline_s,
-            is_brief=prepared.is_brief, tenant=self._model_of.get(message.revision, ""),
-        )  # fmt: skip
+            lambda: self._run(prepared, message, step, frame),
+            settle,
+            deadline_s=deadline_s,
+            is_brief=prepared.is_brief,
+            tenant=self._model_of.get(message.revision, ""),
+        )
 
     async def close(self) -> None:
         """Stops the worker and what is being handed over."""
@@ -255,7 +258,8 @@ class StageHost:
             if prepared.stages.target is not None and self._loop is not None and not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(self._spawn, end_stream(prepared, self._peers, stream))
 
-        self.worker.submit(free, settle)
+        # Behind the stream's own requests that wait here: of one model the earliest deadline goes first.
+        self.worker.submit(free, settle, tenant=self._model_of.get(message.revision, ""))
 
     async def _hand_over(
         self,
@@ -292,11 +296,14 @@ class StageHost:
             between = max(0.0, loop.time() - started - sum(s for _, s in answer.stages))
             first = answer if result.confidence is None else result
             return StageAnswer(
-                answer.exit_index, (self.node, *answer.served_by),
-                (*result.stages, (boundary, between), *answer.stages),
-                ((boundary, result.payload.size_bytes), *answer.payload_bytes), answer.cause,
-                first.confidence, first.predicted,
-            ), tensors  # fmt: skip
+                exit_index=answer.exit_index,
+                served_by=(self.node, *answer.served_by),
+                stages=(*result.stages, (boundary, between), *answer.stages),
+                payload_bytes=((boundary, result.payload.size_bytes), *answer.payload_bytes),
+                cause=answer.cause,
+                confidence=first.confidence,
+                predicted=first.predicted,
+            ), tensors
         if result.gate is not None:
             return self._own_answer(prepared, result, f"{error.code}: {error.message}")
         raise error

@@ -12,12 +12,15 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.core.errors import InputError, PlanInfeasible
+from edgewise.core.ids import Digest
 from edgewise.core.provenance import derived, origins_of, traced
 from edgewise.models.graph.graph import Graph
 from edgewise.planning.plan import ENTRY, Gate, Handover, Plan, Site, Stage
@@ -26,6 +29,8 @@ Tensors = dict[str, NDArray[Any]]
 
 # Below this the wait is spun, for `time.sleep` returns late by about as much.
 _SPIN_S = 150e-6
+_SESSIONS: WeakValueDictionary[tuple[Digest, tuple[str, ...], tuple[str, ...]], Any] = WeakValueDictionary()
+"""Of this process, by graph and boundary; a session runs on several threads at once."""
 _HELD_UP = 3.0
 _LAST_RUNS = 32
 _FEWEST_RUNS = 8
@@ -49,7 +54,9 @@ def make_session(model: bytes, *, threads: int = 1) -> Any:
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session._model_bytes = None  # kept for sessions that change their providers: as much again as the weights
+    return session
 
 
 def wait_precisely(seconds: float) -> None:
@@ -81,6 +88,12 @@ def computing_s(busy: Sequence[float]) -> list[float]:
     return [min(seconds, _HELD_UP * middle) for seconds in busy]
 
 
+class CannotCompute(InputError):
+    """What a model is given has the right names, dtypes and axes, and still it cannot be computed."""
+
+    code = "input.compute"
+
+
 class LoadedStage:
     """A stage that can run.
 
@@ -95,7 +108,7 @@ class LoadedStage:
 
     def __init__(
         self,
-        model: bytes,
+        session: Any,
         inputs: Sequence[str],
         outputs: Sequence[str],
         *,
@@ -106,7 +119,7 @@ class LoadedStage:
             raise InputError(f"dilation is {dilation}, it must be >= 1. A node can be slowed down, not sped up.")
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         self.dilation, self.learned = dilation, frozenset(learned)
-        self._session = make_session(model)
+        self._session = session
         self._busy: dict[int, deque[float]] = {}
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> tuple[Tensors, float]:
@@ -130,8 +143,22 @@ class LoadedStage:
         return computing_s(last)[-1] if len(last) >= _FEWEST_RUNS else busy_s
 
     def compute(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """The bare computation, undilated: what the profiler and the warm-up run."""
-        values: list[NDArray[Any]] = self._session.run(self.outputs, {n: np.asarray(feeds[n]) for n in self.inputs})
+        """The bare computation, undilated: what the profiler and the warm-up run.
+
+        Raises:
+            CannotCompute: If an operator refuses what it is given, e.g. an index beyond a table.
+        """
+        given = {n: np.asarray(feeds[n]) for n in self.inputs}
+        try:
+            values: list[NDArray[Any]] = self._session.run(self.outputs, given)
+        except Exception as error:
+            if not type(error).__module__.startswith("onnxruntime"):
+                raise
+            sizes = ", ".join(f"{name} {list(array.shape)}" for name, array in given.items())
+            raise CannotCompute(
+                f"the model cannot compute what it was given ({sizes}): {_first_line(error)}. Send values and sizes that "
+                "belong together, as it was trained with."
+            ) from error
         return values
 
     def _owned(self, values: Sequence[NDArray[Any]], feeds: Mapping[str, NDArray[Any]]) -> Tensors:
@@ -145,7 +172,12 @@ class LoadedStage:
         }
 
 
-@dataclass(frozen=True, slots=True)
+def _first_line(error: Exception) -> str:
+    text = next(iter(str(error).strip().splitlines()), "no word")
+    return text.rpartition("Status Message: ")[2].removesuffix(".")
+
+
+@dataclass(frozen=True)
 class StageSet:
     """Everything one node runs for one plan at one site.
 
@@ -174,7 +206,12 @@ class StageSet:
         """Pairs (input, output) of the state kept here."""
         return tuple(pair for stage, _ in self.stages for pair in stage.keeps)
 
-    @property
+    @cached_property
+    def name(self) -> str:
+        """The site in words."""
+        return str(self.site)
+
+    @cached_property
     def boundary(self) -> str:
         """The way to the next site in words, e.g. `device→edge`."""
         return f"{self.site}→{self.target}"
@@ -292,4 +329,13 @@ def make_stage(graph: Graph, inputs: Sequence[str], outputs: Sequence[str], *, d
     """
     made = tuple(name for name in outputs if name not in inputs)
     learned = set(made) - graph.condensed.raw_tensors
-    return LoadedStage(graph.extract(inputs, made), inputs, made, learned=learned, dilation=dilation)
+    return LoadedStage(_session_of(graph, tuple(inputs), made), inputs, made, learned=learned, dilation=dilation)
+
+
+def _session_of(graph: Graph, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Any:
+    """The session of a piece, shared by all stages that run it: plans of one version have most weights in common."""
+    key = (graph.digest, inputs, outputs)
+    session = _SESSIONS.get(key)
+    if session is None:
+        session = _SESSIONS[key] = make_session(graph.extract(inputs, outputs))
+    return session

@@ -164,6 +164,7 @@ class Worker:
                 self._computing.release()
             return
         with self._lock:
+            mine = self._tenants.setdefault(tenant, mine)  # another thread may have taken it away meanwhile
             limit = self._limit(mine)
             if len(mine.jobs) >= limit:
                 self.refused += 1

@@ -1,4 +1,4 @@
-"""Which model is meant where a fleet or a device serves several."""
+"""Which model is meant where a fleet or a device serves several, and what one may be called."""
 
 from __future__ import annotations
 
@@ -30,3 +30,24 @@ def choose_model(names: Collection[str], wanted: str = "", *, are: str = "in for
     if len(names) > 1:
         raise InputError(f"several models are {are}: {', '.join(sorted(names))}. Say which, with --model NAME.")
     return next(iter(names))
+
+
+MOST_CHARACTERS = 128
+_TAKEN = {"", ".", "..", "stats"}
+"""No name, or another thing at the endpoint."""
+
+
+def check_model_name(name: str) -> None:
+    """Refuses names that the endpoint, a file or a table could not hold.
+
+    Args:
+        name: What a model is to be called.
+
+    Raises:
+        InputError: If it is empty or long, has a slash or a character that cannot be seen, or is a word of the protocol.
+    """
+    if name in _TAKEN or len(name) > MOST_CHARACTERS or "/" in name or not name.isprintable() or name != name.strip():
+        raise InputError(
+            f"{name[:MOST_CHARACTERS]!r} cannot be a model's name: it is a part of its address. Give it one of 1 to "
+            f"{MOST_CHARACTERS} visible characters without '/', e.g. --name digits; {sorted(_TAKEN)} are taken."
+        )

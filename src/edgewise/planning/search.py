@@ -159,7 +159,7 @@ class Search:
         """Logits of each exit in use; without inner evidence all of a model's outputs are its end."""
         names, exits = [t.name for t in self.table.graph.outputs], self.table.graph.exits
         if not self.exits.rows:
-            return (tuple(names),)
+            return ((*(name for name in names if name != exits[-1]), exits[-1]),)
         whole = (*(name for name in names if name not in exits), exits[-1])
         return tuple(whole if index == len(exits) - 1 else (exits[index],) for index, _ in policy)
 

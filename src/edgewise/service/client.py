@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from edgewise.core.dtypes import dtype_name
 from edgewise.core.errors import DeadlineExceeded, RemoteError, Unreachable
-from edgewise.service.protocol import DATATYPES
+from edgewise.service.open_inference_format import DATATYPES
 
 _DTYPES = {datatype: name for name, datatype in DATATYPES.items()}
 
@@ -206,7 +206,8 @@ async def open_loop(
 def _request_body(inputs: dict[str, NDArray[Any]], request_id: str, parameters: dict[str, Any]) -> tuple[bytes, bytes]:
     described, parts = [], []
     for name, array in inputs.items():
-        data = np.ascontiguousarray(array).tobytes()
+        array = np.asarray(array, array.dtype.newbyteorder("<"), order="C")
+        data = array.tobytes()
         parts.append(data)
         described.append(
             {

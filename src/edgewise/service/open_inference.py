@@ -21,7 +21,6 @@ from collections.abc import Mapping
 from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import unquote
 
 import msgspec
 import uvicorn
@@ -40,7 +39,7 @@ from edgewise.inference.streams import StreamStep
 from edgewise.models.graph.graph import PlainTensor
 from edgewise.planning.plan import ActivePlan
 from edgewise.service.connection import OnePacketProtocol
-from edgewise.service.protocol import describe, read_feedback, read_request, write_answer
+from edgewise.service.open_inference_format import describe, read_feedback, read_request, write_answer
 from edgewise.service.request_body import LENGTH, BodyTooLarge, decompressed, header_length, read_body
 
 log = logging.getLogger(__name__)
@@ -94,6 +93,12 @@ class UnknownModel(InputError):
     """A model, or a version of it, that is not served here."""
 
     code = "input.model"
+
+
+class WrongMethod(InputError):
+    """A route called with another method than it takes."""
+
+    code = "input.method"
 
 
 class HttpServer:
@@ -171,10 +176,20 @@ async def serve_http(
     app = make_app(served, max_body_bytes=max_body_bytes)
     listener = _listen(host, port)
     config = uvicorn.Config(
-        app, http=OnePacketProtocol, lifespan="off", log_config=None, log_level="warning",
-        access_log=False, proxy_headers=False, server_header=False, date_header=False, ws="none", timeout_keep_alive=75,
-        ssl_certfile=None if tls is None else str(tls[0]), ssl_keyfile=None if tls is None else str(tls[1]),
-    )  # fmt: skip
+        app,
+        http=OnePacketProtocol,
+        lifespan="off",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        ws="none",
+        timeout_keep_alive=75,
+        ssl_certfile=None if tls is None else str(tls[0]),
+        ssl_keyfile=None if tls is None else str(tls[1]),
+    )
     config.timeout_graceful_shutdown = _LAST_REQUESTS_S  # type: ignore[assignment]
     server = _Uvicorn(config)
     task = asyncio.create_task(server.serve(sockets=[listener]), name="open-inference-http")
@@ -311,10 +326,10 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
 
     async def _infer(scope: Scope, receive: Receive) -> tuple[bytes, int | None]:
         if scope.get("method") != "POST":
-            raise InputError(f"infer is called with POST, found {scope.get('method')}.")
+            raise WrongMethod(f"infer is called with POST, found {scope.get('method')}.")
         headers = dict(scope["headers"])
-        _, _, _, name, *version = unquote(scope["path"]).removesuffix("/").split("/")
-        model, _ = find(name, version[1] if len(version) > 2 else "")
+        name, version = _model_of(scope["path"])
+        model, _ = find(name, version)
         body = decompressed(await read_body(receive, max_body_bytes), headers, max_body_bytes)
         request = read_request(body, header_length(headers))
         served = await model.infer(
@@ -322,27 +337,48 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
         )
         seen = served.observation
         if not served.outputs:
+            if served.refused is not None:
+                raise served.refused
             raise Busy(f"nothing was ready by the deadline of {seen.deadline_s:.3f} s: {seen.cause}.")
         parameters = {
-            "exit_index": seen.exit_index, "source": str(seen.source), "plan_revision": seen.revision,
-            "model_version": seen.version, "cause": seen.cause, "latency_ms": round(seen.latency_s * 1e3, 3),
-            "served_by": ",".join(seen.served_by), "compute_ms": round(seen.compute_s * 1e3, 3),
-        }  # fmt: skip
+            "exit_index": seen.exit_index,
+            "source": str(seen.source),
+            "plan_revision": seen.revision,
+            "model_version": seen.version,
+            "cause": seen.cause,
+            "latency_ms": round(seen.latency_s * 1e3, 3),
+            "served_by": ",".join(seen.served_by),
+            "compute_ms": round(seen.compute_s * 1e3, 3),
+        }
         return write_answer(name, str(seen.version), request, served.outputs, parameters)
 
     handlers: Any = {EdgewiseError: _edgewise_error, HTTPException: _http_error}
     routes = Litestar(
         [live, ready, server_metadata, index, model_metadata, model_ready, statistics, feedback],
-        exception_handlers=handlers, logging_config=None, on_app_init=[_plain_app],
-    )  # fmt: skip
+        exception_handlers=handlers,
+        logging_config=None,
+        on_app_init=[_plain_app],
+    )
 
     # In front of the router rather than mounted in it: Litestar cannot route path parameters to a raw handler.
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
-        is_infer = path.startswith("/v2/models/") and path.endswith("/infer")
+        is_infer = path.startswith("/v2/models/") and path.removesuffix("/").endswith("/infer")
+        if scope.get("method") == "HEAD":  # as GET; the server leaves the body out
+            scope = {**scope, "method": "GET"}  # type: ignore[assignment]
         await (infer if is_infer else routes)(scope, receive, send)
 
     return app
+
+
+def _model_of(path: str) -> tuple[str, str]:
+    """Name and version in the path of an infer call; "" without a version."""
+    match path.removesuffix("/").split("/")[3:-1]:
+        case [name]:
+            return name, ""
+        case [name, "versions", version]:
+            return name, version
+    raise UnknownModel(f"{path!r} is no model's. Call /v2/models/NAME/infer or /v2/models/NAME/versions/VERSION/infer.")
 
 
 def describe_counts(name: str, model: Model) -> dict[str, Any]:
@@ -390,6 +426,8 @@ def _http_error(request: Request[Any, Any, Any], error: HTTPException) -> Respon
 def _status(error: EdgewiseError) -> int:
     if isinstance(error, UnknownModel):
         return 404
+    if isinstance(error, WrongMethod):
+        return 405
     if isinstance(error, BodyTooLarge):
         return 413
     return 400 if isinstance(error, InputError) else 503

@@ -20,6 +20,8 @@ from edgewise.simulation.agenda import Agenda
 from edgewise.simulation.costs import VirtualCosts
 from edgewise.simulation.record import SimulatedRound
 from edgewise.simulation.virtual_clients import Workers
+from edgewise.simulation.virtual_node import Disturbance, VirtualNode
+from edgewise.simulation.virtual_store import VirtualStore
 from edgewise.training.algorithm import FederatedAlgorithm
 from edgewise.training.protocols.event_log import decode_event, encode_event
 from edgewise.training.protocols.folding import vector_from_bytes
@@ -53,19 +55,16 @@ from edgewise.training.protocols.messages import (
     WorkDone,
     WorkGivenUp,
 )
-from edgewise.training.protocols.protocol import CLIENT, COORDINATOR, EDGE, Protocol, Role, RunView, Step, replay
+from edgewise.training.protocols.protocol import CLIENT, COORDINATOR, EDGE, Protocol, RunView, replay
 
 Fails = Callable[[RoundNumber, ClientId], bool]
 """Whether a client drops out of a round."""
 Evaluate = Callable[[RoundNumber, Vector], dict[str, float]]
 """Metrics of the model after a round; empty to skip it."""
 OnRound = Callable[[SimulatedRound], None]
-FIRST_EPOCH = Epoch(1)
 RETRY_S = 1.0
 """Seconds until a letter without an answer is sent again."""
 _NOBODY: dict[ClientId, SeenClient] = {}
-_MANY_BLOBS = 1024
-"""So many new ones are swept also where no round closes."""
 
 
 def never(number: RoundNumber, client: ClientId) -> bool:
@@ -76,53 +75,6 @@ def never(number: RoundNumber, client: ClientId) -> bool:
 def unjudged(number: RoundNumber, vector: Vector) -> dict[str, float]:
     """No model is evaluated."""
     return {}
-
-
-class Disturbance:
-    """What goes wrong in a run; this one disturbs nothing but has everything logged and delivered until acknowledged."""
-
-    def fate(self, node: Node, letter: AnyLetter) -> tuple[float, ...]:
-        """Extra seconds of each copy of a letter, or of its answer; () loses it."""
-        return (0.0,)
-
-    def kills(self, node: Node, event: Event) -> bool:
-        """Whether the node dies after the event is logged, before anything is made of it."""
-        return False
-
-
-@dataclass(slots=True, eq=False)
-class Node:
-    """One role on one node.
-
-    Attributes:
-        role: `coordinator`, `edge` or `client`.
-        name: The edge's or the client's; "" for the coordinator.
-        address: Both.
-        part: The protocol's role.
-        step: Its step, bound to algorithm and blobs.
-        state: The fold of its log.
-        epoch: Incarnation; grows when it is started again.
-        is_up: Whether letters arrive.
-        log: Its events, where a run is disturbed.
-        outbox: Letters that are not acknowledged, where a run is disturbed.
-        held: Section blobs that it received last; they are not sent to it again.
-        delivered: Blobs it need not send any more.
-        needed: What it needed at the last sweep.
-    """
-
-    role: str
-    name: str
-    part: Role
-    step: Step
-    address: Address
-    state: Any = None
-    epoch: Epoch = FIRST_EPOCH
-    is_up: bool = True
-    log: list[Event] = field(default_factory=list)
-    outbox: dict[tuple[Address, str], AnyLetter] = field(default_factory=dict)
-    held: frozenset[Digest] = frozenset()
-    delivered: set[Digest] = field(default_factory=set)
-    needed: frozenset[Digest] = frozenset()
 
 
 @dataclass(slots=True)
@@ -147,6 +99,7 @@ class VirtualRun:
         records: Of closed rounds.
         outcome: How the run ended; None before.
         announced: Rounds, waiting sentences and quarantines, as they were announced.
+        store: Keeps the blobs.
         refusals: How often each reason was given, by role of who gave it.
     """
 
@@ -163,17 +116,15 @@ class VirtualRun:
     on_round: OnRound | None = None
     disturbance: Disturbance | None = None
     agenda: Agenda = field(default_factory=Agenda)
-    nodes: dict[str, dict[str, Node]] = field(default_factory=dict)
+    nodes: dict[str, dict[str, VirtualNode]] = field(default_factory=dict)
     records: list[SimulatedRound] = field(default_factory=list)
     outcome: Outcome | None = None
     announced: list[Action] = field(default_factory=list)
     refusals: dict[tuple[str, Refusal], int] = field(default_factory=dict)
-    _works: list[tuple[Node, Epoch, Work]] = field(default_factory=list)
+    store: VirtualStore = field(init=False)
+    _works: list[tuple[VirtualNode, Epoch, Work]] = field(default_factory=list)
     _timers: dict[tuple[str, str, str], int] = field(default_factory=dict)
-    _under_way: dict[Digest, int] = field(default_factory=dict)
-    _users: dict[Digest, int] = field(default_factory=dict)
-    _fresh: set[Digest] = field(default_factory=set)
-    _touched: dict[int, Node] = field(default_factory=dict)
+    _touched: dict[int, VirtualNode] = field(default_factory=dict)
     _num_put: int = 0
     _up_bytes: int = 0
     _down_bytes: int = 0
@@ -184,8 +135,8 @@ class VirtualRun:
         names = {COORDINATOR: ("",), EDGE: edges, CLIENT: self.config.clients}
         for role, part in self.protocol.roles.items():
             step = part.make_step(self.algorithm, self.blobs)
-            self.nodes[role] = {name: Node(role, name, part, step, Address(role, name)) for name in names[role]}
-        self._fresh.update(self.blobs)
+            self.nodes[role] = {name: VirtualNode(role, name, part, step, Address(role, name)) for name in names[role]}
+        self.store = VirtualStore(self.blobs)
 
     # -- running -------------------------------------------------------------------------------------------------
 
@@ -226,7 +177,7 @@ class VirtualRun:
         return self.model
 
     @property
-    def coordinator(self) -> Node:
+    def coordinator(self) -> VirtualNode:
         """The coordinator's node."""
         return self.nodes[COORDINATOR][""]
 
@@ -245,7 +196,7 @@ class VirtualRun:
         edge = self.edge_of.get(client, NodeId("")) if EDGE in self.nodes else NodeId("")
         return SeenClient(self.nodes[CLIENT][client].epoch, self.num_examples.get(client, 0), edge)
 
-    def feed(self, node: Node, event: Event) -> tuple[Action, ...]:
+    def feed(self, node: VirtualNode, event: Event) -> tuple[Action, ...]:
         """An event of a node: logged, stepped, its actions carried out.
 
         Args:
@@ -268,7 +219,7 @@ class VirtualRun:
 
     # -- letters -------------------------------------------------------------------------------------------------
 
-    def _send(self, node: Node, action: Send) -> None:
+    def _send(self, node: VirtualNode, action: Send) -> None:
         to, letter = action.to, action.letter
         if self.disturbance is not None:
             key = (to, letter.key)
@@ -280,7 +231,7 @@ class VirtualRun:
         receiver = self.nodes[to.role][to.name]
         self._post(node, receiver, letter, 0.0)
 
-    def _attempt(self, node: Node, epoch: Epoch, to: Address, letter: AnyLetter) -> None:
+    def _attempt(self, node: VirtualNode, epoch: Epoch, to: Address, letter: AnyLetter) -> None:
         if epoch != node.epoch or node.outbox.get((to, letter.key)) is None:
             return
         letter = node.outbox[to, letter.key]
@@ -295,17 +246,12 @@ class VirtualRun:
         for extra in self.disturbance.fate(node, letter):
             self._post(node, receiver, letter, extra)
 
-    def _post(self, sender: Node, receiver: Node, letter: AnyLetter, extra: float) -> None:
-        size, blobs, under_way = 0, letter.blobs, self._under_way
-        for name in blobs:
-            digest = name.digest
-            if digest not in receiver.held:
-                size += name.size_bytes
-            under_way[digest] = under_way.get(digest, 0) + 1
-        seconds = self._charge(sender, receiver, size)
+    def _post(self, sender: VirtualNode, receiver: VirtualNode, letter: AnyLetter, extra: float) -> None:
+        blobs = letter.blobs
+        seconds = self._charge(sender, receiver, self.store.sent(blobs, receiver.held))
         self.agenda.after(seconds + extra, self._arrive, sender, sender.epoch, receiver, letter, blobs)
 
-    def _charge(self, sender: Node, receiver: Node, size: int) -> float:
+    def _charge(self, sender: VirtualNode, receiver: VirtualNode, size: int) -> float:
         if receiver.role == CLIENT:
             if sender.role == CLIENT:
                 self._up_bytes += size
@@ -319,10 +265,9 @@ class VirtualRun:
         return self.costs.wan_s(size)
 
     def _arrive(
-        self, sender: Node, epoch: Epoch, receiver: Node, letter: AnyLetter, blobs: tuple[BlobName, ...]
+        self, sender: VirtualNode, epoch: Epoch, receiver: VirtualNode, letter: AnyLetter, blobs: tuple[BlobName, ...]
     ) -> None:
-        for name in blobs:
-            self._under_way[name.digest] -= 1
+        self.store.arrived(blobs)
         if not receiver.is_up:
             return
         if blobs and receiver.role != COORDINATOR:
@@ -342,7 +287,7 @@ class VirtualRun:
         return self.edge_of.get(client) == edge and self.nodes[CLIENT][client].is_up
 
     def _answer(
-        self, sender: Node, epoch: Epoch, receiver: Node, letter: AnyLetter, accepted: bool, reason: str
+        self, sender: VirtualNode, epoch: Epoch, receiver: VirtualNode, letter: AnyLetter, accepted: bool, reason: str
     ) -> None:
         if accepted and self.disturbance is None and type(letter) in sender.part.ignores_yes:
             return
@@ -352,7 +297,7 @@ class VirtualRun:
         for extra in extras:
             self.agenda.after(seconds + extra, self._answered, sender, epoch, event, letter)
 
-    def _answered(self, sender: Node, epoch: Epoch, event: Delivered, letter: AnyLetter) -> None:
+    def _answered(self, sender: VirtualNode, epoch: Epoch, event: Delivered, letter: AnyLetter) -> None:
         # An answer to a dead process reaches nobody.
         if epoch != sender.epoch:
             return
@@ -366,7 +311,7 @@ class VirtualRun:
 
     def _work(self) -> None:
         """Has the clients of this instant work together."""
-        if len(self._fresh) > _MANY_BLOBS + 2 * len(self._users):
+        if self.store.has_many:
             self._sweep()
         works = [(node, work) for node, epoch, work in self._works if epoch == node.epoch]
         self._works.clear()
@@ -398,7 +343,7 @@ class VirtualRun:
             )
             self.agenda.after(self.costs.work_s(order.client, worked.num_steps), self._worked, node, node.epoch, event)
 
-    def _worked(self, node: Node, epoch: Epoch, event: WorkDone) -> None:
+    def _worked(self, node: VirtualNode, epoch: Epoch, event: WorkDone) -> None:
         if epoch == node.epoch:
             self.feed(node, event)
 
@@ -406,23 +351,21 @@ class VirtualRun:
         """Stores a client's bytes. Undisturbed they come once, so a number names them as well as their digest does."""
         self._num_put += 1
         digest = Digest(f"{self._num_put:064x}") if self.disturbance is None else digest_of(data)
-        self.blobs[digest] = data
-        self._fresh.add(digest)
-        return digest
+        return self.store.put(digest, data)
 
-    def _set_timer(self, node: Node, action: SetTimer) -> None:
+    def _set_timer(self, node: VirtualNode, action: SetTimer) -> None:
         key = (node.role, node.name, action.name)
         generation = self._timers[key] = self._timers.get(key, 0) + 1
         if action.seconds is not None:
             self.agenda.after(action.seconds, self._fire, node, node.epoch, key, generation)
 
-    def _fire(self, node: Node, epoch: Epoch, key: tuple[str, str, str], generation: int) -> None:
+    def _fire(self, node: VirtualNode, epoch: Epoch, key: tuple[str, str, str], generation: int) -> None:
         if epoch == node.epoch and self._timers[key] == generation:
             self.feed(node, TimerFired(key[2]))
 
     # -- what becomes of a round ---------------------------------------------------------------------------------
 
-    def _round_closed(self, node: Node, action: AnnounceRound) -> None:
+    def _round_closed(self, node: VirtualNode, action: AnnounceRound) -> None:
         self.announced.append(action)
         self.records.append(self._record(action.summary))
         self._up_bytes = self._down_bytes = self._wan_bytes = 0
@@ -444,54 +387,31 @@ class VirtualRun:
         )
 
     def _sweep(self) -> None:
-        """Drops blobs that no role needs and no letter under way names; looks only at what changed since the last time."""
-        if self.disturbance is not None:
-            return
-        users, loose = self._users, self._fresh
-        for node in self._touched.values():
-            needed = frozenset(node.part.needs(node.state)) - node.delivered
-            for digest in needed - node.needed:
-                users[digest] = users.get(digest, 0) + 1
-            for digest in node.needed - needed:
-                users[digest] -= 1
-                loose.add(digest)
-            node.needed = needed
-            node.delivered.clear()
-        self._touched.clear()
-        under_way = self._under_way
-        self._under_way = {digest: count for digest, count in under_way.items() if count}
-        self._fresh = set()
-        for digest in loose:
-            if users.get(digest):
-                continue
-            if digest in self._under_way:
-                self._fresh.add(digest)
-            else:
-                self.blobs.pop(digest, None)
-                users.pop(digest, None)
+        if self.disturbance is None:
+            self.store.sweep(self._touched.values())
+            self._touched.clear()
 
-    def _store(self, node: Node, action: Store) -> None:
-        self.blobs.update(action.blobs)
-        self._fresh.update(action.blobs)
+    def _store(self, node: VirtualNode, action: Store) -> None:
+        self.store.update(action.blobs)
 
-    def _announce(self, node: Node, action: Action) -> None:
+    def _announce(self, node: VirtualNode, action: Action) -> None:
         self.announced.append(action)
 
-    def _refuse(self, node: Node, action: Refuse) -> None:
+    def _refuse(self, node: VirtualNode, action: Refuse) -> None:
         key = (node.role, action.reason)
         self.refusals[key] = self.refusals.get(key, 0) + 1
 
-    def _end(self, node: Node, action: EndRun) -> None:
+    def _end(self, node: VirtualNode, action: EndRun) -> None:
         if node.role == COORDINATOR:
             self.outcome = action.outcome
 
-    def _remember_work(self, node: Node, action: Work) -> None:
+    def _remember_work(self, node: VirtualNode, action: Work) -> None:
         self._works = [w for w in self._works if w[0] is not node] if self.disturbance is not None else self._works
         self._works.append((node, node.epoch, action))
 
     # -- what can happen to nodes --------------------------------------------------------------------------------
 
-    def restart(self, node: Node) -> None:
+    def restart(self, node: VirtualNode) -> None:
         """Kills a node and starts it again: its log and blobs are there, its state and what it was doing are not.
 
         Args:
@@ -507,7 +427,7 @@ class VirtualRun:
         node.is_up = True
         self._sighted(node)
 
-    def lose(self, node: Node, cause: str = "lost") -> None:
+    def lose(self, node: VirtualNode, cause: str = "lost") -> None:
         """Cuts a node off; whoever leads it hears of it. `restart` or `bring_back` ends it."""
         node.is_up = False
         for watcher in self._watchers(node):
@@ -516,7 +436,7 @@ class VirtualRun:
             else:
                 self.feed(watcher, ClientLost(ClientId(node.name), cause))
 
-    def bring_back(self, node: Node) -> None:
+    def bring_back(self, node: VirtualNode) -> None:
         """Ends `lose`: the same process is there again."""
         node.is_up = True
         self._sighted(node)
@@ -529,7 +449,7 @@ class VirtualRun:
         self.edge_of = {**self.edge_of, client: edge}
         self._sighted(self.nodes[CLIENT][client])
 
-    def _sighted(self, node: Node) -> None:
+    def _sighted(self, node: VirtualNode) -> None:
         for watcher in self._watchers(node):
             if node.role == EDGE:
                 self.feed(watcher, EdgeReturned(NodeId(node.name), node.epoch))
@@ -537,7 +457,7 @@ class VirtualRun:
                 client = ClientId(node.name)
                 self.feed(watcher, ClientReturned(client, self.seen(client)))
 
-    def _watchers(self, node: Node) -> Iterable[Node]:
+    def _watchers(self, node: VirtualNode) -> Iterable[VirtualNode]:
         """Servers that hear of a node, those that have begun with the run."""
         found = [] if node.role == COORDINATOR else [self.coordinator]
         if node.role == CLIENT and EDGE in self.nodes:
@@ -545,11 +465,11 @@ class VirtualRun:
         return [watcher for watcher in found if watcher.state is not None and watcher.is_up]
 
 
-def _nothing(run: VirtualRun, node: Node, action: Action) -> None:
+def _nothing(run: VirtualRun, node: VirtualNode, action: Action) -> None:
     """Answers to a letter are given where it arrived."""
 
 
-_ACT: dict[type, Callable[[VirtualRun, Node, Any], None]] = {
+_ACT: dict[type, Callable[[VirtualRun, VirtualNode, Any], None]] = {
     Send: VirtualRun._send,
     Store: VirtualRun._store,
     SetTimer: VirtualRun._set_timer,

@@ -132,7 +132,7 @@ class ServingFleet:
         ack = await self.operator.register(graph, task=model, parent=parent)
         if not ack.accepted:
             raise InputError(ack.reason)
-        return int(ack.details["version"])
+        return ack.version
 
     async def infer(
         self, device: str, model: str, inputs: Mapping[str, NDArray[Any]], *, deadline_s: float | None = None
@@ -184,10 +184,16 @@ class ServingFleet:
         identity = Identity.load(self._authority.issue(name, tier).write(self._folder / "identities" / name))
         counter = FrameCounter(name)
         node = Node(
-            identity=identity, epoch=epoch, keys=Keys("loopback"), uplinks=[], policy=DataPolicy(),
-            blobs=FolderBlobs(self._state(name) / "blobs"), verifier=identity.verifier(), counter=counter,
+            identity=identity,
+            epoch=epoch,
+            keys=Keys("loopback"),
+            uplinks=[],
+            policy=DataPolicy(),
+            blobs=FolderBlobs(self._state(name) / "blobs"),
+            verifier=identity.verifier(),
+            counter=counter,
             describe=lambda: self._describe(node, parent),
-        )  # fmt: skip
+        )
         node.uplinks.append(self.fabric.open(name, epoch, counter=counter, sign=identity.sign, allow=node.allow))
         self.nodes[name] = node
         return node
@@ -195,10 +201,15 @@ class ServingFleet:
     def _describe(self, node: Node, parent: NodeId) -> NodeInfo:
         serving = self.serving.get(node.name)
         return NodeInfo(
-            node.name, node.identity.tier, node.epoch, node.identity.certificate_pem.decode(), parent,
-            _NO_CORES if serving is None else _CAPABILITY, coordinator=node.name == _CLOUD,
+            node=node.name,
+            tier=node.identity.tier,
+            epoch=node.epoch,
+            certificate=node.identity.certificate_pem.decode(),
+            parent=parent,
+            capability=_NO_CORES if serving is None else _CAPABILITY,
+            coordinator=node.name == _CLOUD,
             models={} if serving is None else serving.in_force(),
-        )  # fmt: skip
+        )
 
     def _on_message(self, _: str, frame: Any) -> None:
         self.events.append((frame.kind, msgspec.msgpack.decode(frame.message)))

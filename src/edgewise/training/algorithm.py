@@ -43,7 +43,7 @@ class ClientRecord(msgspec.Struct, frozen=True):
     """What a server knows of a client from its last update that counted.
 
     Attributes:
-        counted: Round of that update; what the client kept from it stands (`protocols/client.py`).
+        counted: Round of that update; what the client kept from it stands (`protocols/client_role.py`).
         num_counted: How many of its updates counted in this run.
         metrics: Of that update: `loss`, `seconds` and what the task measured.
     """

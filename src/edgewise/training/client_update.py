@@ -3,7 +3,7 @@
     received, kept ─▶ local work ─▶ prepare ─▶ uplink ─▶ coded bundle, next kept, metrics
 
 What a client keeps is one bundle: the sections of its rules, and the states of its uplink's codecs as
-`uplink/SECTION/PLACE`. It replaces the former one when the update counts (`protocols/client.py`).
+`uplink/SECTION/PLACE`. It replaces the former one when the update counts (`protocols/client_role.py`).
 """
 
 from __future__ import annotations

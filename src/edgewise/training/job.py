@@ -23,6 +23,7 @@ from typing import Any
 import msgspec
 
 from edgewise.core.errors import ConfigError, InputError, MisfitError
+from edgewise.core.spec import Spec
 from edgewise.core.units import parse_duration, parse_rate
 from edgewise.models.task import Task, load_task
 from edgewise.training.algorithm import FederatedAlgorithm
@@ -115,7 +116,7 @@ class JobFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             InputError: If a word is unknown.
         """
         words = self.training.algorithm
-        table = {"name": words} if isinstance(words, str) else dict(words)
+        table = Spec.of(words).to_dict() if isinstance(words, str) else dict(words)
         if self.training.clients_per_round:
             table = {"select": {"name": "uniform", "cohort_size": self.training.clients_per_round}, **table}
         return make_algorithm(table)

@@ -14,7 +14,7 @@ from edgewise.core.seeds import Seeds
 from edgewise.core.spec import Spec
 from edgewise.models.flat import initial_vector, load_vector, vector_of
 from edgewise.models.task import Examples
-from edgewise.training.local import ENGINES, Direction, descent, local_work, make_engine, sgd
+from edgewise.training.local import ENGINES, StepDirection, descent, local_work, make_engine, sgd
 from edgewise.training.local.batches import batches
 from edgewise.training.local.evaluate import Evaluator
 from edgewise.training.local.rule import VECTOR
@@ -55,7 +55,7 @@ def engine(request, task):
 @pytest.mark.parametrize("direction", [_plain, _proximal], ids=["plain", "proximal"])
 def test_every_engine_agrees_with_sgd_written_out(engine, task, work, direction):
     if direction is _proximal:
-        work = sgd(0.1, 3, direction=Direction(Spec("pulled"), direction))
+        work = sgd(0.1, 3, direction=StepDirection(Spec("pulled"), direction))
     received = initial_vector(task, Seeds(0))
     for result, client, seeds in zip(_cohort(engine, task, work), task.clients(), SEEDS, strict=True):
         expected = _sgd_written_out(task, work.loop, direction, received, task.data(client), seeds)
@@ -273,7 +273,7 @@ def test_batch_norm_moves_its_statistics_whatever_the_direction(normed_task):
     """With ten steps on all examples at once the running mean is 1 - 0.9^10 of the batch's where weights do not move."""
     received = initial_vector(normed_task, Seeds(0))
     engine = make_engine("sequential", normed_task)
-    pulled = sgd(1e-12, 10, 0, Direction(Spec("pulled"), lambda g, w, r: g + 1e9 * (w - r)))
+    pulled = sgd(1e-12, 10, 0, StepDirection(Spec("pulled"), lambda g, w, r: g + 1e9 * (w - r)))
     for work in (sgd(1e-12, 10, 0), pulled):
         moved = _alone(engine, work, received, normed_task.data("c3"), SEEDS[0]).sent["model"]
         tensors = engine.layout.unflatten(moved)

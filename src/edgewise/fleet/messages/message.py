@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import msgspec
 
@@ -11,6 +10,8 @@ from edgewise.core.ids import Digest, NodeId
 
 INLINE_BYTES = 64 * 1024
 """Values up to this size travel in the frame; larger ones are announced by digest and pulled."""
+SLOWEST_BYTES_PER_S = 250_000.0
+"""Of a link to a node, for how long it may take to pull what an order names."""
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -29,12 +30,10 @@ class Ack(Message, frozen=True):
     Attributes:
         accepted: Whether it was taken (durably, where it changes state).
         reason: Why not; a sentence.
-        details: More, for people.
     """
 
     accepted: bool = True
     reason: str = ""
-    details: dict[str, Any] = {}
 
 
 class BlobRef(msgspec.Struct, frozen=True):

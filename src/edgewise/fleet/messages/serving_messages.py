@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from edgewise.core.ids import Digest, NodeId, Revision, digest_of
-from edgewise.fleet.messages.message import BlobRef, Message
+from edgewise.fleet.messages.message import Ack, BlobRef, Message
 from edgewise.models.version import ExitEvidence, ModelVersion
 from edgewise.planning.plan import Plan, Site
 from edgewise.planning.policy import Policy
@@ -157,6 +157,52 @@ class Rollback(Message, frozen=True):
     model: str = ""
 
 
+class RegisterAck(Ack, frozen=True):
+    """Answers `RegisterVersion`: the version's number, whether or not it passed its gate."""
+
+    version: int = 0
+
+
+class DeployAck(Ack, frozen=True):
+    """Answers `Deploy`.
+
+    Attributes:
+        model: Which.
+        version: What serves now.
+        revision: Of the plan in force.
+        devices: Who serves it.
+        codec_gates: What the gates of coded hand-overs said.
+    """
+
+    model: str = ""
+    version: int = 0
+    revision: int = 0
+    devices: tuple[str, ...] = ()
+    codec_gates: tuple[str, ...] = ()
+
+
+class RollbackAck(Ack, frozen=True):
+    """Answers `Rollback`.
+
+    Attributes:
+        model: Which.
+        version: What serves again; 0 for nothing.
+        revision: Of the plan in force.
+        taken_back: The version that served, or was on its way.
+    """
+
+    model: str = ""
+    version: int = 0
+    revision: int = 0
+    taken_back: int = 0
+
+
+class FeedbackAck(Ack, frozen=True):
+    """Answers `Feedback`: how many of the labels belong to examples that are kept."""
+
+    taken: int = 0
+
+
 class ListVersions(Message, frozen=True):
     """Asks the registry."""
 
@@ -174,15 +220,22 @@ class Versions(Message, frozen=True):
 
 
 class GraphRequest(Message, frozen=True):
-    """Asks for a version's ONNX bytes, which travel as tensor `graph`."""
+    """Asks for a version's ONNX bytes."""
 
     version: int
 
 
+class GraphAnswer(Message, frozen=True):
+    """Names a version's ONNX bytes, to be pulled: they may be larger than a frame."""
+
+    graph: BlobRef
+
+
 class RegisterVersion(Message, frozen=True):
-    """A candidate from outside a run (imported, or deliberately bad); its graph travels as tensor `graph`."""
+    """A candidate from outside a run (imported, or deliberately bad); its graph is pulled from whoever sends it."""
 
     task: str
+    graph: BlobRef
     origin: str = "imported"
     parent: int = 0
 

@@ -19,11 +19,12 @@ from edgewise.core.errors import (
     EdgewiseError,
     FrameRefused,
     IdentityRefused,
+    InputError,
     PolicyViolation,
     TransportError,
     Unreachable,
 )
-from edgewise.core.ids import Epoch, NodeId, Tier
+from edgewise.core.ids import Digest, Epoch, NodeId, Tier
 from edgewise.core.provenance import Origins
 from edgewise.fleet.messages import InfoRequest, Message, NodeInfo, Progress, kind_of
 from edgewise.ledger.entry import FrameCounter, Purpose
@@ -244,6 +245,29 @@ class Node:
         if not self.blobs.has(ref.digest):
             key = self.keys.service(ref.holder, "blob")
             await fetch_blob(self.transport, key, ref.digest, ref.size_bytes, self.blobs, progress=progress)
+
+    async def pull_announced(self, ref: Any, sender: NodeId, what: str, *, most_bytes: int) -> Digest:
+        """Pulls what comes with an order, from whoever gave it.
+
+        Args:
+            ref: A `BlobRef`; None is refused like a wrong one.
+            sender: Who gave the order.
+            what: Named in errors, e.g. `the run's graph`.
+            most_bytes: Most that is taken.
+
+        Returns:
+            The blob's name; it is in `blobs`.
+
+        Raises:
+            InputError: If it is somebody else's blob, or too large.
+        """
+        if ref is None or ref.holder != sender or not 0 < ref.size_bytes <= most_bytes:
+            raise InputError(
+                f"{sender!r} is to announce {what} as a blob of its own of at most {most_bytes:,} bytes, found {ref}."
+            )
+        await self.pull(ref)
+        digest: Digest = ref.digest
+        return digest
 
     async def info_of(self, node: NodeId, *, fresh: bool = False) -> NodeInfo:
         """Returns the info of a node; queried once, verified by its certificate, then cached.

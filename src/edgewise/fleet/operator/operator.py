@@ -19,15 +19,20 @@ from edgewise.core.ids import NodeId, RunId, Tier
 from edgewise.core.layout import Vector
 from edgewise.fleet.membership.watch import Watch
 from edgewise.fleet.messages import (
+    SLOWEST_BYTES_PER_S,
     Ack,
     BlobRef,
     CancelRun,
     Capability,
     Deploy,
+    DeployAck,
     ExampleCounts,
     ExampleCountsRequest,
+    Feedback,
+    FeedbackAck,
     FleetAnswer,
     FleetRequest,
+    GraphAnswer,
     GraphRequest,
     LedgerAnswer,
     LedgerRequest,
@@ -37,8 +42,10 @@ from edgewise.fleet.messages import (
     NodeRow,
     ProfileAnswer,
     ProfileOrder,
+    RegisterAck,
     RegisterVersion,
     Rollback,
+    RollbackAck,
     RunRequest,
     RunStatus,
     RunSubmitted,
@@ -56,8 +63,8 @@ M = TypeVar("M", bound=Message)
 A = TypeVar("A")
 FIND_TIMEOUT_S = 3.5
 LONG_TIMEOUT_S = 120.0
-SLOWEST_BYTES_PER_S = 250_000.0
-"""Of the link to a coordinator, for how long it may take to pull what a run begins with."""
+ROLLOUT_TIMEOUT_S = 3600.0
+"""A rollout goes device by device, each of which pulls the graph and may have to serve some requests first."""
 STATUS_TIMEOUT_S = 5.0
 FRESH_TIMEOUT_S = 2.0
 FRESH_AT_ONCE = 64
@@ -161,8 +168,7 @@ class Operator:
         model = None if files.model is None else self.offer(np.ascontiguousarray(files.model, "<f4").data.cast("B"))
         size_bytes = template.size_bytes + (0 if model is None else model.size_bytes)
         request = msgspec.structs.replace(request, template=template, model=model)
-        timeout_s = LONG_TIMEOUT_S + size_bytes / SLOWEST_BYTES_PER_S
-        return (await self._ask(request, RunSubmitted, timeout_s=timeout_s)).run
+        return (await self._ask(request, RunSubmitted, timeout_s=_timeout_s(size_bytes))).run
 
     async def status(self, run: RunId) -> RunStatus:
         """How a run stands."""
@@ -221,35 +227,34 @@ class Operator:
 
     async def graph(self, version: int) -> bytes:
         """A version's ONNX bytes."""
-        question = GraphRequest(version)
-        frame = await self._renewed(
-            lambda: self.node.send(self.coordinator, "control", question, timeout_s=LONG_TIMEOUT_S)
-        )
-        return frame.array("graph").tobytes()
+        answer = await self._ask(GraphRequest(version), GraphAnswer)
+        return await self._renewed(lambda: self.node.fetch(answer.graph))
 
-    async def register(self, graph: bytes, *, task: str, origin: str = "imported", parent: int = 0) -> Ack:
-        """Offers a model version; the gate decides. Details: version, gate."""
-        array = np.frombuffer(graph, np.uint8)
-        return await self._ask(RegisterVersion(task, origin, parent), Ack, {"graph": array})
+    async def register(self, graph: bytes, *, task: str, origin: str = "imported", parent: int = 0) -> RegisterAck:
+        """Offers a model version; the gate decides."""
+        ref = self.offer(graph)
+        order = RegisterVersion(task, ref, origin, parent)
+        return await self._ask(order, RegisterAck, timeout_s=_timeout_s(ref.size_bytes))
 
     async def profile(self, node: NodeId, order: ProfileOrder) -> ProfileAnswer:
         """Lets a node measure a graph and its home link."""
-        return await self._ask(order, ProfileAnswer, to=node)
+        timeout_s = _timeout_s(order.graph.size_bytes) + order.budget_s
+        return await self._ask(order, ProfileAnswer, to=node, timeout_s=timeout_s)
 
-    async def deploy(self, deploy: Deploy) -> Ack:
+    async def deploy(self, deploy: Deploy) -> DeployAck:
         """Serves a version along plans, device by device; answers when it is done or halted."""
-        return await self._ask(deploy, Ack)
+        return await self._ask(deploy, DeployAck, timeout_s=ROLLOUT_TIMEOUT_S)
 
-    async def rollback(self, model: str = "") -> Ack:
+    async def rollback(self, model: str = "") -> RollbackAck:
         """Restores the version of a model that served before; a rollout in progress is taken back.
 
         Args:
             model: Which; "" for the only one in force.
 
         Returns:
-            Yes or why not. Details: model, version, from, revision.
+            Yes with the version that serves again, or why not.
         """
-        return await self._ask(Rollback(model), Ack)
+        return await self._ask(Rollback(model), RollbackAck, timeout_s=ROLLOUT_TIMEOUT_S)
 
     async def ledger(self, node: NodeId) -> LedgerAnswer:
         """What a node counted."""
@@ -258,6 +263,10 @@ class Operator:
     async def example_counts(self, node: NodeId, model: str) -> ExampleCounts:
         """How many hard examples of a model a device has collected."""
         return await self._ask(ExampleCountsRequest(model), ExampleCounts, to=node)
+
+    async def feedback(self, node: NodeId, feedback: Feedback) -> FeedbackAck:
+        """Gives a device labels of what it answered."""
+        return await self._ask(feedback, FeedbackAck, to=node)
 
     async def order(self, node: NodeId, message: Message) -> Ack:
         """Any order to any node."""
@@ -371,13 +380,17 @@ async def _find_coordinator(node: Node, endpoint: str, fleet: str) -> NodeId:
     return coordinators()[0]
 
 
+def _timeout_s(size_bytes: int) -> float:
+    """For an order whose blobs its receiver pulls before it answers."""
+    return LONG_TIMEOUT_S + size_bytes / SLOWEST_BYTES_PER_S
+
+
 def _operator_info(node: Node) -> NodeInfo:
     return NodeInfo(
-        node.name, node.identity.tier, node.epoch, node.identity.certificate_pem.decode(), NodeId(""),
-        Capability(0, 0, 0.0, 1.0, 0.0, ""),
-    )  # fmt: skip
-
-
-def encode_layout(layout: Any) -> bytes:
-    """msgpack of a layout, as `SubmitRun.layout` wants it."""
-    return msgspec.msgpack.encode(layout)
+        node=node.name,
+        tier=node.identity.tier,
+        epoch=node.epoch,
+        certificate=node.identity.certificate_pem.decode(),
+        parent=NodeId(""),
+        capability=Capability(cores=0, memory_bytes=0, flops=0.0, dilation=1.0, active_power_w=0.0, python=""),
+    )

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from edgewise.core.errors import InputError
@@ -21,7 +22,7 @@ from edgewise.core.spec import Spec
 from edgewise.core.units import parse_duration
 from edgewise.datasets.audit import SplitAudit, audit
 from edgewise.fleet.messages import HardExamples, NodeInfo, NodeRow, SubmitRun, with_hard_examples
-from edgewise.fleet.operator.operator import RunFiles, encode_layout
+from edgewise.fleet.operator.operator import RunFiles
 from edgewise.lifecycle.labels import label_source
 from edgewise.models.graph.weights import without_weights
 from edgewise.models.task import Task, user_code
@@ -117,7 +118,7 @@ def make_request(
         ),
         task=task.name,
         num_rounds=training.rounds,
-        layout=encode_layout(layout),
+        layout=msgspec.msgpack.encode(layout),
         quorum=quorum_of(algorithm, candidates, training.seed, training.quorum),
         round_deadline_s=parse_duration(training.round_deadline) if training.round_deadline else None,
         clients=tuple(candidate.client for candidate in candidates),
@@ -155,7 +156,7 @@ def task_request(
     """
     layout, files = run_files(task, seed=None if fields.get("start_version") else seed)
     spec = run_spec(algorithm, layout, protocol=protocol, seed=seed, name=name, hard_examples=hard_examples)
-    known: dict[str, Any] = {"task": task.name, "num_rounds": num_rounds, "layout": encode_layout(layout)}
+    known: dict[str, Any] = {"task": task.name, "num_rounds": num_rounds, "layout": msgspec.msgpack.encode(layout)}
     return SubmitRun(spec=spec, **known, **fields), files
 
 

@@ -20,15 +20,18 @@ from edgewise.core.errors import EdgewiseError, InputError
 from edgewise.core.ids import Digest, NodeId, Revision, RunId, Tier
 from edgewise.fleet.membership.watch import Watch
 from edgewise.fleet.messages import (
+    SLOWEST_BYTES_PER_S,
     Ack,
     BlobRef,
     Deploy,
+    DeployAck,
     Health,
     HealthRequest,
     InForce,
     InstallOrder,
     NodeInfo,
     NodesAt,
+    RollbackAck,
     UninstallOrder,
 )
 from edgewise.fleet.messages.message import Message
@@ -48,6 +51,7 @@ LOG = RunId("deployments")
 REVISIONS_PER_DEPLOYMENT = 64
 """A deployment's plans take consecutive revisions from a multiple of this."""
 INSTALL_TIMEOUT_S = 60.0
+"""For an order to prepare a version, beside the time that its graph may take to get there."""
 
 
 @dataclass(slots=True)
@@ -95,10 +99,13 @@ class Deployments:
 
     async def resume(self) -> None:
         """Prepares the coordinator's own stage host after a restart."""
-        for now in self.in_force().values():
-            await self.host_here(self._order(now, self.node.name, Tier.CLOUD))
+        for name, now in self.in_force().items():
+            try:
+                await self.host_here(self._order(now, self.node.name, Tier.CLOUD))
+            except EdgewiseError as error:  # the others are served
+                log.error("%s cannot serve version %d of %s: %s", self.node.name, now.deploy.version, name, error)
 
-    async def deploy(self, wanted: Deploy) -> Ack:
+    async def deploy(self, wanted: Deploy) -> DeployAck:
         """Serves a version along plans; other models are not touched.
 
         Args:
@@ -113,14 +120,13 @@ class Deployments:
         if not 0.0 < wanted.share < float("inf"):
             raise InputError(f"the share of {version.task!r} is {wanted.share}, it must be a number > 0.")
         if version.gate is not None and not version.gate.passed:
-            return Ack(
+            return DeployAck(
                 False,
                 f"version {version.number} did not pass its gate: {version.gate.reason}",
-                {"gate": msgspec.to_builtins(version.gate)},
             )
         if version.caution:
             if not wanted.force:
-                return Ack(False, f"{version.caution} To serve it as it is, deploy it with --force.")
+                return DeployAck(False, f"{version.caution} To serve it as it is, deploy it with --force.")
             log.warning("deployed with --force: %s", version.caution)
         gates = [await asyncio.to_thread(self.versions.codec_gate, wanted.version, plan) for plan in wanted.plans]
         for plan, gate in zip(wanted.plans, gates, strict=True):
@@ -129,7 +135,7 @@ class Deployments:
                 self.on_event("codec_gate", fields)
             if gate is not None and not gate.passed:
                 reason = f"plan {plan.name!r} loses too much where it hands over: {gate.reason}"
-                return Ack(False, reason, {"gate": msgspec.to_builtins(gate)})
+                return DeployAck(False, reason)
         of = self._of(version.task)
         async with of.busy:
             before = of.current
@@ -137,19 +143,20 @@ class Deployments:
             cause = await self._prepare_hosts(now) or await self._roll_out(of, now, before)
             if cause:
                 await (self._withdraw_from_hosts(now.model) if before is None else self._prepare_hosts(before))
-                return Ack(False, cause)
+                return DeployAck(False, cause)
             self._record(now)
             self.versions.promote(wanted.version)
         devices = [str(m.node) for m in self.watch.members.alive(Tier.DEVICE)]
         reasons = [gate.reason for gate in gates if gate is not None]
-        return Ack(
-            details={
-                "model": version.task, "version": wanted.version, "revision": int(now.revision), "devices": devices,
-                "codec_gates": reasons,
-            }
-        )  # fmt: skip
+        return DeployAck(
+            model=version.task,
+            version=wanted.version,
+            revision=int(now.revision),
+            devices=tuple(devices),
+            codec_gates=tuple(reasons),
+        )
 
-    async def rollback(self, model: str = "") -> Ack:
+    async def rollback(self, model: str = "") -> RollbackAck:
         """Restores what served before of a model; a rollout in progress is taken back.
 
         Args:
@@ -169,19 +176,17 @@ class Deployments:
             if await running.ended() == "rolled_back":
                 before = of.current
                 number, revision = (before.deploy.version, int(before.revision)) if before is not None else (0, 0)
-                return Ack(
-                    details={"model": name, "version": number, "from": coming.deploy.version, "revision": revision}
-                )
+                return RollbackAck(model=name, version=number, revision=revision, taken_back=coming.deploy.version)
         async with of.busy:
             if len(of.history) < 2:
-                return Ack(
+                return RollbackAck(
                     False,
                     f"there is no former deployment of {name!r} to go back to. Deploy a version with `edgewise plan --deploy`.",
                 )
             taken_back, former = of.history[-1], of.history[-2]
             restored = Deployment(name, former.deploy, self._next_revision())
             if cause := await self._prepare_hosts(restored):
-                return Ack(False, cause)
+                return RollbackAck(False, cause)
             await asyncio.gather(*(self._install(m.node, restored) for m in self.watch.members.alive(Tier.DEVICE)))
             withdrawn = msgspec.msgpack.encode(Withdrawn(name))
             for kind, payload in (
@@ -194,12 +199,12 @@ class Deployments:
             self.versions.promote(former.deploy.version)
         numbers = {"from": taken_back.deploy.version, "to": former.deploy.version}
         self.on_event("rolled_back", {"model": name, **numbers})
-        return Ack(
-            details={
-                "model": name, "version": former.deploy.version, "from": taken_back.deploy.version,
-                "revision": int(restored.revision),
-            }
-        )  # fmt: skip
+        return RollbackAck(
+            model=name,
+            version=former.deploy.version,
+            revision=int(restored.revision),
+            taken_back=taken_back.deploy.version,
+        )
 
     async def returned(self, info: NodeInfo) -> None:
         """A node is here (again): it gets all that is in force, and gives up what is not."""
@@ -292,7 +297,8 @@ class Deployments:
     async def _ask_to_install(self, node: NodeId, what: Deployment) -> Ack | None:
         try:
             order = self._order(what, node, self.watch.members.members[node].tier)
-            return await self.node.ask(node, "control", order, Ack, timeout_s=INSTALL_TIMEOUT_S)
+            timeout_s = INSTALL_TIMEOUT_S + order.graph.size_bytes / SLOWEST_BYTES_PER_S
+            return await self.node.ask(node, "control", order, Ack, timeout_s=timeout_s)
         except EdgewiseError as error:
             log.warning("%s could not install version %d: %s", node, what.deploy.version, error)
             return None
@@ -318,11 +324,16 @@ class Deployments:
         sites = sorted({site for plan in deploy.plans for site in plan.sites}, key=lambda s: (s.tier.rank, s.ordinal))
         nodes_at = [NodesAt(site, self._nodes_at(site, near)) for site in sites if site.tier is not Tier.DEVICE]
         return InstallOrder(
-            model=what.model, version=deploy.version,
+            model=what.model,
+            version=deploy.version,
             graph=BlobRef(version.graph, self.versions.graph_size(deploy.version), holder),
-            plans=deploy.plans, revision=what.revision, nodes_at=tuple(nodes_at), deadline_s=deploy.deadline_s,
-            inputs=deploy.inputs if tier is Tier.DEVICE else None, share=deploy.share,
-        )  # fmt: skip
+            plans=deploy.plans,
+            revision=what.revision,
+            nodes_at=tuple(nodes_at),
+            deadline_s=deploy.deadline_s,
+            inputs=deploy.inputs if tier is Tier.DEVICE else None,
+            share=deploy.share,
+        )
 
     def _nodes_at(self, site: Site, near: NodeId) -> tuple[NodeId, ...]:
         """Who may stand at a site: of several edges the near one first, at each further site the one that follows it."""

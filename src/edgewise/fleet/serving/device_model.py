@@ -142,9 +142,14 @@ class DeviceModel:
         rows = [o.latency_s for o in self.observations if o.revision >= request.revision][-LAST_LATENCIES:]
         latencies = sorted(rows)  # numpy's first quantile would hold requests up for 20 ms
         return Health(
-            self._node, self.name, request.revision, self._num_requests if of else 0, self._num_errors if of else 0,
-            latencies[ceil(0.95 * len(rows)) - 1] if rows else 0.0, time.monotonic(),
-        )  # fmt: skip
+            node=self._node,
+            model=self.name,
+            revision=request.revision,
+            num_requests=self._num_requests if of else 0,
+            num_errors=self._num_errors if of else 0,
+            p95_latency_s=latencies[ceil(0.95 * len(rows)) - 1] if rows else 0.0,
+            time=time.monotonic(),
+        )
 
     def counts(self) -> ExampleCounts:
         """What has been collected."""

@@ -54,9 +54,14 @@ class Replanner:
         self._on_switch = on_switch
         self._link = inputs.links[0]
         search = make_search(
-            graph, {p.tier: p for p in inputs.profiles}, inputs.links, inputs.policy, inputs.evidence,
-            codecs=inputs.codecs, training_domain=order.plans[0].training_domain,
-        )  # fmt: skip
+            graph=graph,
+            profiles={p.tier: p for p in inputs.profiles},
+            links=inputs.links,
+            policy=inputs.policy,
+            evidence=inputs.evidence,
+            codecs=inputs.codecs,
+            training_domain=order.plans[0].training_domain,
+        )
         settings = replan.Settings(dwell_s=1.0, min_gain_fraction=0.1)
         self._state = replan.start(search, order.plans[0], order.plans, settings, time_s=time.monotonic())
         self.num_switches = 0

@@ -143,6 +143,10 @@ class RolloutDriver:
             requests = errors = 0
         self._reported[device] = seen.num_requests, seen.num_errors
         return HealthObserved(
-            device, int(seen.revision), seen.num_requests - requests, seen.num_errors - errors, time.monotonic(),
-            seen.p95_latency_s or None,
-        )  # fmt: skip
+            node=device,
+            version=int(seen.revision),
+            num_requests=seen.num_requests - requests,
+            num_errors=seen.num_errors - errors,
+            time=time.monotonic(),
+            p95_latency_s=seen.p95_latency_s or None,
+        )

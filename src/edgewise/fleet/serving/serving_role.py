@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from edgewise.core.errors import EdgewiseError, TransportError, Unreachable
+from edgewise.core.errors import EdgewiseError, StoreError, TransportError, Unreachable
 from edgewise.core.ids import NodeId, Revision, Tier
 from edgewise.core.process import keep_for_good
 from edgewise.fleet.messages import (
@@ -24,6 +24,7 @@ from edgewise.fleet.messages import (
     ExampleCounts,
     ExampleCountsRequest,
     Feedback,
+    FeedbackAck,
     HardExamples,
     Health,
     HealthRequest,
@@ -33,7 +34,7 @@ from edgewise.fleet.messages import (
     ProfileOrder,
     UninstallOrder,
 )
-from edgewise.fleet.messages.events import event_frame, event_of
+from edgewise.fleet.messages.fleet_events import event_frame, event_of
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.node.probe import PROBE, answer_probe, probe_link, probe_once
 from edgewise.fleet.node.settings import AgentSettings
@@ -101,9 +102,11 @@ class Serving:
         self._changing = asyncio.Lock()
         self._away: set[NodeId] = set()
         self._installed = InstalledModels(
-            node.name, Path(settings.state) / "serving.msgpack", max_models=settings.max_models,
+            node.name,
+            Path(settings.state) / "serving.msgpack",
+            max_models=settings.max_models,
             max_bytes=settings.models_bytes,
-        )  # fmt: skip
+        )
         if settings.tier is Tier.DEVICE:
             self._device = ServingNode(node.name, dilation=settings.dilation, max_in_flight=MAX_IN_FLIGHT)
         else:
@@ -149,15 +152,27 @@ class Serving:
             return self._cannot_resume(error)
         for order in before.orders.values():
             try:
-                if self.node.blobs.has(order.graph.digest):
+                if not self.node.blobs.has(order.graph.digest):
+                    log.info("%s lacks the graph of %s, it waits for its coordinator", self.node.name, order.model)
+                elif await self._is_whole(order.model, order.graph):
                     await self._serve(edge_first(order, edge))
                     self.node.coordinator = before.coordinator
                     log.info("%s serves version %d of %s again", self.node.name, order.version, order.model)
             except (OSError, EdgewiseError) as error:
-                self._cannot_resume(error)
+                self._cannot_resume(error, order.model)
 
-    def _cannot_resume(self, error: Exception) -> None:
-        log.warning("%s cannot serve what it served before, it waits for its coordinator: %s", self.node.name, error)
+    def _cannot_resume(self, error: Exception, model: str = "what") -> None:
+        text = "%s cannot serve %s as it did before, it waits for its coordinator: %s"
+        log.warning(text, self.node.name, model, error)
+
+    async def _is_whole(self, model: str, graph: BlobRef) -> bool:
+        """Whether a stored graph is what its name says; one that is damaged is removed, to be fetched again."""
+        if await asyncio.to_thread(self.node.blobs.is_whole, graph.digest):
+            return True
+        file = self.node.blobs.path(graph.digest)
+        log.warning("%s: the graph of %s is damaged on disk and was removed: %s", self.node.name, model, file)
+        self.node.blobs.drop(graph.digest)
+        return False
 
     async def close(self) -> None:
         """Closes endpoint and worker."""
@@ -221,7 +236,7 @@ class Serving:
                 return Ack(False, cause)
             await self._serve(order)
             await self._remember(frame)
-        return Ack(details={"model": order.model, "version": order.version, "revision": int(order.revision)})
+        return Ack()
 
     async def uninstall(self, order: UninstallOrder, frame: Frame | None = None, _: Any = None) -> Ack:
         """Serves a model no longer; open requests finish.
@@ -242,10 +257,10 @@ class Serving:
                 assert self._device is not None
                 self._device.withdraw(order.model)
             await self._remember(frame)
-        return Ack(details={"model": order.model})
+        return Ack()
 
     async def _serve(self, order: InstallOrder) -> None:
-        graph = await self._load(order.graph)
+        graph = await self._load(order.graph, order.model)
         targets = self._targets(order)
         if self.host is not None:
             for index, plan in enumerate(order.plans):
@@ -282,9 +297,12 @@ class Serving:
     def _new_model(self, name: str) -> DeviceModel:
         assert self._device is not None
         return DeviceModel(
-            self._device, name, buffer_bytes=self._settings.buffer_bytes,
-            on_observation=self._observed, on_confidences=self._report,
-        )  # fmt: skip
+            self._device,
+            name,
+            buffer_bytes=self._settings.buffer_bytes,
+            on_observation=self._observed,
+            on_confidences=self._report,
+        )
 
     def ways_changed(self) -> None:
         """Another uplink leads to a node now, or it is known which does."""
@@ -305,9 +323,18 @@ class Serving:
         first = order.nodes_at[0].nodes[0]
         return await probe_once(self.node.uplink_to(first), self.node.keys.service(first, PROBE), size_bytes)
 
-    async def _load(self, graph: BlobRef) -> Graph:
+    async def _load(self, graph: BlobRef, model: str = "a model") -> Graph:
         digest = graph.digest
         if digest not in self._graphs:
+            if (
+                self.node.blobs.has(digest)
+                and not await self._is_whole(model, graph)
+                and graph.holder == self.node.name
+            ):
+                raise StoreError(
+                    f"the graph of {model!r} was damaged on the disk of {self.node.name}, which alone had it. Bring the "
+                    "model again, with `edgewise serve MODEL.onnx --connect …`, or deploy another version."
+                )
             data = await self.node.fetch(graph)
             served = {order.graph.digest for order in self._installed.orders.values()}
             others = [item for item in self._graphs.items() if item[0] not in served][-3:]
@@ -326,10 +353,17 @@ class Serving:
         if overhead_s == 0.0 and self._endpoint is not None:
             overhead_s = await self._endpoint.overhead_s(graph, order.cadence_s)
         profile = await asyncio.to_thread(
-            profile_graph, graph, self.node.name, self._settings.tier, dilation=self._settings.dilation,
-            cadence_s=order.cadence_s, budget_s=order.budget_s, active_power_w=self._settings.active_power_w,
-            endpoint_overhead_s=overhead_s, measures_memory=order.measures_memory,
-        )  # fmt: skip
+            profile_graph,
+            graph,
+            self.node.name,
+            self._settings.tier,
+            dilation=self._settings.dilation,
+            cadence_s=order.cadence_s,
+            budget_s=order.budget_s,
+            active_power_w=self._settings.active_power_w,
+            endpoint_overhead_s=overhead_s,
+            measures_memory=order.measures_memory,
+        )
         link = None
         if order.link_to:
             link = await probe_link(
@@ -340,12 +374,13 @@ class Serving:
     def _model(self, name: str) -> DeviceModel:
         return self.models[choose_model(self.models, name)]
 
-    async def _feedback(self, feedback: Feedback, *_: Any) -> Ack:
+    async def _feedback(self, feedback: Feedback, *_: Any) -> FeedbackAck:
         taken = self._model(feedback.model).collector.label(feedback.labels)
-        return Ack(details={"taken": taken})
+        return FeedbackAck(taken=taken)
 
     async def _collect(self, order: CollectOrder, *_: Any) -> Ack:
-        return Ack(details={"kept": self._model(order.model).collector.collect(order.last)})
+        self._model(order.model).collector.collect(order.last)
+        return Ack()
 
     async def _counts(self, request: ExampleCountsRequest, *_: Any) -> ExampleCounts:
         return self._model(request.model).counts()

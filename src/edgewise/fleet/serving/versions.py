@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,13 @@ from edgewise.core.layout import Layout, Vector
 from edgewise.core.provenance import traced
 from edgewise.fleet.serving.plan_gate import codec_gate
 from edgewise.fleet.store.events import Registry
-from edgewise.inference.evidence import plan_evidence
+from edgewise.inference.evidence import plan_evidence, run_graph
 from edgewise.inference.gates.exit import confidence
-from edgewise.inference.stages import make_session
 from edgewise.lifecycle.drift import DriftAnswer
 from edgewise.lifecycle.version_gate import compare
 from edgewise.models.graph.graph import Graph
 from edgewise.models.graph.weights import with_weights
+from edgewise.models.model_choice import check_model_name
 from edgewise.models.version import ExitEvidence, GateResult, ModelVersion
 from edgewise.planning.plan import Plan
 from edgewise.transport.bulk.blobs import FolderBlobs
@@ -87,15 +88,14 @@ def outputs_of(graph: bytes, inputs: NDArray[Any]) -> list[NDArray[np.float32]]:
     """Runs a graph on a batch.
 
     Args:
-        graph: ONNX bytes with a dynamic batch axis.
-        inputs: float32[n, …].
+        graph: ONNX bytes.
+        inputs: [n, …], of its only input.
 
     Returns:
-        Per exit float32[n, classes].
+        Per exit, first exit first, [n, classes]; other outputs are left out.
     """
-    session = make_session(graph)
-    name = session.get_inputs()[0].name
-    return list(session.run(None, {name: np.ascontiguousarray(np.asarray(inputs))}))
+    known = Graph.load(graph)
+    return run_graph(graph, {known.inputs[0].name: inputs}, known.exits)
 
 
 class VersionStore:
@@ -128,11 +128,9 @@ class VersionStore:
         holdout = self.holdout_of(model)
         if holdout is None:
             return None
-        takes, shape = Graph.load(graph).inputs, holdout.calibration_x.shape[1:]
-        if len(takes) == 1 and takes[0].shape[1:] == shape:
+        text = _misfit(Graph.load(graph), holdout.calibration_x, model)
+        if not text:
             return holdout
-        wanted = ", ".join(f"{t.name} {list(t.shape[1:])}" for t in takes)
-        text = f"held-out examples of shape {list(shape)} are not what model {model!r} takes: {wanted}."
         if model in self._holdouts:
             raise DataError(f"{text} Start the coordinator with others, --holdout {model}=FILE.")
         log.warning("%s It has no evidence and no gate; give it its own with --holdout %s=FILE", text, model)
@@ -233,7 +231,14 @@ class VersionStore:
         return self._register(graph, ModelVersion(0, Digest(""), weights, task, run, parent, data=data, own=own))
 
     def register_graph(self, graph: bytes, *, task: str, origin: str, parent: int) -> ModelVersion:
-        """Registers a graph from outside a run, under the same gate."""
+        """Registers a graph from outside a run, under the same gate.
+
+        Raises:
+            GraphError: If it cannot be served.
+            InputError: If that can be no model's name.
+        """
+        check_model_name(task)
+        Graph.load(graph)
         return self._register(graph, ModelVersion(0, Digest(""), Digest(""), task, parent=parent, origin=origin))
 
     def _register(self, graph: bytes, version: ModelVersion) -> ModelVersion:
@@ -252,6 +257,23 @@ class VersionStore:
         if parent == 0:
             return None
         targets = np.asarray(holdout.gate_y)
-        candidate = outputs_of(graph, holdout.gate_x)[-1].argmax(-1) == targets
-        reference = outputs_of(self.graph(parent), holdout.gate_x)[-1].argmax(-1) == targets
+        candidate, reference = (
+            outputs_of(data, holdout.gate_x)[-1].reshape(len(targets), -1).argmax(-1) == targets
+            for data in (graph, self.graph(parent))
+        )
         return compare(reference, candidate)
+
+
+def _misfit(graph: Graph, examples: NDArray[Any], model: str) -> str:
+    """Why a model cannot be evaluated on labelled examples; "" if it can: it takes them, and its exits score classes."""
+    takes, given = graph.inputs, f"held-out examples {examples.dtype}{list(examples.shape[1:])}"
+    fits = len(takes) == 1 and len(takes[0].shape) == examples.ndim and takes[0].dtype == str(examples.dtype)
+    if not fits or any(w not in (None, n) for w, n in zip(takes[0].open_shape[1:], examples.shape[1:], strict=True)):
+        wanted = ", ".join(f"{t.name} {t.dtype}{list(t.shape[1:])}" for t in takes)
+        return f"{given} are not what model {model!r} takes: {wanted}."
+    for name in graph.exits:
+        tensor = graph.tensor(name)
+        sizes = tensor.shape[1:]
+        if not sizes or not tensor.dtype.startswith("float") or max(sizes) != prod(sizes):
+            return f"exit {name!r} of model {model!r} gives {tensor.dtype}{list(tensor.shape)}, no scores of classes."
+    return ""

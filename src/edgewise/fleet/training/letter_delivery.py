@@ -97,6 +97,8 @@ class LetterDelivery:
                 ack = await self._attempt(driver, to, letter, is_again)
                 if ack is not None and pending.letter is letter:
                     del self._pending[key]  # before the step hears of it: it may send that letter again
+                    if ack.accepted and type(letter) in driver.role.ignores_yes:
+                        return driver.folded(driver)
                     await driver.dispatch(Delivered(to=to, key=name, accepted=ack.accepted, reason=ack.text))
                     return
                 if ack is None:

@@ -24,7 +24,8 @@ from edgewise.core.process import keep_for_good
 from edgewise.fleet.messages import HardExamples, Progress, hard_examples_of
 from edgewise.fleet.node.delivery import deliver
 from edgewise.fleet.node.node import Node
-from edgewise.fleet.training.role_driver import MappedBlobs, RoleDriver
+from edgewise.fleet.training.role_driver import RoleDriver
+from edgewise.fleet.training.run_blobs import MappedBlobs
 from edgewise.models.task import Examples, Task, load_task, user_code
 from edgewise.training.protocols.letters import BlobName
 from edgewise.training.protocols.messages import Work, WorkDone, WorkGivenUp
@@ -92,7 +93,7 @@ class LocalWorker:
     counted: WorkCounter = field(default_factory=WorkCounter)
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "edgewise-train"))
     _task: Task | None = None
-    _engine: Any = None
+    _engine_of: dict[str, Any] = field(default_factory=dict)
     _engines: dict[tuple[Digest, ...], Any] = field(default_factory=dict)
     _examples: Examples | None = None
     _jobs: dict[str, _Job] = field(default_factory=dict)
@@ -163,6 +164,7 @@ class LocalWorker:
         """Ends a run's work and forgets what joined its data."""
         self.stop(driver)
         self._more.pop(driver.log, None)
+        self._engine_of.pop(driver.log, None)
 
     def close(self) -> None:
         """Ends the worker thread when its step is done."""
@@ -234,6 +236,7 @@ class LocalWorker:
         from edgewise.training.local import make_engine  # imports torch now, not in the first round
 
         self._engines.clear()
+        self._engine_of.clear()
         if self.engine_name:  # a wrong name is told at once
             make_engine(self.engine_name, self._task)
 
@@ -265,11 +268,13 @@ class LocalWorker:
         assert self._examples is not None
         examples, order = joined(self._examples, self._more.get(driver.log)), work.order
         exchange = driver.algorithm.exchanges[order.exchange]
-        self._choose_engine(driver, examples)
-        if self._engine.layout.digest != order.spec.layout:
+        if driver.log not in self._engine_of:
+            self._choose_engine(driver, examples)
+        engine = self._engine_of[driver.log]
+        if engine.layout.digest != order.spec.layout:
             raise TaskError(
                 f"task {self._task.name!r} on {self.node.name} has another model than run {driver.run!r} "
-                f"({self._engine.layout.size:,} entries here, {order.spec.num_entries:,} received). "
+                f"({engine.layout.size:,} entries here, {order.spec.num_entries:,} received). "
                 "Install the run's task file on this node."
             )
 
@@ -281,7 +286,7 @@ class LocalWorker:
         blobs, num_entries = MappedBlobs(self.node.blobs), order.spec.num_entries
         received = received_bundle(order, exchange, blobs, num_entries)
         seeds = client_seeds(order.spec.seed, order.round, self.client, order.exchange)
-        return client_update(exchange, self._engine, received, self._kept(work), examples, seeds, progress=stepped)
+        return client_update(exchange, engine, received, self._kept(work), examples, seeds, progress=stepped)
 
     def _kept(self, work: Work) -> Bundle:
         if work.kept is None:
@@ -301,7 +306,7 @@ class LocalWorker:
         if key not in self._engines:
             self._engines[key] = choose_engine(self._task, works, examples, pinned=self.engine_name).engine
             self.counted.counter += 1
-        self._engine = self._engines[key]
+        self._engine_of[driver.log] = self._engines[key]
 
     async def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)

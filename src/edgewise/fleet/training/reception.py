@@ -201,8 +201,10 @@ class Reception:
         if len(data) != blob.size_bytes or digest_of(data) != blob.digest:
             raise FrameRefused(f"{len(data):,} bytes came as blob {blob.digest[:12]}, which they are not.")
         if not self._node.blobs.has(blob.digest):
-            durable = driver.role_name == COORDINATOR
-            await asyncio.to_thread(self._node.blobs.put, data, durable=durable)
+            if driver.role_name == COORDINATOR:
+                await asyncio.to_thread(self._node.blobs.put, data)
+            else:
+                self._node.blobs.put(data, durable=False)
 
 
 def run_of(letter: AnyLetter) -> RunId:

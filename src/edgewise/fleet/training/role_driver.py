@@ -8,10 +8,7 @@ whenever blobs fall free that neither the state nor a letter under way needs: th
 from __future__ import annotations
 
 import asyncio
-import mmap
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +17,7 @@ import msgspec
 from edgewise.core.errors import StoreError
 from edgewise.core.ids import ClientId, Digest, NodeId, RunId
 from edgewise.fleet.store.events import EventLog
+from edgewise.fleet.training.run_blobs import Incoming, MappedBlobs
 from edgewise.training.algorithm import FederatedAlgorithm
 from edgewise.training.protocols.event_log import decode_event, encode_event
 from edgewise.training.protocols.letters import RunSpec
@@ -39,60 +37,11 @@ from edgewise.training.protocols.messages import (
 from edgewise.training.protocols.protocol import CLIENT, COORDINATOR, Protocol, Role
 from edgewise.transport.bulk.blobs import FolderBlobs
 
-MAPPED_BYTES = 2**20
-"""Blobs from this size on are read by mapping the file: a model is in memory as far as it is looked at."""
 SNAPSHOT = "snapshot"
-
-
-class MappedBlobs(Mapping[Digest, bytes]):
-    """A folder of blobs as the mapping that steps read by digest."""
-
-    def __init__(self, blobs: FolderBlobs) -> None:
-        self._blobs = blobs
-
-    def __getitem__(self, digest: Digest) -> bytes:
-        if not self._blobs.has(digest):
-            raise KeyError(digest)
-        if self._blobs.size(digest) < MAPPED_BYTES:
-            return self._blobs.read(digest)
-        with self._blobs.path(digest).open("rb") as file:
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))  # type: ignore[return-value]
-
-    def __contains__(self, digest: object) -> bool:
-        return isinstance(digest, str) and self._blobs.has(Digest(digest))
-
-    def __iter__(self) -> Iterator[Digest]:
-        raise TypeError("a blob folder is read by digest")
-
-    def __len__(self) -> int:
-        raise TypeError("a blob folder is read by digest")
-
-
-class Incoming:
-    """Blobs of a node that are being stored and that no state names yet, so that nobody drops them meanwhile.
-
-    Attributes:
-        lock: Held while something is added, and while anything is dropped.
-    """
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self._digests: Counter[Digest] = Counter()
-
-    def add(self, *digests: Digest) -> None:
-        """Blobs that are about to be stored; any thread, before it looks whether they are there."""
-        with self.lock:
-            self._digests.update(digests)
-
-    def release(self, *digests: Digest) -> None:
-        """The event that names them is folded, or they do not matter any more."""
-        with self.lock:
-            self._digests.subtract(digests)
-            self._digests += Counter()
-
-    def digests(self) -> set[Digest]:
-        """All of them; with the lock held."""
-        return set(self._digests)
+MOST_SPARE, SPARE_BYTES = 32, 2**22
+"""So many blobs, or about so many bytes, may lie about before a snapshot is made and they are dropped."""
+QUICK_ENTRIES = 2**18
+"""Of a model whose letters are folded on the event loop, on a client."""
 
 
 class _Snapshot(msgspec.Struct, frozen=True):
@@ -248,7 +197,10 @@ class RoleDriver:
         while self._waiting:
             batch, self._waiting = self._waiting, []
             try:
-                results = await asyncio.to_thread(self._fold, [waiting.event for waiting in batch])
+                events = [waiting.event for waiting in batch]
+                # A client's step reads no blob and its log waits for no disk: a thread would cost more than it does.
+                is_quick = self.role_name == CLIENT and self.spec.num_entries < QUICK_ENTRIES
+                results = self._fold(events) if is_quick else await asyncio.to_thread(self._fold, events)
             except BaseException as error:
                 results = [error] * len(batch)
             for waiting, result in zip(batch, results, strict=True):
@@ -382,7 +334,10 @@ class RoleDriver:
             if isinstance(action, Send)
             for blob in action.letter.blobs
         }
-        return self.mentioned - self._spared - set(self.role.needs(state)) - sent - self.holds(self)
+        spare = self.mentioned - self._spared - set(self.role.needs(state)) - sent - self.holds(self)
+        is_over = any(isinstance(action, EndRun) for _, actions in folded for action in actions)
+        is_little = len(spare) < MOST_SPARE and 4 * self.spec.num_entries * len(spare) < SPARE_BYTES
+        return set() if is_little and not is_over else spare
 
     def _snapshot(self, state: Any) -> bytes:
         encoded = msgspec.Raw(msgspec.msgpack.encode(state))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -34,7 +34,8 @@ from edgewise.fleet.training.letter_delivery import LetterDelivery
 from edgewise.fleet.training.local_worker import LocalWorker
 from edgewise.fleet.training.presence import Presence
 from edgewise.fleet.training.reception import Reception
-from edgewise.fleet.training.role_driver import Incoming, RoleDriver, log_name, spec_in_log
+from edgewise.fleet.training.role_driver import RoleDriver, log_name, spec_in_log
+from edgewise.fleet.training.run_blobs import Incoming
 from edgewise.training.protocols.letters import Address, AnyLetter, BlobName, RunSpec
 from edgewise.training.protocols.messages import Action, Refusal, Send, SetTimer, TimerFired, Work
 from edgewise.training.protocols.protocol import CLIENT, COORDINATOR, EDGE
@@ -170,12 +171,12 @@ class RunRoles:
         """A node is here (again): its runs hear of it, letters that wait for it go out."""
         self._letters.returned(info.node, info.client or info.node)
         if self.presence is not None and (info.client or info.tier is Tier.EDGE):
-            self._node.spawn(self._heard(self.presence.is_here(info)), f"welcome {info.node} to runs")
+            self._node.spawn(self._tell(self.presence.is_here, info), f"welcome {info.node} to runs")
 
     def node_lost(self, info: NodeInfo, cause: str) -> None:
         """A node is gone or hangs."""
         if self.presence is not None and (info.client or info.tier is Tier.EDGE):
-            self._node.spawn(self._heard(self.presence.is_lost(info, cause)), f"miss {info.node}")
+            self._node.spawn(self._tell(self.presence.is_lost, info, cause), f"miss {info.node}")
 
     def expect(self, *, again: bool = False) -> None:
         """Says whose work is awaited, so that a hung worker is noticed; `again` where nodes have moved."""
@@ -190,8 +191,8 @@ class RunRoles:
             driver.is_closed = True
             await driver.settled()
 
-    async def _heard(self, work: Any) -> None:
-        await work
+    async def _tell(self, tell: Callable[..., Awaitable[None]], *sighting: Any) -> None:
+        await tell(*sighting)
         self.expect(again=True)
 
     def _servers(self) -> Iterable[RoleDriver]:

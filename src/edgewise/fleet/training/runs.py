@@ -116,11 +116,11 @@ class Runs:
                 f"the start has {size_bytes // 4:,} entries, the task's model {layout.size:,}. "
                 "The task does not match the fleet's version; install the same task file everywhere."
             )
-        template = await self._pull(
-            request.template, sender, TEMPLATE_BYTES_PER_ENTRY * layout.size + TEMPLATE_SPARE_BYTES
-        )
+        most_bytes = TEMPLATE_BYTES_PER_ENTRY * layout.size + TEMPLATE_SPARE_BYTES
+        pull = self._node.pull_announced
+        template = await pull(request.template, sender, "the run's graph", most_bytes=most_bytes)
         if request.model is not None and not request.start_version:
-            await self._pull(request.model, sender, size_bytes)
+            await pull(request.model, sender, "the run's first model", most_bytes=size_bytes)
         spec = msgspec.structs.replace(
             request.spec,
             run=self._name(request),
@@ -222,15 +222,6 @@ class Runs:
         if request.model is None:
             raise InputError("a run without a start version brings its first model. Say --start-version, or send it.")
         return request.model.digest, request.model.size_bytes
-
-    async def _pull(self, ref: BlobRef | None, sender: NodeId, most_bytes: int) -> Digest:
-        if ref is None or ref.holder != sender or not 0 < ref.size_bytes <= most_bytes:
-            raise InputError(
-                f"{sender!r} is to announce the run's graph and model as blobs of its own of at most {most_bytes:,} bytes, "
-                f"found {ref}."
-            )
-        await self._node.pull(ref)
-        return ref.digest
 
     def _holders(self, task: str) -> dict[ClientId, NodeInfo]:
         """Clients that are here and hold data of a task."""

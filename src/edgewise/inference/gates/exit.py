@@ -55,6 +55,22 @@ def _top_1(row: Sequence[float]) -> float:
     return 1.0 / sum(exp(value - best) for value in row) if isfinite(best) else nan
 
 
+def first_answer(logits: NDArray[Any]) -> tuple[float, int]:
+    """Top-1 softmax and class of the first row; on every request's path.
+
+    Args:
+        logits: float[n, classes].
+
+    Returns:
+        (as `confidence`, the class with the highest score).
+    """
+    first = logits[0].reshape(-1)
+    if first.size > _FEW_CLASSES:
+        return float(confidence(first[None])[0]), int(first.argmax())
+    row = first.tolist()
+    return _top_1(row), row.index(max(row))
+
+
 def leaves(logits: NDArray[Any], threshold: float) -> bool:
     """Whether a request may leave here: every example of its batch is confident.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import inf, isnan
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ class Reference:
         num_since: Frames answered from it.
     """
 
-    frame: dict[str, NDArray[np.float32]]
+    frame: dict[str, NDArray[Any]]
     answer: Answer
     num_since: int = 0
 
@@ -48,10 +49,13 @@ def frame_difference(threshold: float, every: int = 30, cells: int = 1) -> GateR
     def ask(tensors: Given, state: Reference | None) -> tuple[Answer | None, Reference | None]:
         if state is None or state.num_since >= every - 1 or difference(tensors, state.frame, cells) >= threshold:
             return None, state
-        return dict(state.answer), replace(state, num_since=state.num_since + 1)
+        return {name: array.copy() for name, array in state.answer.items()}, replace(
+            state, num_since=state.num_since + 1
+        )
 
     def learn(tensors: Given, answer: Answer, state: Reference | None) -> Reference:
-        return Reference({name: np.array(array, np.float32, subok=False) for name, array in tensors.items()}, answer)
+        kept = {name: np.array(array, subok=True) for name, array in answer.items()}  # whoever got it may write into it
+        return Reference({name: np.array(array) for name, array in tensors.items()}, kept)
 
     return GateRule(ask, learn)
 
@@ -65,18 +69,28 @@ def difference(tensors: Given, reference: Given, cells: int = 1) -> float:
         cells: As in `frame_difference`.
 
     Returns:
-        The mean absolute difference, of the tensor and the cell where it is largest; infinity if shapes differ.
+        The mean absolute difference, of the tensor and the cell where it is largest; infinity if shapes differ or it
+        is no number, as where a frame has a NaN.
     """
     largest = 0.0
     for name, other in reference.items():
         if tensors[name].shape != other.shape:
-            return float("inf")
-        gap: NDArray[Any] = np.abs(np.asarray(tensors[name], np.float32) - other)
+            return inf
+        wide = _wide(other.dtype)
+        with np.errstate(invalid="ignore"):
+            gap: NDArray[Any] = np.abs(np.asarray(tensors[name], wide) - np.asarray(other, wide))
         if cells > 1 and gap.ndim >= 2:
             gap = gap.reshape(-1, *gap.shape[-2:]).mean(axis=0)
             rows = np.array_split(gap, min(cells, gap.shape[0]), axis=0)
             parts = [part for row in rows for part in np.array_split(row, min(cells, gap.shape[1]), axis=1)]
         else:
             parts = [gap]
-        largest = max(largest, *(float(part.mean()) for part in parts))
+        for part in parts:
+            mean = float(part.mean())
+            largest = inf if isnan(mean) else max(largest, mean)
     return largest
+
+
+def _wide(dtype: np.dtype[Any]) -> type[np.floating[Any]]:
+    """Where differences of a dtype are exact: of large whole numbers, as in ids and times, not in float32."""
+    return np.float32 if dtype.itemsize <= 2 or dtype == np.float32 else np.float64

@@ -39,7 +39,7 @@ class GateStates:
             exits.
         """
         latest: tuple[Gate, Answer, bool] | None = None
-        states = self._of(stream)
+        states = self._of(stream) if self.learns else self._stateless
         for place, (gate, rule) in enumerate(self._rules):
             seen = {name: tensors[name] for name in gate.tensors}
             answer, states[place] = rule.ask(seen, states[place])
@@ -61,8 +61,6 @@ class GateStates:
         self._states.pop(stream, None)
 
     def _of(self, stream: str) -> list[State]:
-        if not self.learns:
-            return self._stateless
         if stream not in self._states and len(self._states) >= _MAX_GATE_STATES:
             self._states.popitem(last=False)
         states = self._states.setdefault(stream, [None] * len(self._rules))

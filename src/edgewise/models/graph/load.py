@@ -244,6 +244,8 @@ def _tensors(model: Any, given: Shapes, nodes: tuple[PlainNode, ...], has_free: 
     open_batch = _inferred(model)
     wanted = [*given, *(o for node in nodes for o in node.outputs)]
     missing = [name for name in wanted if has_free or name not in known or not known[name][2]]
+    # In a model whose inputs all have sizes, these depend on the data: how many boxes are found.
+    varies = {name: tuple(axis for axis, n in enumerate(known[name][0]) if n <= 0) for name in missing if name in known}
     known.update(_measured(concrete, missing) if missing else {})
     symbolic = any(batches[name] for name in given)
     tensors = {}
@@ -255,7 +257,7 @@ def _tensors(model: Any, given: Shapes, nodes: tuple[PlainNode, ...], has_free: 
             open_batch[name][0] if name in open_batch and len(open_batch[name][0]) == len(shape) else (0,) * len(shape)
         )
         # Where an axis is free, any axis that inference does not know may follow it; 0 stands for one that is open.
-        free = tuple(axis for axis in range(1, len(shape)) if found[axis] <= 0) if has_free else ()
+        free = tuple(axis for axis in range(1, len(shape)) if found[axis] <= 0) if has_free else varies.get(name, ())
         first_axis = open_batch[name][0][:1] if name in open_batch else (0,)
         is_batch = symbolic and shape[:1] == (1,) and first_axis in ((), (0,))
         tensors[name] = PlainTensor(name, shape, dtype, is_batch or (has_free and found[:1] == (0,)), free)

@@ -25,7 +25,7 @@ class PlainTensor(msgspec.Struct, frozen=True):
         shape: With batch 1, and some size where an axis is free.
         dtype: numpy's word, e.g. `float32`.
         symbolic_batch: Whether the first axis may be any number.
-        free: Other axes that may be any number.
+        free: Other axes that may be any number; of a size that depends on the data also the first.
     """
 
     name: str

@@ -35,7 +35,8 @@ def pipeline(codec: str = "none", max_tensors: int = 4) -> Planner:
         allowed = all(site.tier in policy.allowed_tiers for site in route[1:])
         if len(route) < 3 or not allowed or any(way not in sites.links for way in pairwise(route)):
             return
-        cuts = [cut for cut in graph.condensed.cuts(max_tensors) if _may_leave(graph, policy, codec, cut.tensors)]
+        every = graph.condensed.cuts(max_tensors)
+        cuts = [cut for cut in every if _may_leave(graph, policy, codec, _crossing(graph, cut.position))]
         if ENTRY not in sites.profiles or Tier.DEVICE not in policy.allowed_tiers:
             chosen = [(0, *rest) for rest in combinations([c.position for c in cuts if c.position], len(route) - 2)]
             chosen = chosen if any(cut.position == 0 for cut in cuts) else []
@@ -47,6 +48,13 @@ def pipeline(codec: str = "none", max_tensors: int = 4) -> Planner:
         }.values()
 
     return plans
+
+
+def _crossing(graph: Graph, end: int) -> tuple[str, ...]:
+    """What is handed over behind the first `end` groups: what later ones read, and what is answered already."""
+    made = graph.condensed.producer
+    answered = [tensor.name for tensor in graph.outputs]
+    return tuple(dict.fromkeys([*graph.condensed.live(end), *(n for n in answered if made[n] < end)]))
 
 
 def _may_leave(graph: Graph, policy: Policy, codec: str, tensors: Sequence[str]) -> bool:
@@ -63,12 +71,7 @@ class _Laid:
     ) -> None:
         self.graph, self.sites, self.evidence, self.codec = graph, sites, evidence, codec
         self.route, self.ends = route, ends
-        answered = [tensor.name for tensor in graph.outputs]
-        made = graph.condensed.producer
-        self.crossing = [
-            tuple(dict.fromkeys([*graph.condensed.live(end), *(n for n in answered if made[n] < end)]))
-            for end in ends[:-1]
-        ]
+        self.crossing = [_crossing(graph, end) for end in ends[:-1]]
         self.steps = list(self._steps())
 
     def _steps(self) -> Iterator[tuple[str, float]]:
@@ -109,10 +112,14 @@ class _Laid:
                 source, raw = str(site) if names else INPUT, condensed.raw_tensors.intersection(self.crossing[place])
                 handovers.append(
                     Handover(
-                        source, str(self.route[place + 1]), self.crossing[place], self.codec,
-                        payload_bytes=self.bytes_at(place), carries_raw=bool(raw),
+                        source,
+                        str(self.route[place + 1]),
+                        self.crossing[place],
+                        self.codec,
+                        payload_bytes=self.bytes_at(place),
+                        carries_raw=bool(raw),
                     )
-                )  # fmt: skip
+                )
         rows = {(row.exit_index, row.codec): row for row in self.evidence.exits if not row.before and not row.threshold}
         codec = "none" if self.codec in KEEPS_THE_INPUT else self.codec
         known = rows.get((len(graph.exits) - 1, codec))
@@ -122,9 +129,15 @@ class _Laid:
         busy_s = self.steps[0][1] - device.overhead_s if device is not None and self.ends[0] else 0.0
         path = Path(len(graph.exits) - 1, 1.0, latency_s, latency_s, tuple(self.steps))
         predicted = Prediction(
-            latency_s, latency_s, latency_s, float("nan") if known is None else known.accuracy_all,
-            energy.active_power_w * busy_s + energy.joules_per_byte * sent, sent, 0.0, (path,),
-        )  # fmt: skip
+            latency_mean_s=latency_s,
+            latency_p50_s=latency_s,
+            latency_p95_s=latency_s,
+            accuracy=float("nan") if known is None else known.accuracy_all,
+            device_energy_j=energy.active_power_w * busy_s + energy.joules_per_byte * sent,
+            egress_bytes=sent,
+            wan_bytes=0.0,
+            paths=(path,),
+        )
         name = f"pipeline {'|'.join(str(stage.site) for stage in stages)} at {', '.join(map(str, self.ends[:-1]))}"
         gate = Gate(EXIT, str(self.route[-1]), 0.0, 1.0, 1.0, answered, len(graph.exits) - 1)
         return Plan(name, graph.digest, tuple(stages), tuple(handovers), (gate,), predicted=predicted)

@@ -36,10 +36,17 @@ def chain(
         tiers = {tier: sites.profiles[Site(tier)] for tier in TIERS if Site(tier) in sites.profiles}
         ways = ((Site(a), Site(b)) for a, b in pairwise(TIERS))
         search = make_search(
-            graph, tiers, [sites.links[way] for way in ways if way in sites.links], policy, evidence.exits,
-            codecs=codecs, training_domain=training_domain, sizes=evidence.sizes, solver=solver,
+            graph=graph,
+            profiles=tiers,
+            links=[sites.links[way] for way in ways if way in sites.links],
+            policy=policy,
+            evidence=evidence.exits,
+            codecs=codecs,
+            training_domain=training_domain,
+            sizes=evidence.sizes,
+            solver=solver,
             max_accuracy_loss=max_accuracy_loss,
-        )  # fmt: skip
+        )
         found = [plan for plan in (find_best(search), *single_node_plans(search)) if plan is not None]
         yield from {plan.digest: plan for plan in found}.values()
 

@@ -141,6 +141,11 @@ def _check_words(spec: Spec) -> None:
     if "settings" in accepted:
         accepted = accepted - {"settings"} | (set(_SLOTS) - _BRINGS.get(spec.name, frozenset()))
     for name in spec.params:
+        if name not in accepted and spec.name == "federated" and name in _SLOTS:
+            raise InputError(
+                f"federated takes no {name!r}: since 0.2.0 a round is one or more 'exchanges', each with its own parts. "
+                'For one exchange write name = "fed_avg" with the same words.'
+            )
         if name not in accepted:
             raise InputError(f"{spec.name} takes no {name!r}.{nearest(name, accepted)}")
     missing = [

@@ -9,7 +9,7 @@ on examples. Engines import torch; this package itself does not.
 """
 
 from edgewise.training.local.descent import descent
-from edgewise.training.local.directions import DIRECTIONS, Direction, clipped, gradient, proximal
+from edgewise.training.local.directions import DIRECTIONS, StepDirection, clipped, gradient, proximal
 from edgewise.training.local.engines.choice import ENGINES, EngineChoice, choose_engine, make_engine
 from edgewise.training.local.engines.engine import LocalEngine, LocalResult, Progress
 from edgewise.training.local.local_loop import descend
@@ -27,7 +27,6 @@ __all__ = [
     "LOSS",
     "OUTPUTS",
     "RULES",
-    "Direction",
     "EngineChoice",
     "LocalEngine",
     "LocalResult",
@@ -36,6 +35,7 @@ __all__ = [
     "Oracle",
     "Progress",
     "Rule",
+    "StepDirection",
     "choose_engine",
     "clipped",
     "descend",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from edgewise.core.errors import InputError
 from edgewise.core.spec import Spec
-from edgewise.training.local.directions import Direction, gradient
+from edgewise.training.local.directions import StepDirection, gradient
 from edgewise.training.local.local_loop import descend
 from edgewise.training.local.rule import Array, Arrays, Oracle, Rule
 
 
-def descent(learning_rate: float = 0.1, direction: Direction | None = None) -> Rule:
+def descent(learning_rate: float = 0.1, direction: StepDirection | None = None) -> Rule:
     """w ← w − η·direction; sends how far the model moved.
 
     Args:

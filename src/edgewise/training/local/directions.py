@@ -11,7 +11,7 @@ from edgewise.training.local.rule import Array
 
 
 @dataclass(frozen=True, slots=True)
-class Direction:
+class StepDirection:
     """A direction with the words that rebuild it on a device.
 
     Attributes:
@@ -26,16 +26,16 @@ class Direction:
         return self.rule(gradient, weights, received)
 
 
-def gradient() -> Direction:
+def gradient() -> StepDirection:
     """The gradient itself: plain SGD.
 
     Returns:
         The direction.
     """
-    return Direction(Spec("gradient"), lambda gradient, weights, received: gradient)
+    return StepDirection(Spec("gradient"), lambda gradient, weights, received: gradient)
 
 
-def proximal(mu: float) -> Direction:
+def proximal(mu: float) -> StepDirection:
     """The gradient of the local loss plus μ/2·‖w − w_received‖².
 
     Args:
@@ -52,12 +52,12 @@ def proximal(mu: float) -> Direction:
     """
     if mu < 0:
         raise InputError(f"proximal takes mu >= 0, found {mu!r}. 0.001 to 1 is usual.")
-    return Direction(
+    return StepDirection(
         Spec("proximal", {"mu": mu}), lambda gradient, weights, received: gradient + mu * (weights - received)
     )
 
 
-def clipped(bound: float) -> Direction:
+def clipped(bound: float) -> StepDirection:
     """The gradient, shortened to a bound on its norm: no single batch can throw a client far off.
 
     Args:
@@ -79,7 +79,7 @@ def clipped(bound: float) -> Direction:
         excess = ((gradient * gradient).sum(-1) ** 0.5 / bound).clip(min=1.0)  # numpy and torch alike
         return gradient / excess[..., None]
 
-    return Direction(Spec("clipped", {"bound": bound}), rule)
+    return StepDirection(Spec("clipped", {"bound": bound}), rule)
 
 
-DIRECTIONS: dict[str, Callable[..., Direction]] = {"clipped": clipped, "gradient": gradient, "proximal": proximal}
+DIRECTIONS: dict[str, Callable[..., StepDirection]] = {"clipped": clipped, "gradient": gradient, "proximal": proximal}

@@ -9,7 +9,7 @@ from typing import Any
 from edgewise.core.errors import InputError, MisfitError
 from edgewise.core.spec import Spec
 from edgewise.training.local.descent import descent
-from edgewise.training.local.directions import DIRECTIONS, Direction
+from edgewise.training.local.directions import DIRECTIONS, StepDirection
 from edgewise.training.local.only import only
 from edgewise.training.local.personal import personal
 from edgewise.training.local.rule import LocalWork, Loop, Rule
@@ -38,7 +38,7 @@ def sgd(
     learning_rate: float = 0.1,
     epochs: int = 1,
     batch_size: int = 16,
-    direction: Direction | None = None,
+    direction: StepDirection | None = None,
     max_steps: int | None = None,
 ) -> LocalWork:
     """Plain local descent: `epochs` passes in batches, w ← w − η·direction.

@@ -21,7 +21,8 @@ from edgewise.core.spec import Spec
 from edgewise.training.algorithm import ClientRecord, FederatedAlgorithm
 from edgewise.training.protocols import collection as c
 from edgewise.training.protocols import run_state as r
-from edgewise.training.protocols.client import CLIENT_ROLE
+from edgewise.training.protocols.client_role import CLIENT_ROLE
+from edgewise.training.protocols.closing import after_end, closed
 from edgewise.training.protocols.folding import Decoder, fold
 from edgewise.training.protocols.letters import (
     Address,
@@ -296,7 +297,7 @@ def _folded(parts: _Parts, state: BufferedState, actions: tuple[Action, ...]) ->
     exchange, answers = parts.algorithm.exchanges[0], run.collection.answers.values()
     with asked(f"the updates of round {run.collection.round} are folded"):
         sums = fold(exchange, parts.decoder, answers, run.config.num_entries)
-    run, closing = r.closed(parts.algorithm, parts.blobs, run, sums)
+    run, closing = closed(parts.algorithm, parts.blobs, run, sums)
     actions += closing
     if run.deadline_s is not None:
         actions += (SetTimer(name, None),)
@@ -371,7 +372,7 @@ def _cancelled(parts: _Parts, state: BufferedState, event: RunCancelled) -> Resu
 
 def _after_end(parts: _Parts, state: BufferedState, event: Received) -> Result:
     assert isinstance(event.letter, UpdateReport)
-    run, actions = r.after_end(state.run, event.letter)
+    run, actions = after_end(state.run, event.letter)
     return msgspec.structs.replace(state, run=run), actions
 
 

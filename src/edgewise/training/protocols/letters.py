@@ -168,10 +168,7 @@ class UpdateReport(Letter, frozen=True, kw_only=True, tag="update_report"):
 class WorkFailed(Letter, frozen=True, kw_only=True, tag="work_failed"):
     """Client to server: it cannot do an exchange (no data, another model, a broken task).
 
-    Attributes:
-        run, round, exchange, client: Whose, of which exchange.
-        cause: Why.
-        has_lost: What it kept is gone: to be asked as one that never counted.
+    `has_lost`: what it kept is gone, it is to be asked as one that never counted.
     """
 
     run: RunId

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import Any, overload
+from typing import Any
 
 import msgspec
 
@@ -13,27 +13,22 @@ from edgewise.codecs.bundle import Bundle
 from edgewise.core.errors import InputError, PartFailed
 from edgewise.core.ids import ClientId, Digest, RoundNumber
 from edgewise.core.seeds import Seeds
-from edgewise.training.algorithm import MODEL, Candidate, ClientRecord, Closed, Counted, FederatedAlgorithm
-from edgewise.training.algorithm import State as PartState
+from edgewise.training.algorithm import MODEL, Candidate, ClientRecord, FederatedAlgorithm
 from edgewise.training.protocols import collection as c
 from edgewise.training.protocols.folding import (
     blob,
-    mean_metrics,
     section_from_blob,
     section_to_blob,
-    step_server,
     vector_from_bytes,
 )
-from edgewise.training.protocols.letters import Address, BlobName, RunEnded, SectionBlob, UpdateReport, WorkOrder
+from edgewise.training.protocols.letters import Address, BlobName, RunEnded, SectionBlob, WorkOrder
 from edgewise.training.protocols.messages import (
     Action,
-    AnnounceRound,
     AnnounceWaiting,
     EndRun,
     Member,
     Outcome,
     OutcomeKind,
-    Refusal,
     RoundSummary,
     RunConfig,
     RunStarted,
@@ -467,110 +462,9 @@ def endings(state: RunState) -> tuple[Action, ...]:
     )
 
 
-def after_end(state: RunState, letter: UpdateReport) -> Result:
-    """An update that comes after the end: a yes where it counted before."""
-    record, answer = state.records.get(letter.client), state.collection.answers.get(letter.client)
-    rounds = {record.counted if record else None, state.collection.round - answer.staleness if answer else None}
-    counted = letter.round in rounds and letter.run == state.config.run
-    reason = Refusal.DUPLICATE if counted else Refusal.LATE
-    collection, actions = c.refuse(state.collection, reason, f"run {state.config.run} has ended.")
-    return with_collection(state, collection), actions
-
-
 def told_again(state: RunState, client: ClientId) -> tuple[Action, ...]:
     """Tells a client that comes back after the end of it."""
     return tuple(a for a in endings(state) if isinstance(a, Send) and a.to.name == client)
-
-
-def closed(algorithm: FederatedAlgorithm, blobs: Blobs, state: RunState, sums: Mapping[str, PartState]) -> Result:
-    """Closes the open exchange with its folds: the server steps. After the last exchange the round closes.
-
-    Args:
-        algorithm: The parts.
-        blobs: Holds the server's state and the updates.
-        state: Its collection has the answers that were folded.
-        sums: Their folds, by section.
-
-    Returns:
-        The state, and what to store and announce. Unless it has ended, the next exchange is to be opened:
-        `collection.exchange` is it, with the next round where it is 0.
-    """
-    config, collection = state.config, state.collection
-    exchange = algorithm.exchanges[collection.exchange]
-    answers = [collection.answers[client] for client in collection.cohort if client in collection.answers]
-    closing = closing_of(state, collection.round, collection.exchange, len(answers))
-    with asked(f"{exchange.server.spec} steps"):
-        bundle = server_bundle(state, blobs)
-        try:
-            stepped = step_server(exchange, blobs, bundle, sums, answers, closing, config.spec.buffers)
-        except InputError as error:
-            cure = "Lower the learning rates of clients and server, then start again from the last model."
-            return ended(state, OutcomeKind.FAILED, f"round {collection.round}: {error.message.rstrip('.')}", cure)
-        stored = {name: section_to_blob(name, array) for name, array in stepped.changed.items()}
-    state = change(state, sections={**state.sections, **{name: section for name, (section, _) in stored.items()}})
-    actions: tuple[Action, ...] = (Store({section.blob.digest: data for section, data in stored.values()}),)
-    dropouts = {**state.dropouts, **collection.missing}
-    if collection.exchange + 1 < len(algorithm.exchanges):
-        cohort = tuple(client for client in collection.cohort if client in collection.answers)
-        following = c.opened(collection, collection.round, collection.exchange + 1, cohort)
-        return change(state, collection=following, dropouts=dropouts), actions
-    state, announced = _round_closed(state, dropouts, stepped.update_norm)
-    return state, actions + announced
-
-
-class Population(Sequence[Counted]):
-    """What would decide the weight of each client of a run; made up only where a part asks."""
-
-    def __init__(self, members: Mapping[ClientId, Member]) -> None:
-        self._members = tuple(members.values())
-
-    def __len__(self) -> int:
-        return len(self._members)
-
-    @overload
-    def __getitem__(self, index: int) -> Counted: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Counted]: ...
-
-    def __getitem__(self, index: int | slice) -> Counted | Sequence[Counted]:
-        if isinstance(index, slice):
-            return [Counted(member.num_examples) for member in self._members[index]]
-        return Counted(self._members[index].num_examples)
-
-
-def closing_of(state: RunState, number: RoundNumber, exchange: int, num_counted: int) -> Closed:
-    """What a server's rule may know of the exchange that closes."""
-    members = state.collection.members
-    place = exchange_seeds(state, exchange).at("server")
-    return Closed(number, num_counted, len(members), place.lazy_rng(), Population(members))
-
-
-def _round_closed(state: RunState, dropouts: dict[ClientId, str], norm: float) -> Result:
-    config, collection = state.config, state.collection
-    answered = {client: collection.answers[client] for client in collection.cohort if client in collection.answers}
-    summary = RoundSummary(
-        round=collection.round,
-        model=state.model,
-        num_examples={client: a.num_examples for client, a in answered.items()},
-        metrics=mean_metrics((a.metrics, a.num_examples) for a in answered.values()),
-        missing=dropouts,
-        update_norm=norm,
-        staleness=sum(a.staleness for a in answered.values()) / max(1, len(answered)),
-    )
-    records = dict(state.records)
-    for client, answer in answered.items():
-        former = records.get(client, ClientRecord())
-        asked = RoundNumber(collection.round - answer.staleness)  # the round its order named
-        records[client] = ClientRecord(asked, former.num_counted + 1, answer.metrics)
-    state = change(state, rounds=(*state.rounds, summary), records=records, dropouts={})
-    actions: tuple[Action, ...] = (AnnounceRound(summary),)
-    if collection.round < config.num_rounds:
-        following = c.opened(collection, RoundNumber(collection.round + 1), 0, ())
-        return change(state, collection=following, sent=(), own={}), actions
-    sentence = f"run {config.run} completed {config.num_rounds} rounds"
-    state, ending = ended(state, OutcomeKind.COMPLETED, sentence, "")
-    return state, actions + ending
 
 
 def view(state: RunState) -> RunView:

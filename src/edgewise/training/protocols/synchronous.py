@@ -18,7 +18,8 @@ from edgewise.core.ids import ClientId
 from edgewise.core.spec import Spec
 from edgewise.training.algorithm import FederatedAlgorithm
 from edgewise.training.protocols import collection as c
-from edgewise.training.protocols.client import CLIENT_ROLE
+from edgewise.training.protocols.client_role import CLIENT_ROLE
+from edgewise.training.protocols.closing import after_end, closed
 from edgewise.training.protocols.folding import Decoder, fold
 from edgewise.training.protocols.letters import Address, AnyLetter, RunEnded, UpdateReport, WorkFailed, WorkOrder
 from edgewise.training.protocols.messages import (
@@ -46,14 +47,12 @@ from edgewise.training.protocols.run_state import (
     Phase,
     Result,
     RunState,
-    after_end,
     begun_anew,
     cancelled,
     candidates_of,
     cannot_close,
     change,
     chose_too_few,
-    closed,
     cohort_of,
     endings,
     failed,

@@ -1,11 +1,11 @@
-"""Gossip: clients learn without a server in the loop. `peer.py` is the client, `coordinator.py` the start and the end, `mass.py` the arithmetic."""
+"""Gossip: clients learn without a server in the loop. `peer.py` is the client, `gossip_coordinator.py` the start and the end, `mass.py` the arithmetic."""
 
 from __future__ import annotations
 
 from edgewise.core.errors import InputError
 from edgewise.core.spec import Spec
 from edgewise.training.algorithm import MODEL, FederatedAlgorithm, Kind
-from edgewise.training.protocols.gossip.coordinator import coordinator_role
+from edgewise.training.protocols.gossip.gossip_coordinator import coordinator_role
 from edgewise.training.protocols.gossip.peer import PEER_ROLE
 from edgewise.training.protocols.protocol import CLIENT, COORDINATOR, Protocol
 from edgewise.training.protocols.run_state import view

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgewise.core.spec import Spec
-from edgewise.training.protocols.client import CLIENT_ROLE
+from edgewise.training.protocols.client_role import CLIENT_ROLE
 from edgewise.training.protocols.hierarchical.cloud import CLOUD_ROLE, view
 from edgewise.training.protocols.hierarchical.edge import EDGE_ROLE
 from edgewise.training.protocols.protocol import CLIENT, COORDINATOR, EDGE, Protocol

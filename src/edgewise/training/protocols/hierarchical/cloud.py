@@ -21,6 +21,7 @@ from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.core.ids import ClientId, Digest, NodeId
 from edgewise.training.algorithm import FederatedAlgorithm
 from edgewise.training.protocols import collection as c
+from edgewise.training.protocols.closing import closed
 from edgewise.training.protocols.folding import add_sums, blob, empty_sums
 from edgewise.training.protocols.hierarchical.cloud_state import (
     Assignment,
@@ -66,7 +67,6 @@ from edgewise.training.protocols.run_state import (
     cannot_close,
     change,
     chose_too_few,
-    closed,
     cohort_of,
     failed,
     opened,

@@ -59,7 +59,7 @@ from edgewise.training.protocols.run_state import sections_for
 from edgewise.training.protocols.transitions import Table, accepted, dispatch, ignored, refused
 
 
-class Task(msgspec.Struct, frozen=True):
+class OpenTask(msgspec.Struct, frozen=True):
     """One task in progress.
 
     Attributes:
@@ -85,7 +85,7 @@ class EdgeState(msgspec.Struct, frozen=True):
         ended: How the cloud said that the run is over; None before.
     """
 
-    tasks: dict[int, Task] = {}
+    tasks: dict[int, OpenTask] = {}
     ended: RunEnded | None = None
 
 
@@ -157,7 +157,7 @@ def needs(state: EdgeState) -> list[Digest]:
     return found
 
 
-def _with(state: EdgeState, task: Task) -> EdgeState:
+def _with(state: EdgeState, task: OpenTask) -> EdgeState:
     return EdgeState({**state.tasks, task.letter.assignment: task})
 
 
@@ -187,11 +187,11 @@ def _tasked(parts: _Parts, state: EdgeState, event: Received) -> EdgeResult:
         if seen is None:
             missing[client] = absent
     collection = c.Collection(members, letter.round, letter.exchange, tuple(letter.clients), missing=missing)
-    task = Task(letter, collection)
+    task = OpenTask(letter, collection)
     return _settled(parts, _with(EdgeState(kept), task), task, (Accept(), *_outstanding(task)))
 
 
-def _outstanding(task: Task, ask_anew: bool = False) -> tuple[Action, ...]:
+def _outstanding(task: OpenTask, ask_anew: bool = False) -> tuple[Action, ...]:
     letter = task.letter
     if task.report is not None:
         return () if task.is_delivered and not ask_anew else (Send(COORDINATOR_ADDRESS, task.report),)
@@ -218,7 +218,7 @@ def _orders(letter: EdgeTask, clients: Iterable[ClientId]) -> tuple[Action, ...]
     )
 
 
-def _newest(state: EdgeState, client: ClientId) -> Task | None:
+def _newest(state: EdgeState, client: ClientId) -> OpenTask | None:
     # Of several tasks that know the client (it was moved away and back) the newest counts.
     mine = [task for task in state.tasks.values() if client in task.letter.clients]
     return max(mine, key=lambda task: task.letter.assignment, default=None)
@@ -285,7 +285,7 @@ def _lost(parts: _Parts, state: EdgeState, event: ClientLost) -> EdgeResult:
 
 
 def _returned(parts: _Parts, state: EdgeState, event: ClientReturned) -> EdgeResult:
-    def back(task: Task) -> tuple[c.Collection, tuple[Action, ...]]:
+    def back(task: OpenTask) -> tuple[c.Collection, tuple[Action, ...]]:
         collection, ask_again = c.returned(task.collection, event.client, event.seen)
         return collection, _orders(task.letter, (event.client,)) if ask_again else ()
 
@@ -310,7 +310,7 @@ def _timed_out(parts: _Parts, state: EdgeState, event: TimerFired) -> EdgeResult
 
 
 def _collected(
-    parts: _Parts, state: EdgeState, task: Task, collection: c.Collection, actions: tuple[Action, ...]
+    parts: _Parts, state: EdgeState, task: OpenTask, collection: c.Collection, actions: tuple[Action, ...]
 ) -> EdgeResult:
     if collection is task.collection:
         return state, actions
@@ -318,7 +318,7 @@ def _collected(
     return _settled(parts, _with(state, task), task, actions)
 
 
-def _settled(parts: _Parts, state: EdgeState, task: Task, actions: tuple[Action, ...]) -> EdgeResult:
+def _settled(parts: _Parts, state: EdgeState, task: OpenTask, actions: tuple[Action, ...]) -> EdgeResult:
     if task.report is not None or not task.collection.is_settled:
         return state, actions
     letter, collection = task.letter, task.collection

@@ -22,9 +22,19 @@ from edgewise.inference.streams import StreamStep
 from edgewise.models.graph.graph import PlainTensor
 
 DATATYPES = {
-    "bool": "BOOL", "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32", "uint64": "UINT64", "int8": "INT8",
-    "int16": "INT16", "int32": "INT32", "int64": "INT64", "float16": "FP16", "float32": "FP32", "float64": "FP64",
-}  # fmt: skip
+    "bool": "BOOL",
+    "uint8": "UINT8",
+    "uint16": "UINT16",
+    "uint32": "UINT32",
+    "uint64": "UINT64",
+    "int8": "INT8",
+    "int16": "INT16",
+    "int32": "INT32",
+    "int64": "INT64",
+    "float16": "FP16",
+    "float32": "FP32",
+    "float64": "FP64",
+}
 _DTYPES = {datatype: DTYPES[name] for name, datatype in DATATYPES.items()}
 
 
@@ -32,20 +42,20 @@ class _InputHeader(msgspec.Struct, frozen=True):
     name: str
     shape: tuple[int, ...]
     datatype: str
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] | None = None
     data: Any = None
 
 
 class _OutputHeader(msgspec.Struct, frozen=True):
     name: str
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] | None = None
 
 
 class _BinaryHeader(msgspec.Struct, frozen=True):
     inputs: tuple[_InputHeader, ...]
-    id: str = ""
-    parameters: dict[str, Any] = {}
-    outputs: tuple[_OutputHeader, ...] = ()
+    id: str | None = None
+    parameters: dict[str, Any] | None = None
+    outputs: tuple[_OutputHeader, ...] | None = None
 
 
 _decoder = msgspec.json.Decoder(_BinaryHeader)
@@ -104,27 +114,28 @@ def read_request(body: bytes, header_length: int | None) -> InferRequest:
         inputs[item.name] = traced(array, RAW)
     if offset != len(body):
         raise InputError(f"{len(body) - offset} bytes follow the last input; binary_data_size does not add up.")
-    if not all(isinstance(v, bool) for v in [header.parameters.get("binary_data_output", False)]):
+    parameters, outputs = header.parameters or {}, header.outputs or ()
+    if not isinstance(parameters.get("binary_data_output", False), bool):
         raise InputError("parameters.binary_data_output must be true or false.")
-    is_binary = {"": header.parameters.get("binary_data_output") is True}
-    for wanted in header.outputs:
-        if wanted.parameters.get("classification"):
+    is_binary = {"": parameters.get("binary_data_output") is True}
+    for wanted in outputs:
+        given = wanted.parameters or {}
+        if given.get("classification"):
             raise InputError("the classification extension is not offered. Ask for the scores and sort them.")
-        is_binary[wanted.name] = bool(wanted.parameters.get("binary_data", is_binary[""]))
-    return InferRequest(
-        header.id,
-        inputs,
-        tuple(o.name for o in header.outputs),
-        is_binary,
-        _deadline_s(header.parameters),
-        _stream(header.parameters),
-    )
+        is_binary[wanted.name] = bool(given.get("binary_data", is_binary[""]))
+    names = tuple(o.name for o in outputs)
+    return InferRequest(header.id or "", inputs, names, is_binary, _deadline_s(parameters), _stream(parameters))
 
 
 def _stream(parameters: Mapping[str, Any]) -> StreamStep | None:
     name = parameters.get("sequence_id", 0)
     begins, ends = (parameters.get(key, False) for key in ("sequence_start", "sequence_end"))
-    if not isinstance(name, (str, int)) or not isinstance(begins, bool) or not isinstance(ends, bool):
+    if (
+        not isinstance(name, (str, int))
+        or isinstance(name, bool)
+        or not isinstance(begins, bool)
+        or not isinstance(ends, bool)
+    ):
         raise InputError("parameters.sequence_id must be a text or a number, sequence_start and _end true or false.")
     return StreamStep(str(name), 0 if begins else 1, ends) if name else None
 
@@ -146,7 +157,7 @@ def _read_input(item: _InputHeader, body: bytes, offset: int) -> tuple[NDArray[A
         raise InputError(f"input {item.name!r} has datatype {item.datatype!r}.{nearest(item.datatype, _DTYPES)}")
     if any(n < 0 for n in item.shape):
         raise InputError(f"input {item.name!r} has shape {list(item.shape)}, sizes cannot be negative.")
-    size = item.parameters.get("binary_data_size")
+    size = (item.parameters or {}).get("binary_data_size")
     if size is None:
         return _read_json(item, dtype), offset
     needed = prod(item.shape) * dtype.itemsize
@@ -200,7 +211,7 @@ def write_answer(
     for name in request.outputs or tuple(outputs):
         if name not in outputs:
             raise InputError(f"the model has no output {name!r}.{nearest(name, outputs)}")
-        array = np.ascontiguousarray(np.asarray(outputs[name]))
+        array = np.asarray(outputs[name], order="C")
         header: dict[str, Any] = {"name": name, "datatype": DATATYPES[dtype_name(array.dtype)], "shape": array.shape}
         if request.is_binary.get(name, request.is_binary[""]):
             header["parameters"] = {"binary_data_size": array.nbytes}

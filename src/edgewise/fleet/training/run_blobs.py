@@ -1,0 +1,65 @@
+"""A node's blobs as steps read them, and those that come in and are not named by any state yet."""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+from edgewise.core.ids import Digest
+from edgewise.transport.bulk.blobs import FolderBlobs
+
+MAPPED_BYTES = 2**20
+"""Blobs from this size on are read by mapping the file: a model is in memory as far as it is looked at."""
+
+
+class MappedBlobs(Mapping[Digest, bytes]):
+    """A folder of blobs as the mapping that steps read by digest."""
+
+    def __init__(self, blobs: FolderBlobs) -> None:
+        self._blobs = blobs
+
+    def __getitem__(self, digest: Digest) -> bytes:
+        if not self._blobs.has(digest):
+            raise KeyError(digest)
+        if self._blobs.size(digest) < MAPPED_BYTES:
+            return self._blobs.read(digest)
+        with self._blobs.path(digest).open("rb") as file:
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))  # type: ignore[return-value]
+
+    def __contains__(self, digest: object) -> bool:
+        return isinstance(digest, str) and self._blobs.has(Digest(digest))
+
+    def __iter__(self) -> Iterator[Digest]:
+        raise TypeError("a blob folder is read by digest")
+
+    def __len__(self) -> int:
+        raise TypeError("a blob folder is read by digest")
+
+
+class Incoming:
+    """Blobs of a node that are being stored and that no state names yet, so that nobody drops them meanwhile.
+
+    Attributes:
+        lock: Held while something is added, and while anything is dropped.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self._digests: Counter[Digest] = Counter()
+
+    def add(self, *digests: Digest) -> None:
+        """Blobs that are about to be stored; any thread, before it looks whether they are there."""
+        with self.lock:
+            self._digests.update(digests)
+
+    def release(self, *digests: Digest) -> None:
+        """The event that names them is folded, or they do not matter any more."""
+        with self.lock:
+            self._digests.subtract(digests)
+            self._digests += Counter()
+
+    def digests(self) -> set[Digest]:
+        """All of them; with the lock held."""
+        return set(self._digests)
