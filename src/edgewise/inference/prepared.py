@@ -176,8 +176,9 @@ class PreparedPlan:
             num_entries: Of what they are given; more than usual may take the square of it longer. How long a loop
                 takes depends on the data.
         """
-        more = max(1.0, num_entries / self.usual_entries)
-        return self.usual_stage_s * more * more < BRIEF_S and not self.has_loop
+        if self.has_loop or num_entries <= self.usual_entries:
+            return not self.has_loop and self.usual_stage_s < BRIEF_S
+        return self.usual_stage_s * (num_entries / self.usual_entries) ** 2 < BRIEF_S
 
     def remote_took(self, seconds: float) -> None:
         """The next site answered after so long."""
@@ -223,7 +224,9 @@ class PreparedPlan:
         return StageResult(tensors, gate, answer, ends, payload, tuple(stages), *self._first_answer(tensors))
 
     def _took(self, seconds: float, num_entries: int) -> None:
-        self.usual_entries = _mean(self.usual_entries, max(1, num_entries), is_first=self.usual_entries == float("inf"))
+        if num_entries != self.usual_entries:
+            is_first = self.usual_entries == float("inf")
+            self.usual_entries = _mean(self.usual_entries, max(1, num_entries), is_first=is_first)
         self.usual_stage_s = _mean(self.usual_stage_s, seconds, is_first=self.usual_stage_s == float("inf"))
         self.stage_seconds.add(seconds)
 
