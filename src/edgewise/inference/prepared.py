@@ -117,6 +117,8 @@ class PreparedPlan:
         tail_seconds: Of the local tail.
         stage_seconds: Of this node's stages, codec included.
         usual_stage_s: Their running mean.
+        usual_entries: Running mean of the entries that they were given.
+        has_loop: Whether the graph has a loop, whose time depends on the data.
         usual_remote_s: Running mean of the seconds from handing over to the answer; 0 before the first.
     """
 
@@ -139,6 +141,8 @@ class PreparedPlan:
     tail_seconds: Slowest = field(default_factory=Slowest)
     stage_seconds: Slowest = field(default_factory=Slowest)
     usual_stage_s: float = float("inf")
+    usual_entries: float = float("inf")
+    has_loop: bool = False
     usual_remote_s: float = 0.0
 
     @property
@@ -165,10 +169,16 @@ class PreparedPlan:
         waiting_s = self.tail_seconds.largest * max(1, self.in_flight) + self.stage_seconds.largest
         return _DISPATCH_S + _HEADROOM * waiting_s
 
-    @property
-    def is_brief(self) -> bool:
-        """Whether this node's stages are usually done before a thread would have been woken for them."""
-        return self.usual_stage_s < BRIEF_S
+    def is_brief(self, num_entries: int) -> bool:
+        """Whether this node's stages are done before a thread would have been woken for them.
+
+        Args:
+            num_entries: Of what they are given; more than usual may take the square of it longer. How long a loop
+                takes depends on the data.
+        """
+        if self.has_loop or num_entries <= self.usual_entries:
+            return not self.has_loop and self.usual_stage_s < BRIEF_S
+        return self.usual_stage_s * (num_entries / self.usual_entries) ** 2 < BRIEF_S
 
     def remote_took(self, seconds: float) -> None:
         """The next site answered after so long."""
@@ -209,11 +219,14 @@ class PreparedPlan:
             started = time.perf_counter()
             payload = encode_cut(self.codec, self.stages.handover.tensors, tensors, self.rng)
             stages.append((f"{site} codec", time.perf_counter() - started))
-        self._took(sum([seconds for _, seconds in stages]))
+        self._took(sum([seconds for _, seconds in stages]), entries_of(given))
         ends = leaves or self.stages.handover is None
         return StageResult(tensors, gate, answer, ends, payload, tuple(stages), *self._first_answer(tensors))
 
-    def _took(self, seconds: float) -> None:
+    def _took(self, seconds: float, num_entries: int) -> None:
+        if num_entries != self.usual_entries:
+            is_first = self.usual_entries == float("inf")
+            self.usual_entries = _mean(self.usual_entries, max(1, num_entries), is_first=is_first)
         self.usual_stage_s = _mean(self.usual_stage_s, seconds, is_first=self.usual_stage_s == float("inf"))
         self.stage_seconds.add(seconds)
 
@@ -269,6 +282,7 @@ async def prepare_plan(active: ActivePlan, graph: Graph, site: Site, *, dilation
         StreamStates(zeros(graph, [given for given, _ in stages.keeps])) if stages.keeps else None,
         tuple(t for t in graph.inputs if t.name not in {given for given, _ in plan.state}),
         next(reversed(plan.exits[0].tensors), ""),
+        has_loop=any(node.op in ("Loop", "Scan") for node in graph.nodes),
     )
     await asyncio.get_running_loop().run_in_executor(None, _warm_up_all, prepared, dilation)
     return prepared
@@ -288,7 +302,10 @@ def zeros(graph: Graph, names: list[str] | tuple[str, ...]) -> Tensors:
 def _warm_up_all(prepared: PreparedPlan, dilation: float) -> None:
     stages = prepared.stages
     if stages.stages:
-        prepared._took(dilation * sum(warm_up(prepared.graph, stage) for _, stage in stages.stages))
+        made = {name for stage, _ in stages.stages for name in (*stage.outputs, *(given for given, _ in stage.keeps))}
+        given = {name for stage, _ in stages.stages for name in stage.inputs} - made
+        seconds = dilation * sum(warm_up(prepared.graph, stage) for _, stage in stages.stages)
+        prepared._took(seconds, sum(prepared.graph.tensor(name).num_entries for name in given))
     if stages.tail is not None:
         prepared.tail_seconds.add(dilation * warm_up(prepared.graph, stages.tail))
 
@@ -308,6 +325,11 @@ def warm_up(graph: Graph, stage: LoadedStage) -> float:
     started = time.perf_counter()
     stage.compute(feeds)
     return time.perf_counter() - started
+
+
+def entries_of(tensors: Mapping[str, NDArray[Any]]) -> int:
+    """How many numbers they are in all."""
+    return sum([array.size for array in tensors.values()])
 
 
 def _mean(mean: float, seconds: float, *, is_first: bool) -> float:

@@ -13,7 +13,7 @@ from edgewise.core.ids import NodeId, RequestId
 from edgewise.inference import session
 from edgewise.inference.observation import Observation
 from edgewise.inference.peers import Peers, is_peers_fault
-from edgewise.inference.prepared import PreparedPlan, StageResult, stage_answer, stage_request
+from edgewise.inference.prepared import PreparedPlan, StageResult, entries_of, stage_answer, stage_request
 from edgewise.inference.session import AnswerSource, Session, step
 from edgewise.inference.stage_messages import StageAnswer
 from edgewise.inference.stages import Tensors
@@ -136,7 +136,12 @@ class LiveRequest:
     def _perform(self, action: session.Action) -> None:
         match action:
             case session.RunStages():
-                self._compute(self._run_stages, self._stages_done, session.StagesFailed, self._prepared.is_brief)
+                self._compute(
+                    self._run_stages,
+                    self._stages_done,
+                    session.StagesFailed,
+                    self._prepared.is_brief(entries_of(self._inputs)),
+                )
             case session.RunLocalTail():
                 tensors = self._inputs if self.head is None else self.head.tensors
                 self._compute(lambda: self._prepared.run_tail(tensors), self._tail_done, session.TailFailed)
@@ -214,7 +219,7 @@ class LiveRequest:
         if self.head is not None and self.head.payload is not None:
             self._ask(action, self.head)
         else:
-            self._compute(self._run_stages, encoded, failed, self._prepared.is_brief)
+            self._compute(self._run_stages, encoded, failed, self._prepared.is_brief(entries_of(self._inputs)))
 
     def _ask(self, action: session.Offload, head: StageResult) -> None:
         peers, node, started = self._at.peers, action.target, self._loop.time()

@@ -18,6 +18,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Coroutine, Sequence
+from math import prod
 from typing import Any
 
 import msgspec
@@ -168,7 +169,7 @@ class StageHost:
             lambda: self._run(prepared, message, step, frame),
             settle,
             deadline_s=deadline_s,
-            is_brief=prepared.is_brief,
+            is_brief=prepared.is_brief(sum(prod(section.shape) for section in message.sections)),
             tenant=self._model_of.get(message.revision, ""),
         )
 
