@@ -60,7 +60,8 @@ bench-peers: $(READY)
 	  PIP_DISABLE_PIP_VERSION_CHECK=1 .venvs/$$name/bin/python -m pip install --quiet --progress-bar off -r $$file; done
 
 chaos: $(READY)
-	@$(THREADS) $(BIN)/python -m pytest -m live $(TEST_ARGS) tests
+	@$(THREADS) EDGEWISE_KILL_STRIDE=1 $(BIN)/python -m pytest -m live $(TEST_ARGS) tests
+	@$(THREADS) EDGEWISE_KILL_STRIDE=1 $(BIN)/python -m pytest $(TEST_ARGS) tests/fleet/test_kills.py
 
 smoke: $(READY)
 	@$(THREADS) $(BIN)/python -m pytest $(TEST_ARGS) tests/docs $(wildcard tests/examples)

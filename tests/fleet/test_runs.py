@@ -193,7 +193,7 @@ def test_an_edge_that_was_away_is_told_which_runs_are_over(tmp_path: Path) -> No
         status = await fleet.train(WORDS, num_rounds=2, protocol="hierarchical", on_status=cut_once_it_is_done)
         fleet.fabric.heal("edge-1")
         await fleet.until(lambda: roles.driver("edge", status.run) is None)
-        assert fleet.training[NodeId("edge-1")].events.runs() == ("ended",)
+        await fleet.until(lambda: fleet.training[NodeId("edge-1")].events.runs() == ("ended",))
 
     in_a_fleet(tmp_path, scene)
 

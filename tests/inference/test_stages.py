@@ -40,6 +40,7 @@ def test_stages_of_one_piece_share_a_session_which_does_not_keep_its_bytes() -> 
 
 
 @pytest.mark.live
+@pytest.mark.live
 def test_dilation_multiplies_the_time_of_that_very_run(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = make_stage(two_exit_graph(), ["x"], ["end"], dilation=5.0)
     for seconds in (0.004, 0.009):
@@ -52,7 +53,7 @@ def test_dilation_multiplies_the_time_of_that_very_run(monkeypatch: pytest.Monke
 
         monkeypatch.setattr(stage, "compute", compute)
         best = min(stage.run({"x": images()})[1] for _ in range(5))
-        assert 5 * seconds <= best < 5 * seconds * 1.15
+        assert 5 * seconds <= best < 5 * seconds * 1.3
 
 
 @pytest.mark.live

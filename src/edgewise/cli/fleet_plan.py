@@ -204,7 +204,7 @@ async def deploy_plan(
         recommended: The plan.
 
     Returns:
-        Version, epoch, devices, deadline, names of the plans.
+        Version, revision, devices, deadline, names of the plans.
 
     Raises:
         RemoteError: If the rollout was refused or halted; with the cause.
