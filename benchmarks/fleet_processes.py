@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from edgewise.core.ids import Epoch, NodeId, Tier
+from edgewise.core.ids import Generation, NodeId, Tier
 from edgewise.security import Authority, Identity, create_authority
 from edgewise.simulation.links.link import LinkSpec
 from edgewise.simulation.links.link_control import LinkControl
@@ -72,7 +72,7 @@ async def fleet(folder: Path, shape: Shape) -> AsyncIterator[Bench]:
         device = await open_zenoh(
             ZenohSettings(
                 node=NodeId("device-1"),
-                epoch=Epoch(1),
+                generation=Generation(1),
                 connect=(way,),
                 tls=TlsFiles.of(folder / "device-1"),
                 sign=Identity.load(folder / "device-1").sign,
@@ -107,7 +107,7 @@ async def _start(stack: contextlib.AsyncExitStack, module: str, *arguments: str)
 async def _edge(folder: Path) -> None:
     settings = ZenohSettings(
         node=NodeId("edge-1"),
-        epoch=Epoch(1),
+        generation=Generation(1),
         mode="router",
         listen=("tls/127.0.0.1:0",),
         tls=TlsFiles.of(folder / "edge-1"),

@@ -83,7 +83,7 @@ class Fleet:
     async def start_devices(self, endpoints: Sequence[str]) -> None:
         """Starts the devices, or starts them anew, each towards its endpoint."""
         await asyncio.gather(*(child.stop() for child in self._devices))
-        before = {row.info.epoch for row in (await self.operator.nodes()).nodes}
+        before = {row.info.generation for row in (await self.operator.nodes()).nodes}
         settings = [
             self._settings(
                 device, Tier.DEVICE, connect=(endpoint,), client=f"client-{i}", engine="sequential", **self._task
@@ -93,7 +93,7 @@ class Fleet:
         self._devices = list(await asyncio.gather(*(self._start(s) for s in settings)))
 
         def all_new(rows: list[NodeRow]) -> bool:
-            new = [r for r in rows if r.info.client and r.state == "alive" and r.info.epoch not in before]
+            new = [r for r in rows if r.info.client and r.state == "alive" and r.info.generation not in before]
             return len(new) == len(self._names)
 
         await self.operator.wait_for_nodes(all_new, 30.0)

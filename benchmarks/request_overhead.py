@@ -26,7 +26,7 @@ import numpy as np
 import zenoh
 
 from benchmarks.report import Bar, close, print_row
-from edgewise.core.ids import Epoch, NodeId, Revision, Tier
+from edgewise.core.ids import Generation, NodeId, Revision, Tier
 from edgewise.core.process import keep_for_good
 from edgewise.inference.peers import Target
 from edgewise.inference.serving_node import ServingNode, device_only_plan
@@ -90,10 +90,12 @@ async def edge() -> None:
     graph = bench_graph()
     host = StageHost(NodeId("edge-1"), Tier.EDGE)
     await host.prepare(ActivePlan(Revision(1), split_plan(graph), 1), graph)
-    settings = ZenohSettings(node=NodeId("edge-1"), epoch=Epoch(1), mode="router", listen=("tcp/127.0.0.1:0",))
+    settings = ZenohSettings(
+        node=NodeId("edge-1"), generation=Generation(1), mode="router", listen=("tcp/127.0.0.1:0",)
+    )
     async with await open_zenoh(settings) as transport:
         await transport.serve_sync(KEYS.service("edge-1", STAGE), host.hear)
-        bare = ZenohSettings(node=NodeId("bare"), epoch=Epoch(1), mode="router", listen=("tcp/127.0.0.1:0",))
+        bare = ZenohSettings(node=NodeId("bare"), generation=Generation(1), mode="router", listen=("tcp/127.0.0.1:0",))
         (beside,) = resolved(bare).listen
         tail, shape = make_session(graph.extract([CUT], ["end"])), graph.tensor(CUT).shape
         size = graph.tensor(CUT).size_bytes
@@ -114,7 +116,7 @@ async def device(endpoint: str) -> None:
     from edgewise.service.open_inference import serve_http
 
     graph = bench_graph()
-    settings = ZenohSettings(node=NodeId("device-1"), epoch=Epoch(1), mode="client", connect=(endpoint,))
+    settings = ZenohSettings(node=NodeId("device-1"), generation=Generation(1), mode="client", connect=(endpoint,))
     async with await open_zenoh(settings) as transport:
         node = ServingNode(NodeId("device-1"))
         servers = {name: node.deploy(name) for name in ("local", "split")}

@@ -17,7 +17,7 @@ from edgewise.cli.output import Output
 from edgewise.cli.rollback import roll_back
 from edgewise.cli.train import TrainingSession, print_end, read_job
 from edgewise.core.errors import RemoteError
-from edgewise.core.ids import ClientId, Epoch, NodeId, Revision, RunId, Tier, digest_of
+from edgewise.core.ids import ClientId, Generation, NodeId, Revision, RunId, Tier, digest_of
 from edgewise.fleet.messages import (
     Capability,
     FleetAnswer,
@@ -62,7 +62,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def info(name: str, tier: Tier, parent: str = "", **fields: Any) -> NodeInfo:
     can = Capability(4, 2**33, 12.5e9, 20.0, 3.0, "3.11")
-    return NodeInfo(NodeId(name), tier, Epoch(1), "PEM", NodeId(parent), can, **fields)
+    return NodeInfo(NodeId(name), tier, Generation(1), "PEM", NodeId(parent), can, **fields)
 
 
 DEVICE = NodeRow(
@@ -333,7 +333,7 @@ def test_an_endpoint_without_a_coordinator_says_so(
     tls = TlsFiles.of(home / "edge-1")
     settings = ZenohSettings(
         node=NodeId("edge-1"),
-        epoch=Epoch(1),
+        generation=Generation(1),
         mode="router",
         listen=("tls/127.0.0.1:0",),
         tls=tls,

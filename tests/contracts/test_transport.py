@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from edgewise.core.errors import DeadlineExceeded, EdgewiseError, InputError, PolicyViolation, RemoteError, Unreachable
-from edgewise.core.ids import Epoch, NodeId, Tier
+from edgewise.core.ids import Generation, NodeId, Tier
 from edgewise.core.provenance import RAW, Origins, traced
 from edgewise.ledger.entry import Direction, FrameCounter, Purpose
 from edgewise.security import Authority, create_authority
@@ -69,7 +69,7 @@ async def zenoh(folder: Path, protocol: str, shape: Shape) -> AsyncIterator[Net]
     def settings(name: str, **fields: Any) -> ZenohSettings:
         tls = TlsFiles.of(folder / name) if protocol == "tls" else None
         common: dict[str, Any] = {"counter": counters[name], "allow": refuse_raw, "tap": sent[name].append}
-        return ZenohSettings(node=NodeId(name), epoch=Epoch(1), tls=tls, **common, **fields)
+        return ZenohSettings(node=NodeId(name), generation=Generation(1), tls=tls, **common, **fields)
 
     async with AsyncExitStack() as stack:
         hub = await stack.enter_async_context(

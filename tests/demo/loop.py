@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from edgewise.core.ids import ClientId, Digest, Epoch, NodeId, RequestId, Revision, RunId, Tier
+from edgewise.core.ids import ClientId, Digest, Generation, NodeId, RequestId, Revision, RunId, Tier
 from edgewise.core.seeds import Seeds
 from edgewise.datasets.shifts import drifted
 from edgewise.demo.drift_and_retrain import spoiled
@@ -133,7 +133,7 @@ class Fleet:
 
 def info(device: NodeId) -> NodeInfo:
     """A device as the coordinator knows it."""
-    return NodeInfo(device, Tier.DEVICE, Epoch(1), "", NodeId("edge-1"), Capability(1, 1, 1.0, 1.0, 1.0, ""))
+    return NodeInfo(device, Tier.DEVICE, Generation(1), "", NodeId("edge-1"), Capability(1, 1, 1.0, 1.0, 1.0, ""))
 
 
 def threshold_of(version: ModelVersion) -> float:

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from edgewise.core.errors import InputError, StoreError
-from edgewise.core.ids import Epoch, NodeId, Revision, RunId, Tier
+from edgewise.core.ids import Generation, NodeId, Revision, RunId, Tier
 from edgewise.fleet.membership.membership import KnownNode, Membership, NodeState
 from edgewise.fleet.messages import (
     Ack,
@@ -110,7 +110,7 @@ class FakeNode:
 
 
 def info(node: NodeId, tier: Tier, models: dict[str, InForce] | None = None) -> NodeInfo:
-    return NodeInfo(node, tier, Epoch(1), "", CLOUD, CAPABILITY, models=dict(models or {}))
+    return NodeInfo(node, tier, Generation(1), "", CLOUD, CAPABILITY, models=dict(models or {}))
 
 
 class Fleet:
@@ -119,7 +119,7 @@ class Fleet:
     def __init__(self, log: FakeLog | None = None) -> None:
         self.node, self.versions, self.events = FakeNode(), FakeVersions(), []
         known = {
-            n: KnownNode(node=n, tier=t, epoch=Epoch(1), state=NodeState.ALIVE, info=info(n, t))
+            n: KnownNode(node=n, tier=t, generation=Generation(1), state=NodeState.ALIVE, info=info(n, t))
             for n, t in ((EDGE, Tier.EDGE), (DEVICE, Tier.DEVICE))
         }
         node: Any = self.node
@@ -262,7 +262,7 @@ def test_each_node_is_told_who_stands_at_which_site() -> None:
     fleet, other = Fleet(), NodeId("edge-2")
     members = dict(fleet.made.watch.members.members)
     members[other] = KnownNode(
-        node=other, tier=Tier.EDGE, epoch=Epoch(1), state=NodeState.ALIVE, info=info(other, Tier.EDGE)
+        node=other, tier=Tier.EDGE, epoch=Generation(1), state=NodeState.ALIVE, info=info(other, Tier.EDGE)
     )
     fleet.made.watch.members = Membership(members)  # type: ignore[misc]
     further = Stage("further", PLAN.graph, ("b",), ("end",), Site(Tier.EDGE, 1))
@@ -275,7 +275,7 @@ def test_each_node_is_told_who_stands_at_which_site() -> None:
     assert asked(EDGE, Tier.EDGE) == {"edge": (EDGE, other), "edge:1": (other, EDGE)}
     assert asked(other, Tier.EDGE)["edge:1"] == (EDGE, other)
     device = KnownNode(
-        node=DEVICE, tier=Tier.DEVICE, epoch=Epoch(1), state=NodeState.ALIVE,
+        node=DEVICE, tier=Tier.DEVICE, epoch=Generation(1), state=NodeState.ALIVE,
         info=msgspec.structs.replace(info(DEVICE, Tier.DEVICE), parent=other),
     )  # fmt: skip
     fleet.made.watch.members = Membership({**members, DEVICE: device})  # type: ignore[misc]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgewise.core.errors import InputError
-from edgewise.core.ids import Epoch, NodeId, RequestId, Tier
+from edgewise.core.ids import Generation, NodeId, RequestId, Tier
 from edgewise.fleet.messages import Capability, NodeInfo
 from edgewise.fleet.serving.drift_watch import Confidences, DriftWatch
 from edgewise.fleet.serving.example_collector import BATCH, ExampleCollector
@@ -28,7 +28,7 @@ REFERENCE = {
 
 
 def info(node: str = NODE) -> NodeInfo:
-    return NodeInfo(NodeId(node), Tier.DEVICE, Epoch(1), "", NodeId("edge-1"), Capability(1, 1, 1.0, 1.0, 1.0, ""))
+    return NodeInfo(NodeId(node), Tier.DEVICE, Generation(1), "", NodeId("edge-1"), Capability(1, 1, 1.0, 1.0, 1.0, ""))
 
 
 def watched(*reports: Confidences, sender: str = NODE, sentences: list[str] | None = None) -> list[dict[str, Any]]:
@@ -132,7 +132,7 @@ def test_a_device_speaks_for_itself_only() -> None:
 
 def served(version: int, exit_index: int) -> Served:
     seen = Observation(
-        RequestId("r"), Epoch(1), version, "", AnswerSource.PLAN, 1, "", 0.0, 0.0, 1.0, confidence=0.5,  # type: ignore[arg-type]
+        RequestId("r"), Generation(1), version, "", AnswerSource.PLAN, 1, "", 0.0, 0.0, 1.0, confidence=0.5,  # type: ignore[arg-type]
         confidence_exit=exit_index, predicted=3,
     )  # fmt: skip
     return Served({"end": np.zeros((1, 10), np.float32)}, seen)

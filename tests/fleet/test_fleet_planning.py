@@ -8,7 +8,7 @@ import pytest
 from edgewise.cli.fleet_plan import show_plan
 from edgewise.cli.output import Output
 from edgewise.core.errors import InputError
-from edgewise.core.ids import Digest, Epoch, NodeId, Tier
+from edgewise.core.ids import Digest, Generation, NodeId, Tier
 from edgewise.fleet.messages import Capability, NodeInfo, NodeRow
 from edgewise.fleet.serving.fleet_planning import (
     LEAST_DEADLINE_S,
@@ -27,7 +27,7 @@ from tests.planning.scenario import FAST, WAN, evidence, graph, profiles
 
 def row(name: str, tier: Tier, parent: str = "", flops: float = 1e9, port: int = 0, state: str = "alive") -> NodeRow:
     can = Capability(1, 2**30, flops, 1.0, 3.0, "3.11")
-    return NodeRow(NodeInfo(NodeId(name), tier, Epoch(1), "PEM", NodeId(parent), can, http_port=port), state)
+    return NodeRow(NodeInfo(NodeId(name), tier, Generation(1), "PEM", NodeId(parent), can, http_port=port), state)
 
 
 FLEET = [

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgewise.core.ids import Epoch, NodeId, Tier
+from edgewise.core.ids import Generation, NodeId, Tier
 from edgewise.fleet.membership.membership import (
     STALL_GAPS,
     STALL_OBSERVATIONS,
@@ -24,16 +24,18 @@ from edgewise.fleet.messages import Capability, NodeInfo, Progress
 NODE = NodeId("device-1")
 
 
-def info(epoch: int = 1) -> NodeInfo:
-    return NodeInfo(NODE, Tier.DEVICE, Epoch(epoch), "", NodeId("edge-1"), Capability(1, 1, 1.0, 1.0, 1.0, ""))
+def info(generation: int = 1) -> NodeInfo:
+    return NodeInfo(
+        NODE, Tier.DEVICE, Generation(generation), "", NodeId("edge-1"), Capability(1, 1, 1.0, 1.0, 1.0, "")
+    )
 
 
-def appeared(epoch: int = 1) -> Event:
-    return NodeAppeared(NODE, Tier.DEVICE, Epoch(epoch))
+def appeared(generation: int = 1) -> Event:
+    return NodeAppeared(NODE, Tier.DEVICE, Generation(generation))
 
 
-def vanished(epoch: int = 1) -> Event:
-    return NodeVanished(NODE, Epoch(epoch))
+def vanished(generation: int = 1) -> Event:
+    return NodeVanished(NODE, Generation(generation))
 
 
 def moved(counter: int, *, busy: bool = True) -> Event:
@@ -73,7 +75,7 @@ def test_a_vanished_token_is_a_lost_node_once() -> None:
     assert isinstance(actions[0], NodeLost)
     assert "device-1 is unreachable: its liveliness token is gone" in state.members[NODE].cause
     assert folded(*HERE, vanished(), vanished())[1] == []
-    assert not state.has(NODE, Epoch(1))
+    assert not state.has(NODE, Generation(1))
 
 
 def test_the_end_of_an_older_incarnation_is_not_the_end_of_the_node() -> None:
@@ -82,10 +84,10 @@ def test_the_end_of_an_older_incarnation_is_not_the_end_of_the_node() -> None:
     assert folded(vanished())[1] == []
 
 
-@pytest.mark.parametrize(("epoch", "after"), [(1, "it was frozen or cut off"), (2, "it was started again")])
-def test_the_incarnation_tells_a_frozen_node_from_one_that_had_ended(epoch: int, after: str) -> None:
-    _, actions = folded(*HERE, vanished(), appeared(epoch), NodeDescribed(info(epoch)))
-    assert actions == [NodeReady(info(epoch), after)]
+@pytest.mark.parametrize(("generation", "after"), [(1, "it was frozen or cut off"), (2, "it was started again")])
+def test_the_incarnation_tells_a_frozen_node_from_one_that_had_ended(generation: int, after: str) -> None:
+    _, actions = folded(*HERE, vanished(), appeared(generation), NodeDescribed(info(generation)))
+    assert actions == [NodeReady(info(generation), after)]
 
 
 def test_a_node_that_comes_back_stays_in_view_as_it_was_until_it_has_told_again() -> None:
@@ -109,7 +111,7 @@ def test_a_busy_worker_that_stands_still_is_suspected_with_its_work() -> None:
     assert state.members[NODE].state is NodeState.SUSPECTED
     assert isinstance(actions[0], NodeLost)
     assert "counter 5 did not move over 10 answers while it was to train run-1 round 3" in actions[0].cause
-    assert state.has(NODE, Epoch(1))
+    assert state.has(NODE, Generation(1))
     assert folded(*HERE, *standing, moved(5))[1] == []
 
 

@@ -273,7 +273,7 @@ def test_a_run_hears_of_comings_and_goings_in_the_order_they_were_seen() -> None
     async def run() -> None:
         driver: Any = SimpleNamespace(dispatch=dispatch, role_name="edge", state=None)
         info: Any = SimpleNamespace(
-            node="device-b", client="b", tier=Tier.DEVICE, parent="edge-2", epoch=1, num_examples=3
+            node="device-b", client="b", tier=Tier.DEVICE, parent="edge-2", generation=1, num_examples=3
         )
         node: Any = SimpleNamespace(name="edge-2")
         watch: Any = None
@@ -292,7 +292,7 @@ def test_who_comes_back_while_the_absent_are_given_up_is_not_given_up(monkeypatc
     async def dispatch(event: Any) -> None:
         given_up.append(event.client)
         there.append(
-            SimpleNamespace(node="device-b", info=SimpleNamespace(client="b", parent="", epoch=1, num_examples=3))
+            SimpleNamespace(node="device-b", info=SimpleNamespace(client="b", parent="", generation=1, num_examples=3))
         )
 
     driver: Any = SimpleNamespace(seen={"a", "b"}, dispatch=dispatch, role_name="edge", state=None)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgewise.core.errors import InputError, TaskError
-from edgewise.core.ids import ClientId, Epoch, NodeId, Tier
+from edgewise.core.ids import ClientId, Generation, NodeId, Tier
 from edgewise.fleet.messages import Capability, HardExamples, NodeInfo, NodeRow, hard_examples_of
 from edgewise.fleet.operator.submission import audit_of, make_request, participants
 from edgewise.models.export import export_template
@@ -21,7 +21,7 @@ def row(client: str, state: str = "alive", task: str = "tiny", **fields: Any) ->
     can = Capability(1, 2**30, 1e9, 1.0, 3.0, "3.11")
     node = NodeId(f"device-{client}")
     given = {"client": ClientId(client), "task": task, "num_examples": 20, **fields}
-    return NodeRow(NodeInfo(node, Tier.DEVICE, Epoch(1), "PEM", NodeId("cloud"), can, **given), state)
+    return NodeRow(NodeInfo(node, Tier.DEVICE, Generation(1), "PEM", NodeId("cloud"), can, **given), state)
 
 
 def job(**training: Any) -> JobFile:

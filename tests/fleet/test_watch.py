@@ -11,7 +11,7 @@ import pytest
 
 from edgewise.core.backoff import Backoff
 from edgewise.core.errors import IdentityRefused, Unreachable
-from edgewise.core.ids import Epoch, NodeId, Tier
+from edgewise.core.ids import Generation, NodeId, Tier
 from edgewise.fleet.membership import watch as module
 from edgewise.fleet.membership.membership import STALL_OBSERVATIONS, NodeState
 from edgewise.fleet.membership.watch import Watch
@@ -51,7 +51,7 @@ class Watcher:
         if errors := self.answers.get(node):
             raise errors.pop(0)
         tier = Tier(node.partition("-")[0])
-        return NodeInfo(node, tier, Epoch(1), "", self.name, Capability(1, 1, 1.0, 1.0, 1.0, ""))
+        return NodeInfo(node, tier, Generation(1), "", self.name, Capability(1, 1, 1.0, 1.0, 1.0, ""))
 
     async def ask(self, node: NodeId, service: str, message: Any, answer: Any, **_: Any) -> Progress:
         assert (service, message, answer) == ("progress", ProgressRequest(), Progress)
@@ -59,7 +59,7 @@ class Watcher:
 
     async def appear(self, node: NodeId, epoch: int = 1) -> Any:
         tier = Tier(node.partition("-")[0])
-        return await self.fabric.open(node).declare_presence(KEYS.alive(tier, node, Epoch(epoch)))
+        return await self.fabric.open(node).declare_presence(KEYS.alive(tier, node, Generation(epoch)))
 
     async def is_alive(self, *nodes: NodeId) -> bool:
         return await self.watch.wait_for(lambda members: {m.node for m in members.alive()} == set(nodes), 5.0)
@@ -140,7 +140,7 @@ def test_a_node_with_anothers_certificate_is_not_counted_in(caplog: pytest.LogCa
 
 def test_itself_and_other_tiers_are_not_watched() -> None:
     async def scene(watcher: Watcher) -> None:
-        await watcher.transport.declare_presence(KEYS.alive(Tier.CLOUD, watcher.name, Epoch(1)))
+        await watcher.transport.declare_presence(KEYS.alive(Tier.CLOUD, watcher.name, Generation(1)))
         await watcher.appear(EDGE)
         await watcher.appear(DEVICE)
         assert await watcher.is_alive(DEVICE)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edgewise.core.ids import Epoch, NodeId, Tier
+from edgewise.core.ids import Generation, NodeId, Tier
 from edgewise.fleet.agent import Agent
 from edgewise.fleet.messages import Capability, NodeInfo
 from edgewise.fleet.node.settings import AgentSettings
@@ -27,7 +27,7 @@ class Known:
     async def info_of(self, node: NodeId) -> NodeInfo:
         for _ in range(3 if node == "operator" else 1):
             await asyncio.sleep(0)
-        return NodeInfo(node, Tier.CLOUD, Epoch(1), "", NodeId(""), capability(0 if node == "operator" else 2))
+        return NodeInfo(node, Tier.CLOUD, Generation(1), "", NodeId(""), capability(0 if node == "operator" else 2))
 
 
 def times_declared(tier: Tier, *back: str, index: int = 0) -> int:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from edgewise.core.ids import Epoch, NodeId, Revision, Tier
+from edgewise.core.ids import Generation, NodeId, Revision, Tier
 from edgewise.inference.peers import Target
 from edgewise.inference.session import AnswerSource
 from edgewise.inference.stage_messages import STAGE
@@ -27,10 +27,12 @@ def test_a_split_over_zenoh_is_exact_and_survives_the_loss_of_its_edge() -> None
         host = StageHost(NodeId("edge-1"), Tier.EDGE)
         await host.prepare(plan, GRAPH)
         edge = await open_zenoh(
-            ZenohSettings(node=NodeId("edge-1"), epoch=Epoch(1), mode="router", listen=("tcp/127.0.0.1:0",))
+            ZenohSettings(node=NodeId("edge-1"), generation=Generation(1), mode="router", listen=("tcp/127.0.0.1:0",))
         )
         await edge.serve_sync(KEYS.service("edge-1", STAGE), host.hear)
-        device = await open_zenoh(ZenohSettings(node=NodeId("device-1"), epoch=Epoch(1), connect=edge.endpoints))
+        device = await open_zenoh(
+            ZenohSettings(node=NodeId("device-1"), generation=Generation(1), connect=edge.endpoints)
+        )
         server = model_server("device-1")
         await server.prepare(plan, GRAPH)
         server.activate(Revision(1))

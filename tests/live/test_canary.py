@@ -131,12 +131,13 @@ async def ask(fleet: EmulatedFleet, task: DigitsTask, devices: tuple[str, ...]) 
 
 async def restart_with_grant(fleet: EmulatedFleet, operator: Operator) -> None:
     """Returns when the coordinator knows the new incarnation; what is in force is installed on it first."""
-    before = {row.info.node: row.info.epoch for row in (await operator.nodes()).nodes}[GRANTED]
+    before = {row.info.node: row.info.generation for row in (await operator.nodes()).nodes}[GRANTED]
     await fleet.children[GRANTED].stop()
     granted = msgspec.structs.replace(fleet.settings[GRANTED], raw_may_reach=Tier.EDGE, task="", client="", engine="")
     await fleet.start_node(granted)
     await operator.wait_for_nodes(
-        lambda rows: any(r.info.node == GRANTED and r.info.epoch > before and r.state == "alive" for r in rows), 20.0
+        lambda rows: any(r.info.node == GRANTED and r.info.generation > before and r.state == "alive" for r in rows),
+        20.0,
     )
 
 

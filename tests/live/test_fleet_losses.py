@@ -102,7 +102,7 @@ def test_a_frozen_node_is_lost_after_the_lease_and_returns_with_its_identity(wor
         stop_client_1(world).unlink()
         world.fleet.children["device-2"].send_signal(signal.SIGCONT)
         rows = await world.rows(lambda rows: rows["device-2"].state == "alive")
-        assert (rows["device-2"].info.node, rows["device-2"].info.epoch) == (before.node, before.epoch)
+        assert (rows["device-2"].info.node, rows["device-2"].info.generation) == (before.node, before.generation)
         await world.submit("thawed", num_rounds=3)
         status = await world.end_of("thawed")
         assert [r.num_updates for r in status.rounds] == [2, 2, 2]

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from edgewise.core.ids import Epoch, NodeId, Revision
+from edgewise.core.ids import Generation, NodeId, Revision
 from edgewise.inference.peers import Target
 from edgewise.inference.session import AnswerSource
 from edgewise.inference.stage_messages import STAGE
@@ -26,7 +26,7 @@ from tests.inference.tiny import active, close, images, model_server
 KEYS = Keys("pipeline")
 EDGE = """
 import asyncio, json, sys
-from edgewise.core.ids import Epoch, NodeId, Tier
+from edgewise.core.ids import Generation, NodeId, Tier
 from edgewise.inference.peers import Target
 from edgewise.inference.stage_messages import STAGE
 from edgewise.inference.stage_server import StageHost
@@ -38,10 +38,10 @@ from tests.live.test_pipeline_of_edges import KEYS
 async def main(name, outward):
     host = StageHost(NodeId(name), Tier.EDGE)
     await host.prepare(active(pipeline_plan()), GRAPH)
-    own = await open_zenoh(ZenohSettings(node=NodeId(name), epoch=Epoch(1), mode="router", listen=("tcp/127.0.0.1:0",)))
+    own = await open_zenoh(ZenohSettings(node=NodeId(name), generation=Generation(1), mode="router", listen=("tcp/127.0.0.1:0",)))
     await own.hear(KEYS.service(name, STAGE), host.hear)
     if outward:
-        other = await open_zenoh(ZenohSettings(node=NodeId(name + "-outward"), epoch=Epoch(1), connect=(outward,)))
+        other = await open_zenoh(ZenohSettings(node=NodeId(name + "-outward"), generation=Generation(1), connect=(outward,)))
         host.set_targets([Target(NodeId("edge-2"), other, KEYS.service("edge-2", STAGE))], SECOND)
     print(json.dumps(own.endpoints[0]), flush=True)
     await asyncio.Event().wait()
@@ -66,7 +66,7 @@ def edge(name: str, outward: str = "") -> Iterator[tuple[int, str]]:
 @pytest.mark.parametrize("victim", ["edge-1", "edge-2"])
 def test_a_pipeline_of_two_processes_is_exact_and_survives_the_loss_of_either(victim: str) -> None:
     async def run(first: str, pids: dict[str, int]) -> None:
-        device = await open_zenoh(ZenohSettings(node=NodeId("device-1"), epoch=Epoch(1), connect=(first,)))
+        device = await open_zenoh(ZenohSettings(node=NodeId("device-1"), generation=Generation(1), connect=(first,)))
         server = model_server()
         await server.prepare(active(pipeline_plan()), GRAPH)
         server.activate(Revision(1))

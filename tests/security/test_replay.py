@@ -10,14 +10,16 @@ from edgewise.security.replay import WINDOW, ReplayWindow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 40)), max_size=60))
 def test_within_the_window_it_takes_what_a_plain_set_takes(frames: list[tuple[int, int]]) -> None:
-    window, newest_epoch, seen = ReplayWindow(), -1, set()
-    for epoch, sequence in frames:
-        taken = window.take(epoch, sequence)
-        newest_epoch = max(newest_epoch, epoch)
-        assert isinstance(taken, ReplayWindow) == (epoch == newest_epoch and (epoch, sequence) not in seen)
+    window, newest_generation, seen = ReplayWindow(), -1, set()
+    for generation, sequence in frames:
+        taken = window.take(generation, sequence)
+        newest_generation = max(newest_generation, generation)
+        assert isinstance(taken, ReplayWindow) == (
+            generation == newest_generation and (generation, sequence) not in seen
+        )
         if isinstance(taken, ReplayWindow):
             window = taken
-            seen.add((epoch, sequence))
+            seen.add((generation, sequence))
 
 
 def test_overtaken_frames_are_taken_once() -> None:

@@ -32,14 +32,14 @@ def test_a_signed_frame_is_accepted_once(verifier: Verifier, device: Identity) -
     signature = device.sign(b"frame")
     assert 64 <= len(signature) <= 72
     assert verifier.check("device-1", 1, 0, signature, b"frame") == ("device-1", Tier.DEVICE)
-    with pytest.raises(IdentityRefused, match="frame 0 of 'device-1', epoch 1, is replayed") as caught:
+    with pytest.raises(IdentityRefused, match="frame 0 of 'device-1', generation 1, is replayed") as caught:
         verifier.check("device-1", 1, 0, signature, b"frame")
     assert caught.value.fields["reason"] == "replayed"
 
 
 def test_an_older_epoch_is_refused(verifier: Verifier, device: Identity) -> None:
     verifier.check("device-1", 2, 0, device.sign(b"b"), b"b")
-    with pytest.raises(IdentityRefused, match="is stale epoch: the newest taken is 0 of epoch 2"):
+    with pytest.raises(IdentityRefused, match="is stale generation: the newest taken is 0 of generation 2"):
         verifier.check("device-1", 1, 7, device.sign(b"a"), b"a")
 
 

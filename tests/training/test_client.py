@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from edgewise.core.errors import StoreError
-from edgewise.core.ids import ClientId, Digest, Epoch, NodeId, RoundNumber, RunId
+from edgewise.core.ids import ClientId, Digest, Generation, NodeId, RoundNumber, RunId
 from edgewise.training.protocols import PROTOCOLS, client_role, make_protocol, replay
 from edgewise.training.protocols.event_log import AnyEvent, decode_event, encode_event
 from edgewise.training.protocols.letters import (
@@ -52,7 +52,7 @@ def order(number=1, exchange=0, counted=0, model="m", reply_to=COORDINATOR_ADDRE
 
 
 def came(letter):
-    return Received(letter=letter, sender=NodeId("cloud"), epoch=Epoch(1))
+    return Received(letter=letter, sender=NodeId("cloud"), generation=Generation(1))
 
 
 def done(number=1, exchange=0, kept=None):

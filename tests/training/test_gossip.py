@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgewise.core.errors import FrameRefused, InputError, MisfitError
-from edgewise.core.ids import ClientId
+from edgewise.core.ids import ClientId, Generation
 from edgewise.simulation.virtual_node import Disturbance
 from edgewise.training.aggregate import coordinate_median
 from edgewise.training.algorithms import fed_adam, fed_avg, scaffold
@@ -220,7 +220,7 @@ def test_a_share_of_a_stranger_or_of_another_size_is_refused():
     fields = {"run": run.config.run, "round": own.round, "receiver": ClientId("c0"), "share": own.share}
     for sender, text in (("c2", "does not listen to c2"), ("c9", "does not listen to c9")):
         letter = PeerShare(sender=ClientId(sender), **fields)
-        assert text in run.feed(node, Received(letter=letter, sender=sender, epoch=1))[0].text
+        assert text in run.feed(node, Received(letter=letter, sender=sender, generation=1))[0].text
 
 
 def test_a_cancelled_run_ends_everywhere():
@@ -305,7 +305,7 @@ def test_a_task_names_neighbours_and_their_parts():
 
 @pytest.mark.parametrize("kind", ["nonsense", "no such round", "a round before the first"])
 def test_a_hostile_share_adds_nothing_and_nobody_waits_for_its_sender(kind):
-    from edgewise.core.ids import Epoch, NodeId, RoundNumber, RunId, digest_of
+    from edgewise.core.ids import NodeId, RoundNumber, RunId, digest_of
     from edgewise.simulation.virtual_run import Disturbance
     from edgewise.training.algorithms import fed_avg
     from edgewise.training.protocols.gossip.mass import Mass
@@ -331,7 +331,7 @@ def test_a_hostile_share_adds_nothing_and_nobody_waits_for_its_sender(kind):
         run=RunId("r"), round=RoundNumber(number), sender="b", receiver="a", share=BlobName(digest_of(data), len(data))
     )
     before = node.state
-    actions = run.feed(node, Received(letter=share, sender=NodeId("b"), epoch=Epoch(1)))
+    actions = run.feed(node, Received(letter=share, sender=NodeId("b"), generation=Generation(1)))
     assert isinstance(actions[0], Refuse)
     assert actions[0].reason is (Refusal.INVALID if kind == "nonsense" else Refusal.WRONG_ROUND)
     assert node.state.mass == before.mass or kind == "nonsense"

@@ -8,7 +8,7 @@ import pytest
 
 from edgewise.codecs import error_feedback, int8, top_k
 from edgewise.core.errors import MisfitError, StoreError
-from edgewise.core.ids import ClientId, Digest, Epoch, NodeId, RoundNumber, RunId, digest_of
+from edgewise.core.ids import ClientId, Digest, Generation, NodeId, RoundNumber, RunId, digest_of
 from edgewise.simulation.virtual_node import Disturbance
 from edgewise.training.algorithms import fed_adam, fed_avg
 from edgewise.training.protocols import check_carries, make_protocol, replay
@@ -87,8 +87,8 @@ def forwarded(run, index=0):
     return next(task.report for task in node.state.tasks.values())
 
 
-def to_cloud(run, report, epoch=1):
-    return run.feed(run.coordinator, Received(letter=report, sender=report.edge, epoch=Epoch(epoch)))
+def to_cloud(run, report, generation=1):
+    return run.feed(run.coordinator, Received(letter=report, sender=report.edge, generation=Generation(generation)))
 
 
 @pytest.mark.parametrize("parts", [{}, {"uplink": int8("stochastic")}, {"uplink": error_feedback(top_k(0.5))}])
@@ -299,20 +299,20 @@ def test_a_sum_that_cannot_be_puts_its_edge_in_quarantine(change, text):
 
 
 @pytest.mark.parametrize(
-    ("fields", "epoch", "reason"),
+    ("fields", "generation", "reason"),
     [
         ({"run": RunId("other")}, 2, Refusal.WRONG_RUN),
         ({"edge": NodeId("edge-9")}, 2, Refusal.NOT_ASKED),
         ({"assignment": 99}, 2, Refusal.LATE),
         ({"exchange": 1}, 2, Refusal.LATE),
-        ({}, 1, Refusal.WRONG_EPOCH),
+        ({}, 1, Refusal.WRONG_GENERATION),
     ],
 )
-def test_a_sum_that_does_not_belong_is_refused(fields, epoch, reason):
+def test_a_sum_that_does_not_belong_is_refused(fields, generation, reason):
     run = hierarchy()
     report = forwarded(run)
-    run.feed(run.coordinator, EdgeReturned(report.edge, Epoch(2)))
-    actions = to_cloud(run, msgspec.structs.replace(report, **fields), epoch)
+    run.feed(run.coordinator, EdgeReturned(report.edge, Generation(2)))
+    actions = to_cloud(run, msgspec.structs.replace(report, **fields), generation)
     assert [a.reason for a in actions if isinstance(a, Refuse)] == [reason]
 
 
@@ -364,7 +364,7 @@ def test_an_update_no_task_asked_for_is_refused_by_the_edge():
     run.pump(3)
     fields = {"run": RunId("other"), "round": RoundNumber(1), "client": ClientId("c0"), "num_examples": 1}
     letter = UpdateReport(update=BlobName(Digest("x"), 1), **fields)
-    actions = run.feed(edge(run), Received(letter=letter, sender=NodeId("c0"), epoch=Epoch(1)))
+    actions = run.feed(edge(run), Received(letter=letter, sender=NodeId("c0"), generation=Generation(1)))
     assert actions[0].reason is Refusal.WRONG_RUN
 
 
@@ -434,7 +434,7 @@ def test_a_timer_of_another_task_and_clients_of_others_change_nothing_on_an_edge
     for event in (
         TimerFired("task/99"),
         ClientLost(ClientId("c1"), "x"),
-        ClientReturned(ClientId("c1"), SeenClient(Epoch(1))),
+        ClientReturned(ClientId("c1"), SeenClient(Generation(1))),
         EdgeLost(EDGES[1], "x"),
     ):
         run.feed(node, event)

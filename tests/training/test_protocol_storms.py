@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgewise.core.ids import ClientId, Epoch, NodeId
+from edgewise.core.ids import ClientId, Generation, NodeId
 from edgewise.core.seeds import Seeds
 from edgewise.simulation.virtual_clients import kept_from_bytes
 from edgewise.simulation.virtual_node import Disturbance
@@ -230,7 +230,7 @@ def test_every_client_hears_of_the_end_with_what_counted():
     ended = [n.log[-1].letter for n in run.nodes["client"].values() if n.log and n.state.phase == "over"]
     assert all(isinstance(letter, RunEnded) for letter in ended)
     assert max(letter.counted for letter in ended) == 5
-    assert run.nodes["client"]["c0"].epoch == Epoch(1)
+    assert run.nodes["client"]["c0"].generation == Generation(1)
 
 
 def test_the_function_engine_of_these_tests_takes_a_seed_place():

@@ -11,7 +11,7 @@ import pytest
 
 from edgewise.codecs.bundle import bundle_to_bytes, encode_bundle
 from edgewise.core.errors import FrameRefused, StoreError
-from edgewise.core.ids import ClientId, Epoch, NodeId, RoundNumber, RunId, digest_of
+from edgewise.core.ids import ClientId, Generation, NodeId, RoundNumber, RunId, digest_of
 from edgewise.core.seeds import Seeds
 from edgewise.training.algorithms import fed_adam, fed_avg
 from edgewise.training.protocols import make_protocol, replay
@@ -72,7 +72,7 @@ class Bench:
         fields = {"num_rounds": 2, "round_deadline_s": 5.0, **fields}
         self.config, self.blobs = config_of(self.algorithm, NAMES, np.zeros(SIZE, np.float32), **fields)
         self.step = COORDINATOR.make_step(self.algorithm, self.blobs)
-        self.feed(RunStarted(self.config, {ClientId(c): SeenClient(Epoch(1)) for c in present}))
+        self.feed(RunStarted(self.config, {ClientId(c): SeenClient(Generation(1)) for c in present}))
 
     def feed(self, event):
         self.log.append(event)
@@ -90,21 +90,21 @@ class Bench:
     def coded(self, update):
         return self.put(bundle_to_bytes(encode_bundle({}, {"model": update}, None, np.random.default_rng(0))[0]))
 
-    def made(self, client, number=1, epoch=1, **fields):
+    def made(self, client, number=1, generation=1, **fields):
         update, count, metrics = towards_truth(client, number, self.model, seeds_of(client, number))
         named = {"client": ClientId(client), "round": RoundNumber(number), "num_examples": count, "metrics": metrics}
         letter = UpdateReport(**{"run": self.config.run, "update": self.coded(update), **named, **fields})
-        return Received(letter=letter, sender=NodeId(client), epoch=Epoch(epoch))
+        return Received(letter=letter, sender=NodeId(client), generation=Generation(generation))
 
     def failed(self, client, cause, number=1):
         letter = WorkFailed(run=self.config.run, round=RoundNumber(number), client=ClientId(client), cause=cause)
-        return self.feed(Received(letter=letter, sender=NodeId(client), epoch=Epoch(1)))
+        return self.feed(Received(letter=letter, sender=NodeId(client), generation=Generation(1)))
 
-    def sent(self, client, number=1, epoch=1, **fields):
-        return self.feed(self.made(client, number, epoch, **fields))
+    def sent(self, client, number=1, generation=1, **fields):
+        return self.feed(self.made(client, number, generation, **fields))
 
-    def back(self, client, epoch=1):
-        return self.feed(ClientReturned(ClientId(client), SeenClient(Epoch(epoch))))
+    def back(self, client, generation=1):
+        return self.feed(ClientReturned(ClientId(client), SeenClient(Generation(generation))))
 
     def overdue(self, number=1):
         return self.feed(TimerFired(f"round/{number}/0"))
@@ -212,7 +212,7 @@ def test_when_all_have_settled_below_the_quorum_the_run_says_what_it_waits_for()
     assert "missing: c (unreachable)" in bench.found(AnnounceWaiting).sentence
     bench.back("c", 2)
     assert bench.asked == ("c",)
-    bench.sent("c", epoch=2)
+    bench.sent("c", generation=2)
     assert bench.found(AnnounceRound).summary.participants == NAMES
 
 
@@ -241,18 +241,18 @@ def test_a_duplicate_is_refused_and_changes_only_its_counter():
 
 
 @pytest.mark.parametrize(
-    ("number", "epoch", "client", "reason"),
+    ("number", "generation", "client", "reason"),
     [
         (0, 2, "b", Refusal.LATE),
         (9, 2, "b", Refusal.WRONG_ROUND),
-        (1, 1, "b", Refusal.WRONG_EPOCH),
+        (1, 1, "b", Refusal.WRONG_GENERATION),
         (1, 2, "z", Refusal.NOT_ASKED),
     ],
 )
-def test_an_update_that_does_not_belong_is_refused(number, epoch, client, reason):
+def test_an_update_that_does_not_belong_is_refused(number, generation, client, reason):
     bench = Bench()
     bench.back("b", 2)
-    event = bench.made("b", number, epoch)
+    event = bench.made("b", number, generation)
     bench.feed(msgspec.structs.replace(event, letter=msgspec.structs.replace(event.letter, client=ClientId(client))))
     assert bench.found(Refuse).reason is reason
     assert bench.state.collection.answers == {}
@@ -292,11 +292,11 @@ def test_a_count_that_is_none_puts_its_sender_in_quarantine():
 
 def test_who_is_in_quarantine_stays_out_when_it_returns():
     bench = Bench(quorum=2)
-    fields = {"run": RunId("r"), "client": ClientId("b"), "round": RoundNumber(1), "epoch": Epoch(1)}
+    fields = {"run": RunId("r"), "client": ClientId("b"), "round": RoundNumber(1), "generation": Generation(1)}
     bench.feed(LetterInvalid(**fields, reason="not a letter"))
     bench.back("b", 2)
     assert bench.last == ()
-    bench.sent("b", epoch=2)
+    bench.sent("b", generation=2)
     assert bench.found(Refuse).reason is Refusal.QUARANTINED
 
 
@@ -329,12 +329,12 @@ def test_a_client_that_failed_and_is_there_is_asked_again():
 
 def test_a_returned_client_is_fenced_against_its_former_self():
     bench = Bench()
-    old = bench.made("a", epoch=1)
+    old = bench.made("a", generation=1)
     bench.feed(ClientLost(ClientId("a"), "its process ended"))
     bench.back("a", 2)
     assert bench.asked == ("a",)
     bench.feed(old)
-    assert bench.found(Refuse).reason is Refusal.WRONG_EPOCH
+    assert bench.found(Refuse).reason is Refusal.WRONG_GENERATION
 
 
 def test_the_late_update_of_a_lost_client_counts_but_does_not_bring_it_back():
@@ -380,7 +380,7 @@ def test_replay_of_the_log_rebuilds_the_state_at_every_boundary():
         lambda: bench.made("a"),
         lambda: ClientLost(ClientId("b"), "gone"),
         lambda: bench.made("c"),
-        lambda: ClientReturned(ClientId("b"), SeenClient(Epoch(2))),
+        lambda: ClientReturned(ClientId("b"), SeenClient(Generation(2))),
         lambda: bench.made("c", 2),
         lambda: bench.made("a", 2),
     ):
@@ -451,7 +451,7 @@ def test_a_second_start_and_events_of_strangers_change_nothing():
     bench.feed(ClientLost(ClientId("stranger"), "gone"))
     bench.feed(EdgeLost(NodeId("edge-1"), "no business of this protocol"))
     bench.failed("a", "too late", number=7)
-    fields = {"run": RunId("other"), "client": ClientId("a"), "round": RoundNumber(1), "epoch": Epoch(1)}
+    fields = {"run": RunId("other"), "client": ClientId("a"), "round": RoundNumber(1), "generation": Generation(1)}
     bench.feed(LetterInvalid(**fields, reason="x"))
     assert bench.found(Refuse).reason is Refusal.WRONG_RUN
     assert bench.state == before

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from edgewise.core.errors import FrameRefused, RemoteError, StoreError, Unreachable
-from edgewise.core.ids import Digest, Epoch, NodeId, digest_of
+from edgewise.core.ids import Digest, Generation, NodeId, digest_of
 from edgewise.simulation.links.link import Link, LinkSpec, open_link
 from edgewise.simulation.links.shape import Shape
 from edgewise.transport.bulk import fetch as bulk
@@ -34,7 +34,7 @@ def play(scene: Callable[[], Awaitable[None]], seconds: float = 60.0) -> None:
 
 async def open_hub(stack: AsyncExitStack, folder: Path) -> tuple[Transport, FolderBlobs, str]:
     """A router that serves blobs; also its endpoint."""
-    settings = ZenohSettings(node=NodeId("hub"), epoch=Epoch(1), mode="router", listen=("tcp/127.0.0.1:0",))
+    settings = ZenohSettings(node=NodeId("hub"), generation=Generation(1), mode="router", listen=("tcp/127.0.0.1:0",))
     hub = await stack.enter_async_context(await open_zenoh(settings))
     blobs = FolderBlobs(folder / "hub")
     await serve_blobs(hub, KEY, blobs)
@@ -45,7 +45,7 @@ async def open_leaf(stack: AsyncExitStack, target: str, name: str, **shape: floa
     """A client behind a link of its own."""
     link = await open_link(LinkSpec(name=name, target=target, shape=Shape(**shape)))
     stack.push_async_callback(link.close)
-    settings = ZenohSettings(node=NodeId(name), epoch=Epoch(1), connect=(f"tcp/127.0.0.1:{link.port}",))
+    settings = ZenohSettings(node=NodeId(name), generation=Generation(1), connect=(f"tcp/127.0.0.1:{link.port}",))
     return await stack.enter_async_context(await open_zenoh(settings)), link
 
 
@@ -266,13 +266,13 @@ async def until_moving(link: Link, size: int) -> None:
 
 RECEIVER = """
 import asyncio, sys
-from edgewise.core.ids import Epoch, NodeId
+from edgewise.core.ids import Generation, NodeId
 from edgewise.transport.bulk.blobs import FolderBlobs
 from edgewise.transport.bulk.fetch import fetch_blob
 from edgewise.transport.zenoh.zenoh_transport import ZenohSettings, open_zenoh
 
 async def main(endpoint, digest, size, folder):
-    async with await open_zenoh(ZenohSettings(node=NodeId("frozen"), epoch=Epoch(1), connect=(endpoint,))) as leaf:
+    async with await open_zenoh(ZenohSettings(node=NodeId("frozen"), generation=Generation(1), connect=(endpoint,))) as leaf:
         print("ready", flush=True)
         await fetch_blob(leaf, "ew/main/node/hub/blob", digest, int(size), FolderBlobs(folder))
         print("done", flush=True)

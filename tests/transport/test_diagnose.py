@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from edgewise.core.errors import InputError, Unreachable
-from edgewise.core.ids import Epoch, NodeId
+from edgewise.core.ids import Generation, NodeId
 from edgewise.transport.zenoh.diagnose import Cause, EndpointFinding, diagnose
 from edgewise.transport.zenoh.zenoh_transport import TlsFiles, ZenohSettings, open_zenoh
 
@@ -30,7 +30,11 @@ def found(find: Callable[[], Awaitable[EndpointFinding]]) -> EndpointFinding:
 async def beside_a_node(folder: Path, name: str, ask: Callable[[str], Awaitable[EndpointFinding]]) -> EndpointFinding:
     """Asks while a TLS node with that certificate listens."""
     settings = ZenohSettings(
-        node=NodeId(name), epoch=Epoch(1), mode="router", listen=("tls/127.0.0.1:0",), tls=TlsFiles.of(folder / name)
+        node=NodeId(name),
+        generation=Generation(1),
+        mode="router",
+        listen=("tls/127.0.0.1:0",),
+        tls=TlsFiles.of(folder / name),
     )
     async with await open_zenoh(settings) as node:
         return await ask(node.endpoints[0])
@@ -145,7 +149,9 @@ def test_opening_a_session_to_nowhere_says_why_within_five_seconds(mode: str) ->
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             endpoint = f"tcp/127.0.0.1:{free.getsockname()[1]}"
-            await open_zenoh(ZenohSettings(node=NodeId("n"), epoch=Epoch(1), mode=mode, listen=(), connect=(endpoint,)))  # type: ignore[arg-type]
+            await open_zenoh(
+                ZenohSettings(node=NodeId("n"), generation=Generation(1), mode=mode, listen=(), connect=(endpoint,))
+            )  # type: ignore[arg-type]
 
     start = time.monotonic()
     with pytest.raises(Unreachable, match=r"no parent can be reached: .*nothing listens on that port") as caught:

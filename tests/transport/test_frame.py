@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from edgewise.core.errors import FrameRefused, PolicyViolation
-from edgewise.core.ids import Epoch, NodeId
+from edgewise.core.ids import Generation, NodeId
 from edgewise.core.provenance import RAW, traced
 from edgewise.ledger.entry import Purpose
 from edgewise.transport.frame import MAX_FRAME_BYTES, Tensor, decode_frame, encode_frame, make_frame, stamped
@@ -23,9 +23,9 @@ DTYPES = ["float32", "float16", "float64", "int8", "uint8", "int16", "int32", "i
 def test_frame_round_trip_keeps_every_field(dtype: str, shape: tuple[int, ...]) -> None:
     x = np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(dtype)
     frame = make_frame("note", Note("hello"), {"x": x}, purpose=Purpose.SERVING, deadline_s=0.5, run="r")
-    back = decode_frame(encode_frame(stamped(frame, sender=NodeId("a"), epoch=Epoch(7), sequence=3)))
+    back = decode_frame(encode_frame(stamped(frame, sender=NodeId("a"), generation=Generation(7), sequence=3)))
     assert back.read(Note) == Note("hello")
-    assert (back.kind, back.purpose, back.sender, back.epoch) == ("note", Purpose.SERVING, "a", 7)
+    assert (back.kind, back.purpose, back.sender, back.generation) == ("note", Purpose.SERVING, "a", 7)
     assert (back.sequence, back.deadline_s, back.run, back.signature) == (3, 0.5, "r", b"")
     assert back.array("x").dtype == x.dtype
     assert np.array_equal(back.array("x"), x)

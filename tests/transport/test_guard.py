@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from edgewise.core.errors import FrameRefused
-from edgewise.core.ids import Epoch, NodeId
+from edgewise.core.ids import Generation, NodeId
 from edgewise.core.provenance import RAW, Origins, traced
 from edgewise.ledger.entry import Direction, FrameCounter, Purpose
 from edgewise.transport.frame import make_frame
@@ -12,7 +12,7 @@ from edgewise.transport.guard import FrameGuard
 
 
 def guard(**fields: object) -> FrameGuard:
-    return FrameGuard(node=NodeId("a"), epoch=Epoch(5), counter=FrameCounter(NodeId("a")), **fields)  # type: ignore[arg-type]
+    return FrameGuard(node=NodeId("a"), generation=Generation(5), counter=FrameCounter(NodeId("a")), **fields)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ def test_guard_signs_control_and_training(purpose: str, is_signed: bool) -> None
     a = guard(sign=lambda data: b"signature")
     frame = a.open(a.seal(make_frame("k", purpose=Purpose(purpose)), "key"))
     assert (frame.signature == b"signature") is is_signed
-    assert (frame.sender, frame.epoch, frame.sequence) == ("a", 5, int(is_signed))
+    assert (frame.sender, frame.generation, frame.sequence) == ("a", 5, int(is_signed))
 
 
 def test_sequence_counts_signed_frames() -> None:

@@ -13,7 +13,7 @@ import pytest
 import zenoh
 
 from edgewise.core.errors import EdgewiseError, TransportError, Unreachable
-from edgewise.core.ids import Epoch, NodeId
+from edgewise.core.ids import Generation, NodeId
 from edgewise.ledger.entry import Purpose
 from edgewise.transport.zenoh.lanes import MAX_QUEUED_BYTES, Sender
 from edgewise.transport.zenoh.queries import Queries, Query
@@ -60,7 +60,7 @@ class Asked:
     """One session's queries and what they reported."""
 
     def __init__(self, session: Session, mode: str) -> None:
-        settings = ZenohSettings(node=NodeId("n"), epoch=Epoch(1), mode=mode)  # type: ignore[arg-type]
+        settings = ZenohSettings(node=NodeId("n"), generation=Generation(1), mode=mode)  # type: ignore[arg-type]
         self.session = session
         self.sender = Sender("n")
         self.queries = Queries(session, settings, self.sender, lambda error: TransportError(f"mapped {error}"))

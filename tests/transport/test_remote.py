@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgewise.core.errors import Busy, EdgewiseError, InputError, PolicyViolation, RemoteError
-from edgewise.core.ids import Epoch, NodeId
+from edgewise.core.ids import Generation, NodeId
 from edgewise.core.provenance import RAW, Origins, traced
 from edgewise.ledger.entry import FrameCounter, Purpose
 from edgewise.transport.frame import Frame, make_frame
@@ -39,7 +39,7 @@ def answered(error: Exception | None = None, **fields: str) -> Frame:
 
 def guard(allow: object = None) -> FrameGuard:
     name = NodeId("edge-1")
-    return FrameGuard(node=name, epoch=Epoch(1), counter=FrameCounter(name), allow=allow)  # type: ignore[arg-type]
+    return FrameGuard(node=name, generation=Generation(1), counter=FrameCounter(name), allow=allow)  # type: ignore[arg-type]
 
 
 def test_an_answer_has_purpose_and_run_of_its_query() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgewise.core.errors import InputError, SecurityError, Unreachable
-from edgewise.core.ids import Epoch, NodeId
+from edgewise.core.ids import Generation, NodeId
 from edgewise.ledger.entry import Direction, Purpose
 from edgewise.simulation.links.link import LinkSpec, open_link
 from edgewise.transport.frame import Frame, make_frame
@@ -19,7 +19,7 @@ from edgewise.transport.zenoh.zenoh_transport import TlsFiles, ZenohSettings, op
 
 
 def settings(name: str = "n", **fields: Any) -> ZenohSettings:
-    return ZenohSettings(node=NodeId(name), epoch=Epoch(1), **fields)
+    return ZenohSettings(node=NodeId(name), generation=Generation(1), **fields)
 
 
 async def echo(query: Frame) -> Frame:

@@ -10,7 +10,7 @@ import pytest
 from torch.nn import functional
 
 from edgewise.core.clock import VirtualClock
-from edgewise.core.ids import ClientId, Epoch, NodeId, digest_of
+from edgewise.core.ids import ClientId, Generation, NodeId, digest_of
 from edgewise.core.seeds import Seeds
 from edgewise.models.flat import initial_vector
 from edgewise.models.task import Examples, Task
@@ -69,7 +69,7 @@ def _by_hand(task, algorithm, rounds):
     config, blobs = config_of(algorithm, CLIENTS, model, num_rounds=rounds, quorum=quorum, seed=7)
     devices = VirtualClients(task, algorithm, engine, 7)
     step = make_protocol("synchronous").roles["coordinator"].make_step(algorithm, blobs)
-    kept, state, pending = {}, None, [RunStarted(config, {c: SeenClient(Epoch(1), 20) for c in CLIENTS})]
+    kept, state, pending = {}, None, [RunStarted(config, {c: SeenClient(Generation(1), 20) for c in CLIENTS})]
     while pending:
         state, actions = step(state, pending.pop())
         for action in actions:
@@ -88,7 +88,7 @@ def _by_hand(task, algorithm, rounds):
                     num_examples=done.num_examples,
                     metrics=done.metrics,
                 )
-                pending.append(Received(letter=report, sender=NodeId(order.client), epoch=Epoch(1)))
+                pending.append(Received(letter=report, sender=NodeId(order.client), generation=Generation(1)))
     return bytes(blobs[state.model])
 
 

@@ -13,7 +13,7 @@
     ├── TransportError            transport
     │   ├── Unreachable           transport.unreachable   nobody answers; says which cause
     │   ├── DeadlineExceeded      transport.deadline      the work's deadline has passed
-    │   ├── FrameRefused          transport.frame   version, digest, size, epoch or shape is wrong
+    │   ├── FrameRefused          transport.frame   version, digest, size, generation or shape is wrong
     │   ├── Busy                  transport.busy    a bounded queue is full; the work was dropped
     │   └── RemoteError           transport.remote  the other side answered with an error
     ├── SecurityError             security
@@ -121,7 +121,7 @@ class DeadlineExceeded(TransportError):
 
 
 class FrameRefused(TransportError):
-    """Reports a frame with a wrong version, digest, size, epoch or shape."""
+    """Reports a frame with a wrong version, digest, size, generation or shape."""
 
     code = "transport.frame"
 

@@ -14,8 +14,8 @@ ClientId = NewType("ClientId", str)
 RunId = NewType("RunId", str)
 RequestId = NewType("RequestId", str)
 RoundNumber = NewType("RoundNumber", int)
-Epoch = NewType("Epoch", int)
-"""Incarnation of a node (its start time, ns); newer is larger."""
+Generation = NewType("Generation", int)
+"""Incarnation of a node: its start time in ns; newer is larger."""
 Revision = NewType("Revision", int)
 """One plan put in force: a counter over the whole fleet, so that it names one plan of one model; newer is larger."""
 Digest = NewType("Digest", str)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgewise.core.backoff import Backoff
 from edgewise.core.errors import EdgewiseError
-from edgewise.core.ids import ClientId, Epoch, NodeId, Tier
+from edgewise.core.ids import ClientId, Generation, NodeId, Tier
 from edgewise.core.process import end_in_time, keep_for_good
 from edgewise.fleet.messages import (
     Ack,
@@ -168,7 +168,7 @@ class Agent:
         return NodeInfo(
             node=self.node.name,
             tier=self.node.identity.tier,
-            epoch=self.node.epoch,
+            generation=self.node.generation,
             certificate=self.node.identity.certificate_pem.decode(),
             parent=self.parent,
             capability=self.capability,
@@ -210,15 +210,15 @@ class Agent:
         if not isinstance(transport, ZenohTransport) or not self.settings.connect:
             return
         routers = set(await transport.routers())
-        newest: dict[NodeId, Epoch] = {}
+        newest: dict[NodeId, Generation] = {}
         beyond_away: set[NodeId] = set()
 
         def seen(key: str, there: bool) -> None:
-            tier, name, epoch = Keys.read_alive(key)
+            tier, name, generation = Keys.read_alive(key)
             if tier is Tier.DEVICE or name == self.node.name:
                 return
             known = self._parents.get(index)
-            if there and known is None and zenoh_id(name, epoch) in routers:
+            if there and known is None and zenoh_id(name, generation) in routers:
                 self._parents[index] = name
                 node.set_parent(name, index)
                 self.serving.ways_changed()
@@ -226,9 +226,9 @@ class Agent:
                     self.parent, self._edge = name, name if tier is Tier.EDGE else None
                     self._parent_known.set()
             if self._parents.get(index) == name:
-                if epoch < newest.get(name, Epoch(0)):
+                if generation < newest.get(name, Generation(0)):
                     return  # the end of a former incarnation, seen after the next one had begun
-                newest[name] = epoch
+                newest[name] = generation
                 self.serving.peer_changed(name, there)
                 if there:
                     self.node.spawn(self._learn(name), f"who is {name}")

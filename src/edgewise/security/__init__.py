@@ -8,7 +8,7 @@ How to use:
     data = encode_frame(stamped(frame, ...), sign=identity.sign)    # a frame that changes state
     verifier = identity.verifier()                                  # where it is consumed
     verifier.learn(pem_from_info, expected="device-1")              # once per node, from its `info` answer
-    verifier.check(f.sender, f.epoch, f.sequence, f.signature, f.signed_bytes, tiers=[Tier.DEVICE])
+    verifier.check(f.sender, f.generation, f.sequence, f.signature, f.signed_bytes, tiers=[Tier.DEVICE])
     config["transport/link/tls"] = tls_config("edge-1")             # Zenoh's sections
     config["access_control"] = access_control("main")               # routers only
     policy = DataPolicy(raw=Tier.DEVICE)                            # what may leave: encode_frame(..., allow=...)

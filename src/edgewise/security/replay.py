@@ -1,4 +1,4 @@
-"""Rejects replayed frames by a window over (epoch, sequence): each signed frame is accepted once."""
+"""Rejects replayed frames by a window over (generation, sequence): each signed frame is accepted once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class ReplayWindow(msgspec.Struct, frozen=True):
     """Holds which frames of one sender were seen, as a value that can be stored with the log.
 
     Attributes:
-        epoch: The newest incarnation seen.
+        generation: The newest incarnation seen.
         newest: The largest sequence number of that incarnation.
         seen: Bit i is set if `newest - i` was seen.
 
@@ -21,36 +21,36 @@ class ReplayWindow(msgspec.Struct, frozen=True):
         Differs: a newer incarnation of the sender starts a new window.
     """
 
-    epoch: int = -1
+    generation: int = -1
     newest: int = -1
     seen: bytes = b""
 
-    def take(self, epoch: int, sequence: int) -> ReplayWindow | str:
+    def take(self, generation: int, sequence: int) -> ReplayWindow | str:
         """Accepts a frame, or returns why not.
 
         Args:
-            epoch: The frame's incarnation of its sender.
+            generation: The frame's incarnation of its sender.
             sequence: Its number in that incarnation, from 0.
 
         Returns:
-            The next window, or `"stale_epoch"`, `"replayed"` or `"too_late"`.
+            The next window, or `"stale_generation"`, `"replayed"` or `"too_late"`.
         """
-        if epoch < self.epoch:
-            return "stale_epoch"
-        if epoch > self.epoch:
-            return ReplayWindow(epoch, sequence, b"\x01")
+        if generation < self.generation:
+            return "stale_generation"
+        if generation > self.generation:
+            return ReplayWindow(generation, sequence, b"\x01")
         bits = int.from_bytes(self.seen, "little")
         if sequence > self.newest:
             bits = (bits << min(sequence - self.newest, WINDOW)) | 1
-            return _window(epoch, sequence, bits)
+            return _window(generation, sequence, bits)
         age = self.newest - sequence
         if age >= WINDOW:
             return "too_late"
         if bits >> age & 1:
             return "replayed"
-        return _window(epoch, self.newest, bits | 1 << age)
+        return _window(generation, self.newest, bits | 1 << age)
 
 
-def _window(epoch: int, newest: int, bits: int) -> ReplayWindow:
+def _window(generation: int, newest: int, bits: int) -> ReplayWindow:
     bits &= (1 << WINDOW) - 1
-    return ReplayWindow(epoch, newest, bits.to_bytes((bits.bit_length() + 7) // 8, "little"))
+    return ReplayWindow(generation, newest, bits.to_bytes((bits.bit_length() + 7) // 8, "little"))

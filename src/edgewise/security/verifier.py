@@ -48,7 +48,7 @@ class Reason(StrEnum):
     REVOKED = "revoked"
     UNSIGNED = "unsigned"
     FORGED = "forged"
-    STALE_EPOCH = "stale_epoch"
+    STALE_GENERATION = "stale_generation"
     REPLAYED = "replayed"
     TOO_LATE = "too_late"
 
@@ -144,7 +144,7 @@ class Verifier:
     def check(
         self,
         sender: str,
-        epoch: int,
+        generation: int,
         sequence: int,
         signature: bytes,
         signed_bytes: bytes,
@@ -156,7 +156,7 @@ class Verifier:
 
         Args:
             sender: The name the frame claims.
-            epoch: The sender's incarnation.
+            generation: The sender's incarnation.
             sequence: The frame's number in it.
             signature: The frame's signature; empty if unsigned.
             signed_bytes: What it covers.
@@ -174,7 +174,7 @@ class Verifier:
         error, proven = self._judge_frame(known, sender, signature, signed_bytes, tiers)
         if error is None:
             assert known is not None
-            error, proven = self._take(sender, epoch, sequence), sender
+            error, proven = self._take(sender, generation, sequence), sender
             if error is None:
                 return known.subject.node, known.subject.tier
         self._count(sender, proven or link or "nobody", error)
@@ -298,17 +298,17 @@ class Verifier:
             ), sender
         return None, sender
 
-    def _take(self, sender: str, epoch: int, sequence: int) -> IdentityRefused | None:
+    def _take(self, sender: str, generation: int, sequence: int) -> IdentityRefused | None:
         with self._lock:
             window = self._windows.get(sender, ReplayWindow())
-            taken = window.take(epoch, sequence)
+            taken = window.take(generation, sequence)
             if isinstance(taken, ReplayWindow):
                 self._windows[sender] = taken
                 return None
         return _refusal(
             Reason(taken),
-            f"frame {sequence} of {sender!r}, epoch {epoch}, is {taken.replace('_', ' ')}: the newest taken is "
-            f"{window.newest} of epoch {window.epoch}. Send it again under a new number.",
+            f"frame {sequence} of {sender!r}, generation {generation}, is {taken.replace('_', ' ')}: the newest taken is "
+            f"{window.newest} of generation {window.generation}. Send it again under a new number.",
         )
 
     def _signer(self, signature: bytes, signed_bytes: bytes) -> str:

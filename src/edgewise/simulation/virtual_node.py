@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgewise.core.ids import Digest, Epoch
+from edgewise.core.ids import Digest, Generation
 from edgewise.training.protocols.letters import Address, AnyLetter
 from edgewise.training.protocols.messages import Event
 from edgewise.training.protocols.protocol import Role, Step
 
-FIRST_EPOCH = Epoch(1)
+FIRST_GENERATION = Generation(1)
 
 
 class Disturbance:
@@ -36,7 +36,7 @@ class VirtualNode:
         part: The protocol's role.
         step: Its step, bound to algorithm and blobs.
         state: The fold of its log.
-        epoch: Incarnation; grows when it is started again.
+        generation: Incarnation; grows when it is started again.
         is_up: Whether letters arrive.
         log: Its events, where a run is disturbed.
         outbox: Letters that are not acknowledged, where a run is disturbed.
@@ -51,7 +51,7 @@ class VirtualNode:
     step: Step
     address: Address
     state: Any = None
-    epoch: Epoch = FIRST_EPOCH
+    generation: Generation = FIRST_GENERATION
     is_up: bool = True
     log: list[Event] = field(default_factory=list)
     outbox: dict[tuple[Address, str], AnyLetter] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgewise.core.errors import EdgewiseError
-from edgewise.core.ids import ClientId, Digest, Epoch, NodeId, RoundNumber, digest_of
+from edgewise.core.ids import ClientId, Digest, Generation, NodeId, RoundNumber, digest_of
 from edgewise.core.layout import Vector
 from edgewise.simulation.agenda import Agenda
 from edgewise.simulation.costs import VirtualCosts
@@ -122,7 +122,7 @@ class VirtualRun:
     announced: list[Action] = field(default_factory=list)
     refusals: dict[tuple[str, Refusal], int] = field(default_factory=dict)
     store: VirtualStore = field(init=False)
-    _works: list[tuple[VirtualNode, Epoch, Work]] = field(default_factory=list)
+    _works: list[tuple[VirtualNode, Generation, Work]] = field(default_factory=list)
     _timers: dict[tuple[str, str, str], int] = field(default_factory=dict)
     _touched: dict[int, VirtualNode] = field(default_factory=dict)
     _num_put: int = 0
@@ -143,7 +143,7 @@ class VirtualRun:
     def start(self) -> None:
         """Starts the run; `go` carries it on."""
         present = {c: self.seen(c) for c in self.config.clients if self.nodes[CLIENT][c].is_up}
-        edges = {NodeId(n.name): n.epoch for n in self.nodes.get(EDGE, {}).values() if n.is_up}
+        edges = {NodeId(n.name): n.generation for n in self.nodes.get(EDGE, {}).values() if n.is_up}
         self.feed(self.coordinator, RunStarted(self.config, present, edges))
 
     def go(self, until: Callable[[], bool] = lambda: False) -> None:
@@ -194,7 +194,7 @@ class VirtualRun:
     def seen(self, client: ClientId) -> SeenClient:
         """A client as a sighting tells of it."""
         edge = self.edge_of.get(client, NodeId("")) if EDGE in self.nodes else NodeId("")
-        return SeenClient(self.nodes[CLIENT][client].epoch, self.num_examples.get(client, 0), edge)
+        return SeenClient(self.nodes[CLIENT][client].generation, self.num_examples.get(client, 0), edge)
 
     def feed(self, node: VirtualNode, event: Event) -> tuple[Action, ...]:
         """An event of a node: logged, stepped, its actions carried out.
@@ -226,13 +226,13 @@ class VirtualRun:
             is_new = key not in node.outbox
             node.outbox[key] = letter
             if is_new:
-                self._attempt(node, node.epoch, to, letter)
+                self._attempt(node, node.generation, to, letter)
             return
         receiver = self.nodes[to.role][to.name]
         self._post(node, receiver, letter, 0.0)
 
-    def _attempt(self, node: VirtualNode, epoch: Epoch, to: Address, letter: AnyLetter) -> None:
-        if epoch != node.epoch or node.outbox.get((to, letter.key)) is None:
+    def _attempt(self, node: VirtualNode, generation: Generation, to: Address, letter: AnyLetter) -> None:
+        if generation != node.generation or node.outbox.get((to, letter.key)) is None:
             return
         letter = node.outbox[to, letter.key]
         if not node.part.wants(node.state, to, letter):
@@ -240,7 +240,7 @@ class VirtualRun:
             return
         assert self.disturbance is not None
         receiver = self.nodes[to.role][to.name]
-        self.agenda.after(RETRY_S, self._attempt, node, epoch, to, letter)
+        self.agenda.after(RETRY_S, self._attempt, node, generation, to, letter)
         if not node.is_up:
             return
         for extra in self.disturbance.fate(node, letter):
@@ -249,7 +249,7 @@ class VirtualRun:
     def _post(self, sender: VirtualNode, receiver: VirtualNode, letter: AnyLetter, extra: float) -> None:
         blobs = letter.blobs
         seconds = self._charge(sender, receiver, self.store.sent(blobs, receiver.held))
-        self.agenda.after(seconds + extra, self._arrive, sender, sender.epoch, receiver, letter, blobs)
+        self.agenda.after(seconds + extra, self._arrive, sender, sender.generation, receiver, letter, blobs)
 
     def _charge(self, sender: VirtualNode, receiver: VirtualNode, size: int) -> float:
         if receiver.role == CLIENT:
@@ -265,7 +265,12 @@ class VirtualRun:
         return self.costs.wan_s(size)
 
     def _arrive(
-        self, sender: VirtualNode, epoch: Epoch, receiver: VirtualNode, letter: AnyLetter, blobs: tuple[BlobName, ...]
+        self,
+        sender: VirtualNode,
+        generation: Generation,
+        receiver: VirtualNode,
+        letter: AnyLetter,
+        blobs: tuple[BlobName, ...],
     ) -> None:
         self.store.arrived(blobs)
         if not receiver.is_up:
@@ -275,19 +280,25 @@ class VirtualRun:
         present = _NOBODY
         if type(letter) is EdgeTask:
             present = {c: self.seen(c) for c in letter.clients if self._is_under(c, receiver.name)}
-        event = Received(letter=letter, sender=NodeId(sender.name), epoch=epoch, present=present)
+        event = Received(letter=letter, sender=NodeId(sender.name), generation=generation, present=present)
         for action in self.feed(receiver, event):
             if type(action) is Accept:
-                self._answer(sender, epoch, receiver, letter, True, "")
+                self._answer(sender, generation, receiver, letter, True, "")
             elif type(action) is Refuse:
                 accepted = action.reason is Refusal.DUPLICATE
-                self._answer(sender, epoch, receiver, letter, accepted, action.text)
+                self._answer(sender, generation, receiver, letter, accepted, action.text)
 
     def _is_under(self, client: ClientId, edge: str) -> bool:
         return self.edge_of.get(client) == edge and self.nodes[CLIENT][client].is_up
 
     def _answer(
-        self, sender: VirtualNode, epoch: Epoch, receiver: VirtualNode, letter: AnyLetter, accepted: bool, reason: str
+        self,
+        sender: VirtualNode,
+        generation: Generation,
+        receiver: VirtualNode,
+        letter: AnyLetter,
+        accepted: bool,
+        reason: str,
     ) -> None:
         if accepted and self.disturbance is None and type(letter) in sender.part.ignores_yes:
             return
@@ -295,11 +306,11 @@ class VirtualRun:
         seconds = self._charge(receiver, sender, 0)
         extras = (0.0,) if self.disturbance is None else self.disturbance.fate(receiver, letter)
         for extra in extras:
-            self.agenda.after(seconds + extra, self._answered, sender, epoch, event, letter)
+            self.agenda.after(seconds + extra, self._answered, sender, generation, event, letter)
 
-    def _answered(self, sender: VirtualNode, epoch: Epoch, event: Delivered, letter: AnyLetter) -> None:
+    def _answered(self, sender: VirtualNode, generation: Generation, event: Delivered, letter: AnyLetter) -> None:
         # An answer to a dead process reaches nobody.
-        if epoch != sender.epoch:
+        if generation != sender.generation:
             return
         if self.disturbance is not None:
             sender.outbox.pop((event.to, event.key), None)
@@ -313,7 +324,7 @@ class VirtualRun:
         """Has the clients of this instant work together."""
         if self.store.has_many:
             self._sweep()
-        works = [(node, work) for node, epoch, work in self._works if epoch == node.epoch]
+        works = [(node, work) for node, generation, work in self._works if generation == node.generation]
         self._works.clear()
         able = []
         for node, work in works:
@@ -341,10 +352,12 @@ class VirtualRun:
                 kept=self.put(worked.kept) if worked.kept else None,
                 metrics=worked.metrics,
             )
-            self.agenda.after(self.costs.work_s(order.client, worked.num_steps), self._worked, node, node.epoch, event)
+            self.agenda.after(
+                self.costs.work_s(order.client, worked.num_steps), self._worked, node, node.generation, event
+            )
 
-    def _worked(self, node: VirtualNode, epoch: Epoch, event: WorkDone) -> None:
-        if epoch == node.epoch:
+    def _worked(self, node: VirtualNode, generation: Generation, event: WorkDone) -> None:
+        if generation == node.generation:
             self.feed(node, event)
 
     def put(self, data: bytes) -> Digest:
@@ -355,12 +368,12 @@ class VirtualRun:
 
     def _set_timer(self, node: VirtualNode, action: SetTimer) -> None:
         key = (node.role, node.name, action.name)
-        generation = self._timers[key] = self._timers.get(key, 0) + 1
+        count = self._timers[key] = self._timers.get(key, 0) + 1
         if action.seconds is not None:
-            self.agenda.after(action.seconds, self._fire, node, node.epoch, key, generation)
+            self.agenda.after(action.seconds, self._fire, node, node.generation, key, count)
 
-    def _fire(self, node: VirtualNode, epoch: Epoch, key: tuple[str, str, str], generation: int) -> None:
-        if epoch == node.epoch and self._timers[key] == generation:
+    def _fire(self, node: VirtualNode, generation: Generation, key: tuple[str, str, str], count: int) -> None:
+        if generation == node.generation and self._timers[key] == count:
             self.feed(node, TimerFired(key[2]))
 
     # -- what becomes of a round ---------------------------------------------------------------------------------
@@ -407,7 +420,7 @@ class VirtualRun:
 
     def _remember_work(self, node: VirtualNode, action: Work) -> None:
         self._works = [w for w in self._works if w[0] is not node] if self.disturbance is not None else self._works
-        self._works.append((node, node.epoch, action))
+        self._works.append((node, node.generation, action))
 
     # -- what can happen to nodes --------------------------------------------------------------------------------
 
@@ -417,7 +430,7 @@ class VirtualRun:
         Args:
             node: Which.
         """
-        node.epoch = Epoch(node.epoch + 1)
+        node.generation = Generation(node.generation + 1)
         node.outbox.clear()
         log = [decode_event(encode_event(event)) for event in node.log]
         node.state = replay(node.step, log, self.blobs)
@@ -452,7 +465,7 @@ class VirtualRun:
     def _sighted(self, node: VirtualNode) -> None:
         for watcher in self._watchers(node):
             if node.role == EDGE:
-                self.feed(watcher, EdgeReturned(NodeId(node.name), node.epoch))
+                self.feed(watcher, EdgeReturned(NodeId(node.name), node.generation))
             else:
                 client = ClientId(node.name)
                 self.feed(watcher, ClientReturned(client, self.seen(client)))

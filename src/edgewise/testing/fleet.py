@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from edgewise.core.errors import InputError, Unreachable
-from edgewise.core.ids import ClientId, Epoch, NodeId, Tier
+from edgewise.core.ids import ClientId, Generation, NodeId, Tier
 from edgewise.core.layout import Vector
 from edgewise.fleet.coordinator import Coordinator
 from edgewise.fleet.messages import Ack, Capability, NodeInfo, RunStatus
@@ -102,7 +102,7 @@ class LoopbackFleet:
         self._tap = tap
         self._holdout = holdout
         self._authority: Authority | None = None
-        self._epochs: dict[NodeId, Epoch] = {}
+        self._epochs: dict[NodeId, Generation] = {}
 
     async def __aenter__(self) -> LoopbackFleet:
         """Starts it; everybody knows everybody when this returns."""
@@ -280,14 +280,14 @@ class LoopbackFleet:
         if not folder.exists():
             self._authority.issue(name, tier).write(folder)
         identity, counter = Identity.load(folder), FrameCounter(name)
-        epoch = self._epochs[name] = Epoch(self._epochs.get(name, 0) + 1)
+        generation = self._epochs[name] = Generation(self._epochs.get(name, 0) + 1)
         node = Node(
-            identity=identity, epoch=epoch, keys=Keys("loopback"), uplinks=[], policy=DataPolicy(),
+            identity=identity, generation=generation, keys=Keys("loopback"), uplinks=[], policy=DataPolicy(),
             blobs=FolderBlobs(self._state(name) / "blobs"), verifier=identity.verifier(), counter=counter,
             describe=lambda: _info(node, parent),
         )  # fmt: skip
         node.uplinks.append(
-            self.fabric.open(name, epoch, counter=counter, sign=identity.sign, allow=node.allow, tap=self._tap)
+            self.fabric.open(name, generation, counter=counter, sign=identity.sign, allow=node.allow, tap=self._tap)
         )
         self.nodes[name] = node
         return node
@@ -312,7 +312,7 @@ class LoopbackFleet:
 
 def _info(node: Node, parent: NodeId, **fields: Any) -> NodeInfo:
     certificate = node.identity.certificate_pem.decode()
-    return NodeInfo(node.name, node.identity.tier, node.epoch, certificate, parent, _CAPABILITY, **fields)
+    return NodeInfo(node.name, node.identity.tier, node.generation, certificate, parent, _CAPABILITY, **fields)
 
 
 def _describer(node: Node, parent: NodeId, worker: LocalWorker) -> Any:

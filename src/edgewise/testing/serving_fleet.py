@@ -21,7 +21,7 @@ import msgspec
 from numpy.typing import NDArray
 
 from edgewise.core.errors import InputError, Unreachable
-from edgewise.core.ids import Epoch, NodeId, Tier
+from edgewise.core.ids import Generation, NodeId, Tier
 from edgewise.fleet.coordinator import Coordinator
 from edgewise.fleet.messages import Capability, NodeInfo
 from edgewise.fleet.node.node import Node
@@ -93,7 +93,7 @@ class ServingFleet:
                 await self._start(NodeId(edge), Tier.EDGE, _CLOUD)
             for device, edge in self._devices.items():
                 await self._start(NodeId(device), Tier.DEVICE, NodeId(edge), **self._settings)
-            self.operator = Operator(self._node(_OPERATOR, Tier.CLOUD, _NOBODY, Epoch(1)), _CLOUD)
+            self.operator = Operator(self._node(_OPERATOR, Tier.CLOUD, _NOBODY, Generation(1)), _CLOUD)
             await self.operator.node.attach(0)
             await self._known(len(self._edges) + len(self._devices))
         except BaseException:
@@ -151,10 +151,10 @@ class ServingFleet:
         await before.close()
         await self.serving.pop(device).close()
         edge = NodeId(self._devices[device])
-        await self._start(name, Tier.DEVICE, edge, incarnation=before.epoch + 1, **self._settings)
+        await self._start(name, Tier.DEVICE, edge, incarnation=before.generation + 1, **self._settings)
 
     async def _start_coordinator(self) -> None:
-        node = self._node(_CLOUD, Tier.CLOUD, _NOBODY, Epoch(1))
+        node = self._node(_CLOUD, Tier.CLOUD, _NOBODY, Generation(1))
         settings = AgentSettings(
             name=_CLOUD,
             tier=Tier.CLOUD,
@@ -171,7 +171,7 @@ class ServingFleet:
         await self.coordinator.start()
 
     async def _start(self, name: NodeId, tier: Tier, parent: NodeId, *, incarnation: int = 1, **settings: Any) -> None:
-        node = self._node(name, tier, parent, Epoch(incarnation))
+        node = self._node(name, tier, parent, Generation(incarnation))
         state = str(self._state(name))
         serving = self.serving[name] = Serving(
             node, AgentSettings(name=name, tier=tier, identity="", state=state, **settings)
@@ -180,12 +180,12 @@ class ServingFleet:
         await serving.resume(parent if tier is Tier.DEVICE else None)
         await node.attach(0)
 
-    def _node(self, name: NodeId, tier: Tier, parent: NodeId, epoch: Epoch) -> Node:
+    def _node(self, name: NodeId, tier: Tier, parent: NodeId, generation: Generation) -> Node:
         identity = Identity.load(self._authority.issue(name, tier).write(self._folder / "identities" / name))
         counter = FrameCounter(name)
         node = Node(
             identity=identity,
-            epoch=epoch,
+            generation=generation,
             keys=Keys("loopback"),
             uplinks=[],
             policy=DataPolicy(),
@@ -194,7 +194,7 @@ class ServingFleet:
             counter=counter,
             describe=lambda: self._describe(node, parent),
         )
-        node.uplinks.append(self.fabric.open(name, epoch, counter=counter, sign=identity.sign, allow=node.allow))
+        node.uplinks.append(self.fabric.open(name, generation, counter=counter, sign=identity.sign, allow=node.allow))
         self.nodes[name] = node
         return node
 
@@ -203,7 +203,7 @@ class ServingFleet:
         return NodeInfo(
             node=node.name,
             tier=node.identity.tier,
-            epoch=node.epoch,
+            generation=node.generation,
             certificate=node.identity.certificate_pem.decode(),
             parent=parent,
             capability=_NO_CORES if serving is None else _CAPABILITY,

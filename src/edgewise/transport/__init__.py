@@ -1,10 +1,10 @@
 """Moves messages between nodes: frames, key layout, loopback, Zenoh, bulk transfer by digest.
 
     settings = ZenohSettings(
-        node=node_id("device-1"), epoch=epoch, connect=("tls/10.0.0.2:7447",), tls=TlsFiles.of("device-1/")
+        node=node_id("device-1"), generation=generation, connect=("tls/10.0.0.2:7447",), tls=TlsFiles.of("device-1/")
     )
     async with await open_zenoh(settings) as transport:                      # zenoh/zenoh_transport.py
-        await transport.declare_presence(keys.alive(Tier.DEVICE, "device-1", epoch))
+        await transport.declare_presence(keys.alive(Tier.DEVICE, "device-1", generation))
         await transport.serve(keys.service("device-1", "info"), handler)     # handler: Frame -> Frame, async
         answer = await transport.query(keys.service("edge-1", "stage"), frame, timeout_s=0.5)
         await fetch_blob(transport, keys.service("edge-1", "blob"), digest, size_bytes, blobs)     # bulk/fetch.py

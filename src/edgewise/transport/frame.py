@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from edgewise.core.dtypes import DTYPES, dtype_name
 from edgewise.core.errors import FrameRefused
-from edgewise.core.ids import Epoch, NodeId
+from edgewise.core.ids import Generation, NodeId
 from edgewise.core.provenance import Origins, origins_of, traced
 from edgewise.ledger.entry import Purpose
 
@@ -64,7 +64,7 @@ class _Header(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     kind: str
     purpose: Purpose
     sender: NodeId
-    epoch: Epoch
+    generation: Generation
     sequence: int
     deadline_s: float | None
     run: str
@@ -85,7 +85,7 @@ class Frame(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         tensors: What travels beside the message.
         purpose: Priority class.
         sender: Name of the sending node; proved by `signature` where state changes.
-        epoch: The sender's incarnation.
+        generation: The sender's incarnation.
         sequence: Counter of the sender's signed frames in this incarnation.
         deadline_s: Seconds of work left when sent; None where the work has no deadline.
         run: Run, version or plan it belongs to; for the ledger.
@@ -98,7 +98,7 @@ class Frame(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     tensors: tuple[Tensor, ...] = ()
     purpose: Purpose = Purpose.CONTROL
     sender: NodeId = NodeId("")
-    epoch: Epoch = Epoch(0)
+    generation: Generation = Generation(0)
     sequence: int = 0
     deadline_s: float | None = None
     run: str = ""
@@ -211,7 +211,7 @@ def encode_frame(
             kind=frame.kind,
             purpose=frame.purpose,
             sender=frame.sender,
-            epoch=frame.epoch,
+            generation=frame.generation,
             sequence=frame.sequence,
             deadline_s=frame.deadline_s,
             run=frame.run,
@@ -279,7 +279,7 @@ def decode_frame(data: bytes | memoryview, *, max_bytes: int = MAX_FRAME_BYTES) 
         tensors=tuple(tensors),
         purpose=header.purpose,
         sender=header.sender,
-        epoch=header.epoch,
+        generation=header.generation,
         sequence=header.sequence,
         deadline_s=header.deadline_s,
         run=header.run,
@@ -296,6 +296,6 @@ def _tensor_bytes(meta: _TensorHeader) -> int:
     return DTYPES[meta.dtype].itemsize * math.prod(meta.shape)
 
 
-def stamped(frame: Frame, *, sender: NodeId, epoch: Epoch, sequence: int = 0) -> Frame:
+def stamped(frame: Frame, *, sender: NodeId, generation: Generation, sequence: int = 0) -> Frame:
     """Returns the frame with its sender's name, incarnation and counter set."""
-    return replace(frame, sender=sender, epoch=epoch, sequence=sequence)
+    return replace(frame, sender=sender, generation=generation, sequence=sequence)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from msgspec.structs import replace
 
 from edgewise.core.errors import FrameRefused
-from edgewise.core.ids import Epoch, NodeId
+from edgewise.core.ids import Generation, NodeId
 from edgewise.core.provenance import Origins
 from edgewise.ledger.entry import Direction, FrameCounter, Purpose
 from edgewise.transport.frame import Frame, decode_frame, encode_frame
@@ -28,7 +28,7 @@ class FrameGuard:
 
     Attributes:
         node: Name stamped on outgoing frames.
-        epoch: Incarnation stamped on outgoing frames.
+        generation: Incarnation stamped on outgoing frames.
         counter: Counts every frame both ways.
         sign: Signs control and training frames; None signs nothing.
         allow: The data policy; None refuses every frame that carries traced data.
@@ -36,7 +36,7 @@ class FrameGuard:
     """
 
     node: NodeId
-    epoch: Epoch
+    generation: Generation
     counter: FrameCounter
     sign: Sign | None = None
     allow: AllowOrigins | None = None
@@ -47,7 +47,7 @@ class FrameGuard:
         """Stamps, checks, signs, encodes and counts an outgoing frame.
 
         Args:
-            frame: What to send; its sender, epoch and sequence are overwritten.
+            frame: What to send; its sender, generation and sequence are overwritten.
             key: Where it goes, for the policy.
 
         Returns:
@@ -59,7 +59,7 @@ class FrameGuard:
         """
         sign = _addressing(self.sign, key) if self.sign and frame.purpose in _SIGNED else None
         sequence = next(self._sequence) if sign else 0
-        frame = replace(frame, sender=self.node, epoch=self.epoch, sequence=sequence)
+        frame = replace(frame, sender=self.node, generation=self.generation, sequence=sequence)
         data = encode_frame(frame, sign=sign, allow=self._allow_towards(key))
         self._count(frame, Direction.SENT, len(data))
         if self.tap is not None:

@@ -1,6 +1,6 @@
 """Makes every key of a fleet; this is the one key layout.
 
-    ew/{fleet}/alive/{tier}/{node}/{epoch}      liveliness token of a node's incarnation
+    ew/{fleet}/alive/{tier}/{node}/{generation}      liveliness token of a node's incarnation
     ew/{fleet}/node/{node}/{service}            query: one service of one node
     ew/{fleet}/event/{node}                     publication: events of a node
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgewise.core.ids import Epoch, NodeId, Tier
+from edgewise.core.ids import Generation, NodeId, Tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +26,9 @@ class Keys:
 
     fleet: str = "main"
 
-    def alive(self, tier: Tier | str, node: NodeId | str, epoch: Epoch | str) -> str:
+    def alive(self, tier: Tier | str, node: NodeId | str, generation: Generation | str) -> str:
         """Returns the liveliness token's key of an incarnation; `"*"` in any place makes an expression to watch."""
-        return f"ew/{self.fleet}/alive/{tier}/{node}/{epoch}"
+        return f"ew/{self.fleet}/alive/{tier}/{node}/{generation}"
 
     def service(self, node: NodeId | str, service: str) -> str:
         """Returns the key of a node's service; `"*"` as node addresses all."""
@@ -39,7 +39,7 @@ class Keys:
         return f"ew/{self.fleet}/event/{node}"
 
     @staticmethod
-    def read_alive(key: str) -> tuple[Tier, NodeId, Epoch]:
+    def read_alive(key: str) -> tuple[Tier, NodeId, Generation]:
         """Splits a liveliness token's key into its parts.
 
         Args:
@@ -48,8 +48,8 @@ class Keys:
         Returns:
             Tier, node and incarnation.
         """
-        *_, tier, node, epoch = key.split("/")
-        return Tier(tier), NodeId(node), Epoch(int(epoch))
+        *_, tier, node, generation = key.split("/")
+        return Tier(tier), NodeId(node), Generation(int(generation))
 
 
 def matches(expression: str, key: str) -> bool:

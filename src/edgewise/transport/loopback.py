@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from edgewise.core.errors import DeadlineExceeded, EdgewiseError, FrameRefused, Unreachable
-from edgewise.core.ids import Epoch, NodeId
+from edgewise.core.ids import Generation, NodeId
 from edgewise.ledger.entry import FrameCounter
 from edgewise.transport.frame import Frame
 from edgewise.transport.guard import AllowOrigins, FrameGuard, Sign, Tap
@@ -46,7 +46,7 @@ class LoopbackFabric:
     def open(
         self,
         node: NodeId | str,
-        epoch: int = 1,
+        generation: int = 1,
         *,
         counter: FrameCounter | None = None,
         sign: Sign | None = None,
@@ -57,7 +57,7 @@ class LoopbackFabric:
 
         Args:
             node: Its name.
-            epoch: Its incarnation.
+            generation: Its incarnation.
             counter: As in `FrameGuard`, like the others.
             sign: Signs control and training frames.
             allow: The data policy.
@@ -70,7 +70,12 @@ class LoopbackFabric:
         return LoopbackTransport(
             self,
             FrameGuard(
-                node=name, epoch=Epoch(epoch), counter=counter or FrameCounter(name), sign=sign, allow=allow, tap=tap
+                node=name,
+                generation=Generation(generation),
+                counter=counter or FrameCounter(name),
+                sign=sign,
+                allow=allow,
+                tap=tap,
             ),
         )
 

@@ -4,7 +4,7 @@ Joining: the liveliness token is present, the node has not described itself yet;
 is kept. Alive: it has described itself, and its worker progresses. Gone: the token is gone (killed in milliseconds, frozen or cut off
 after the transport's lease; which of them shows when it is back: a new incarnation had ended, the same one had not).
 Suspected: the token is there but the worker has work and its counter stands still, by far longer than it ever did
-before it moved again. A node that comes back with a newer epoch is alive again.
+before it moved again. A node that comes back with a newer generation is alive again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from enum import StrEnum
 
 import msgspec
 
-from edgewise.core.ids import Epoch, NodeId, Tier
+from edgewise.core.ids import Generation, NodeId, Tier
 from edgewise.fleet.messages import NodeInfo, Progress
 
 STALL_OBSERVATIONS = 10
@@ -37,14 +37,14 @@ class NodeAppeared(msgspec.Struct, frozen=True, tag=True):
 
     node: NodeId
     tier: Tier
-    epoch: Epoch
+    generation: Generation
 
 
 class NodeVanished(msgspec.Struct, frozen=True, tag=True):
     """Reports that a liveliness token is gone."""
 
     node: NodeId
-    epoch: Epoch
+    generation: Generation
 
 
 class NodeDescribed(msgspec.Struct, frozen=True, tag=True):
@@ -96,7 +96,7 @@ class KnownNode:
     """Holds the believed state of one node.
 
     Attributes:
-        node, tier, epoch: Who, where, which incarnation.
+        node, tier, generation: Who, where, which incarnation.
         state: What is believed.
         info: Its description of itself; None before it came.
         cause: Why it is not alive.
@@ -108,7 +108,7 @@ class KnownNode:
 
     node: NodeId
     tier: Tier
-    epoch: Epoch
+    generation: Generation
     state: NodeState = NodeState.JOINING
     info: NodeInfo | None = None
     cause: str = ""
@@ -132,10 +132,10 @@ class Membership:
             if m.state is NodeState.ALIVE and (tier is None or m.tier is tier)
         )
 
-    def has(self, node: NodeId, epoch: Epoch) -> bool:
+    def has(self, node: NodeId, generation: Generation) -> bool:
         """Returns whether a node is present in this incarnation."""
         member = self.members.get(node)
-        return member is not None and member.epoch == epoch and member.state is not NodeState.GONE
+        return member is not None and member.generation == generation and member.state is not NodeState.GONE
 
 
 def step(state: Membership, event: Event) -> tuple[Membership, tuple[Action, ...]]:
@@ -149,26 +149,28 @@ def step(state: Membership, event: Event) -> tuple[Membership, tuple[Action, ...
         The next view, and what to do.
     """
     match event:
-        case NodeAppeared(node, tier, epoch):
+        case NodeAppeared(node, tier, generation):
             known = state.members.get(node)
             if known is not None and (
-                known.epoch > epoch or (known.epoch == epoch and known.state is not NodeState.GONE)
+                known.generation > generation or (known.generation == generation and known.state is not NodeState.GONE)
             ):
                 return state, ()
             info = None if known is None else known.info
-            joining = KnownNode(node=node, tier=tier, epoch=epoch, info=info, after=_absence(known, epoch))
+            joining = KnownNode(
+                node=node, tier=tier, generation=generation, info=info, after=_absence(known, generation)
+            )
             return _with(state, joining), (AskInfo(node),)
-        case NodeVanished(node, epoch):
+        case NodeVanished(node, generation):
             known = state.members.get(node)
-            if known is None or known.epoch != epoch or known.state is NodeState.GONE:
+            if known is None or known.generation != generation or known.state is NodeState.GONE:
                 return state, ()
             cause = f"{node} is unreachable: its liveliness token is gone (process ended, frozen or cut off)"
             return _with(state, replace(known, state=NodeState.GONE, cause=cause)), (NodeLost(node, cause),)
         case NodeDescribed(info):
             known = state.members.get(info.node)
-            if known is None or known.epoch > info.epoch:
+            if known is None or known.generation > info.generation:
                 return state, ()
-            described = replace(known, info=info, epoch=info.epoch, after="")
+            described = replace(known, info=info, generation=info.generation, after="")
             if known.state is NodeState.GONE:  # it left again while it was asked; its next token asks anew
                 return _with(state, described), ()
             here = NodeState.ALIVE if known.state is NodeState.JOINING else known.state
@@ -198,10 +200,10 @@ def _observe(state: Membership, node: NodeId, progress: Progress) -> tuple[Membe
     return _with(state, observed), ()
 
 
-def _absence(known: KnownNode | None, epoch: Epoch) -> str:
+def _absence(known: KnownNode | None, generation: Generation) -> str:
     if known is None:
         return ""
-    return "it was frozen or cut off" if known.epoch == epoch else "it was started again"
+    return "it was frozen or cut off" if known.generation == generation else "it was started again"
 
 
 def _with(state: Membership, member: KnownNode) -> Membership:

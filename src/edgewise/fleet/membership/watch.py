@@ -89,11 +89,11 @@ class Watch:
         return True
 
     def _presence(self, key: str, there: bool) -> None:
-        tier, node, epoch = Keys.read_alive(key)
+        tier, node, generation = Keys.read_alive(key)
         if node == self._node.name or tier not in self._tiers:
             return
-        appeared = membership.NodeAppeared(node, tier, epoch)
-        self._fold(appeared if there else membership.NodeVanished(node, epoch))
+        appeared = membership.NodeAppeared(node, tier, generation)
+        self._fold(appeared if there else membership.NodeVanished(node, generation))
 
     def _fold(self, event: membership.Event) -> None:
         self.members, actions = membership.step(self.members, event)
@@ -113,10 +113,10 @@ class Watch:
         self._changed.set()
 
     async def _ask_info(self, node: NodeId) -> None:
-        epoch = self.members.members[node].epoch
+        generation = self.members.members[node].generation
         for attempt in itertools.count():
             member = self.members.members[node]
-            if member.epoch != epoch or member.state is NodeState.GONE:
+            if member.generation != generation or member.state is NodeState.GONE:
                 return  # another liveliness token has its own query
             try:
                 info = await self._node.info_of(node, fresh=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from edgewise.core.ids import ClientId, Epoch, NodeId, Revision, Tier
+from edgewise.core.ids import ClientId, Generation, NodeId, Revision, Tier
 from edgewise.fleet.messages.message import Message
 from edgewise.ledger.entry import LedgerEntry
 
@@ -53,7 +53,7 @@ class NodeInfo(Message, frozen=True):
     Attributes:
         node: Name.
         tier: Where it stands.
-        epoch: Incarnation.
+        generation: Incarnation.
         certificate: PEM, for checking what it signs.
         parent: The node its primary uplink leads to; "" at the root.
         capability: Measured.
@@ -68,7 +68,7 @@ class NodeInfo(Message, frozen=True):
 
     node: NodeId
     tier: Tier
-    epoch: Epoch
+    generation: Generation
     certificate: str
     parent: NodeId
     capability: Capability

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from edgewise.core.ids import ClientId, Epoch, NodeId, RunId
+from edgewise.core.ids import ClientId, Generation, NodeId, RunId
 from edgewise.fleet.messages.message import BlobRef, Message
 from edgewise.training.protocols.letters import Address, AnyLetter, RunSpec
 from edgewise.training.protocols.messages import Refusal
@@ -89,7 +89,7 @@ class ClientPlace(Message, frozen=True):
     """Where a client is: its node and that node's incarnation; "" if it is not seen."""
 
     node: NodeId = NodeId("")
-    epoch: Epoch = Epoch(0)
+    generation: Generation = Generation(0)
 
 
 class SubmitRun(Message, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgewise.core.errors import InputError, Unreachable
-from edgewise.core.ids import Epoch, Tier
+from edgewise.core.ids import Generation, Tier
 from edgewise.fleet.messages import NodeInfo
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.node.settings import AgentSettings
@@ -44,13 +44,13 @@ async def open_node(settings: AgentSettings, describe: Callable[[], NodeInfo]) -
             f"the certificate in {settings.identity!r} is for {identity.node!r} ({identity.tier}), "
             f"this node is to be {settings.name!r} ({settings.tier}). Use its own certificate, or its own name and tier."
         )
-    epoch = Epoch(time.time_ns())
+    generation = Generation(time.time_ns())
     counter = FrameCounter(identity.node)
     policy = DataPolicy(raw=settings.raw_may_reach)
     tap = _capture(settings)
     node = Node(
         identity=identity,
-        epoch=epoch,
+        generation=generation,
         keys=Keys(settings.fleet),
         uplinks=[],
         policy=policy,
@@ -62,7 +62,7 @@ async def open_node(settings: AgentSettings, describe: Callable[[], NodeInfo]) -
     tls = TlsFiles(*_files(Path(settings.identity)))
     common = ZenohSettings(
         node=identity.node,
-        epoch=epoch,
+        generation=generation,
         tls=tls,
         scout=settings.scout,
         insecure=settings.insecure,

@@ -24,7 +24,7 @@ from edgewise.core.errors import (
     TransportError,
     Unreachable,
 )
-from edgewise.core.ids import Digest, Epoch, NodeId, Tier
+from edgewise.core.ids import Digest, Generation, NodeId, Tier
 from edgewise.core.provenance import Origins
 from edgewise.fleet.messages import InfoRequest, Message, NodeInfo, Progress, kind_of
 from edgewise.ledger.entry import FrameCounter, Purpose
@@ -72,7 +72,7 @@ class Node:
 
     Attributes:
         identity: Name, tier and key.
-        epoch: This incarnation.
+        generation: This incarnation.
         keys: Key layout.
         uplinks: The primary first, then standbys; a router node has one.
         blobs: Values by digest.
@@ -88,7 +88,7 @@ class Node:
     """
 
     identity: Identity
-    epoch: Epoch
+    generation: Generation
     keys: Keys
     uplinks: list[Transport]
     blobs: FolderBlobs
@@ -168,7 +168,7 @@ class Node:
         )
         self._registrations.append(await serve_blobs(transport, self.keys.service(self.name, "blob"), self.blobs))
         if self._token is None:
-            token = self.keys.alive(self.identity.tier, self.name, self.epoch)
+            token = self.keys.alive(self.identity.tier, self.name, self.generation)
             self._token = await transport.declare_presence(token)
 
     async def detach(self) -> None:
@@ -405,9 +405,9 @@ class Node:
         # known of its name stands as long as its signature does.
         gives_orders = known is not None and not known.capability.cores
         stands = gives_orders and self.verifier.is_signed(node, frame.signature, addressed(frame.signed_bytes, key))
-        info = await self.info_of(node, fresh=known is not None and known.epoch != frame.epoch and not stands)
+        info = await self.info_of(node, fresh=known is not None and known.generation != frame.generation and not stands)
         self.verifier.check(
-            frame.sender, frame.epoch, frame.sequence, frame.signature, addressed(frame.signed_bytes, key)
+            frame.sender, frame.generation, frame.sequence, frame.signature, addressed(frame.signed_bytes, key)
         )
         return info
 

@@ -71,7 +71,7 @@ FRESH_AT_ONCE = 64
 RETRY = Backoff(0.1, factor=3.0, most_s=1.0)
 RETRIES = 3
 """Waits before a question is asked again that an operator's second session got in the way of, or a node's moving."""
-STALE = "stale_epoch"
+STALE = "stale_generation"
 """Refusal of a frame whose sender has appeared again under the same name."""
 
 
@@ -389,7 +389,7 @@ def _operator_info(node: Node) -> NodeInfo:
     return NodeInfo(
         node=node.name,
         tier=node.identity.tier,
-        epoch=node.epoch,
+        generation=node.generation,
         certificate=node.identity.certificate_pem.decode(),
         parent=NodeId(""),
         capability=Capability(cores=0, memory_bytes=0, flops=0.0, dilation=1.0, active_power_w=0.0, python=""),

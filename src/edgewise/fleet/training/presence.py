@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 
-from edgewise.core.ids import ClientId, Epoch, NodeId, Tier
+from edgewise.core.ids import ClientId, Generation, NodeId, Tier
 from edgewise.fleet.membership.membership import NodeState
 from edgewise.fleet.membership.watch import Watch
 from edgewise.fleet.messages import NodeInfo
@@ -41,9 +41,9 @@ class Presence:
         infos = (member.info for member in self._watch.members.alive() if member.info is not None)
         return {info.client: self._seen(info) for info in infos if info.client}
 
-    def edges(self) -> dict[NodeId, Epoch]:
+    def edges(self) -> dict[NodeId, Generation]:
         """Incarnation of each edge that is here."""
-        return {member.node: member.epoch for member in self._watch.members.alive(Tier.EDGE)}
+        return {member.node: member.generation for member in self._watch.members.alive(Tier.EDGE)}
 
     def nodes(self) -> dict[ClientId, NodeId]:
         """Where each client is or was; one that is coming back is found when it has told who it is."""
@@ -76,10 +76,10 @@ class Presence:
             for member in tuple(self._watch.members.members.values()):
                 if member.info is None:
                     continue
-                is_missed, epoch = self._known(driver, member.info, member.cause)
+                is_missed, generation = self._known(driver, member.info, member.cause)
                 if member.cause and not is_missed:
                     await self._is_lost(driver, member.info, member.cause)
-                elif member.state is NodeState.ALIVE and (is_missed or epoch < member.info.epoch):
+                elif member.state is NodeState.ALIVE and (is_missed or generation < member.info.generation):
                     await self._is_here(driver, member.info)
 
     async def miss_absent(self) -> None:
@@ -115,11 +115,11 @@ class Presence:
         if view is None:  # an edge was told with its task who is there; why others are not, it has to hear
             return not cause and info.client not in driver.seen, 0
         known = view.edges.get(info.node) if info.tier is Tier.EDGE else view.members.get(info.client)
-        return (True, 0) if known is None else (bool(known.absence), known.epoch)
+        return (True, 0) if known is None else (bool(known.absence), known.generation)
 
     async def _is_here(self, driver: RoleDriver, info: NodeInfo) -> None:
         if info.tier is Tier.EDGE and driver.role_name == COORDINATOR:
-            await driver.dispatch(EdgeReturned(info.node, info.epoch))
+            await driver.dispatch(EdgeReturned(info.node, info.generation))
         if self._concerns(driver, info.client):
             await driver.dispatch(ClientReturned(info.client, self._seen(info)))
 
@@ -136,7 +136,7 @@ class Presence:
 
     def _seen(self, info: NodeInfo) -> SeenClient:
         edge = info.parent if info.parent != self._node.name else NodeId("")
-        return SeenClient(info.epoch, info.num_examples, edge)
+        return SeenClient(info.generation, info.num_examples, edge)
 
 
 def view_of(driver: RoleDriver) -> RunView | None:

@@ -119,7 +119,7 @@ class Reception:
             exchange=letter.exchange,
             cause=f"{self._node.name} cannot take its update: {cause}",
         )
-        await driver.dispatch(Received(letter=failed, sender=sender.node, epoch=frame.epoch))
+        await driver.dispatch(Received(letter=failed, sender=sender.node, generation=frame.generation))
         return LetterAck(False, None, cause)
 
     async def _take(self, driver: RoleDriver, letter: AnyLetter, frame: Frame, sender: NodeInfo) -> LetterAck:
@@ -129,11 +129,15 @@ class Reception:
             if is_passing(error) or not isinstance(letter, UpdateReport):
                 raise
             event: Any = LetterInvalid(
-                run=driver.run, client=letter.client, round=letter.round, epoch=frame.epoch, reason=error.message
+                run=driver.run,
+                client=letter.client,
+                round=letter.round,
+                generation=frame.generation,
+                reason=error.message,
             )
         else:
             present = self._present() if driver.role_name == EDGE and hasattr(letter, "spec") else {}
-            event = Received(letter=letter, sender=sender.node, epoch=frame.epoch, present=present)
+            event = Received(letter=letter, sender=sender.node, generation=frame.generation, present=present)
         actions = await driver.dispatch(event)
         await self._taken(driver, letter)
         return answer_in(actions)
@@ -155,7 +159,7 @@ class Reception:
                         run=driver.run,
                         client=sender.client,
                         round=getattr(letter, "round", RoundNumber(0)),
-                        epoch=frame.epoch,
+                        generation=frame.generation,
                         reason=reason,
                     )
                 )

@@ -327,4 +327,4 @@ class RunRoles:
         if self.presence is None:
             return ClientPlace()
         node, seen = self.presence.nodes().get(question.client), self.presence.clients().get(question.client)
-        return ClientPlace() if node is None or seen is None else ClientPlace(node, seen.epoch)
+        return ClientPlace() if node is None or seen is None else ClientPlace(node, seen.generation)

@@ -265,7 +265,7 @@ def _update(parts: _Parts, state: BufferedState, event: Received) -> Result:
     if fault:
         collection, actions = c.refuse_invalid(run.collection, letter.client, fault)
         return _filled(parts, _with(state, collection, tickets=left), actions)
-    collection = c.accepted(run.collection, letter.client, answer, event.epoch)
+    collection = c.accepted(run.collection, letter.client, answer, event.generation)
     collection = c.change(collection, cohort=(*collection.cohort, letter.client))
     state = _with(state, collection, tickets=left)
     is_full = len(collection.answers) >= parts.buffer_size
@@ -281,7 +281,7 @@ def _refusal_of(state: BufferedState, letter: UpdateReport, event: Received) -> 
     if letter.run != run.config.run or client not in run.records:
         reason = Refusal.WRONG_RUN if letter.run != run.config.run else Refusal.NOT_ASKED
         return reason, f"run {run.config.run} has not asked {client} for this."
-    sender = c.sender_refusal(run.collection.members[client], letter, event.epoch)
+    sender = c.sender_refusal(run.collection.members[client], letter, event.generation)
     if sender is not None:
         return sender
     if ticket is None or ticket.round != letter.round:

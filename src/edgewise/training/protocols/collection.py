@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from edgewise.core.errors import EdgewiseError, StoreError
-from edgewise.core.ids import ClientId, Epoch, RoundNumber
+from edgewise.core.ids import ClientId, Generation, RoundNumber
 from edgewise.training.algorithm import Exchange, Kind
 from edgewise.training.protocols.folding import Decoder, counted_of
 from edgewise.training.protocols.letters import UpdateReport
@@ -106,12 +106,12 @@ def returned(collection: Collection, client: ClientId, seen: SeenClient) -> tupl
         After, and whether to ask it again.
     """
     known = collection.members.get(client, NOT_SEEN)
-    if seen.epoch < known.epoch:
+    if seen.generation < known.generation:
         return collection, False
     # Who failed is there all the time: it is asked again as well, or a round that waits for it waits for ever.
-    is_new = seen.epoch > known.epoch or bool(known.absence) or client in collection.missing
+    is_new = seen.generation > known.generation or bool(known.absence) or client in collection.missing
     num_examples = seen.num_examples or known.num_examples
-    collection = with_member(collection, client, epoch=seen.epoch, absence="", num_examples=num_examples)
+    collection = with_member(collection, client, generation=seen.generation, absence="", num_examples=num_examples)
     asked = client in collection.cohort and client not in collection.answers
     if not is_new or not asked or known.quarantine:
         return collection, False
@@ -129,13 +129,13 @@ def quarantined(collection: Collection, client: ClientId, reason: str) -> Collec
     return dropped(with_member(collection, client, quarantine=reason), client, f"in quarantine: {reason}")
 
 
-def refusal_of(collection: Collection, letter: UpdateReport, epoch: Epoch) -> tuple[Refusal, str] | None:
+def refusal_of(collection: Collection, letter: UpdateReport, generation: Generation) -> tuple[Refusal, str] | None:
     """Why an update does not count, judged by its names alone.
 
     Args:
         collection: The exchange.
         letter: An update of the right run.
-        epoch: Incarnation of its sender when it was sent.
+        generation: Incarnation of its sender when it was sent.
 
     Returns:
         Reason and sentence, or None where its content must be looked at.
@@ -143,7 +143,7 @@ def refusal_of(collection: Collection, letter: UpdateReport, epoch: Epoch) -> tu
     client, member = letter.client, collection.members.get(letter.client)
     if member is None or (client not in collection.cohort and collection.is_current(letter)):
         return Refusal.NOT_ASKED, f"{client} is not in the cohort of {_place(collection)}."
-    refusal = sender_refusal(member, letter, epoch)
+    refusal = sender_refusal(member, letter, generation)
     if refusal is not None:
         return refusal
     asked, current = (letter.round, letter.exchange), (collection.round, collection.exchange)
@@ -156,11 +156,14 @@ def refusal_of(collection: Collection, letter: UpdateReport, epoch: Epoch) -> tu
     return count_refusal(letter)
 
 
-def sender_refusal(member: Member, letter: UpdateReport, epoch: Epoch) -> tuple[Refusal, str] | None:
+def sender_refusal(member: Member, letter: UpdateReport, generation: Generation) -> tuple[Refusal, str] | None:
     """Why nothing counts that this incarnation of a client sends, or None."""
     client = letter.client
-    if epoch < member.epoch:
-        return Refusal.WRONG_EPOCH, f"{client} sent this as incarnation {epoch}; incarnation {member.epoch} took over."
+    if generation < member.generation:
+        return (
+            Refusal.WRONG_GENERATION,
+            f"{client} sent this as incarnation {generation}; incarnation {member.generation} took over.",
+        )
     return (Refusal.QUARANTINED, f"{client} is in quarantine: {member.quarantine}") if member.quarantine else None
 
 
@@ -172,7 +175,12 @@ def count_refusal(letter: UpdateReport) -> tuple[Refusal, str] | None:
 
 
 def validate_update(
-    exchange: Exchange, decoder: Decoder, collection: Collection, letter: UpdateReport, epoch: Epoch, num_entries: int
+    exchange: Exchange,
+    decoder: Decoder,
+    collection: Collection,
+    letter: UpdateReport,
+    generation: Generation,
+    num_entries: int,
 ) -> tuple[Collection, tuple[Action, ...]]:
     """Counts an update, or says why not.
 
@@ -181,14 +189,14 @@ def validate_update(
         decoder: Reads it.
         collection: The exchange so far.
         letter: An update of the right run.
-        epoch: Incarnation of its sender when it was sent.
+        generation: Incarnation of its sender when it was sent.
         num_entries: d.
 
     Returns:
         The collection and the answer to the sender. A sender of nonsense goes into quarantine; one without examples
         is a dropout; anything else that does not count changes only its counter.
     """
-    refusal = refusal_of(collection, letter, epoch)
+    refusal = refusal_of(collection, letter, generation)
     if refusal is not None:
         collection, actions = refuse(collection, *refusal)
         if refusal[0] is Refusal.NO_EXAMPLES:
@@ -198,7 +206,7 @@ def validate_update(
     fault = fault_of(exchange, decoder, answer, num_entries)
     if fault:
         return refuse_invalid(collection, letter.client, fault)
-    return accepted(collection, letter.client, answer, epoch), (Accept(),)
+    return accepted(collection, letter.client, answer, generation), (Accept(),)
 
 
 def answer_of(letter: UpdateReport, staleness: int = 0) -> Answer:
@@ -250,15 +258,15 @@ def finite(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if abs(value) <= MOST_METRIC}
 
 
-def accepted(collection: Collection, client: ClientId, answer: Answer, epoch: Epoch) -> Collection:
+def accepted(collection: Collection, client: ClientId, answer: Answer, generation: Generation) -> Collection:
     """The same with the update counted, also of one who was given up.
 
     It was sent before it arrived, so it tells nothing of where its sender is now: who was lost stays absent until it
     is said to be back.
     """
     member = collection.members[client]
-    if member.epoch != epoch or member.num_examples != answer.num_examples:
-        collection = with_member(collection, client, epoch=epoch, num_examples=answer.num_examples)
+    if member.generation != generation or member.num_examples != answer.num_examples:
+        collection = with_member(collection, client, generation=generation, num_examples=answer.num_examples)
     answers = {**collection.answers, client: answer}
     if client not in collection.missing:
         return change(collection, answers=answers)

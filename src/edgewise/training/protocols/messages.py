@@ -10,7 +10,7 @@ from enum import StrEnum
 
 import msgspec
 
-from edgewise.core.ids import ClientId, Digest, Epoch, NodeId, RoundNumber, RunId
+from edgewise.core.ids import ClientId, Digest, Generation, NodeId, RoundNumber, RunId
 from edgewise.training.protocols.letters import Address, AnyLetter, BlobName, RunSpec, WorkOrder
 
 
@@ -83,7 +83,7 @@ class Refusal(StrEnum):
     LATE = "late"
     WRONG_ROUND = "wrong_round"
     WRONG_RUN = "wrong_run"
-    WRONG_EPOCH = "wrong_epoch"
+    WRONG_GENERATION = "wrong_generation"
     NOT_ASKED = "not_asked"
     QUARANTINED = "quarantined"
     INVALID = "invalid"
@@ -94,12 +94,12 @@ class SeenClient(msgspec.Struct, frozen=True):
     """A client that is there.
 
     Attributes:
-        epoch: Its node's incarnation.
+        generation: Its node's incarnation.
         num_examples: How many it holds.
         edge: The edge it stands under; "" for none.
     """
 
-    epoch: Epoch
+    generation: Generation
     num_examples: int = 0
     edge: NodeId = NodeId("")
 
@@ -119,7 +119,7 @@ class RunStarted(Event, frozen=True, tag="run_started"):
 
     config: RunConfig
     present: dict[ClientId, SeenClient]
-    edges: dict[NodeId, Epoch] = {}
+    edges: dict[NodeId, Generation] = {}
 
 
 class Received(Event, frozen=True, kw_only=True, tag="received"):
@@ -128,13 +128,13 @@ class Received(Event, frozen=True, kw_only=True, tag="received"):
     Attributes:
         letter: What it says.
         sender: Who wrote it, as its certificate says.
-        epoch: The sender's incarnation when it was sent.
+        generation: The sender's incarnation when it was sent.
         present: On an edge: its clients that are there, for an `EdgeTask`; empty elsewhere.
     """
 
     letter: AnyLetter
     sender: NodeId
-    epoch: Epoch
+    generation: Generation
     present: dict[ClientId, SeenClient] = {}
 
 
@@ -144,7 +144,7 @@ class LetterInvalid(Event, frozen=True, kw_only=True, tag="letter_invalid"):
     run: RunId
     client: ClientId
     round: RoundNumber
-    epoch: Epoch
+    generation: Generation
     reason: str
 
 
@@ -216,7 +216,7 @@ class EdgeReturned(Event, frozen=True, tag="edge_returned"):
     """An edge is there (again); older incarnations of it are fenced."""
 
     edge: NodeId
-    epoch: Epoch
+    generation: Generation
 
 
 class TimerFired(Event, frozen=True, tag="timer_fired"):
@@ -352,13 +352,13 @@ class Member(msgspec.Struct, frozen=True):
     """What a run knows of a client, or of an edge.
 
     Attributes:
-        epoch: Newest incarnation seen.
+        generation: Newest incarnation seen.
         absence: Why it is not there; "" if it is.
         quarantine: Why it takes no part any more; "" if it does.
         num_examples: How many it holds; 0 where that is not known.
     """
 
-    epoch: Epoch = Epoch(0)
+    generation: Generation = Generation(0)
     absence: str = ""
     quarantine: str = ""
     num_examples: int = 0

@@ -149,7 +149,7 @@ def started(algorithm: FederatedAlgorithm, blobs: Blobs, event: RunStarted) -> R
 
 def _member(event: RunStarted, client: ClientId) -> Member:
     seen = event.present.get(client)
-    return c.NOT_SEEN if seen is None else Member(epoch=seen.epoch, num_examples=seen.num_examples)
+    return c.NOT_SEEN if seen is None else Member(generation=seen.generation, num_examples=seen.num_examples)
 
 
 def candidates_of(state: RunState, clients: Iterable[ClientId]) -> list[Candidate]:

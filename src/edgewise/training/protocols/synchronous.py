@@ -197,7 +197,7 @@ def _update(parts: _Parts, state: RunState, event: Received) -> Result:
     else:
         exchange = parts.algorithm.exchanges[state.collection.exchange]
         collection, actions = c.validate_update(
-            exchange, parts.decoder, state.collection, letter, event.epoch, state.config.num_entries
+            exchange, parts.decoder, state.collection, letter, event.generation, state.config.num_entries
         )
     return _settled(parts, with_collection(state, collection), actions)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgewise.core.errors import InputError, SecurityError
-from edgewise.core.ids import Epoch, NodeId
+from edgewise.core.ids import Generation, NodeId
 from edgewise.ledger.entry import FrameCounter, Purpose
 from edgewise.transport.guard import AllowOrigins, Sign, Tap
 
@@ -68,7 +68,7 @@ class ZenohSettings:
 
     Attributes:
         node: Its name.
-        epoch: Its incarnation.
+        generation: Its incarnation.
         mode: `router` takes part in routing and may listen; `client` has one way out.
         listen: Endpoints to listen on, e.g. `tls/127.0.0.1:0`; port 0 is resolved before.
         connect: Endpoints of its parents.
@@ -86,7 +86,7 @@ class ZenohSettings:
     """
 
     node: NodeId
-    epoch: Epoch
+    generation: Generation
     mode: Literal["router", "client"] = "client"
     listen: tuple[str, ...] = ()
     connect: tuple[str, ...] = ()
@@ -147,17 +147,17 @@ def split_endpoint(endpoint: str) -> tuple[str, str, int]:
     return protocol, host.strip("[]"), int(port)
 
 
-def zenoh_id(node: NodeId, epoch: Epoch) -> str:
+def zenoh_id(node: NodeId, generation: Generation) -> str:
     """Returns the Zenoh id of a node's incarnation, so that neighbours can be recognised by name.
 
     Args:
         node: Its name.
-        epoch: Its incarnation.
+        generation: Its incarnation.
 
     Returns:
         30 hexadecimal digits that do not start with 0.
     """
-    return "f" + hashlib.sha256(f"{node}/{epoch}".encode()).hexdigest()[:29]
+    return "f" + hashlib.sha256(f"{node}/{generation}".encode()).hexdigest()[:29]
 
 
 def zenoh_config(settings: ZenohSettings) -> dict[str, Any]:
@@ -177,7 +177,7 @@ def zenoh_config(settings: ZenohSettings) -> dict[str, Any]:
     """
     buffers = {"so_sndbuf": SEND_BUFFER_BYTES}
     config: dict[str, Any] = {
-        "id": zenoh_id(settings.node, settings.epoch),
+        "id": zenoh_id(settings.node, settings.generation),
         "mode": settings.mode,
         "listen/endpoints": list(settings.listen),
         "connect/endpoints": list(settings.connect),

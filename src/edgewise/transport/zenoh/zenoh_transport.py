@@ -1,7 +1,7 @@
 """Moves frames over Eclipse Zenoh: plain TCP on loopback, mutual TLS elsewhere.
 
     settings = ZenohSettings(
-        node=node_id("edge-1"), epoch=epoch, mode="router", listen=("tls/0.0.0.0:0",), tls=files
+        node=node_id("edge-1"), generation=generation, mode="router", listen=("tls/0.0.0.0:0",), tls=files
     )
     async with await open_zenoh(settings) as transport:
         print(transport.endpoints)          # ports resolved
@@ -155,7 +155,7 @@ class ZenohTransport(Transport):
         self.counter = settings.counter or FrameCounter(settings.node)
         self.guard = FrameGuard(
             node=settings.node,
-            epoch=settings.epoch,
+            generation=settings.generation,
             counter=self.counter,
             sign=settings.sign,
             allow=settings.allow,

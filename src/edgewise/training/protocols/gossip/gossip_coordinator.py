@@ -158,7 +158,7 @@ def _reported(parts: _Parts, state: RunState, event: Received) -> Result:
         return _settled(parts, r.with_collection(state, collection), actions)
     metrics = c.finite(letter.metrics)
     answer = Answer(update=letter.value.digest, num_examples=letter.num_examples, metrics=metrics)
-    collection = c.accepted(collection, letter.client, answer, event.epoch)
+    collection = c.accepted(collection, letter.client, answer, event.generation)
     return _settled(parts, r.with_collection(state, collection), (Accept(),))
 
 

@@ -190,7 +190,7 @@ def _start(parts: _Parts, event: RunStarted) -> CloudResult:
 def _begun(parts: _Parts, event: RunStarted) -> CloudResult:
     run, actions = started(parts.algorithm, parts.blobs, event)
     edge_of = {client: seen.edge for client, seen in event.present.items() if seen.edge}
-    edges = {edge: Member(epoch=epoch) for edge, epoch in event.edges.items()}
+    edges = {edge: Member(generation=generation) for edge, generation in event.edges.items()}
     for edge in edge_of.values():
         edges.setdefault(edge, c.NOT_SEEN)
     return CloudState(run, edge_of, edges), actions
@@ -242,7 +242,7 @@ def _tasks(state: CloudState, numbers: Iterable[int]) -> tuple[Action, ...]:
 def _sums(parts: _Parts, state: CloudState, event: Received) -> CloudResult:
     report, run = event.letter, state.run
     assert isinstance(report, SumReport)
-    refusal = refusal_of(state, report, event.epoch)
+    refusal = refusal_of(state, report, event.generation)
     if refusal is not None:
         collection, actions = c.refuse(run.collection, *refusal)
         return _with(state, collection), actions
@@ -257,7 +257,7 @@ def _sums(parts: _Parts, state: CloudState, event: Received) -> CloudResult:
     collection, actions = _counted(run.collection, assignment, report)
     settled = msgspec.structs.replace(assignment, sums=report.sums.digest)
     # Sums were sent before they arrived: an edge that was lost since stays absent until it is said to be back.
-    member = msgspec.structs.replace(state.edges[report.edge], epoch=event.epoch)
+    member = msgspec.structs.replace(state.edges[report.edge], generation=event.generation)
     state = _change(
         _with(state, collection),
         assignments={**state.assignments, report.assignment: settled},
@@ -356,9 +356,9 @@ def _asked_again(parts: _Parts, state: CloudState, clients: Iterable[ClientId]) 
 
 def _edge_returned(parts: _Parts, state: CloudState, event: EdgeReturned) -> CloudResult:
     known = state.edges.get(event.edge, Member())
-    if event.epoch < known.epoch:
+    if event.generation < known.generation:
         return state, ()
-    member = msgspec.structs.replace(known, epoch=event.epoch, absence="")
+    member = msgspec.structs.replace(known, generation=event.generation, absence="")
     if member != state.edges.get(event.edge):
         state = _change(state, edges={**state.edges, event.edge: member})
     if state.run.phase is Phase.WAITING:
@@ -382,7 +382,7 @@ def _client_lost(parts: _Parts, state: CloudState, event: ClientLost) -> CloudRe
 
 def _client_returned(parts: _Parts, state: CloudState, event: ClientReturned) -> CloudResult:
     client, seen, collection = event.client, event.seen, state.run.collection
-    if seen.epoch < collection.members.get(client, c.NOT_SEEN).epoch:
+    if seen.generation < collection.members.get(client, c.NOT_SEEN).generation:
         return state, ()
     former = state.edge_of.get(client)
     if seen.edge and seen.edge != former:

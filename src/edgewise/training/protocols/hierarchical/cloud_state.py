@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from edgewise.core.errors import FrameRefused
-from edgewise.core.ids import ClientId, Digest, Epoch, NodeId, RoundNumber
+from edgewise.core.ids import ClientId, Digest, Generation, NodeId, RoundNumber
 from edgewise.training.algorithm import Counted, Exchange
 from edgewise.training.protocols.folding import add_sums, blob, empty_sums
 from edgewise.training.protocols.letters import EdgeTask, SumReport
@@ -86,13 +86,13 @@ def task_of(state: CloudState, number: int) -> EdgeTask:
     )
 
 
-def refusal_of(state: CloudState, report: SumReport, epoch: Epoch) -> tuple[Refusal, str] | None:
+def refusal_of(state: CloudState, report: SumReport, generation: Generation) -> tuple[Refusal, str] | None:
     """Why sums do not count, judged by their names alone.
 
     Args:
         state: The run.
         report: What the edge says of them.
-        epoch: Incarnation of the edge when they were sent.
+        generation: Incarnation of the edge when they were sent.
 
     Returns:
         Reason and sentence, or None where their content must be looked at.
@@ -103,9 +103,9 @@ def refusal_of(state: CloudState, report: SumReport, epoch: Epoch) -> tuple[Refu
         return Refusal.WRONG_RUN, f"run {report.run} is not this run, {run.config.run}."
     if member is None or (assignment is not None and assignment.edge != report.edge):
         return Refusal.NOT_ASKED, f"task {report.assignment} was not given to {report.edge}."
-    if epoch < member.epoch:
-        text = f"{report.edge} sent this as incarnation {epoch}; incarnation {member.epoch} has taken over."
-        return Refusal.WRONG_EPOCH, text
+    if generation < member.generation:
+        text = f"{report.edge} sent this as incarnation {generation}; incarnation {member.generation} has taken over."
+        return Refusal.WRONG_GENERATION, text
     if member.quarantine:
         return Refusal.QUARANTINED, f"{report.edge} is in quarantine: {member.quarantine}"
     if assignment is None or assignment.is_void or not run.collection.is_current(report):

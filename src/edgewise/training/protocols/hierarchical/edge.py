@@ -183,7 +183,9 @@ def _tasked(parts: _Parts, state: EdgeState, event: Received) -> EdgeResult:
     members, missing = {}, {}
     for client in letter.clients:
         seen = event.present.get(client)
-        members[client] = Member(absence=absent) if seen is None else Member(seen.epoch, num_examples=seen.num_examples)
+        members[client] = (
+            Member(absence=absent) if seen is None else Member(seen.generation, num_examples=seen.num_examples)
+        )
         if seen is None:
             missing[client] = absent
     collection = c.Collection(members, letter.round, letter.exchange, tuple(letter.clients), missing=missing)
@@ -234,7 +236,7 @@ def _update(parts: _Parts, state: EdgeState, event: Received) -> EdgeResult:
         reason = Refusal.WRONG_RUN if letter.run != run else Refusal.LATE if late else Refusal.NOT_ASKED
         return state, (Refuse(reason, f"no task of run {letter.run} on this edge has asked {letter.client}."),)
     if task.report is not None:
-        reason, text = c.refusal_of(task.collection, letter, event.epoch) or (
+        reason, text = c.refusal_of(task.collection, letter, event.generation) or (
             Refusal.LATE,
             f"the sum of round {task.letter.round} has been forwarded without {letter.client}.",
         )
@@ -242,7 +244,7 @@ def _update(parts: _Parts, state: EdgeState, event: Received) -> EdgeResult:
         return _with(state, msgspec.structs.replace(task, collection=collection)), actions
     exchange = parts.algorithm.exchanges[task.letter.exchange]
     collection, actions = c.validate_update(
-        exchange, parts.decoder, task.collection, letter, event.epoch, task.letter.spec.num_entries
+        exchange, parts.decoder, task.collection, letter, event.generation, task.letter.spec.num_entries
     )
     return _collected(parts, state, task, collection, actions)
 
