@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,3 +35,12 @@ def free_port() -> int:
     """A port nobody listens on at this moment."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
+
+
+@pytest.fixture(autouse=True)
+def log_levels() -> Iterator[None]:
+    """Gives loggers back their levels: a verb that runs in a test's process sets them for good."""
+    before = {name: logging.getLogger(name).level for name in ("", "edgewise")}
+    yield
+    for name, level in before.items():
+        logging.getLogger(name).setLevel(level)

@@ -262,7 +262,7 @@ def test_each_node_is_told_who_stands_at_which_site() -> None:
     fleet, other = Fleet(), NodeId("edge-2")
     members = dict(fleet.made.watch.members.members)
     members[other] = KnownNode(
-        node=other, tier=Tier.EDGE, epoch=Generation(1), state=NodeState.ALIVE, info=info(other, Tier.EDGE)
+        node=other, tier=Tier.EDGE, generation=Generation(1), state=NodeState.ALIVE, info=info(other, Tier.EDGE)
     )
     fleet.made.watch.members = Membership(members)  # type: ignore[misc]
     further = Stage("further", PLAN.graph, ("b",), ("end",), Site(Tier.EDGE, 1))
@@ -275,7 +275,7 @@ def test_each_node_is_told_who_stands_at_which_site() -> None:
     assert asked(EDGE, Tier.EDGE) == {"edge": (EDGE, other), "edge:1": (other, EDGE)}
     assert asked(other, Tier.EDGE)["edge:1"] == (EDGE, other)
     device = KnownNode(
-        node=DEVICE, tier=Tier.DEVICE, epoch=Generation(1), state=NodeState.ALIVE,
+        node=DEVICE, tier=Tier.DEVICE, generation=Generation(1), state=NodeState.ALIVE,
         info=msgspec.structs.replace(info(DEVICE, Tier.DEVICE), parent=other),
     )  # fmt: skip
     fleet.made.watch.members = Membership({**members, DEVICE: device})  # type: ignore[misc]
