@@ -15,6 +15,7 @@ from edgewise.codecs.bundle import bundle_to_bytes, encode_bundle
 from edgewise.core.errors import InputError, RemoteError, StoreError
 from edgewise.core.ids import ClientId, NodeId, RoundNumber, RunId, Tier, digest_of
 from edgewise.fleet.messages import INLINE_BYTES, LetterAck, RunLetter
+from edgewise.fleet.store.events import EventLog
 from edgewise.fleet.training import presence
 from edgewise.fleet.training.node_training import NodeTraining
 from edgewise.fleet.training.presence import Presence
@@ -324,3 +325,21 @@ def test_an_edges_state_folder_of_0_1_0_is_refused(tmp_path: Path) -> None:
     nobody: Any = None
     with pytest.raises(StoreError, match=r"is of Edgewise 0\.1\.0, .* Give this node a new state folder"):
         NodeTraining(nobody, tmp_path, is_edge=True)
+
+
+def test_who_was_there_all_the_time_is_not_said_to_be_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: list[str] = []
+    append = EventLog.append_many
+
+    def noted(log: EventLog, run: str, events: Any, **how: Any) -> int:
+        listed = list(events)
+        kinds.extend(kind for kind, _ in listed)
+        return append(log, run, listed, **how)
+
+    async def scene(fleet: LoopbackFleet) -> None:
+        monkeypatch.setattr(EventLog, "append_many", noted)
+        await fleet.train(WORDS, num_rounds=3, protocol="hierarchical")
+        assert "Received" in kinds
+        assert "ClientReturned" not in kinds
+
+    in_a_fleet(tmp_path, scene)

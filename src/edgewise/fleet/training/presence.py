@@ -113,7 +113,7 @@ class Presence:
         """Whether a run takes a node for absent, and the incarnation it knows."""
         view = view_of(driver)
         if view is None:  # an edge was told with its task who is there; why others are not, it has to hear
-            return not cause and info.client not in driver.seen, 0
+            return not cause and info.client not in driver.seen, info.generation
         known = view.edges.get(info.node) if info.tier is Tier.EDGE else view.members.get(info.client)
         return (True, 0) if known is None else (bool(known.absence), known.generation)
 
