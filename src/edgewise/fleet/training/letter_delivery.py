@@ -80,6 +80,16 @@ class LetterDelivery:
             if not names or to.name in names or not to.name:
                 pending.poke.set()
 
+    def end(self, driver: RoleDriver) -> None:
+        """Lets go at once of letters that a role whose run has ended wants no more.
+
+        Args:
+            driver: Whose they are.
+        """
+        for (name, to, _), pending in self._pending.items():
+            if name == driver.log and not driver.role.wants(driver.state, to, pending.letter):
+                pending.poke.set()
+
     def has(self, driver: RoleDriver) -> bool:
         """Whether letters of a role are under way."""
         return any(name == driver.log for name, _, _ in self._pending)
@@ -90,23 +100,28 @@ class LetterDelivery:
 
     async def _deliver(self, driver: RoleDriver, key: tuple[str, Address, str]) -> None:
         _, to, name = key
-        pending, waits, is_again = self._pending[key], Waits(), False
+        pending = self._pending[key]
         try:
-            while not driver.is_closed and driver.role.wants(driver.state, to, pending.letter):
-                letter = pending.letter
-                ack = await self._attempt(driver, to, letter, is_again)
-                if ack is not None and pending.letter is letter:
-                    del self._pending[key]  # before the step hears of it: it may send that letter again
-                    if ack.accepted and type(letter) in driver.role.ignores_yes:
-                        return driver.folded(driver)
-                    await driver.dispatch(Delivered(to=to, key=name, accepted=ack.accepted, reason=ack.text))
-                    return
-                if ack is None:
-                    is_again = True
-                    await waits.wait(pending.poke)
+            ack = await self._answer(driver, to, pending)
         finally:
-            if self._pending.get(key) is pending:
-                del self._pending[key]
+            del self._pending[key]  # before the step hears of it: it may send that letter again
+        if ack is None or (ack.accepted and type(pending.letter) in driver.role.ignores_yes):
+            driver.folded(driver)  # no event says that one letter less is under way
+        else:
+            await driver.dispatch(Delivered(to=to, key=name, accepted=ack.accepted, reason=ack.text))
+
+    async def _answer(self, driver: RoleDriver, to: Address, pending: _Pending) -> LetterAck | None:
+        """What the receiver says to a letter's newest content; None once its role wants it no more."""
+        waits, is_again = Waits(), False
+        while not driver.is_closed and driver.role.wants(driver.state, to, pending.letter):
+            letter = pending.letter
+            ack = await self._attempt(driver, to, letter, is_again)
+            if ack is None:
+                is_again = True
+                await waits.wait(pending.poke)
+            elif pending.letter is letter:
+                return ack
+        return None
 
     async def _attempt(self, driver: RoleDriver, to: Address, letter: AnyLetter, is_again: bool) -> LetterAck | None:
         """One attempt; None where another may help."""

@@ -258,6 +258,8 @@ class RunRoles:
                     self._on_action(driver, action)
 
     def _folded(self, driver: RoleDriver) -> None:
+        if driver.is_over:
+            self._letters.end(driver)
         is_done = driver.role_name != COORDINATOR and driver.is_over and not self._letters.has(driver)
         if is_done and not driver.is_closed:
             driver.is_closed = True

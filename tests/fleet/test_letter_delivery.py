@@ -1,0 +1,87 @@
+"""A letter under way when its role needs it no more is let go, and the role hears that it is."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+from edgewise.core.errors import Unreachable
+from edgewise.core.ids import ClientId, NodeId, RoundNumber, RunId
+from edgewise.fleet.messages import LetterAck
+from edgewise.fleet.training.letter_delivery import LetterDelivery
+from edgewise.training.protocols.letters import COORDINATOR_ADDRESS, WorkFailed
+from edgewise.training.protocols.messages import Delivered, Send
+
+LETTER = WorkFailed(run=RunId("r"), round=RoundNumber(1), client=ClientId("a"), cause="for the test")
+
+
+class Receiver:
+    """A node whose questions fail, or are answered, as `answer` says."""
+
+    def __init__(self) -> None:
+        self.answer: LetterAck | None = None
+        self.num_asked = 0
+
+    def spawn(self, work: Any, name: str) -> None:
+        self.task = asyncio.get_running_loop().create_task(work, name=name)
+
+    async def ask(self, node: NodeId, *_: Any, **__: Any) -> LetterAck:
+        self.num_asked += 1
+        if self.answer is None:
+            raise Unreachable("nobody answers.", node=node)
+        return self.answer
+
+
+class Driver(SimpleNamespace):
+    """A role that wants its letters until it is over."""
+
+    def __init__(self) -> None:
+        super().__init__(log="client/r", run="r", server="edge-1", state=None, is_closed=False, is_over=False)
+        self.role = SimpleNamespace(wants=lambda *_: not self.is_over, ignores_yes=frozenset())
+        self.events: list[Any] = []
+        self.num_folded = 0
+
+    def folded(self, driver: Driver) -> None:
+        self.num_folded += 1
+
+    async def dispatch(self, event: Any) -> None:
+        self.events.append(event)
+
+
+async def sent(node: Receiver, driver: Driver) -> LetterDelivery:
+    async def locate(*_: Any) -> NodeId:
+        return NodeId("edge-1")
+
+    letters = LetterDelivery(node, None, locate)  # type: ignore[arg-type]
+    letters.send(driver, Send(COORDINATOR_ADDRESS, LETTER))  # type: ignore[arg-type]
+    while not node.num_asked:
+        await asyncio.sleep(0)
+    return letters
+
+
+def test_a_role_that_ends_while_its_letter_waits_hears_that_nothing_is_under_way() -> None:
+    async def scene() -> tuple[Driver, bool]:
+        node, driver = Receiver(), Driver()
+        letters = await sent(node, driver)
+        assert letters.has(driver)  # type: ignore[arg-type]
+        driver.is_over = True
+        letters.end(driver)  # type: ignore[arg-type]
+        await asyncio.wait_for(node.task, 10.0)
+        return driver, letters.has(driver)  # type: ignore[arg-type]
+
+    driver, has_letters = asyncio.run(scene())
+    assert (driver.num_folded, driver.events, has_letters) == (1, [], False)
+
+
+def test_an_answer_is_an_event_and_the_letter_is_under_way_no_more_by_then() -> None:
+    async def scene() -> tuple[Driver, bool]:
+        node, driver = Receiver(), Driver()
+        node.answer = LetterAck(False, None, "too late.")
+        letters = await sent(node, driver)
+        await asyncio.wait_for(node.task, 10.0)
+        return driver, letters.has(driver)  # type: ignore[arg-type]
+
+    driver, has_letters = asyncio.run(scene())
+    assert driver.events == [Delivered(to=COORDINATOR_ADDRESS, key=LETTER.key, accepted=False, reason="too late.")]
+    assert (driver.num_folded, has_letters) == (0, False)
