@@ -9,6 +9,7 @@ from typing import Protocol
 from edgewise.codecs.bundle import Bundle, bundle_from_bytes, bundle_to_bytes, decode_bundle, encode_bundle
 from edgewise.core.ids import ClientId
 from edgewise.core.seeds import Seeds
+from edgewise.models.data_check import DataCheck
 from edgewise.models.task import Examples, Task, user_code
 from edgewise.training.algorithm import FederatedAlgorithm
 from edgewise.training.client_update import client_seeds, client_updates, received_bundle
@@ -59,11 +60,13 @@ class VirtualClients:
     engine: LocalEngine
     seed: int
     _held: dict[ClientId, Examples] = field(default_factory=dict)
+    _check: DataCheck | None = None
 
     def examples(self, client: ClientId) -> Examples:
         """A client's examples, asked for once."""
         if client not in self._held:
-            self._held[client] = self.task.data(client)
+            self._check = self._check or DataCheck(self.task)
+            self._held[client] = self._check.data(client).examples
         return self._held[client]
 
     def work(self, orders: Sequence[tuple[WorkOrder, bytes]], blobs: Blobs) -> list[Worked]:

@@ -26,7 +26,8 @@ from edgewise.fleet.node.delivery import deliver
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.training.role_driver import RoleDriver
 from edgewise.fleet.training.run_blobs import MappedBlobs
-from edgewise.models.task import Examples, Task, load_task, user_code
+from edgewise.models.examples import concatenated
+from edgewise.models.task import Examples, Task, load_task
 from edgewise.training.protocols.letters import BlobName
 from edgewise.training.protocols.messages import Work, WorkDone, WorkGivenUp
 from edgewise.transport.bulk.blobs import FolderBlobs
@@ -80,6 +81,7 @@ class LocalWorker:
         client: Whose data it holds.
         engine_name: Local engine; "" to choose by timing.
         labelled: Gives the labelled hard examples of a run, or None.
+        notes: What was found in its data, or done to it.
         private: What the client keeps between rounds; unlike the node's blobs it is given to nobody.
     """
 
@@ -90,6 +92,7 @@ class LocalWorker:
     engine_name: str = ""
     labelled: Callable[[HardExamples], Awaitable[Examples | None]] | None = None
     private: FolderBlobs = field(init=False)
+    notes: tuple[str, ...] = ()
     counted: WorkCounter = field(default_factory=WorkCounter)
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "edgewise-train"))
     _task: Task | None = None
@@ -118,7 +121,7 @@ class LocalWorker:
     @property
     def label_counts(self) -> dict[str, int]:
         """Examples per label, for the audit; counts, no examples."""
-        if self._examples is None or self._examples.targets.ndim != 1:
+        if self._examples is None or getattr(self._examples.targets, "ndim", 0) != 1:
             return {}
         labels, counts = np.unique(np.asarray(self._examples.targets), return_counts=True)
         return {str(label): int(count) for label, count in zip(labels, counts, strict=True)}
@@ -231,8 +234,12 @@ class LocalWorker:
             self._task = DigitsTask(**settings)
         else:
             self._task = load_task(self.task_source, **settings)
-        with user_code(f"task {self._task.name!r} gives no data of client {self.client!r}"):
-            self._examples = self._task.data(self.client)
+        from edgewise.models.data_check import DataCheck
+
+        checked = DataCheck(self._task).data(self.client)
+        self._examples, self.notes = checked.examples, checked.notes
+        for note in checked.notes:
+            log.warning("data of client %s: %s", self.client, note)
         from edgewise.training.local import make_engine  # imports torch now, not in the first round
 
         self._engines.clear()
@@ -329,5 +336,5 @@ def joined(held: Examples, more: Examples | None) -> Examples:
     """
     if more is None or not len(more):
         return held
-    inputs = np.concatenate([held.inputs, *[more.inputs] * HARD_COPIES])
-    return Examples(inputs, np.concatenate([held.targets, *[more.targets] * HARD_COPIES]))
+    parts = [held, *[more] * HARD_COPIES]
+    return Examples(concatenated([p.inputs for p in parts]), concatenated([p.targets for p in parts]))
