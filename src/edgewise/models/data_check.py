@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgewise.core.errors import DataError, EdgewiseError, TaskError
 from edgewise.core.ids import ClientId
@@ -65,14 +64,11 @@ class DataCheck:
             TaskError: If the task's own code raises, with file and line.
             DataError: If they cannot be trained on.
         """
-        with user_code(f"task {self._task.name!r} gives no data of client {client!r}"):
-            held = self._task.data(client)
-        if not isinstance(held, Examples):
-            raise DataError(
-                f"task {self._task.name!r} gives the data of client {client!r} as a {type(held).__name__}. "
-                "Return Examples.of(inputs, targets)."
-            )
         try:
+            with user_code("they are not given"):
+                held = self._task.data(client)
+            if not isinstance(held, Examples):
+                raise DataError(f"they are a {type(held).__name__}. Return Examples.of(inputs, targets).")
             return self.check(held)
         except (DataError, TaskError) as error:
             raise type(error)(f"data of client {client!r} of task {self._task.name!r}: {error.message}") from error
@@ -198,7 +194,7 @@ class DataCheck:
             )
 
 
-def _plain(array: Any, what: str, notes: list[str]) -> NDArray[Any]:
+def _plain(array: Any, what: str, notes: list[str]) -> Any:
     """As float32, int64 or bool."""
     array = np.asarray(array) if not isinstance(array, np.ndarray) else array
     if array.ndim < 1 or array.dtype.kind not in "fiub":

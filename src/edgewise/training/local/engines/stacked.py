@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -76,7 +77,7 @@ class StackedEngine(SlicedEngine):
         *,
         progress: Progress | None = None,
     ) -> list[LocalResult]:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _quiet_fallback():
             return super().work_cohort(work, received, kept, examples, seeds, progress=progress)
 
     def oracle(
@@ -153,6 +154,17 @@ class _StackOracle(CohortOracle):
     def _examples(self, batch: int | None) -> tuple[Any, Any, Tensor]:
         indices, shares = (torch.from_numpy(array) for array in self.batch(batch))
         return take(self._inputs, indices), take(self._targets, indices), shares
+
+
+@contextmanager
+def _quiet_fallback() -> Iterator[None]:
+    """An operation that vmap does one client at a time is no news to the user: engines are chosen by their time."""
+    says = torch._C._functorch._set_vmap_fallback_warning_enabled
+    says(False)
+    try:
+        yield
+    finally:
+        says(True)
 
 
 def _mixes_examples(task: Task, module: torch.nn.Module) -> bool:
