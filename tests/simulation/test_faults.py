@@ -50,8 +50,8 @@ def test_a_client_that_diverges_is_left_out_and_the_others_train_on(edge_of, upl
 def test_a_quorum_that_can_no_longer_be_met_ends_the_run_with_its_cause(edge_of, uplink, protocol):
     found = run(Diverging(who="abce"), edge_of, uplink=uplink, quorum=3, protocol=protocol).record
     assert found.outcome.kind is OutcomeKind.TOO_FEW_CLIENTS
-    assert "finite" in found.outcome.sentence
-    assert "learning rate" in found.outcome.sentence
+    assert "can never have them" in found.outcome.sentence
+    assert "The client has diverged: lower its learning rate" in found.outcome.sentence
 
 
 class Raising(BlobsTask):

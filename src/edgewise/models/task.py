@@ -131,9 +131,12 @@ def user_code(what: str) -> Iterator[None]:
     except EdgewiseError:
         raise
     except Exception as error:
-        raise TaskError(
-            f"{what}: {type(error).__name__}: {_first_line(error)} ({_place(error)}). Fix the task and try again."
-        ) from error
+        raise TaskError(f"{what}: {described(error)}. Fix the task and try again.") from error
+
+
+def described(error: BaseException) -> str:
+    """What a user's own code raised: kind, first line of the text, and the file and line of the user's that it came from."""
+    return f"{type(error).__name__}: {_first_line(error)} ({_place(error)})"
 
 
 def _first_line(error: BaseException) -> str:

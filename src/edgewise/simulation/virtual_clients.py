@@ -30,6 +30,7 @@ class Worked:
         num_steps: Local steps.
         metrics: What was measured.
         cause: Why the client gives up; "" if it does not.
+        has_diverged: Whether that is since its update is not finite.
     """
 
     update: bytes
@@ -38,6 +39,7 @@ class Worked:
     num_steps: int
     metrics: dict[str, float]
     cause: str = ""
+    has_diverged: bool = False
 
 
 class Workers(Protocol):
@@ -124,7 +126,7 @@ def _done(update: ClientUpdate) -> Worked:
 
 
 def _given_up(error: EdgewiseError) -> Worked:
-    return Worked(b"", b"", 0, 0, {}, error.message)
+    return Worked(b"", b"", 0, 0, {}, error.message, bool(error.fields.get("has_diverged")))
 
 
 def kept_to_bytes(kept: Bundle) -> bytes:

@@ -345,7 +345,8 @@ class VirtualRun:
         for (node, work), worked in zip(able, done, strict=True):
             order = work.order
             if worked.cause:
-                self.feed(node, WorkGivenUp(order.round, order.exchange, worked.cause))
+                diverged = worked.has_diverged
+                self.feed(node, WorkGivenUp(order.round, order.exchange, worked.cause, has_diverged=diverged))
                 continue
             made = [BlobName(self.put(data), len(data)) for data in (worked.update, worked.kept) if data]
             event = WorkDone(

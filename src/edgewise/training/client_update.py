@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
+import numpy as np
+
 from edgewise.codecs import state_from_arrays, state_to_arrays
 from edgewise.codecs.bundle import Bundle, CodedBundle, encode_bundle
 from edgewise.codecs.codec import State
@@ -173,8 +175,17 @@ def client_updates_or_causes(
         try:
             made.append(_coded(exchange, result, before, place))
         except InputError as error:
-            made.append(error)
+            made.append(_diverged(result) or error)
     return made
+
+
+def _diverged(result: LocalResult) -> InputError | None:
+    """The error of a client whose update is not finite, if that is it; its server need not ask again."""
+    for name, array in result.sent.items():
+        if num := int(np.size(array) - np.count_nonzero(np.isfinite(array))):
+            text = f"its update has a {name} with {num:,} of {np.size(array):,} entries not finite"
+            return InputError(f"{text}. The client has diverged: lower its learning rate.", has_diverged=True)
+    return None
 
 
 def _coded(exchange: Exchange, result: LocalResult, kept: Bundle, seeds: Seeds) -> ClientUpdate:

@@ -27,7 +27,7 @@ from edgewise.fleet.node.node import Node
 from edgewise.fleet.training.role_driver import RoleDriver
 from edgewise.fleet.training.run_blobs import MappedBlobs
 from edgewise.models.examples import concatenated
-from edgewise.models.task import Examples, Task, load_task
+from edgewise.models.task import Examples, Task, described, load_task
 from edgewise.training.protocols.letters import BlobName
 from edgewise.training.protocols.messages import Work, WorkDone, WorkGivenUp
 from edgewise.transport.bulk.blobs import FolderBlobs
@@ -193,7 +193,8 @@ class LocalWorker:
             return
         except Exception as error:  # the task is the user's code; whatever it raises has a server waiting for it
             cause, has_lost = self._cause(driver, work, error), isinstance(error, KeptLost)
-            await driver.dispatch(WorkGivenUp(order.round, order.exchange, cause, has_lost))
+            diverged = isinstance(error, EdgewiseError) and bool(error.fields.get("has_diverged"))
+            await driver.dispatch(WorkGivenUp(order.round, order.exchange, cause, has_lost, diverged))
             return
         await driver.dispatch(
             WorkDone(
@@ -208,9 +209,7 @@ class LocalWorker:
 
     def _cause(self, driver: RoleDriver, work: Work, error: Exception) -> str:
         known = isinstance(error, EdgewiseError)
-        cause = (
-            error.message if isinstance(error, EdgewiseError) else f"its task raised {type(error).__name__}: {error}"
-        )
+        cause = error.message if isinstance(error, EdgewiseError) else f"its task raised {described(error)}"
         what = f"round {work.order.round} of {driver.run}"
         log.error("%s cannot do %s: %s", self.node.name, what, cause, exc_info=None if known else error)
         return cause if len(cause) <= CAUSE_CHARS else f"{cause[:CAUSE_CHARS]}…"

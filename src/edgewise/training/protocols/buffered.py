@@ -44,6 +44,7 @@ from edgewise.training.protocols.messages import (
     EndRun,
     Event,
     LetterInvalid,
+    Quarantine,
     Received,
     Refusal,
     RunCancelled,
@@ -312,8 +313,7 @@ def _ended(state: BufferedState, result: r.Result) -> Result:
 
 
 def _given_up(parts: _Parts, state: BufferedState, client: ClientId, cause: str, actions: tuple[Action, ...]) -> Result:
-    collection = state.run.collection
-    collection = c.change(collection, missing={**collection.missing, client: cause})
+    collection = c.change(state.run.collection, missing={**state.run.collection.missing, client: cause})
     return _filled(parts, _with(state, collection, tickets=_without(state, client)), actions)
 
 
@@ -323,6 +323,10 @@ def _failed(parts: _Parts, state: BufferedState, event: Received) -> Result:
     ticket = state.tickets.get(letter.client)
     if letter.run != state.run.config.run or ticket is None or ticket.round != letter.round:
         return state, (Accept(),)
+    if letter.has_diverged:
+        collection = c.quarantined(state.run.collection, letter.client, letter.cause)
+        without = _with(state, collection, tickets=_without(state, letter.client))
+        return _filled(parts, without, (Accept(), Quarantine(letter.client, letter.cause)))
     return _given_up(parts, state, letter.client, letter.cause, (Accept(),))
 
 

@@ -215,7 +215,8 @@ def _failed(parts: _Parts, state: RunState, event: Received) -> Result:
             anew = with_collection(anew, c.change(collection, missing=missing))
             return anew, (Accept(), *store, *orders(anew, (client,)))
         state = anew
-    return _settled(parts, with_collection(state, c.dropped(collection, client, letter.cause)), (Accept(),))
+    collection, actions = c.failed(collection, letter)
+    return _settled(parts, with_collection(state, collection), actions)
 
 
 def _invalid(parts: _Parts, state: RunState, event: LetterInvalid) -> Result:
