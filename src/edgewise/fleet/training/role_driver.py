@@ -117,8 +117,10 @@ class RoleDriver:
     _waiting: list[_Waiting] = field(default_factory=list)
     _folding: asyncio.Task[None] | None = None
     _spared: set[Digest] = field(default_factory=set)
+    _is_logged: bool = False
 
     def __post_init__(self) -> None:
+        self._is_logged = self.role.needs_log is None
         self._step = self.role.make_step(self.algorithm, MappedBlobs(self.blobs))
 
     @property
@@ -170,6 +172,7 @@ class RoleDriver:
         Raises:
             StoreError: If a blob is missing or spoiled that the state needs, as after a loss of power.
         """
+        self._is_logged = True
         for entry in self.events.read(self.log):
             if entry.kind == SNAPSHOT:
                 self._restore(msgspec.msgpack.decode(entry.payload, type=_Snapshot))
@@ -235,15 +238,30 @@ class RoleDriver:
             self._note(event, actions)
         if rows:
             spare = self._spare(state, folded)
-            durable = self._is_durable(folded, spare)
-            if spare:
-                encoded = self._snapshot(state)
-                self.events.compact(self.log, SNAPSHOT, encoded, num_events=len(rows), durable=durable)
-            else:
-                self.events.append_many(self.log, rows, durable=durable)
+            self._write(state, rows, folded, spare)
             self.state = state
             self._spared |= spare
         return results
+
+    def _write(
+        self,
+        state: Any,
+        rows: list[tuple[str, bytes]],
+        folded: list[tuple[Event, tuple[Action, ...]]],
+        spare: set[Digest],
+    ) -> None:
+        """Makes events last; their log begins, with what came before, where they bring what nobody could give again."""
+        needs_log = self.role.needs_log
+        begins = not self._is_logged and needs_log is not None and any(needs_log(event) for event, _ in folded)
+        if not self._is_logged and not begins:
+            return
+        durable = self._is_durable(folded, spare)
+        if spare or begins:
+            encoded = self._snapshot(state)
+            self.events.compact(self.log, SNAPSHOT, encoded, num_events=len(rows), durable=durable)
+        else:
+            self.events.append_many(self.log, rows, durable=durable)
+        self._is_logged = True
 
     def _is_durable(self, folded: list[tuple[Event, tuple[Action, ...]]], spare: set[Digest]) -> bool:
         """Whether a loss of power may not undo some events.
@@ -255,6 +273,20 @@ class RoleDriver:
             return self.role_name == COORDINATOR
         keeps = any(isinstance(event, WorkDone) and event.kept is not None for event, _ in folded)
         return keeps or any(self.private.has(digest) for digest in spare)
+
+    def put(self, data: bytes, *, must_last: bool = False) -> Digest:
+        """Stores a blob that events will name, as long-lived as this role's log is.
+
+        Args:
+            data: The blob.
+            must_last: Whether the event that names it begins the log.
+
+        Returns:
+            Its name.
+        """
+        if self._is_logged or must_last:
+            return self.blobs.put(data, durable=self.role_name == COORDINATOR)
+        return self.blobs.hold(data)
 
     def drop(self, digests: Iterable[Digest]) -> None:
         """Deletes blobs."""
@@ -278,7 +310,7 @@ class RoleDriver:
                     self.mentioned.update(action.blobs)
                 for digest, data in action.blobs.items():
                     if not self.blobs.has(digest):
-                        self.blobs.put(data, durable=self.role_name == COORDINATOR)
+                        self.put(data)
 
     def _note(self, event: Event | None, actions: Iterable[Action]) -> None:
         """Keeps account of what the role's state does not say to everybody."""
