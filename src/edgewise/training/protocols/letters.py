@@ -24,7 +24,7 @@ class BlobName(msgspec.Struct, frozen=True):
     size_bytes: int
 
 
-class SectionBlob(msgspec.Struct, frozen=True):
+class SectionBlob(msgspec.Struct, frozen=True, omit_defaults=True):
     """A section on its way down, as a blob of its own: a model that all get is stored and sent by one name.
 
     Attributes:
@@ -38,7 +38,7 @@ class SectionBlob(msgspec.Struct, frozen=True):
     is_coded: bool = False
 
 
-class RunSpec(msgspec.Struct, frozen=True):
+class RunSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     """What every node of a run must know of it; the same value from the operator's request to the device.
 
     Attributes:
@@ -77,7 +77,7 @@ class Address(msgspec.Struct, frozen=True, array_like=True):
 COORDINATOR_ADDRESS = Address("coordinator")
 
 
-class Letter(msgspec.Struct, frozen=True):
+class Letter(msgspec.Struct, frozen=True, omit_defaults=True):
     """Base of everything written in a run."""
 
     @property
@@ -230,7 +230,7 @@ class EdgeTask(Letter, frozen=True, kw_only=True, tag="edge_task"):
         return (*(section.blob for section in self.sections), *own)
 
 
-class Contribution(msgspec.Struct, frozen=True):
+class Contribution(msgspec.Struct, frozen=True, omit_defaults=True):
     """A client's part in a sum."""
 
     num_examples: int
