@@ -32,25 +32,27 @@ class Part:
     Attributes:
         name: For people.
         selects: Expression of marks.
-        options: Of pytest.
         paths: Where its tests are, unless somebody names some.
+        options: Of pytest; what the user says wins.
+        fixed: Of pytest; these win.
     """
 
     name: str
     selects: str
-    options: tuple[str, ...]
     paths: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()
 
 
 PARTS = (
     # `worksteal`: neighbours stay together, so a module's fixture is made once or twice; who is done takes from who is not.
     Part(
-        "in two processes",
+        "what is not live, in two processes",
         "not live",
-        ("--numprocesses=2", "--dist=worksteal", "--doctest-modules"),
         ("src", "tests"),
+        options=("--doctest-modules", "--numprocesses=2", "--dist=worksteal"),
     ),
-    Part("live, one after the other", "live", ("--numprocesses=0",), ("tests",)),
+    Part("what is live, one after the other", "live", ("tests",), fixed=("--numprocesses=0",)),
 )
 
 
@@ -90,7 +92,8 @@ def command_of(part: Part, arguments: Sequence[str], record: Path) -> list[str]:
     is_named = any("/" in each and Path(each.partition("::")[0]).exists() for each in others)
     selects = f"({known.m}) and ({part.selects})" if known.m else part.selects
     paths = () if is_named else part.paths
-    return [sys.executable, "-m", "pytest", *paths, *part.options, "-ojunit_family=xunit1", f"--junitxml={record}", "-m", selects, *others]
+    kept = ("-ojunit_family=xunit1", f"--junitxml={record}")
+    return [sys.executable, "-m", "pytest", *paths, *part.options, *others, "-m", selects, *kept, *part.fixed]
 
 
 def result_of(part: Part, code: int, record: Path) -> Result:
