@@ -45,7 +45,7 @@ def events_of(fleet: LoopbackFleet, node: NodeId) -> EventLog:
 async def killed_after(fleet: LoopbackFleet, victim: str, num_events: int) -> bool:
     """Kills a node right after its n-th event from now on, and starts it again; False if it has fewer."""
     node, loop = fleet._node_of(victim), asyncio.get_running_loop()
-    events, dead, left = events_of(fleet, node), asyncio.Event(), num_events
+    events, dead, left, loops = events_of(fleet, node), asyncio.Event(), num_events, threading.get_ident()
 
     def count(num: int) -> None:
         nonlocal left
@@ -60,8 +60,11 @@ async def killed_after(fleet: LoopbackFleet, victim: str, num_events: int) -> bo
             dead.set()
             is_cut.set()
 
-        loop.call_soon_threadsafe(cut)
-        is_cut.wait(10.0)
+        if threading.get_ident() == loops:  # the log is written on the loop's own thread or on another
+            cut()
+        else:
+            loop.call_soon_threadsafe(cut)
+            is_cut.wait(10.0)
         raise Killed
 
     events._count = count  # type: ignore[method-assign]

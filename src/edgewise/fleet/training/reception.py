@@ -51,7 +51,7 @@ Find = Callable[[RunId, Address, AnyLetter], Awaitable["RoleDriver | LetterAck"]
 
 
 class Reception:
-    """A node's door for letters.
+    """Takes letters in: checks their author and size, stores their blobs, and has a role fold them.
 
     Args:
         node: Who takes them.

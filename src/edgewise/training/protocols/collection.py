@@ -262,7 +262,7 @@ def accepted(collection: Collection, client: ClientId, answer: Answer, generatio
     """The same with the update counted, also of one who was given up.
 
     It was sent before it arrived, so it tells nothing of where its sender is now: who was lost stays absent until it
-    is said to be back.
+    returns.
     """
     member = collection.members[client]
     if member.generation != generation or member.num_examples != answer.num_examples:

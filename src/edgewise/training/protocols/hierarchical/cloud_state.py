@@ -23,7 +23,7 @@ class Assignment(msgspec.Struct, frozen=True):
 
     Attributes:
         edge: Who folds.
-        clients: Whom it was told to ask.
+        clients: Whom it asks.
         sums: Digest of its sums that count; "" before.
         is_void: Its clients were given to others or given up; its sums are refused.
     """
