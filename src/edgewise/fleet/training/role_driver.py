@@ -2,7 +2,8 @@
 
 A step is pure, so it is computed first; what it stores and the event are on the disk before its state counts and before
 anybody hears of its actions. An event that changes nothing is not logged. Old events make way for a snapshot of the state
-whenever blobs fall free that neither the state nor a letter under way needs: the space of a run is bounded. Read `run_roles.py` next: it carries out the actions.
+whenever blobs fall free that neither the state nor a letter under way needs: the space of a run is bounded. A role that has nothing to lose yet has no log (`Role.needs_log`). Read `run_roles.py`
+next: it carries out the actions.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import msgspec
 from edgewise.core.errors import StoreError
 from edgewise.core.ids import ClientId, Digest, NodeId, RunId
 from edgewise.fleet.store.events import EventLog
+from edgewise.fleet.training.role_log import SNAPSHOT, Snapshot, log_name
 from edgewise.fleet.training.run_blobs import Incoming, MappedBlobs
 from edgewise.training.algorithm import FederatedAlgorithm
 from edgewise.training.protocols.event_log import decode_event, encode_event
@@ -37,29 +39,10 @@ from edgewise.training.protocols.messages import (
 from edgewise.training.protocols.protocol import CLIENT, COORDINATOR, Protocol, Role
 from edgewise.transport.bulk.blobs import FolderBlobs
 
-SNAPSHOT = "snapshot"
 MOST_SPARE, SPARE_BYTES = 32, 2**22
 """So many blobs, or about so many bytes, may lie about before a snapshot is made and they are dropped."""
 QUICK_ENTRIES = 2**18
 """Of a model whose letters are folded on the event loop, on a client."""
-
-
-class _Snapshot(msgspec.Struct, frozen=True):
-    """What a log begins with once events before it are gone.
-
-    Attributes:
-        spec: The run.
-        state: The role's, encoded.
-        server: As of `RoleDriver`.
-        seen: As of `RoleDriver`.
-        mentioned: As of `RoleDriver`.
-    """
-
-    spec: RunSpec
-    state: msgspec.Raw
-    server: NodeId
-    seen: tuple[ClientId, ...]
-    mentioned: tuple[Digest, ...]
 
 
 @dataclass(slots=True)
@@ -175,7 +158,7 @@ class RoleDriver:
         self._is_logged = True
         for entry in self.events.read(self.log):
             if entry.kind == SNAPSHOT:
-                self._restore(msgspec.msgpack.decode(entry.payload, type=_Snapshot))
+                self._restore(msgspec.msgpack.decode(entry.payload, type=Snapshot))
                 continue
             event = decode_event(entry.payload)
             self.state, actions = self._step(self.state, event)
@@ -374,10 +357,10 @@ class RoleDriver:
     def _snapshot(self, state: Any) -> bytes:
         encoded = msgspec.Raw(msgspec.msgpack.encode(state))
         return msgspec.msgpack.encode(
-            _Snapshot(self.spec, encoded, self.server, tuple(sorted(self.seen)), tuple(sorted(self.mentioned)))
+            Snapshot(self.spec, encoded, self.server, tuple(sorted(self.seen)), tuple(sorted(self.mentioned)))
         )
 
-    def _restore(self, found: _Snapshot) -> None:
+    def _restore(self, found: Snapshot) -> None:
         try:
             self.state = msgspec.msgpack.decode(found.state, type=self.role.state)
         except (msgspec.MsgspecError, TypeError) as error:
@@ -387,20 +370,3 @@ class RoleDriver:
                 run=self.run,
             ) from error
         self.server, self.seen, self.mentioned = found.server, set(found.seen), set(found.mentioned)
-
-
-def log_name(role_name: str, run: RunId) -> str:
-    """Name of a role's log in its node's database: `client/digits-1`."""
-    return f"{role_name}/{run}"
-
-
-def spec_in_log(events: EventLog, log: str) -> RunSpec | None:
-    """The run that a log is of, from its first entry: a snapshot, or the letter that began it."""
-    for entry in events.read(log):
-        if entry.kind == SNAPSHOT:
-            return msgspec.msgpack.decode(entry.payload, type=_Snapshot).spec
-        event = decode_event(entry.payload)
-        if isinstance(event, Received):
-            spec: RunSpec | None = getattr(event.letter, "spec", None)
-            return spec
-    return None
