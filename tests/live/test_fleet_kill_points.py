@@ -74,7 +74,9 @@ def test_the_coordinator_killed_at_a_boundary_ends_with_the_same_bytes(world: Wo
     async def scene() -> None:
         model = await whole(world, protocol, f"{protocol}-whole")
         num = last_index(world.folder / "state" / CLOUD / "events.db", f"coordinator/{protocol}-whole")
-        for kill_after in range(FIRST[protocol], INDEX_EVENTS + num, STRIDE):  # the last may come after the run's end was heard of
+        for kill_after in range(
+            FIRST[protocol], INDEX_EVENTS + num, STRIDE
+        ):  # the last may come after the run's end was heard of
             name = f"{protocol}-{kill_after}"
             assert await disturbed(world, CLOUD, name, kill_after, protocol=protocol) == model, f"{kill_after} of {num}"
 
