@@ -307,6 +307,7 @@ def _given_up(
 ) -> Result:
     collection = state.run.collection
     collection = c.change(collection, missing={**collection.missing, client: cause})
+    collection = c.failed_again(collection, client)
     return _filled(parts, _with(state, collection, tickets=_without(state, client)), actions)
 
 
@@ -343,8 +344,10 @@ def _lost(parts: _BufferParts, state: BufferedState, event: ClientLost) -> Resul
 
 def _returned(parts: _BufferParts, state: BufferedState, event: ClientReturned) -> Result:
     collection, _ = c.returned(state.run.collection, event.client, event.seen)
-    missing = {client: cause for client, cause in collection.missing.items() if client != event.client}
-    state = _with(state, c.change(collection, missing=missing))
+    if not c.exclusion(collection, event.client):
+        missing = {client: cause for client, cause in collection.missing.items() if client != event.client}
+        collection = c.change(collection, missing=missing)
+    state = _with(state, collection)
     if state.run.phase is Phase.WAITING:
         return _opened(parts, state, ()) if len(collection.able) >= state.run.config.quorum else (state, ())
     again = _orders(state, (event.client,)) if event.client in _at_work(state) else ()

@@ -6,7 +6,7 @@ from edgewise.core.ids import ClientId
 from edgewise.training.algorithm import FederatedAlgorithm
 from edgewise.training.protocols import collection as c
 from edgewise.training.protocols.letters import Address, RunEnded, UpdateReport
-from edgewise.training.protocols.messages import Action, EndRun, Outcome, OutcomeKind, Refusal, Send
+from edgewise.training.protocols.messages import Action, AnnounceWaiting, EndRun, Outcome, OutcomeKind, Refusal, Send
 from edgewise.training.protocols.part_calls import CURE
 from edgewise.training.protocols.run_state import Phase, Result, RunState, change, waiting, with_collection
 
@@ -17,14 +17,14 @@ def chose_too_few(algorithm: FederatedAlgorithm, state: RunState, num: int) -> R
     return ended(state, OutcomeKind.FAILED, sentence, "Choose more clients or lower the quorum.")
 
 
-def too_few(state: RunState) -> Result:
-    """The end of a run whose round did not find its quorum by the deadline."""
+def too_few(state: RunState, last: AnnounceWaiting | None = None) -> Result:
+    """The end of a run whose round did not find its quorum by the deadline; `last` is what it waited for."""
     cure = "Bring clients back, raise round_deadline_s or lower the quorum, then start again from the last model."
-    return ended(state, OutcomeKind.TOO_FEW_CLIENTS, waiting(state).sentence, cure)
+    return ended(state, OutcomeKind.TOO_FEW_CLIENTS, (last or waiting(state)).sentence, cure)
 
 
 def cannot_close(state: RunState, needed: int, cohort: tuple[ClientId, ...] = ()) -> bool:
-    """Whether so many updates can never come: quarantine lasts as long as the run.
+    """Whether so many updates can never come: some clients are in quarantine, others have failed too often.
 
     Args:
         state: Not ended.
@@ -35,20 +35,20 @@ def cannot_close(state: RunState, needed: int, cohort: tuple[ClientId, ...] = ()
         True if even everybody's return would not do.
     """
     collection = state.collection
-    pool, answers, members = cohort or tuple(collection.members), collection.answers, collection.members
-    return sum([client in answers or not members[client].quarantine for client in pool]) < needed
+    pool, answers = cohort or tuple(collection.members), collection.answers
+    return sum([client in answers or not c.exclusion(collection, client) for client in pool]) < needed
 
 
 def without_hope(state: RunState, needed: int) -> Result:
     """The end of a run whose round can never have the updates that it needs."""
     collection = state.collection
-    out = {client: f"in quarantine: {m.quarantine}" for client, m in collection.members.items() if m.quarantine}
+    out = {client: cause for client in collection.members if (cause := c.exclusion(collection, client))}
     left = len(collection.members) - len(out)
     sentence = (
         f"round {collection.round} needs {needed} updates and can never have them; {left} of {len(collection.members)} "
         f"clients are left, out are: {c.named(out)}"
     )
-    cure = "Mend what they sent, or ask for fewer updates a round, then start again from the last model."
+    cure = "Mend what they sent or why they failed, or ask for fewer updates a round, then start again from the last model."
     return ended(state, OutcomeKind.TOO_FEW_CLIENTS, sentence, cure)
 
 

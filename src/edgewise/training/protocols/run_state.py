@@ -134,12 +134,21 @@ def set_timer(state: RunState) -> tuple[Action, ...]:
     return () if state.deadline_s is None else (SetTimer(timer_name(state), state.deadline_s),)
 
 
-def waiting(state: RunState, able: int | None = None) -> AnnounceWaiting:
-    """Says what a run waits for: who is missing and why."""
+def waiting(state: RunState, unable: Mapping[ClientId, str] | None = None) -> AnnounceWaiting:
+    """Says what a run waits for: who is missing and why.
+
+    Args:
+        state: Of the run.
+        unable: Cause by client that is there and cannot take part all the same.
+
+    Returns:
+        The sentence.
+    """
     collection, config = state.collection, state.config
     absent = {client: m.quarantine or m.absence for client, m in collection.members.items() if not m.can_work}
+    absent |= unable or {}
     is_open = state.phase is Phase.OPEN
-    have = len(collection.answers) if is_open else len(collection.able) if able is None else able
+    have = len(collection.answers) if is_open else len(collection.members) - len(absent)
     sentence = (
         f"round {collection.round} has {have} {'updates' if is_open else 'clients'}, the quorum is {config.quorum}; "
         f"missing: {c.named({**absent, **state.dropouts, **collection.missing})}"

@@ -204,7 +204,7 @@ def _failed(parts: StepParts, state: RunState, event: Received) -> Result:
             anew = with_collection(anew, c.change(collection, missing=missing))
             return anew, (Accept(), *store, *orders(anew, (client,)))
         state = anew
-    return _settled(parts, with_collection(state, c.dropped(collection, client, letter.cause)), (Accept(),))
+    return _settled(parts, with_collection(state, c.failed(collection, client, letter.cause)), (Accept(),))
 
 
 def _invalid(parts: StepParts, state: RunState, event: LetterInvalid) -> Result:
@@ -219,7 +219,7 @@ def _delivered(parts: StepParts, state: RunState, event: Delivered) -> Result:
     collection, client = state.collection, event.to.name
     if event.accepted or event.key != f"work/{client}/{collection.round}/{collection.exchange}":
         return state, ()
-    return _settled(parts, with_collection(state, c.dropped(collection, ClientId(client), event.reason)), ())
+    return _settled(parts, with_collection(state, c.failed(collection, ClientId(client), event.reason)), ())
 
 
 def _lost(parts: StepParts, state: RunState, event: ClientLost) -> Result:

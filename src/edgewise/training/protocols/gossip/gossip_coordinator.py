@@ -158,16 +158,26 @@ def _reported(parts: _GossipParts, state: RunState, event: Received) -> Result:
     metrics = c.finite(letter.metrics)
     answer = Answer(update=letter.value.digest, num_examples=letter.num_examples, metrics=metrics)
     collection = c.accepted(collection, letter.client, answer, event.generation)
+    if letter.client in letter.lost:  # its own work failed
+        state = r.change(state, dropouts={**state.dropouts, letter.client: letter.lost[letter.client]})
     return _settled(parts, r.with_collection(state, collection), (Accept(),))
 
 
 def _settled(parts: _GossipParts, state: RunState, actions: tuple[Action, ...]) -> Result:
     collection, config = state.collection, state.config
+    if state.phase is Phase.OPEN and ending.cannot_close(state, config.quorum, collection.cohort):
+        state, end = ending.without_hope(state, config.quorum)
+        return state, (*actions, *end, *ending.endings(state))
     if state.phase is not Phase.OPEN or not collection.is_settled:
         return state, actions
     if len(collection.answers) < config.quorum:
         return state, (*actions, r.waiting(state))
     answers = {client: collection.answers[client] for client in collection.cohort if client in collection.answers}
+    if state.dropouts and not any(answer.metrics.get("brought", 0.0) for answer in answers.values()):
+        causes = {client: state.dropouts[client] for client in answers if client in state.dropouts}
+        fault = f"nobody has anything to average, the work of all failed: {c.named(causes)}"
+        state, end = ending.failed(state, fault)
+        return state, (*actions, *end, *ending.endings(state))
     first = section_from_blob(state.sections[MODEL], blob(parts.blobs, state.model))
     values = [vector_from_bytes(blob(parts.blobs, a.update), config.num_entries) for a in answers.values()]
     model = np.mean([value.astype(np.float64) for value in values], axis=0).astype(np.float32)
@@ -221,7 +231,7 @@ def _returned(parts: _GossipParts, state: RunState, event: ClientReturned) -> Re
 def _delivered(parts: _GossipParts, state: RunState, event: Delivered) -> Result:
     if event.accepted or event.key != f"gossip/{event.to.name}":
         return state, ()
-    collection = c.dropped(state.collection, ClientId(event.to.name), event.reason)
+    collection = c.failed(state.collection, ClientId(event.to.name), event.reason)
     return _settled(parts, r.with_collection(state, collection), ())
 
 

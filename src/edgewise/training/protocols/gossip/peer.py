@@ -79,7 +79,7 @@ class PeerState(msgspec.Struct, frozen=True, kw_only=True):
         sent: Shares that nobody acknowledged, by key.
         newest: The share of this round to each neighbour; sent again it asks whether the neighbour lives.
         lost: Why, by neighbour that it does not wait for.
-        num_examples, brought, metrics: Of its local work.
+        num_examples, brought, metrics, fault: Of its local work; why the last one failed.
         report: Its last letter.
         is_heard: The coordinator has it.
     """
@@ -99,6 +99,7 @@ class PeerState(msgspec.Struct, frozen=True, kw_only=True):
     num_examples: int = 0
     brought: float = 0.0
     metrics: dict[str, float] = {}
+    fault: str = ""
     report: GossipReport | None = None
     is_heard: bool = False
 
@@ -227,7 +228,7 @@ def _done(parts: StepParts, state: PeerState, event: WorkDone) -> PeerResult:
 
 def _given_up(parts: StepParts, state: PeerState, event: WorkGivenUp) -> PeerResult:
     """It brings nothing to this round and takes part in mixing all the same."""
-    return _mixed(parts, state, ()) if event.round == state.round else (state, ())
+    return _mixed(parts, _change(state, fault=event.cause), ()) if event.round == state.round else (state, ())
 
 
 def _mixed(parts: StepParts, state: PeerState, actions: tuple[Action, ...]) -> PeerResult:
@@ -282,7 +283,7 @@ def _advanced(parts: StepParts, state: PeerState, actions: tuple[Action, ...]) -
         value=section.blob,
         num_examples=state.num_examples,
         metrics={**state.metrics, **masses},
-        lost=state.lost,
+        lost={**state.lost, task.client: state.fault} if state.fault else state.lost,
     )
     return _change(state, phase=REPORTING, report=report), (*actions, Send(COORDINATOR_ADDRESS, report))
 

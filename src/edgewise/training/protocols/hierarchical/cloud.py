@@ -29,6 +29,7 @@ from edgewise.training.protocols.hierarchical.cloud_state import (
     CloudState,
     able,
     check_sums,
+    edge_fault,
     open_clients,
     refusal_of,
     task_of,
@@ -106,7 +107,7 @@ def resume(state: CloudState) -> tuple[Action, ...]:
         return (EndRun(run.outcome), *_endings(state))
     timer = run_timer(run)
     tasks = _tasks(state, [n for n, a in state.assignments.items() if a.is_open])
-    return (*timer, *tasks) if tasks else (*timer, waiting(run))
+    return (*timer, *tasks) if tasks else (*timer, _waiting(state))
 
 
 def wants(state: CloudState, to: Address, letter: AnyLetter) -> bool:
@@ -158,6 +159,11 @@ def _endings(state: CloudState) -> tuple[Action, ...]:
     )
 
 
+def _waiting(state: CloudState) -> AnnounceWaiting:
+    causes = {client: edge_fault(state, client) for client in state.run.collection.able}
+    return waiting(state.run, {client: cause for client, cause in causes.items() if cause})
+
+
 def _start(parts: StepParts, event: RunStarted) -> CloudResult:
     state, actions = _begun(parts, event)
     return (state, actions) if state.run.phase is Phase.ENDED else _open_round(parts, state, actions)
@@ -179,7 +185,8 @@ def _open_round(parts: StepParts, state: CloudState, actions: tuple[Action, ...]
     run = change(state.run, phase=Phase.WAITING)
     if cannot_close(run, run.config.quorum):
         return _of_run(state, without_hope(run, run.config.quorum), actions)
-    return _change(state, run=run, assignments={}), (*actions, waiting(run, len(able(state))))
+    state = _change(state, run=run, assignments={})
+    return state, (*actions, _waiting(state))
 
 
 def _ask(parts: StepParts, state: CloudState, actions: tuple[Action, ...]) -> CloudResult:
@@ -196,13 +203,16 @@ def _open_exchange(
     blobs = with_stored(parts.blobs, actions)
     run, store = opened(parts.algorithm, blobs, state.run, exchange, cohort)
     state, tasks = _assigned(parts, _change(state, run=run, assignments={}), cohort)
-    return state, (*actions, *store, *tasks)
+    return _settled(parts, state, (*actions, *store, *tasks))
 
 
 def _assigned(parts: StepParts, state: CloudState, clients: Iterable[ClientId]) -> CloudResult:
     by_edge: dict[NodeId, list[ClientId]] = {}
     for client in clients:
         by_edge.setdefault(state.edge_of[client], []).append(client)
+    for edge in [edge for edge in by_edge if state.edges[edge].quarantine]:  # its sums would be refused
+        for client in by_edge.pop(edge):
+            state = _with(state, c.dropped(state.run.collection, client, edge_fault(state, client)))
     numbers = []
     for edge in sorted(by_edge):
         numbers.append(state.next_assignment)
@@ -274,7 +284,8 @@ def _counted(
     collection = c.change(
         collection, members=members, answers={**collection.answers, **answers}, missing={**kept, **missing}
     )
-    return collection, actions
+    failed = [client for client in assignment.clients if client in report.failed and client in missing]
+    return c.failed_again(collection, *failed), actions
 
 
 def _edge_quarantined(state: CloudState, report: SumReport, reason: str) -> CloudResult:
@@ -323,7 +334,10 @@ def _delivered(parts: StepParts, state: CloudState, event: Delivered) -> CloudRe
 
 def _asked_again(parts: StepParts, state: CloudState, clients: Iterable[ClientId]) -> CloudResult:
     missing, ready = state.run.collection.missing, set(able(state))
-    again = [client for client in clients if client in ready and client in missing]
+    collection = state.run.collection
+    again = [
+        client for client in clients if client in ready and client in missing and not c.exclusion(collection, client)
+    ]
     if not again or state.run.phase is not Phase.OPEN:
         return state, ()
     left = {client: cause for client, cause in missing.items() if client not in again}
@@ -364,6 +378,8 @@ def _client_returned(parts: StepParts, state: CloudState, event: ClientReturned)
     if seen.edge and seen.edge != former:
         edges = {seen.edge: c.NOT_SEEN, **state.edges}
         state = _change(state, edge_of={**state.edge_of, client: seen.edge}, edges=edges)
+        failures = {other: n for other, n in collection.failures.items() if other != client}
+        state = _with(state, c.change(collection, failures=failures))  # those under its former edge
         if former is not None and state.edges[former].absence and client in open_clients(state, former):
             state = _voided(state, former, f"its edge {former} is lost: {state.edges[former].absence}")
     missing = state.run.collection.missing
@@ -372,6 +388,9 @@ def _client_returned(parts: StepParts, state: CloudState, event: ClientReturned)
     state = _with(state, c.change(collection, missing=missing))
     if state.run.phase is Phase.WAITING:
         return _ask_if_enough(parts, state)
+    if client in missing and state.edges.get(state.edge_of.get(client, NodeId("")), c.NOT_SEEN).quarantine:
+        # It may still move; how often it is asked for is bounded, or a run without a deadline would never end.
+        return _settled(parts, _with(state, c.failed_again(state.run.collection, client)), ())
     return _asked_again(parts, state, (client,))
 
 
@@ -385,7 +404,7 @@ def _timed_out(parts: StepParts, state: CloudState, event: TimerFired) -> CloudR
     state = _change(state, run=overdue(state.run))
     if state.run.phase is Phase.OPEN and len(state.run.collection.answers) >= state.run.config.quorum:
         return _close(parts, state, ())
-    return _of_run(state, too_few(state.run), ())
+    return _of_run(state, too_few(state.run, _waiting(state)), ())
 
 
 def _cancelled(parts: StepParts, state: CloudState, event: RunCancelled) -> CloudResult:
@@ -402,7 +421,7 @@ def _settled(parts: StepParts, state: CloudState, actions: tuple[Action, ...]) -
         return state, actions
     if len(run.collection.answers) >= run.config.quorum:
         return _close(parts, state, actions)
-    return state, (*actions, waiting(run))
+    return state, (*actions, _waiting(state))
 
 
 def _close(parts: StepParts, state: CloudState, actions: tuple[Action, ...]) -> CloudResult:

@@ -250,7 +250,7 @@ def _failed(parts: StepParts, state: EdgeState, event: Received) -> EdgeResult:
         return state, (Accept(),)
     if letter.has_lost and letter.client not in task.have_lost:
         task = msgspec.structs.replace(task, have_lost=(*task.have_lost, letter.client))
-    return _collected(parts, state, task, c.dropped(task.collection, letter.client, letter.cause), (Accept(),))
+    return _collected(parts, state, task, c.failed(task.collection, letter.client, letter.cause), (Accept(),))
 
 
 def _invalid(parts: StepParts, state: EdgeState, event: LetterInvalid) -> EdgeResult:
@@ -272,7 +272,7 @@ def _delivered(parts: StepParts, state: EdgeState, event: Delivered) -> EdgeResu
     # An order that its client refuses for good is that client's dropout.
     if event.key != f"work/{event.to.name}/{task.letter.round}/{task.letter.exchange}":
         return state, ()
-    return _collected(parts, state, task, c.dropped(task.collection, ClientId(event.to.name), event.reason), ())
+    return _collected(parts, state, task, c.failed(task.collection, ClientId(event.to.name), event.reason), ())
 
 
 def _lost(parts: StepParts, state: EdgeState, event: ClientLost) -> EdgeResult:
@@ -320,11 +320,13 @@ def _settled(parts: StepParts, state: EdgeState, task: OpenTask, actions: tuple[
     answered = {client: collection.answers[client] for client in collection.cohort if client in collection.answers}
     exchange = parts.algorithm.exchanges[letter.exchange]
     missing, size = collection.missing, letter.spec.num_entries
+    failed = tuple(client for client in collection.failures if client in missing)
     try:
         with asked(f"{letter.edge} cannot fold the updates of round {letter.round}"):
             data = sums_to_bytes(exchange, fold(exchange, parts.decoder, answered.values(), size))
     except PartFailed as error:  # the cloud must not wait for it
         missing = {**missing, **dict.fromkeys(answered, error.message)}
+        failed += tuple(answered)
         answered, data = {}, sums_to_bytes(exchange, empty_sums(exchange, size))
     report = SumReport(
         run=letter.spec.run,
@@ -338,6 +340,7 @@ def _settled(parts: StepParts, state: EdgeState, task: OpenTask, actions: tuple[
         quarantined={client: m.quarantine for client, m in collection.members.items() if m.quarantine},
         uplink_bytes=sum(len(blob(parts.blobs, a.update)) for a in answered.values()),
         have_lost=task.have_lost,
+        failed=failed,
     )
     state = _with(state, msgspec.structs.replace(task, report=report))
     timer = () if letter.deadline_s is None else (SetTimer(_timer_name(letter), None),)
