@@ -43,7 +43,7 @@ EXAMPLES = {"buffered": {"concurrency": 2, "buffer_size": 1}, "fed_per": {"own":
 """Words for parts that cannot be built without, where what they are is read off them."""
 
 STRUCTS = {
-    "Node (`edgewise agent`, `edgewise coordinator`)": "edgewise.fleet.node.settings:AgentSettings",
+    "Node (`edgewise agent`, `edgewise coordinator`; `--config`)": "edgewise.fleet.node.settings:AgentSettings",
     "Job: `[task]`": "edgewise.training.job:TaskTable",
     "Job: `[training]`": "edgewise.training.job:TrainingTable",
     "Job: `[virtual]`": "edgewise.training.job:VirtualTable",
