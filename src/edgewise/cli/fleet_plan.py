@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from edgewise.cli.evaluate import evaluate
+from edgewise.api.own_evidence import evaluate
 from edgewise.cli.operator_options import operator_of
 from edgewise.cli.output import Output
 from edgewise.core.errors import GateRefused, InputError, RemoteError
@@ -290,7 +290,7 @@ def show_plan(
 
 
 def _evaluated(graph: Graph, data: Path) -> tuple[tuple[Any, ...], str]:
-    from edgewise.cli.source import read_source
+    from edgewise.api.source import read_source
 
     return evaluate(graph, read_source(data, graph.inputs).first(500))
 

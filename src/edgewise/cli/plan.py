@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
-from edgewise.cli.evaluate import evaluate
 from edgewise.cli.fleet_plan import (
     Deadline,
     DeviceName,
@@ -27,22 +26,16 @@ from edgewise.cli.operator_options import AsOperator, ModelName, ToFleet
 from edgewise.cli.output import AsJson, Output
 from edgewise.cli.running import run_async
 from edgewise.cli.serve import Exits, Shapes, parse_exits, parse_shapes
-from edgewise.core.errors import DataError, InputError, PlanInfeasible
-from edgewise.core.ids import NodeId, Tier
-from edgewise.core.units import parse_duration, parse_rate
+from edgewise.core.errors import InputError, PlanInfeasible
+from edgewise.core.ids import Tier
 
 if TYPE_CHECKING:
-    from edgewise.cli.source import Source
+    from edgewise.api.model_plan import ModelPlan
     from edgewise.models.graph.graph import Graph
     from edgewise.models.version import ExitEvidence
     from edgewise.planning.levels import Recommendation
     from edgewise.planning.plan import Plan
-    from edgewise.planning.profile import LinkState, Profile
     from edgewise.planning.search import Search
-    from edgewise.simulation.emulated.fleet_file import FleetFile
-
-DOMAIN = "cloud"
-"""A model that was trained elsewhere counts as trained in the cloud: levels 0 to 3."""
 
 
 def command(
@@ -129,7 +122,7 @@ def command(
     if onnx is None or data is None:
         raise InputError("give a model and --data with real inputs, or --connect to plan a version of a fleet.")
     graph = Graph.load(onnx, parse_shapes(input_shape), parse_exits(exits))
-    plan_file(out, graph, data, policy, fleet, profile or (), parse_duration(budget), limit, planner)
+    plan_file(out, graph, data, policy, fleet, profile or (), budget, limit, planner)
 
 
 def plan_file(
@@ -139,11 +132,11 @@ def plan_file(
     policy: Path | None,
     fleet: Path | None,
     profile: Sequence[Path],
-    budget_s: float,
+    budget: str,
     limit: int,
     planner: str = "",
 ) -> None:
-    """Plans a user's own model.
+    """Plans a user's own model and prints what came out.
 
     Args:
         out: Where to print.
@@ -152,27 +145,17 @@ def plan_file(
         policy: TOML file; None for no limits.
         fleet: TOML file of links, dilations and powers; None for the defaults.
         profile: Profiles measured on other machines.
-        budget_s: Time to measure this machine for.
+        budget: Time to measure this machine for.
         limit: Use at most so many examples.
         planner: Spec text of another planner, asked too; "" for none.
     """
-    from edgewise.cli.source import read_source
-    from edgewise.core.config import load_toml
-    from edgewise.inference.evidence import CODECS
-    from edgewise.planning.choose import make_search
-    from edgewise.planning.policy import Policy
-    from edgewise.simulation.emulated.fleet_file import FleetFile
+    from edgewise.api.model_plan import plan
 
-    wanted = Policy() if policy is None else load_toml(policy, Policy)
-    file = FleetFile() if fleet is None else load_toml(fleet, FleetFile)
-    source = read_source(data, graph.inputs).first(limit)
-    given = read_profiles(profile)
-    profiles = {**measure(out, graph, file, source, budget_s, given), **given}
-    evidence, meaning = evaluate(graph, source)
-    codecs = CODECS if evidence else CODECS[:1]
-    search = make_search(graph, profiles, links_of(file), wanted, evidence, codecs=codecs, training_domain=DOMAIN)
-    other = None if not planner else _other_plan(planner, search, evidence)
-    _print(out, search, evidence, meaning, other)
+    with out.progress(f"measuring for {budget}", 1) as advance:
+        found = plan(graph, data, policy=policy, fleet=fleet, profiles=profile, budget=budget, limit=limit)
+        advance("")
+    other = None if not planner else _other_plan(planner, found.search, found.evidence)
+    _print(out, found, other)
 
 
 def _other_plan(planner: str, search: Search, evidence: tuple[ExitEvidence, ...]) -> Plan:
@@ -196,126 +179,14 @@ def _other_plan(planner: str, search: Search, evidence: tuple[ExitEvidence, ...]
     return found
 
 
-def measure(
-    out: Output, graph: Graph, file: FleetFile, source: Source, budget_s: float, given: Mapping[Tier, Profile]
-) -> dict[Tier, Profile]:
-    """Profiles the model here, once, and stretches the result to the tiers that have no profile of their own.
-
-    Args:
-        out: Shows progress.
-        graph: The model.
-        file: Dilation and power of each tier.
-        source: Real inputs.
-        budget_s: Time to measure for.
-        given: Profiles that were measured elsewhere.
-
-    Returns:
-        A profile for each tier that is not in `given`.
-    """
-    from edgewise.inference.evidence import CODECS
-    from edgewise.inference.profiler import profile_graph
-
-    tiers = {
-        Tier.DEVICE: (file.devices.dilation, file.devices.active_power_w),
-        Tier.EDGE: (file.edges.dilation, file.edges.active_power_w),
-        Tier.CLOUD: (file.cloud.dilation, file.cloud.active_power_w),
-    }
-    missing = [tier for tier in tiers if tier not in given]
-    if not missing:
-        return {}
-    with out.progress(f"measuring for {budget_s:g} s", 1) as advance:
-        here = profile_graph(
-            graph, NodeId("local"), Tier.DEVICE, budget_s=budget_s, codecs=CODECS, inputs=source.example(0)
-        )
-        advance("")
-    return {tier: stretched(here, tier, *tiers[tier]) for tier in missing}
-
-
-def stretched(profile: Profile, tier: Tier, dilation: float, power_w: float) -> Profile:
-    """A profile of this machine as that of a slower one.
-
-    Args:
-        profile: Measured here, undilated.
-        tier: Whom it shall stand for.
-        dilation: How many times slower segments run; codecs and overhead are not stretched.
-        power_w: Modelled power while computing.
-
-    Returns:
-        The profile.
-    """
-    change = msgspec.structs.replace
-    groups = (change(g, seconds=g.seconds * dilation, p95_seconds=g.p95_seconds * dilation) for g in profile.groups)
-    segments = (
-        change(
-            s, seconds=s.seconds * dilation, p95_seconds=s.p95_seconds * dilation, mad_seconds=s.mad_seconds * dilation
-        )
-        for s in profile.segments
-    )
-    return change(
-        profile,
-        node=NodeId(f"emulated-{tier}"),
-        tier=tier,
-        groups=tuple(groups),
-        segments=tuple(segments),
-        active_power_w=power_w,
-        call_s=profile.call_s * dilation,
-        fingerprint=change(profile.fingerprint, dilation=dilation),
-    )
-
-
-def read_profiles(paths: Sequence[Path]) -> dict[Tier, Profile]:
-    """Reads profiles that `edgewise profile --out` wrote.
-
-    Args:
-        paths: Files.
-
-    Returns:
-        By tier.
-
-    Raises:
-        DataError: If a file is no profile.
-    """
-    from edgewise.planning.profile import Profile
-
-    found = {}
-    for path in paths:
-        try:
-            read = msgspec.json.decode(path.read_bytes(), type=Profile)
-        except msgspec.DecodeError as error:
-            raise DataError(
-                f"{str(path)!r} is not a profile: {error}. Make one with 'edgewise profile --out'."
-            ) from error
-        found[read.tier] = read
-    return found
-
-
-def links_of(file: FleetFile) -> tuple[LinkState, LinkState]:
-    """The links a fleet file declares: device–edge, edge–cloud.
-
-    Args:
-        file: The fleet file.
-    """
-    from edgewise.fleet.node.probe import JOULES_PER_BYTE
-    from edgewise.planning.profile import LinkState
-
-    first, second = (
-        LinkState(parse_rate(link.rate), parse_duration(link.rtt), joules_per_byte=JOULES_PER_BYTE)
-        for link in (file.devices.link, file.edges.link)
-    )
-    return first, second
-
-
-def _print(
-    out: Output, search: Search, evidence: tuple[ExitEvidence, ...], meaning: str, other: Plan | None = None
-) -> None:
+def _print(out: Output, found: ModelPlan, other: Plan | None = None) -> None:
     from edgewise.planning.explain import LEVEL_COLUMNS, explain, level_cells
-    from edgewise.planning.levels import plan_levels, recommend
 
-    found: dict[str, Any] = {"accuracy_means": meaning}
-    found["levels"] = rows = plan_levels(search, {DOMAIN: evidence})
-    found["recommendation"] = chosen = recommend(search)
-    out.table("levels of edge intelligence, predicted", LEVEL_COLUMNS, level_cells(rows))
-    out.line(f"accuracy is {meaning}")
+    chosen, said = found.recommendation, dict[str, Any]()
+    out.table("levels of edge intelligence, predicted", LEVEL_COLUMNS, level_cells(found.levels))
+    out.line(f"accuracy is {found.accuracy_means}")
+    for sentence in found.assumed:
+        out.line(sentence)
     out.line(f"recommended, level {chosen.level}: {chosen.reason}")
     for line in explain(chosen.plan):
         out.line(line)
@@ -323,8 +194,16 @@ def _print(
         out.line("asked too:")
         for line in explain(other):
             out.line(line)
-        found["other"] = other
-    out.result({**found, "recommendation": _with_old_words(chosen)})
+        said["other"] = other
+    out.result(
+        {
+            "accuracy_means": found.accuracy_means,
+            "assumed": found.assumed,
+            "levels": found.levels,
+            **said,
+            "recommendation": _with_old_words(chosen),
+        }
+    )
 
 
 def _with_old_words(chosen: Recommendation) -> dict[str, Any]:
