@@ -179,6 +179,7 @@ class Agent:
             label_counts=worker.label_counts if worker else {},
             http_port=self.serving.http_port,
             models=self.serving.in_force(),
+            raw_may_reach=self.settings.raw_may_reach,
         )
 
     async def _labelled(self, wanted: HardExamples) -> Examples | None:

@@ -33,6 +33,8 @@ from edgewise.fleet.messages.node_messages import (
     StopOrder,
 )
 from edgewise.fleet.messages.serving_messages import (
+    AdmissionAck,
+    AdmissionRequest,
     Deploy,
     DeployAck,
     ExampleCounts,
@@ -49,6 +51,7 @@ from edgewise.fleet.messages.serving_messages import (
     PlanInputs,
     ProfileAnswer,
     ProfileOrder,
+    PutInForce,
     RegisterAck,
     RegisterVersion,
     Rollback,
@@ -76,6 +79,8 @@ __all__ = [
     "INLINE_BYTES",
     "SLOWEST_BYTES_PER_S",
     "Ack",
+    "AdmissionAck",
+    "AdmissionRequest",
     "BlobRef",
     "CancelRun",
     "Capability",
@@ -109,6 +114,7 @@ __all__ = [
     "ProfileOrder",
     "Progress",
     "ProgressRequest",
+    "PutInForce",
     "RegisterAck",
     "RegisterVersion",
     "Rollback",

@@ -64,6 +64,7 @@ class NodeInfo(Message, frozen=True):
         label_counts: Examples per label, for the data-split audit.
         http_port: Port of its inference endpoint; 0 if none.
         models: What it serves, by model.
+        raw_may_reach: Outermost tier that raw data of this node may reach, as its own operator granted.
     """
 
     node: NodeId
@@ -79,6 +80,7 @@ class NodeInfo(Message, frozen=True):
     label_counts: dict[str, int] = msgspec.field(default_factory=dict)
     http_port: int = 0
     models: dict[str, InForce] = msgspec.field(default_factory=dict)
+    raw_may_reach: Tier = Tier.DEVICE
 
 
 class ProgressRequest(Message, frozen=True):

@@ -21,6 +21,8 @@ from edgewise.fleet.membership.watch import Watch
 from edgewise.fleet.messages import (
     SLOWEST_BYTES_PER_S,
     Ack,
+    AdmissionAck,
+    AdmissionRequest,
     BlobRef,
     CancelRun,
     Capability,
@@ -240,6 +242,19 @@ class Operator:
         """Lets a node measure a graph and its home link."""
         timeout_s = _timeout_s(order.graph.size_bytes) + order.budget_s
         return await self._ask(order, ProfileAnswer, to=node, timeout_s=timeout_s)
+
+    async def admission(self, version: int, *, force: bool = False, ungated: bool = False) -> AdmissionAck:
+        """Whether a version may serve in place of the one in force; nothing is changed.
+
+        Args:
+            version: Which.
+            force: As `Deploy.force`.
+            ungated: As `Deploy.ungated`.
+
+        Returns:
+            The answer, and the comparison behind it.
+        """
+        return await self._ask(AdmissionRequest(version, force, ungated), AdmissionAck)
 
     async def deploy(self, deploy: Deploy) -> DeployAck:
         """Serves a version along plans, device by device; answers when it is done or halted."""
