@@ -180,6 +180,7 @@ class Agent:
             http_port=self.serving.http_port,
             models=self.serving.in_force(),
             raw_may_reach=self.settings.raw_may_reach,
+            task_code=worker.task_code if worker else "",
         )
 
     async def _labelled(self, wanted: HardExamples) -> Examples | None:

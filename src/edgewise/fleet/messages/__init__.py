@@ -11,6 +11,7 @@ on `report`; both are signed. Tensors (updates, models small enough) travel besi
 from __future__ import annotations
 
 from edgewise.fleet.messages.message import (
+    BLOB,
     INLINE_BYTES,
     SLOWEST_BYTES_PER_S,
     Ack,
@@ -76,6 +77,7 @@ from edgewise.fleet.messages.training_messages import (
 )
 
 __all__ = [
+    "BLOB",
     "INLINE_BYTES",
     "SLOWEST_BYTES_PER_S",
     "Ack",

@@ -19,6 +19,7 @@ from edgewise.core.ids import NodeId, RunId, Tier
 from edgewise.core.layout import Vector
 from edgewise.fleet.membership.watch import Watch
 from edgewise.fleet.messages import (
+    BLOB,
     SLOWEST_BYTES_PER_S,
     Ack,
     AdmissionAck,
@@ -289,7 +290,7 @@ class Operator:
 
     def offer(self, data: bytes | memoryview) -> BlobRef:
         """Puts bytes where nodes can pull them from this operator."""
-        return BlobRef(self.node.blobs.put(data), len(data), self.node.name)
+        return BlobRef(self.node.blobs.put(data), len(data), self.node.name, self.node.blob_service)
 
     async def close(self) -> None:
         """Leaves the fleet."""
@@ -363,8 +364,11 @@ async def connect_operator(identity: Path, endpoint: str, state: Path, fleet: st
         name=own.node, tier=own.tier, identity=str(identity), state=str(state), fleet=fleet, connect=(endpoint,)
     )
 
+    blob_service = f"{BLOB}-{time.time_ns()}"  # another session of this name has not what this one offers
+
     async def open_session() -> Node:
         node = await open_node(settings, lambda: _operator_info(node))
+        node.blob_service = blob_service
         await node.attach(0)
         return node
 
