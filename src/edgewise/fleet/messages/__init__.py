@@ -32,6 +32,7 @@ from edgewise.fleet.messages.node_messages import (
     Progress,
     ProgressRequest,
     StopOrder,
+    TakeOver,
 )
 from edgewise.fleet.messages.serving_messages import (
     AdmissionAck,
@@ -128,6 +129,7 @@ __all__ = [
     "RunSubmitted",
     "StopOrder",
     "SubmitRun",
+    "TakeOver",
     "UninstallOrder",
     "Versions",
     "WhereIs",

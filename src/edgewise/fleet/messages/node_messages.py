@@ -146,5 +146,9 @@ class FleetAnswer(Message, frozen=True):
     drift: dict[str, str] = msgspec.field(default_factory=dict)
 
 
+class TakeOver(Message, frozen=True):
+    """Tells a process that another one of the same node, by its certificate and newer, takes its place; it stops."""
+
+
 class StopOrder(Message, frozen=True):
     """Ends the process cleanly."""

@@ -58,6 +58,7 @@ from edgewise.fleet.messages import (
 from edgewise.fleet.node.connect import open_node
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.node.settings import AgentSettings
+from edgewise.fleet.node.sole_process import first_of, refuse_second
 from edgewise.ledger.entry import Purpose
 from edgewise.security.identity import Identity
 from edgewise.transport.frame import Frame
@@ -369,6 +370,12 @@ async def connect_operator(identity: Path, endpoint: str, state: Path, fleet: st
     async def open_session() -> Node:
         node = await open_node(settings, lambda: _operator_info(node))
         node.blob_service = blob_service
+        if (other := await first_of(node)) is not None:
+            try:
+                refuse_second(other, operator=True)
+            except InputError:
+                await node.close()
+                raise
         await node.attach(0)
         return node
 
