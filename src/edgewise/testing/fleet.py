@@ -317,8 +317,13 @@ def _info(node: Node, parent: NodeId, **fields: Any) -> NodeInfo:
 
 def _describer(node: Node, parent: NodeId, worker: LocalWorker) -> Any:
     return lambda: _info(
-        node, parent, client=worker.client, task=worker.task_name, num_examples=worker.num_examples
-    )  # fmt: skip
+        node,
+        parent,
+        client=worker.client,
+        task=worker.task_name,
+        task_code=worker.task_code,
+        num_examples=worker.num_examples,
+    )
 
 
 async def _serves_nothing(*_: Any) -> Ack:

@@ -27,6 +27,7 @@ from edgewise.fleet.node.node import Node
 from edgewise.fleet.training.role_driver import RoleDriver
 from edgewise.fleet.training.run_blobs import MappedBlobs
 from edgewise.models.task import Examples, Task, load_task, user_code
+from edgewise.models.task_code import TASK_CODE, code_digest, difference
 from edgewise.training.protocols.client_role import is_long
 from edgewise.training.protocols.letters import BlobName
 from edgewise.training.protocols.messages import Work, WorkDone, WorkGivenUp
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("edgewise.fleet")
 CAUSE_CHARS = 2000
 """Of what a task raised: so much of it is told."""
+PREPARING_ANSWERS = 600
+"""Times, asked once a second, that a counter may stand still before its first step: torch takes a minute on a small board."""
 HARD_COPIES = 2
 """How often a labelled hard example stands beside each of the client's own."""
 
@@ -48,11 +51,19 @@ class _Replaced(Exception):
 
 @dataclass(slots=True)
 class WorkCounter:
-    """What the worker thread did, read by the I/O side; only the thread writes `counter`."""
+    """What the worker thread did, read by the I/O side; only the thread writes `counter`.
+
+    Attributes:
+        counter: Steps done.
+        work: What it does; "" for nothing.
+        seconds: Spent on it so far.
+        is_preparing: Whether its first step is not done yet: torch is imported, engines are tried.
+    """
 
     counter: int = 0
     work: str = ""
     seconds: float = 0.0
+    is_preparing: bool = False
 
 
 @dataclass(slots=True)
@@ -97,6 +108,7 @@ class LocalWorker:
     _engine_of: dict[str, Any] = field(default_factory=dict)
     _engines: dict[tuple[Digest, ...], Any] = field(default_factory=dict)
     _examples: Examples | None = None
+    _code: str = ""
     _jobs: dict[str, _Job] = field(default_factory=dict)
     _more: dict[str, Examples | None] = field(default_factory=dict)
 
@@ -115,6 +127,11 @@ class LocalWorker:
     def task_name(self) -> str:
         """Name of the task; "" before `load`."""
         return self._task.name if self._task is not None else ""
+
+    @property
+    def task_code(self) -> str:
+        """Digest of the task's code; "" before `load`."""
+        return self._code
 
     @property
     def label_counts(self) -> dict[str, int]:
@@ -140,7 +157,9 @@ class LocalWorker:
 
     def progress(self) -> Progress:
         """The worker thread's counter."""
-        return Progress(self.counted.counter, bool(self.counted.work), self.counted.work)
+        counted = self.counted
+        patience = PREPARING_ANSWERS if counted.is_preparing else 0
+        return Progress(counted.counter, bool(counted.work), counted.work, patience)
 
     def begin(self, driver: RoleDriver, work: Work) -> None:
         """Begins an order's work; what is being done for that run ends.
@@ -230,6 +249,7 @@ class LocalWorker:
             self._task = DigitsTask(**settings)
         else:
             self._task = load_task(self.task_source, **settings)
+        self._code = code_digest(self._task)
         with user_code(f"task {self._task.name!r} gives no data of client {self.client!r}"):
             self._examples = self._task.data(self.client)
         from edgewise.training.local import make_engine  # imports torch now, not in the first round
@@ -245,6 +265,7 @@ class LocalWorker:
         """On the worker thread: trains, and stores what came of it."""
         if job.is_replaced:
             raise _Replaced
+        self.counted.is_preparing = driver.log not in self._engine_of
         self.counted.work = f"train {driver.run} round {work.order.round}"
         try:
             start = time.perf_counter()
@@ -254,7 +275,7 @@ class LocalWorker:
             seconds = time.perf_counter() - start
             self.counted.seconds += seconds
         finally:
-            self.counted.work = ""
+            self.counted.work, self.counted.is_preparing = "", False
         sent, keeps = bundle_to_bytes(update.coded), _bytes_of(update.kept) if update.kept else b""
         job.digests = (digest_of(sent), digest_of(keeps)) if keeps else (digest_of(sent),)
         driver.incoming.add(*job.digests)
@@ -269,6 +290,9 @@ class LocalWorker:
         assert self._examples is not None
         examples, order = joined(self._examples, self._more.get(driver.log)), work.order
         exchange = driver.algorithm.exchanges[order.exchange]
+        code = order.spec.extra.get(TASK_CODE, self._code)
+        if cause := difference(self._task.name, code, {self.node.name: self._code}):
+            raise TaskError(cause)  # before its first round: it joined a run that had begun
         if driver.log not in self._engine_of:
             self._choose_engine(driver, examples)
         engine = self._engine_of[driver.log]
@@ -281,6 +305,7 @@ class LocalWorker:
 
         def stepped(_: int) -> None:
             self.counted.counter += 1
+            self.counted.is_preparing = False
             if job.is_replaced:
                 raise _Replaced
 
