@@ -66,7 +66,7 @@ async def plan_all(demo: Demo, others: OtherDomains) -> None:
         ),
     )
     rows = plan_levels(demo.search, evidence)
-    compared = baselines(open_search, int8)
+    compared = baselines(open_search, [int8])
     demo.show.table("Seven levels under 'raw inputs never leave the device'", LEVEL_COLUMNS, level_cells(rows))
     demo.show.table(
         "Without collaborating",

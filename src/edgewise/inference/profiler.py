@@ -100,7 +100,7 @@ def profile_graph(
         node: Who measures.
         tier: Where it stands.
         dilation: This node's factor, multiplied in.
-        cadence_s: Gap between requests in serving.
+        cadence_s: Gap between requests in serving; a dilated piece takes as long after any.
         budget_s: Seconds of measuring, building sessions included; a very slow graph takes at least 7 rounds of one cut.
         codecs: Spec texts of codecs to time.
         inputs: Example inputs; zeros if None (sparse activations run as fast, but compress better).
@@ -124,10 +124,11 @@ def profile_graph(
         )
     started = time.perf_counter()
     feeds = inputs or {t.name: np.zeros(t.shape, t.dtype) for t in graph.inputs}
-    pieces = _pieces(graph, feeds, cadence_s, budget_s, max_cuts)
+    gap_s = cadence_s if dilation == 1.0 else 0.0
+    pieces = _pieces(graph, feeds, gap_s, budget_s, max_cuts)
     overhead_s = measure_overhead(cadence_s)
     coding = {text: _codec_seconds_per_byte(text, pieces) for text in codecs}
-    _measure(pieces, cadence_s, started + budget_s)
+    _measure(pieces, gap_s, started + budget_s)
     costs = [piece.cost(dilation) for piece in pieces]
     call_s = _call_seconds(costs)
     return Profile(
