@@ -77,7 +77,9 @@ def test_a_slow_run_is_hidden_in_the_dilated_time_and_not_multiplied(monkeypatch
     stage = make_stage(two_exit_graph(), ["x"], ["end"], dilation=50.0)
     monkeypatch.setattr(stage, "compute", burning(0.001))
     assert min(stage.run({"x": images()})[1] for _ in range(9)) >= 0.05
-    monkeypatch.setattr(stage, "compute", burning(0.02))  # a cold cache, a busy neighbour: 50 times that would be a second
+    monkeypatch.setattr(
+        stage, "compute", burning(0.02)
+    )  # a cold cache, a busy neighbour: 50 times that would be a second
     assert 0.05 <= min(stage.run({"x": images()})[1] for _ in range(5)) < 0.5
 
 

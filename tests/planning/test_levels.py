@@ -159,7 +159,11 @@ def test_a_variant_is_a_candidate_alone_and_shared():
     assert shared.alone.variant == "int8", "the best plan on one node is the faster model's too"
     gain = 1 - shared.plan.predicted.latency_mean_s / shared.alone.predicted.latency_mean_s
     assert shared.gain_fraction == pytest.approx(gain)
-    assert {(p.variant, p.collaborates) for p in shared.others} == {("float32", True), ("float32", False), ("int8", False)}
+    assert {(p.variant, p.collaborates) for p in shared.others} == {
+        ("float32", True),
+        ("float32", False),
+        ("int8", False),
+    }
 
 
 def test_a_variant_is_held_to_the_models_accuracy_and_policy():

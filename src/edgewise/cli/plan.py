@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
-from edgewise.cli.evaluate import evaluate
+from edgewise.cli.evaluate import evaluate, quality_of
 from edgewise.cli.fleet_plan import (
     Deadline,
     DeviceName,
@@ -28,6 +29,7 @@ from edgewise.cli.output import AsJson, Output
 from edgewise.cli.running import run_async
 from edgewise.cli.serve import Exits, Shapes, parse_exits, parse_shapes
 from edgewise.core.errors import DataError, InputError, PlanInfeasible
+from edgewise.core.files import write_atomic
 from edgewise.core.ids import NodeId, Tier
 from edgewise.core.units import parse_duration, parse_rate
 
@@ -39,8 +41,10 @@ if TYPE_CHECKING:
     from edgewise.planning.plan import Plan
     from edgewise.planning.profile import LinkState, Profile
     from edgewise.planning.search import Search
+    from edgewise.simulation.emulated.class_speeds import MachineSpeed
     from edgewise.simulation.emulated.fleet_file import FleetFile
 
+FLOAT32 = "float32"
 DOMAIN = "cloud"
 """A model that was trained elsewhere counts as trained in the cloud: levels 0 to 3."""
 
@@ -51,14 +55,19 @@ def command(
         Path | None, typer.Option("--data", help="Real inputs: npz (labels as `y`), npy or a folder.")
     ] = None,
     policy: Annotated[Path | None, typer.Option("--policy", help="TOML: objective and limits; default: none.")] = None,
-    fleet: Annotated[
-        Path | None, typer.Option("--fleet", help="TOML: links, dilations and powers of the tiers.")
-    ] = None,
+    fleet: Annotated[Path | None, typer.Option("--fleet", help="TOML: links, speeds and powers of the tiers.")] = None,
     profile: Annotated[
         list[Path] | None, typer.Option("--profile", help="A profile measured on another tier's machine; repeat.")
     ] = None,
     budget: Annotated[str, typer.Option("--budget", help="Time to measure this machine for.")] = "3 s",
     limit: Annotated[int, typer.Option("--limit", min=1, help="Use at most so many examples for accuracy.")] = 500,
+    variant: Annotated[
+        list[Path] | None,
+        typer.Option("--variant", help="Another ONNX file that may stand in, e.g. a narrower model; repeat."),
+    ] = None,
+    int8: Annotated[
+        Path | None, typer.Option("--int8", help="Write the model in int8, which is a candidate too, here.")
+    ] = None,
     input_shape: Shapes = None,
     exits: Exits = "",
     planner: Annotated[
@@ -79,8 +88,9 @@ def command(
 ) -> None:
     """Say where a model should run: seven levels with predictions, and the plan to use.
 
-    Of an ONNX file: tiers without a profile of their own are this machine's, stretched by the fleet file's dilation.
-    Without labels the accuracy is the agreement with the whole model. With --connect: of a version of a running fleet,
+    Of an ONNX file: tiers without a profile of their own are this machine's, stretched to the fleet file's speeds. The
+    model in int8, and each --variant, is a candidate as well. Without labels there is no accuracy, only the agreement
+    with the whole model. With --connect: of a version of a running fleet,
     measured on its own nodes and links.
 
     Example:
@@ -129,50 +139,166 @@ def command(
     if onnx is None or data is None:
         raise InputError("give a model and --data with real inputs, or --connect to plan a version of a fleet.")
     graph = Graph.load(onnx, parse_shapes(input_shape), parse_exits(exits))
-    plan_file(out, graph, data, policy, fleet, profile or (), parse_duration(budget), limit, planner)
+    wanted = FilePlan(
+        graph,
+        data,
+        policy,
+        fleet,
+        tuple(profile or ()),
+        parse_duration(budget),
+        limit,
+        planner,
+        tuple(variant or ()),
+        int8,
+    )
+    plan_file(out, wanted)
 
 
-def plan_file(
-    out: Output,
-    graph: Graph,
-    data: Path,
-    policy: Path | None,
-    fleet: Path | None,
-    profile: Sequence[Path],
-    budget_s: float,
-    limit: int,
-    planner: str = "",
-) -> None:
-    """Plans a user's own model.
+@dataclass(frozen=True, slots=True)
+class FilePlan:
+    """What is asked of a user's own model.
 
-    Args:
-        out: Where to print.
+    Attributes:
         graph: The model.
         data: Real inputs.
         policy: TOML file; None for no limits.
-        fleet: TOML file of links, dilations and powers; None for the defaults.
+        fleet: TOML file of links, speeds and powers; None for the defaults.
         profile: Profiles measured on other machines.
         budget_s: Time to measure this machine for.
         limit: Use at most so many examples.
         planner: Spec text of another planner, asked too; "" for none.
+        variant: ONNX files that may stand in for the model.
+        int8: Where to write the model in int8; None to write nothing.
+    """
+
+    graph: Graph
+    data: Path
+    policy: Path | None = None
+    fleet: Path | None = None
+    profile: tuple[Path, ...] = ()
+    budget_s: float = 3.0
+    limit: int = 500
+    planner: str = ""
+    variant: tuple[Path, ...] = ()
+    int8: Path | None = None
+
+
+def plan_file(out: Output, wanted: FilePlan) -> None:
+    """Plans a user's own model.
+
+    Args:
+        out: Where to print.
+        wanted: What.
     """
     from edgewise.cli.source import read_source
     from edgewise.core.config import load_toml
     from edgewise.inference.evidence import CODECS
     from edgewise.planning.choose import make_search
     from edgewise.planning.policy import Policy
+    from edgewise.simulation.emulated.class_speeds import machine_speed, with_speeds
     from edgewise.simulation.emulated.fleet_file import FleetFile
 
-    wanted = Policy() if policy is None else load_toml(policy, Policy)
-    file = FleetFile() if fleet is None else load_toml(fleet, FleetFile)
-    source = read_source(data, graph.inputs).first(limit)
-    given = read_profiles(profile)
-    profiles = {**measure(out, graph, file, source, budget_s, given), **given}
+    graph = wanted.graph
+    policy = Policy() if wanted.policy is None else load_toml(wanted.policy, Policy)
+    file = FleetFile() if wanted.fleet is None else load_toml(wanted.fleet, FleetFile)
+    source = read_source(wanted.data, graph.inputs).first(wanted.limit)
+    given = read_profiles(wanted.profile)
+    here = machine_speed(graph, source.example(0))
+    file = with_speeds(file, here)
+    variants, notes = variants_of(wanted, source)
+    budget_s = wanted.budget_s / (1 + len(variants))
     evidence, meaning = evaluate(graph, source)
-    codecs = CODECS if evidence else CODECS[:1]
-    search = make_search(graph, profiles, links_of(file), wanted, evidence, codecs=codecs, training_domain=DOMAIN)
-    other = None if not planner else _other_plan(planner, search, evidence)
-    _print(out, search, evidence, meaning, other)
+
+    def searched(each: Graph, name: str, rows: tuple[ExitEvidence, ...], known: Mapping[Tier, Profile]) -> Search:
+        profiles = {**measure(out, each, file, source, budget_s, known), **known}
+        codecs = CODECS if rows else CODECS[:1]
+        return make_search(
+            each, profiles, links_of(file), policy, rows, codecs=codecs, training_domain=DOMAIN, variant=name
+        )
+
+    search = searched(graph, FLOAT32, evidence, given)
+    others = [searched(each, name, evaluate(each, source, graph)[0], {}) for name, each in variants.items()]
+    for line in assumptions(wanted, file, here, given):
+        out.line(line)
+    for note in notes:
+        out.line(note)
+    other = None if not wanted.planner else _other_plan(wanted.planner, search, evidence)
+    _print(out, search, evidence, meaning, other, others)
+
+
+def variants_of(wanted: FilePlan, source: Source) -> tuple[dict[str, Graph], list[str]]:
+    """The graphs that may stand in for a model: it in int8, and the files that were given.
+
+    Args:
+        wanted: What is asked.
+        source: Real inputs; the first hundred tell the ranges of activations.
+
+    Returns:
+        Graphs by name, and what to say of one that is no candidate.
+
+    Raises:
+        InputError: If a given file has other inputs or outputs than the model.
+    """
+    from edgewise.models.compress.quantise import quantised
+    from edgewise.models.graph.graph import Graph
+
+    graph, found, notes = wanted.graph, dict[str, "Graph"](), list[str]()
+    if wanted.profile:
+        notes.append(
+            "int8 and variants are no candidates where tiers have a profile of their own: it is of this model only"
+        )
+        return found, notes
+    try:
+        data = quantised(graph, [source.example(i) for i in range(min(100, len(source)))])
+        found["int8"] = Graph.load(data, exits=graph.exits if len(graph.exits) > 1 else ())
+    except Exception as error:  # the quantiser knows fewer operators than the runtime, and says so in many ways
+        notes.append(f"int8 is no candidate: the model cannot be quantised ({type(error).__name__}: {_brief(error)})")
+    else:
+        if wanted.int8 is not None:
+            write_atomic(wanted.int8, data)
+            notes.append(f"wrote the model in int8: {wanted.int8}")
+    for path in wanted.variant:
+        other = Graph.load(path)
+        for what in ("inputs", "outputs"):
+            mine, its = ([(t.name, t.dtype, t.shape) for t in getattr(g, what)] for g in (graph, other))
+            if mine != its:
+                raise InputError(
+                    f"{str(path)!r} has {what} {its}, the model has {mine}. A variant answers the same requests: export it "
+                    "with the same names and shapes."
+                )
+        found[path.stem] = other
+    return found, notes
+
+
+def _brief(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no word"])[0][:160]
+
+
+def assumptions(wanted: FilePlan, file: FleetFile, here: MachineSpeed, given: Mapping[Tier, Profile]) -> list[str]:
+    """What a plan of a file assumes, and where that comes from.
+
+    Args:
+        wanted: What is asked.
+        file: With the dilations that follow.
+        here: What the model takes on this machine.
+        given: Profiles from elsewhere.
+
+    Returns:
+        Lines.
+    """
+    from edgewise.simulation.emulated.class_speeds import speed_lines
+
+    where = f"declared in {wanted.fleet}" if wanted.fleet is not None else "default, nothing was declared: --fleet"
+    lines = [f"assumed, policy: {'no limits; --policy' if wanted.policy is None else wanted.policy}"]
+    for line, tier in zip(speed_lines(file, here), Tier, strict=True):
+        profile = given.get(tier)
+        known = (
+            f"{tier}: measured on {profile.node!r}, {profile.fingerprint.machine}" if profile else f"{line} ({where})"
+        )
+        lines.append(f"assumed, {known}")
+    for way, link in (("device–edge", file.devices.link), ("edge–cloud", file.edges.link)):
+        lines.append(f"assumed, link {way}: {link.rate}, round trip {link.rtt} ({where})")
+    return lines
 
 
 def _other_plan(planner: str, search: Search, evidence: tuple[ExitEvidence, ...]) -> Plan:
@@ -306,25 +432,44 @@ def links_of(file: FleetFile) -> tuple[LinkState, LinkState]:
 
 
 def _print(
-    out: Output, search: Search, evidence: tuple[ExitEvidence, ...], meaning: str, other: Plan | None = None
+    out: Output,
+    search: Search,
+    evidence: tuple[ExitEvidence, ...],
+    meaning: str,
+    other: Plan | None = None,
+    variants: Sequence[Search] = (),
 ) -> None:
-    from edgewise.planning.explain import LEVEL_COLUMNS, explain, level_cells
+    from edgewise.planning.baselines import baselines
+    from edgewise.planning.explain import explain, level_cells, level_columns
     from edgewise.planning.levels import plan_levels, recommend
 
+    quality = quality_of(meaning)
     found: dict[str, Any] = {"accuracy_means": meaning}
     found["levels"] = rows = plan_levels(search, {DOMAIN: evidence})
-    found["recommendation"] = chosen = recommend(search)
-    out.table("levels of edge intelligence, predicted", LEVEL_COLUMNS, level_cells(rows))
-    out.line(f"accuracy is {meaning}")
+    found["recommendation"] = chosen = recommend(search, variants)
+    found["one_node"] = alone = baselines(search, variants)
+    out.table("levels of edge intelligence, predicted", level_columns(quality), level_cells(rows))
+    out.table(
+        "the whole model on one node, and its variants",
+        ("way", "mean ms", quality, "allowed"),
+        [(row.name, *_numbers(row.plan), row.reason or "yes") for row in alone],
+    )
+    out.line(f"{quality} is {meaning}" if quality not in meaning else meaning)
     out.line(f"recommended, level {chosen.level}: {chosen.reason}")
-    for line in explain(chosen.plan):
+    for line in explain(chosen.plan, quality):
         out.line(line)
     if other is not None:
         out.line("asked too:")
-        for line in explain(other):
+        for line in explain(other, quality):
             out.line(line)
         found["other"] = other
     out.result({**found, "recommendation": _with_old_words(chosen)})
+
+
+def _numbers(plan: Plan | None) -> tuple[str, str]:
+    if plan is None:
+        return "–", "–"
+    return f"{plan.predicted.latency_mean_s * 1e3:.2f}", f"{plan.predicted.accuracy:.3f}"
 
 
 def _with_old_words(chosen: Recommendation) -> dict[str, Any]:

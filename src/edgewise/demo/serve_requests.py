@@ -8,7 +8,6 @@ import time
 from collections.abc import Mapping, Sequence
 
 import msgspec
-import numpy as np
 
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.ids import Tier
@@ -17,14 +16,14 @@ from edgewise.demo.scenario import SLOW_BYTES_PER_S, TASK, Demo
 from edgewise.demo.streaming import Sent, revisions_changed, stream, take
 from edgewise.fleet.messages import Deploy, PlanInputs
 from edgewise.fleet.serving.deployments import REVISIONS_PER_DEPLOYMENT
-from edgewise.inference.accuracy import prediction_error
+from edgewise.inference.accuracy import prediction_error, stream_error
 from edgewise.inference.evidence import CODECS
 from edgewise.ledger.kpis import inference_kpis
 from edgewise.planning.levels import single_node_plans
 from edgewise.planning.plan import Plan
 from edgewise.planning.replan.plan_map import plan_map
 from edgewise.service.client import Reply
-from edgewise.service.report import FaultsSection, RequestRow
+from edgewise.service.report import ExitShareRow, FaultsSection, RequestRow
 from edgewise.service.report.convert import shares_of
 
 EDGE = "edge-1"
@@ -34,10 +33,20 @@ HOME_TIMEOUT_S = 20.0
 LOOK_EVERY_S = 0.2
 
 
+async def deploy_plan(demo: Demo) -> None:
+    """Puts the recommended plan in force; of a variant, its graph becomes a version of the model first."""
+    if demo.plan.graph != demo.version.graph:
+        graph, variant = demo.graphs[demo.plan.graph], demo.plan.variant
+        origin = f"{variant} of version {demo.trained.number}"
+        ack = await demo.operator.register(graph, task=TASK, origin=origin, parent=demo.trained.number)
+        demo.version = next(v for v in (await demo.operator.versions()).versions if v.number == ack.version)
+    await deploy(demo)
+
+
 async def deploy(demo: Demo) -> None:
     """Puts the plan and its alternatives in force, device by device."""
-    plans = alternatives(demo)
-    table = demo.search.table
+    plans, search = alternatives(demo), demo.search_of(demo.plan)
+    table = search.table
     inputs = PlanInputs(
         tuple(table.profiles.values()), tuple(table.links), demo.search.policy, demo.version.evidence, CODECS
     )
@@ -54,8 +63,9 @@ async def deploy(demo: Demo) -> None:
 
 
 def alternatives(demo: Demo) -> tuple[Plan, ...]:
-    """The plan, then those that are the best at another bandwidth, then the best on the device alone."""
-    others = [*plan_map(demo.search).plans, *single_node_plans(demo.search)]
+    """The plan, then those of its graph that are the best at another bandwidth, then the best on the device alone."""
+    search = demo.search_of(demo.plan)
+    others = [*plan_map(search).plans, *single_node_plans(search)]
     found = {demo.plan.name: demo.plan}
     for plan in others:
         found.setdefault(plan.name, plan)
@@ -69,13 +79,9 @@ async def serve(demo: Demo) -> None:
     inputs, targets = take(parts.inputs, parts.targets, demo.settings.fault_free)
     sent = await stream(demo, "fault-free", inputs, targets, plan=demo.plan)
     after = await demo.counted()
-    exits = [(row.exit if row.predicted_ms is not None else None, (row.latency_ms or 0.0) / 1e3) for row in sent.rows]
-    error = prediction_error(demo.plan, exits, num_warm_up=sum(row.warm_up for row in sent.rows))
-    measured_ms = 1e3 * float(
-        np.median(
-            [r.latency_s for r, row in zip(sent.replies, sent.rows, strict=True) if not row.warm_up and not r.error]
-        )
-    )
+    kept = [row for row in sent.rows if not row.warm_up and row.latency_ms is not None]
+    seen = [(row.exit if row.predicted_ms is not None else None, (row.latency_ms or 0.0) / 1e3) for row in kept]
+    error, whole = prediction_error(demo.plan, seen, num_warm_up=0), stream_error(demo.plan, seen)
     demo.stream_sent.append(sent)
     energy_j = demo.inference_energy_j(before, after)
     kpis = inference_kpis(
@@ -90,36 +96,40 @@ async def serve(demo: Demo) -> None:
         kpis=msgspec.structs.replace(demo.report.kpis, inference=kpis),
         plan=msgspec.structs.replace(
             demo.report.plan,
-            measured_p50_ms=measured_ms,
-            num_warm_up=error.num_warm_up,
+            measured_p50_ms=1e3 * whole.measured_s[1],
+            num_warm_up=sum(row.warm_up for row in sent.rows),
             num_compared=error.num_requests,
             median_abs_error_fraction=error.median_abs_error_fraction,
+            measured_mean_ms=1e3 * whole.measured_s[0],
+            measured_p95_ms=1e3 * whole.measured_s[2],
+            mean_error_fraction=whole.error_fractions[0],
+            p50_error_fraction=whole.error_fractions[1],
+            p95_error_fraction=whole.error_fractions[2],
+            exit_shares=tuple(ExitShareRow(s.exit_index + 1, s.predicted, s.measured) for s in whole.shares),
+            share_error_points=100 * whole.largest_share_error,
         ),
     )
-    predicted = demo.plan.predicted
+    sides = (
+        ("predicted", whole.predicted_s, demo.plan.predicted.accuracy),
+        ("measured", whole.measured_s, sent.accuracy),
+    )
     demo.show.table(
-        "Predicted and measured",
-        ("", "p50 ms", "p95 ms", "accuracy", "bytes per request"),
+        "Predicted and measured, the whole stream",
+        ("", "mean ms", "p50 ms", "p95 ms", "accuracy", *(f"leave at exit {s.exit_index + 1}" for s in whole.shares)),
         [
             (
-                "predicted",
-                f"{predicted.latency_p50_s * 1e3:.1f}",
-                f"{predicted.latency_p95_s * 1e3:.1f}",
-                f"{predicted.accuracy:.3f}",
-                f"{predicted.egress_bytes:.0f} up",
-            ),
-            (
-                "measured",
-                f"{measured_ms:.1f}",
-                f"{kpis.latency_ms.p95 or 0:.1f}",
-                f"{sent.accuracy:.3f}",
-                f"{kpis.bytes_per_request or 0:.0f} both ways",
-            ),
+                name,
+                *(f"{1e3 * s:.1f}" for s in seconds),
+                f"{right:.3f}",
+                *(f"{getattr(s, name):.1%}" for s in whole.shares),
+            )
+            for name, seconds, right in sides
         ],
     )
     demo.show.line(
-        f"  prediction error, median over {error.num_requests} requests by the path each took: "
-        f"{error.median_abs_error_fraction:.1%} ({error.num_warm_up} warm-up, {error.num_unpredicted} off the plan)"
+        f"  off by {', '.join(f'{e:.1%} ({n})' for e, n in zip(whole.error_fractions, ('mean', 'p50', 'p95'), strict=True))}; "
+        f"by the path each took, median {error.median_abs_error_fraction:.1%} over {error.num_requests} requests "
+        f"({demo.report.plan.num_warm_up} warm-up, {error.num_unpredicted} off the plan)"
     )
 
 

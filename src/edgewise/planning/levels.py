@@ -263,8 +263,11 @@ def in_place_of(search: Search, variants: Sequence[Search]) -> tuple[Search, ...
     Returns:
         The model's, then one of each variant.
     """
-    held = {"policy": search.policy, "reference_accuracy": search.whole_accuracy}
-    return (search, *(replace(each, max_accuracy_loss=search.max_accuracy_loss, **held) for each in variants))
+    policy, accuracy, loss = search.policy, search.whole_accuracy, search.max_accuracy_loss
+    return (
+        search,
+        *(replace(each, policy=policy, reference_accuracy=accuracy, max_accuracy_loss=loss) for each in variants),
+    )
 
 
 def single_node_plans(search: Search) -> list[Plan]:

@@ -25,12 +25,14 @@ from edgewise.service.report.observed import (
     SplitSizes,
     TimelineEntry,
     VersionRow,
+    WayRow,
 )
 from edgewise.service.report.report_files import read_report, write_report
 from edgewise.service.report.rows import KpiRow, kpi_rows
 from edgewise.service.report.schema import (
     Baseline,
     CodecSection,
+    ExitShareRow,
     FaultsSection,
     LabelRow,
     LevelEntry,
@@ -47,6 +49,7 @@ __all__ = [
     "AuditRow",
     "Baseline",
     "CodecSection",
+    "ExitShareRow",
     "FaultsSection",
     "InferenceKpis",
     "KpiRow",
@@ -66,6 +69,7 @@ __all__ = [
     "TimelineEntry",
     "TrainingKpis",
     "VersionRow",
+    "WayRow",
     "explained",
     "kpi_rows",
     "read_report",

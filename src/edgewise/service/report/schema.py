@@ -17,6 +17,7 @@ from edgewise.service.report.observed import (
     SplitSizes,
     TimelineEntry,
     VersionRow,
+    WayRow,
 )
 
 
@@ -35,7 +36,7 @@ class LevelEntry(msgspec.Struct, frozen=True):
         egress_bytes: Leaving the device per request.
         accuracy: Predicted from the level's own model.
         waterfall: Milliseconds by stage of the request that goes furthest, in order.
-        recommended: Whether the planner recommends it.
+        recommended: Whether this very plan is the one recommended; a plan of the same level with another model is not.
     """
 
     level: int
@@ -61,7 +62,8 @@ class Baseline(msgspec.Struct, frozen=True):
         reason: Why not.
         predicted_p50_ms: Median latency.
         predicted_p95_ms: 95th percentile.
-        measured_p50_ms: If it was run too.
+        measured_p50_ms: If it was run too, in turn with the plan.
+        measured_mean_ms: The same, mean.
         device_energy_j: Per request, modelled.
         egress_bytes: Leaving the device per request.
         accuracy: Predicted.
@@ -76,6 +78,7 @@ class Baseline(msgspec.Struct, frozen=True):
     device_energy_j: float | None = None
     egress_bytes: float | None = None
     accuracy: float | None = None
+    measured_mean_ms: float | None = None
 
 
 class PlannerAnswer(msgspec.Struct, frozen=True):
@@ -93,6 +96,10 @@ class PlannerAnswer(msgspec.Struct, frozen=True):
         egress_bytes: Per request.
         margin_fraction: 1 − p50(plan) / p50(best plan that uses one node).
         reason: One sentence.
+        predicted_mean_ms: Mean latency.
+        gain_fraction: 1 − mean(plan) / mean(best plan that uses one node), predicted; 0 where it is that plan.
+        ways: The answer and the best others, measured in turn on the same inputs.
+        is_measured_best: Whether no other allowed way has a lower measured mean; None if nothing was measured.
     """
 
     question: str
@@ -106,6 +113,24 @@ class PlannerAnswer(msgspec.Struct, frozen=True):
     egress_bytes: float | None = None
     margin_fraction: float | None = None
     reason: str = ""
+    predicted_mean_ms: float | None = None
+    gain_fraction: float | None = None
+    ways: tuple[WayRow, ...] = ()
+    is_measured_best: bool | None = None
+
+
+class ExitShareRow(msgspec.Struct, frozen=True):
+    """Requests that end at one exit, predicted beside measured.
+
+    Attributes:
+        exit: Which, from 1.
+        predicted: Share of all requests, 0…1.
+        measured: The same.
+    """
+
+    exit: int
+    predicted: float
+    measured: float
 
 
 class PlanSection(msgspec.Struct, frozen=True):
@@ -126,6 +151,19 @@ class PlanSection(msgspec.Struct, frozen=True):
         accuracy: Predicted.
         num_warm_up: Requests left out of the comparison.
         num_compared: Requests in it.
+        predicted_mean_ms: Of the whole stream.
+        measured_mean_ms: The same, fault-free, warm-up excluded.
+        measured_p95_ms: Likewise.
+        mean_error_fraction: |predicted − measured| / measured of the mean.
+        p50_error_fraction: Of the median.
+        p95_error_fraction: Of the 95th percentile.
+        exit_shares: By exit.
+        share_error_points: Largest difference of a share, in percentage points.
+        gain_over: The way the plan was measured beside: the best on one node, or the best shared one.
+        gain_mean: Measured gain of the mean over it, with its interval of 95 %: (gain, low, high) in 0…1.
+        gain_p95: The same of the 95th percentile.
+        gain_pairs: Inputs that both answered.
+        assumed: What the plan was made from, in words.
     """
 
     level: int | None = None
@@ -142,6 +180,19 @@ class PlanSection(msgspec.Struct, frozen=True):
     accuracy: float | None = None
     num_warm_up: int | None = None
     num_compared: int | None = None
+    predicted_mean_ms: float | None = None
+    measured_mean_ms: float | None = None
+    measured_p95_ms: float | None = None
+    mean_error_fraction: float | None = None
+    p50_error_fraction: float | None = None
+    p95_error_fraction: float | None = None
+    exit_shares: tuple[ExitShareRow, ...] = ()
+    share_error_points: float | None = None
+    gain_over: str = ""
+    gain_mean: tuple[float, float, float] | None = None
+    gain_p95: tuple[float, float, float] | None = None
+    gain_pairs: int | None = None
+    assumed: tuple[str, ...] = ()
 
 
 class CodecSection(msgspec.Struct, frozen=True):
@@ -201,6 +252,7 @@ class FaultsSection(msgspec.Struct, frozen=True):
         shares: Of the requests, by who answered: `full plan`, `device exit`, `another edge`.
         deadline_ms: Three times the fault-free plan's predicted p95.
         phases: One row each.
+        notes: What the faults did, one sentence each; of every late or unanswered request, what was seen.
     """
 
     requests: int | None = None
@@ -212,6 +264,7 @@ class FaultsSection(msgspec.Struct, frozen=True):
     shares: dict[str, float] = {}
     deadline_ms: float | None = None
     phases: tuple[PhaseRow, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class LabelRow(msgspec.Struct, frozen=True):

@@ -88,7 +88,9 @@ def speed_lines(file: FleetFile, here: MachineSpeed) -> list[str]:
     lines = []
     for tier, of in ((Tier.DEVICE, file.devices), (Tier.EDGE, file.edges), (Tier.CLOUD, file.cloud)):
         whole_s = here.seconds * of.dilation
-        declared = f"{of.speed}, declared" if of.speed else "this machine" if of.dilation == 1 else "declared as a dilation"
+        declared = (
+            f"{of.speed}, declared" if of.speed else "this machine" if of.dilation == 1 else "declared as a dilation"
+        )
         short = of.speed and parse_speed(of.speed) > here.flops_per_s
         why = ", as fast as this machine can" if short else f", {of.dilation:.4g} times this machine's"
         lines.append(f"{tier}: {declared}; the whole model takes {whole_s * 1e3:.3g} ms{why}")
