@@ -134,7 +134,9 @@ def test_a_model_of_two_tasks_is_planned_with_both_unless_exits_are_named(
 
 def test_what_is_assumed_is_printed_with_where_it_comes_from(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     declared = folder / "speeds.toml"
-    declared.write_text('[devices]\nspeed = "2 MFLOP/s"\nlink = { rate = "1 Mbit/s" }\n[cloud]\nspeed = "900000 GFLOP/s"\n')
+    declared.write_text(
+        '[devices]\nspeed = "2 MFLOP/s"\nlink = { rate = "1 Mbit/s" }\n[cloud]\nspeed = "900000 GFLOP/s"\n'
+    )
     assert run(plan_words(folder, "--fleet", str(declared), data="labelled.npz")) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "assumed, policy: no limits" in shown

@@ -35,8 +35,6 @@ from edgewise.simulation.emulated.emulated_fleet import CLOUD
 
 CALIBRATION_REQUESTS = 96
 CALIBRATION_DEADLINE_S = 10.0
-OFFLOADED_FRACTION = 0.5
-"""Of requests, before there is a plan that says so; sets the spacing at which the edge is profiled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +135,8 @@ async def _profiles(
     refs = {c.name: _offer(demo, c.graph.model_bytes) for c in candidates}
     names, answers = list(refs), dict[tuple[str, Tier], list[ProfileAnswer]]()
     homes = {r.info.node: r.info.parent for r in demo.nodes}
-    gap_s, settings = demo.settings.gap_s, demo.settings
-    cadences = {
-        Tier.DEVICE: gap_s * len(demo.fleet.devices),
-        Tier.EDGE: gap_s * len(demo.fleet.edges) / OFFLOADED_FRACTION,
-    }
+    settings = demo.settings
+    gap_s = settings.gap_s * len(demo.fleet.edges)  # between two requests at an edge
     work: dict[NodeId, tuple[Tier, list[str]]] = {
         NodeId(device): (Tier.DEVICE, [names[number % len(names)]]) for number, device in enumerate(demo.fleet.devices)
     }
@@ -154,7 +149,7 @@ async def _profiles(
                 order = ProfileOrder(
                     graph=refs[name],
                     budget_s=settings.profile_s / len(wanted),
-                    cadence_s=cadences.get(tier, 0.0),
+                    cadence_s=0.0 if tier is Tier.CLOUD else gap_s,
                     link_to=homes[node] if number == 0 and tier is not Tier.CLOUD else NodeId(""),
                     endpoint_overhead_s=overhead.p50_s if tier is Tier.DEVICE else 0.0,
                     measures_memory=False,

@@ -38,7 +38,7 @@ async def compare(demo: Demo, said: Recommendation) -> None:
     inputs, targets = take(parts.inputs, parts.targets, demo.settings.compared)
     ports = [demo.fleet.children[device].ready["http_port"] for device in demo.fleet.devices]
     await ask_in_turn(ports, ways, inputs, targets, gap_s=demo.settings.gap_s)
-    rows = way_rows(ways, said.plan, PRIVATE)
+    rows = way_rows(ways, said.plan, PRIVATE, lambda plan: demo.search_of(plan).table)
     demo.show.table("The plan and the best other ways, on the same inputs in turn", WAY_COLUMNS, [*map(_cells, rows)])
     answers = list(demo.report.answers)
     answers[0] = planner_answer(QUESTIONS[0], said, rows)

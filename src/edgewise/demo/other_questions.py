@@ -14,10 +14,12 @@ from pathlib import Path
 import msgspec
 
 from edgewise.core.ids import Tier
+from edgewise.demo.planning import slowed
 from edgewise.demo.scenario import OPEN, PRIVATE, SLOW_BYTES_PER_S, Demo
 from edgewise.demo.streaming import take
-from edgewise.demo.ways import Way, ask_in_turn, deploy_ways, way_rows
+from edgewise.demo.ways import ask_in_turn, deploy_ways, way_rows
 from edgewise.fleet.operator.operator import connect_operator
+from edgewise.planning.costs.cost import CostTable
 from edgewise.planning.levels import Recommendation
 from edgewise.planning.plan import Plan
 from edgewise.service.report import WayRow
@@ -73,7 +75,12 @@ class OpenFleet:
                 for device in self.fleet.devices if rate is not None else ():
                     await self.fleet.set_link(device, self.fleet.edges[0], bytes_per_s=rate)
                 await ask_in_turn(ports, ways, inputs, targets, gap_s=GAP_S)
-                found.append(way_rows(ways, answer.plan, policy))
+
+                def table_of(plan: Plan, is_slow: bool = rate is not None) -> CostTable:
+                    search = demo.search_of(plan)
+                    return (slowed(search) if is_slow else search).table
+
+                found.append(way_rows(ways, answer.plan, policy, table_of))
             return found
 
     async def close(self) -> None:
@@ -100,6 +107,3 @@ async def open_fleet(demo: Demo, folder: Path, holdout: Path) -> AsyncIterator[O
         yield made
     finally:
         await made.close()
-
-
-__all__ = ["OpenFleet", "Way", "open_fleet"]

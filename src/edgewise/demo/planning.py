@@ -10,6 +10,7 @@ from edgewise.core.units import format_rate
 from edgewise.demo.candidates import measured_candidates
 from edgewise.demo.scenario import OPEN, OWN_DOMAIN, SLOW_BYTES_PER_S, Demo
 from edgewise.demo.training_domains import OtherDomains
+from edgewise.fleet.serving.fleet_planning import DEADLINE_FACTOR, LEAST_DEADLINE_S
 from edgewise.planning.baselines import baselines
 from edgewise.planning.explain import LEVEL_COLUMNS, explain, level_cells
 from edgewise.planning.levels import Recommendation, plan_levels, recommend
@@ -17,7 +18,6 @@ from edgewise.planning.search import Search
 from edgewise.service.report import PlanSection
 from edgewise.service.report.convert import baseline_rows, level_rows, planner_answer
 
-DEADLINE_FACTOR = 3.0
 QUESTIONS = (
     "raw inputs never leave the device",
     "no policy",
@@ -42,7 +42,7 @@ async def plan_all(demo: Demo, others: OtherDomains) -> list[Recommendation]:
     answers = ask(demo.search, demo.variants)
     recommended = answers[0]
     demo.plan = recommended.plan
-    demo.deadline_s = DEADLINE_FACTOR * recommended.plan.predicted.latency_p95_s
+    demo.deadline_s = max(LEAST_DEADLINE_S, DEADLINE_FACTOR * recommended.plan.predicted.latency_p95_s)
     rows = plan_levels(demo.search, evidence)
     compared = baselines(demo.search, demo.variants)
     demo.show.table("Seven levels under 'raw inputs never leave the device'", LEVEL_COLUMNS, level_cells(rows))
@@ -102,16 +102,18 @@ def ask(search: Search, variants: list[Search]) -> list[Recommendation]:
         The answers, as in `QUESTIONS`.
     """
 
-    def slow(each: Search) -> Search:
-        first, *rest = each.table.links
-        links = (msgspec.structs.replace(first, bytes_per_s=SLOW_BYTES_PER_S), *rest)
-        return replace(each, table=replace(each.table, links=links))
-
     return [
         recommend(search, variants),
         recommend(replace(search, policy=OPEN), variants),
-        recommend(slow(search), [slow(each) for each in variants]),
+        recommend(slowed(search), [slowed(each) for each in variants]),
     ]
+
+
+def slowed(search: Search) -> Search:
+    """A search with the slow link between device and edge."""
+    first, *rest = search.table.links
+    links = (msgspec.structs.replace(first, bytes_per_s=SLOW_BYTES_PER_S), *rest)
+    return replace(search, table=replace(search.table, links=links))
 
 
 def _cells(predicted: object) -> tuple[str, str]:

@@ -26,7 +26,7 @@ from edgewise.models.export import export_template
 from edgewise.models.flat import initial_vector
 from edgewise.models.graph.graph import Graph
 from edgewise.models.graph.weights import with_weights
-from edgewise.service.report import Report, ResourceRow, explained, kpi_rows, write_report
+from edgewise.service.report import Report, ResourceRow, conclusions, explained, kpi_rows, write_report
 from edgewise.service.report.picture import write_picture
 from edgewise.simulation.emulated.class_speeds import MachineSpeed, machine_speed, speed_lines, with_speeds
 from edgewise.simulation.emulated.emulated_fleet import CLOUD, OPERATOR, EmulatedFleet, make_folder
@@ -63,9 +63,12 @@ async def run_demo(settings: DemoSettings, show: Show, folder: Path, *, capture:
         finally:
             await fleet.stop()
     report = _finished(demo)
+    report = msgspec.structs.replace(report, conclusions=conclusions(report))
     write_report(report, folder)
     write_picture(report, folder / "demo.png")
     show.table("KPIs", ("KPI", "value", "source"), [(k.name, k.text, k.source) for k in kpi_rows(report)])
+    for said in report.conclusions:
+        show.line(f"{said.question} {said.verdict.capitalize()}. {said.answer}")
     show.line(
         f"report: {folder / 'index.html'} and {folder / 'report.json'}, {time.monotonic() - demo.start_s:.0f} s in all"
     )

@@ -46,7 +46,7 @@ MODEL = {"channels": [16]}
 """A light head, so that very slow devices can run it, and a tail that they had better not."""
 NARROW = {"channels": [8], "tail_channels": 64}
 """The same at half the width: another candidate, if it is as accurate."""
-DEVICE_SPEED, EDGE_SPEED = "200 MFLOP/s", "10 GFLOP/s"
+DEVICE_SPEED, EDGE_SPEED = "150 MFLOP/s", "10 GFLOP/s"
 """How fast these classes run the model, on whichever machine the demo runs; the cloud is as fast as that machine."""
 PRIVATE = Policy(raw_may_reach=Tier.DEVICE)
 OPEN = Policy()
@@ -168,7 +168,7 @@ class Demo:
         graphs: ONNX bytes by digest, of the model and its variants.
         assumed: Speeds of the classes, in words.
         plan: The plan in force.
-        deadline_s: Of a request: three times the plan's predicted p95.
+        deadline_s: Of a request: three times the plan's predicted p95, at least `LEAST_DEADLINE_S`.
         stream_sent: Phases of the stream so far.
         report: What is known so far.
         requests: All requests, for the plots.

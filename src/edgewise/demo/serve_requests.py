@@ -105,7 +105,7 @@ async def serve(demo: Demo) -> None:
             mean_error_fraction=whole.error_fractions[0],
             p50_error_fraction=whole.error_fractions[1],
             p95_error_fraction=whole.error_fractions[2],
-            exit_shares=tuple(ExitShareRow(s.exit_index + 1, s.predicted, s.measured) for s in whole.shares),
+            exit_shares=tuple(ExitShareRow(s.exit_index, s.predicted, s.measured) for s in whole.shares),
             share_error_points=100 * whole.largest_share_error,
         ),
     )
@@ -115,7 +115,7 @@ async def serve(demo: Demo) -> None:
     )
     demo.show.table(
         "Predicted and measured, the whole stream",
-        ("", "mean ms", "p50 ms", "p95 ms", "accuracy", *(f"leave at exit {s.exit_index + 1}" for s in whole.shares)),
+        ("", "mean ms", "p50 ms", "p95 ms", "accuracy", *(f"leave at exit {s.exit_index}" for s in whole.shares)),
         [
             (
                 name,
@@ -154,6 +154,7 @@ async def break_things(demo: Demo) -> None:
             returned_home=returned,
             shares=shares_of(rows),
             deadline_ms=1e3 * demo.deadline_s,
+            notes=(_of_link(demo, slow), _of_kill(demo, killed, failover_ms, returned), *slow.notes, *killed.notes),
             phases=tuple(part.phase_row(demo.deadline_s) for part in demo.stream_sent),
         )
     )
@@ -277,6 +278,24 @@ def _failover_ms(demo: Demo, sent: Sent, killed_at_s: float) -> float | None:
         if demo.fleet.edge_of(device) == 0 and _did_without(row) and reply.scheduled_s + reply.latency_s > killed_at_s
     ]
     return 1e3 * min(done) if done else None
+
+
+def _of_link(demo: Demo, sent: Sent) -> str:
+    """What the slow link did, from the answers of the devices behind it."""
+    rows = [r for r, d in zip(sent.rows, sent.devices, strict=True) if demo.fleet.edge_of(d) == 0]
+    return f"Link drop: {revisions_changed([sent])} plan changes; behind the slow link {_shares(rows)}."
+
+
+def _of_kill(demo: Demo, sent: Sent, failover_ms: float | None, returned: bool | None) -> str:
+    """What the death of the edge did, from the answers of its devices."""
+    rows = [r for r, d in zip(sent.rows, sent.devices, strict=True) if demo.fleet.edge_of(d) == 0]
+    first = "" if failover_ms is None else f"; the first answer without it came {failover_ms:.0f} ms after the kill"
+    back = {True: f"; started again, {EDGE} was used again", False: f"; {EDGE} was not used again", None: ""}[returned]
+    return f"Edge killed: its devices' requests were answered by {_shares(rows)}{first}{back}."
+
+
+def _shares(rows: Sequence[RequestRow]) -> str:
+    return ", ".join(f"{who} {share:.0%}" for who, share in shares_of(rows).items()) or "nobody"
 
 
 def _did_without(row: RequestRow) -> bool:

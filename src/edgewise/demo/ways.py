@@ -8,7 +8,7 @@ rows = way_rows(ways, answers, recommended=plan)
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +21,8 @@ from edgewise.demo.scenario import TASK
 from edgewise.fleet.messages import Deploy
 from edgewise.fleet.operator.operator import Operator
 from edgewise.models.export import INPUT
+from edgewise.planning.costs.cost import CostTable
+from edgewise.planning.costs.predict import repriced
 from edgewise.planning.plan import Plan
 from edgewise.planning.policy import Policy
 from edgewise.service.client import InferenceClient, Reply, open_loop
@@ -59,14 +61,14 @@ async def deploy_ways(
         known: Ways that are served already.
 
     Returns:
-        A way for each plan, in order; known ones as they are.
+        A way for each plan, in order, one for those that run the same; known ones as they are.
 
     Raises:
         EdgewiseError: If the fleet does not take one.
     """
     ways = list[Way]()
     for plan in plans:
-        served = next((way for way in known if way.plan.digest == plan.digest), None)
+        served = next((way for way in [*known, *ways] if _is(way.plan, plan)), None)
         if served is None:
             where = f"{TASK} {len(known) + len(ways)} {plan.variant} on {' and '.join(plan.tiers)}"
             served = Way(re.sub(r"[^A-Za-z0-9]+", "-", where), plan)
@@ -75,7 +77,8 @@ async def deploy_ways(
             ack = await operator.deploy(order) if registered.accepted else registered
             if not ack.accepted:
                 raise EdgewiseError(f"{plan.name!r} was not deployed to be measured: {ack.reason}")
-        ways.append(served)
+        if served not in ways:
+            ways.append(served)
     return ways
 
 
@@ -115,17 +118,27 @@ async def ask_in_turn(
         way.right = [_is_right(a, int(target)) for a, target in zip(answers, targets, strict=True)]
 
 
+def _is(plan: Plan, other: Plan) -> bool:
+    """Whether two plans run the same, whatever was predicted of them."""
+    return (plan.graph, plan.stages, plan.handovers, [g.threshold for g in plan.gates]) == (
+        other.graph, other.stages, other.handovers, [g.threshold for g in other.gates]
+    )  # fmt: skip
+
+
 def _is_right(reply: Reply, target: int) -> bool:
     return not reply.error and bool(next(iter(reply.outputs.values()))[0].argmax() == target)
 
 
-def way_rows(ways: Sequence[Way], recommended: Plan, policy: Policy) -> tuple[WayRow, ...]:
+def way_rows(
+    ways: Sequence[Way], recommended: Plan, policy: Policy, table_of: Callable[[Plan], CostTable]
+) -> tuple[WayRow, ...]:
     """The ways as the report has them.
 
     Args:
         ways: Measured.
         recommended: What the planner says.
         policy: Of the question; what sends raw inputs too far is not allowed.
+        table_of: What a plan costs under the links of the question.
 
     Returns:
         A row each.
@@ -142,10 +155,10 @@ def way_rows(ways: Sequence[Way], recommended: Plan, policy: Policy) -> tuple[Wa
                 variant=plan.variant,
                 tiers=tuple(str(tier) for tier in plan.tiers),
                 allowed=furthest <= policy.raw_may_reach.rank,
-                recommended=plan.digest == recommended.digest,
+                recommended=_is(plan, recommended),
                 requests=len(way.latencies_s),
                 answered=len(taken),
-                predicted_mean_ms=1e3 * plan.predicted.latency_mean_s,
+                predicted_mean_ms=1e3 * repriced(table_of(plan), plan).predicted.latency_mean_s,
                 mean_ms=float(taken.mean()) if len(taken) else None,
                 p50_ms=p50,
                 p95_ms=p95,

@@ -17,7 +17,7 @@ from edgewise.transport.transport import Transport
 PROBE = "probe"
 """The service's name; every node that runs stages answers it."""
 SMALL_BYTES = 256
-ROUND_TRIPS = 15
+ROUND_TRIPS = 21
 ENOUGH_S = 0.04
 MAX_BYTES = 4 * 2**20
 JOULES_PER_BYTE = 1e-7

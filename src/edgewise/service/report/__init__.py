@@ -17,6 +17,7 @@ measured is null with its reason in `unknown`.
 """
 
 from edgewise.ledger.kpis import InferenceKpis, Kpis, LatencyMs, TrainingKpis
+from edgewise.service.report.conclusions import conclusions
 from edgewise.service.report.observed import (
     AuditRow,
     RequestRow,
@@ -32,6 +33,7 @@ from edgewise.service.report.rows import KpiRow, kpi_rows
 from edgewise.service.report.schema import (
     Baseline,
     CodecSection,
+    Conclusion,
     ExitShareRow,
     FaultsSection,
     LabelRow,
@@ -49,6 +51,7 @@ __all__ = [
     "AuditRow",
     "Baseline",
     "CodecSection",
+    "Conclusion",
     "ExitShareRow",
     "FaultsSection",
     "InferenceKpis",
@@ -70,6 +73,7 @@ __all__ = [
     "TrainingKpis",
     "VersionRow",
     "WayRow",
+    "conclusions",
     "explained",
     "kpi_rows",
     "read_report",

@@ -123,7 +123,7 @@ class ExitShareRow(msgspec.Struct, frozen=True):
     """Requests that end at one exit, predicted beside measured.
 
     Attributes:
-        exit: Which, from 1.
+        exit: Which, from 0, as in the names of the model's outputs.
         predicted: Share of all requests, 0…1.
         measured: The same.
     """
@@ -311,6 +311,22 @@ class LoopSection(msgspec.Struct, frozen=True):
     labels: tuple[LabelRow, ...] = ()
 
 
+class Conclusion(msgspec.Struct, frozen=True):
+    """One of the questions that a run is for, and what it found.
+
+    Attributes:
+        question: As the README asks it.
+        verdict: In a word or two: `yes`, `no`, `do not collaborate`, …
+        answer: With the numbers, in sentences.
+        holds: Whether it turned out well; None if nobody looked.
+    """
+
+    question: str
+    verdict: str
+    answer: str
+    holds: bool | None = None
+
+
 class Report(msgspec.Struct, frozen=True):
     """A run's report.
 
@@ -331,6 +347,7 @@ class Report(msgspec.Struct, frozen=True):
         timeline: What happened, in order.
         resources: Per node.
         energy_parameters: Parameters of the energy model, by tier.
+        conclusions: Answers to the four questions, `conclusions(report)`.
         unknown: Dotted path of every null number, with the reason.
         meta: Version, seed, machine, date: words only.
     """
@@ -351,6 +368,7 @@ class Report(msgspec.Struct, frozen=True):
     timeline: tuple[TimelineEntry, ...] = ()
     resources: tuple[ResourceRow, ...] = ()
     energy_parameters: dict[str, dict[str, float]] = {}
+    conclusions: tuple[Conclusion, ...] = ()
     unknown: dict[str, str] = {}
     meta: dict[str, str] = {}
 
