@@ -9,8 +9,8 @@ import msgspec
 import numpy as np
 import pytest
 
+from edgewise.cli.file_plan import links_of, stretched
 from edgewise.cli.main import run
-from edgewise.cli.plan import links_of, stretched
 from edgewise.core.ids import NodeId, Tier
 from edgewise.planning.profile import Fingerprint, GroupCost, Profile, SegmentCost
 from edgewise.simulation.emulated.fleet_file import FleetFile

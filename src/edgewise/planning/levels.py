@@ -231,6 +231,8 @@ def recommend(search: Search, variants: Sequence[Search] = (), *, min_margin_fra
         shared = [best_plan(search)]
     best = min(shared, key=objective)
     alone = min(singles, key=objective, default=None)
+    if not best.collaborates:  # what sharing would cost is worth knowing then
+        shared += [plan for each in searches for plan in shared_plans(each)]
     ways = {plan.digest: plan for plan in (*singles, *shared)}
 
     def said(plan: Plan, reason: str) -> Recommendation:
@@ -268,6 +270,21 @@ def in_place_of(search: Search, variants: Sequence[Search]) -> tuple[Search, ...
         search,
         *(replace(each, policy=policy, reference_accuracy=accuracy, max_accuracy_loss=loss) for each in variants),
     )
+
+
+def shared_plans(search: Search) -> list[Plan]:
+    """The best allowed plan of each set of several tiers that all run something.
+
+    Args:
+        search: The full search.
+
+    Returns:
+        At most four plans.
+    """
+    there = {t for t in search.table.tiers if t in search.policy.allowed_tiers}
+    sets = dict.fromkeys(s for tiers in _TIER_SETS for s in tiers if len(s) > 1 and s <= there)
+    found = (find_best(replace(search.pinned_to(tuple(s)), runs_on=s)) for s in sets)
+    return [plan for plan in found if plan is not None]
 
 
 def single_node_plans(search: Search) -> list[Plan]:

@@ -28,20 +28,16 @@ from edgewise.service.report.observed import (
     VersionRow,
     WayRow,
 )
+from edgewise.service.report.planned import Baseline, ExitShareRow, LevelEntry, PlannerAnswer, PlanSection
 from edgewise.service.report.report_files import read_report, write_report
 from edgewise.service.report.rows import KpiRow, kpi_rows
 from edgewise.service.report.schema import (
-    Baseline,
     CodecSection,
     Conclusion,
-    ExitShareRow,
     FaultsSection,
     LabelRow,
-    LevelEntry,
     LoopSection,
     PhaseRow,
-    PlannerAnswer,
-    PlanSection,
     Report,
     explained,
     unknown_numbers,

@@ -17,7 +17,7 @@ from edgewise.planning import levels
 from edgewise.planning.baselines import BaselineRow
 from edgewise.planning.plan import Plan
 from edgewise.service.report.observed import AuditRow, RequestRow, ResourceRow, TimelineEntry, WayRow
-from edgewise.service.report.schema import Baseline, LevelEntry, PlannerAnswer
+from edgewise.service.report.planned import Baseline, LevelEntry, PlannerAnswer
 
 WORDS: dict[AnswerSource, str] = {
     AnswerSource.PLAN: "full plan",

@@ -7,8 +7,9 @@ from html import escape
 from importlib.resources import files
 
 from edgewise.service.report import plots, tables
-from edgewise.service.report.conclusions import headline
-from edgewise.service.report.schema import PlannerAnswer, Report, is_unknown
+from edgewise.service.report.conclusions import conclusions, headline
+from edgewise.service.report.planned import PlannerAnswer
+from edgewise.service.report.schema import Report, is_unknown
 from edgewise.service.report.tables import milliseconds, percent, size
 
 Section = tuple[str, str, str]
@@ -266,9 +267,11 @@ def _cost(report: Report) -> Section:
 
 
 def _conclusions(report: Report) -> Section:
+    found = report.conclusions or conclusions(report)
     answers = "".join(
         f'<div class="card"><h3>{escape(c.question)}</h3><b>{escape(c.verdict)}</b><span>{escape(c.answer)}</span></div>'
-        for c in report.conclusions
+        for c in found
+        if any(c.holds is not None for c in found)
     )
     return "conclusions", "Four answers", f'<div class="trio">{answers}</div>' if answers else ""
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from edgewise.core.units import format_bytes
 from edgewise.service.report.observed import WayRow
+from edgewise.service.report.planned import LevelEntry, PlanSection
 from edgewise.service.report.rows import format_joules, kpi_rows
-from edgewise.service.report.schema import LevelEntry, PlanSection, Report, is_unknown
+from edgewise.service.report.schema import Report, is_unknown
 
 NONE = "–"
 
