@@ -33,8 +33,6 @@ LONG_FILES: dict[str, str] = {
     "inference/model_server.py": "one idea: a model that serves, from its first plan over requests and streams to its end",
     "service/open_inference.py": "one idea: the Open Inference Protocol as an HTTP service, route by route",
     "simulation/virtual_run.py": "one idea: every action of a role carried out in virtual time",
-    "training/protocols/hierarchical/edge.py": "one idea: what each event does on an edge, beside its table",
-    "training/protocols/run_state.py": "one idea: the state of a run that servers of every protocol share, and its changes",
     "training/protocols/hierarchical/cloud.py": "one idea: what each event does on the cloud, beside its table",
 }
 """Path below src/edgewise -> why it may be longer than 400 lines. Length alone is no reason to part a file with one idea."""

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from edgewise.cli.file_plan import links_of, stretched
+from edgewise.api.tier_profiles import links_of, stretched
 from edgewise.cli.main import run
 from edgewise.core.ids import NodeId, Tier
 from edgewise.planning.profile import Fingerprint, GroupCost, Profile, SegmentCost
@@ -144,10 +144,10 @@ def test_what_is_assumed_is_printed_with_where_it_comes_from(folder: Path, capsy
     assert f"device: 2 MFLOP/s, declared; the whole model takes {flops / 2e6 * 1e3:.3g} ms" in shown
     assert "cloud: 900000 GFLOP/s, declared" in shown
     assert "as fast as this machine can" in shown
-    assert "link device–edge: 1 Mbit/s, round trip 5 ms (declared in" in shown
+    assert f"links as {declared} says: device–edge 1 Mbit/s, 5 ms" in shown
     assert "whether the model was trained on them is not known" in shown
     assert run(plan_words(folder)) == 0
-    assert "default, nothing was declared" in capsys.readouterr().out
+    assert "by default; give a fleet file to say otherwise" in capsys.readouterr().out
 
 
 def test_agreement_is_not_shown_like_accuracy(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

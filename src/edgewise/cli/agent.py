@@ -8,6 +8,7 @@ import typer
 
 from edgewise.cli.node_options import (
     Capture,
+    Config,
     Connect,
     CrashAfter,
     Dilation,
@@ -28,7 +29,9 @@ from edgewise.cli.output import AsJson
 
 
 def command(
-    tier: Annotated[str, typer.Option("--tier", help="Where the node stands: device, edge or cloud.")],
+    ctx: typer.Context,
+    config: Config = None,
+    tier: Annotated[str, typer.Option("--tier", help="Where the node stands: device, edge or cloud.")] = "",
     connect: Connect = None,
     identity: Identity = "",
     name: Annotated[str, typer.Option("--name", help="Node name; by default the certificate's.")] = "",
@@ -59,8 +62,13 @@ def command(
 
     Example:
         edgewise agent --tier device --identity device-1 --connect tls/10.0.0.5:7447 --task digits --http 127.0.0.1:8000
+
+    Example:
+        edgewise agent --config node.toml
     """
     run_node(
+        ctx,
+        config,
         as_json,
         exit_with_parent,
         tier=tier,

@@ -8,6 +8,7 @@ import typer
 
 from edgewise.cli.node_options import (
     Capture,
+    Config,
     Connect,
     CrashAfter,
     Dilation,
@@ -28,6 +29,8 @@ from edgewise.cli.output import AsJson
 
 
 def command(
+    ctx: typer.Context,
+    config: Config = None,
     listen: Listen = None,
     identity: Identity = "",
     name: Annotated[str, typer.Option("--name", help="Node name; by default the certificate's.")] = "",
@@ -59,8 +62,13 @@ def command(
 
     Example:
         edgewise coordinator --identity cloud --listen tls/127.0.0.1:7447 --state cloud-state
+
+    Example:
+        edgewise coordinator --config cloud.toml
     """
     run_node(
+        ctx,
+        config,
         as_json,
         exit_with_parent,
         coordinator=True,
@@ -69,7 +77,7 @@ def command(
         identity=identity,
         name=name,
         state=state,
-        listen=listen or ["tls/127.0.0.1:7447"],
+        listen=listen,
         fleet=fleet,
         holdout=holdout,
         dilation=dilation,

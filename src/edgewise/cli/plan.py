@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 
-from edgewise.cli.file_plan import FilePlan, plan_file
 from edgewise.cli.fleet_plan import (
     Deadline,
     DeviceName,
@@ -25,8 +25,16 @@ from edgewise.cli.operator_options import AsOperator, ModelName, ToFleet
 from edgewise.cli.output import AsJson, Output
 from edgewise.cli.running import run_async
 from edgewise.cli.serve import Exits, Shapes, parse_exits, parse_shapes
-from edgewise.core.errors import InputError
-from edgewise.core.units import parse_duration
+from edgewise.core.errors import InputError, PlanInfeasible
+from edgewise.core.files import write_atomic
+from edgewise.core.ids import Tier
+
+if TYPE_CHECKING:
+    from edgewise.api.model_plan import ModelPlan
+    from edgewise.models.version import ExitEvidence
+    from edgewise.planning.levels import Recommendation
+    from edgewise.planning.plan import Plan
+    from edgewise.planning.search import Search
 
 
 def command(
@@ -119,16 +127,97 @@ def command(
     if onnx is None or data is None:
         raise InputError("give a model and --data with real inputs, or --connect to plan a version of a fleet.")
     graph = Graph.load(onnx, parse_shapes(input_shape), parse_exits(exits))
-    wanted = FilePlan(
-        graph,
-        data,
-        policy,
-        fleet,
-        tuple(profile or ()),
-        parse_duration(budget),
-        limit,
-        planner,
-        tuple(variant or ()),
-        int8,
+    from edgewise.api.model_plan import plan
+
+    with out.progress(f"measuring for {budget}", 1) as advance:
+        found = plan(
+            graph,
+            data,
+            policy=policy,
+            fleet=fleet,
+            profiles=profile or (),
+            variants=variant or (),
+            budget=budget,
+            limit=limit,
+        )
+        advance("")
+    if int8 is not None and found.int8_bytes:
+        out.line(f"wrote the model in int8: {write_atomic(int8, found.int8_bytes)}")
+    other = None if not planner else _other_plan(planner, found.search, found.evidence)
+    _print(out, found, other)
+
+
+def _other_plan(planner: str, search: Search, evidence: tuple[ExitEvidence, ...]) -> Plan:
+    """The best plan of another planner; for those over several edges there is a second one, like the first and as far
+    from it as the cloud.
+    """
+    from edgewise.planning.plan import Site
+    from edgewise.planning.planner import Evidence, Sites
+    from edgewise.planning.planners import best_of, candidates
+
+    table, first, second = search.table, Site(Tier.EDGE), Site(Tier.EDGE, 1)
+    chain = Sites.chain(table.profiles, table.links)
+    sites = Sites(
+        {**chain.profiles, second: table.profiles[Tier.EDGE]}, {**chain.links, (first, second): table.links[1]}
     )
-    plan_file(out, wanted)
+    found = best_of(candidates(planner, table.graph, sites, search.policy, Evidence(evidence)), search.policy)
+    if found is None:
+        raise PlanInfeasible(
+            f"planner {planner!r} finds no plan that meets the policy. Relax it, or leave --planner out."
+        )
+    return found
+
+
+def _print(out: Output, found: ModelPlan, other: Plan | None = None) -> None:
+    from edgewise.planning.baselines import baselines
+    from edgewise.planning.explain import explain, level_cells, level_columns
+
+    chosen, quality, said = found.recommendation, found.quality, dict[str, Any]()
+    alone = baselines(found.search, found.variants)
+    out.table("levels of edge intelligence, predicted", level_columns(quality), level_cells(found.levels))
+    out.table(
+        "the whole model on one node, and its variants",
+        ("way", "mean ms", quality, "allowed"),
+        [(row.name, *_numbers(row.plan), row.reason or "yes") for row in alone],
+    )
+    out.line(found.accuracy_means if quality in found.accuracy_means else f"{quality} is {found.accuracy_means}")
+    for sentence in found.assumed:
+        out.line(f"assumed, {sentence}")
+    out.line(f"recommended, level {chosen.level}: {chosen.reason}")
+    for line in explain(chosen.plan, quality):
+        out.line(line)
+    if other is not None:
+        out.line("asked too:")
+        for line in explain(other, quality):
+            out.line(line)
+        said["other"] = other
+    out.result(
+        {
+            "accuracy_means": found.accuracy_means,
+            "assumed": found.assumed,
+            "levels": found.levels,
+            "one_node": alone,
+            **said,
+            "recommendation": _with_old_words(chosen),
+        }
+    )
+
+
+def _numbers(plan: Plan | None) -> tuple[str, str]:
+    if plan is None:
+        return "–", "–"
+    return f"{plan.predicted.latency_mean_s * 1e3:.2f}", f"{plan.predicted.accuracy:.3f}"
+
+
+def _with_old_words(chosen: Recommendation) -> dict[str, Any]:
+    """A recommendation whose plan says its stages and exits in the words of 0.1.0 too, for this release."""
+    said: dict[str, Any] = msgspec.to_builtins(chosen)
+    plan = said["plan"]
+    plan["segments"] = [
+        {"tier": s["site"]["tier"], "inputs": s["inputs"], "outputs": s["outputs"]} for s in plan["stages"]
+    ]
+    plan["exits"] = [
+        {"index": gate.index, "tensor": gate.tensors[-1], "tier": gate.at, "threshold": gate.threshold}
+        for gate in chosen.plan.exits
+    ]
+    return said

@@ -59,7 +59,7 @@ class Candidate(msgspec.Struct, frozen=True):
     Attributes:
         client: Who.
         num_examples: How many it holds; 0 where that is not known.
-        last: What its last counted update told; None before.
+        last: What is known from its last counted update; None before.
     """
 
     client: ClientId
@@ -162,7 +162,7 @@ class Aggregator:
         return array
 
     def check(self, array: NDArray[Any]) -> None:
-        """Refuses an update that cannot be folded, at the door: InputError with entry and value."""
+        """Refuses an update that cannot be folded, before it is folded: InputError with entry and value."""
         finite = np.isfinite(array).ravel()
         if not finite.all():
             index = int(np.argmin(finite))

@@ -51,7 +51,7 @@ def with_hard_examples(spec: RunSpec, hard: HardExamples | None) -> RunSpec:
     return msgspec.structs.replace(spec, extra=extra)
 
 
-class RunLetter(Message, frozen=True):
+class RunLetter(Message, frozen=True, omit_defaults=True):
     """A letter of a run, for one role of it on the receiving node.
 
     Blob number i of `letter.blobs` is the frame's tensor `i`, or its sender holds it.
@@ -65,7 +65,7 @@ class RunLetter(Message, frozen=True):
     letter: AnyLetter
 
 
-class LetterAck(Message, frozen=True):
+class LetterAck(Message, frozen=True, omit_defaults=True):
     """What became of a letter: durable and counted, or refused for good.
 
     Attributes:

@@ -29,7 +29,7 @@ from edgewise.models.task import Task, user_code
 from edgewise.training.algorithm import Candidate
 from edgewise.training.job import JobFile
 from edgewise.training.protocols.letters import RunSpec
-from edgewise.training.protocols.run_state import quorum_of
+from edgewise.training.protocols.opening import quorum_of
 
 
 def participants(rows: Sequence[NodeRow], task: str) -> tuple[NodeInfo, ...]:

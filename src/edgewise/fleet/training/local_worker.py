@@ -27,6 +27,7 @@ from edgewise.fleet.node.node import Node
 from edgewise.fleet.training.role_driver import RoleDriver
 from edgewise.fleet.training.run_blobs import MappedBlobs
 from edgewise.models.task import Examples, Task, load_task, user_code
+from edgewise.training.protocols.client_role import is_long
 from edgewise.training.protocols.letters import BlobName
 from edgewise.training.protocols.messages import Work, WorkDone, WorkGivenUp
 from edgewise.transport.bulk.blobs import FolderBlobs
@@ -183,9 +184,7 @@ class LocalWorker:
         try:
             if driver.log not in self._more:
                 self._more[driver.log] = await self._join(driver)
-            start = time.perf_counter()
             update, kept, num_examples, metrics = await self._run(self._train, driver, work, job)
-            metrics = {**metrics, "seconds": time.perf_counter() - start}
         except _Replaced:
             return
         except Exception as error:  # the task is the user's code; whatever it raises has a server waiting for it
@@ -252,14 +251,16 @@ class LocalWorker:
             update = self._update(driver, work, job)
             if not self.counted.seconds:  # the first update has imported the rest
                 keep_for_good()
-            self.counted.seconds += time.perf_counter() - start
+            seconds = time.perf_counter() - start
+            self.counted.seconds += seconds
         finally:
             self.counted.work = ""
         sent, keeps = bundle_to_bytes(update.coded), _bytes_of(update.kept) if update.kept else b""
         job.digests = (digest_of(sent), digest_of(keeps)) if keeps else (digest_of(sent),)
         driver.incoming.add(*job.digests)
         kept = self.private.put(keeps) if keeps else None
-        return BlobName(self.node.blobs.put(sent, durable=False), len(sent)), kept, update.num_examples, update.metrics
+        sent_name = BlobName(driver.put(sent, must_last=bool(keeps) or is_long(seconds)), len(sent))
+        return sent_name, kept, update.num_examples, {**update.metrics, "seconds": seconds}
 
     def _update(self, driver: RoleDriver, work: Work, job: _Job) -> ClientUpdate:
         from edgewise.training.client_update import client_seeds, client_update, received_bundle

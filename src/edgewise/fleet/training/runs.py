@@ -42,8 +42,8 @@ from edgewise.training.algorithms import make_algorithm
 from edgewise.training.local import own_patterns
 from edgewise.training.protocols import messages as m
 from edgewise.training.protocols.event_log import decode_event, encode_event
+from edgewise.training.protocols.opening import quorum_of
 from edgewise.training.protocols.protocol import COORDINATOR, check_carries
-from edgewise.training.protocols.run_state import quorum_of
 
 log = logging.getLogger("edgewise.fleet")
 INDEX = RunId("runs")

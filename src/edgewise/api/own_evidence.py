@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edgewise.cli.source import Source
+    from edgewise.api.source import Source
     from edgewise.models.graph.graph import Graph
     from edgewise.models.version import ExitEvidence
 
