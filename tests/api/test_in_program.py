@@ -148,7 +148,9 @@ def test_a_plan_is_compared_with_what_the_policy_allows(found: ModelPlan) -> Non
     rest = [row["mean ms"] for row in found.table()[1:]]
     assert rest == sorted(rest)
     assert f"recommended: {found.recommendation.reason}" in str(found)
-    assert "device 30 x this machine" in str(found)
+    assert "device: declared as a dilation" in str(found)
+    assert [each.variant for each in found.variants] == ["int8"]
+    assert any(way.variant == "int8" for way in found.ways)
 
 
 def test_a_plan_draws_every_way_and_writes_it(found: ModelPlan, tmp_path: Path) -> None:

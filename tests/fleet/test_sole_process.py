@@ -130,7 +130,9 @@ def test_a_first_that_does_not_leave_is_named(machine: Machine, monkeypatch: pyt
 
 def test_an_operator_does_not_speak_in_the_name_of_a_running_node(machine: Machine) -> None:
     async def scene() -> None:
-        with pytest.raises(InputError, match=r"orders in its name would put it out of the fleet. Give operators certif"):
+        with pytest.raises(
+            InputError, match=r"orders in its name would put it out of the fleet. Give operators certif"
+        ):
             await machine.operator("one", name="cloud")
         assert (await (await machine.operator("one")).nodes()).nodes[0].info.node == "cloud"
 

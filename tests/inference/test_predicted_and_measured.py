@@ -24,7 +24,7 @@ from tests.inference.tiny import active, close, images, model_server, two_exit_g
 
 GRAPH = two_exit_graph(width=64)
 CADENCE_S = 0.01
-DILATION = {Tier.DEVICE: 60.0, Tier.EDGE: 15.0}
+DILATION = {Tier.DEVICE: 600.0, Tier.EDGE: 150.0}
 KEYS = Keys("t")
 
 

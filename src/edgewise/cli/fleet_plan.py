@@ -304,19 +304,28 @@ def show_plan(
     Returns:
         The same for `--json`.
     """
-    from edgewise.planning.explain import LEVEL_COLUMNS, explain, level_cells
+    from edgewise.api.own_evidence import quality_of
+    from edgewise.planning.explain import explain, level_cells, level_columns
     from edgewise.planning.levels import plan_levels
 
     rows = plan_levels(search, {version.training_domain: version.evidence})
     for link, inner, outer in zip(search.table.links, chain, chain[1:], strict=False):
         speed = f"{link.bytes_per_s * 8e-6:.1f} Mbit/s, round trip {link.rtt_s * 1e3:.1f} ms ({link.source})"
         out.line(f"link {inner.node} → {outer.node}: {speed}")
-    out.table(f"version {version.number}: levels of edge intelligence, predicted", LEVEL_COLUMNS, level_cells(rows))
-    out.line(f"accuracy is {meaning}")
+    quality = quality_of(meaning)
+    for info in chain:
+        profile = search.table.profiles[info.tier]
+        slower = f", {profile.fingerprint.dilation:g} x slower" if profile.fingerprint.dilation > 1 else ""
+        whole = f"{profile.segments[0].seconds * 1e3:.3g} ms" if profile.segments else "unknown"
+        out.line(f"{info.tier}: {info.node}, whole model {whole} (measured there{slower})")
+    out.table(
+        f"version {version.number}: levels of edge intelligence, predicted", level_columns(quality), level_cells(rows)
+    )
+    out.line(meaning if quality in meaning else f"{quality} is {meaning}")
     if version.caution:
         out.line(f"caution: {version.caution}")
     out.line(f"recommended, level {recommended.level}: {recommended.reason}")
-    for line in explain(recommended.plan):
+    for line in explain(recommended.plan, quality):
         out.line(line)
     return {
         "version": version.number,
