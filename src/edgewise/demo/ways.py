@@ -20,7 +20,7 @@ from edgewise.core.errors import EdgewiseError
 from edgewise.demo.scenario import TASK
 from edgewise.fleet.messages import Deploy
 from edgewise.fleet.operator.operator import Operator
-from edgewise.models.export import INPUT
+from edgewise.models.forward import INPUT
 from edgewise.planning.costs.cost import CostTable
 from edgewise.planning.costs.predict import repriced
 from edgewise.planning.plan import Plan

@@ -209,6 +209,7 @@ class Agent:
             task=worker.task_name if worker else "",
             num_examples=worker.num_examples if worker else 0,
             label_counts=worker.label_counts if worker else {},
+            data_notes=worker.notes if worker else (),
             http_port=self.serving.http_port,
             models=self.serving.in_force(),
             raw_may_reach=self.settings.raw_may_reach,

@@ -62,6 +62,7 @@ class NodeInfo(Message, frozen=True):
         task: Task installed on it.
         num_examples: Examples it holds.
         label_counts: Examples per label, for the data-split audit.
+        data_notes: What was found in its examples, or done to them, for the audit.
         http_port: Port of its inference endpoint; 0 if none.
         models: What it serves, by model.
         raw_may_reach: Outermost tier that raw data of this node may reach, as its own operator granted.
@@ -79,6 +80,7 @@ class NodeInfo(Message, frozen=True):
     task: str = ""
     num_examples: int = 0
     label_counts: dict[str, int] = msgspec.field(default_factory=dict)
+    data_notes: tuple[str, ...] = ()
     http_port: int = 0
     models: dict[str, InForce] = msgspec.field(default_factory=dict)
     raw_may_reach: Tier = Tier.DEVICE

@@ -65,7 +65,7 @@ def audit_of(held: Sequence[NodeInfo]) -> SplitAudit:
     Returns:
         The audit.
     """
-    return audit({str(info.client): _targets(info) for info in held})
+    return audit({str(i.client): _targets(i) for i in held}, notes={str(i.client): i.data_notes for i in held})
 
 
 def make_request(

@@ -26,7 +26,8 @@ from edgewise.fleet.node.delivery import deliver
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.training.role_driver import RoleDriver
 from edgewise.fleet.training.run_blobs import MappedBlobs
-from edgewise.models.task import Examples, Task, load_task, user_code
+from edgewise.models.examples import concatenated
+from edgewise.models.task import Examples, Task, described, load_task
 from edgewise.models.task_code import TASK_CODE, code_digest, difference
 from edgewise.training.protocols.client_role import is_long
 from edgewise.training.protocols.letters import BlobName
@@ -92,6 +93,7 @@ class LocalWorker:
         client: Whose data it holds.
         engine_name: Local engine; "" to choose by timing.
         labelled: Gives the labelled hard examples of a run, or None.
+        notes: What was found in its data, or done to it.
         private: What the client keeps between rounds; unlike the node's blobs it is given to nobody.
     """
 
@@ -102,6 +104,7 @@ class LocalWorker:
     engine_name: str = ""
     labelled: Callable[[HardExamples], Awaitable[Examples | None]] | None = None
     private: FolderBlobs = field(init=False)
+    notes: tuple[str, ...] = ()
     counted: WorkCounter = field(default_factory=WorkCounter)
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "edgewise-train"))
     _task: Task | None = None
@@ -136,7 +139,7 @@ class LocalWorker:
     @property
     def label_counts(self) -> dict[str, int]:
         """Examples per label, for the audit; counts, no examples."""
-        if self._examples is None or self._examples.targets.ndim != 1:
+        if self._examples is None or getattr(self._examples.targets, "ndim", 0) != 1:
             return {}
         labels, counts = np.unique(np.asarray(self._examples.targets), return_counts=True)
         return {str(label): int(count) for label, count in zip(labels, counts, strict=True)}
@@ -208,7 +211,8 @@ class LocalWorker:
             return
         except Exception as error:  # the task is the user's code; whatever it raises has a server waiting for it
             cause, has_lost = self._cause(driver, work, error), isinstance(error, KeptLost)
-            await driver.dispatch(WorkGivenUp(order.round, order.exchange, cause, has_lost))
+            diverged = isinstance(error, EdgewiseError) and bool(error.fields.get("has_diverged"))
+            await driver.dispatch(WorkGivenUp(order.round, order.exchange, cause, has_lost, diverged))
             return
         await driver.dispatch(
             WorkDone(
@@ -223,9 +227,7 @@ class LocalWorker:
 
     def _cause(self, driver: RoleDriver, work: Work, error: Exception) -> str:
         known = isinstance(error, EdgewiseError)
-        cause = (
-            error.message if isinstance(error, EdgewiseError) else f"its task raised {type(error).__name__}: {error}"
-        )
+        cause = error.message if isinstance(error, EdgewiseError) else f"its task raised {described(error)}"
         what = f"round {work.order.round} of {driver.run}"
         log.error("%s cannot do %s: %s", self.node.name, what, cause, exc_info=None if known else error)
         return cause if len(cause) <= CAUSE_CHARS else f"{cause[:CAUSE_CHARS]}…"
@@ -250,8 +252,12 @@ class LocalWorker:
         else:
             self._task = load_task(self.task_source, **settings)
         self._code = code_digest(self._task)
-        with user_code(f"task {self._task.name!r} gives no data of client {self.client!r}"):
-            self._examples = self._task.data(self.client)
+        from edgewise.models.data_check import DataCheck
+
+        checked = DataCheck(self._task).data(self.client)
+        self._examples, self.notes = checked.examples, checked.notes
+        for note in checked.notes:
+            log.warning("data of client %s: %s", self.client, note)
         from edgewise.training.local import make_engine  # imports torch now, not in the first round
 
         self._engines.clear()
@@ -355,5 +361,5 @@ def joined(held: Examples, more: Examples | None) -> Examples:
     """
     if more is None or not len(more):
         return held
-    inputs = np.concatenate([held.inputs, *[more.inputs] * HARD_COPIES])
-    return Examples(inputs, np.concatenate([held.targets, *[more.targets] * HARD_COPIES]))
+    parts = [held, *[more] * HARD_COPIES]
+    return Examples(concatenated([p.inputs for p in parts]), concatenated([p.targets for p in parts]))

@@ -27,6 +27,8 @@ Arrays = Mapping[str, Array]
 
 GRADIENT, LOSS, HVP, OUTPUTS = "gradient", "loss", "hvp", "outputs"
 """Questions a rule may ask an engine."""
+ALONE = "alone"
+"""In `needs`: the rule works one client at a time, its arrays have no leading axis."""
 ENTRIES = -1
 """In the shape of a section: d, the entries of the model."""
 VECTOR = (ENTRIES,)

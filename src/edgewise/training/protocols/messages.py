@@ -183,12 +183,13 @@ class WorkDone(Event, frozen=True, kw_only=True, tag="work_done"):
 
 
 class WorkGivenUp(Event, frozen=True, tag="work_given_up"):
-    """On a client: the local work of an order cannot be done; `has_lost` as in `WorkFailed`."""
+    """On a client: the local work of an order cannot be done; `has_lost` and `has_diverged` as in `WorkFailed`."""
 
     round: RoundNumber
     exchange: int
     cause: str
     has_lost: bool = False
+    has_diverged: bool = False
 
 
 class ClientLost(Event, frozen=True, tag="client_lost"):
