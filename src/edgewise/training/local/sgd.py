@@ -30,8 +30,8 @@ def local_work(*rules: Rule, epochs: int = 1, batch_size: int = 16, max_steps: i
     Raises:
         InputError: If a number is out of range.
     """
-    words = {"rules": tuple(rule.spec for rule in rules), **_loop_words(epochs, batch_size, max_steps)}
-    return LocalWork(Spec("local_work", words), Loop(epochs, batch_size, max_steps), rules)
+    params = {"rules": tuple(rule.spec for rule in rules), **_loop_params(epochs, batch_size, max_steps)}
+    return LocalWork(Spec("local_work", params), Loop(epochs, batch_size, max_steps), rules)
 
 
 def sgd(
@@ -62,10 +62,10 @@ def sgd(
     if not learning_rate > 0:
         raise InputError(f"sgd takes learning_rate > 0, found {learning_rate!r}.")
     rule = descent(learning_rate, direction)
-    words = {"learning_rate": learning_rate, **_loop_words(epochs, batch_size, max_steps)}
+    params = {"learning_rate": learning_rate, **_loop_params(epochs, batch_size, max_steps)}
     if rule.plain_rate is None:
-        words["direction"] = rule.spec.params["direction"]
-    return LocalWork(Spec("sgd", words), Loop(epochs, batch_size, max_steps), (rule,))
+        params["direction"] = rule.spec.params["direction"]
+    return LocalWork(Spec("sgd", params), Loop(epochs, batch_size, max_steps), (rule,))
 
 
 def with_rules(work: LocalWork, *make: Callable[..., Rule]) -> LocalWork:
@@ -107,7 +107,7 @@ def _same_loop(work: LocalWork, rules: Iterable[Rule]) -> LocalWork:
     return local_work(*rules, epochs=loop.epochs, batch_size=loop.batch_size, max_steps=loop.max_steps)
 
 
-def _loop_words(epochs: int, batch_size: int, max_steps: int | None) -> dict[str, Any]:
+def _loop_params(epochs: int, batch_size: int, max_steps: int | None) -> dict[str, Any]:
     if epochs < 0 or batch_size < 0 or (max_steps is not None and max_steps < 1):
         raise InputError(
             f"a loop takes epochs >= 0, batch_size >= 0 (0 takes all) and max_steps >= 1, found {epochs!r}, "
