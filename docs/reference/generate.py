@@ -1,4 +1,4 @@
-"""Writes the pages of this folder from the code: verbs, parts, errors, settings. Run by `make docs`; a test compares."""
+"""Writes the pages of this folder from the code: verbs, Python names, parts, errors, settings. Run by `make docs`; a test compares."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ EXAMPLES = {"buffered": {"concurrency": 2, "buffer_size": 1}, "fed_per": {"own":
 """Words for parts that cannot be built without, where what they are is read off them."""
 
 STRUCTS = {
-    "Node (`edgewise agent`, `edgewise coordinator`)": "edgewise.fleet.node.settings:AgentSettings",
+    "Node (`edgewise agent`, `edgewise coordinator`; `--config`)": "edgewise.fleet.node.settings:AgentSettings",
     "Job: `[task]`": "edgewise.training.job:TaskTable",
     "Job: `[training]`": "edgewise.training.job:TrainingTable",
     "Job: `[virtual]`": "edgewise.training.job:VirtualTable",
@@ -240,7 +240,85 @@ def default_of(field: Any) -> str:
     return f"`{msgspec.json.encode(value).decode()}`"
 
 
-PAGES = {"cli.md": cli_page, "parts.md": parts_page, "errors.md": errors_page, "settings.md": settings_page}
+def python_page() -> str:
+    """Every name of `from edgewise import …`: how it is called, and what its docstring says."""
+    import edgewise
+
+    names = [name for name in edgewise.__all__ if not name.startswith("__")]
+    text = [
+        f"# Python\n\n{NOTE}\n`from edgewise import …`. Each name is imported when it is first asked for; `examples/own_model.ipynb`",
+        "uses most of them. Where one of them changes, the changelog says so; what else is in the packages may change without a word.\n",
+        "| name | what it is |",
+        "|---|---|",
+        *(f"| [`{name}`](#{name.lower()}) | {first_line(getattr(edgewise, name))} |" for name in names),
+        "",
+    ]
+    for name in names:
+        value = getattr(edgewise, name)
+        text.append(f"## {name}\n\n```text\n{signature_of(name, value)}\n\n{inspect.getdoc(value)}\n```\n")
+        methods = {n: m for n, m in vars(value).items() if not n.startswith("_")} if inspect.isclass(value) else {}
+        rows = [f"| {method_words(n, m)} | {first_line(m)} |" for n, m in methods.items() if says(m)]
+        if rows:
+            text.append("\n".join([f"| of {name} | |", "|---|---|", *rows, ""]))
+    return "\n".join(text)
+
+
+def says(member: Any) -> bool:
+    """Whether a member of a class is a function or a property of its own with a docstring."""
+    inner = (
+        getattr(member, "__func__", None) or getattr(member, "fget", None) or getattr(member, "func", None) or member
+    )
+    return (inspect.isfunction(inner) or inspect.isbuiltin(inner)) and bool(inner.__doc__)
+
+
+def method_words(name: str, member: Any) -> str:
+    """A method with its parameters, or a property."""
+    function = getattr(member, "__func__", member)
+    if not inspect.isfunction(function):
+        return f"`{name}`"
+    parameters = [p for p in parameter_words(function) if p != "self"]
+    return f"`{name}({', '.join(parameters)})`"
+
+
+def signature_of(name: str, value: Any) -> str:
+    """How it is called, a parameter a line where they are many."""
+    if inspect.isclass(value) and issubclass(value, Exception):
+        return f"class {name}"
+    given = inspect.signature(value)
+    parameters = [p.replace(annotation=unquoted(p.annotation)) for p in given.parameters.values()]
+    signature = given.replace(parameters=parameters, return_annotation=unquoted(given.return_annotation))
+    one_line = f"{name}{signature}".removesuffix(" -> None")
+    if len(one_line) <= 110:
+        return one_line
+    words, star = list[str](), False
+    for parameter in parameters:
+        if parameter.kind is parameter.KEYWORD_ONLY and not star:
+            words, star = [*words, "*"], True
+        words.append(str(parameter))
+    returned = signature.return_annotation
+    arrow = "" if returned in (inspect.Signature.empty, None, "None") else f" -> {returned}"
+    return f"{name}(\n" + "".join(f"    {word},\n" for word in words) + f"){arrow}"
+
+
+class Unquoted(str):
+    """An annotation that is printed without quotes."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def unquoted(annotation: Any) -> Any:
+    """An annotation as it is written."""
+    return Unquoted(annotation) if isinstance(annotation, str) else annotation
+
+
+PAGES = {
+    "cli.md": cli_page,
+    "python.md": python_page,
+    "parts.md": parts_page,
+    "errors.md": errors_page,
+    "settings.md": settings_page,
+}
 
 if __name__ == "__main__":
     os.environ["COLUMNS"] = "100"

@@ -8,6 +8,7 @@ import typer
 
 from edgewise.cli.node_options import (
     Capture,
+    Config,
     Connect,
     CrashAfter,
     Dilation,
@@ -22,13 +23,16 @@ from edgewise.cli.node_options import (
     RawMayReach,
     Scout,
     State,
+    TakeOver,
     run_node,
 )
 from edgewise.cli.output import AsJson
 
 
 def command(
-    tier: Annotated[str, typer.Option("--tier", help="Where the node stands: device, edge or cloud.")],
+    ctx: typer.Context,
+    config: Config = None,
+    tier: Annotated[str, typer.Option("--tier", help="Where the node stands: device, edge or cloud.")] = "",
     connect: Connect = None,
     identity: Identity = "",
     name: Annotated[str, typer.Option("--name", help="Node name; by default the certificate's.")] = "",
@@ -50,6 +54,7 @@ def command(
     models_bytes: ModelsBytes = 0,
     scout: Scout = False,
     insecure: Insecure = False,
+    take_over: TakeOver = False,
     capture: Capture = "",
     crash_after: CrashAfter = None,
     exit_with_parent: ExitWithParent = False,
@@ -59,8 +64,13 @@ def command(
 
     Example:
         edgewise agent --tier device --identity device-1 --connect tls/10.0.0.5:7447 --task digits --http 127.0.0.1:8000
+
+    Example:
+        edgewise agent --config node.toml
     """
     run_node(
+        ctx,
+        config,
         as_json,
         exit_with_parent,
         tier=tier,
@@ -83,6 +93,7 @@ def command(
         models_bytes=models_bytes,
         scout=scout,
         insecure=insecure,
+        take_over=take_over,
         capture=capture,
         crash_after=crash_after,
     )

@@ -8,6 +8,7 @@ import typer
 
 from edgewise.cli.node_options import (
     Capture,
+    Config,
     Connect,
     CrashAfter,
     Dilation,
@@ -22,12 +23,15 @@ from edgewise.cli.node_options import (
     RawMayReach,
     Scout,
     State,
+    TakeOver,
     run_node,
 )
 from edgewise.cli.output import AsJson
 
 
 def command(
+    ctx: typer.Context,
+    config: Config = None,
     listen: Listen = None,
     identity: Identity = "",
     name: Annotated[str, typer.Option("--name", help="Node name; by default the certificate's.")] = "",
@@ -50,6 +54,7 @@ def command(
     models_bytes: ModelsBytes = 0,
     scout: Scout = False,
     insecure: Insecure = False,
+    take_over: TakeOver = False,
     capture: Capture = "",
     crash_after: CrashAfter = None,
     exit_with_parent: ExitWithParent = False,
@@ -59,8 +64,13 @@ def command(
 
     Example:
         edgewise coordinator --identity cloud --listen tls/127.0.0.1:7447 --state cloud-state
+
+    Example:
+        edgewise coordinator --config cloud.toml
     """
     run_node(
+        ctx,
+        config,
         as_json,
         exit_with_parent,
         coordinator=True,
@@ -69,7 +79,7 @@ def command(
         identity=identity,
         name=name,
         state=state,
-        listen=listen or ["tls/127.0.0.1:7447"],
+        listen=listen,
         fleet=fleet,
         holdout=holdout,
         dilation=dilation,
@@ -79,6 +89,7 @@ def command(
         models_bytes=models_bytes,
         scout=scout,
         insecure=insecure,
+        take_over=take_over,
         capture=capture,
         crash_after=crash_after,
     )

@@ -18,7 +18,7 @@ from edgewise.core.errors import InputError, RemoteError, Unreachable
 from edgewise.core.units import parse_duration
 
 if TYPE_CHECKING:
-    from edgewise.cli.source import Source
+    from edgewise.api.source import Source
     from edgewise.models.graph.graph import PlainTensor
     from edgewise.service.client import InferenceClient, Reply
 
@@ -103,7 +103,7 @@ async def ask_all(
     Raises:
         InputError: If labels are to be sent and there are none, or several models are served and none is named.
     """
-    from edgewise.cli.source import read_source
+    from edgewise.api.source import read_source
     from edgewise.service.client import InferenceClient
 
     host, port = endpoint_of(url)

@@ -42,7 +42,7 @@ def command(
     Example:
       edgewise profile model.onnx --tier edge --out edge.json
     """
-    from edgewise.cli.source import read_source
+    from edgewise.api.source import read_source
     from edgewise.core.ids import node_id
     from edgewise.inference.profiler import profile_graph
     from edgewise.models.graph.graph import Graph

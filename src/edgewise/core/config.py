@@ -45,16 +45,31 @@ def load_toml(path: str | Path, as_type: type[T], overrides: Iterable[str] = ())
     Raises:
         ConfigError: If the file cannot be read, is not TOML, or a key or value is wrong.
     """
+    table, lines = read_table(path)
+    given = list(overrides)
+    return convert(apply_overrides(table, given), as_type, source=str(path), lines=lines, overridden=given)
+
+
+def read_table(path: str | Path) -> tuple[Table, dict[str, int]]:
+    """Reads a TOML file as it is.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The table, and the line of each dotted key.
+
+    Raises:
+        ConfigError: If the file cannot be read or is not TOML.
+    """
     path = Path(path)
     text = _read(path)
     try:
-        table = tomllib.loads(text)
+        return tomllib.loads(text), key_lines(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(
             f"{path} is not TOML: {error}. Compare it with a file in examples/.", file=str(path)
         ) from None
-    given = list(overrides)
-    return convert(apply_overrides(table, given), as_type, source=str(path), lines=key_lines(text), overridden=given)
 
 
 def convert(

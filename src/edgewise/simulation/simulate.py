@@ -32,8 +32,8 @@ from edgewise.training.protocols import Protocol, check_carries, make_protocol
 from edgewise.training.protocols.folding import vector_to_bytes
 from edgewise.training.protocols.letters import RunSpec
 from edgewise.training.protocols.messages import AnnounceWaiting, Outcome, OutcomeKind, RunConfig
+from edgewise.training.protocols.opening import cohort_of, quorum_of
 from edgewise.training.protocols.protocol import EDGE
-from edgewise.training.protocols.run_state import cohort_of, quorum_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,13 +189,22 @@ def run_spec(algorithm: FederatedAlgorithm, protocol: Protocol, layout: Layout, 
     )
 
 
-def simulate(job: JobFile, *, folder: str = ".", options: SimulationOptions | None = None) -> SimulatedRun:
+def simulate(
+    job: JobFile,
+    *,
+    folder: str = ".",
+    options: SimulationOptions | None = None,
+    task: Task | None = None,
+    algorithm: FederatedAlgorithm | None = None,
+) -> SimulatedRun:
     """Runs a job file in virtual time.
 
     Args:
         job: As loaded.
         folder: What its task file is relative to.
         options: How; costs and engine are the job's own.
+        task: What is learned; None makes the job's own task.
+        algorithm: The parts; None takes the job's words.
 
     Returns:
         The record and the final model.
@@ -205,13 +214,13 @@ def simulate(job: JobFile, *, folder: str = ".", options: SimulationOptions | No
         InputError: If a word of the job is unknown.
     """
     training = job.training
-    task = make_task(job.task.file, job.task.settings, folder=folder)
+    task = make_task(job.task.file, job.task.settings, folder=folder) if task is None else task
     given = options or SimulationOptions()
     used = replace(given, engine=training.engine, costs=costs_of(job.virtual))
     protocol = job.protocol()
     return simulate_rounds(
         task,
-        job.algorithm(),
+        algorithm or job.algorithm(),
         rounds=training.rounds,
         seed=training.seed,
         quorum=training.quorum,

@@ -1,15 +1,17 @@
-"""Defines the settings that start a node, for the command line, `fleet.toml` and tests."""
+"""Defines the settings that start a node, for the command line, its `--config` file, `fleet.toml` and tests."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from edgewise.core.ids import Tier
 
+_Count = Annotated[int, msgspec.Meta(ge=0)]
 
-class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
+
+class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Holds the settings of one node.
 
     Attributes:
@@ -38,6 +40,7 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
         scout: Whether to look for other nodes by multicast and gossip.
         insecure: Whether to go without TLS on a non-loopback address.
         capture: Folder for a plaintext copy of every frame sent (tests and audits); "" for none.
+        take_over: Whether a process that runs under this name, or on this state, is told to stop; else this one is refused.
         crash_after: Kill this process right after its n-th logged event (tests only).
     """
 
@@ -53,16 +56,17 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
     task_settings: dict[str, Any] = {}
     client: str = ""
     holdout: str = ""
-    dilation: float = 1.0
-    active_power_w: float = 3.0
+    dilation: Annotated[float, msgspec.Meta(ge=1)] = 1.0
+    active_power_w: Annotated[float, msgspec.Meta(ge=0)] = 3.0
     http: str = ""
     model_name: str = "model"
     engine: str = ""
-    buffer_bytes: int = 4 * 2**20
-    max_models: int = 8
-    models_bytes: int = 0
+    buffer_bytes: _Count = 4 * 2**20
+    max_models: Annotated[int, msgspec.Meta(ge=1)] = 8
+    models_bytes: _Count = 0
     raw_may_reach: Tier = Tier.DEVICE
     scout: bool = False
     insecure: bool = False
     capture: str = ""
+    take_over: bool = False
     crash_after: int | None = None

@@ -28,6 +28,8 @@ from edgewise.fleet.training.role_driver import RoleDriver
 from edgewise.fleet.training.run_blobs import MappedBlobs
 from edgewise.models.examples import concatenated
 from edgewise.models.task import Examples, Task, described, load_task
+from edgewise.models.task_code import TASK_CODE, code_digest, difference
+from edgewise.training.protocols.client_role import is_long
 from edgewise.training.protocols.letters import BlobName
 from edgewise.training.protocols.messages import Work, WorkDone, WorkGivenUp
 from edgewise.transport.bulk.blobs import FolderBlobs
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("edgewise.fleet")
 CAUSE_CHARS = 2000
 """Of what a task raised: so much of it is told."""
+PREPARING_ANSWERS = 600
+"""Times, asked once a second, that a counter may stand still before its first step: torch takes a minute on a small board."""
 HARD_COPIES = 2
 """How often a labelled hard example stands beside each of the client's own."""
 
@@ -48,11 +52,19 @@ class _Replaced(Exception):
 
 @dataclass(slots=True)
 class WorkCounter:
-    """What the worker thread did, read by the I/O side; only the thread writes `counter`."""
+    """What the worker thread did, read by the I/O side; only the thread writes `counter`.
+
+    Attributes:
+        counter: Steps done.
+        work: What it does; "" for nothing.
+        seconds: Spent on it so far.
+        is_preparing: Whether its first step is not done yet: torch is imported, engines are tried.
+    """
 
     counter: int = 0
     work: str = ""
     seconds: float = 0.0
+    is_preparing: bool = False
 
 
 @dataclass(slots=True)
@@ -99,6 +111,7 @@ class LocalWorker:
     _engine_of: dict[str, Any] = field(default_factory=dict)
     _engines: dict[tuple[Digest, ...], Any] = field(default_factory=dict)
     _examples: Examples | None = None
+    _code: str = ""
     _jobs: dict[str, _Job] = field(default_factory=dict)
     _more: dict[str, Examples | None] = field(default_factory=dict)
 
@@ -117,6 +130,11 @@ class LocalWorker:
     def task_name(self) -> str:
         """Name of the task; "" before `load`."""
         return self._task.name if self._task is not None else ""
+
+    @property
+    def task_code(self) -> str:
+        """Digest of the task's code; "" before `load`."""
+        return self._code
 
     @property
     def label_counts(self) -> dict[str, int]:
@@ -142,7 +160,9 @@ class LocalWorker:
 
     def progress(self) -> Progress:
         """The worker thread's counter."""
-        return Progress(self.counted.counter, bool(self.counted.work), self.counted.work)
+        counted = self.counted
+        patience = PREPARING_ANSWERS if counted.is_preparing else 0
+        return Progress(counted.counter, bool(counted.work), counted.work, patience)
 
     def begin(self, driver: RoleDriver, work: Work) -> None:
         """Begins an order's work; what is being done for that run ends.
@@ -186,9 +206,7 @@ class LocalWorker:
         try:
             if driver.log not in self._more:
                 self._more[driver.log] = await self._join(driver)
-            start = time.perf_counter()
             update, kept, num_examples, metrics = await self._run(self._train, driver, work, job)
-            metrics = {**metrics, "seconds": time.perf_counter() - start}
         except _Replaced:
             return
         except Exception as error:  # the task is the user's code; whatever it raises has a server waiting for it
@@ -233,6 +251,7 @@ class LocalWorker:
             self._task = DigitsTask(**settings)
         else:
             self._task = load_task(self.task_source, **settings)
+        self._code = code_digest(self._task)
         from edgewise.models.data_check import DataCheck
 
         checked = DataCheck(self._task).data(self.client)
@@ -252,20 +271,23 @@ class LocalWorker:
         """On the worker thread: trains, and stores what came of it."""
         if job.is_replaced:
             raise _Replaced
+        self.counted.is_preparing = driver.log not in self._engine_of
         self.counted.work = f"train {driver.run} round {work.order.round}"
         try:
             start = time.perf_counter()
             update = self._update(driver, work, job)
             if not self.counted.seconds:  # the first update has imported the rest
                 keep_for_good()
-            self.counted.seconds += time.perf_counter() - start
+            seconds = time.perf_counter() - start
+            self.counted.seconds += seconds
         finally:
-            self.counted.work = ""
+            self.counted.work, self.counted.is_preparing = "", False
         sent, keeps = bundle_to_bytes(update.coded), _bytes_of(update.kept) if update.kept else b""
         job.digests = (digest_of(sent), digest_of(keeps)) if keeps else (digest_of(sent),)
         driver.incoming.add(*job.digests)
         kept = self.private.put(keeps) if keeps else None
-        return BlobName(self.node.blobs.put(sent, durable=False), len(sent)), kept, update.num_examples, update.metrics
+        sent_name = BlobName(driver.put(sent, must_last=bool(keeps) or is_long(seconds)), len(sent))
+        return sent_name, kept, update.num_examples, {**update.metrics, "seconds": seconds}
 
     def _update(self, driver: RoleDriver, work: Work, job: _Job) -> ClientUpdate:
         from edgewise.training.client_update import client_seeds, client_update, received_bundle
@@ -274,6 +296,9 @@ class LocalWorker:
         assert self._examples is not None
         examples, order = joined(self._examples, self._more.get(driver.log)), work.order
         exchange = driver.algorithm.exchanges[order.exchange]
+        code = order.spec.extra.get(TASK_CODE, self._code)
+        if cause := difference(self._task.name, code, {self.node.name: self._code}):
+            raise TaskError(cause)  # before its first round: it joined a run that had begun
         if driver.log not in self._engine_of:
             self._choose_engine(driver, examples)
         engine = self._engine_of[driver.log]
@@ -286,6 +311,7 @@ class LocalWorker:
 
         def stepped(_: int) -> None:
             self.counted.counter += 1
+            self.counted.is_preparing = False
             if job.is_replaced:
                 raise _Replaced
 

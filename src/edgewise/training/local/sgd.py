@@ -33,8 +33,8 @@ def local_work(*rules: Rule, epochs: int = 1, batch_size: int = 16, max_steps: i
     Raises:
         InputError: If a number is out of range.
     """
-    words = {"rules": tuple(rule.spec for rule in rules), **_loop_words(epochs, batch_size, max_steps)}
-    return LocalWork(Spec("local_work", words), Loop(epochs, batch_size, max_steps), rules)
+    params = {"rules": tuple(rule.spec for rule in rules), **_loop_params(epochs, batch_size, max_steps)}
+    return LocalWork(Spec("local_work", params), Loop(epochs, batch_size, max_steps), rules)
 
 
 def sgd(
@@ -78,10 +78,10 @@ def sgd(
         rule = momentum_step(learning_rate, momentum, nesterov, weight_decay, direction, schedule)
     else:
         rule = descent(learning_rate, direction)
-    words = {"learning_rate": learning_rate, **_loop_words(epochs, batch_size, max_steps)}
+    params = {"learning_rate": learning_rate, **_loop_params(epochs, batch_size, max_steps)}
     if "direction" in rule.spec.params:
-        words["direction"] = rule.spec.params["direction"]
-    return _named("sgd", rule, words | more, accumulate)
+        params["direction"] = rule.spec.params["direction"]
+    return _named("sgd", rule, params | more, accumulate)
 
 
 def adam(
@@ -120,7 +120,7 @@ def adam(
         Kingma & Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, algorithm 1.
     """
     rule = adam_step(learning_rate, beta_1, beta_2, epsilon, weight_decay, False, schedule)
-    return _named("adam", rule, dict(rule.spec.params) | _loop_words(epochs, batch_size, max_steps), accumulate)
+    return _named("adam", rule, dict(rule.spec.params) | _loop_params(epochs, batch_size, max_steps), accumulate)
 
 
 def adam_w(
@@ -160,7 +160,7 @@ def adam_w(
     """
     rule = adam_step(learning_rate, beta_1, beta_2, epsilon, weight_decay, True, schedule)
     words = {n: v for n, v in rule.spec.params.items() if n != "decoupled"} | {"weight_decay": weight_decay}
-    return _named("adam_w", rule, words | _loop_words(epochs, batch_size, max_steps), accumulate)
+    return _named("adam_w", rule, words | _loop_params(epochs, batch_size, max_steps), accumulate)
 
 
 def _named(name: str, rule: Rule, words: dict[str, Any], accumulate: int) -> LocalWork:
@@ -211,7 +211,7 @@ def _same_loop(work: LocalWork, rules: Iterable[Rule]) -> LocalWork:
     return local_work(*rules, epochs=loop.epochs, batch_size=loop.batch_size, max_steps=loop.max_steps)
 
 
-def _loop_words(epochs: int, batch_size: int, max_steps: int | None) -> dict[str, Any]:
+def _loop_params(epochs: int, batch_size: int, max_steps: int | None) -> dict[str, Any]:
     if epochs < 0 or batch_size < 0 or (max_steps is not None and max_steps < 1):
         raise InputError(
             f"a loop takes epochs >= 0, batch_size >= 0 (0 takes all) and max_steps >= 1, found {epochs!r}, "

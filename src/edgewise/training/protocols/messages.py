@@ -1,7 +1,7 @@
 """Events and actions of every training protocol and role, as they stand in a node's log. Vectors are named by digest.
 
 Events are facts in the past tense; a driver appends one to its log, then calls `step`, then carries out the actions.
-A driver knows these few words and no protocol's name. Letters are in `letters.py`; `event_log.py` is the log's format.
+A driver knows these few types and no protocol's name. Letters are in `letters.py`; `event_log.py` is the log's format.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reading a user's own examples: an npz, an npy, or a folder of images or npy files, shaped as a model takes them.
+"""A user's own examples, shaped as a model takes them: arrays, an npz, an npy, or a folder of images or npy files.
 
 In an npz, inputs go by the model's names; a model of one input also takes the only array, or the one called `x`.
 Labels are optional and called `y`, `labels` or `targets`.
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.core.errors import DataError
+from edgewise.core.errors import DataError, nearest
 from edgewise.models.graph.graph import PlainTensor
 
 TARGETS = ("y", "labels", "targets")
@@ -70,21 +70,47 @@ def read_source(path: Path, wanted: Sequence[PlainTensor], scale: float = 1 / 25
         arrays = dict(loaded.items()) if isinstance(loaded, np.lib.npyio.NpzFile) else {INPUTS[0]: loaded}
     except (ValueError, EOFError) as error:
         raise DataError(f"{str(path)!r} is not an npz of plain arrays: {error}. Write it with numpy.savez.") from error
-    return _from_arrays(path, arrays, wanted)
+    return _from_arrays(repr(str(path)), arrays, wanted)
 
 
-def _from_arrays(path: Path, arrays: dict[str, NDArray[Any]], wanted: Sequence[PlainTensor]) -> Source:
-    target = next((name for name in TARGETS if name in arrays), None)
+def source_of(inputs: Any, targets: Any | None, wanted: Sequence[PlainTensor]) -> Source:
+    """Takes examples that are in memory already.
+
+    Args:
+        inputs: An array [n, ...], or arrays by the names of the model's inputs; numpy or torch.
+        targets: Labels, int[n]; None without.
+        wanted: The model's inputs.
+
+    Returns:
+        At least one example.
+
+    Raises:
+        DataError: If they do not fit the model.
+    """
+    given = dict(inputs) if isinstance(inputs, Mapping) else {INPUTS[0]: inputs}
+    arrays = {str(name): np.asarray(array) for name, array in given.items()}
+    known = {tensor.name for tensor in wanted} | ({INPUTS[0]} if len(wanted) == 1 else set())
+    for name in arrays:
+        if name not in known:
+            raise DataError(f"the model has no input {name!r}.{nearest(name, (tensor.name for tensor in wanted))}")
+    if targets is not None:
+        arrays[TARGETS[0]] = np.asarray(targets)
+    return _from_arrays("what was given", arrays, wanted)
+
+
+def _from_arrays(where: str, arrays: dict[str, NDArray[Any]], wanted: Sequence[PlainTensor]) -> Source:
+    own = {tensor.name for tensor in wanted}
+    target = next((name for name in TARGETS if name in arrays and name not in own), None)
     candidates = {name: array for name, array in arrays.items() if name != target}
-    inputs = {tensor.name: _shaped(path, _pick(path, candidates, tensor, wanted), tensor) for tensor in wanted}
+    inputs = {tensor.name: _shaped(where, _pick(where, candidates, tensor, wanted), tensor) for tensor in wanted}
     counts = {name: len(array) for name, array in inputs.items()}
     if len(set(counts.values())) != 1 or min(counts.values()) == 0:
-        raise DataError(f"{str(path)!r} must hold one or more examples, as many of each input, found {counts}.")
+        raise DataError(f"{where} must hold one or more examples, as many of each input, found {counts}.")
     num = next(iter(counts.values()))
     targets = None if target is None else np.asarray(arrays[target]).ravel()
     if targets is not None and (len(targets) != num or targets.dtype.kind not in "iub"):
         raise DataError(
-            f"{target!r} in {str(path)!r} must be {num} whole numbers, one for each example, found "
+            f"{target!r} in {where} must be {num} whole numbers, one for each example, found "
             f"{targets.dtype}[{len(targets)}]. Store class indices."
         )
     names = [str(index) for index in range(num)]
@@ -92,7 +118,7 @@ def _from_arrays(path: Path, arrays: dict[str, NDArray[Any]], wanted: Sequence[P
 
 
 def _pick(
-    path: Path, arrays: Mapping[str, NDArray[Any]], tensor: PlainTensor, wanted: Sequence[PlainTensor]
+    where: str, arrays: Mapping[str, NDArray[Any]], tensor: PlainTensor, wanted: Sequence[PlainTensor]
 ) -> NDArray[Any]:
     if tensor.name in arrays:
         return arrays[tensor.name]
@@ -102,22 +128,22 @@ def _pick(
     if len(wanted) == 1 and len(arrays) == 1:
         return next(iter(arrays.values()))
     raise DataError(
-        f"{str(path)!r} has no array for the input {tensor.name!r}, only {sorted(arrays)[:10]}. "
+        f"{where} has no array for the input {tensor.name!r}, only {sorted(arrays)[:10]}. "
         f"Store it under that name{' or as ' + repr(INPUTS[0]) if len(wanted) == 1 else ''}."
     )
 
 
-def _shaped(path: Path, array: NDArray[Any], tensor: PlainTensor) -> NDArray[Any]:
+def _shaped(where: str, array: NDArray[Any], tensor: PlainTensor) -> NDArray[Any]:
     one = tensor.shape[1:]
     if array.dtype.kind not in "iufb":
-        raise DataError(f"{str(path)!r} holds {array.dtype} for input {tensor.name!r}, numbers are needed.")
+        raise DataError(f"{where} holds {array.dtype} for input {tensor.name!r}, numbers are needed.")
     if array.shape == one:
         array = array[None]
     if array.ndim < 1 or array.size != len(array) * tensor.num_entries // max(
         1, tensor.shape[0] if tensor.shape else 1
     ):
         raise DataError(
-            f"{str(path)!r} holds shape {list(array.shape)} for input {tensor.name!r}, needed is "
+            f"{where} holds shape {list(array.shape)} for input {tensor.name!r}, needed is "
             f"[n, {', '.join(map(str, one))}]. Reshape it."
         )
     return np.ascontiguousarray(array.reshape(len(array), *one).astype(tensor.dtype))
@@ -133,7 +159,7 @@ def _read_folder(folder: Path, wanted: Sequence[PlainTensor], scale: float) -> S
         )
     tensor = wanted[0]
     rows = [
-        _shaped(file, np.load(file) if file.suffix == ".npy" else _image(file, tensor, scale), tensor)[:1]
+        _shaped(repr(str(file)), np.load(file) if file.suffix == ".npy" else _image(file, tensor, scale), tensor)[:1]
         for file in files
     ]
     return Source({tensor.name: np.concatenate(rows)}, None, [file.name for file in files])

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgewise.cli.source import read_source
+from edgewise.api.source import read_source
 from edgewise.core.errors import DataError
 from edgewise.models.graph.graph import PlainTensor
 
