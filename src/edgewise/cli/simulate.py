@@ -38,7 +38,7 @@ def command(
       edgewise simulate job.toml --set training.rounds=3
     """
     from edgewise.core.config import load_toml
-    from edgewise.models.saved_weights import check_weights_path
+    from edgewise.models.saved_weights import check_folder, check_weights_path
     from edgewise.simulation.simulate import SimulationOptions, simulate
     from edgewise.training.job import JobFile, check_job
     from edgewise.training.protocols.messages import OutcomeKind
@@ -46,6 +46,9 @@ def command(
     out = Output(as_json)
     if weights is not None:
         check_weights_path(weights)
+    for path in (model, journal):
+        if path is not None:
+            check_folder(path)
     file = check_job(load_toml(job, JobFile, change or ()))
     task = print_audit(out, file, job.parent)
     if dry_run:
