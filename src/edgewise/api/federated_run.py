@@ -140,7 +140,12 @@ def round_rows(record: RunRecord) -> list[dict[str, Any]]:
     Returns:
         One row a round, all with the same keys.
     """
-    names = [name for name in record.metrics if name != "loss"]
+    exits = sum(name.startswith("accuracy_exit_") for name in record.metrics)
+    same = {
+        "loss",
+        f"accuracy_exit_{exits - 1}",
+    }  # the last exit's is `accuracy`; one loss is enough, and it has its name
+    names = [name for name in record.metrics if name not in same]
     return [
         {
             "round": r.round,

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from edgewise.api.own_evidence import said_of
 from edgewise.api.shown import Drawing, draw, html_table, text_table
 from edgewise.core.errors import InputError
 from edgewise.core.ids import TIERS, Tier
@@ -128,7 +129,7 @@ class ModelPlan:
 
     @property
     def _notes(self) -> tuple[str, ...]:
-        return (f"accuracy: {self.accuracy_means.removeprefix('accuracy ')}", *self.assumed)
+        return (said_of(self.accuracy_means), *self.assumed)
 
 
 def plan(

@@ -10,6 +10,21 @@ if TYPE_CHECKING:
     from edgewise.models.version import ExitEvidence
 
 
+def said_of(meaning: str) -> str:
+    """What an accuracy means, as a sentence.
+
+    Args:
+        meaning: As from `evaluate`.
+
+    Example:
+        >>> said_of("accuracy on 20 labelled examples")
+        'accuracy is counted on 20 labelled examples'
+        >>> said_of("agreement with the whole model on 20 examples without labels")
+        'accuracy is agreement with the whole model on 20 examples without labels'
+    """
+    return f"accuracy is {meaning.replace('accuracy on', 'counted on', 1)}"
+
+
 def evaluate(graph: Graph, source: Source) -> tuple[tuple[ExitEvidence, ...], str]:
     """How the exits of a model behave on real inputs.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from edgewise.api.own_evidence import evaluate
+from edgewise.api.own_evidence import evaluate, said_of
 from edgewise.cli.operator_options import operator_of
 from edgewise.cli.output import Output
 from edgewise.core.errors import GateRefused, InputError, RemoteError
@@ -272,7 +272,7 @@ def show_plan(
         speed = f"{link.bytes_per_s * 8e-6:.1f} Mbit/s, round trip {link.rtt_s * 1e3:.1f} ms ({link.source})"
         out.line(f"link {inner.node} → {outer.node}: {speed}")
     out.table(f"version {version.number}: levels of edge intelligence, predicted", LEVEL_COLUMNS, level_cells(rows))
-    out.line(f"accuracy is {meaning}")
+    out.line(said_of(meaning))
     if version.caution:
         out.line(f"caution: {version.caution}")
     out.line(f"recommended, level {recommended.level}: {recommended.reason}")

@@ -180,11 +180,12 @@ def _other_plan(planner: str, search: Search, evidence: tuple[ExitEvidence, ...]
 
 
 def _print(out: Output, found: ModelPlan, other: Plan | None = None) -> None:
+    from edgewise.api.own_evidence import said_of
     from edgewise.planning.explain import LEVEL_COLUMNS, explain, level_cells
 
     chosen, said = found.recommendation, dict[str, Any]()
     out.table("levels of edge intelligence, predicted", LEVEL_COLUMNS, level_cells(found.levels))
-    out.line(f"accuracy is {found.accuracy_means}")
+    out.line(said_of(found.accuracy_means))
     for sentence in found.assumed:
         out.line(sentence)
     out.line(f"recommended, level {chosen.level}: {chosen.reason}")

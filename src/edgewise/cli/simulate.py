@@ -49,7 +49,7 @@ def command(
     with out.progress("round", file.training.rounds) as advance:
         options = SimulationOptions(on_round=lambda record: advance(_words(record)))
         run = simulate(file, folder=str(job.parent), options=options)
-    print_run(out, run.record)
+    print_run(out, file, run.record)
     if model is not None:
         template, layout = export_template(task)
         write_atomic(model, with_weights(template, layout, run.vector))
@@ -83,37 +83,30 @@ def print_audit(out: Output, file: JobFile, folder: Path) -> Any:
     return task
 
 
-def print_run(out: Output, record: RunRecord) -> None:
+def print_run(out: Output, file: JobFile, record: RunRecord) -> None:
     """Prints a run as a table of rounds.
 
     Args:
         out: Where to.
+        file: The job, whose own words name the algorithm.
         record: What happened.
     """
-    rows = [
-        (
-            r.round,
-            len_text(r),
-            r.client_metrics.get("loss", float("nan")),
-            r.metrics.get("accuracy", float("nan")),
-            format_bytes(r.uplink_bytes),
-            r.virtual_s,
+    from edgewise.api.federated_run import round_rows
+    from edgewise.core.spec import Spec
+
+    rows = round_rows(record)
+    words = Spec.of(file.training.algorithm)
+    if rows:
+        out.table(
+            f"{record.task}: {words.name}, {record.protocol}", list(rows[0]), [list(row.values()) for row in rows]
         )
-        for r in record.rounds
-    ]
-    out.table(
-        f"{record.task}: {record.algorithm}", ["round", "updates", "loss", "accuracy", "uplink", "virtual s"], rows
-    )
-    out.line(
-        f"{record.protocol}, engine {record.engine}, seed {record.seed}: {record.outcome.sentence} {record.outcome.cure}".rstrip()
-    )
+    out.line(f"{words}, engine {record.engine}, seed {record.seed}")
+    out.line(f"{record.outcome.sentence} {record.outcome.cure}".rstrip())
     out.line(f"uplink {format_bytes(record.uplink_bytes)}, downlink {format_bytes(record.downlink_bytes)}")
 
 
-def len_text(record: SimulatedRound) -> str:
-    """How many updates came of how many asked."""
-    return f"{record.participants} of {record.participants + len(record.missing)}"
-
-
 def _words(record: SimulatedRound) -> str:
-    return " ".join(f"{name} {value:.4f}" for name, value in record.metrics.items())
+    from edgewise.api.federated_run import TRAINING_LOSS
+
+    said = {TRAINING_LOSS: record.client_metrics.get("loss"), "accuracy": record.metrics.get("accuracy")}
+    return ", ".join(f"{name} {value:.4f}" for name, value in said.items() if value is not None)
