@@ -6,6 +6,7 @@ Labels are optional and called `y`, `labels` or `targets`.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,10 +67,14 @@ def read_source(path: Path, wanted: Sequence[PlainTensor], scale: float = 1 / 25
     if path.is_dir():
         return _read_folder(path, wanted, scale)
     try:
-        loaded = np.load(path, allow_pickle=False)
-        arrays = dict(loaded.items()) if isinstance(loaded, np.lib.npyio.NpzFile) else {INPUTS[0]: loaded}
-    except (ValueError, EOFError) as error:
-        raise DataError(f"{str(path)!r} is not an npz of plain arrays: {error}. Write it with numpy.savez.") from error
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            arrays = dict(loaded.items()) if isinstance(loaded, np.lib.npyio.NpzFile) else {INPUTS[0]: loaded}
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:  # numpy takes whatever is no array for a pickle
+        raise DataError(
+            f"{str(path)!r} is not an npz or npy of plain arrays of numbers. "
+            "Write it with numpy.savez(path, x=inputs, y=labels), without object arrays."
+        ) from error
     return _from_arrays(repr(str(path)), arrays, wanted)
 
 

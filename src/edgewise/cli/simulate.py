@@ -30,7 +30,7 @@ def command(
       edgewise simulate job.toml --set training.rounds=3
     """
     from edgewise.core.config import load_toml
-    from edgewise.core.files import write_atomic
+    from edgewise.core.files import check_writable, write_atomic
     from edgewise.models.export import export_template
     from edgewise.models.graph.weights import with_weights
     from edgewise.models.version import caution_of
@@ -46,6 +46,8 @@ def command(
         out.line(f"algorithm {file.algorithm().spec}")
         out.result({"job": file, "algorithm": str(file.algorithm().spec)})
         return
+    if model is not None:
+        check_writable(model)
     with out.progress("round", file.training.rounds) as advance:
         options = SimulationOptions(on_round=lambda record: advance(_words(record)))
         run = simulate(file, folder=str(job.parent), options=options)

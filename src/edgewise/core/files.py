@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -20,8 +23,44 @@ def write_atomic(path: str | Path, data: bytes | memoryview, *, mode: int = 0o64
 
     Returns:
         The path.
+
+    Raises:
+        OSError: Its `filename` is this path, whatever the disk refused on the way to it.
     """
     path = Path(path)
+    with _named(path):
+        return _write(path, data, mode, durable)
+
+
+def check_writable(path: str | Path) -> None:
+    """Refuses a place where nothing can be written, before hours of work are to end there.
+
+    Args:
+        path: A file that will be written with `write_atomic`; missing folders are made.
+
+    Raises:
+        OSError: Its `filename` is this path.
+    """
+    path = Path(path)
+    with _named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Errors of the disk name the file that was meant, not the temporary one beside it."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
+
+
+def _write(path: Path, data: bytes | memoryview, mode: int, durable: bool) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
