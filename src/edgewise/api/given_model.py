@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from edgewise.api.source import plain_array
 from edgewise.core.errors import InputError
 from edgewise.models.graph.graph import Graph, graph_from
 
@@ -60,8 +61,14 @@ def _exported(module: Any, example: Any) -> Graph:
     from edgewise.models.export import export_template
     from edgewise.models.flat import vector_of
     from edgewise.models.graph.weights import with_weights
+    from edgewise.models.task import user_code
 
-    one = np.asarray(example)[:1]
-    task = InMemoryTask(module, {"example": (one, np.zeros(len(one), np.int64))}, name=type(module).__name__)
-    template, layout = export_template(task)
+    if isinstance(example, Mapping):
+        raise InputError("a torch module is exported with one input. Give an array, or export it to ONNX yourself.")
+    one, name = plain_array(example)[:1], type(module).__name__
+    task = InMemoryTask(module, {"example": (one, np.zeros(len(one), np.int64))}, name=name)
+    with user_code(
+        f"module {name} does not take an example of shape {list(one.shape)}, the first axis being the batch"
+    ):
+        template, layout = export_template(task)
     return Graph.load(with_weights(template, layout, vector_of(module)))

@@ -93,14 +93,23 @@ def source_of(inputs: Any, targets: Any | None, wanted: Sequence[PlainTensor]) -
         DataError: If they do not fit the model.
     """
     given = dict(inputs) if isinstance(inputs, Mapping) else {INPUTS[0]: inputs}
-    arrays = {str(name): np.asarray(array) for name, array in given.items()}
+    arrays = {str(name): plain_array(array) for name, array in given.items()}
     known = {tensor.name for tensor in wanted} | ({INPUTS[0]} if len(wanted) == 1 else set())
     for name in arrays:
         if name not in known:
             raise DataError(f"the model has no input {name!r}.{nearest(name, (tensor.name for tensor in wanted))}")
     if targets is not None:
-        arrays[TARGETS[0]] = np.asarray(targets)
-    return _from_arrays("what was given", arrays, wanted)
+        arrays[TARGETS[0]] = plain_array(targets)
+    return _from_arrays("the examples given", arrays, wanted)
+
+
+def plain_array(value: Any) -> NDArray[Any]:
+    """A numpy array of what numpy, torch or a list holds; a tensor is taken off its graph and its device.
+
+    Args:
+        value: Numbers.
+    """
+    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
 
 
 def _from_arrays(where: str, arrays: dict[str, NDArray[Any]], wanted: Sequence[PlainTensor]) -> Source:
