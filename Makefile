@@ -39,7 +39,7 @@ demo: $(READY)
 	@$(THREADS) $(BIN)/edgewise demo $(DEMO_ARGS)
 
 test: $(READY)
-	@$(THREADS) $(BIN)/python -m pytest --durations=10 --doctest-modules src tests $(TEST_ARGS)
+	@$(THREADS) $(BIN)/python -m tests.run_in_parts $(TEST_ARGS)
 
 check: $(READY)
 	@$(BIN)/ruff format --check .

@@ -127,7 +127,7 @@ def test_the_usual_kinds_of_arrays_are_taken(kind: str) -> None:
         (lambda: InMemoryTask(nn.Linear, {"a": (X, Y[:3])}), "client 'a' has inputs [160, 4] and targets [3]"),
         (lambda: InMemoryTask(nn.Linear, {"a": X}), "client 'a' are ndarray, needed is a pair (inputs, targets)"),  # type: ignore[dict-item]
         (lambda: InMemoryTask(nn.Linear, {"a": (X[:2], ["x", "y"])}), "the targets of client 'a' are <U1"),
-        (lambda: plan(nn.Linear(3, 3), X), "module Linear does not take an example of shape [1, 4]"),
+        (lambda: plan(nn.Linear(3, 3), X), "the model of task 'Linear' does not take inputs of its input_shape, [2, 4]"),
         (lambda: plan(nn.Linear(4, 3), {"a": X}), "a torch module is exported with one input"),
         (lambda: plan(two_exit_graph(), {"imag": X}), "the model has no input 'imag'"),
         (lambda: serve(nn.Linear(4, 3), example=X, port=70000), "there is no port 70000"),
@@ -168,7 +168,9 @@ def test_a_plan_is_compared_with_what_the_policy_allows(found: ModelPlan) -> Non
     rest = [row["mean ms"] for row in found.table()[1:]]
     assert rest == sorted(rest)
     assert f"recommended: {found.recommendation.reason}" in str(found)
-    assert "device 30 x this machine" in str(found)
+    assert "device: declared as a dilation" in str(found)
+    assert [each.variant for each in found.variants] == ["int8"]
+    assert any(way.variant == "int8" for way in found.ways)
 
 
 def test_a_plan_draws_every_way_and_writes_it(found: ModelPlan, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from edgewise.cli.main import run
 from edgewise.core.ids import NodeId, Tier
 from edgewise.planning.profile import Fingerprint, GroupCost, Profile, SegmentCost
 from edgewise.simulation.emulated.fleet_file import FleetFile
-from tests.inference.tiny import two_exit_graph
+from tests.inference.tiny import rescaling_graph, two_exit_graph
 
 FAST = ["--budget", "100 ms"]
 
@@ -37,7 +37,7 @@ def plan_words(folder: Path, *more: str, data: str = "inputs.npz") -> list[str]:
 def test_without_labels_the_accuracy_is_called_agreement(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(plan_words(folder)) == 0
     shown = capsys.readouterr().out
-    assert "accuracy is agreement with the whole model on 20 examples without labels" in shown
+    assert "agreement with the whole model on 20 examples without labels" in shown
     assert "recommended, level" in shown
 
 
@@ -46,7 +46,7 @@ def test_seven_levels_are_printed_and_untrained_ones_say_so(folder: Path, capsys
     answer = json.loads(capsys.readouterr().out)
     assert [row["level"] for row in answer["levels"]] == list(range(7))
     assert [row["feasible"] for row in answer["levels"]][4:] == [False] * 3
-    assert answer["accuracy_means"] == "accuracy on 20 labelled examples"
+    assert answer["accuracy_means"].startswith("accuracy on 20 labelled examples; whether")
 
 
 def test_a_policy_that_keeps_raw_inputs_is_kept(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,3 +130,41 @@ def test_a_model_of_two_tasks_is_planned_with_both_unless_exits_are_named(
         plan = json.loads(capsys.readouterr().out)["recommendation"]["plan"]
         assert answered is None or [gate["tensors"] for gate in plan["gates"]] == answered
         assert {gate["tensors"][-1] for gate in plan["gates"]} <= {"early", "end"}
+
+
+def test_what_is_assumed_is_printed_with_where_it_comes_from(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    declared = folder / "speeds.toml"
+    declared.write_text(
+        '[devices]\nspeed = "2 MFLOP/s"\nlink = { rate = "1 Mbit/s" }\n[cloud]\nspeed = "900000 GFLOP/s"\n'
+    )
+    assert run(plan_words(folder, "--fleet", str(declared), data="labelled.npz")) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "assumed, policy: no limits" in shown
+    flops = sum(group.flops for group in two_exit_graph().condensed.groups)
+    assert f"device: 2 MFLOP/s, declared; the whole model takes {flops / 2e6 * 1e3:.3g} ms" in shown
+    assert "cloud: 900000 GFLOP/s, declared" in shown
+    assert "as fast as this machine can" in shown
+    assert f"links as {declared} says: device–edge 1 Mbit/s, 5 ms" in shown
+    assert "whether the model was trained on them is not known" in shown
+    assert run(plan_words(folder)) == 0
+    assert "by default; give a fleet file to say otherwise" in capsys.readouterr().out
+
+
+def test_agreement_is_not_shown_like_accuracy(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(plan_words(folder)) == 0
+    shown = capsys.readouterr().out
+    assert "accuracy" not in shown.replace("agreement, not accuracy", "").replace("not accuracy", "")
+
+
+def test_int8_and_other_files_are_candidates(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = folder / "small.onnx"
+    small.write_bytes(two_exit_graph(seed=7).model_bytes)
+    written = folder / "int8.onnx"
+    assert run(plan_words(folder, "--variant", str(small), "--int8", str(written), "--json", data="labelled.npz")) == 0
+    names = [row["name"] for row in json.loads(capsys.readouterr().out)["one_node"]]
+    assert names[-2:] == ["int8 on device", "small on device"]
+    assert run(["profile", str(written), *FAST]) == 0
+    capsys.readouterr()
+    (folder / "other.onnx").write_bytes(rescaling_graph().model_bytes)
+    assert run(plan_words(folder, "--variant", str(folder / "other.onnx"))) == 1
+    assert "A variant answers the same requests" in capsys.readouterr().err

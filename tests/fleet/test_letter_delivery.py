@@ -21,13 +21,13 @@ class Receiver:
 
     def __init__(self) -> None:
         self.answer: LetterAck | None = None
-        self.num_asked = 0
+        self.asked = asyncio.Event()
 
     def spawn(self, work: Any, name: str) -> None:
         self.task = asyncio.get_running_loop().create_task(work, name=name)
 
     async def ask(self, node: NodeId, *_: Any, **__: Any) -> LetterAck:
-        self.num_asked += 1
+        self.asked.set()
         if self.answer is None:
             raise Unreachable("nobody answers.", node=node)
         return self.answer
@@ -55,8 +55,7 @@ async def sent(node: Receiver, driver: Driver) -> LetterDelivery:
 
     letters = LetterDelivery(node, None, locate)  # type: ignore[arg-type]
     letters.send(driver, Send(COORDINATOR_ADDRESS, LETTER))  # type: ignore[arg-type]
-    while not node.num_asked:
-        await asyncio.sleep(0)
+    await node.asked.wait()
     return letters
 
 

@@ -24,7 +24,7 @@ from tests.inference.tiny import active, close, images, model_server, two_exit_g
 
 GRAPH = two_exit_graph(width=64)
 CADENCE_S = 0.01
-DILATION = {Tier.DEVICE: 60.0, Tier.EDGE: 15.0}
+DILATION = {Tier.DEVICE: 600.0, Tier.EDGE: 150.0}
 KEYS = Keys("t")
 
 
@@ -58,7 +58,7 @@ async def served(plan: Plan, num: int) -> list[Observation]:
         await server.prepare(active(plan), GRAPH)
         if Tier.EDGE in plan.tiers:
             await host.prepare(active(plan), GRAPH)
-            await edge.serve_sync(KEYS.service("edge", STAGE), host.hear)
+            await edge.serve_sync(KEYS.service("edge", STAGE), host.handle)
         server.activate(Revision(1))
         server.set_targets([Target(NodeId("edge"), device, KEYS.service("edge", STAGE))])
         for _ in range(num):

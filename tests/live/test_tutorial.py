@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.live, pytest.mark.slow]
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/tutorials/two-terminals.md"
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-START_S, STOP_S, CAUSE_S = 60.0, 8.0, 5.0
+START_S, STOP_S, CAUSE_S = 60.0, 30.0, 5.0
 STARTING_S = 3.0
 """Starting the interpreter on a busy machine is not the network's."""
 BLACK_HOLE = "192.0.2.1:7447"

@@ -137,3 +137,49 @@ def test_levels_read_off_plans_that_no_row_lists():
     plan = plan_levels(search(), EVIDENCE)[3].plan
     assert level_of(msgspec.structs.replace(plan, training_domain="hierarchical")) == 6
     assert level_of(msgspec.structs.replace(plan, training_domain="elsewhere", stages=())) == 6
+
+
+def variant(name, speed=1.0, end=0.97, **settings):
+    """Another graph in the model's place: so many times as fast everywhere, its end so accurate."""
+    tiers = profiles(30.0 / speed, 2.0 / speed, 1.0 / speed)
+    rows = [
+        msgspec.structs.replace(e, accuracy=e.accuracy + end - 0.97, accuracy_all=e.accuracy_all + end - 0.97)
+        for e in evidence()
+    ]
+    return make_search(graph(), tiers, (FAST, WAN), FREE, rows, variant=name, **settings)
+
+
+def test_a_variant_is_a_candidate_alone_and_shared():
+    private = search(Policy(raw_may_reach=Tier.DEVICE))
+    quick = recommend(private, [variant("int8", speed=100.0)])
+    assert (quick.plan.variant, quick.plan.tiers, quick.collaborate) == ("int8", (Tier.DEVICE,), False)
+    assert quick.plan.name.startswith("int8 model all on device")
+    shared = recommend(private, [variant("int8", speed=2.0, codecs=("none", "int8"))])
+    assert (shared.plan.variant, shared.collaborate) == ("int8", True)
+    assert shared.alone.variant == "int8", "the best plan on one node is the faster model's too"
+    gain = 1 - shared.plan.predicted.latency_mean_s / shared.alone.predicted.latency_mean_s
+    assert shared.gain_fraction == pytest.approx(gain)
+    assert {(p.variant, p.collaborates) for p in shared.others} == {
+        ("float32", True),
+        ("float32", False),
+        ("int8", False),
+    }
+
+
+def test_a_variant_is_held_to_the_models_accuracy_and_policy():
+    private = search(Policy(raw_may_reach=Tier.DEVICE))
+    found = recommend(private, [variant("narrow", speed=100.0, end=0.80)])
+    assert found == recommend(private)
+    rows = {r.name: r for r in baselines(private, [variant("narrow", speed=100.0, end=0.80)])}
+    assert rows["narrow on device"].reason == "accuracy would be 0.800, at least 0.950 are wanted"
+    assert not rows["narrow on device"].allowed
+    assert rows["int8 on device"].reason == "there is no quantised model"
+
+
+def test_what_jitters_on_the_way_widens_the_95th_percentile_alone():
+    calm = recommend(search(Policy(raw_may_reach=Tier.DEVICE))).plan
+    jittery = msgspec.structs.replace(FAST, rtt_p95_s=FAST.rtt_s + 0.004)
+    devices = {t: msgspec.structs.replace(p, overhead_p95_s=p.overhead_s + 0.003) for t, p in profiles().items()}
+    shaken = recommend(search(Policy(raw_may_reach=Tier.DEVICE), (jittery, WAN), devices)).plan
+    assert shaken.predicted.latency_mean_s == pytest.approx(calm.predicted.latency_mean_s)
+    assert shaken.predicted.latency_p95_s > calm.predicted.latency_p95_s + 0.002

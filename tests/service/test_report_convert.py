@@ -43,7 +43,7 @@ def observed(source: AnswerSource = AnswerSource.PLAN, exit_index: int | None = 
 
 
 def test_levels_get_milliseconds_their_plans_name_and_the_longest_waterfall() -> None:
-    row = level_rows([levels.level_row(4, PLAN)], recommended=4)[0]
+    row = level_rows([levels.level_row(4, PLAN)], recommended=PLAN)[0]
     assert (row.tiers, row.reason, row.recommended) == (("device", "edge"), "split", True)
     assert (row.predicted_p50_ms, row.predicted_p95_ms) == (9.0, 30.0)
     assert dict(row.waterfall) == pytest.approx({"device compute": 6.0, "device→edge": 15.0})

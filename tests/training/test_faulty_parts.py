@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from edgewise.core.errors import EdgewiseError, MisfitError
+from edgewise.core.ids import Generation
 from edgewise.core.spec import Spec
 from edgewise.simulation.simulate import SimulationOptions, simulate_rounds
 from edgewise.testing import LoopbackFleet, TinyTask
@@ -19,6 +20,8 @@ from edgewise.training.algorithms import ALGORITHMS, fed_avg, zeroth_order
 from edgewise.training.algorithms.fed_avg import one_exchange
 from edgewise.training.local import descend, descent, local_work
 from edgewise.training.protocols import check_carries, make_protocol
+from edgewise.training.protocols.collection import MOST_FAILURES
+from edgewise.training.protocols.messages import ClientReturned
 from edgewise.training.select import all_clients
 from tests.training.runs import virtual_run
 
@@ -186,6 +189,88 @@ def test_a_simulation_in_which_nobody_comes_back_ends_with_what_to_set():
 def test_a_buffer_that_can_never_fill_ends_the_run():
     outcome = run(fed_avg(), protocol={"name": "buffered", "concurrency": 4, "buffer_size": 4}).record.outcome
     assert outcome.sentence.startswith("round 1 needs 4 updates and can never have them; 3 of 3 clients are left")
+
+
+PROTOCOLS = ["synchronous", "hierarchical", {"name": "buffered", "concurrency": 3, "buffer_size": 2}]
+
+
+def failing(protocol, fails=lambda number, client: True, **how):
+    """A run whose clients fail as a driver sees it: who is missing and there is asked again, again and again."""
+    made = virtual_run(
+        fed_avg(),
+        lambda *_: (np.ones(4, np.float32), 1, {}),
+        "abc",
+        np.zeros(4, np.float32),
+        protocol=protocol,
+        edge_of=EDGE_OF,
+        how={"fails": fails, **how},
+    )
+    made.start()
+    made.go()
+    return made
+
+
+def ask_again(made):
+    for client in made.view.missing:
+        made.feed(made.coordinator, ClientReturned(client, made.seen(client)))
+    made.go()
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS, ids=str)
+def test_clients_that_fail_every_time_end_a_run_without_a_deadline_with_their_cause(protocol):
+    made = failing(protocol)
+    for _ in range(MOST_FAILURES - 1):
+        assert made.outcome is None
+        assert "dropped out of the simulation" in made.announced[-1].sentence
+        ask_again(made)
+    assert made.outcome.kind == "too_few_clients"
+    assert "clients are left, out are: a (asked 6 times in vain: dropped out of the simul" in made.outcome.sentence
+    assert "why they failed" in made.outcome.cure
+    assert all(node.part.is_over(node.state) for node in made.nodes["client"].values())
+
+
+def test_gossip_of_clients_whose_work_all_failed_is_no_result():
+    made = failing("gossip")
+    assert made.outcome.kind == "failed"
+    assert "the work of all failed: a (dropped out of the simulation), b (dropped" in made.outcome.sentence
+    assert all(node.part.is_over(node.state) for node in made.nodes["client"].values())
+    assert failing("gossip", lambda number, client: client != "a").outcome.kind == "completed"
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS, ids=str)
+def test_a_client_that_was_started_again_may_fail_as_often_anew(protocol):
+    faulty = {"a", "b"}
+    made = failing(protocol, lambda number, client: client in faulty)
+    for _ in range(2):
+        for _ in range(MOST_FAILURES - 2):
+            ask_again(made)
+        for client in faulty:
+            node = made.nodes["client"][client]
+            node.generation = Generation(node.generation + 1)
+            made.feed(made.coordinator, ClientReturned(client, made.seen(client)))
+        made.go()
+    assert made.outcome is None
+    faulty.clear()
+    ask_again(made)
+    assert made.outcome.kind == "completed"
+
+
+@pytest.mark.parametrize("protocol", ["synchronous", "hierarchical"])
+def test_a_fleet_whose_rule_fails_everywhere_ends_with_the_cause(protocol, tmp_path, monkeypatch):
+    monkeypatch.setattr("edgewise.fleet.training.runs.RETRY_BASE_S", 0.005)
+    monkeypatch.setattr(FederatedAlgorithm, "spec", property(lambda _: Spec("faulty_run")))
+    monkeypatch.setitem(ALGORITHMS, "faulty_run", lambda: joined(rule(init=raises)))
+
+    async def train():
+        edge_of = dict.fromkeys("abc", "e1" if protocol == "hierarchical" else "")
+        async with LoopbackFleet(tmp_path, edge_of=edge_of) as fleet:
+            name = await fleet.submit("faulty_run", num_rounds=2, protocol=protocol)
+            async with asyncio.timeout(60):
+                return [status async for status in fleet.operator.watch(name)][-1]
+
+    status = asyncio.run(train())
+    assert status.state == "too_few_clients"
+    assert "asked 6 times in vain: its task raised ValueError: a bug" in status.cause
 
 
 def test_sections_without_an_axis_travel():

@@ -12,6 +12,7 @@ from edgewise.core.ids import ClientId, Digest, Generation, NodeId, RoundNumber,
 from edgewise.simulation.virtual_node import Disturbance
 from edgewise.training.algorithms import fed_adam, fed_avg
 from edgewise.training.protocols import check_carries, make_protocol, replay
+from edgewise.training.protocols.collection import MOST_FAILURES
 from edgewise.training.protocols.event_log import decode_event, encode_event
 from edgewise.training.protocols.folding import empty_sums, sums_to_bytes
 from edgewise.training.protocols.letters import Address, BlobName, Contribution, EdgeTask, SumReport, UpdateReport
@@ -296,6 +297,57 @@ def test_a_sum_that_cannot_be_puts_its_edge_in_quarantine(change, text):
     assert text in quarantine.reason
     run.pump()
     assert run.outcome.kind is OutcomeKind.COMPLETED
+
+
+def with_a_spoiled_sum(**fields):
+    """A run whose edge-1 has sent nothing but nonsense; edge-2 has forwarded its sum."""
+    run = hierarchy(**fields)
+    report = msgspec.structs.replace(forwarded(run), contributions={})
+    edge(run).is_up = False
+    to_cloud(run, report)
+    run.pump()
+    return run
+
+
+def ask_again(run):
+    for name in run.view.missing:
+        run.feed(run.coordinator, ClientReturned(name, run.seen(name)))
+    run.pump()
+
+
+def test_clients_of_an_edge_in_quarantine_that_never_move_end_a_run_without_a_deadline():
+    run = with_a_spoiled_sum(quorum=3, round_deadline_s=None)
+    for _ in range(MOST_FAILURES):
+        assert run.outcome is None
+        assert "missing: c0 (edge-1 is in quarantine: " in run.announced[-1].sentence
+        ask_again(run)
+    assert run.outcome.kind is OutcomeKind.TOO_FEW_CLIENTS
+    assert "c0 (asked 6 times in vain: edge-1 is in quarantine: " in run.outcome.sentence
+
+
+def test_clients_of_an_edge_in_quarantine_that_move_take_part():
+    run = with_a_spoiled_sum(quorum=5, round_deadline_s=None)
+    for _ in range(MOST_FAILURES - 1):
+        ask_again(run)
+    for name in ("c0", "c2", "c4"):
+        run.move(ClientId(name), EDGES[1])
+    run.pump()
+    assert run.model.tobytes() == flat_model()
+
+
+def test_clients_under_no_edge_are_named_as_what_a_run_waits_for():
+    run = hierarchy(start=False, quorum=3, round_deadline_s=None)
+    run.edge_of = {name: NodeId("") if name in ("c1", "c3") else EDGES[0] for name in EDGE_OF}
+    run.lose(client(run, "c4"), "frozen")
+    run.start()
+    assert run.announced[-1].sentence == (
+        "round 1 has 2 clients, the quorum is 3; missing: c4 (not seen yet), c1 (it stands under no edge; start it with "
+        "--connect to one, or take the protocol synchronous), c3 (it stands under no edge; start it with --connect to "
+        "one, or take the protocol synchronous)"
+    )
+    run.edge_of = {**run.edge_of, "c1": EDGES[0]}
+    run.feed(run.coordinator, ClientReturned(ClientId("c1"), run.seen(ClientId("c1"))))
+    assert run.view.outstanding == ("c0", "c1", "c2")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from edgewise.core.errors import StoreError
 from edgewise.core.ids import Digest, digest_of
-from edgewise.transport.bulk.blobs import FolderBlobs
+from edgewise.transport.bulk.blobs import MOST_HELD_BYTES, FolderBlobs
 
 DATA = bytes(range(256)) * 10
 NAME = digest_of(DATA)
@@ -62,3 +62,21 @@ def test_missing_blob_says_so(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="is not in this node's store"):
         blobs.size(NAME)
     blobs.drop(NAME)
+
+
+def test_held_blob_is_read_like_others_and_leaves_no_file(tmp_path: Path) -> None:
+    blobs = FolderBlobs(tmp_path)
+    digest = blobs.hold(b"small and short-lived")
+    assert (blobs.has(digest), blobs.size(digest), blobs.read(digest, 6, 3)) == (True, 21, b"and")
+    assert not list(tmp_path.iterdir())
+    assert not FolderBlobs(tmp_path).has(digest)
+    assert blobs.put(b"small and short-lived") == digest
+    assert FolderBlobs(tmp_path).read(digest) == b"small and short-lived"
+    blobs.drop(digest)
+    assert not blobs.has(digest)
+    assert not list(tmp_path.iterdir())
+
+
+def test_large_blob_is_not_held_in_memory(tmp_path: Path) -> None:
+    digest = FolderBlobs(tmp_path).hold(bytes(MOST_HELD_BYTES + 1))
+    assert FolderBlobs(tmp_path).is_whole(digest)

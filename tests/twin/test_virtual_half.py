@@ -24,7 +24,7 @@ from edgewise.training.local import make_engine
 from edgewise.training.protocols import make_protocol
 from edgewise.training.protocols.letters import BlobName, UpdateReport, WorkOrder
 from edgewise.training.protocols.messages import Received, RunStarted, SeenClient, Send, Store
-from edgewise.training.protocols.run_state import quorum_of
+from edgewise.training.protocols.opening import quorum_of
 from tests.training.runs import config_of
 
 CLIENTS = ("a", "b", "c")

@@ -61,7 +61,6 @@ def _exported(module: Any, example: Any) -> Graph:
     from edgewise.models.export import export_template
     from edgewise.models.flat import vector_of
     from edgewise.models.graph.weights import with_weights
-    from edgewise.models.task import user_code
 
     if isinstance(example, Mapping):
         raise InputError("a torch module is exported with one input. Give an array, or export it to ONNX yourself.")

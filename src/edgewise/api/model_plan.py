@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from edgewise.api.own_evidence import said_of
 from edgewise.api.shown import Drawing, draw, html_table, text_table
 from edgewise.core.errors import InputError
 from edgewise.core.ids import TIERS, Tier
@@ -22,11 +21,13 @@ if TYPE_CHECKING:
     from edgewise.planning.policy import Policy
     from edgewise.planning.profile import Profile
     from edgewise.planning.search import Search
+    from edgewise.simulation.emulated.class_speeds import MachineSpeed
     from edgewise.simulation.emulated.fleet_file import FleetFile
 
 T = TypeVar("T")
 DOMAIN = "cloud"
 """A model that was trained elsewhere counts as trained in the cloud: levels 0 to 3."""
+ONLY_THE_MODEL = "int8 and other variants are no candidates: the profiles that were given are of the model alone"
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,9 @@ class ModelPlan:
         recommendation: The plan to use, and why.
         evidence: How the exits behave on the inputs; () for a model that is no classifier of one input.
         accuracy_means: What `accuracy` was counted on.
-        assumed: Where speeds and links come from, a sentence each.
+        assumed: Where policy, speeds and links come from, a sentence each.
+        variants: What was searched beside the model: it in int8, and the files that were given.
+        int8_bytes: The model in int8, ONNX; empty if it cannot be made.
     """
 
     graph: Graph
@@ -50,6 +53,15 @@ class ModelPlan:
     evidence: tuple[ExitEvidence, ...]
     accuracy_means: str
     assumed: tuple[str, ...]
+    variants: tuple[Search, ...] = ()
+    int8_bytes: bytes = b""
+
+    @property
+    def quality(self) -> str:
+        """What the share of right answers is: `accuracy` by labels, or `agreement` with the whole model's own answers."""
+        from edgewise.api.own_evidence import quality_of
+
+        return quality_of(self.accuracy_means)
 
     @property
     def plan(self) -> Plan:
@@ -63,10 +75,8 @@ class ModelPlan:
 
     @cached_property
     def ways(self) -> tuple[Plan, ...]:
-        """The recommended plan, then what else the policy allows: each level's best and each tier alone, fastest first."""
-        from edgewise.planning.levels import single_node_plans
-
-        others = [*(row.plan for row in self.levels if row.plan), *single_node_plans(self.search)]
+        """The recommended plan, then what else the policy allows: each variant's and level's best, fastest first."""
+        others = [*self.recommendation.others, *(row.plan for row in self.levels if row.plan)]
         found = {plan.name: plan for plan in others if plan.name != self.plan.name}
         return (self.plan, *sorted(found.values(), key=lambda plan: plan.predicted.latency_mean_s))
 
@@ -80,7 +90,7 @@ class ModelPlan:
                 "p95 ms": plan.predicted.latency_p95_s * 1e3,
                 "device mJ": plan.predicted.device_energy_j * 1e3,
                 "leaves the device": format_bytes(plan.predicted.egress_bytes),
-                "accuracy": plan.predicted.accuracy if plan.predicted.accuracy >= 0 else float("nan"),
+                self.quality: plan.predicted.accuracy if plan.predicted.accuracy >= 0 else float("nan"),
             }
             for plan in self.ways
         ]
@@ -89,7 +99,7 @@ class ModelPlan:
         """Where the recommended plan's time goes, path by path."""
         from edgewise.planning.explain import explain
 
-        return "\n".join(explain(self.plan))
+        return "\n".join(explain(self.plan, self.quality))
 
     def plot(self) -> Drawing:
         """The ways as bars of mean latency, the recommended one on top and in colour, p95 as a mark."""
@@ -107,7 +117,8 @@ class ModelPlan:
         axes.set_xlabel(f"ms per request, predicted; {self._notes[0]}")
         axes.set_title(_broken(f"recommended: {self.recommendation.reason}"))
         for place, row in zip(places, rows, strict=True):
-            known = f"accuracy {row['accuracy']:.3f}, " if row["accuracy"] == row["accuracy"] else ""
+            right = row[self.quality]
+            known = f"{self.quality} {right:.3f}, " if right == right else ""
             axes.annotate(
                 f"{known}sends {row['leaves the device']}", (max(row["mean ms"], row["p95 ms"]), place), (6, 0),
                 textcoords="offset points", va="center", fontsize=8, color=LIGHT.soft,
@@ -129,7 +140,7 @@ class ModelPlan:
 
     @property
     def _notes(self) -> tuple[str, ...]:
-        return (said_of(self.accuracy_means), *self.assumed)
+        return (f"{self.quality}: {self.accuracy_means.removeprefix(f'{self.quality} ')}", *self.assumed)
 
 
 def plan(
@@ -140,6 +151,7 @@ def plan(
     policy: Policy | Mapping[str, Any] | str | Path | None = None,
     fleet: FleetFile | Mapping[str, Any] | str | Path | None = None,
     profiles: Sequence[str | Path] = (),
+    variants: Sequence[str | Path] = (),
     budget: str = "3 s",
     limit: int = 500,
 ) -> ModelPlan:
@@ -151,10 +163,12 @@ def plan(
             npz, an npy or a folder of images.
         targets: Labels, int[n]; None takes those of the npz. Without labels the accuracy is agreement with the whole model.
         policy: What is wanted and allowed: a `Policy`, a table like `{"raw_may_reach": "device"}`, or a TOML file.
-        fleet: Speeds, links and powers of the tiers: a table like `{"devices": {"dilation": 30}}`, or a TOML file. Tiers
-            without a profile of their own are this machine, stretched by its dilation.
+        fleet: Speeds, links and powers of the tiers: a table like `{"devices": {"speed": "200 MFLOP/s"}}`, or a TOML file.
+            Tiers without a profile of their own are this machine, stretched to its speed.
         profiles: Files that `edgewise profile --out` wrote on other machines.
-        budget: Time to measure this machine for.
+        variants: ONNX files that may stand in for the model, e.g. a narrower one; the model in int8 always may. They
+            count where they are as accurate, and where this machine is measured: a given profile is of the model alone.
+        budget: Time to measure this machine for, shared by the model and its variants.
         limit: Use at most so many examples.
 
     Returns:
@@ -164,7 +178,7 @@ def plan(
         PlanInfeasible: If no plan meets the policy; it names the limit.
         DataError: If the inputs do not fit the model.
         ConfigError: If the policy or the fleet has an unknown key or a value of the wrong type.
-        InputError: If `model` is no model.
+        InputError: If `model` is no model, or a variant has other inputs or outputs.
 
     Example:
         >>> import numpy as np
@@ -178,11 +192,14 @@ def plan(
     from edgewise.api.given_model import graph_of
     from edgewise.api.own_evidence import evaluate
     from edgewise.api.source import read_source, source_of
+    from edgewise.api.stand_ins import StandIns, stand_ins
     from edgewise.api.tier_profiles import links_of, measure_tiers, read_profiles
     from edgewise.inference.evidence import CODECS
     from edgewise.planning.choose import make_search
     from edgewise.planning.levels import plan_levels, recommend
+    from edgewise.planning.plan import FLOAT32
     from edgewise.planning.policy import Policy
+    from edgewise.simulation.emulated.class_speeds import machine_speed, with_speeds
     from edgewise.simulation.emulated.fleet_file import FleetFile
 
     wanted, file = _settings(policy, Policy, "policy"), _settings(fleet, FleetFile, "fleet")
@@ -196,12 +213,32 @@ def plan(
         source = source_of(inputs, targets, graph.inputs)
     source = source.first(limit)
     given = read_profiles([Path(path) for path in profiles])
-    measured = measure_tiers(graph, file, source, budget_s, given)
+    here = machine_speed(graph, source.example(0))
+    file = with_speeds(file, here)
+    others = StandIns(notes=(ONLY_THE_MODEL,)) if given else stand_ins(graph, source, variants)
+    share_s = budget_s / (1 + len(others.graphs))
     evidence, meaning = evaluate(graph, source)
-    codecs = CODECS if evidence else CODECS[:1]
-    search = make_search(graph, measured, links_of(file), wanted, evidence, codecs=codecs, training_domain=DOMAIN)
-    levels = tuple(plan_levels(search, {DOMAIN: evidence}))
-    return ModelPlan(graph, search, levels, recommend(search), evidence, meaning, _assumed(file, given, fleet is None))
+
+    def searched(each: Graph, name: str, rows: tuple[ExitEvidence, ...]) -> Search:
+        measured = measure_tiers(each, file, source, share_s, given)
+        codecs = CODECS if rows else CODECS[:1]
+        return make_search(
+            each, measured, links_of(file), wanted, rows, codecs=codecs, training_domain=DOMAIN, variant=name
+        )
+
+    search = searched(graph, FLOAT32, evidence)
+    also = tuple(searched(each, name, evaluate(each, source, graph)[0]) for name, each in others.graphs.items())
+    return ModelPlan(
+        graph,
+        search,
+        tuple(plan_levels(search, {DOMAIN: evidence})),
+        recommend(search, also),
+        evidence,
+        meaning,
+        (*_assumed(policy, fleet, file, here, given), *others.notes),
+        also,
+        others.int8_bytes,
+    )
 
 
 def _settings(given: Any, as_type: type[T], what: str) -> T:
@@ -218,17 +255,24 @@ def _settings(given: Any, as_type: type[T], what: str) -> T:
     raise InputError(f"{what}= takes a table, a TOML file or a {as_type.__name__}, found {type(given).__name__}.")
 
 
-def _assumed(file: FleetFile, given: Mapping[Tier, Profile], by_default: bool) -> tuple[str, ...]:
-    source = "by default; give fleet= to say otherwise" if by_default else "as fleet= says"
-    factors = {Tier.DEVICE: file.devices.dilation, Tier.EDGE: file.edges.dilation, Tier.CLOUD: file.cloud.dilation}
-    speeds = ", ".join(
-        f"{tier} as {given[tier].node} was measured" if tier in given else f"{tier} {factors[tier]:g} x this machine"
-        for tier in TIERS
+def _assumed(
+    policy: Any, fleet: Any, file: FleetFile, here: MachineSpeed, given: Mapping[Tier, Profile]
+) -> tuple[str, ...]:
+    from edgewise.simulation.emulated.class_speeds import speed_lines
+
+    def told(what: Any) -> str:
+        return f"as {what} says" if isinstance(what, str | Path) else "as given"
+
+    by_default = "by default; give a fleet file to say otherwise" if fleet is None else told(fleet)
+    speeds = "; ".join(
+        f"{tier}: measured on {given[tier].node!r}, {given[tier].fingerprint.machine}" if tier in given else line
+        for tier, line in zip(TIERS, speed_lines(file, here), strict=True)
     )
     first, second = file.devices.link, file.edges.link
     return (
-        f"compute time: {speeds}",
-        f"links {source}: device–edge {first.rate}, {first.rtt}; edge–cloud {second.rate}, {second.rtt}",
+        f"policy: {'no limits' if policy is None else told(policy)}",
+        f"speeds {by_default}: {speeds}",
+        f"links {by_default}: device–edge {first.rate}, {first.rtt}; edge–cloud {second.rate}, {second.rtt}",
     )
 
 

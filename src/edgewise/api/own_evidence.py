@@ -10,27 +10,16 @@ if TYPE_CHECKING:
     from edgewise.models.version import ExitEvidence
 
 
-def said_of(meaning: str) -> str:
-    """What an accuracy means, as a sentence.
-
-    Args:
-        meaning: As from `evaluate`.
-
-    Example:
-        >>> said_of("accuracy on 20 labelled examples")
-        'accuracy is counted on 20 labelled examples'
-        >>> said_of("agreement with the whole model on 20 examples without labels")
-        'accuracy is agreement with the whole model on 20 examples without labels'
-    """
-    return f"accuracy is {meaning.replace('accuracy on', 'counted on', 1)}"
+UNSEEN = "whether the model was trained on them is not known here: give examples it has not seen, or it is too high"
 
 
-def evaluate(graph: Graph, source: Source) -> tuple[tuple[ExitEvidence, ...], str]:
+def evaluate(graph: Graph, source: Source, model: Graph | None = None) -> tuple[tuple[ExitEvidence, ...], str]:
     """How the exits of a model behave on real inputs.
 
     Args:
-        graph: The model.
+        graph: The model, or a variant of it.
         source: Inputs, with labels or without.
+        model: The model whose answers count where there are no labels; None for the graph itself.
 
     Returns:
         Evidence, and what its accuracy means. There is none for a model that is no classifier of one input.
@@ -43,8 +32,23 @@ def evaluate(graph: Graph, source: Source) -> tuple[tuple[ExitEvidence, ...], st
         return (), "unknown: the model is not a classifier of one input, so it runs to its end and uncoded"
     inputs = source.inputs[graph.inputs[0].name]
     if source.targets is not None:
-        return plan_evidence(graph, inputs, source.targets), f"accuracy on {len(source)} labelled examples"
-    whole = run_graph(graph.whole, {graph.inputs[0].name: inputs}, [graph.outputs[-1].name])[0]
+        return plan_evidence(graph, inputs, source.targets), f"accuracy on {len(source)} labelled examples; {UNSEEN}"
+    model = model or graph
+    whole = run_graph(model.whole, {model.inputs[0].name: inputs}, [model.outputs[-1].name])[0]
     answers = whole.reshape(len(source), -1).argmax(-1)
     meaning = f"agreement with the whole model on {len(source)} examples without labels"
     return plan_evidence(graph, inputs, answers), meaning
+
+
+def quality_of(meaning: str) -> str:
+    """What the share of right answers is called.
+
+    Args:
+        meaning: As `evaluate` says it.
+
+    Returns:
+        `agreement` where the model's own answers stood for labels, else `accuracy`.
+    """
+    from edgewise.planning.explain import ACCURACY, AGREEMENT
+
+    return AGREEMENT if meaning.startswith(AGREEMENT) else ACCURACY

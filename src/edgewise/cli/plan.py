@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
-from edgewise.cli.fleet_plan import (
+from edgewise.cli.fleet_options import (
     Deadline,
     DeviceName,
-    FleetPlanRequest,
     Force,
     MinRequests,
     RolloutStages,
     Share,
+    Ungated,
     VersionNumber,
     fleet_only,
     parse_shares,
-    plan_on_fleet,
 )
+from edgewise.cli.fleet_plan import FleetPlanRequest, plan_on_fleet
 from edgewise.cli.operator_options import AsOperator, ModelName, ToFleet
 from edgewise.cli.output import AsJson, Output
 from edgewise.cli.running import run_async
 from edgewise.cli.serve import Exits, Shapes, parse_exits, parse_shapes
 from edgewise.core.errors import InputError, PlanInfeasible
+from edgewise.core.files import write_atomic
 from edgewise.core.ids import Tier
 
 if TYPE_CHECKING:
     from edgewise.api.model_plan import ModelPlan
-    from edgewise.models.graph.graph import Graph
     from edgewise.models.version import ExitEvidence
     from edgewise.planning.levels import Recommendation
     from edgewise.planning.plan import Plan
@@ -43,15 +42,23 @@ def command(
     data: Annotated[
         Path | None, typer.Option("--data", help="Real inputs: npz (labels as `y`), npy or a folder.")
     ] = None,
-    policy: Annotated[Path | None, typer.Option("--policy", help="TOML: objective and limits; default: none.")] = None,
-    fleet: Annotated[
-        Path | None, typer.Option("--fleet", help="TOML: links, dilations and powers of the tiers.")
+    policy: Annotated[
+        Path | None,
+        typer.Option("--policy", help="TOML: objective and limits; default: none, on a fleet the one in force."),
     ] = None,
+    fleet: Annotated[Path | None, typer.Option("--fleet", help="TOML: links, speeds and powers of the tiers.")] = None,
     profile: Annotated[
         list[Path] | None, typer.Option("--profile", help="A profile measured on another tier's machine; repeat.")
     ] = None,
     budget: Annotated[str, typer.Option("--budget", help="Time to measure this machine for.")] = "3 s",
     limit: Annotated[int, typer.Option("--limit", min=1, help="Use at most so many examples for accuracy.")] = 500,
+    variant: Annotated[
+        list[Path] | None,
+        typer.Option("--variant", help="Another ONNX file that may stand in, e.g. a narrower model; repeat."),
+    ] = None,
+    int8: Annotated[
+        Path | None, typer.Option("--int8", help="Write the model in int8, which is a candidate too, here.")
+    ] = None,
     input_shape: Shapes = None,
     exits: Exits = "",
     planner: Annotated[
@@ -66,14 +73,16 @@ def command(
     deploy: Annotated[bool, typer.Option("--deploy", help="On a fleet: put the plan in force.")] = False,
     stages: RolloutStages = "",
     min_requests: MinRequests = 0,
-    share: Share = 1.0,
+    share: Share = None,
     force: Force = False,
+    ungated: Ungated = False,
     as_json: AsJson = False,
 ) -> None:
     """Say where a model should run: seven levels with predictions, and the plan to use.
 
-    Of an ONNX file: tiers without a profile of their own are this machine's, stretched by the fleet file's dilation.
-    Without labels the accuracy is the agreement with the whole model. With --connect: of a version of a running fleet,
+    Of an ONNX file: tiers without a profile of their own are this machine's, stretched to the fleet file's speeds. The
+    model in int8, and each --variant, is a candidate as well. Without labels there is no accuracy, only the agreement
+    with the whole model. With --connect: of a version of a running fleet,
     measured on its own nodes and links.
 
     Example:
@@ -96,6 +105,7 @@ def command(
         stages=stages,
         min_requests=min_requests,
         force=force,
+        ungated=ungated,
     )
     parse_shares(stages)
     if connect:
@@ -115,6 +125,7 @@ def command(
             stages=stages,
             min_requests=min_requests,
             force=force,
+            ungated=ungated,
             share=share,
         )
         run_async(plan_on_fleet(out, request))
@@ -122,38 +133,22 @@ def command(
     if onnx is None or data is None:
         raise InputError("give a model and --data with real inputs, or --connect to plan a version of a fleet.")
     graph = Graph.load(onnx, parse_shapes(input_shape), parse_exits(exits))
-    plan_file(out, graph, data, policy, fleet, profile or (), budget, limit, planner)
-
-
-def plan_file(
-    out: Output,
-    graph: Graph,
-    data: Path,
-    policy: Path | None,
-    fleet: Path | None,
-    profile: Sequence[Path],
-    budget: str,
-    limit: int,
-    planner: str = "",
-) -> None:
-    """Plans a user's own model and prints what came out.
-
-    Args:
-        out: Where to print.
-        graph: The model.
-        data: Real inputs.
-        policy: TOML file; None for no limits.
-        fleet: TOML file of links, dilations and powers; None for the defaults.
-        profile: Profiles measured on other machines.
-        budget: Time to measure this machine for.
-        limit: Use at most so many examples.
-        planner: Spec text of another planner, asked too; "" for none.
-    """
     from edgewise.api.model_plan import plan
 
     with out.progress(f"measuring for {budget}", 1) as advance:
-        found = plan(graph, data, policy=policy, fleet=fleet, profiles=profile, budget=budget, limit=limit)
+        found = plan(
+            graph,
+            data,
+            policy=policy,
+            fleet=fleet,
+            profiles=profile or (),
+            variants=variant or (),
+            budget=budget,
+            limit=limit,
+        )
         advance("")
+    if int8 is not None and found.int8_bytes:
+        out.line(f"wrote the model in int8: {write_atomic(int8, found.int8_bytes)}")
     other = None if not planner else _other_plan(planner, found.search, found.evidence)
     _print(out, found, other)
 
@@ -180,20 +175,26 @@ def _other_plan(planner: str, search: Search, evidence: tuple[ExitEvidence, ...]
 
 
 def _print(out: Output, found: ModelPlan, other: Plan | None = None) -> None:
-    from edgewise.api.own_evidence import said_of
-    from edgewise.planning.explain import LEVEL_COLUMNS, explain, level_cells
+    from edgewise.planning.baselines import baselines
+    from edgewise.planning.explain import explain, level_cells, level_columns
 
-    chosen, said = found.recommendation, dict[str, Any]()
-    out.table("levels of edge intelligence, predicted", LEVEL_COLUMNS, level_cells(found.levels))
-    out.line(said_of(found.accuracy_means))
+    chosen, quality, said = found.recommendation, found.quality, dict[str, Any]()
+    alone = baselines(found.search, found.variants)
+    out.table("levels of edge intelligence, predicted", level_columns(quality), level_cells(found.levels))
+    out.table(
+        "the whole model on one node, and its variants",
+        ("way", "mean ms", quality, "allowed"),
+        [(row.name, *_numbers(row.plan), row.reason or "yes") for row in alone],
+    )
+    out.line(found.accuracy_means if quality in found.accuracy_means else f"{quality} is {found.accuracy_means}")
     for sentence in found.assumed:
-        out.line(sentence)
+        out.line(f"assumed, {sentence}")
     out.line(f"recommended, level {chosen.level}: {chosen.reason}")
-    for line in explain(chosen.plan):
+    for line in explain(chosen.plan, quality):
         out.line(line)
     if other is not None:
         out.line("asked too:")
-        for line in explain(other):
+        for line in explain(other, quality):
             out.line(line)
         said["other"] = other
     out.result(
@@ -201,10 +202,17 @@ def _print(out: Output, found: ModelPlan, other: Plan | None = None) -> None:
             "accuracy_means": found.accuracy_means,
             "assumed": found.assumed,
             "levels": found.levels,
+            "one_node": alone,
             **said,
             "recommendation": _with_old_words(chosen),
         }
     )
+
+
+def _numbers(plan: Plan | None) -> tuple[str, str]:
+    if plan is None:
+        return "–", "–"
+    return f"{plan.predicted.latency_mean_s * 1e3:.2f}", f"{plan.predicted.accuracy:.3f}"
 
 
 def _with_old_words(chosen: Recommendation) -> dict[str, Any]:

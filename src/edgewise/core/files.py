@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+
+_SERIAL = itertools.count()
 
 
 def write_atomic(path: str | Path, data: bytes | memoryview, *, mode: int = 0o644, durable: bool = True) -> Path:
@@ -27,9 +27,11 @@ def write_atomic(path: str | Path, data: bytes | memoryview, *, mode: int = 0o64
     Raises:
         OSError: Its `filename` is this path, whatever the disk refused on the way to it.
     """
-    path = Path(path)
-    with _named(path):
-        return _write(path, data, mode, durable)
+    try:
+        return _write(Path(path), data, mode, durable)
+    except OSError as error:
+        _name(error, path)
+        raise
 
 
 def check_writable(path: str | Path) -> None:
@@ -42,41 +44,52 @@ def check_writable(path: str | Path) -> None:
         OSError: Its `filename` is this path.
     """
     path = Path(path)
-    with _named(path):
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-
-
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Errors of the disk name the file that was meant, not the temporary one beside it."""
-    try:
-        yield
+        trial = path.with_name(f".{path.name}.{os.getpid()}.{next(_SERIAL)}")
+        trial.touch(exist_ok=False)
+        trial.unlink()
     except OSError as error:
-        error.filename, error.filename2 = str(path), None
+        _name(error, path)
         raise
 
 
+def _name(error: OSError, path: str | Path) -> None:
+    """Lets an error of the disk name the file that was meant, not the temporary one beside it."""
+    error.filename, error.filename2 = str(path), None
+
+
 def _write(path: Path, data: bytes | memoryview, mode: int, durable: bool) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{next(_SERIAL)}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        with os.fdopen(handle, "wb") as file:
-            os.fchmod(file.fileno(), mode)
-            file.write(data)
-            file.flush()
+        handle = os.open(temporary, flags, mode)
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(temporary, flags, mode)
+    try:
+        try:
+            os.fchmod(handle, mode)  # whatever the umask is
+            _write_all(handle, data)
             if durable:
-                os.fsync(file.fileno())
+                os.fsync(handle)
+        finally:
+            os.close(handle)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     if durable:
         _sync_folder(path.parent)
     return path
+
+
+def _write_all(handle: int, data: bytes | memoryview) -> None:
+    rest = memoryview(data).cast("B") if len(data) else memoryview(b"")
+    while rest:  # one call writes at most 2 GiB
+        rest = rest[os.write(handle, rest) :]
 
 
 def _sync_folder(folder: Path) -> None:

@@ -9,6 +9,7 @@ from edgewise.core.errors import InputError
 _SCALE = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 _RATE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(|k|M|G)(bit|B)/s\s*")
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(|k|M|G|Ki|Mi|Gi)B\s*")
+_SPEED = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(|k|M|G)FLOP/s\s*")
 _TIME = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(us|ms|s|min|h)\s*")
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
 
@@ -52,6 +53,24 @@ def parse_size(text: str) -> int:
     if match is None:
         raise InputError(f"{text!r} is not a size. Write it like '16 KiB' or '200 MB'.")
     return int(float(match[1]) * _SCALE[match[2]])
+
+
+def parse_speed(text: str) -> float:
+    """Parses a computing speed.
+
+    Args:
+        text: e.g. "200 MFLOP/s"; a multiply-add counts as two operations.
+
+    Returns:
+        Operations per second.
+
+    Raises:
+        InputError: If the text is not a speed above 0.
+    """
+    match = _SPEED.fullmatch(text)
+    if match is None or float(match[1]) == 0:
+        raise InputError(f"{text!r} is not a speed. Write it like '200 MFLOP/s' or '10 GFLOP/s', above 0.")
+    return float(match[1]) * _SCALE[match[2]]
 
 
 def parse_duration(text: str) -> float:

@@ -57,7 +57,7 @@ async def stay_good(demo: Demo) -> None:
     new = await _retrain(demo)
     accuracy_after, outcome = None, "refused"
     if new.gate is not None and new.gate.passed:
-        demo.version = new
+        demo.trained = demo.version = new
         _replan(demo, Graph.load(await demo.operator.graph(new.number)))
         await deploy(demo)
         sent = await _drifted_stream(
@@ -157,7 +157,7 @@ async def _retrain(demo: Demo) -> ModelVersion:
         num_rounds=settings.retraining_rounds,
         seed=settings.seed + 1,
         name="after-drift",
-        start_version=demo.version.number,
+        start_version=demo.trained.number,
         hard_examples=HardExamples(feedback().spec.to_dict()),
     )
     status = await follow(demo, request, files)
@@ -177,13 +177,14 @@ def _replan(demo: Demo, graph: Graph) -> None:
     demo.search = make_search(
         graph, profiles, table.links, demo.search.policy, demo.version.evidence, codecs=CODECS, sizes=table.sizes
     )
+    demo.variants = []  # those of the former version; this one is served as it is
     demo.plan = recommend(demo.search).plan
 
 
 async def _offer_bad(demo: Demo) -> tuple[ModelVersion, bool]:
     """A version with noise on its weights is offered; the gate must refuse it, and a deployment of it too."""
-    graph = spoiled(await demo.operator.graph(demo.version.number), demo.settings.seed)
-    ack = await demo.operator.register(graph, task=TASK, origin="deliberately bad", parent=demo.version.number)
+    graph = spoiled(await demo.operator.graph(demo.trained.number), demo.settings.seed)
+    ack = await demo.operator.register(graph, task=TASK, origin="deliberately bad", parent=demo.trained.number)
     number = ack.version
     bad = next(v for v in (await demo.operator.versions()).versions if v.number == number)
     plan = msgspec.structs.replace(demo.plan, graph=bad.graph)

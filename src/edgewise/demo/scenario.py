@@ -27,6 +27,8 @@ from edgewise.simulation.emulated.fleet_file import CloudClass, DeviceClass, Edg
 from edgewise.training.tasks.digits_task import DigitsTask
 
 TASK = "digits"
+OWN_DOMAIN = "hierarchical"
+"""What the demo's version is trained in: by all devices together, through their edges."""
 LOCAL = {
     "name": "sgd",
     "learning_rate": 0.07,
@@ -40,6 +42,12 @@ RETRAINING = {**LOCAL, "epochs": 2}
 UPLINK = {"name": "int8", "rounding": "stochastic"}
 EXIT_WEIGHT = 0.2
 """Loss weight of the device's exit: low, so that it is clearly worse than the model's end and the question is real."""
+MODEL = {"channels": [16]}
+"""A light head, so that very slow devices can run it, and a tail that they had better not."""
+NARROW = {"channels": [8], "tail_channels": 64}
+"""The same at half the width: another candidate, if it is as accurate."""
+DEVICE_SPEED, EDGE_SPEED = "150 MFLOP/s", "10 GFLOP/s"
+"""How fast these classes run the model, on whichever machine the demo runs; the cloud is as fast as that machine."""
 PRIVATE = Policy(raw_may_reach=Tier.DEVICE)
 OPEN = Policy()
 SLOW_BYTES_PER_S = 8_000.0
@@ -57,6 +65,8 @@ class DemoSettings(msgspec.Struct, frozen=True):
             or the levels would differ in more than the domain.
         retraining_rounds: Rounds after the drift.
         fault_free: Requests before the faults.
+        compared: Inputs that the plan and the best other ways answer in turn.
+        asked_elsewhere: The same for the two other questions, on a fleet of their own.
         link_drop: Requests while a link is slow.
         edge_kill: Requests around the death and return of an edge.
         drifted: Drifted requests served by the old version.
@@ -70,13 +80,15 @@ class DemoSettings(msgspec.Struct, frozen=True):
     comparison_rounds: int = 1
     domain_rounds: int = 6
     retraining_rounds: int = 5
-    fault_free: int = 210
+    fault_free: int = 380
+    compared: int = 64
+    asked_elsewhere: int = 18
     link_drop: int = 100
     edge_kill: int = 220
     drifted: int = 320
     gap_s: float = 0.03
     drift_gap_s: float = 0.02
-    profile_s: float = 2.0
+    profile_s: float = 1.5
 
     @staticmethod
     def short(seed: int = 0) -> DemoSettings:
@@ -87,7 +99,9 @@ class DemoSettings(msgspec.Struct, frozen=True):
             comparison_rounds=1,
             domain_rounds=3,
             retraining_rounds=5,
-            fault_free=120,
+            fault_free=160,
+            compared=32,
+            asked_elsewhere=12,
             link_drop=60,
             edge_kill=160,
             drifted=240,
@@ -112,7 +126,7 @@ class Show(Protocol):
 
 def task_settings(settings: DemoSettings) -> dict[str, Any]:
     """What every node and the demo itself pass to the digits task."""
-    return {"seed": settings.seed, "exit_weight": EXIT_WEIGHT}
+    return {"seed": settings.seed, "exit_weight": EXIT_WEIGHT, "model": MODEL}
 
 
 def fleet_file(settings: DemoSettings) -> FleetFile:
@@ -122,8 +136,8 @@ def fleet_file(settings: DemoSettings) -> FleetFile:
         task=TASK,
         task_settings=task_settings(settings),
         cloud=CloudClass(dilation=1.0),
-        edges=EdgeClass(count=2, dilation=3.0, link=LinkClass("50 Mbit/s", "20 ms")),
-        devices=DeviceClass(per_edge=4, trainers_per_edge=3, dilation=30.0, link=LinkClass("20 Mbit/s", "5 ms")),
+        edges=EdgeClass(count=2, speed=EDGE_SPEED, link=LinkClass("50 Mbit/s", "20 ms")),
+        devices=DeviceClass(per_edge=4, trainers_per_edge=3, speed=DEVICE_SPEED, link=LinkClass("20 Mbit/s", "5 ms")),
     )
 
 
@@ -147,10 +161,14 @@ class Demo:
         operator: Connection to the coordinator.
         nodes: Rows of the fleet.
         run: The first training run's status.
-        version: What it made.
-        search: What plans are made from, under the demo's policy.
+        trained: What it made, and later what the retraining made: versions with weights.
+        version: What serves: a trained one, or a variant made from it.
+        search: What plans are made from, under the demo's policy, of the trained graph.
+        variants: The same of the other graphs that could be served in its place.
+        graphs: ONNX bytes by digest, of the model and its variants.
+        assumed: Speeds of the classes, in words.
         plan: The plan in force.
-        deadline_s: Of a request: three times the plan's predicted p95.
+        deadline_s: Of a request: three times the plan's predicted p95, at least `LEAST_DEADLINE_S`.
         stream_sent: Phases of the stream so far.
         report: What is known so far.
         requests: All requests, for the plots.
@@ -166,8 +184,12 @@ class Demo:
     operator: Operator = field(init=False)
     nodes: list[NodeRow] = field(default_factory=list)
     run: RunStatus = field(init=False)
+    trained: ModelVersion = field(init=False)
     version: ModelVersion = field(init=False)
     search: Search = field(init=False)
+    variants: list[Search] = field(default_factory=list)
+    graphs: dict[str, bytes] = field(default_factory=dict)
+    assumed: tuple[str, ...] = ()
     plan: Plan = field(init=False)
     deadline_s: float = 1.0
     stream_sent: list[Any] = field(default_factory=list)
@@ -181,6 +203,10 @@ class Demo:
         entry = TimelineEntry(time.monotonic() - self.start_s, phase, text, kind)
         self.timeline.append(entry)
         self.show.line(f"  {entry.time_s:6.1f} s  {text}")
+
+    def search_of(self, plan: Plan) -> Search:
+        """What a plan was made from: the search of its graph."""
+        return next(s for s in (self.search, *self.variants) if s.table.graph.digest == plan.graph)
 
     @property
     def tiers(self) -> dict[NodeId, Tier]:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Mapping, Sequence
 
 import msgspec
-import numpy as np
 
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.ids import Tier
@@ -17,14 +16,14 @@ from edgewise.demo.scenario import SLOW_BYTES_PER_S, TASK, Demo
 from edgewise.demo.streaming import Sent, revisions_changed, stream, take
 from edgewise.fleet.messages import Deploy, PlanInputs
 from edgewise.fleet.serving.deployments import REVISIONS_PER_DEPLOYMENT
-from edgewise.inference.accuracy import prediction_error
+from edgewise.inference.accuracy import prediction_error, stream_error
 from edgewise.inference.evidence import CODECS
 from edgewise.ledger.kpis import inference_kpis
 from edgewise.planning.levels import single_node_plans
 from edgewise.planning.plan import Plan
 from edgewise.planning.replan.plan_map import plan_map
 from edgewise.service.client import Reply
-from edgewise.service.report import FaultsSection, RequestRow
+from edgewise.service.report import ExitShareRow, FaultsSection, RequestRow
 from edgewise.service.report.convert import shares_of
 
 EDGE = "edge-1"
@@ -34,10 +33,20 @@ HOME_TIMEOUT_S = 20.0
 LOOK_EVERY_S = 0.2
 
 
+async def deploy_plan(demo: Demo) -> None:
+    """Puts the recommended plan in force; of a variant, its graph becomes a version of the model first."""
+    if demo.plan.graph != demo.version.graph:
+        graph, variant = demo.graphs[demo.plan.graph], demo.plan.variant
+        origin = f"{variant} of version {demo.trained.number}"
+        ack = await demo.operator.register(graph, task=TASK, origin=origin, parent=demo.trained.number)
+        demo.version = next(v for v in (await demo.operator.versions()).versions if v.number == ack.version)
+    await deploy(demo)
+
+
 async def deploy(demo: Demo) -> None:
     """Puts the plan and its alternatives in force, device by device."""
-    plans = alternatives(demo)
-    table = demo.search.table
+    plans, search = alternatives(demo), demo.search_of(demo.plan)
+    table = search.table
     inputs = PlanInputs(
         tuple(table.profiles.values()), tuple(table.links), demo.search.policy, demo.version.evidence, CODECS
     )
@@ -54,8 +63,9 @@ async def deploy(demo: Demo) -> None:
 
 
 def alternatives(demo: Demo) -> tuple[Plan, ...]:
-    """The plan, then those that are the best at another bandwidth, then the best on the device alone."""
-    others = [*plan_map(demo.search).plans, *single_node_plans(demo.search)]
+    """The plan, then those of its graph that are the best at another bandwidth, then the best on the device alone."""
+    search = demo.search_of(demo.plan)
+    others = [*plan_map(search).plans, *single_node_plans(search)]
     found = {demo.plan.name: demo.plan}
     for plan in others:
         found.setdefault(plan.name, plan)
@@ -69,13 +79,9 @@ async def serve(demo: Demo) -> None:
     inputs, targets = take(parts.inputs, parts.targets, demo.settings.fault_free)
     sent = await stream(demo, "fault-free", inputs, targets, plan=demo.plan)
     after = await demo.counted()
-    exits = [(row.exit if row.predicted_ms is not None else None, (row.latency_ms or 0.0) / 1e3) for row in sent.rows]
-    error = prediction_error(demo.plan, exits, num_warm_up=sum(row.warm_up for row in sent.rows))
-    measured_ms = 1e3 * float(
-        np.median(
-            [r.latency_s for r, row in zip(sent.replies, sent.rows, strict=True) if not row.warm_up and not r.error]
-        )
-    )
+    kept = [row for row in sent.rows if not row.warm_up and row.latency_ms is not None]
+    seen = [(row.exit if row.predicted_ms is not None else None, (row.latency_ms or 0.0) / 1e3) for row in kept]
+    error, whole = prediction_error(demo.plan, seen, num_warm_up=0), stream_error(demo.plan, seen)
     demo.stream_sent.append(sent)
     energy_j = demo.inference_energy_j(before, after)
     kpis = inference_kpis(
@@ -90,36 +96,40 @@ async def serve(demo: Demo) -> None:
         kpis=msgspec.structs.replace(demo.report.kpis, inference=kpis),
         plan=msgspec.structs.replace(
             demo.report.plan,
-            measured_p50_ms=measured_ms,
-            num_warm_up=error.num_warm_up,
+            measured_p50_ms=1e3 * whole.measured_s[1],
+            num_warm_up=sum(row.warm_up for row in sent.rows),
             num_compared=error.num_requests,
             median_abs_error_fraction=error.median_abs_error_fraction,
+            measured_mean_ms=1e3 * whole.measured_s[0],
+            measured_p95_ms=1e3 * whole.measured_s[2],
+            mean_error_fraction=whole.error_fractions[0],
+            p50_error_fraction=whole.error_fractions[1],
+            p95_error_fraction=whole.error_fractions[2],
+            exit_shares=tuple(ExitShareRow(s.exit_index, s.predicted, s.measured) for s in whole.shares),
+            share_error_points=100 * whole.largest_share_error,
         ),
     )
-    predicted = demo.plan.predicted
+    sides = (
+        ("predicted", whole.predicted_s, demo.plan.predicted.accuracy),
+        ("measured", whole.measured_s, sent.accuracy),
+    )
     demo.show.table(
-        "Predicted and measured",
-        ("", "p50 ms", "p95 ms", "accuracy", "bytes per request"),
+        "Predicted and measured, the whole stream",
+        ("", "mean ms", "p50 ms", "p95 ms", "accuracy", *(f"leave at exit {s.exit_index}" for s in whole.shares)),
         [
             (
-                "predicted",
-                f"{predicted.latency_p50_s * 1e3:.1f}",
-                f"{predicted.latency_p95_s * 1e3:.1f}",
-                f"{predicted.accuracy:.3f}",
-                f"{predicted.egress_bytes:.0f} up",
-            ),
-            (
-                "measured",
-                f"{measured_ms:.1f}",
-                f"{kpis.latency_ms.p95 or 0:.1f}",
-                f"{sent.accuracy:.3f}",
-                f"{kpis.bytes_per_request or 0:.0f} both ways",
-            ),
+                name,
+                *(f"{1e3 * s:.1f}" for s in seconds),
+                f"{right:.3f}",
+                *(f"{getattr(s, name):.1%}" for s in whole.shares),
+            )
+            for name, seconds, right in sides
         ],
     )
     demo.show.line(
-        f"  prediction error, median over {error.num_requests} requests by the path each took: "
-        f"{error.median_abs_error_fraction:.1%} ({error.num_warm_up} warm-up, {error.num_unpredicted} off the plan)"
+        f"  off by {', '.join(f'{e:.1%} ({n})' for e, n in zip(whole.error_fractions, ('mean', 'p50', 'p95'), strict=True))}; "
+        f"by the path each took, median {error.median_abs_error_fraction:.1%} over {error.num_requests} requests "
+        f"({demo.report.plan.num_warm_up} warm-up, {error.num_unpredicted} off the plan)"
     )
 
 
@@ -144,6 +154,7 @@ async def break_things(demo: Demo) -> None:
             returned_home=returned,
             shares=shares_of(rows),
             deadline_ms=1e3 * demo.deadline_s,
+            notes=(_of_link(demo, slow), _of_kill(demo, killed, failover_ms, returned), *slow.notes, *killed.notes),
             phases=tuple(part.phase_row(demo.deadline_s) for part in demo.stream_sent),
         )
     )
@@ -171,19 +182,20 @@ async def _slow_link(demo: Demo) -> Sent:
         demo.happened("link drop", f"the links of {', '.join(devices)} drop to 64 kbit/s", "fault")
         await asyncio.sleep(0.85 * total_s)
 
-    before = await _plans_in_force(demo)
+    plans = alternatives(demo)
+    before = edge_users(plans, await _plans_in_force(demo))
     sent, _ = await asyncio.gather(stream(demo, "link drop", inputs, targets, plan=demo.plan), fault())
     demo.stream_sent.append(sent)
     for device in devices:
         await demo.fleet.set_link(device, EDGE, bytes_per_s=rate)
     demo.happened("link drop", "the links are as before", "fault")
-    now = before
+    missing = before
     for _ in range(int(HOME_TIMEOUT_S / LOOK_EVERY_S)):
-        if (now := await _plans_in_force(demo)) == before:
+        if not (missing := before - edge_users(plans, await _plans_in_force(demo))):
             break
         await asyncio.sleep(LOOK_EVERY_S)  # a device whose plan does not use the link probes it once a second
-    which = "the devices' plans are as before" if now == before else f"the devices' plans are still others: {now}"
-    demo.happened("link drop", which, "plan")
+    which = "as before" if not missing else f"as before, but {', '.join(sorted(missing))} not yet"
+    demo.happened("link drop", f"the devices' plans use the edge {which}", "plan")
     return sent
 
 
@@ -267,6 +279,24 @@ def _failover_ms(demo: Demo, sent: Sent, killed_at_s: float) -> float | None:
         if demo.fleet.edge_of(device) == 0 and _did_without(row) and reply.scheduled_s + reply.latency_s > killed_at_s
     ]
     return 1e3 * min(done) if done else None
+
+
+def _of_link(demo: Demo, sent: Sent) -> str:
+    """What the slow link did, from the answers of the devices behind it."""
+    rows = [r for r, d in zip(sent.rows, sent.devices, strict=True) if demo.fleet.edge_of(d) == 0]
+    return f"Link drop: {revisions_changed([sent])} plan changes; behind the slow link {_shares(rows)}."
+
+
+def _of_kill(demo: Demo, sent: Sent, failover_ms: float | None, returned: bool | None) -> str:
+    """What the death of the edge did, from the answers of its devices."""
+    rows = [r for r, d in zip(sent.rows, sent.devices, strict=True) if demo.fleet.edge_of(d) == 0]
+    first = "" if failover_ms is None else f"; the first answer without it came {failover_ms:.0f} ms after the kill"
+    back = {True: f"; started again, {EDGE} was used again", False: f"; {EDGE} was not used again", None: ""}[returned]
+    return f"Edge killed: its devices' requests were answered by {_shares(rows)}{first}{back}."
+
+
+def _shares(rows: Sequence[RequestRow]) -> str:
+    return ", ".join(f"{who} {share:.0%}" for who, share in shares_of(rows).items()) or "nobody"
 
 
 def _did_without(row: RequestRow) -> bool:

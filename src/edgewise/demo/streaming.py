@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.core.provenance import RAW, traced
+from edgewise.demo.host_watch import HostWatch
 from edgewise.demo.scenario import TASK, Demo
 from edgewise.inference.session import AnswerSource
-from edgewise.models.export import INPUT
+from edgewise.models.forward import INPUT
 from edgewise.planning.plan import Plan
 from edgewise.service.client import InferenceClient, Reply, open_loop
 from edgewise.service.report import PhaseRow, RequestRow
@@ -37,6 +38,7 @@ class Sent:
         rows: For the report.
         start_s: On the report's clock.
         end_s: On the report's clock.
+        notes: Of every request that was late or not answered, what was seen of it and of the machine.
     """
 
     phase: str
@@ -46,6 +48,7 @@ class Sent:
     rows: list[RequestRow] = field(default_factory=list)
     start_s: float = 0.0
     end_s: float = 0.0
+    notes: list[str] = field(default_factory=list)
 
     @property
     def accuracy(self) -> float:
@@ -114,19 +117,30 @@ async def stream(
         return await clients[devices[index]].infer(TASK, {INPUT: image}, request_id=name, parameters=parameters)
 
     sent = Sent(phase, devices, [], np.asarray(targets), start_s=time.monotonic() - demo.start_s)
-    sent.replies = await open_loop(
-        send, [i * gap for i in range(len(inputs))], on_reply=lambda i, r: on_reply(i, devices[i], r)
-    )
+    async with HostWatch() as host:
+        sent.replies = await open_loop(
+            send, [i * gap for i in range(len(inputs))], on_reply=lambda i, r: on_reply(i, devices[i], r)
+        )
     sent.end_s = time.monotonic() - demo.start_s
     for client in clients.values():
         await client.close()
     warm_up = WARM_UP if phase == "fault-free" else 0
     sent.rows = [_row(demo, sent, i, plan, i < warm_up) for i in range(len(inputs))]
     demo.requests.extend(sent.rows)
-    for reply, device in zip(sent.replies, devices, strict=True):
-        if reply.error:
-            demo.happened(phase, f"{device} gave no answer: {reply.error}", "fault")
+    for index, (reply, device) in enumerate(zip(sent.replies, devices, strict=True)):
+        if reply.error or reply.latency_s > demo.deadline_s:
+            sent.notes.append(late_note(demo, f"{phase}-{index}", device, reply, host))
+            demo.happened(phase, sent.notes[-1], "fault")
     return sent
+
+
+def late_note(demo: Demo, request: str, device: str, reply: Reply, host: HostWatch) -> str:
+    """What is known of a request that was late or not answered: the device's own times, and the machine's."""
+    ended = f"gave no answer ({reply.error})" if reply.error else f"answered after {1e3 * reply.latency_s:.0f} ms"
+    own = reply.parameters.get("compute_ms")
+    inside = f", {float(own):.0f} ms of them computing" if own is not None else ""
+    seen = host.between(reply.scheduled_s, reply.scheduled_s + reply.latency_s)
+    return f"request {request}: {device} {ended}{inside}, the deadline is {1e3 * demo.deadline_s:.0f} ms; {seen}"
 
 
 def _row(demo: Demo, sent: Sent, index: int, plan: Plan, warm_up: bool) -> RequestRow:

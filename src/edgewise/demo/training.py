@@ -27,7 +27,7 @@ async def train(demo: Demo) -> None:
     demo.run = coded
     _kpis(demo, before, await demo.counted())
     versions = (await demo.operator.versions()).versions
-    demo.version = next(v for v in versions if v.number == coded.version)
+    demo.trained = demo.version = next(v for v in versions if v.number == coded.version)
     uncoded_bytes = sum(r.uplink_bytes for r in uncoded.rounds)
     coded_bytes = sum(r.uplink_bytes for r in coded.rounds[:few])
     demo.change(

@@ -1,4 +1,4 @@
-"""The models that the levels beside the demo's own would serve, trained while the fleet trains its own.
+"""The models that the levels beside the demo's own would serve, and a narrower one, trained while the fleet trains its own.
 
 Most of a round is waiting for links, and they come after everybody else on the processors.
 """
@@ -9,10 +9,11 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import numpy as np
 
-from edgewise.demo.scenario import LOCAL, TASK, UPLINK, Demo
+from edgewise.demo.scenario import LOCAL, MODEL, NARROW, OWN_DOMAIN, TASK, UPLINK, Demo
 from edgewise.inference.evidence import plan_evidence
 from edgewise.models.export import export_template
 from edgewise.models.graph.weights import with_weights
@@ -20,9 +21,10 @@ from edgewise.models.version import ExitEvidence
 from edgewise.simulation.emulated.domain_pool import simulate_domains
 from edgewise.simulation.emulated.domains import DomainResult
 from edgewise.training.job import JobFile, TaskTable, TrainingTable
+from edgewise.training.tasks.digits_task import DigitsTask
 
 OTHER_DOMAINS = ("cloud", "edge", "device")
-"""Beside the hierarchical one, which the demo's version is trained in."""
+"""Beside the one that the demo's version is trained in."""
 
 
 class OtherDomains:
@@ -31,36 +33,54 @@ class OtherDomains:
     def __init__(self, demo: Demo) -> None:
         self._demo = demo
         self._cancelled = threading.Event()
-        self._done: asyncio.Queue[DomainResult | None] = asyncio.Queue()
-        loop, job = asyncio.get_running_loop(), _job(demo)
-
-        def on_result(result: DomainResult) -> None:
-            loop.call_soon_threadsafe(self._done.put_nowait, result)
+        self._done: asyncio.Queue[tuple[str, DomainResult] | None] = asyncio.Queue()
+        self._found: dict[str, DomainResult] = {}
+        loop = asyncio.get_running_loop()
+        jobs: list[tuple[JobFile, tuple[str, ...], str]] = [
+            (_job(demo, NARROW, demo.settings.rounds), (OWN_DOMAIN,), "narrow "),
+            (_job(demo, MODEL, demo.settings.domain_rounds), OTHER_DOMAINS, ""),
+        ]
 
         def train() -> None:
-            simulate_domains(
-                job, OTHER_DOMAINS, on_result=on_result, is_cancelled=self._cancelled.is_set, is_background=True
-            )
+            for job, domains, mark in jobs:
+
+                def on_result(result: DomainResult, mark: str = mark) -> None:
+                    loop.call_soon_threadsafe(self._done.put_nowait, (mark + result.domain, result))
+
+                simulate_domains(
+                    job, domains, on_result=on_result, is_cancelled=self._cancelled.is_set, is_background=True
+                )
 
         self._task = asyncio.create_task(asyncio.to_thread(train))
         self._task.add_done_callback(lambda _: self._done.put_nowait(None))
 
+    async def wait(self) -> None:
+        """Waits for the models."""
+        with self._demo.show.progress("  other models", len(OTHER_DOMAINS) + 1) as advance:
+            while (done := await self._done.get()) is not None:
+                name, result = done
+                self._found[name] = result
+                advance(f"{name}: accuracy {result.accuracy:.3f}")
+        await self._task
+
     async def evidence(self) -> dict[str, tuple[ExitEvidence, ...]]:
-        """Waits for the models.
+        """What is known of the models of the other levels, once they are there.
 
         Returns:
             Evidence by domain: of the pooled public share (levels 0-3), one edge (5) and one device (6).
         """
-        demo, rows = self._demo, {}
-        template, layout = export_template(demo.task)
-        calibration = demo.task.parts.calibration
-        with demo.show.progress("  training domains", len(OTHER_DOMAINS)) as advance:
-            while (result := await self._done.get()) is not None:
-                graph = with_weights(template, layout, result.vector)
-                rows[result.domain] = plan_evidence(graph, calibration.inputs, np.asarray(calibration.targets))
-                advance(f"{result.domain}: accuracy {result.accuracy:.3f}")
-        await self._task
-        return {domain: rows[domain] for domain in OTHER_DOMAINS}
+        template, layout = export_template(self._demo.task)
+        calibration = self._demo.task.parts.calibration
+        graphs = {domain: with_weights(template, layout, self._found[domain].vector) for domain in OTHER_DOMAINS}
+        return {
+            domain: await asyncio.to_thread(plan_evidence, graph, calibration.inputs, np.asarray(calibration.targets))
+            for domain, graph in graphs.items()
+        }
+
+    def narrow(self) -> bytes:
+        """The narrower model, once it is there: ONNX bytes."""
+        template, layout = export_template(_task(self._demo, NARROW))
+        return with_weights(template, layout, self._found[f"narrow {OWN_DOMAIN}"].vector)
 
     async def close(self) -> None:
         """Ends what is still under way; idempotent."""
@@ -87,14 +107,18 @@ async def other_domains(demo: Demo) -> AsyncIterator[OtherDomains]:
         await training.close()
 
 
-def _job(demo: Demo) -> JobFile:
+def _task(demo: Demo, model: dict[str, Any]) -> DigitsTask:
+    return DigitsTask(**{**demo.task.settings, "model": model})
+
+
+def _job(demo: Demo, model: dict[str, Any], rounds: int) -> JobFile:
     settings, clients = demo.settings, demo.task.clients()
     half = len(clients) // 2
     return JobFile(
-        TaskTable(TASK, dict(demo.task.settings)),
+        TaskTable(TASK, {**demo.task.settings, "model": model}),
         TrainingTable(
             {"name": "fed_avg", "local": LOCAL, "uplink": UPLINK},
-            settings.domain_rounds,
+            rounds,
             seed=settings.seed,
             edges={edge: tuple(clients[i * half : (i + 1) * half]) for i, edge in enumerate(demo.fleet.edges)},
             engine="sequential",

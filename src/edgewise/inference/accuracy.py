@@ -1,4 +1,4 @@
-"""How far predictions are from what was measured, request by request. Pure."""
+"""How far predictions are from what was measured, request by request and over a whole stream. Pure."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from statistics import median
 
 import msgspec
+import numpy as np
 
 from edgewise.core.errors import InputError
 from edgewise.planning.plan import Plan
@@ -63,6 +64,74 @@ def prediction_error(
         min(num_warm_up, len(rows)),
         len(rows) - min(num_warm_up, len(rows)) - len(kept),
     )
+
+
+class ExitShare(msgspec.Struct, frozen=True):
+    """How many requests end at one exit.
+
+    Attributes:
+        exit_index: Which.
+        predicted: Share of all requests, 0…1.
+        measured: Share of those that ended along the plan.
+    """
+
+    exit_index: int
+    predicted: float
+    measured: float
+
+
+class StreamError(msgspec.Struct, frozen=True):
+    """Predicted beside measured latency of a whole stream, mispredicted shares included.
+
+    Attributes:
+        predicted_s: Mean, median and 95th percentile, seconds.
+        measured_s: The same.
+        shares: By exit.
+        num_requests: Requests measured.
+    """
+
+    predicted_s: tuple[float, float, float]
+    measured_s: tuple[float, float, float]
+    shares: tuple[ExitShare, ...]
+    num_requests: int
+
+    @property
+    def error_fractions(self) -> tuple[float, float, float]:
+        """|predicted − measured| / measured of mean, median and 95th percentile."""
+        mean, p50, p95 = (abs(p - m) / m for p, m in zip(self.predicted_s, self.measured_s, strict=True))
+        return mean, p50, p95
+
+    @property
+    def largest_share_error(self) -> float:
+        """Largest |predicted − measured| over the exits."""
+        return max((abs(share.predicted - share.measured) for share in self.shares), default=0.0)
+
+
+def stream_error(plan: Plan, measured: Iterable[tuple[int | None, float]]) -> StreamError:
+    """Compares a plan's prediction with a whole stream served along it.
+
+    Args:
+        plan: Its prediction counts.
+        measured: (exit index, seconds) per answered request; None where a fallback answered, whose latency counts too.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        InputError: If there are no requests.
+    """
+    rows = list(measured)
+    if not rows:
+        raise InputError(f"no request was answered along plan {plan.name!r}, so nothing can be compared. Serve some.")
+    taken = np.asarray([seconds for _, seconds in rows])
+    on_plan = [index for index, _ in rows if index is not None]
+    shares = tuple(
+        ExitShare(path.exit_index, path.fraction, on_plan.count(path.exit_index) / max(len(on_plan), 1))
+        for path in plan.predicted.paths
+    )
+    p50, p95 = (float(np.quantile(taken, share)) for share in (0.5, 0.95))
+    predicted = (plan.predicted.latency_mean_s, plan.predicted.latency_p50_s, plan.predicted.latency_p95_s)
+    return StreamError(predicted, (float(taken.mean()), p50, p95), shares, len(rows))
 
 
 def median_abs_error_fraction(pairs: Sequence[tuple[float, float]]) -> float:

@@ -5,8 +5,8 @@
 
 Pieces between fusion-safe cuts are really cut out and run: rounds are interleaved (whole, head, tail, next cut, …) so that
 a slow minute of the machine hits all alike, and an idle gap as long as the serving cadence precedes every run, for small
-graphs run slower after idling. Dilation multiplies the numbers here; serving multiplies each request's own time. Nothing
-here needs torch. Blocks for the budget: call it off the event loop.
+graphs run slower after idling. Dilation multiplies what a piece takes undisturbed, here as in serving. Nothing here
+needs torch. Blocks for the budget: call it off the event loop.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from edgewise.core.errors import InputError, PlanInfeasible
 from edgewise.core.ids import Digest, NodeId, RequestId, Revision, Tier
 from edgewise.inference.cuts import encode_cut
 from edgewise.inference.stage_messages import STAGE_REQUEST, StageRequest
-from edgewise.inference.stages import LoadedStage, Tensors, computing_s, make_stage
+from edgewise.inference.stages import LoadedStage, Tensors, make_stage
 from edgewise.inference.worker import Worker
 from edgewise.models.graph.condense import Frontier
 from edgewise.models.graph.graph import Graph
@@ -51,13 +51,13 @@ _OVERHEAD_RUNS = 7
 
 @dataclass(slots=True)
 class _Piece:
-    """Groups first…last with what they are fed; per run the seconds it took and those of the processor (undilated)."""
+    """Groups first…last with what they are fed; the seconds of each run, undilated."""
 
     first: int
     last: int
     stage: LoadedStage
     feeds: Tensors
-    runs: list[tuple[float, float]] = field(default_factory=list)
+    runs: list[float] = field(default_factory=list)
 
     def warm(self) -> None:
         """One run that is not counted."""
@@ -65,14 +65,14 @@ class _Piece:
 
     def run(self) -> None:
         """One timed run."""
-        started, busy = time.perf_counter(), time.thread_time()
+        started = time.perf_counter()
         self.stage.compute(self.feeds)
-        busy_s = time.thread_time() - busy
-        self.runs.append((time.perf_counter() - started, busy_s))
+        self.runs.append(time.perf_counter() - started)
 
     def cost(self, dilation: float) -> SegmentCost:
-        taken_s, busy_s = np.asarray(self.runs).T
-        seconds = taken_s + (dilation - 1.0) * np.asarray(computing_s(busy_s))  # as `LoadedStage.run` does
+        seconds = np.asarray(self.runs)
+        if dilation > 1.0:
+            seconds = np.maximum(seconds, dilation * self.stage.measure(self.feeds))  # as `LoadedStage.run` does
         middle = float(np.median(seconds))
         mad = float(np.median(np.abs(seconds - middle)))
         return SegmentCost(self.first, self.last, middle, float(np.quantile(seconds, 0.95)), mad, len(self.runs))
@@ -100,7 +100,7 @@ def profile_graph(
         node: Who measures.
         tier: Where it stands.
         dilation: This node's factor, multiplied in.
-        cadence_s: Gap between requests in serving.
+        cadence_s: Gap between requests in serving; a dilated piece takes as long after any.
         budget_s: Seconds of measuring, building sessions included; a very slow graph takes at least 7 rounds of one cut.
         codecs: Spec texts of codecs to time.
         inputs: Example inputs; zeros if None (sparse activations run as fast, but compress better).
@@ -124,10 +124,11 @@ def profile_graph(
         )
     started = time.perf_counter()
     feeds = inputs or {t.name: np.zeros(t.shape, t.dtype) for t in graph.inputs}
-    pieces = _pieces(graph, feeds, cadence_s, budget_s, max_cuts)
+    gap_s = cadence_s if dilation == 1.0 else 0.0
+    pieces = _pieces(graph, feeds, gap_s, budget_s, max_cuts)
     overhead_s = measure_overhead(cadence_s)
     coding = {text: _codec_seconds_per_byte(text, pieces) for text in codecs}
-    _measure(pieces, cadence_s, started + budget_s)
+    _measure(pieces, gap_s, started + budget_s)
     costs = [piece.cost(dilation) for piece in pieces]
     call_s = _call_seconds(costs)
     return Profile(
@@ -196,7 +197,7 @@ def _pieces(graph: Graph, feeds: Tensors, gap_s: float, budget_s: float, max_cut
     condensed, last = graph.condensed, len(graph.condensed.groups) - 1
     whole = _piece(graph, 0, last, feeds)
     whole.run()
-    once_s, _ = whole.runs.pop()
+    once_s = whole.runs.pop()
     # Head and tail together cost about one whole; their sessions take `_BUILD_S` or a few runs each.
     per_cut_s = _MIN_ROUNDS * 2 * (once_s + gap_s) + 2 * max(_BUILD_S, 4 * once_s)
     affordable = int((budget_s - _MIN_ROUNDS * (once_s + gap_s)) / per_cut_s)

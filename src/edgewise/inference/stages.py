@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -31,9 +30,10 @@ Tensors = dict[str, NDArray[Any]]
 _SPIN_S = 150e-6
 _SESSIONS: WeakValueDictionary[tuple[Digest, tuple[str, ...], tuple[str, ...]], Any] = WeakValueDictionary()
 """Of this process, by graph and boundary; a session runs on several threads at once."""
-_HELD_UP = 3.0
-_LAST_RUNS = 32
-_FEWEST_RUNS = 8
+_BURSTS = 3
+_BURST_RUNS = 7
+_BURST_GAP_S = 0.002
+_ENOUGH_S = 0.1
 
 
 def make_session(model: bytes, *, threads: int = 1) -> Any:
@@ -72,20 +72,30 @@ def wait_precisely(seconds: float) -> None:
         pass
 
 
-def computing_s(busy: Sequence[float]) -> list[float]:
-    """Seconds of computing in the processor's seconds of some runs of one thing, in order.
+def undisturbed_s(run: Callable[[], object]) -> float:
+    """The processor's seconds of something on this machine, when nothing disturbs it.
 
-    A virtual processor that its host takes away in the middle of a run goes on counting. The same graph on inputs of the
-    same size takes about as long each time, so what is beyond `_HELD_UP` times the median was not computing.
+    Bursts of runs with pauses between; the least of their medians. Other processes do not count, nor what the host of a
+    virtual machine took, nor a cold cache: on an emulated slow device all that would not be so many times slower.
 
     Args:
-        busy: The processor's seconds of each run.
+        run: What is measured; it has run before. Repeated up to 21 times, or for a tenth of a second.
 
     Returns:
-        The same, at most `_HELD_UP` times their median.
+        Seconds.
     """
-    middle = sorted(busy)[len(busy) // 2]
-    return [min(seconds, _HELD_UP * middle) for seconds in busy]
+    medians, started = list[float](), time.perf_counter()
+    for _ in range(_BURSTS):
+        taken: list[float] = []
+        while len(taken) < _BURST_RUNS and (not taken or time.perf_counter() - started < _ENOUGH_S):
+            busy = time.thread_time()
+            run()
+            taken.append(time.thread_time() - busy)
+        medians.append(sorted(taken)[len(taken) // 2])
+        if time.perf_counter() - started >= _ENOUGH_S:
+            break
+        time.sleep(_BURST_GAP_S)
+    return min(medians)
 
 
 class CannotCompute(InputError):
@@ -100,9 +110,9 @@ class LoadedStage:
     Attributes:
         inputs: Tensors it needs.
         outputs: Tensors it makes.
-        dilation: This node's factor s: a run is followed by a wait of (s − 1) · t, t its own time of the processor in
-            that very run. What others took of the machine meanwhile would not be slower on a slower device: other
-            processes do not count, nor does what the host of a virtual machine took (`computing_s`).
+        dilation: This node's factor s: a run ends s · t after it began, t what inputs of its size take here undisturbed
+            (`undisturbed_s`, measured once), or when it is done, if that is later. So an emulated device is as fast on a
+            busy machine as on an idle one.
         learned: Outputs that trained weights take part in: new things. The others keep their inputs' origin.
     """
 
@@ -120,7 +130,7 @@ class LoadedStage:
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         self.dilation, self.learned = dilation, frozenset(learned)
         self._session = session
-        self._busy: dict[int, deque[float]] = {}
+        self._taken_s: dict[int, float] = {}
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> tuple[Tensors, float]:
         """Computes the stage in the calling thread.
@@ -131,16 +141,25 @@ class LoadedStage:
         Returns:
             Outputs by name, and seconds taken, dilation included.
         """
-        started, busy = time.perf_counter(), time.thread_time() if self.dilation > 1.0 else 0.0
+        started = time.perf_counter()
         values = self.compute(feeds)
         if self.dilation > 1.0:
-            wait_precisely((self.dilation - 1.0) * self._computing_s(feeds, time.thread_time() - busy))
+            wait_precisely(self.dilation * self.measure(feeds) - (time.perf_counter() - started))
         return self._owned(values, feeds), time.perf_counter() - started
 
-    def _computing_s(self, feeds: Mapping[str, NDArray[Any]], busy_s: float) -> float:
-        last = self._busy.setdefault(sum(feeds[name].size for name in self.inputs), deque(maxlen=_LAST_RUNS))
-        last.append(busy_s)
-        return computing_s(last)[-1] if len(last) >= _FEWEST_RUNS else busy_s
+    def measure(self, feeds: Mapping[str, NDArray[Any]]) -> float:
+        """What inputs of a size take on this machine undisturbed and undilated; measured when first asked.
+
+        Args:
+            feeds: At least this stage's inputs; the stage has run before.
+
+        Returns:
+            Seconds.
+        """
+        size = sum(feeds[name].size for name in self.inputs)
+        if size not in self._taken_s:
+            self._taken_s[size] = undisturbed_s(lambda: self.compute(feeds))
+        return self._taken_s[size]
 
     def compute(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """The bare computation, undilated: what the profiler and the warm-up run.

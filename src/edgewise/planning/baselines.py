@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import replace
 from math import nan
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from edgewise.core.ids import Tier
 from edgewise.planning.choose import find_best, violations
+from edgewise.planning.levels import in_place_of
 from edgewise.planning.plan import Plan
 from edgewise.planning.policy import Policy
 from edgewise.planning.search import Search
@@ -23,7 +25,7 @@ class BaselineRow(msgspec.Struct, frozen=True):
     """One plain way of serving.
 
     Attributes:
-        name: `raw to edge`, `raw to cloud`, `PNG to cloud`, `device only`, `int8 on device`.
+        name: `raw to edge`, `raw to cloud`, `PNG to cloud`, `device only`, `int8 on device`, and so of other variants.
         plan: Its plan; None if a tier or the quantised model is missing.
         allowed: Whether the policy allows it.
         reason: Why not; empty if allowed.
@@ -40,23 +42,25 @@ class BaselineRow(msgspec.Struct, frozen=True):
         return nan if self.plan is None else self.plan.predicted.latency_p50_s * 1e3
 
 
-def baselines(search: Search, int8: Search | None = None) -> list[BaselineRow]:
+def baselines(search: Search, variants: Sequence[Search] = ()) -> list[BaselineRow]:
     """Plans the plain ways of serving, each with the whole model.
 
     Args:
         search: The full search; sizes of `uint8` and `png` by input tensor are taken from its table where given.
-        int8: The same for the quantised graph, with its own profile and evidence.
+        variants: The same for other graphs of the model, each with its own profile and evidence.
 
     Returns:
-        Five rows.
+        Five rows, and one more for each variant beside `int8`.
     """
-    ways = (
+    others = {each.variant: each for each in in_place_of(search, variants)[1:]}
+    ways: list[tuple[str, Search | None, Tier, str]] = [
         ("raw to edge", search, Tier.EDGE, "uint8"),
         ("raw to cloud", search, Tier.CLOUD, "uint8"),
         ("PNG to cloud", search, Tier.CLOUD, "png"),
         ("device only", search, Tier.DEVICE, "none"),
-        ("int8 on device", int8, Tier.DEVICE, "none"),
-    )
+    ]
+    names = dict.fromkeys(["int8", *others])
+    ways += [(f"{name} on device", others.get(name), Tier.DEVICE, "none") for name in names]
     return [_row(name, source, tier, codec) for name, source, tier, codec in ways]
 
 
@@ -72,19 +76,22 @@ def _row(name: str, search: Search | None, tier: Tier, codec: str) -> BaselineRo
         exits=msgspec.structs.replace(search.exits, rows=ends),
         codecs=(codec,),
         runs_on=frozenset({tier}),
+        reference_accuracy=0.0,
     )
     plan = find_best(free)
     if plan is None:
         return BaselineRow(name, None, False, "the model cannot be placed there")
-    return BaselineRow(name, plan, *_allowed(plan, search.policy))
+    return BaselineRow(name, plan, *_allowed(plan, search))
 
 
-def _allowed(plan: Plan, policy: Policy) -> tuple[bool, str]:
-    tier = plan.tiers[0]
+def _allowed(plan: Plan, search: Search) -> tuple[bool, str]:
+    tier, policy, least = plan.tiers[0], search.policy, search.reference_accuracy - search.max_accuracy_loss
     if tier not in policy.allowed_tiers:
         return False, f"tier '{tier}' is not allowed by the policy"
     if tier.rank > policy.raw_may_reach.rank:
         return False, f"raw inputs may reach '{policy.raw_may_reach}' only"
+    if plan.predicted.accuracy < least:
+        return False, f"accuracy would be {plan.predicted.accuracy:.3f}, at least {least:.3f} are wanted"
     broken = violations(plan, policy)
     if broken:
         return False, f"{broken[0].name} would be {broken[0].value:.4g}, the policy says {broken[0].bound:.4g}"

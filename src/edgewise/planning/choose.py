@@ -86,7 +86,7 @@ def make_search(
         slowdown: Observed factors on profiled seconds, by tier.
         solver: Name in `PLACEMENT_SOLVERS`.
         max_accuracy_loss: How far exits and codecs may fall below the whole model's own accuracy, 0…1.
-        variant: `float32`, or `int8` for the quantised graph.
+        variant: What the graph is of the model: `float32` itself, `int8`, `narrow`, …
 
     Returns:
         The search.

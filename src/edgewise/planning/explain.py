@@ -8,24 +8,32 @@ from edgewise.core.units import format_bytes
 from edgewise.planning.levels import LevelRow
 from edgewise.planning.plan import FILTERED, Plan
 
-LEVEL_COLUMNS = (
-    "level",
-    "runs on",
-    "model trained",
-    "p50 ms",
-    "p95 ms",
-    "device mJ",
-    "egress",
-    "accuracy",
-    "plan or reason",
-)
+ACCURACY, AGREEMENT = "accuracy", "agreement"
+"""What a plan's share of right answers is called: right by labels, or like the whole model's own answer."""
 
 
-def explain(plan: Plan) -> list[str]:
+def level_columns(quality: str = ACCURACY) -> tuple[str, ...]:
+    """Heads of the table of levels.
+
+    Args:
+        quality: `ACCURACY` or `AGREEMENT`.
+
+    Returns:
+        Nine.
+    """
+    head = ("level", "runs on", "model trained", "p50 ms", "p95 ms", "device mJ", "egress")
+    return (*head, quality if quality == ACCURACY else "agreement, not accuracy", "plan or reason")
+
+
+LEVEL_COLUMNS = level_columns()
+
+
+def explain(plan: Plan, quality: str = ACCURACY) -> list[str]:
     """Says where a plan's time goes.
 
     Args:
         plan: With predictions.
+        quality: What its share of right answers is called.
 
     Returns:
         Lines: a heading, then per exit its share and latency with every term above 1 µs.
@@ -33,7 +41,7 @@ def explain(plan: Plan) -> list[str]:
     predicted = plan.predicted
     lines = [
         f"{plan.name}: mean {predicted.latency_mean_s * 1e3:.2f} ms, p50 {predicted.latency_p50_s * 1e3:.2f} ms, "
-        f"p95 {predicted.latency_p95_s * 1e3:.2f} ms, accuracy {predicted.accuracy:.3f}, "
+        f"p95 {predicted.latency_p95_s * 1e3:.2f} ms, {quality} {predicted.accuracy:.3f}, "
         f"device {predicted.device_energy_j * 1e3:.3g} mJ (modelled), egress {format_bytes(predicted.egress_bytes)}"
     ]
     for handover in plan.handovers:

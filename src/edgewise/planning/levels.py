@@ -187,9 +187,12 @@ class Recommendation(msgspec.Struct, frozen=True):
     Attributes:
         plan: The plan.
         level: Read off it.
-        margin_fraction: Over the best allowed plan that uses one node.
+        margin_fraction: Of the median latency, over the best allowed plan that uses one node.
         collaborate: Whether more than one node computes.
         reason: One sentence.
+        alone: The best allowed plan that uses one node, by the policy's objective; None if none is allowed.
+        gain_fraction: What the plan gains over it in the objective; negative would be a loss, NaN without one.
+        others: The best allowed plans of every other way: each variant on each node alone, and each variant shared.
     """
 
     plan: Plan
@@ -197,13 +200,20 @@ class Recommendation(msgspec.Struct, frozen=True):
     margin_fraction: float
     collaborate: bool
     reason: str
+    alone: Plan | None = None
+    gain_fraction: float = nan
+    others: tuple[Plan, ...] = ()
 
 
-def recommend(search: Search, *, min_margin_fraction: float = 0.03) -> Recommendation:
+def recommend(search: Search, variants: Sequence[Search] = (), *, min_margin_fraction: float = 0.03) -> Recommendation:
     """Chooses between collaborating and not, so that collaborating never does harm.
+
+    Every variant of the model is a candidate in every way: on one node, and shared among several.
 
     Args:
         search: The full search with the served model's exits.
+        variants: The same for other graphs that may be served in its place, e.g. quantised or narrower ones; they count
+            where they are as accurate as the model, up to the search's `max_accuracy_loss`.
         min_margin_fraction: What a split must gain over the best single node, in objective; below it, one node is
             recommended, for it has fewer ways to fail.
 
@@ -214,22 +224,67 @@ def recommend(search: Search, *, min_margin_fraction: float = 0.03) -> Recommend
         PlanInfeasible: If the policy cannot be met at all.
     """
     objective = OBJECTIVES[search.policy.objective]
-    best = best_plan(search)
-    singles = single_node_plans(search)
-    margin = margin_fraction(best, singles)
-    if best.collaborates and singles:
-        alone = min(singles, key=objective)
-        gain = 1.0 - objective(best) / objective(alone) if objective(alone) > 0 else 0.0
-        if gain < min_margin_fraction:
-            reason = (
-                f"do not collaborate: {best.name} gains {gain:.1%} over {alone.name}, under the margin of "
-                f"{min_margin_fraction:.0%} that is worth a second node"
-            )
-            return Recommendation(alone, level_of(alone), margin_fraction(alone, singles), False, reason)
-        return Recommendation(best, level_of(best), margin, True, f"{best.name} gains {gain:.1%} over {alone.name}")
-    if best.collaborates:
-        return Recommendation(best, level_of(best), margin, True, f"{best.name}: no single node meets the policy")
-    return Recommendation(best, level_of(best), margin, False, f"do not collaborate: {best.name} is the best plan")
+    searches = in_place_of(search, variants)
+    shared = [plan for plan in map(find_best, searches) if plan is not None]
+    singles = [plan for each in searches for plan in single_node_plans(each)]
+    if not shared:
+        shared = [best_plan(search)]
+    best = min(shared, key=objective)
+    alone = min(singles, key=objective, default=None)
+    if not best.collaborates:  # what sharing would cost is worth knowing then
+        shared += [plan for each in searches for plan in shared_plans(each)]
+    ways = {plan.digest: plan for plan in (*singles, *shared)}
+
+    def said(plan: Plan, reason: str) -> Recommendation:
+        gain = nan if alone is None or objective(alone) <= 0 else 1.0 - objective(plan) / objective(alone)
+        others = tuple(sorted((p for d, p in ways.items() if d != plan.digest), key=objective))
+        margin = margin_fraction(plan, singles)
+        return Recommendation(plan, level_of(plan), margin, plan.collaborates, reason, alone, gain, others)
+
+    if not best.collaborates:
+        return said(best, f"do not collaborate: {best.name} is the best plan")
+    if alone is None:
+        return said(best, f"{best.name}: no single node meets the policy")
+    gain = 1.0 - objective(best) / objective(alone) if objective(alone) > 0 else 0.0
+    if gain >= min_margin_fraction:
+        return said(best, f"{best.name} gains {gain:.1%} over {alone.name}")
+    reason = (
+        f"do not collaborate: {best.name} gains {gain:.1%} over {alone.name}, under the margin of "
+        f"{min_margin_fraction:.0%} that is worth a second node"
+    )
+    return said(alone, reason)
+
+
+def in_place_of(search: Search, variants: Sequence[Search]) -> tuple[Search, ...]:
+    """The searches of a model and its variants, all under the model's policy and held to its accuracy.
+
+    Args:
+        search: Of the model.
+        variants: Of other graphs that may be served in its place.
+
+    Returns:
+        The model's, then one of each variant.
+    """
+    policy, accuracy, loss = search.policy, search.whole_accuracy, search.max_accuracy_loss
+    return (
+        search,
+        *(replace(each, policy=policy, reference_accuracy=accuracy, max_accuracy_loss=loss) for each in variants),
+    )
+
+
+def shared_plans(search: Search) -> list[Plan]:
+    """The best allowed plan of each set of several tiers that all run something.
+
+    Args:
+        search: The full search.
+
+    Returns:
+        At most four plans.
+    """
+    there = {t for t in search.table.tiers if t in search.policy.allowed_tiers}
+    sets = dict.fromkeys(s for tiers in _TIER_SETS for s in tiers if len(s) > 1 and s <= there)
+    found = (find_best(replace(search.pinned_to(tuple(s)), runs_on=s)) for s in sets)
+    return [plan for plan in found if plan is not None]
 
 
 def single_node_plans(search: Search) -> list[Plan]:

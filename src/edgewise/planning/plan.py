@@ -22,6 +22,9 @@ EXIT = "exit"
 FILTERED = -1
 """In the place of an exit's index: a gate in front of every stage answered."""
 
+FLOAT32 = "float32"
+"""Variant of a plan that serves the model itself."""
+
 
 class Site(msgspec.Struct, frozen=True, order=True):
     """A place that a node takes: a tier, and which of several there.
@@ -151,7 +154,7 @@ class Plan(msgspec.Struct, frozen=True, dict=True):
         stages: In the order in which a request meets them.
         handovers: In the same order.
         gates: In the same order; the last is the model's end.
-        variant: `float32`, or `int8` for the quantised graph.
+        variant: What its graph is of the model: `float32` itself, `int8`, `narrow`, …
         predicted: Costs.
         valid_bytes_per_s: Range of the first boundary's bandwidth in which it stays the best.
         training_domain: Domain of the model it serves.

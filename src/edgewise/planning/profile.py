@@ -74,6 +74,7 @@ class Profile(msgspec.Struct, frozen=True):
         overhead_s: Fixed cost of one stage call on this node (queueing, copying, dispatch).
         active_power_w: Modelled power while computing.
         memory_bytes: Peak memory of the whole graph's session, measured.
+        overhead_p95_s: 95th percentile of that fixed cost; 0 where only its median is known.
         call_s: What a run of a session takes beside its groups, dilation included; in every measured segment, once.
     """
 
@@ -87,6 +88,7 @@ class Profile(msgspec.Struct, frozen=True):
     active_power_w: float = 0.0
     memory_bytes: int = 0
     call_s: float = 0.0
+    overhead_p95_s: float = 0.0
 
 
 class LinkState(msgspec.Struct, frozen=True):
@@ -97,6 +99,7 @@ class LinkState(msgspec.Struct, frozen=True):
         rtt_s: Round trip of a small frame.
         frame_overhead_bytes: Bytes a stage request and its answer add to the payload.
         joules_per_byte: Modelled radio energy at the inner end.
+        rtt_p95_s: 95th percentile of the round trips; 0 where only their median is known.
         source: `measured`, `probed` or `declared`.
     """
 
@@ -105,3 +108,4 @@ class LinkState(msgspec.Struct, frozen=True):
     frame_overhead_bytes: int = 400
     joules_per_byte: float = 0.0
     source: str = "declared"
+    rtt_p95_s: float = 0.0

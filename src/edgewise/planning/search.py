@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations, combinations_with_replacement, pairwise, product
-from math import inf, isnan
+from math import inf, isnan, nan
 
 import msgspec
 
@@ -78,7 +78,8 @@ class Search:
         codecs: Spec texts tried at each boundary.
         training_domain: Written into the plans.
         solver: Solves the inner problem.
-        variant: `float32` or `int8`.
+        variant: What the graph is of the model: `float32` itself, or `int8`, `narrow`, …
+        reference_accuracy: Of the model that a variant stands in for, 0…1; NaN takes the graph's own.
         runs_on: If given, exactly these tiers run something; how a level is pinned.
         max_accuracy_loss: How far exits and codecs may fall below the whole model's own accuracy, 0…1.
     """
@@ -92,6 +93,7 @@ class Search:
     variant: str = "float32"
     runs_on: frozenset[Tier] | None = None
     max_accuracy_loss: float = 0.02
+    reference_accuracy: float = nan
 
     def choices(self, *, accurate: bool = True) -> Iterator[Choice]:
         """Every choice the policy allows.
@@ -114,10 +116,12 @@ class Search:
         """Unknown accuracy (NaN) meets no floor but 0, and is that of the whole model."""
         if isnan(accuracy):
             return self.policy.min_accuracy <= 0
-        return accuracy >= max(self.policy.min_accuracy, self._whole_accuracy - self.max_accuracy_loss)
+        reference = self.whole_accuracy if isnan(self.reference_accuracy) else self.reference_accuracy
+        return accuracy >= max(self.policy.min_accuracy, reference - self.max_accuracy_loss)
 
     @cached_property
-    def _whole_accuracy(self) -> float:
+    def whole_accuracy(self) -> float:
+        """Of the graph run to its end, uncoded; 0 where it is not known."""
         whole = self.exits.at(((self.exits.num_exits - 1, 0.0),), ("none",))
         return 0.0 if whole is None or isnan(whole.accuracy) else whole.accuracy
 

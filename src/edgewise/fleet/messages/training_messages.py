@@ -51,7 +51,7 @@ def with_hard_examples(spec: RunSpec, hard: HardExamples | None) -> RunSpec:
     return msgspec.structs.replace(spec, extra=extra)
 
 
-class RunLetter(Message, frozen=True):
+class RunLetter(Message, frozen=True, omit_defaults=True):
     """A letter of a run, for one role of it on the receiving node.
 
     Blob number i of `letter.blobs` is the frame's tensor `i`, or its sender holds it.
@@ -65,7 +65,7 @@ class RunLetter(Message, frozen=True):
     letter: AnyLetter
 
 
-class LetterAck(Message, frozen=True):
+class LetterAck(Message, frozen=True, omit_defaults=True):
     """What became of a letter: durable and counted, or refused for good.
 
     Attributes:
@@ -108,6 +108,7 @@ class SubmitRun(Message, frozen=True, kw_only=True):
         teacher_version: Version whose graph labels the hard examples; 0 for none.
         template: ONNX graph whose initializers are the layout's slots; the operator holds it.
         model: First model, float32[d] little-endian; the operator holds it.
+        task_code: Digest of the operator's code of the task; "" where it has none.
     """
 
     spec: RunSpec
@@ -122,6 +123,7 @@ class SubmitRun(Message, frozen=True, kw_only=True):
     teacher_version: int = 0
     template: BlobRef | None = None
     model: BlobRef | None = None
+    task_code: str = ""
 
 
 class RunSubmitted(Message, frozen=True):

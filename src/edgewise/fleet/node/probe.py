@@ -17,7 +17,7 @@ from edgewise.transport.transport import Transport
 PROBE = "probe"
 """The service's name; every node that runs stages answers it."""
 SMALL_BYTES = 256
-ROUND_TRIPS = 7
+ROUND_TRIPS = 21
 ENOUGH_S = 0.04
 MAX_BYTES = 4 * 2**20
 JOULES_PER_BYTE = 1e-7
@@ -64,7 +64,8 @@ async def probe_link(transport: Transport, key: str, *, gap_s: float = 0.0, time
         size = min(4 * size, MAX_BYTES)
     again = [taken] + [await probe_once(transport, key, size, timeout_s) for _ in range(2)]
     bytes_per_s = (size - SMALL_BYTES) / max(median(again) - rtt_s, 1e-6)
-    return LinkState(bytes_per_s, rtt_s, joules_per_byte=JOULES_PER_BYTE, source="probed")
+    rtt_p95_s = float(np.quantile(small, 0.95))
+    return LinkState(bytes_per_s, rtt_s, joules_per_byte=JOULES_PER_BYTE, source="probed", rtt_p95_s=rtt_p95_s)
 
 
 async def probe_once(transport: Transport, key: str, size_bytes: int, timeout_s: float = 20.0) -> float:

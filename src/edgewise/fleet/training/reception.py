@@ -51,7 +51,7 @@ Find = Callable[[RunId, Address, AnyLetter], Awaitable["RoleDriver | LetterAck"]
 
 
 class Reception:
-    """A node's door for letters.
+    """Takes letters in: checks their author and size, stores their blobs, and has a role fold them.
 
     Args:
         node: Who takes them.
@@ -206,9 +206,9 @@ class Reception:
             raise FrameRefused(f"{len(data):,} bytes came as blob {blob.digest[:12]}, which they are not.")
         if not self._node.blobs.has(blob.digest):
             if driver.role_name == COORDINATOR:
-                await asyncio.to_thread(self._node.blobs.put, data)
+                await asyncio.to_thread(driver.put, data)
             else:
-                self._node.blobs.put(data, durable=False)
+                driver.put(data)
 
 
 def run_of(letter: AnyLetter) -> RunId:

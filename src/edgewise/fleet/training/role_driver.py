@@ -2,7 +2,8 @@
 
 A step is pure, so it is computed first; what it stores and the event are on the disk before its state counts and before
 anybody hears of its actions. An event that changes nothing is not logged. Old events make way for a snapshot of the state
-whenever blobs fall free that neither the state nor a letter under way needs: the space of a run is bounded. Read `run_roles.py` next: it carries out the actions.
+whenever blobs fall free that neither the state nor a letter under way needs: the space of a run is bounded. A role that has nothing to lose yet has no log (`Role.needs_log`). Read `run_roles.py`
+next: it carries out the actions.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import msgspec
 from edgewise.core.errors import StoreError
 from edgewise.core.ids import ClientId, Digest, NodeId, RunId
 from edgewise.fleet.store.events import EventLog
+from edgewise.fleet.training.role_log import SNAPSHOT, Snapshot, log_name
 from edgewise.fleet.training.run_blobs import Incoming, MappedBlobs
 from edgewise.training.algorithm import FederatedAlgorithm
 from edgewise.training.protocols.event_log import decode_event, encode_event
@@ -37,29 +39,10 @@ from edgewise.training.protocols.messages import (
 from edgewise.training.protocols.protocol import CLIENT, COORDINATOR, Protocol, Role
 from edgewise.transport.bulk.blobs import FolderBlobs
 
-SNAPSHOT = "snapshot"
 MOST_SPARE, SPARE_BYTES = 32, 2**22
 """So many blobs, or about so many bytes, may lie about before a snapshot is made and they are dropped."""
 QUICK_ENTRIES = 2**18
 """Of a model whose letters are folded on the event loop, on a client."""
-
-
-class _Snapshot(msgspec.Struct, frozen=True):
-    """What a log begins with once events before it are gone.
-
-    Attributes:
-        spec: The run.
-        state: The role's, encoded.
-        server: As of `RoleDriver`.
-        seen: As of `RoleDriver`.
-        mentioned: As of `RoleDriver`.
-    """
-
-    spec: RunSpec
-    state: msgspec.Raw
-    server: NodeId
-    seen: tuple[ClientId, ...]
-    mentioned: tuple[Digest, ...]
 
 
 @dataclass(slots=True)
@@ -117,8 +100,10 @@ class RoleDriver:
     _waiting: list[_Waiting] = field(default_factory=list)
     _folding: asyncio.Task[None] | None = None
     _spared: set[Digest] = field(default_factory=set)
+    _is_logged: bool = False
 
     def __post_init__(self) -> None:
+        self._is_logged = self.role.needs_log is None
         self._step = self.role.make_step(self.algorithm, MappedBlobs(self.blobs))
 
     @property
@@ -170,9 +155,10 @@ class RoleDriver:
         Raises:
             StoreError: If a blob is missing or spoiled that the state needs, as after a loss of power.
         """
+        self._is_logged = True
         for entry in self.events.read(self.log):
             if entry.kind == SNAPSHOT:
-                self._restore(msgspec.msgpack.decode(entry.payload, type=_Snapshot))
+                self._restore(msgspec.msgpack.decode(entry.payload, type=Snapshot))
                 continue
             event = decode_event(entry.payload)
             self.state, actions = self._step(self.state, event)
@@ -235,15 +221,30 @@ class RoleDriver:
             self._note(event, actions)
         if rows:
             spare = self._spare(state, folded)
-            durable = self._is_durable(folded, spare)
-            if spare:
-                encoded = self._snapshot(state)
-                self.events.compact(self.log, SNAPSHOT, encoded, num_events=len(rows), durable=durable)
-            else:
-                self.events.append_many(self.log, rows, durable=durable)
+            self._write(state, rows, folded, spare)
             self.state = state
             self._spared |= spare
         return results
+
+    def _write(
+        self,
+        state: Any,
+        rows: list[tuple[str, bytes]],
+        folded: list[tuple[Event, tuple[Action, ...]]],
+        spare: set[Digest],
+    ) -> None:
+        """Makes events last; their log begins, with what came before, where they bring what nobody could give again."""
+        needs_log = self.role.needs_log
+        begins = not self._is_logged and needs_log is not None and any(needs_log(event) for event, _ in folded)
+        if not self._is_logged and not begins:
+            return
+        durable = self._is_durable(folded, spare)
+        if spare or begins:
+            encoded = self._snapshot(state)
+            self.events.compact(self.log, SNAPSHOT, encoded, num_events=len(rows), durable=durable)
+        else:
+            self.events.append_many(self.log, rows, durable=durable)
+        self._is_logged = True
 
     def _is_durable(self, folded: list[tuple[Event, tuple[Action, ...]]], spare: set[Digest]) -> bool:
         """Whether a loss of power may not undo some events.
@@ -255,6 +256,20 @@ class RoleDriver:
             return self.role_name == COORDINATOR
         keeps = any(isinstance(event, WorkDone) and event.kept is not None for event, _ in folded)
         return keeps or any(self.private.has(digest) for digest in spare)
+
+    def put(self, data: bytes, *, must_last: bool = False) -> Digest:
+        """Stores a blob that events will name, as long-lived as this role's log is.
+
+        Args:
+            data: The blob.
+            must_last: Whether the event that names it begins the log.
+
+        Returns:
+            Its name.
+        """
+        if self._is_logged or must_last:
+            return self.blobs.put(data, durable=self.role_name == COORDINATOR)
+        return self.blobs.hold(data)
 
     def drop(self, digests: Iterable[Digest]) -> None:
         """Deletes blobs."""
@@ -278,7 +293,7 @@ class RoleDriver:
                     self.mentioned.update(action.blobs)
                 for digest, data in action.blobs.items():
                     if not self.blobs.has(digest):
-                        self.blobs.put(data, durable=self.role_name == COORDINATOR)
+                        self.put(data)
 
     def _note(self, event: Event | None, actions: Iterable[Action]) -> None:
         """Keeps account of what the role's state does not say to everybody."""
@@ -342,10 +357,10 @@ class RoleDriver:
     def _snapshot(self, state: Any) -> bytes:
         encoded = msgspec.Raw(msgspec.msgpack.encode(state))
         return msgspec.msgpack.encode(
-            _Snapshot(self.spec, encoded, self.server, tuple(sorted(self.seen)), tuple(sorted(self.mentioned)))
+            Snapshot(self.spec, encoded, self.server, tuple(sorted(self.seen)), tuple(sorted(self.mentioned)))
         )
 
-    def _restore(self, found: _Snapshot) -> None:
+    def _restore(self, found: Snapshot) -> None:
         try:
             self.state = msgspec.msgpack.decode(found.state, type=self.role.state)
         except (msgspec.MsgspecError, TypeError) as error:
@@ -355,20 +370,3 @@ class RoleDriver:
                 run=self.run,
             ) from error
         self.server, self.seen, self.mentioned = found.server, set(found.seen), set(found.mentioned)
-
-
-def log_name(role_name: str, run: RunId) -> str:
-    """Name of a role's log in its node's database: `client/digits-1`."""
-    return f"{role_name}/{run}"
-
-
-def spec_in_log(events: EventLog, log: str) -> RunSpec | None:
-    """The run that a log is of, from its first entry: a snapshot, or the letter that began it."""
-    for entry in events.read(log):
-        if entry.kind == SNAPSHOT:
-            return msgspec.msgpack.decode(entry.payload, type=_Snapshot).spec
-        event = decode_event(entry.payload)
-        if isinstance(event, Received):
-            spec: RunSpec | None = getattr(event.letter, "spec", None)
-            return spec
-    return None

@@ -34,7 +34,8 @@ from edgewise.fleet.training.letter_delivery import LetterDelivery
 from edgewise.fleet.training.local_worker import LocalWorker
 from edgewise.fleet.training.presence import Presence
 from edgewise.fleet.training.reception import Reception
-from edgewise.fleet.training.role_driver import RoleDriver, log_name, spec_in_log
+from edgewise.fleet.training.role_driver import RoleDriver
+from edgewise.fleet.training.role_log import log_name, spec_in_log
 from edgewise.fleet.training.run_blobs import Incoming
 from edgewise.training.protocols.letters import Address, AnyLetter, BlobName, RunSpec
 from edgewise.training.protocols.messages import Action, Refusal, Send, SetTimer, TimerFired, Work

@@ -9,6 +9,7 @@ One multiply-add counts as two operations. No batch norm: clients see few and sk
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import cast
 
 from torch import Tensor, nn
@@ -19,7 +20,8 @@ class MultiExitNet(nn.Module):  # type: ignore[misc]
     """The demo's model for 1x8x8 images.
 
     Args:
-        channels: Channels of the head's two stages.
+        channels: Channels of the head's convolutions at full size; behind two, there is a third at half size. One makes
+            a head that a very slow device can run.
         cut_channels: Channels of the neck; the cut carries cut_channels x 4 x 4 values.
         tail_channels: Channels of the tail's convolutions.
         tail_depth: Number of 3x3 convolutions in the tail, the first one aside.
@@ -33,21 +35,17 @@ class MultiExitNet(nn.Module):  # type: ignore[misc]
     def __init__(
         self,
         *,
-        channels: tuple[int, int] = (16, 32),
+        channels: Sequence[int] = (16, 32),
         cut_channels: int = 8,
         tail_channels: int = 128,
         tail_depth: int = 2,
         num_classes: int = 10,
     ) -> None:
         super().__init__()
-        first, second = channels
-        self.head = nn.Sequential(
-            *_conv(1, first),
-            *_conv(first, second),
-            nn.MaxPool2d(2),
-            *_conv(second, second),
-            *_conv(second, cut_channels, 1),
-        )
+        last = channels[-1]
+        full = [layer for a, b in pairwise((1, *channels)) for layer in _conv(a, b)]
+        half = _conv(last, last) if len(channels) > 1 else []
+        self.head = nn.Sequential(*full, nn.MaxPool2d(2), *half, *_conv(last, cut_channels, 1))
         self.exit_0 = nn.Sequential(nn.Flatten(), nn.Linear(cut_channels * 16, num_classes))
         depth = [layer for _ in range(tail_depth) for layer in _conv(tail_channels, tail_channels)]
         self.tail = nn.Sequential(*_conv(cut_channels, tail_channels), *depth, nn.MaxPool2d(2), nn.Flatten())

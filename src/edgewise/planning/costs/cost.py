@@ -143,6 +143,11 @@ class CostTable:
         """Fixed cost of a stage call on a tier; 0 for a tier without a profile, which only relays."""
         return self.profiles[tier].overhead_s if tier in self.profiles else 0.0
 
+    def overhead_spread_s(self, tier: Tier) -> float:
+        """How far the 95th percentile of a stage call's fixed cost is above its median; 0 where it is not known."""
+        profile = self.profiles.get(tier)
+        return 0.0 if profile is None else max(0.0, profile.overhead_p95_s - profile.overhead_s)
+
     def call_s(self, tier: Tier) -> float:
         """What running anything at all on a tier costs: the fixed part of a session's run."""
         return self.profiles[tier].call_s * self.slowdown.get(tier, 1.0) if tier in self.profiles else 0.0

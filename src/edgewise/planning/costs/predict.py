@@ -15,7 +15,7 @@ import msgspec
 from edgewise.core.ids import TIERS, Tier
 from edgewise.planning.costs.cost import CostTable
 from edgewise.planning.costs.operating_point import OperatingPoint
-from edgewise.planning.plan import EXIT, FILTERED, INPUT, Gate, Handover, Path, Plan, Prediction, Site, Stage
+from edgewise.planning.plan import EXIT, FILTERED, FLOAT32, INPUT, Gate, Handover, Path, Plan, Prediction, Site, Stage
 
 _P95_SIGMAS = 1.645
 _PRECISION = 1e-7
@@ -40,7 +40,7 @@ class Placement(msgspec.Struct, frozen=True):
 
 
 def make_plan(
-    table: CostTable, placement: Placement, training_domain: str = "hierarchical", variant: str = "float32"
+    table: CostTable, placement: Placement, training_domain: str = "hierarchical", variant: str = FLOAT32
 ) -> Plan:
     """Writes a placement down as a plan.
 
@@ -48,7 +48,7 @@ def make_plan(
         table: Costs.
         placement: What runs where.
         training_domain: Of the model it serves.
-        variant: `float32` or `int8`.
+        variant: What the graph is of the model: `float32` itself, `int8`, `narrow`, …
 
     Returns:
         The plan with its predicted costs.
@@ -59,7 +59,7 @@ def make_plan(
     stages = tuple(_stage(table, placement, handovers, t) for t in running)
     predicted = predict(table, placement, route, handovers)
     return Plan(
-        _name(running, handovers, placement, len(table.graph.exits)),
+        _name(variant, running, handovers, placement, len(table.graph.exits)),
         table.graph.digest,
         stages,
         handovers,
@@ -181,13 +181,16 @@ def _gates(placement: Placement) -> tuple[Gate, ...]:
     return tuple(gates)
 
 
-def _name(running: Sequence[Tier], handovers: Sequence[Handover], placement: Placement, num_exits: int) -> str:
+def _name(
+    variant: str, running: Sequence[Tier], handovers: Sequence[Handover], placement: Placement, num_exits: int
+) -> str:
     coded = [h.codec + (" raw" if h.carries_raw else "") for h in handovers]
     inner = [f"exit {i} at {t:.2f}" for i, t in placement.operating_point.policy if t > 0]
     last = placement.operating_point.policy[-1][0]
     inner += [f"to exit {last}"] if last < num_exits - 1 else []
     kind = "split " if len(running) > 1 else "all on "
-    return ", ".join([kind + "|".join(running), *(["+".join(coded)] if coded else []), *inner])
+    model = "" if variant == FLOAT32 else f"{variant} model "
+    return ", ".join([model + kind + "|".join(running), *(["+".join(coded)] if coded else []), *inner])
 
 
 def predict(table: CostTable, placement: Placement, route: Sequence[Tier], handovers: Sequence[Handover]) -> Prediction:
@@ -231,7 +234,7 @@ def predict(table: CostTable, placement: Placement, route: Sequence[Tier], hando
 def _steps(
     table: CostTable, placement: Placement, route: Sequence[Tier], handovers: Sequence[Handover]
 ) -> tuple[dict[Tier, list[tuple[str, float]]], dict[Tier, float]]:
-    """Per tier, the waterfall from the hand-over on, and p95 − p50 of its compute."""
+    """Per tier, the waterfall from the hand-over on, and p95 − p50 of its compute, its overhead and the links to it."""
     steps: dict[Tier, list[tuple[str, float]]] = {}
     spreads: dict[Tier, float] = {}
     ways = dict(zip(route[1:], zip(route, handovers, strict=False), strict=True))
@@ -241,7 +244,10 @@ def _steps(
         median, p95 = table.segment_seconds(stop, [i for i, t in placement.group_tiers.items() if t is stop])
         if median > 0:
             rows.append((f"{stop} compute", median))
-        steps[stop], spreads[stop] = rows, max(0.0, p95 - median)
+        parts = [max(0.0, p95 - median), table.overhead_spread_s(stop)]
+        if stop in ways:
+            parts += [max(0.0, link.rtt_p95_s - link.rtt_s) for link in table.hops(ways[stop][0], stop)]
+        steps[stop], spreads[stop] = rows, sqrt(sum(part**2 for part in parts))
     return steps, spreads
 
 

@@ -17,6 +17,7 @@ measured is null with its reason in `unknown`.
 """
 
 from edgewise.ledger.kpis import InferenceKpis, Kpis, LatencyMs, TrainingKpis
+from edgewise.service.report.conclusions import conclusions
 from edgewise.service.report.observed import (
     AuditRow,
     RequestRow,
@@ -25,19 +26,18 @@ from edgewise.service.report.observed import (
     SplitSizes,
     TimelineEntry,
     VersionRow,
+    WayRow,
 )
+from edgewise.service.report.planned import Baseline, ExitShareRow, LevelEntry, PlannerAnswer, PlanSection
 from edgewise.service.report.report_files import read_report, write_report
 from edgewise.service.report.rows import KpiRow, kpi_rows
 from edgewise.service.report.schema import (
-    Baseline,
     CodecSection,
+    Conclusion,
     FaultsSection,
     LabelRow,
-    LevelEntry,
     LoopSection,
     PhaseRow,
-    PlannerAnswer,
-    PlanSection,
     Report,
     explained,
     unknown_numbers,
@@ -47,6 +47,8 @@ __all__ = [
     "AuditRow",
     "Baseline",
     "CodecSection",
+    "Conclusion",
+    "ExitShareRow",
     "FaultsSection",
     "InferenceKpis",
     "KpiRow",
@@ -66,6 +68,8 @@ __all__ = [
     "TimelineEntry",
     "TrainingKpis",
     "VersionRow",
+    "WayRow",
+    "conclusions",
     "explained",
     "kpi_rows",
     "read_report",

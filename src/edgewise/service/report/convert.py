@@ -16,8 +16,8 @@ from edgewise.lifecycle.loop import TimelineNote
 from edgewise.planning import levels
 from edgewise.planning.baselines import BaselineRow
 from edgewise.planning.plan import Plan
-from edgewise.service.report.observed import AuditRow, RequestRow, ResourceRow, TimelineEntry
-from edgewise.service.report.schema import Baseline, LevelEntry, PlannerAnswer
+from edgewise.service.report.observed import AuditRow, RequestRow, ResourceRow, TimelineEntry, WayRow
+from edgewise.service.report.planned import Baseline, LevelEntry, PlannerAnswer
 
 WORDS: dict[AnswerSource, str] = {
     AnswerSource.PLAN: "full plan",
@@ -31,12 +31,12 @@ WORDS: dict[AnswerSource, str] = {
 """Who answered, as the report says it."""
 
 
-def level_rows(rows: Iterable[levels.LevelRow], recommended: int | None = None) -> tuple[LevelEntry, ...]:
+def level_rows(rows: Iterable[levels.LevelRow], recommended: Plan | None = None) -> tuple[LevelEntry, ...]:
     """The planner's seven levels.
 
     Args:
         rows: From `plan_levels`.
-        recommended: Level of the plan in force.
+        recommended: The plan to use; only a row with this very plan is marked, not one of the same level.
 
     Returns:
         One row each; numbers of infeasible levels are None.
@@ -54,7 +54,7 @@ def level_rows(rows: Iterable[levels.LevelRow], recommended: int | None = None) 
             _number(row.egress_bytes),
             _number(row.accuracy),
             waterfall_ms(row.plan) if row.plan else (),
-            row.level == recommended,
+            recommended is not None and row.plan is not None and row.plan.digest == recommended.digest,
         )
         for row in rows
     )
@@ -69,13 +69,16 @@ def waterfall_ms(plan: Plan) -> tuple[tuple[str, float], ...]:
 
 
 def baseline_rows(
-    rows: Iterable[BaselineRow], measured_p50_ms: Mapping[str, float] | None = None
+    rows: Iterable[BaselineRow],
+    measured_p50_ms: Mapping[str, float] | None = None,
+    measured_mean_ms: Mapping[str, float] | None = None,
 ) -> tuple[Baseline, ...]:
     """The plain ways of serving.
 
     Args:
         rows: From `baselines`.
         measured_p50_ms: By name, for those that were run too.
+        measured_mean_ms: Likewise.
 
     Returns:
         One row each.
@@ -93,17 +96,19 @@ def baseline_rows(
             row.plan.predicted.device_energy_j,
             row.plan.predicted.egress_bytes,
             _number(row.plan.predicted.accuracy),
+            (measured_mean_ms or {}).get(row.name),
         )
         for row in rows
     )
 
 
-def planner_answer(question: str, said: levels.Recommendation) -> PlannerAnswer:
+def planner_answer(question: str, said: levels.Recommendation, ways: Sequence[WayRow] = ()) -> PlannerAnswer:
     """One of the planner's answers.
 
     Args:
         question: Policy and links as a sentence.
         said: From `recommend`.
+        ways: The answer and the best others, as measured.
 
     Returns:
         The row.
@@ -121,7 +126,18 @@ def planner_answer(question: str, said: levels.Recommendation) -> PlannerAnswer:
         predicted.egress_bytes,
         _number(said.margin_fraction),
         said.reason,
+        1e3 * predicted.latency_mean_s,
+        _number(said.gain_fraction),
+        tuple(ways),
+        measured_best(ways),
     )
+
+
+def measured_best(ways: Sequence[WayRow]) -> bool | None:
+    """Whether the recommended way has the lowest measured mean of those allowed; None if it was not measured."""
+    taken = {way.recommended: way.mean_ms for way in ways if way.recommended and way.mean_ms is not None}
+    others = [way.mean_ms for way in ways if way.allowed and not way.recommended and way.mean_ms is not None]
+    return None if True not in taken or not others else taken[True] <= min(others)
 
 
 def request_row(

@@ -103,6 +103,38 @@ class RequestRow(msgspec.Struct, frozen=True):
     warm_up: bool = False
 
 
+class WayRow(msgspec.Struct, frozen=True):
+    """One way of serving that was measured beside others, on the same inputs in turn.
+
+    Attributes:
+        name: Of its plan.
+        variant: Of the model: `float32`, `int8`, `narrow`, …
+        tiers: Who computes.
+        allowed: Whether the question's policy allows it.
+        recommended: Whether it is what the planner recommends there.
+        requests: Sent.
+        answered: Of them.
+        predicted_mean_ms: Mean latency, from the profile.
+        mean_ms: Measured.
+        p50_ms: Measured.
+        p95_ms: Measured.
+        accuracy: Of its answers.
+    """
+
+    name: str
+    variant: str
+    tiers: tuple[str, ...]
+    allowed: bool = True
+    recommended: bool = False
+    requests: int = 0
+    answered: int = 0
+    predicted_mean_ms: float | None = None
+    mean_ms: float | None = None
+    p50_ms: float | None = None
+    p95_ms: float | None = None
+    accuracy: float | None = None
+
+
 class TimelineEntry(msgspec.Struct, frozen=True):
     """Something that happened.
 

@@ -7,7 +7,9 @@ from html import escape
 from importlib.resources import files
 
 from edgewise.service.report import plots, tables
-from edgewise.service.report.schema import PlannerAnswer, Report, is_unknown
+from edgewise.service.report.conclusions import conclusions, headline
+from edgewise.service.report.planned import PlannerAnswer
+from edgewise.service.report.schema import Report, is_unknown
 from edgewise.service.report.tables import milliseconds, percent, size
 
 Section = tuple[str, str, str]
@@ -59,10 +61,21 @@ def _cards(report: Report) -> str:
                 f"accuracy after {report.kpis.training.rounds} rounds of training",
             )
         )
-    if not is_unknown(plan.margin_fraction):
-        cards.append(_card(f"{plan.margin_fraction:+.0%}", "p50 saved against the best plan on one node"))
-    if not is_unknown(plan.median_abs_error_fraction):
-        cards.append(_card(percent(plan.median_abs_error_fraction), "median error of the predicted latency"))
+    said = headline(report)
+    if said is not None:
+        cards.insert(0, _card(escape(said[0]), said[1]))
+    if (
+        plan.mean_error_fraction is not None
+        and plan.p50_error_fraction is not None
+        and plan.p95_error_fraction is not None
+    ):
+        cards.append(
+            _card(
+                percent(plan.mean_error_fraction),
+                f"off in the predicted mean of the whole stream; p50 {plan.p50_error_fraction:.1%}, p95 "
+                f"{plan.p95_error_fraction:.1%}, shares of exits {plan.share_error_points or 0:.1f} points",
+            )
+        )
     if faults.requests and faults.answered_by_deadline is not None:
         cards.append(
             _card(f"{faults.answered_by_deadline} / {faults.requests}", "answered by the deadline during faults")
@@ -135,21 +148,31 @@ def _plan(report: Report) -> Section:
     body = ""
     if report.answers:
         body += f'<p>The same model, three questions.</p><div class="trio">{"".join(_answer(a) for a in report.answers)}</div>'
+    for answer in report.answers:
+        if answer.ways:
+            body += f"<h3>Measured: {escape(answer.question)}</h3>" + tables.way_table(answer.ways)
     if plan.levels:
-        body += "<h3>Seven levels of edge intelligence</h3><p>The best plan of each, predicted from measured profiles; device energy is modelled.</p>"
-        body += tables.level_table(plan.levels)
+        body += (
+            "<h3>Seven levels of edge intelligence</h3><p>The plan in force first, then the best plan of each level with the "
+            "model that this level would train, predicted from measured profiles; device energy is modelled.</p>"
+        )
+        body += tables.level_table(plan.levels, plan)
+    if plan.assumed:
+        body += f"<p>Assumed: {escape('; '.join(plan.assumed))}.</p>"
     if report.baselines:
         body += "<h3>The plan and what one would do without it</h3>" + tables.baseline_table(report)
     return "plan", "Plan", body
 
 
 def _answer(answer: PlannerAnswer) -> str:
-    margin = "" if is_unknown(answer.margin_fraction) else f", {answer.margin_fraction:+.0%} against one node"
+    gain = answer.gain_fraction
+    margin = "" if gain is None or not answer.collaborates else f", mean {gain:+.0%} against one node, predicted"
+    best = {True: tables.tag("measured best", "good"), False: tables.tag("not the measured best", "bad"), None: ""}
     verdict = "collaborate" if answer.collaborates else "do not collaborate"
     return (
         f'<div class="card"><h3>{escape(answer.question)}</h3><b>{escape(answer.plan)}</b>'
-        f"<span>{tables.tag(verdict, 'good' if answer.collaborates else '')} {escape(' + '.join(answer.tiers))}{margin}</span>"
-        f"<span>p50 {milliseconds(answer.predicted_p50_ms)}, p95 {milliseconds(answer.predicted_p95_ms)}, "
+        f"<span>{tables.tag(verdict, 'good' if answer.collaborates else '')} {best[answer.is_measured_best]} {escape(' + '.join(answer.tiers))}{margin}</span>"
+        f"<span>predicted mean {milliseconds(answer.predicted_mean_ms)}, p50 {milliseconds(answer.predicted_p50_ms)}, p95 {milliseconds(answer.predicted_p95_ms)}, "
         f"{size(answer.egress_bytes)} per request, accuracy {percent(answer.accuracy)}</span>"
         f"<span>{escape(answer.reason)}</span></div>"
     )
@@ -160,11 +183,12 @@ def _serving(report: Report) -> Section:
         return "serving", "Serving", ""
     plan = report.plan
     body = ""
+    if plan.measured_mean_ms is not None:
+        body = tables.stream_table(plan)
     if not is_unknown(plan.median_abs_error_fraction):
-        body = (
-            f"<p>Predicted p50 {milliseconds(plan.predicted_p50_ms)}, measured {milliseconds(plan.measured_p50_ms)}; median error "
-            f"{percent(plan.median_abs_error_fraction)} over {tables.plain(plan.num_compared)} requests "
-            f"({tables.plain(plan.num_warm_up)} warm-up left out).</p>"
+        body += (
+            f"<p>By the path each request took, the median error is {percent(plan.median_abs_error_fraction)} over "
+            f"{tables.plain(plan.num_compared)} requests ({tables.plain(plan.num_warm_up)} warm-up left out).</p>"
         )
     drawn = [
         _figure(
@@ -213,6 +237,8 @@ def _faults(report: Report) -> Section:
         f"failover in {milliseconds(faults.failover_ms)}, the restarted edge used again: {tables.yes_no(faults.returned_home)}"
         f"{'. Answered by: ' + escape(shares) if shares else ''}.</p>"
     )
+    if faults.notes:
+        body += "<ul>" + "".join(f"<li>{escape(note)}</li>" for note in faults.notes) + "</ul>"
     return "faults", "Faults", body + (tables.phase_table(report) if faults.phases else "")
 
 
@@ -240,6 +266,16 @@ def _cost(report: Report) -> Section:
     return "cost", "What each node used", body
 
 
+def _conclusions(report: Report) -> Section:
+    found = report.conclusions or conclusions(report)
+    answers = "".join(
+        f'<div class="card"><h3>{escape(c.question)}</h3><b>{escape(c.verdict)}</b><span>{escape(c.answer)}</span></div>'
+        for c in found
+        if any(c.holds is not None for c in found)
+    )
+    return "conclusions", "Four answers", f'<div class="trio">{answers}</div>' if answers else ""
+
+
 def _unknown(report: Report) -> Section:
     return "unknown", "What is not known", tables.unknown_table(report) if report.unknown else ""
 
@@ -255,4 +291,5 @@ SECTIONS: tuple[Callable[[Report], Section], ...] = (
     _quality,
     _cost,
     _unknown,
+    _conclusions,
 )

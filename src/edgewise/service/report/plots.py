@@ -167,7 +167,7 @@ def draw_prediction(figure: Any, report: Report, paint: Paint) -> None:
             color=colour,
             alpha=0.55,
             linewidths=0,
-            label=f"left at exit {exit_index + 1}",
+            label=f"left at exit {exit_index}",
         )
     most = 1.1 * max(
         [r.predicted_ms or 0 for r in rows] + sorted(r.latency_ms or 0 for r in rows)[: max(1, int(0.98 * len(rows)))]

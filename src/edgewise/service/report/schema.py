@@ -18,130 +18,7 @@ from edgewise.service.report.observed import (
     TimelineEntry,
     VersionRow,
 )
-
-
-class LevelEntry(msgspec.Struct, frozen=True):
-    """One of the seven levels of edge intelligence, best plan of it.
-
-    Attributes:
-        level: 0 to 6.
-        tiers: Who computes, from the device outward.
-        training_domain: `cloud`, `hierarchical`, `edge` or `device`.
-        feasible: Whether the policy allows it.
-        reason: Why not, or what the plan is.
-        predicted_p50_ms: Median latency.
-        predicted_p95_ms: 95th percentile.
-        device_energy_j: Per request, modelled.
-        egress_bytes: Leaving the device per request.
-        accuracy: Predicted from the level's own model.
-        waterfall: Milliseconds by stage of the request that goes furthest, in order.
-        recommended: Whether the planner recommends it.
-    """
-
-    level: int
-    tiers: tuple[str, ...]
-    training_domain: str
-    feasible: bool
-    reason: str = ""
-    predicted_p50_ms: float | None = None
-    predicted_p95_ms: float | None = None
-    device_energy_j: float | None = None
-    egress_bytes: float | None = None
-    accuracy: float | None = None
-    waterfall: tuple[tuple[str, float], ...] = ()
-    recommended: bool = False
-
-
-class Baseline(msgspec.Struct, frozen=True):
-    """What one would do without collaborating, beside the plan: raw to the edge, PNG to the cloud, int8 on the device.
-
-    Attributes:
-        name: Its name.
-        allowed: Whether the policy allows it.
-        reason: Why not.
-        predicted_p50_ms: Median latency.
-        predicted_p95_ms: 95th percentile.
-        measured_p50_ms: If it was run too.
-        device_energy_j: Per request, modelled.
-        egress_bytes: Leaving the device per request.
-        accuracy: Predicted.
-    """
-
-    name: str
-    allowed: bool = True
-    reason: str = ""
-    predicted_p50_ms: float | None = None
-    predicted_p95_ms: float | None = None
-    measured_p50_ms: float | None = None
-    device_energy_j: float | None = None
-    egress_bytes: float | None = None
-    accuracy: float | None = None
-
-
-class PlannerAnswer(msgspec.Struct, frozen=True):
-    """One question put to the planner and what it said.
-
-    Attributes:
-        question: The policy and links, as a sentence.
-        plan: Name of the plan it recommends.
-        tiers: Who computes.
-        level: Its level.
-        collaborates: False is "do not collaborate".
-        predicted_p50_ms: Median latency.
-        predicted_p95_ms: 95th percentile.
-        accuracy: Predicted.
-        egress_bytes: Per request.
-        margin_fraction: 1 − p50(plan) / p50(best plan that uses one node).
-        reason: One sentence.
-    """
-
-    question: str
-    plan: str
-    tiers: tuple[str, ...]
-    level: int | None = None
-    collaborates: bool = False
-    predicted_p50_ms: float | None = None
-    predicted_p95_ms: float | None = None
-    accuracy: float | None = None
-    egress_bytes: float | None = None
-    margin_fraction: float | None = None
-    reason: str = ""
-
-
-class PlanSection(msgspec.Struct, frozen=True):
-    """The plan in force and how true its prediction was.
-
-    Attributes:
-        level: Of the plan.
-        tiers: Who computes.
-        margin_fraction: 1 − p50(plan) / p50(best plan that uses one node).
-        predicted_p50_ms: From the profile taken before the stream.
-        measured_p50_ms: In the fault-free part, warm-up excluded.
-        median_abs_error_fraction: Median over requests of |measured − predicted| / measured.
-        levels: The seven, in order.
-        name: Text a person recognises.
-        predicted_p95_ms: The deadline is three times this.
-        device_energy_j: Per request, predicted.
-        egress_bytes: Leaving the device per request, predicted.
-        accuracy: Predicted.
-        num_warm_up: Requests left out of the comparison.
-        num_compared: Requests in it.
-    """
-
-    level: int | None = None
-    tiers: tuple[str, ...] = ()
-    margin_fraction: float | None = None
-    predicted_p50_ms: float | None = None
-    measured_p50_ms: float | None = None
-    median_abs_error_fraction: float | None = None
-    levels: tuple[LevelEntry, ...] = ()
-    name: str = ""
-    predicted_p95_ms: float | None = None
-    device_energy_j: float | None = None
-    egress_bytes: float | None = None
-    accuracy: float | None = None
-    num_warm_up: int | None = None
-    num_compared: int | None = None
+from edgewise.service.report.planned import Baseline, LevelEntry, PlannerAnswer, PlanSection
 
 
 class CodecSection(msgspec.Struct, frozen=True):
@@ -199,8 +76,9 @@ class FaultsSection(msgspec.Struct, frozen=True):
         failover_ms: From the kill to the first answer that used another edge or the device's exit instead.
         returned_home: Whether the restarted edge was used again.
         shares: Of the requests, by who answered: `full plan`, `device exit`, `another edge`.
-        deadline_ms: Three times the fault-free plan's predicted p95.
+        deadline_ms: Three times the fault-free plan's predicted p95, at least 100 ms.
         phases: One row each.
+        notes: What the faults did, one sentence each; of every late or unanswered request, what was seen.
     """
 
     requests: int | None = None
@@ -212,6 +90,7 @@ class FaultsSection(msgspec.Struct, frozen=True):
     shares: dict[str, float] = {}
     deadline_ms: float | None = None
     phases: tuple[PhaseRow, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class LabelRow(msgspec.Struct, frozen=True):
@@ -258,6 +137,22 @@ class LoopSection(msgspec.Struct, frozen=True):
     labels: tuple[LabelRow, ...] = ()
 
 
+class Conclusion(msgspec.Struct, frozen=True):
+    """One of the questions that a run is for, and what it found.
+
+    Attributes:
+        question: As the README asks it.
+        verdict: In a word or two: `yes`, `no`, `do not collaborate`, …
+        answer: With the numbers, in sentences.
+        holds: Whether it turned out well; None if nobody looked.
+    """
+
+    question: str
+    verdict: str
+    answer: str
+    holds: bool | None = None
+
+
 class Report(msgspec.Struct, frozen=True):
     """A run's report.
 
@@ -278,6 +173,7 @@ class Report(msgspec.Struct, frozen=True):
         timeline: What happened, in order.
         resources: Per node.
         energy_parameters: Parameters of the energy model, by tier.
+        conclusions: Answers to the four questions, `conclusions(report)`.
         unknown: Dotted path of every null number, with the reason.
         meta: Version, seed, machine, date: words only.
     """
@@ -298,6 +194,7 @@ class Report(msgspec.Struct, frozen=True):
     timeline: tuple[TimelineEntry, ...] = ()
     resources: tuple[ResourceRow, ...] = ()
     energy_parameters: dict[str, dict[str, float]] = {}
+    conclusions: tuple[Conclusion, ...] = ()
     unknown: dict[str, str] = {}
     meta: dict[str, str] = {}
 

@@ -7,8 +7,10 @@ from html import escape
 from typing import Any
 
 from edgewise.core.units import format_bytes
+from edgewise.service.report.observed import WayRow
+from edgewise.service.report.planned import LevelEntry, PlanSection
 from edgewise.service.report.rows import format_joules, kpi_rows
-from edgewise.service.report.schema import LevelEntry, Report, is_unknown
+from edgewise.service.report.schema import Report, is_unknown
 
 NONE = "–"
 
@@ -83,14 +85,31 @@ def kpi_table(report: Report) -> str:
     return table(("", "KPI", "#value", "how known"), rows)
 
 
-def level_table(levels: Sequence[LevelEntry]) -> str:
-    """The seven levels with their latency stacked by stage."""
+def level_table(levels: Sequence[LevelEntry], plan: PlanSection | None = None) -> str:
+    """The seven levels with their latency stacked by stage, the plan in force above them."""
     stages = list(dict.fromkeys(name for level in levels for name, _ in level.waterfall))
-    colours = {name: f"var(--s{index % 6 + 1})" for index, name in enumerate(stages)}
+    paints = {name: stage_paint(index) for index, name in enumerate(stages)}
     longest = max((sum(ms for _, ms in level.waterfall) for level in levels), default=0.0) or 1.0
     rows, classes = [], []
+    if plan is not None and plan.name and not any(level.recommended for level in levels):
+        classes.append("chosen")
+        rows.append(
+            (
+                "<b>plan</b>",
+                f'<span class="w">{escape(" + ".join(plan.tiers)) or NONE}</span>',
+                "in force",
+                milliseconds(plan.predicted_p50_ms),
+                milliseconds(plan.predicted_p95_ms),
+                "",
+                joules(plan.device_energy_j),
+                size(plan.egress_bytes),
+                percent(plan.accuracy),
+                _reason(tag("recommended", "good"), plan.name),
+            )
+        )
     for level in levels:
         classes.append("chosen" if level.recommended else "" if level.feasible else "off")
+        mark = tag("recommended", "good") if level.recommended else "" if level.feasible else tag("not allowed", "bad")
         rows.append(
             (
                 f"<b>{level.level}</b>",
@@ -98,16 +117,14 @@ def level_table(levels: Sequence[LevelEntry]) -> str:
                 escape(level.training_domain),
                 milliseconds(level.predicted_p50_ms),
                 milliseconds(level.predicted_p95_ms),
-                _waterfall(level, colours, longest),
+                _waterfall(level, paints, longest),
                 joules(level.device_energy_j),
                 size(level.egress_bytes),
                 percent(level.accuracy),
-                (tag("recommended", "good") + " " if level.recommended else "")
-                + ("" if level.feasible else tag("not allowed", "bad") + " ")
-                + escape(level.reason),
+                _reason(mark, level.reason),
             )
         )
-    legend = "".join(f'<span><i style="background:{colours[s]}"></i>{escape(s)}</span>' for s in stages)
+    legend = "".join(f'<span><i style="background:{paints[s]}"></i>{escape(s)}</span>' for s in stages)
     head = (
         "level",
         "computes",
@@ -123,11 +140,79 @@ def level_table(levels: Sequence[LevelEntry]) -> str:
     return table(head, rows, classes) + (f'<div class="legend">{legend}</div>' if legend else "")
 
 
-def _waterfall(level: LevelEntry, colours: dict[str, str], longest: float) -> str:
+def _reason(mark: str, text: str) -> str:
+    return f'<div class="reason">{mark} {escape(text)}</div>'
+
+
+NUM_COLOURS = 6
+_HATCHES = ("90deg", "45deg", "0deg", "135deg")
+
+
+def stage_paint(index: int) -> str:
+    """A CSS background that no other stage has: six colours plain, then the same hatched in four directions."""
+    colour, turn = f"var(--s{index % NUM_COLOURS + 1})", index // NUM_COLOURS
+    if turn == 0:
+        return colour
+    width = 2 + (turn - 1) // len(_HATCHES)
+    hatch = f"{_HATCHES[(turn - 1) % len(_HATCHES)]},{colour} 0 {width}px,var(--card) {width}px {2 * width}px"
+    return f"repeating-linear-gradient({hatch})"
+
+
+def way_table(ways: Sequence[WayRow]) -> str:
+    """Ways of serving, measured in turn on the same inputs."""
+    rows = [
+        (
+            f"<b>{escape(way.name)}</b>",
+            milliseconds(way.predicted_mean_ms),
+            milliseconds(way.mean_ms),
+            milliseconds(way.p50_ms),
+            milliseconds(way.p95_ms),
+            percent(way.accuracy),
+            f"{way.answered} / {way.requests}",
+            _reason(
+                tag("recommended", "good") if way.recommended else "" if way.allowed else tag("not allowed", "bad"), ""
+            ),
+        )
+        for way in ways
+    ]
+    head = ("way", "#predicted mean", "#mean", "#p50", "#p95", "#accuracy", "#answered", "")
+    return table(head, rows, ["chosen" if w.recommended else "" if w.allowed else "off" for w in ways])
+
+
+def stream_table(plan: PlanSection) -> str:
+    """Predicted beside measured, over the whole fault-free stream."""
+    shares = plan.exit_shares
+    rows = [
+        (
+            "<b>predicted</b>",
+            milliseconds(plan.predicted_mean_ms),
+            milliseconds(plan.predicted_p50_ms),
+            milliseconds(plan.predicted_p95_ms),
+            *(percent(share.predicted) for share in shares),
+        ),
+        (
+            "<b>measured</b>",
+            milliseconds(plan.measured_mean_ms),
+            milliseconds(plan.measured_p50_ms),
+            milliseconds(plan.measured_p95_ms),
+            *(percent(share.measured) for share in shares),
+        ),
+        (
+            "<b>off by</b>",
+            percent(plan.mean_error_fraction),
+            percent(plan.p50_error_fraction),
+            percent(plan.p95_error_fraction),
+            *(f"{100 * abs(share.predicted - share.measured):.1f} points" for share in shares),
+        ),
+    ]
+    return table(("whole stream", "#mean", "#p50", "#p95", *(f"#leave at exit {s.exit}" for s in shares)), rows)
+
+
+def _waterfall(level: LevelEntry, paints: dict[str, str], longest: float) -> str:
     if not level.waterfall:
         return '<div class="fallbox"></div>'
     bars = "".join(
-        f'<i style="width:{100 * ms / longest:.2f}%;background:{colours[name]}" title="{escape(name)}: {ms:.2f} ms"></i>'
+        f'<i style="width:{100 * ms / longest:.2f}%;background:{paints[name]}" title="{escape(name)}: {ms:.2f} ms"></i>'
         for name, ms in level.waterfall
     )
     return f'<div class="fallbox"><div class="fall">{bars}</div></div>'
@@ -144,7 +229,7 @@ def baseline_table(report: Report) -> str:
         joules(plan.device_energy_j),
         size(plan.egress_bytes),
         percent(plan.accuracy),
-        "the plan in force",
+        _reason("", "the plan in force"),
     )
     rows = [
         (
@@ -155,7 +240,7 @@ def baseline_table(report: Report) -> str:
             joules(b.device_energy_j),
             size(b.egress_bytes),
             percent(b.accuracy),
-            ("" if b.allowed else tag("not allowed", "bad") + " ") + escape(b.reason),
+            _reason("" if b.allowed else tag("not allowed", "bad"), b.reason),
         )
         for b in report.baselines
     ]
@@ -218,7 +303,17 @@ def label_table(report: Report) -> str:
         )
         for r in report.loop.labels
     ]
-    return table(("label source", "#asked", "#labelled", "#agrees with truth", "#features sent", "#raw sent"), rows)
+    return table(
+        (
+            "label source",
+            "#asked",
+            "#labelled",
+            "#agreement with the truth, where known",
+            "#features sent",
+            "#raw sent",
+        ),
+        rows,
+    )
 
 
 def resource_table(report: Report) -> str:

@@ -14,7 +14,7 @@ from edgewise.simulation.simulate import SimulationOptions, edge_of_clients
 from edgewise.training.job import JobFile, make_task
 
 LOOK_EVERY_S = 0.2
-_LAST = 19
+_LATER = 5
 LONGEST_FIRST = ("device", "edge", "hierarchical", "cloud")
 
 
@@ -77,7 +77,7 @@ def simulate_domains(
 def _begin(is_background: bool) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's ctrl-C reaches all; who asked says what becomes of us
     if is_background:
-        os.nice(_LAST)
+        os.nice(_LATER)
 
 
 def _one(job: JobFile, domain: str, folder: str, public_fraction: float) -> DomainResult:

@@ -4,13 +4,16 @@
 dilation = 1.0
 [edges]
 count = 2
-dilation = 4.0
+speed = "10 GFLOP/s"
 link = { rate = "50 Mbit/s", rtt = "20 ms" }
 [devices]
 per_edge = 4
 trainers_per_edge = 3
-dilation = 30.0
+speed = "200 MFLOP/s"
 link = { rate = "20 Mbit/s", rtt = "5 ms" }
+
+A class has a speed, then it is as fast on every machine that emulates it: its dilation follows from what the model
+takes here (`class_speeds.py`). Or it has a dilation, then it is so many times slower than whichever machine that is.
 """
 
 from __future__ import annotations
@@ -39,9 +42,16 @@ class LinkClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CloudClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Describes the cloud node."""
+    """Describes the cloud node.
+
+    Attributes:
+        dilation: How many times slower than this machine it computes; what counts where no speed is declared.
+        speed: How fast it runs the fleet's model, e.g. "10 GFLOP/s"; "" for none.
+        active_power_w: Modelled power while computing.
+    """
 
     dilation: float = 1.0
+    speed: str = ""
     active_power_w: float = 60.0
 
 
@@ -50,6 +60,7 @@ class EdgeClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     count: int = 2
     dilation: float = 4.0
+    speed: str = ""
     active_power_w: float = 15.0
     link: LinkClass = LinkClass("50 Mbit/s", "20 ms")
 
@@ -60,6 +71,7 @@ class DeviceClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     per_edge: int = 4
     trainers_per_edge: int = 3
     dilation: float = 30.0
+    speed: str = ""
     active_power_w: float = 3.0
     link: LinkClass = LinkClass("20 Mbit/s", "5 ms")
     standby: bool = True

@@ -20,10 +20,10 @@ from edgewise.core.seeds import Seeds
 from edgewise.core.spec import Spec
 from edgewise.training.algorithm import ClientRecord, FederatedAlgorithm
 from edgewise.training.protocols import collection as c
+from edgewise.training.protocols import ending, opening
 from edgewise.training.protocols import run_state as r
 from edgewise.training.protocols.client_role import CLIENT_ROLE
-from edgewise.training.protocols.closing import after_end, closed
-from edgewise.training.protocols.folding import Decoder, fold
+from edgewise.training.protocols.closing import folded
 from edgewise.training.protocols.letters import (
     Address,
     AnyLetter,
@@ -44,23 +44,24 @@ from edgewise.training.protocols.messages import (
     EndRun,
     Event,
     LetterInvalid,
+    Quarantine,
     Received,
     Refusal,
     RunCancelled,
     RunStarted,
     Send,
-    SetTimer,
     Store,
     TimerFired,
 )
-from edgewise.training.protocols.part_calls import asked, ended_by_parts
+from edgewise.training.protocols.part_calls import ended_by_parts
 from edgewise.training.protocols.protocol import CLIENT, COORDINATOR, Blobs, Protocol, Role, RunView, Step
 from edgewise.training.protocols.run_state import Phase, RunState
+from edgewise.training.protocols.step_parts import StepParts
 from edgewise.training.protocols.transitions import Table, accepted, dispatch, ignored, refused
 
 
 class Ticket(msgspec.Struct, frozen=True):
-    """An order whose update is awaited: what it said, so that it can be repeated."""
+    """An order whose update is awaited, with its content, so that it can be sent again."""
 
     round: RoundNumber
     sections: tuple[SectionBlob, ...]
@@ -82,11 +83,8 @@ class BufferedState(msgspec.Struct, frozen=True):
 Result = tuple[BufferedState, tuple[Action, ...]]
 
 
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    algorithm: FederatedAlgorithm
-    blobs: Blobs
-    decoder: Decoder
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _BufferParts(StepParts):
     concurrency: int
     buffer_size: int
 
@@ -118,24 +116,24 @@ def buffered(concurrency: int, buffer_size: int) -> Protocol:
         )
 
     def make_step(algorithm: FederatedAlgorithm, blobs: Blobs) -> Step:
-        parts = _Parts(algorithm, blobs, Decoder(blobs), concurrency, buffer_size)
+        parts = _BufferParts(algorithm, blobs, concurrency=concurrency, buffer_size=buffer_size)
 
         def step(state: BufferedState | None, event: Event) -> Result:
             if state is None:
                 if not isinstance(event, RunStarted):
                     raise StoreError(f"the log begins with {type(event).__name__}, a run begins with RunStarted.")
-                run, actions = r.started(algorithm, blobs, event)
+                run, actions = opening.started(algorithm, blobs, event)
                 state = BufferedState(run)
                 return (state, actions) if run.phase is Phase.ENDED else _opened(parts, state, actions)
             return dispatch(TABLE, COORDINATOR, parts, state.run.phase, state, event)
 
         def ended(state: BufferedState | None, event: Event, fault: str) -> Result:
             if state is not None:
-                return _ended(state, r.failed(state.run, fault))
+                return _ended(state, ending.failed(state.run, fault))
             assert isinstance(event, RunStarted)
-            run, actions = r.started(algorithm, blobs, event)
-            run, ending = r.failed(run, fault)
-            return _ended(BufferedState(run), (run, actions + ending))
+            run, actions = opening.started(algorithm, blobs, event)
+            run, end = ending.failed(run, fault)
+            return _ended(BufferedState(run), (run, actions + end))
 
         return ended_by_parts(step, ended)
 
@@ -164,7 +162,7 @@ def _misfit(algorithm: FederatedAlgorithm) -> str:
 def resume(state: BufferedState) -> tuple[Action, ...]:
     """What is outstanding after a replay; carrying it out twice is harmless."""
     if state.run.outcome is not None:
-        return (EndRun(state.run.outcome), *r.endings(state.run))
+        return (EndRun(state.run.outcome), *ending.endings(state.run))
     orders = _orders(state, _at_work(state))
     return (*r.set_timer(state.run), *(orders or (r.waiting(state.run),)))
 
@@ -208,7 +206,7 @@ def _orders(state: BufferedState, clients: Iterable[ClientId]) -> tuple[Action, 
     )
 
 
-def _opened(parts: _Parts, state: BufferedState, actions: tuple[Action, ...]) -> Result:
+def _opened(parts: _BufferParts, state: BufferedState, actions: tuple[Action, ...]) -> Result:
     run = state.run
     if run.phase is Phase.WAITING and len(run.collection.able) < run.config.quorum:
         return state, (*actions, *r.set_timer(run), r.waiting(run))
@@ -216,7 +214,7 @@ def _opened(parts: _Parts, state: BufferedState, actions: tuple[Action, ...]) ->
     return _filled(parts, state, (*actions, *r.set_timer(run)))
 
 
-def _filled(parts: _Parts, state: BufferedState, actions: tuple[Action, ...]) -> Result:
+def _filled(parts: _BufferParts, state: BufferedState, actions: tuple[Action, ...]) -> Result:
     """Asks as many more as there is room for; who failed in this round is not asked again before the next."""
     run, collection = state.run, state.run.collection
     busy = state.tickets.keys() | collection.answers.keys() | collection.missing.keys()
@@ -225,22 +223,22 @@ def _filled(parts: _Parts, state: BufferedState, actions: tuple[Action, ...]) ->
     if num > 0:
         place = Seeds(run.config.seed).at("round", collection.round, "select", len(collection.answers), len(busy))
         rng = place.rng()
-        chosen = r.chosen(parts.algorithm, r.candidates_of(run, free), collection.round, rng)
+        chosen = opening.chosen(parts.algorithm, opening.candidates_of(run, free), collection.round, rng)
         asked = [chosen[i] for i in sorted(rng.permutation(len(chosen))[:num])]
         state, store = _asked(parts, state, asked, actions)
         return state, (*actions, *store, *_orders(state, asked))
-    if run.deadline_s is None and r.cannot_close(run, parts.buffer_size):
-        run, ending = r.without_hope(run, parts.buffer_size)
-        return _ended(state, (run, actions + ending))
+    if run.deadline_s is None and ending.cannot_close(run, parts.buffer_size):
+        run, end = ending.without_hope(run, parts.buffer_size)
+        return _ended(state, (run, actions + end))
     return state, actions if _at_work(state) else (*actions, r.waiting(run))
 
 
 def _asked(
-    parts: _Parts, state: BufferedState, clients: list[ClientId], before: tuple[Action, ...]
+    parts: _BufferParts, state: BufferedState, clients: list[ClientId], before: tuple[Action, ...]
 ) -> tuple[BufferedState, tuple[Action, ...]]:
     run, none = state.run, ClientRecord()
-    blobs = r.with_stored(parts.blobs, before)
-    sent, own, data = r.sections_down(parts.algorithm, blobs, run, 0, tuple(clients))
+    blobs = opening.with_stored(parts.blobs, before)
+    sent, own, data = opening.sections_down(parts.algorithm, blobs, run, 0, tuple(clients))
     tickets = {
         client: Ticket(run.collection.round, r.sections_for(sent, own, client), run.records.get(client, none).counted)
         for client in clients
@@ -250,7 +248,7 @@ def _asked(
     return state, (Store(data),) if data else ()
 
 
-def _update(parts: _Parts, state: BufferedState, event: Received) -> Result:
+def _update(parts: _BufferParts, state: BufferedState, event: Received) -> Result:
     letter, run = event.letter, state.run
     assert isinstance(letter, UpdateReport)
     refusal = _refusal_of(state, letter, event)
@@ -292,15 +290,9 @@ def _refusal_of(state: BufferedState, letter: UpdateReport, event: Received) -> 
     return c.count_refusal(letter)
 
 
-def _folded(parts: _Parts, state: BufferedState, actions: tuple[Action, ...]) -> Result:
-    run, name = state.run, r.timer_name(state.run)
-    exchange, answers = parts.algorithm.exchanges[0], run.collection.answers.values()
-    with asked(f"the updates of round {run.collection.round} are folded"):
-        sums = fold(exchange, parts.decoder, answers, run.config.num_entries)
-    run, closing = closed(parts.algorithm, parts.blobs, run, sums)
+def _folded(parts: _BufferParts, state: BufferedState, actions: tuple[Action, ...]) -> Result:
+    run, closing = folded(parts, state.run)
     actions += closing
-    if run.deadline_s is not None:
-        actions += (SetTimer(name, None),)
     if run.phase is Phase.ENDED:
         return _ended(state, (run, actions))
     return _opened(parts, msgspec.structs.replace(state, run=run), actions)
@@ -308,25 +300,32 @@ def _folded(parts: _Parts, state: BufferedState, actions: tuple[Action, ...]) ->
 
 def _ended(state: BufferedState, result: r.Result) -> Result:
     run, actions = result
-    return BufferedState(run), actions + r.endings(run)
+    return BufferedState(run), actions + ending.endings(run)
 
 
-def _given_up(parts: _Parts, state: BufferedState, client: ClientId, cause: str, actions: tuple[Action, ...]) -> Result:
+def _given_up(
+    parts: _BufferParts, state: BufferedState, client: ClientId, cause: str, actions: tuple[Action, ...]
+) -> Result:
     collection = state.run.collection
     collection = c.change(collection, missing={**collection.missing, client: cause})
+    collection = c.failed_again(collection, client)
     return _filled(parts, _with(state, collection, tickets=_without(state, client)), actions)
 
 
-def _failed(parts: _Parts, state: BufferedState, event: Received) -> Result:
+def _failed(parts: _BufferParts, state: BufferedState, event: Received) -> Result:
     letter = event.letter
     assert isinstance(letter, WorkFailed)
     ticket = state.tickets.get(letter.client)
     if letter.run != state.run.config.run or ticket is None or ticket.round != letter.round:
         return state, (Accept(),)
+    if letter.has_diverged:
+        collection = c.quarantined(state.run.collection, letter.client, letter.cause)
+        without = _with(state, collection, tickets=_without(state, letter.client))
+        return _filled(parts, without, (Accept(), Quarantine(letter.client, letter.cause)))
     return _given_up(parts, state, letter.client, letter.cause, (Accept(),))
 
 
-def _delivered(parts: _Parts, state: BufferedState, event: Delivered) -> Result:
+def _delivered(parts: _BufferParts, state: BufferedState, event: Delivered) -> Result:
     client = ClientId(event.to.name)
     ticket = state.tickets.get(client)
     if event.accepted or ticket is None or event.key != f"work/{client}/{ticket.round}/0":
@@ -334,12 +333,12 @@ def _delivered(parts: _Parts, state: BufferedState, event: Delivered) -> Result:
     return _given_up(parts, state, client, event.reason, ())
 
 
-def _invalid(parts: _Parts, state: BufferedState, event: LetterInvalid) -> Result:
+def _invalid(parts: _BufferParts, state: BufferedState, event: LetterInvalid) -> Result:
     collection, actions = c.refuse_invalid(state.run.collection, event.client, event.reason)
     return _filled(parts, _with(state, collection, tickets=_without(state, event.client)), actions)
 
 
-def _lost(parts: _Parts, state: BufferedState, event: ClientLost) -> Result:
+def _lost(parts: _BufferParts, state: BufferedState, event: ClientLost) -> Result:
     # Its ticket stays: what it has under way counts when it comes, and others work in its place meanwhile.
     known = state.run.collection.members.get(event.client)
     if known is None or known.absence == event.cause:
@@ -348,36 +347,38 @@ def _lost(parts: _Parts, state: BufferedState, event: ClientLost) -> Result:
     return _filled(parts, state, ()) if state.run.phase is Phase.OPEN else (state, ())
 
 
-def _returned(parts: _Parts, state: BufferedState, event: ClientReturned) -> Result:
+def _returned(parts: _BufferParts, state: BufferedState, event: ClientReturned) -> Result:
     collection, _ = c.returned(state.run.collection, event.client, event.seen)
-    missing = {client: cause for client, cause in collection.missing.items() if client != event.client}
-    state = _with(state, c.change(collection, missing=missing))
+    if not c.exclusion(collection, event.client):
+        missing = {client: cause for client, cause in collection.missing.items() if client != event.client}
+        collection = c.change(collection, missing=missing)
+    state = _with(state, collection)
     if state.run.phase is Phase.WAITING:
         return _opened(parts, state, ()) if len(collection.able) >= state.run.config.quorum else (state, ())
     again = _orders(state, (event.client,)) if event.client in _at_work(state) else ()
     return _filled(parts, state, again)
 
 
-def _timed_out(parts: _Parts, state: BufferedState, event: TimerFired) -> Result:
+def _timed_out(parts: _BufferParts, state: BufferedState, event: TimerFired) -> Result:
     if event.name != r.timer_name(state.run):
         return state, ()
     if state.run.collection.answers:
         return _folded(parts, state, ())
-    return _ended(state, r.too_few(state.run))
+    return _ended(state, ending.too_few(state.run))
 
 
-def _cancelled(parts: _Parts, state: BufferedState, event: RunCancelled) -> Result:
-    return _ended(state, r.cancelled(state.run, event.cause)) if event.run == state.run.config.run else (state, ())
+def _cancelled(parts: _BufferParts, state: BufferedState, event: RunCancelled) -> Result:
+    return _ended(state, ending.cancelled(state.run, event.cause)) if event.run == state.run.config.run else (state, ())
 
 
-def _after_end(parts: _Parts, state: BufferedState, event: Received) -> Result:
+def _after_end(parts: _BufferParts, state: BufferedState, event: Received) -> Result:
     assert isinstance(event.letter, UpdateReport)
-    run, actions = after_end(state.run, event.letter)
+    run, actions = ending.after_end(state.run, event.letter)
     return msgspec.structs.replace(state, run=run), actions
 
 
-def _told_again(parts: _Parts, state: BufferedState, event: ClientReturned) -> Result:
-    return state, r.told_again(state.run, event.client)
+def _end_again(parts: _BufferParts, state: BufferedState, event: ClientReturned) -> Result:
+    return state, ending.endings_for(state.run, event.client)
 
 
 TABLE = Table(("waiting", "open", "ended"), {
@@ -386,7 +387,7 @@ TABLE = Table(("waiting", "open", "ended"), {
     LetterInvalid:   (_invalid,      _invalid,      refused(Refusal.LATE, "the run has ended.")),
     Delivered:       (ignored,       _delivered,    ignored),
     ClientLost:      (_lost,         _lost,         ignored),
-    ClientReturned:  (_returned,     _returned,     _told_again),
+    ClientReturned:  (_returned,     _returned,     _end_again),
     EdgeLost:        (ignored,       ignored,       ignored),
     EdgeReturned:    (ignored,       ignored,       ignored),
     TimerFired:      (_timed_out,    _timed_out,    ignored),

@@ -4,7 +4,9 @@
 
 What a client keeps from its work is provisional: it stands when a later order or the end of the run says that the
 update of that round counted, else the former stands. So what a server and its clients know of each other never parts,
-whatever is lost on the way. Local work is done once for a round and exchange; asked again, the report is repeated.
+whatever is lost on the way. Local work is done once for a round and exchange; asked again, the report is repeated. A
+client that keeps nothing, and whose work is short, has nothing to lose: it writes no log, and after a crash its server
+asks again.
 """
 
 from __future__ import annotations
@@ -46,6 +48,9 @@ from edgewise.training.protocols.messages import (
 )
 from edgewise.training.protocols.protocol import CLIENT, Blobs, Role, Step
 from edgewise.training.protocols.transitions import Table, accepted, dispatch, ignored
+
+LONG_WORK_S = 1.0
+"""Local work from so many seconds on outlives its process: it is not asked for again after a crash."""
 
 
 class ClientPhase(StrEnum):
@@ -146,6 +151,23 @@ def needs(state: ClientState) -> list[Digest]:
     return [digest for digest in found if digest]
 
 
+def needs_log(event: Event) -> bool:
+    """Whether an event brings what nobody could give this client again: something kept, or the fruit of long work."""
+    return isinstance(event, WorkDone) and (event.kept is not None or is_long(event.metrics.get("seconds", 0.0)))
+
+
+def is_long(seconds: float) -> bool:
+    """Whether local work took so long that it is not done twice.
+
+    Args:
+        seconds: What it took.
+
+    Returns:
+        If not, its result need not be on disk before it is delivered.
+    """
+    return seconds >= LONG_WORK_S
+
+
 def _place(order: WorkOrder) -> tuple[int, int]:
     return order.round, order.exchange
 
@@ -237,6 +259,7 @@ def _given_up(parts: Any, state: ClientState, event: WorkGivenUp) -> ClientResul
         cause=event.cause,
         exchange=order.exchange,
         has_lost=event.has_lost,
+        has_diverged=event.has_diverged,
     )
     state = msgspec.structs.replace(state, phase=ClientPhase.REPORTING, report=failed)
     return state, (_report(state),)
@@ -286,4 +309,4 @@ TABLE = Table(("idle", "working", "reporting", "over"), {
 })  # fmt: skip
 """Work that was replaced may still end: its `WorkDone` is ignored. Sightings of others are no business of a client."""
 
-CLIENT_ROLE = Role(make_step, resume, wants, is_over, needs, ClientState)
+CLIENT_ROLE = Role(make_step, resume, wants, is_over, needs, ClientState, needs_log=needs_log)

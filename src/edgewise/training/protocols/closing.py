@@ -10,43 +10,65 @@ from edgewise.core.ids import ClientId, RoundNumber
 from edgewise.training.algorithm import ClientRecord, Closed, Counted, FederatedAlgorithm
 from edgewise.training.algorithm import State as PartState
 from edgewise.training.protocols import collection as c
-from edgewise.training.protocols.folding import mean_metrics, section_to_blob, step_server
-from edgewise.training.protocols.letters import UpdateReport
+from edgewise.training.protocols.ending import ended
+from edgewise.training.protocols.folding import fold, mean_metrics, section_to_blob, step_server
 from edgewise.training.protocols.messages import (
     Action,
     AnnounceRound,
     Member,
     OutcomeKind,
-    Refusal,
     RoundSummary,
+    SetTimer,
     Store,
 )
+from edgewise.training.protocols.opening import server_bundle
 from edgewise.training.protocols.part_calls import asked
 from edgewise.training.protocols.protocol import Blobs
-from edgewise.training.protocols.run_state import (
-    Result,
-    RunState,
-    change,
-    ended,
-    exchange_seeds,
-    server_bundle,
-    with_collection,
-)
+from edgewise.training.protocols.run_state import Result, RunState, change, exchange_seeds, timer_name
+from edgewise.training.protocols.step_parts import StepParts
 
 
-def closed(algorithm: FederatedAlgorithm, blobs: Blobs, state: RunState, sums: Mapping[str, PartState]) -> Result:
+def folded(parts: StepParts, state: RunState) -> Result:
+    """Folds the answers of the open exchange and closes it.
+
+    Args:
+        parts: Of the step.
+        state: With an open exchange.
+
+    Returns:
+        As `closed`.
+
+    Raises:
+        PartFailed: If an aggregator or the server's rule raises.
+    """
+    collection = state.collection
+    with asked(f"the updates of round {collection.round} are folded"):
+        exchange, answers = parts.algorithm.exchanges[collection.exchange], collection.answers.values()
+        sums = fold(exchange, parts.decoder, answers, state.config.num_entries)
+    return closed(parts, state, sums)
+
+
+def closed(parts: StepParts, state: RunState, sums: Mapping[str, PartState]) -> Result:
     """Closes the open exchange with its folds: the server steps. After the last exchange the round closes.
 
     Args:
-        algorithm: The parts.
-        blobs: Holds the server's state and the updates.
+        parts: Of the step; its store holds the server's state and the updates.
         state: Its collection has the answers that were folded.
         sums: Their folds, by section.
 
     Returns:
-        The state, and what to store and announce. Unless it has ended, the next exchange is to be opened:
-        `collection.exchange` is it, with the next round where it is 0.
+        The state, and what to store and announce; the exchange's timer is taken back. Unless it has ended, the next
+        exchange is to be opened: `collection.exchange` is it, with the next round where it is 0.
+
+    Raises:
+        PartFailed: If the server's rule raises.
     """
+    name, has_timer = timer_name(state), state.deadline_s is not None
+    state, actions = _stepped(parts.algorithm, parts.blobs, state, sums)
+    return state, (*actions, SetTimer(name, None)) if has_timer else actions
+
+
+def _stepped(algorithm: FederatedAlgorithm, blobs: Blobs, state: RunState, sums: Mapping[str, PartState]) -> Result:
     config, collection = state.config, state.collection
     exchange = algorithm.exchanges[collection.exchange]
     answers = [collection.answers[client] for client in collection.cohort if client in collection.answers]
@@ -123,13 +145,3 @@ def _round_closed(state: RunState, dropouts: dict[ClientId, str], norm: float) -
     sentence = f"run {config.run} completed {config.num_rounds} rounds"
     state, ending = ended(state, OutcomeKind.COMPLETED, sentence, "")
     return state, actions + ending
-
-
-def after_end(state: RunState, letter: UpdateReport) -> Result:
-    """An update that comes after the end: a yes where it counted before."""
-    record, answer = state.records.get(letter.client), state.collection.answers.get(letter.client)
-    rounds = {record.counted if record else None, state.collection.round - answer.staleness if answer else None}
-    counted = letter.round in rounds and letter.run == state.config.run
-    reason = Refusal.DUPLICATE if counted else Refusal.LATE
-    collection, actions = c.refuse(state.collection, reason, f"run {state.config.run} has ended.")
-    return with_collection(state, collection), actions

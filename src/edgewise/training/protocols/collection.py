@@ -15,12 +15,14 @@ from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.core.ids import ClientId, Generation, RoundNumber
 from edgewise.training.algorithm import Exchange, Kind
 from edgewise.training.protocols.folding import Decoder, counted_of
-from edgewise.training.protocols.letters import UpdateReport
+from edgewise.training.protocols.letters import UpdateReport, WorkFailed
 from edgewise.training.protocols.messages import Accept, Action, Answer, Member, Quarantine, Refusal, Refuse, SeenClient
 
 MOST_METRIC = 1e100
 """Of a metric's size: what is larger was never measured."""
 NOT_SEEN = Member(absence="not seen yet")
+MOST_FAILURES = 6
+"""How often a client may fail in an exchange until it is asked no more; asked with growing waits, that is half a minute."""
 
 
 class Collection(msgspec.Struct, frozen=True):
@@ -33,6 +35,7 @@ class Collection(msgspec.Struct, frozen=True):
         answers: Updates that count.
         missing: Cause by client of the cohort that is not expected to answer.
         refused: Number of refused updates by reason.
+        failures: How often each client has failed in this exchange; one that is lost has not failed.
     """
 
     members: dict[ClientId, Member] = {}
@@ -42,6 +45,7 @@ class Collection(msgspec.Struct, frozen=True):
     answers: dict[ClientId, Answer] = {}
     missing: dict[ClientId, str] = {}
     refused: dict[str, int] = {}
+    failures: dict[ClientId, int] = {}
 
     @property
     def able(self) -> tuple[ClientId, ...]:
@@ -77,7 +81,7 @@ def with_member(collection: Collection, client: ClientId, **fields: Any) -> Coll
 
 def opened(collection: Collection, number: RoundNumber, exchange: int, cohort: tuple[ClientId, ...]) -> Collection:
     """A new exchange with a cohort."""
-    return change(collection, round=number, exchange=exchange, cohort=cohort, answers={}, missing={})
+    return change(collection, round=number, exchange=exchange, cohort=cohort, answers={}, missing={}, failures={})
 
 
 def lost(collection: Collection, client: ClientId, cause: str) -> Collection:
@@ -92,6 +96,34 @@ def dropped(collection: Collection, client: ClientId, cause: str) -> Collection:
     if client not in collection.cohort or client in collection.answers:
         return collection
     return change(collection, missing={**collection.missing, client: cause})
+
+
+def failed(collection: Collection, client: ClientId, cause: str) -> Collection:
+    """A client of the cohort is there but has no update to give; it may be asked again, `MOST_FAILURES` times in all."""
+    after = dropped(collection, client, cause)
+    return after if after is collection or client in collection.missing else failed_again(after, client)
+
+
+def failed_again(collection: Collection, *clients: ClientId) -> Collection:
+    """The same with one more failure of each of these clients."""
+    more = {client: collection.failures.get(client, 0) + 1 for client in clients}
+    return change(collection, failures={**collection.failures, **more}) if more else collection
+
+
+def exclusion(collection: Collection, client: ClientId) -> str:
+    """Why a client is asked no more in this exchange, whatever happens; "" if it may be."""
+    quarantine, times = collection.members[client].quarantine, collection.failures.get(client, 0)
+    if quarantine:
+        return f"in quarantine: {quarantine}"
+    return f"asked {times} times in vain: {collection.missing.get(client, '')}" if times >= MOST_FAILURES else ""
+
+
+def work_failed(collection: Collection, letter: WorkFailed) -> tuple[Collection, tuple[Action, ...]]:
+    """A client of the cohort cannot do its work; who diverged is as one whose update is not finite, out for the whole run."""
+    client = letter.client
+    if not letter.has_diverged or client not in collection.cohort or client in collection.answers:
+        return failed(collection, client, letter.cause), (Accept(),)
+    return quarantined(collection, client, letter.cause), (Accept(), Quarantine(client, letter.cause))
 
 
 def returned(collection: Collection, client: ClientId, seen: SeenClient) -> tuple[Collection, bool]:
@@ -111,9 +143,11 @@ def returned(collection: Collection, client: ClientId, seen: SeenClient) -> tupl
     # Who failed is there all the time: it is asked again as well, or a round that waits for it waits for ever.
     is_new = seen.generation > known.generation or bool(known.absence) or client in collection.missing
     num_examples = seen.num_examples or known.num_examples
+    if seen.generation > known.generation and client in collection.failures:  # started again, perhaps mended
+        collection = change(collection, failures={c: n for c, n in collection.failures.items() if c != client})
     collection = with_member(collection, client, generation=seen.generation, absence="", num_examples=num_examples)
     asked = client in collection.cohort and client not in collection.answers
-    if not is_new or not asked or known.quarantine:
+    if not is_new or not asked or exclusion(collection, client):
         return collection, False
     missing = {c: cause for c, cause in collection.missing.items() if c != client}
     return change(collection, missing=missing), True
@@ -200,7 +234,7 @@ def validate_update(
     if refusal is not None:
         collection, actions = refuse(collection, *refusal)
         if refusal[0] is Refusal.NO_EXAMPLES:
-            collection = dropped(collection, letter.client, refusal[1])
+            collection = failed(collection, letter.client, refusal[1])
         return collection, actions
     answer = answer_of(letter)
     fault = fault_of(exchange, decoder, answer, num_entries)
@@ -262,7 +296,7 @@ def accepted(collection: Collection, client: ClientId, answer: Answer, generatio
     """The same with the update counted, also of one who was given up.
 
     It was sent before it arrived, so it tells nothing of where its sender is now: who was lost stays absent until it
-    is said to be back.
+    returns.
     """
     member = collection.members[client]
     if member.generation != generation or member.num_examples != answer.num_examples:

@@ -164,7 +164,7 @@ def decode_update(exchange: Exchange, data: bytes, num_entries: int) -> dict[str
 
 @dataclass(slots=True)
 class Decoder:
-    """Decodes updates, and remembers small ones from the door until they are folded. It changes no result.
+    """Decodes updates, and keeps small ones from their check until they are folded. It changes no result.
 
     Attributes:
         blobs: Holds the updates.

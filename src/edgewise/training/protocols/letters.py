@@ -1,8 +1,7 @@
 """What nodes of a run write to each other: typed letters with the names of the blobs that travel with them.
 
-A driver delivers a letter until it is acknowledged or its protocol wants it no more; at the other end it fetches the
-letter's blobs, logs `Received`, steps, and acknowledges with what the step answers. A letter says everything the receiver
-needs: a node that never heard of the run before can take part.
+A driver delivers a letter until it is acknowledged or its protocol wants it no more; at the other end its blobs are
+fetched, `Received` is logged, the step answers. A letter holds all that a node needs which never heard of the run before.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ class BlobName(msgspec.Struct, frozen=True):
     size_bytes: int
 
 
-class SectionBlob(msgspec.Struct, frozen=True):
+class SectionBlob(msgspec.Struct, frozen=True, omit_defaults=True):
     """A section on its way down, as a blob of its own: a model that all get is stored and sent by one name.
 
     Attributes:
@@ -38,7 +37,7 @@ class SectionBlob(msgspec.Struct, frozen=True):
     is_coded: bool = False
 
 
-class RunSpec(msgspec.Struct, frozen=True):
+class RunSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     """What every node of a run must know of it; the same value from the operator's request to the device.
 
     Attributes:
@@ -77,7 +76,7 @@ class Address(msgspec.Struct, frozen=True, array_like=True):
 COORDINATOR_ADDRESS = Address("coordinator")
 
 
-class Letter(msgspec.Struct, frozen=True):
+class Letter(msgspec.Struct, frozen=True, omit_defaults=True):
     """Base of everything written in a run."""
 
     @property
@@ -166,9 +165,9 @@ class UpdateReport(Letter, frozen=True, kw_only=True, tag="update_report"):
 
 
 class WorkFailed(Letter, frozen=True, kw_only=True, tag="work_failed"):
-    """Client to server: it cannot do an exchange (no data, another model, a broken task).
+    """Client to server: it cannot do an exchange (no data, another model, a broken task, an update that is not finite).
 
-    `has_lost`: what it kept is gone, it is to be asked as one that never counted.
+    `has_lost`: what it kept is gone, it is to be asked as one that never counted. `has_diverged`: it is not to be asked again.
     """
 
     run: RunId
@@ -177,11 +176,11 @@ class WorkFailed(Letter, frozen=True, kw_only=True, tag="work_failed"):
     cause: str
     exchange: int = 0
     has_lost: bool = False
+    has_diverged: bool = False
 
     @property
     def key(self) -> str:
-        """One per exchange: an attempt that fails anew says so under the same name."""
-        return f"failed/{self.client}/{self.round}/{self.exchange}"
+        return f"failed/{self.client}/{self.round}/{self.exchange}"  # an attempt that fails anew says so under it, too
 
     @property
     def author(self) -> Address:
@@ -230,7 +229,7 @@ class EdgeTask(Letter, frozen=True, kw_only=True, tag="edge_task"):
         return (*(section.blob for section in self.sections), *own)
 
 
-class Contribution(msgspec.Struct, frozen=True):
+class Contribution(msgspec.Struct, frozen=True, omit_defaults=True):
     """A client's part in a sum."""
 
     num_examples: int
@@ -247,7 +246,7 @@ class SumReport(Letter, frozen=True, kw_only=True, tag="sum_report"):
         missing: Cause by client that is not.
         quarantined: Reason by client that must not be asked again.
         uplink_bytes: Updates the edge took in for it.
-        have_lost: Clients whose kept state is gone (`WorkFailed.has_lost`).
+        have_lost, failed: Clients whose kept state is gone (`WorkFailed.has_lost`); who is there without an update.
     """
 
     run: RunId
@@ -261,6 +260,7 @@ class SumReport(Letter, frozen=True, kw_only=True, tag="sum_report"):
     quarantined: dict[ClientId, str] = {}
     uplink_bytes: int = 0
     have_lost: tuple[ClientId, ...] = ()
+    failed: tuple[ClientId, ...] = ()
 
     @property
     def key(self) -> str:
@@ -370,7 +370,7 @@ class GossipReport(Letter, frozen=True, kw_only=True, tag="gossip_report"):
         value: float32 little-endian bytes of its model.
         num_examples: Behind what it brought.
         metrics: Numbers of its local work, and of its mass: `brought`, `weight` now, `unconfirmed` under way to others.
-        lost: What the client knows to be lost: by neighbour, why.
+        lost: Why, by neighbour that it takes for lost; by its own name, why its last work failed.
     """
 
     run: RunId

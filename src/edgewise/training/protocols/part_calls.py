@@ -1,4 +1,4 @@
-"""What a server asks of parts that others wrote. What a part raises ends its run, with the place; no node stops, nobody waits."""
+"""Calls of parts that others wrote, on a server: what a part raises ends its run, with the place; no node stops or waits."""
 
 from __future__ import annotations
 

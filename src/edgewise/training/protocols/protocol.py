@@ -63,6 +63,8 @@ class Role:
         wants: (state, to, letter) -> whether a letter still needs to be delivered.
         is_over: state -> whether this node has nothing more to do with the run.
         ignores_yes: Letters of its own whose acceptance changes nothing for it: a driver need not report `Delivered` then.
+        needs_log: event -> whether its log must begin with it at the latest: what happened before, its server asks for
+            again after a crash, for little. None logs every event from the first on, as all others do from there on.
         state: Type of its state, a msgspec struct; with it a driver replaces old events by a snapshot and drops blobs that
             the state names no more. None keeps every event.
     """
@@ -74,6 +76,7 @@ class Role:
     needs: Callable[[State], Iterable[Digest]]
     state: Any = None
     ignores_yes: frozenset[type] = frozenset()
+    needs_log: Callable[[Event], bool] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,7 @@ class Protocol:
     """When the parts of an algorithm are called, and by whom.
 
     Attributes:
-        spec: The words that build it.
+        spec: Name and parameters that build it.
         roles: By `coordinator`, `edge`, `client`; only those that exist.
         view: The coordinator's state as everybody sees it.
         folds_in_parts: Updates are folded before they reach the coordinator, so an aggregator must be a sum.

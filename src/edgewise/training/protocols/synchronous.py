@@ -10,7 +10,6 @@ The model does not depend on the order in which updates arrive. The device's sid
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from edgewise.core.errors import StoreError
@@ -19,8 +18,18 @@ from edgewise.core.spec import Spec
 from edgewise.training.algorithm import FederatedAlgorithm
 from edgewise.training.protocols import collection as c
 from edgewise.training.protocols.client_role import CLIENT_ROLE
-from edgewise.training.protocols.closing import after_end, closed
-from edgewise.training.protocols.folding import Decoder, fold
+from edgewise.training.protocols.closing import folded
+from edgewise.training.protocols.ending import (
+    after_end,
+    cancelled,
+    cannot_close,
+    chose_too_few,
+    endings,
+    endings_for,
+    failed,
+    too_few,
+    without_hope,
+)
 from edgewise.training.protocols.letters import Address, AnyLetter, RunEnded, UpdateReport, WorkFailed, WorkOrder
 from edgewise.training.protocols.messages import (
     Accept,
@@ -38,47 +47,27 @@ from edgewise.training.protocols.messages import (
     Refuse,
     RunCancelled,
     RunStarted,
-    SetTimer,
     TimerFired,
 )
-from edgewise.training.protocols.part_calls import asked, ended_by_parts
+from edgewise.training.protocols.opening import begun_anew, candidates_of, cohort_of, opened, started, with_stored
+from edgewise.training.protocols.part_calls import ended_by_parts
 from edgewise.training.protocols.protocol import CLIENT, COORDINATOR, Blobs, Protocol, Role, Step
 from edgewise.training.protocols.run_state import (
     Phase,
     Result,
     RunState,
-    begun_anew,
-    cancelled,
-    candidates_of,
-    cannot_close,
     change,
-    chose_too_few,
-    cohort_of,
-    endings,
-    failed,
     needs,
-    opened,
     orders,
     overdue,
     set_timer,
-    started,
     timer_name,
-    told_again,
-    too_few,
     view,
     waiting,
     with_collection,
-    with_stored,
-    without_hope,
 )
+from edgewise.training.protocols.step_parts import StepParts
 from edgewise.training.protocols.transitions import Table, accepted, dispatch, ignored, refused
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    algorithm: FederatedAlgorithm
-    blobs: Blobs
-    decoder: Decoder
 
 
 def synchronous() -> Protocol:
@@ -104,7 +93,7 @@ def make_step(algorithm: FederatedAlgorithm, blobs: Blobs) -> Step:
     Returns:
         `step(state, event) -> (state, actions)`; the state before `RunStarted` is None.
     """
-    parts = _Parts(algorithm, blobs, Decoder(blobs))
+    parts = StepParts(algorithm, blobs)
 
     def step(state: RunState | None, event: Event) -> Result:
         if state is None:
@@ -116,10 +105,10 @@ def make_step(algorithm: FederatedAlgorithm, blobs: Blobs) -> Step:
 
     def ended(state: RunState | None, event: Event, fault: str) -> Result:
         if state is not None:
-            return _said(failed(state, fault))
+            return _with_endings(failed(state, fault))
         assert isinstance(event, RunStarted)
         state, actions = started(algorithm, blobs, event)
-        return _said(failed(state, fault), actions)
+        return _with_endings(failed(state, fault), actions)
 
     return ended_by_parts(step, ended)
 
@@ -155,40 +144,40 @@ def is_over(state: RunState) -> bool:
     return state.phase is Phase.ENDED
 
 
-def _open_round(parts: _Parts, state: RunState, actions: tuple[Action, ...]) -> Result:
+def _open_round(parts: StepParts, state: RunState, actions: tuple[Action, ...]) -> Result:
     actions += set_timer(state)
     if len(state.collection.able) >= state.config.quorum:
         return _ask(parts, state, actions)
     state = change(state, phase=Phase.WAITING)
     if cannot_close(state, state.config.quorum):
-        return _said(without_hope(state, state.config.quorum), actions)
+        return _with_endings(without_hope(state, state.config.quorum), actions)
     return state, (*actions, waiting(state))
 
 
-def _ask(parts: _Parts, state: RunState, actions: tuple[Action, ...]) -> Result:
+def _ask(parts: StepParts, state: RunState, actions: tuple[Action, ...]) -> Result:
     candidates = candidates_of(state, state.collection.able)
     cohort = cohort_of(parts.algorithm, candidates, state.collection.round, state.config.seed)
     if len(cohort) < state.config.quorum:
-        return _said(chose_too_few(parts.algorithm, state, len(cohort)), actions)
+        return _with_endings(chose_too_few(parts.algorithm, state, len(cohort)), actions)
     return _open_exchange(parts, state, 0, cohort, actions)
 
 
 def _open_exchange(
-    parts: _Parts, state: RunState, exchange: int, cohort: tuple[Any, ...], actions: tuple[Action, ...]
+    parts: StepParts, state: RunState, exchange: int, cohort: tuple[Any, ...], actions: tuple[Action, ...]
 ) -> Result:
     blobs = with_stored(parts.blobs, actions)
     state, store = opened(parts.algorithm, blobs, state, exchange, cohort)
     return state, (*actions, *store, *orders(state, cohort))
 
 
-def _said(result: Result, before: tuple[Action, ...] = ()) -> Result:
-    """A result whose ending, if it is one, is told to the clients."""
+def _with_endings(result: Result, before: tuple[Action, ...] = ()) -> Result:
+    """A result with letters of the end to the clients where the run has ended."""
     state, actions = result
     actions = before + actions
     return (state, actions + endings(state)) if state.phase is Phase.ENDED else (state, actions)
 
 
-def _update(parts: _Parts, state: RunState, event: Received) -> Result:
+def _update(parts: StepParts, state: RunState, event: Received) -> Result:
     letter = event.letter
     assert isinstance(letter, UpdateReport)
     if letter.run != state.config.run:
@@ -202,7 +191,7 @@ def _update(parts: _Parts, state: RunState, event: Received) -> Result:
     return _settled(parts, with_collection(state, collection), actions)
 
 
-def _failed(parts: _Parts, state: RunState, event: Received) -> Result:
+def _failed(parts: StepParts, state: RunState, event: Received) -> Result:
     letter = event.letter
     assert isinstance(letter, WorkFailed)
     if letter.run != state.config.run or not state.collection.is_current(letter):
@@ -215,29 +204,30 @@ def _failed(parts: _Parts, state: RunState, event: Received) -> Result:
             anew = with_collection(anew, c.change(collection, missing=missing))
             return anew, (Accept(), *store, *orders(anew, (client,)))
         state = anew
-    return _settled(parts, with_collection(state, c.dropped(collection, client, letter.cause)), (Accept(),))
+    collection, actions = c.work_failed(collection, letter)
+    return _settled(parts, with_collection(state, collection), actions)
 
 
-def _invalid(parts: _Parts, state: RunState, event: LetterInvalid) -> Result:
+def _invalid(parts: StepParts, state: RunState, event: LetterInvalid) -> Result:
     if event.run != state.config.run:
         return state, (Refuse(Refusal.WRONG_RUN, f"run {event.run} is not this run, {state.config.run}."),)
     collection, actions = c.refuse_invalid(state.collection, event.client, event.reason)
     return _settled(parts, with_collection(state, collection), actions)
 
 
-def _delivered(parts: _Parts, state: RunState, event: Delivered) -> Result:
+def _delivered(parts: StepParts, state: RunState, event: Delivered) -> Result:
     """An order that its client refuses for good is that client's dropout."""
     collection, client = state.collection, event.to.name
     if event.accepted or event.key != f"work/{client}/{collection.round}/{collection.exchange}":
         return state, ()
-    return _settled(parts, with_collection(state, c.dropped(collection, ClientId(client), event.reason)), ())
+    return _settled(parts, with_collection(state, c.failed(collection, ClientId(client), event.reason)), ())
 
 
-def _lost(parts: _Parts, state: RunState, event: ClientLost) -> Result:
+def _lost(parts: StepParts, state: RunState, event: ClientLost) -> Result:
     return _settled(parts, with_collection(state, c.lost(state.collection, event.client, event.cause)), ())
 
 
-def _returned(parts: _Parts, state: RunState, event: ClientReturned) -> Result:
+def _returned(parts: StepParts, state: RunState, event: ClientReturned) -> Result:
     collection, ask_again = c.returned(state.collection, event.client, event.seen)
     state = with_collection(state, collection)
     if state.phase is Phase.WAITING and len(collection.able) >= state.config.quorum:
@@ -245,22 +235,22 @@ def _returned(parts: _Parts, state: RunState, event: ClientReturned) -> Result:
     return (state, orders(state, (event.client,))) if ask_again else (state, ())
 
 
-def _timed_out(parts: _Parts, state: RunState, event: TimerFired) -> Result:
+def _timed_out(parts: StepParts, state: RunState, event: TimerFired) -> Result:
     if event.name != timer_name(state):
         return state, ()
     state = overdue(state)
     if state.phase is Phase.OPEN and len(state.collection.answers) >= state.config.quorum:
         return _close(parts, state, ())
-    return _said(too_few(state))
+    return _with_endings(too_few(state))
 
 
-def _cancelled(parts: _Parts, state: RunState, event: RunCancelled) -> Result:
-    return _said(cancelled(state, event.cause)) if event.run == state.config.run else (state, ())
+def _cancelled(parts: StepParts, state: RunState, event: RunCancelled) -> Result:
+    return _with_endings(cancelled(state, event.cause)) if event.run == state.config.run else (state, ())
 
 
-def _settled(parts: _Parts, state: RunState, actions: tuple[Action, ...]) -> Result:
+def _settled(parts: StepParts, state: RunState, actions: tuple[Action, ...]) -> Result:
     if state.phase is not Phase.ENDED and cannot_close(state, state.config.quorum, state.collection.cohort):
-        return _said(without_hope(state, state.config.quorum), actions)
+        return _with_endings(without_hope(state, state.config.quorum), actions)
     if state.phase is not Phase.OPEN or not state.collection.is_settled:
         return state, actions
     if len(state.collection.answers) >= state.config.quorum:
@@ -268,29 +258,24 @@ def _settled(parts: _Parts, state: RunState, actions: tuple[Action, ...]) -> Res
     return state, (*actions, waiting(state))
 
 
-def _close(parts: _Parts, state: RunState, actions: tuple[Action, ...]) -> Result:
-    exchange, name = parts.algorithm.exchanges[state.collection.exchange], timer_name(state)
-    with asked(f"the updates of round {state.collection.round} are folded"):
-        sums = fold(exchange, parts.decoder, state.collection.answers.values(), state.config.num_entries)
-    state, closing = closed(parts.algorithm, parts.blobs, state, sums)
+def _close(parts: StepParts, state: RunState, actions: tuple[Action, ...]) -> Result:
+    state, closing = folded(parts, state)
     actions += closing
-    if state.deadline_s is not None:
-        actions += (SetTimer(name, None),)
     if state.phase is Phase.ENDED:
-        return _said((state, actions))
+        return _with_endings((state, actions))
     if state.collection.exchange:
         actions += set_timer(state)
         return _open_exchange(parts, state, state.collection.exchange, state.collection.cohort, actions)
     return _open_round(parts, state, actions)
 
 
-def _after_end(parts: _Parts, state: RunState, event: Received) -> Result:
+def _after_end(parts: StepParts, state: RunState, event: Received) -> Result:
     assert isinstance(event.letter, UpdateReport)
     return after_end(state, event.letter)
 
 
-def _told_again(parts: _Parts, state: RunState, event: ClientReturned) -> Result:
-    return state, told_again(state, event.client)
+def _end_again(parts: StepParts, state: RunState, event: ClientReturned) -> Result:
+    return state, endings_for(state, event.client)
 
 
 TABLE = Table(("waiting", "open", "ended"), {
@@ -300,7 +285,7 @@ TABLE = Table(("waiting", "open", "ended"), {
     LetterInvalid:   (_invalid,      _invalid,      refused(Refusal.LATE, "the run has ended.")),
     Delivered:       (ignored,       _delivered,    ignored),
     ClientLost:      (_lost,         _lost,         ignored),
-    ClientReturned:  (_returned,     _returned,     _told_again),
+    ClientReturned:  (_returned,     _returned,     _end_again),
     EdgeLost:        (ignored,       ignored,       ignored),
     EdgeReturned:    (ignored,       ignored,       ignored),
     TimerFired:      (_timed_out,    _timed_out,    ignored),

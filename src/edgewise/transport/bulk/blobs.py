@@ -19,6 +19,8 @@ from edgewise.core.provenance import origins_of
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _READ_BYTES = 2**20
+MOST_HELD_BYTES = 2**18
+"""Larger blobs are not held in memory."""
 
 
 class FolderBlobs:
@@ -36,6 +38,7 @@ class FolderBlobs:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._fetching: dict[Digest, asyncio.Lock] = {}
         self._moved: dict[Digest, asyncio.Event] = {}
+        self._held: dict[Digest, bytes] = {}
 
     def put(self, data: bytes | memoryview, *, durable: bool = True) -> Digest:
         """Stores a blob atomically.
@@ -58,20 +61,39 @@ class FolderBlobs:
                 data_class=sorted(origins)[0],
             )
         digest = digest_of(data)
-        if not self.has(digest):
+        if not self.path(digest).exists():
             write_atomic(self.path(digest), data, durable=durable)
+        return digest
+
+    def hold(self, data: bytes) -> Digest:
+        """Keeps a small blob in memory until it is dropped or this process ends; it is given to whoever asks, like others.
+
+        Args:
+            data: The blob.
+
+        Returns:
+            Its name.
+
+        Raises:
+            PolicyViolation: As `put`.
+        """
+        if origins_of(data) or len(data) > MOST_HELD_BYTES:
+            return self.put(data, durable=False)
+        digest = digest_of(data)
+        self._held[digest] = data
         return digest
 
     def has(self, digest: Digest) -> bool:
         """Returns whether the complete blob is stored."""
-        return self.path(digest).exists()
+        return digest in self._held or self.path(digest).exists()
 
     def is_whole(self, digest: Digest) -> bool:
-        """Whether the blob is here and is what its name says; reads all of it."""
-        return self.has(digest) and _digest_of_file(self.path(digest)) == digest
+        """Whether the blob is on disk and is what its name says; reads all of it."""
+        path = self.path(digest)
+        return path.exists() and _digest_of_file(path) == digest
 
     def path(self, digest: Digest) -> Path:
-        """Returns the path of the complete blob, stored or not.
+        """Returns the path of the complete blob, stored or not; one that is held in memory has no file.
 
         Raises:
             StoreError: If `digest` is not one; it came from another node and becomes a file name.
@@ -86,6 +108,8 @@ class FolderBlobs:
         Raises:
             StoreError: If it is not here.
         """
+        if (held := self._held.get(digest)) is not None:
+            return len(held)
         try:
             return self.path(digest).stat().st_size
         except FileNotFoundError as error:
@@ -105,6 +129,8 @@ class FolderBlobs:
         Raises:
             StoreError: If it is not here.
         """
+        if (held := self._held.get(digest)) is not None:
+            return held[offset : None if size is None else offset + size] if offset or size is not None else held
         try:
             with self.path(digest).open("rb") as file:
                 file.seek(offset)
@@ -204,6 +230,7 @@ class FolderBlobs:
 
     def drop(self, digest: Digest) -> None:
         """Deletes a blob, complete or partial; idempotent."""
+        self._held.pop(digest, None)
         self.path(digest).unlink(missing_ok=True)
         self._partial(digest).unlink(missing_ok=True)
 

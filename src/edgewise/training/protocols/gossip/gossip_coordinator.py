@@ -15,6 +15,7 @@ from edgewise.core.ids import ClientId, RoundNumber
 from edgewise.core.seeds import Seeds
 from edgewise.training.algorithm import MODEL, ClientRecord, Counted, FederatedAlgorithm
 from edgewise.training.protocols import collection as c
+from edgewise.training.protocols import ending, opening
 from edgewise.training.protocols import run_state as r
 from edgewise.training.protocols.folding import (
     blob,
@@ -51,13 +52,12 @@ from edgewise.training.protocols.messages import (
 from edgewise.training.protocols.part_calls import ended_by_parts
 from edgewise.training.protocols.protocol import COORDINATOR, Blobs, Role, Step
 from edgewise.training.protocols.run_state import Phase, Result, RunState
+from edgewise.training.protocols.step_parts import StepParts
 from edgewise.training.protocols.transitions import Table, dispatch, ignored, refused
 
 
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    algorithm: FederatedAlgorithm
-    blobs: Blobs
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _GossipParts(StepParts):
     num_rings: int
     mixing: int
 
@@ -66,31 +66,30 @@ def coordinator_role(num_rings: int, mixing: int) -> Role:
     """The coordinator's role with the numbers of its protocol."""
 
     def make_step(algorithm: FederatedAlgorithm, blobs: Blobs) -> Step:
-        parts = _Parts(algorithm, blobs, num_rings, mixing)
+        parts = _GossipParts(algorithm, blobs, num_rings=num_rings, mixing=mixing)
 
         def step(state: RunState | None, event: Event) -> Result:
             if state is not None:
                 return dispatch(TABLE, COORDINATOR, parts, state.phase, state, event)
             if not isinstance(event, RunStarted):
                 raise StoreError(f"the log begins with {type(event).__name__}, a run begins with RunStarted.")
-            state, actions = r.started(algorithm, blobs, event)
+            state, actions = opening.started(algorithm, blobs, event)
             return (state, actions) if state.phase is Phase.ENDED else _begun(parts, state, actions)
 
         def ended(state: RunState | None, event: Event, fault: str) -> Result:
             actions: tuple[Action, ...] = ()
             if state is None:
                 assert isinstance(event, RunStarted)
-                state, actions = r.started(algorithm, blobs, event)
-            state, ending = r.failed(state, fault)
-            return state, (*actions, *ending, *r.endings(state))
+                state, actions = opening.started(algorithm, blobs, event)
+            state, end = ending.failed(state, fault)
+            return state, (*actions, *end, *ending.endings(state))
 
         return ended_by_parts(step, ended)
 
     def resume(state: RunState) -> tuple[Action, ...]:
         if state.outcome is not None:
-            return (EndRun(state.outcome), *r.endings(state))
-        tasks = _tasks(_Parts(None, {}, num_rings, mixing), state, state.collection.outstanding)  # type: ignore[arg-type]  # not asked
-        return tasks or (r.waiting(state),)
+            return (EndRun(state.outcome), *ending.endings(state))
+        return _tasks(num_rings, mixing, state, state.collection.outstanding) or (r.waiting(state),)
 
     return Role(make_step, resume, wants, is_over, r.needs, RunState, frozenset((GossipTask, RunEnded)))
 
@@ -107,19 +106,19 @@ def is_over(state: RunState) -> bool:
     return state.phase is Phase.ENDED
 
 
-def _begun(parts: _Parts, state: RunState, actions: tuple[Action, ...]) -> Result:
+def _begun(parts: _GossipParts, state: RunState, actions: tuple[Action, ...]) -> Result:
     able, config = state.collection.able, state.config
     if len(able) < config.quorum:
         return state, (*actions, r.waiting(state))
-    cohort = r.cohort_of(parts.algorithm, r.candidates_of(state, able), state.collection.round, config.seed)
-    state, store = r.opened(parts.algorithm, r.with_stored(parts.blobs, actions), state, 0, cohort)
-    return state, (*actions, *store, *_tasks(parts, state, cohort))
+    cohort = opening.cohort_of(parts.algorithm, opening.candidates_of(state, able), state.collection.round, config.seed)
+    state, store = opening.opened(parts.algorithm, opening.with_stored(parts.blobs, actions), state, 0, cohort)
+    return state, (*actions, *store, *_tasks(parts.num_rings, parts.mixing, state, cohort))
 
 
-def _tasks(parts: _Parts, state: RunState, clients: tuple[ClientId, ...]) -> tuple[Action, ...]:
+def _tasks(num_rings: int, mixing: int, state: RunState, clients: tuple[ClientId, ...]) -> tuple[Action, ...]:
     """The tasks of some clients, the same each time they are sent."""
     config, graph_rng = state.config, Seeds(state.config.seed).at("gossip", "graph").rng()
-    weights = metropolis(rings(state.collection.cohort, parts.num_rings, graph_rng))
+    weights = metropolis(rings(state.collection.cohort, num_rings, graph_rng))
     return tuple(
         Send(
             Address("client", client),
@@ -130,7 +129,7 @@ def _tasks(parts: _Parts, state: RunState, clients: tuple[ClientId, ...]) -> tup
                 peers=weights[client],
                 listens_to=tuple(weights[client]),
                 num_rounds=config.num_rounds,
-                mixing=parts.mixing,
+                mixing=mixing,
                 round_deadline_s=config.round_deadline_s,
             ),
         )
@@ -138,7 +137,7 @@ def _tasks(parts: _Parts, state: RunState, clients: tuple[ClientId, ...]) -> tup
     )
 
 
-def _reported(parts: _Parts, state: RunState, event: Received) -> Result:
+def _reported(parts: _GossipParts, state: RunState, event: Received) -> Result:
     letter, collection = event.letter, state.collection
     assert isinstance(letter, GossipReport)
     if letter.run != state.config.run or letter.client not in collection.cohort:
@@ -159,16 +158,26 @@ def _reported(parts: _Parts, state: RunState, event: Received) -> Result:
     metrics = c.finite(letter.metrics)
     answer = Answer(update=letter.value.digest, num_examples=letter.num_examples, metrics=metrics)
     collection = c.accepted(collection, letter.client, answer, event.generation)
+    if letter.client in letter.lost:  # its own work failed
+        state = r.change(state, dropouts={**state.dropouts, letter.client: letter.lost[letter.client]})
     return _settled(parts, r.with_collection(state, collection), (Accept(),))
 
 
-def _settled(parts: _Parts, state: RunState, actions: tuple[Action, ...]) -> Result:
+def _settled(parts: _GossipParts, state: RunState, actions: tuple[Action, ...]) -> Result:
     collection, config = state.collection, state.config
+    if state.phase is Phase.OPEN and ending.cannot_close(state, config.quorum, collection.cohort):
+        state, end = ending.without_hope(state, config.quorum)
+        return state, (*actions, *end, *ending.endings(state))
     if state.phase is not Phase.OPEN or not collection.is_settled:
         return state, actions
     if len(collection.answers) < config.quorum:
         return state, (*actions, r.waiting(state))
     answers = {client: collection.answers[client] for client in collection.cohort if client in collection.answers}
+    if state.dropouts and not any(answer.metrics.get("brought", 0.0) for answer in answers.values()):
+        causes = {client: state.dropouts[client] for client in answers if client in state.dropouts}
+        fault = f"nobody has anything to average, the work of all failed: {c.named(causes)}"
+        state, end = ending.failed(state, fault)
+        return state, (*actions, *end, *ending.endings(state))
     first = section_from_blob(state.sections[MODEL], blob(parts.blobs, state.model))
     values = [vector_from_bytes(blob(parts.blobs, a.update), config.num_entries) for a in answers.values()]
     model = np.mean([value.astype(np.float64) for value in values], axis=0).astype(np.float32)
@@ -186,11 +195,17 @@ def _settled(parts: _Parts, state: RunState, actions: tuple[Action, ...]) -> Res
         state, sections={**state.sections, MODEL: section}, rounds=(summary,), records={**state.records, **records}
     )
     sentence = f"run {config.run} completed {config.num_rounds} rounds; {_lost_mass(parts, state)}"
-    state, ending = r.ended(state, OutcomeKind.COMPLETED, sentence, "")
-    return state, (*actions, Store({section.blob.digest: data}), AnnounceRound(summary), *ending, *r.endings(state))
+    state, end = ending.ended(state, OutcomeKind.COMPLETED, sentence, "")
+    return state, (
+        *actions,
+        Store({section.blob.digest: data}),
+        AnnounceRound(summary),
+        *end,
+        *ending.endings(state),
+    )
 
 
-def _lost_mass(parts: _Parts, state: RunState) -> str:
+def _lost_mass(parts: _GossipParts, state: RunState) -> str:
     collection, weigh = state.collection, parts.algorithm.exchanges[0].aggregate[MODEL].weigh
     if not collection.missing:
         return "all the mass is there"
@@ -201,34 +216,34 @@ def _lost_mass(parts: _Parts, state: RunState) -> str:
     return f"lost with {c.named(collection.missing)}: {1 - left / brought if brought else 0.0:.1%} of the mass"
 
 
-def _lost(parts: _Parts, state: RunState, event: ClientLost) -> Result:
+def _lost(parts: _GossipParts, state: RunState, event: ClientLost) -> Result:
     return _settled(parts, r.with_collection(state, c.lost(state.collection, event.client, event.cause)), ())
 
 
-def _returned(parts: _Parts, state: RunState, event: ClientReturned) -> Result:
+def _returned(parts: _GossipParts, state: RunState, event: ClientReturned) -> Result:
     collection, ask_again = c.returned(state.collection, event.client, event.seen)
     state = r.with_collection(state, collection)
     if state.phase is Phase.WAITING:
         return _begun(parts, state, ()) if len(collection.able) >= state.config.quorum else (state, ())
-    return state, _tasks(parts, state, (event.client,)) if ask_again else ()
+    return state, _tasks(parts.num_rings, parts.mixing, state, (event.client,)) if ask_again else ()
 
 
-def _delivered(parts: _Parts, state: RunState, event: Delivered) -> Result:
+def _delivered(parts: _GossipParts, state: RunState, event: Delivered) -> Result:
     if event.accepted or event.key != f"gossip/{event.to.name}":
         return state, ()
-    collection = c.dropped(state.collection, ClientId(event.to.name), event.reason)
+    collection = c.failed(state.collection, ClientId(event.to.name), event.reason)
     return _settled(parts, r.with_collection(state, collection), ())
 
 
-def _cancelled(parts: _Parts, state: RunState, event: RunCancelled) -> Result:
+def _cancelled(parts: _GossipParts, state: RunState, event: RunCancelled) -> Result:
     if event.run != state.config.run:
         return state, ()
-    state, actions = r.cancelled(state, event.cause)
-    return state, actions + r.endings(state)
+    state, actions = ending.cancelled(state, event.cause)
+    return state, actions + ending.endings(state)
 
 
-def _told_again(parts: _Parts, state: RunState, event: ClientReturned) -> Result:
-    return state, r.told_again(state, event.client)
+def _end_again(parts: _GossipParts, state: RunState, event: ClientReturned) -> Result:
+    return state, ending.endings_for(state, event.client)
 
 
 _LATE = refused(Refusal.LATE, "the run has ended.")
@@ -238,7 +253,7 @@ TABLE = Table(("waiting", "open", "ended"), {
     LetterInvalid:   (ignored,       ignored,       _LATE),
     Delivered:       (ignored,       _delivered,    ignored),
     ClientLost:      (_lost,         _lost,         ignored),
-    ClientReturned:  (_returned,     _returned,     _told_again),
+    ClientReturned:  (_returned,     _returned,     _end_again),
     EdgeLost:        (ignored,       ignored,       ignored),
     EdgeReturned:    (ignored,       ignored,       ignored),
     TimerFired:      (ignored,       ignored,       ignored),

@@ -9,7 +9,6 @@ added when it comes. No coordinator is needed between task and report.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -56,8 +55,9 @@ from edgewise.training.protocols.messages import (
     WorkDone,
     WorkGivenUp,
 )
+from edgewise.training.protocols.opening import with_stored
 from edgewise.training.protocols.protocol import CLIENT, Blobs, Role, Step
-from edgewise.training.protocols.run_state import with_stored
+from edgewise.training.protocols.step_parts import StepParts
 from edgewise.training.protocols.transitions import Table, accepted, dispatch, ignored, refused
 
 IDLE, WORKING, MIXING, REPORTING, OVER = "idle", "working", "mixing", "reporting", "over"
@@ -79,7 +79,7 @@ class PeerState(msgspec.Struct, frozen=True, kw_only=True):
         sent: Shares that nobody acknowledged, by key.
         newest: The share of this round to each neighbour; sent again it asks whether the neighbour lives.
         lost: Why, by neighbour that it does not wait for.
-        num_examples, brought, metrics: Of its local work.
+        num_examples, brought, metrics, fault: Of its local work; why the last one failed.
         report: Its last letter.
         is_heard: The coordinator has it.
     """
@@ -99,6 +99,7 @@ class PeerState(msgspec.Struct, frozen=True, kw_only=True):
     num_examples: int = 0
     brought: float = 0.0
     metrics: dict[str, float] = {}
+    fault: str = ""
     report: GossipReport | None = None
     is_heard: bool = False
 
@@ -107,15 +108,9 @@ PeerResult = tuple[PeerState, tuple[Action, ...]]
 _NEW = PeerState()
 
 
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    algorithm: FederatedAlgorithm
-    blobs: Blobs
-
-
 def make_step(algorithm: FederatedAlgorithm, blobs: Blobs) -> Step:
     """Binds the client to its algorithm and its store; the state before the first letter is None."""
-    parts = _Parts(algorithm, blobs)
+    parts = StepParts(algorithm, blobs)
 
     def step(state: PeerState | None, event: Event) -> PeerResult:
         state = _NEW if state is None else state
@@ -166,7 +161,7 @@ def _size(state: PeerState) -> int:
     return state.task.spec.num_entries
 
 
-def _read(parts: _Parts, state: PeerState, digest: Digest, before: tuple[Action, ...]) -> Mass:
+def _read(parts: StepParts, state: PeerState, digest: Digest, before: tuple[Action, ...]) -> Mass:
     if not digest:
         return Mass(np.zeros(_size(state), np.int64), 0)
     return mass_from_bytes(blob(with_stored(parts.blobs, before), digest), _size(state))
@@ -190,18 +185,18 @@ def _timer(state: PeerState) -> tuple[Action, ...]:
     return () if seconds is None else (SetTimer(f"shares/{state.step}", seconds),)
 
 
-def _tasked(parts: _Parts, state: PeerState, event: Received) -> PeerResult:
+def _tasked(parts: StepParts, state: PeerState, event: Received) -> PeerResult:
     assert isinstance(event.letter, GossipTask)
     model = next(section for section in event.letter.sections if section.name == MODEL)
     state = _change(state, phase=WORKING, task=event.letter, round=1, model=model)
     return state, (Accept(), Work(_order(state), None))
 
 
-def _tasked_again(parts: _Parts, state: PeerState, event: Received) -> PeerResult:
+def _tasked_again(parts: StepParts, state: PeerState, event: Received) -> PeerResult:
     return state, (Accept(), *resume(_change(state, is_heard=False)))
 
 
-def _received(parts: _Parts, state: PeerState) -> Vector:
+def _received(parts: StepParts, state: PeerState) -> Vector:
     """The model that the client works on, or last worked on."""
     assert state.model is not None
     data = blob(parts.blobs, state.model.blob.digest)
@@ -209,7 +204,7 @@ def _received(parts: _Parts, state: PeerState) -> Vector:
     return found
 
 
-def _done(parts: _Parts, state: PeerState, event: WorkDone) -> PeerResult:
+def _done(parts: StepParts, state: PeerState, event: WorkDone) -> PeerResult:
     if event.round != state.round:
         return state, ()
     exchange = parts.algorithm.exchanges[0]
@@ -231,12 +226,12 @@ def _done(parts: _Parts, state: PeerState, event: WorkDone) -> PeerResult:
     return _mixed(parts, state, store)
 
 
-def _given_up(parts: _Parts, state: PeerState, event: WorkGivenUp) -> PeerResult:
+def _given_up(parts: StepParts, state: PeerState, event: WorkGivenUp) -> PeerResult:
     """It brings nothing to this round and takes part in mixing all the same."""
-    return _mixed(parts, state, ()) if event.round == state.round else (state, ())
+    return _mixed(parts, _change(state, fault=event.cause), ()) if event.round == state.round else (state, ())
 
 
-def _mixed(parts: _Parts, state: PeerState, actions: tuple[Action, ...]) -> PeerResult:
+def _mixed(parts: StepParts, state: PeerState, actions: tuple[Action, ...]) -> PeerResult:
     """Begins a round of shares; where all of the neighbours' are there already, the next."""
     task, step = state.task, state.step + 1
     assert task is not None
@@ -265,7 +260,7 @@ def _mixed(parts: _Parts, state: PeerState, actions: tuple[Action, ...]) -> Peer
     return _advanced(parts, state, (*actions, *store, *_timer(state)))
 
 
-def _advanced(parts: _Parts, state: PeerState, actions: tuple[Action, ...]) -> PeerResult:
+def _advanced(parts: StepParts, state: PeerState, actions: tuple[Action, ...]) -> PeerResult:
     task = state.task
     assert task is not None
     awaited = [n for n in task.listens_to if n not in state.lost and state.step not in state.heard.get(n, ())]
@@ -288,12 +283,12 @@ def _advanced(parts: _Parts, state: PeerState, actions: tuple[Action, ...]) -> P
         value=section.blob,
         num_examples=state.num_examples,
         metrics={**state.metrics, **masses},
-        lost=state.lost,
+        lost={**state.lost, task.client: state.fault} if state.fault else state.lost,
     )
     return _change(state, phase=REPORTING, report=report), (*actions, Send(COORDINATOR_ADDRESS, report))
 
 
-def _share(parts: _Parts, state: PeerState, event: Received) -> PeerResult:
+def _share(parts: StepParts, state: PeerState, event: Received) -> PeerResult:
     letter, task = event.letter, state.task
     assert isinstance(letter, PeerShare)
     sender, number = letter.sender, letter.round
@@ -319,7 +314,7 @@ def _share(parts: _Parts, state: PeerState, event: Received) -> PeerResult:
     return _advanced(parts, state, (Accept(), *store))
 
 
-def _delivered(parts: _Parts, state: PeerState, event: Delivered) -> PeerResult:
+def _delivered(parts: StepParts, state: PeerState, event: Delivered) -> PeerResult:
     if state.report is not None and event.key == state.report.key:
         return _change(state, is_heard=True), ()
     share = state.sent.get(event.key)
@@ -332,7 +327,7 @@ def _delivered(parts: _Parts, state: PeerState, event: Delivered) -> PeerResult:
     return _stored(state, mass)
 
 
-def _timed_out(parts: _Parts, state: PeerState, event: TimerFired) -> PeerResult:
+def _timed_out(parts: StepParts, state: PeerState, event: TimerFired) -> PeerResult:
     task = state.task
     assert task is not None
     if event.name != f"shares/{state.step}":
@@ -347,12 +342,12 @@ def _timed_out(parts: _Parts, state: PeerState, event: TimerFired) -> PeerResult
     return _advanced(parts, _change(state, lost=lost, sent=sent), (*again, *_timer(state)))
 
 
-def _ended(parts: _Parts, state: PeerState, event: Event) -> PeerResult:
+def _ended(parts: StepParts, state: PeerState, event: Event) -> PeerResult:
     taken = (Accept(),) if isinstance(event, Received) else ()
     return PeerState(phase=OVER, kept=state.kept, heard=state.heard), (*taken, EndRun())
 
 
-def _too_late(parts: _Parts, state: PeerState, event: Received) -> PeerResult:
+def _too_late(parts: StepParts, state: PeerState, event: Received) -> PeerResult:
     """A share after the report goes back to its sender, unless it counted before and only its answer was lost."""
     letter = event.letter
     assert isinstance(letter, PeerShare)

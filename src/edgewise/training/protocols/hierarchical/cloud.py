@@ -6,13 +6,12 @@
 
 An edge's sums count once. A lost edge may come back with what it acknowledged; where its clients turn up under another
 edge they are asked again there, and what the lost edge had is void; at the deadline they are dropouts. The edges' side
-is `edge.py`; what every server does with a run is `run_state.py`.
+is `edge.py`; what every server does with a run is in `opening.py`, `closing.py` and `ending.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -22,12 +21,15 @@ from edgewise.core.ids import ClientId, Digest, NodeId
 from edgewise.training.algorithm import FederatedAlgorithm
 from edgewise.training.protocols import collection as c
 from edgewise.training.protocols.closing import closed
+from edgewise.training.protocols.ending import cancelled as run_cancelled
+from edgewise.training.protocols.ending import cannot_close, chose_too_few, failed, too_few, without_hope
 from edgewise.training.protocols.folding import add_sums, blob, empty_sums
 from edgewise.training.protocols.hierarchical.cloud_state import (
     Assignment,
     CloudState,
     able,
     check_sums,
+    edge_fault,
     open_clients,
     refusal_of,
     task_of,
@@ -54,44 +56,19 @@ from edgewise.training.protocols.messages import (
     RunCancelled,
     RunStarted,
     Send,
-    SetTimer,
     TimerFired,
 )
+from edgewise.training.protocols.opening import begun_anew, candidates_of, cohort_of, opened, started, with_stored
 from edgewise.training.protocols.part_calls import asked, ended_by_parts
 from edgewise.training.protocols.protocol import COORDINATOR, Blobs, Role, RunView, Step
-from edgewise.training.protocols.run_state import (
-    Phase,
-    RunState,
-    begun_anew,
-    candidates_of,
-    cannot_close,
-    change,
-    chose_too_few,
-    cohort_of,
-    failed,
-    opened,
-    overdue,
-    started,
-    timer_name,
-    too_few,
-    waiting,
-    with_collection,
-    with_stored,
-    without_hope,
-)
-from edgewise.training.protocols.run_state import cancelled as run_cancelled
+from edgewise.training.protocols.run_state import Phase, RunState, change, overdue, timer_name, waiting, with_collection
 from edgewise.training.protocols.run_state import needs as run_needs
 from edgewise.training.protocols.run_state import set_timer as run_timer
 from edgewise.training.protocols.run_state import view as run_view
+from edgewise.training.protocols.step_parts import StepParts
 from edgewise.training.protocols.transitions import Table, dispatch, ignored, refused
 
 CloudResult = tuple[CloudState, tuple[Action, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    algorithm: FederatedAlgorithm
-    blobs: Blobs
 
 
 def make_step(algorithm: FederatedAlgorithm, blobs: Blobs) -> Step:
@@ -104,7 +81,7 @@ def make_step(algorithm: FederatedAlgorithm, blobs: Blobs) -> Step:
     Returns:
         `step(state, event) -> (state, actions)`; the state before `RunStarted` is None.
     """
-    parts = _Parts(algorithm, blobs)
+    parts = StepParts(algorithm, blobs)
 
     def step(state: CloudState | None, event: Event) -> CloudResult:
         if state is None:
@@ -130,7 +107,7 @@ def resume(state: CloudState) -> tuple[Action, ...]:
         return (EndRun(run.outcome), *_endings(state))
     timer = run_timer(run)
     tasks = _tasks(state, [n for n, a in state.assignments.items() if a.is_open])
-    return (*timer, *tasks) if tasks else (*timer, waiting(run))
+    return (*timer, *tasks) if tasks else (*timer, _waiting(state))
 
 
 def wants(state: CloudState, to: Address, letter: AnyLetter) -> bool:
@@ -166,7 +143,7 @@ def _with(state: CloudState, collection: c.Collection) -> CloudState:
 
 
 def _of_run(state: CloudState, result: tuple[RunState, tuple[Action, ...]], before: tuple[Action, ...]) -> CloudResult:
-    """The result of a step of the run itself; an ending is told to edges."""
+    """The result of a step of the run itself, with letters of its end to edges where it has ended."""
     run, actions = result
     state, actions = _change(state, run=run), before + actions
     return (state, actions + _endings(state)) if run.phase is Phase.ENDED else (state, actions)
@@ -182,12 +159,17 @@ def _endings(state: CloudState) -> tuple[Action, ...]:
     )
 
 
-def _start(parts: _Parts, event: RunStarted) -> CloudResult:
+def _waiting(state: CloudState) -> AnnounceWaiting:
+    causes = {client: edge_fault(state, client) for client in state.run.collection.able}
+    return waiting(state.run, {client: cause for client, cause in causes.items() if cause})
+
+
+def _start(parts: StepParts, event: RunStarted) -> CloudResult:
     state, actions = _begun(parts, event)
     return (state, actions) if state.run.phase is Phase.ENDED else _open_round(parts, state, actions)
 
 
-def _begun(parts: _Parts, event: RunStarted) -> CloudResult:
+def _begun(parts: StepParts, event: RunStarted) -> CloudResult:
     run, actions = started(parts.algorithm, parts.blobs, event)
     edge_of = {client: seen.edge for client, seen in event.present.items() if seen.edge}
     edges = {edge: Member(generation=generation) for edge, generation in event.edges.items()}
@@ -196,17 +178,18 @@ def _begun(parts: _Parts, event: RunStarted) -> CloudResult:
     return CloudState(run, edge_of, edges), actions
 
 
-def _open_round(parts: _Parts, state: CloudState, actions: tuple[Action, ...]) -> CloudResult:
+def _open_round(parts: StepParts, state: CloudState, actions: tuple[Action, ...]) -> CloudResult:
     actions += run_timer(state.run)
     if len(able(state)) >= state.run.config.quorum:
         return _ask(parts, state, actions)
     run = change(state.run, phase=Phase.WAITING)
     if cannot_close(run, run.config.quorum):
         return _of_run(state, without_hope(run, run.config.quorum), actions)
-    return _change(state, run=run, assignments={}), (*actions, waiting(run, len(able(state))))
+    state = _change(state, run=run, assignments={})
+    return state, (*actions, _waiting(state))
 
 
-def _ask(parts: _Parts, state: CloudState, actions: tuple[Action, ...]) -> CloudResult:
+def _ask(parts: StepParts, state: CloudState, actions: tuple[Action, ...]) -> CloudResult:
     run = state.run
     cohort = cohort_of(parts.algorithm, candidates_of(run, able(state)), run.collection.round, run.config.seed)
     if len(cohort) < run.config.quorum:
@@ -215,18 +198,21 @@ def _ask(parts: _Parts, state: CloudState, actions: tuple[Action, ...]) -> Cloud
 
 
 def _open_exchange(
-    parts: _Parts, state: CloudState, exchange: int, cohort: tuple[ClientId, ...], actions: tuple[Action, ...]
+    parts: StepParts, state: CloudState, exchange: int, cohort: tuple[ClientId, ...], actions: tuple[Action, ...]
 ) -> CloudResult:
     blobs = with_stored(parts.blobs, actions)
     run, store = opened(parts.algorithm, blobs, state.run, exchange, cohort)
     state, tasks = _assigned(parts, _change(state, run=run, assignments={}), cohort)
-    return state, (*actions, *store, *tasks)
+    return _settled(parts, state, (*actions, *store, *tasks))
 
 
-def _assigned(parts: _Parts, state: CloudState, clients: Iterable[ClientId]) -> CloudResult:
+def _assigned(parts: StepParts, state: CloudState, clients: Iterable[ClientId]) -> CloudResult:
     by_edge: dict[NodeId, list[ClientId]] = {}
     for client in clients:
         by_edge.setdefault(state.edge_of[client], []).append(client)
+    for edge in [edge for edge in by_edge if state.edges[edge].quarantine]:  # its sums would be refused
+        for client in by_edge.pop(edge):
+            state = _with(state, c.dropped(state.run.collection, client, edge_fault(state, client)))
     numbers = []
     for edge in sorted(by_edge):
         numbers.append(state.next_assignment)
@@ -239,7 +225,7 @@ def _tasks(state: CloudState, numbers: Iterable[int]) -> tuple[Action, ...]:
     return tuple(Send(Address("edge", state.assignments[n].edge), task_of(state, n)) for n in numbers)
 
 
-def _sums(parts: _Parts, state: CloudState, event: Received) -> CloudResult:
+def _sums(parts: StepParts, state: CloudState, event: Received) -> CloudResult:
     report, run = event.letter, state.run
     assert isinstance(report, SumReport)
     refusal = refusal_of(state, report, event.generation)
@@ -256,7 +242,7 @@ def _sums(parts: _Parts, state: CloudState, event: Received) -> CloudResult:
         return _settled(parts, *_edge_quarantined(state, report, error.message))
     collection, actions = _counted(run.collection, assignment, report)
     settled = msgspec.structs.replace(assignment, sums=report.sums.digest)
-    # Sums were sent before they arrived: an edge that was lost since stays absent until it is said to be back.
+    # Sums were sent before they arrived: an edge that was lost since stays absent until an event brings it back.
     member = msgspec.structs.replace(state.edges[report.edge], generation=event.generation)
     state = _change(
         _with(state, collection),
@@ -298,7 +284,8 @@ def _counted(
     collection = c.change(
         collection, members=members, answers={**collection.answers, **answers}, missing={**kept, **missing}
     )
-    return collection, actions
+    failed = [client for client in assignment.clients if client in report.failed and client in missing]
+    return c.failed_again(collection, *failed), actions
 
 
 def _edge_quarantined(state: CloudState, report: SumReport, reason: str) -> CloudResult:
@@ -319,7 +306,7 @@ def _voided(state: CloudState, edge: NodeId, cause: str) -> CloudState:
     return _change(_with(state, collection), assignments=assignments)
 
 
-def _edge_lost(parts: _Parts, state: CloudState, event: EdgeLost) -> CloudResult:
+def _edge_lost(parts: StepParts, state: CloudState, event: EdgeLost) -> CloudResult:
     if event.edge not in state.edges:
         return state, ()
     member = msgspec.structs.replace(state.edges[event.edge], absence=event.cause)
@@ -335,7 +322,7 @@ def _edge_lost(parts: _Parts, state: CloudState, event: EdgeLost) -> CloudResult
     return state, (AnnounceWaiting(number, sentence),)
 
 
-def _delivered(parts: _Parts, state: CloudState, event: Delivered) -> CloudResult:
+def _delivered(parts: StepParts, state: CloudState, event: Delivered) -> CloudResult:
     """A task that its edge refuses for good loses the edge."""
     if event.accepted or event.to.role != "edge" or not event.key.startswith("task/"):
         return state, ()
@@ -345,16 +332,19 @@ def _delivered(parts: _Parts, state: CloudState, event: Delivered) -> CloudResul
     return _edge_lost(parts, state, EdgeLost(assignment.edge, f"it refuses the order: {event.reason}"))
 
 
-def _asked_again(parts: _Parts, state: CloudState, clients: Iterable[ClientId]) -> CloudResult:
+def _asked_again(parts: StepParts, state: CloudState, clients: Iterable[ClientId]) -> CloudResult:
     missing, ready = state.run.collection.missing, set(able(state))
-    again = [client for client in clients if client in ready and client in missing]
+    collection = state.run.collection
+    again = [
+        client for client in clients if client in ready and client in missing and not c.exclusion(collection, client)
+    ]
     if not again or state.run.phase is not Phase.OPEN:
         return state, ()
     left = {client: cause for client, cause in missing.items() if client not in again}
     return _assigned(parts, _with(state, c.change(state.run.collection, missing=left)), again)
 
 
-def _edge_returned(parts: _Parts, state: CloudState, event: EdgeReturned) -> CloudResult:
+def _edge_returned(parts: StepParts, state: CloudState, event: EdgeReturned) -> CloudResult:
     known = state.edges.get(event.edge, Member())
     if event.generation < known.generation:
         return state, ()
@@ -371,7 +361,7 @@ def _edge_returned(parts: _Parts, state: CloudState, event: EdgeReturned) -> Clo
     return state, tasks + again
 
 
-def _client_lost(parts: _Parts, state: CloudState, event: ClientLost) -> CloudResult:
+def _client_lost(parts: StepParts, state: CloudState, event: ClientLost) -> CloudResult:
     # The client's edge decides whether it is a dropout of this exchange; here it only leaves the next rounds.
     collection = state.run.collection
     known = collection.members.get(event.client)
@@ -380,7 +370,7 @@ def _client_lost(parts: _Parts, state: CloudState, event: ClientLost) -> CloudRe
     return _with(state, c.with_member(collection, event.client, absence=event.cause)), ()
 
 
-def _client_returned(parts: _Parts, state: CloudState, event: ClientReturned) -> CloudResult:
+def _client_returned(parts: StepParts, state: CloudState, event: ClientReturned) -> CloudResult:
     client, seen, collection = event.client, event.seen, state.run.collection
     if seen.generation < collection.members.get(client, c.NOT_SEEN).generation:
         return state, ()
@@ -388,6 +378,8 @@ def _client_returned(parts: _Parts, state: CloudState, event: ClientReturned) ->
     if seen.edge and seen.edge != former:
         edges = {seen.edge: c.NOT_SEEN, **state.edges}
         state = _change(state, edge_of={**state.edge_of, client: seen.edge}, edges=edges)
+        failures = {other: n for other, n in collection.failures.items() if other != client}
+        state = _with(state, c.change(collection, failures=failures))  # those under its former edge
         if former is not None and state.edges[former].absence and client in open_clients(state, former):
             state = _voided(state, former, f"its edge {former} is lost: {state.edges[former].absence}")
     missing = state.run.collection.missing
@@ -396,29 +388,32 @@ def _client_returned(parts: _Parts, state: CloudState, event: ClientReturned) ->
     state = _with(state, c.change(collection, missing=missing))
     if state.run.phase is Phase.WAITING:
         return _ask_if_enough(parts, state)
+    if client in missing and state.edges.get(state.edge_of.get(client, NodeId("")), c.NOT_SEEN).quarantine:
+        # It may still move; how often it is asked for is bounded, or a run without a deadline would never end.
+        return _settled(parts, _with(state, c.failed_again(state.run.collection, client)), ())
     return _asked_again(parts, state, (client,))
 
 
-def _ask_if_enough(parts: _Parts, state: CloudState) -> CloudResult:
+def _ask_if_enough(parts: StepParts, state: CloudState) -> CloudResult:
     return _ask(parts, state, ()) if len(able(state)) >= state.run.config.quorum else (state, ())
 
 
-def _timed_out(parts: _Parts, state: CloudState, event: TimerFired) -> CloudResult:
+def _timed_out(parts: StepParts, state: CloudState, event: TimerFired) -> CloudResult:
     if event.name != timer_name(state.run):
         return state, ()
     state = _change(state, run=overdue(state.run))
     if state.run.phase is Phase.OPEN and len(state.run.collection.answers) >= state.run.config.quorum:
         return _close(parts, state, ())
-    return _of_run(state, too_few(state.run), ())
+    return _of_run(state, too_few(state.run, _waiting(state)), ())
 
 
-def _cancelled(parts: _Parts, state: CloudState, event: RunCancelled) -> CloudResult:
+def _cancelled(parts: StepParts, state: CloudState, event: RunCancelled) -> CloudResult:
     if event.run != state.run.config.run:
         return state, ()
     return _of_run(state, run_cancelled(state.run, event.cause), ())
 
 
-def _settled(parts: _Parts, state: CloudState, actions: tuple[Action, ...]) -> CloudResult:
+def _settled(parts: StepParts, state: CloudState, actions: tuple[Action, ...]) -> CloudResult:
     run = state.run
     if run.phase is not Phase.ENDED and cannot_close(run, run.config.quorum, run.collection.cohort):
         return _of_run(state, without_hope(run, run.config.quorum), actions)
@@ -426,21 +421,19 @@ def _settled(parts: _Parts, state: CloudState, actions: tuple[Action, ...]) -> C
         return state, actions
     if len(run.collection.answers) >= run.config.quorum:
         return _close(parts, state, actions)
-    return state, (*actions, waiting(run))
+    return state, (*actions, _waiting(state))
 
 
-def _close(parts: _Parts, state: CloudState, actions: tuple[Action, ...]) -> CloudResult:
-    run, name = state.run, timer_name(state.run)
+def _close(parts: StepParts, state: CloudState, actions: tuple[Action, ...]) -> CloudResult:
+    run = state.run
     exchange = parts.algorithm.exchanges[run.collection.exchange]
     with asked(f"the sums of round {run.collection.round} are folded"):
         sums = empty_sums(exchange, run.config.num_entries)
         for assignment in state.assignments.values():
             if assignment.sums:
                 sums = add_sums(exchange, sums, blob(parts.blobs, assignment.sums))
-    run, closing = closed(parts.algorithm, parts.blobs, run, sums)
+    run, closing = closed(parts, run, sums)
     actions += closing
-    if run.deadline_s is not None:
-        actions += (SetTimer(name, None),)
     if run.phase is Phase.ENDED:
         return _of_run(state, (run, ()), actions)
     state = _change(state, run=run)
@@ -450,7 +443,7 @@ def _close(parts: _Parts, state: CloudState, actions: tuple[Action, ...]) -> Clo
     return _open_round(parts, state, actions)
 
 
-def _after_end(parts: _Parts, state: CloudState, event: Received) -> CloudResult:
+def _after_end(parts: StepParts, state: CloudState, event: Received) -> CloudResult:
     report = event.letter
     assert isinstance(report, SumReport)
     known = state.assignments.get(report.assignment)
@@ -458,8 +451,8 @@ def _after_end(parts: _Parts, state: CloudState, event: Received) -> CloudResult
     return state, (Refuse(Refusal.DUPLICATE if counted else Refusal.LATE, f"run {state.run.config.run} has ended."),)
 
 
-def _told_again(parts: _Parts, state: CloudState, event: EdgeReturned) -> CloudResult:
-    """An edge that comes back after the end is told of it."""
+def _end_again(parts: StepParts, state: CloudState, event: EdgeReturned) -> CloudResult:
+    """An edge that comes back after the end gets the letter of it again."""
     to = Address("edge", event.edge)
     return state, tuple(a for a in _endings(state) if isinstance(a, Send) and a.to == to)
 
@@ -469,7 +462,7 @@ _NO_UPDATES = refused(Refusal.NOT_ASKED, "in this run updates go to an edge.")
 TABLE = Table(("waiting", "open", "ended"), {
     SumReport:       (_sums,            _sums,            _after_end),
     EdgeLost:        (_edge_lost,       _edge_lost,       ignored),
-    EdgeReturned:    (_edge_returned,   _edge_returned,   _told_again),
+    EdgeReturned:    (_edge_returned,   _edge_returned,   _end_again),
     ClientLost:      (_client_lost,     _client_lost,     ignored),
     ClientReturned:  (_client_returned, _client_returned, ignored),
     Delivered:       (ignored,          _delivered,       ignored),
@@ -478,6 +471,6 @@ TABLE = Table(("waiting", "open", "ended"), {
     LetterInvalid:   (_NO_UPDATES,      _NO_UPDATES,      _NO_UPDATES),
     RunStarted:      (ignored,          ignored,          ignored),
 })  # fmt: skip
-"""Clients are told of the end by their edge; a run starts once."""
+"""Clients get the letter of the end from their edge; a run starts once."""
 
 CLOUD_ROLE = Role(make_step, resume, wants, is_over, needs, CloudState, frozenset((EdgeTask, RunEnded)))

@@ -7,6 +7,7 @@ import msgspec
 from edgewise.core.errors import FrameRefused
 from edgewise.core.ids import ClientId, Digest, Generation, NodeId, RoundNumber
 from edgewise.training.algorithm import Counted, Exchange
+from edgewise.training.protocols.collection import NOT_SEEN
 from edgewise.training.protocols.folding import add_sums, blob, empty_sums
 from edgewise.training.protocols.letters import EdgeTask, SumReport
 from edgewise.training.protocols.messages import Member, Refusal
@@ -15,7 +16,6 @@ from edgewise.training.protocols.run_state import RunState
 
 EDGE_DEADLINE_FRACTION = 0.8
 """Share of the deadline after which an edge forwards what it has, so that its sum arrives in time."""
-_NO_EDGE = Member(absence="no such edge")
 
 
 class Assignment(msgspec.Struct, frozen=True):
@@ -23,7 +23,7 @@ class Assignment(msgspec.Struct, frozen=True):
 
     Attributes:
         edge: Who folds.
-        clients: Whom it was told to ask.
+        clients: Whom it asks.
         sums: Digest of its sums that count; "" before.
         is_void: Its clients were given to others or given up; its sums are refused.
     """
@@ -59,9 +59,18 @@ class CloudState(msgspec.Struct, frozen=True):
 
 def able(state: CloudState) -> tuple[ClientId, ...]:
     """Who could take part now: clients that are there, under an edge that is there."""
-    return tuple(
-        c for c in state.run.collection.able if state.edges.get(state.edge_of.get(c, NodeId("")), _NO_EDGE).can_work
-    )
+    return tuple(client for client in state.run.collection.able if not edge_fault(state, client))
+
+
+def edge_fault(state: CloudState, client: ClientId) -> str:
+    """Why a client cannot take part for its edge's sake; "" if nothing is wrong with it."""
+    edge = state.edge_of.get(client)
+    if edge is None:
+        return "it stands under no edge; start it with --connect to one, or take the protocol synchronous"
+    member = state.edges.get(edge, NOT_SEEN)
+    if member.quarantine:
+        return f"its edge {edge} is in quarantine: {member.quarantine}"
+    return f"its edge {edge} is not there: {member.absence}" if member.absence else ""
 
 
 def open_clients(state: CloudState, edge: NodeId) -> tuple[ClientId, ...]:

@@ -9,7 +9,6 @@ cloud counts once. The state is a few small structs; vectors are in the blobs. T
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -18,7 +17,7 @@ from edgewise.core.errors import PartFailed
 from edgewise.core.ids import ClientId, Digest, digest_of
 from edgewise.training.algorithm import FederatedAlgorithm
 from edgewise.training.protocols import collection as c
-from edgewise.training.protocols.folding import Decoder, blob, empty_sums, fold, sums_to_bytes
+from edgewise.training.protocols.folding import blob, empty_sums, fold, sums_to_bytes
 from edgewise.training.protocols.letters import (
     COORDINATOR_ADDRESS,
     Address,
@@ -56,6 +55,7 @@ from edgewise.training.protocols.messages import (
 from edgewise.training.protocols.part_calls import asked
 from edgewise.training.protocols.protocol import EDGE, Blobs, Role, Step
 from edgewise.training.protocols.run_state import sections_for
+from edgewise.training.protocols.step_parts import StepParts
 from edgewise.training.protocols.transitions import Table, accepted, dispatch, ignored, refused
 
 
@@ -82,7 +82,7 @@ class EdgeState(msgspec.Struct, frozen=True):
 
     Attributes:
         tasks: By number.
-        ended: How the cloud said that the run is over; None before.
+        ended: The letter of the end of the run; None before.
     """
 
     tasks: dict[int, OpenTask] = {}
@@ -92,13 +92,6 @@ class EdgeState(msgspec.Struct, frozen=True):
 EdgeResult = tuple[EdgeState, tuple[Action, ...]]
 SERVING, OVER = "serving", "over"
 _NEW = EdgeState()
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    algorithm: FederatedAlgorithm
-    blobs: Blobs
-    decoder: Decoder
 
 
 def make_step(algorithm: FederatedAlgorithm, blobs: Blobs) -> Step:
@@ -111,7 +104,7 @@ def make_step(algorithm: FederatedAlgorithm, blobs: Blobs) -> Step:
     Returns:
         `step(state, event) -> (state, actions)`; the state before the first letter is None.
     """
-    parts = _Parts(algorithm, blobs, Decoder(blobs))
+    parts = StepParts(algorithm, blobs)
 
     def step(state: EdgeState | None, event: Event) -> EdgeResult:
         state = _NEW if state is None else state
@@ -169,7 +162,7 @@ def _timer_name(letter: EdgeTask) -> str:
     return f"task/{letter.assignment}"
 
 
-def _tasked(parts: _Parts, state: EdgeState, event: Received) -> EdgeResult:
+def _tasked(parts: StepParts, state: EdgeState, event: Received) -> EdgeResult:
     letter = event.letter
     assert isinstance(letter, EdgeTask)
     known = state.tasks.get(letter.assignment)
@@ -226,7 +219,7 @@ def _newest(state: EdgeState, client: ClientId) -> OpenTask | None:
     return max(mine, key=lambda task: task.letter.assignment, default=None)
 
 
-def _update(parts: _Parts, state: EdgeState, event: Received) -> EdgeResult:
+def _update(parts: StepParts, state: EdgeState, event: Received) -> EdgeResult:
     letter = event.letter
     assert isinstance(letter, UpdateReport)
     task = _newest(state, letter.client)
@@ -249,7 +242,7 @@ def _update(parts: _Parts, state: EdgeState, event: Received) -> EdgeResult:
     return _collected(parts, state, task, collection, actions)
 
 
-def _failed(parts: _Parts, state: EdgeState, event: Received) -> EdgeResult:
+def _failed(parts: StepParts, state: EdgeState, event: Received) -> EdgeResult:
     letter = event.letter
     assert isinstance(letter, WorkFailed)
     task = _newest(state, letter.client)
@@ -257,17 +250,17 @@ def _failed(parts: _Parts, state: EdgeState, event: Received) -> EdgeResult:
         return state, (Accept(),)
     if letter.has_lost and letter.client not in task.have_lost:
         task = msgspec.structs.replace(task, have_lost=(*task.have_lost, letter.client))
-    return _collected(parts, state, task, c.dropped(task.collection, letter.client, letter.cause), (Accept(),))
+    return _collected(parts, state, task, *c.work_failed(task.collection, letter))
 
 
-def _invalid(parts: _Parts, state: EdgeState, event: LetterInvalid) -> EdgeResult:
+def _invalid(parts: StepParts, state: EdgeState, event: LetterInvalid) -> EdgeResult:
     task = _newest(state, event.client)
     if task is None or task.letter.spec.run != event.run or task.report is not None:
         return state, (Refuse(Refusal.INVALID, event.reason),)
     return _collected(parts, state, task, *c.refuse_invalid(task.collection, event.client, event.reason))
 
 
-def _delivered(parts: _Parts, state: EdgeState, event: Delivered) -> EdgeResult:
+def _delivered(parts: StepParts, state: EdgeState, event: Delivered) -> EdgeResult:
     if event.key.startswith("sum/"):
         task = state.tasks.get(int(event.key.removeprefix("sum/")))
         if task is None or task.report is None or task.is_delivered:
@@ -279,14 +272,14 @@ def _delivered(parts: _Parts, state: EdgeState, event: Delivered) -> EdgeResult:
     # An order that its client refuses for good is that client's dropout.
     if event.key != f"work/{event.to.name}/{task.letter.round}/{task.letter.exchange}":
         return state, ()
-    return _collected(parts, state, task, c.dropped(task.collection, ClientId(event.to.name), event.reason), ())
+    return _collected(parts, state, task, c.failed(task.collection, ClientId(event.to.name), event.reason), ())
 
 
-def _lost(parts: _Parts, state: EdgeState, event: ClientLost) -> EdgeResult:
+def _lost(parts: StepParts, state: EdgeState, event: ClientLost) -> EdgeResult:
     return _for_each(parts, state, event.client, lambda task: (c.lost(task.collection, event.client, event.cause), ()))
 
 
-def _returned(parts: _Parts, state: EdgeState, event: ClientReturned) -> EdgeResult:
+def _returned(parts: StepParts, state: EdgeState, event: ClientReturned) -> EdgeResult:
     def back(task: OpenTask) -> tuple[c.Collection, tuple[Action, ...]]:
         collection, ask_again = c.returned(task.collection, event.client, event.seen)
         return collection, _orders(task.letter, (event.client,)) if ask_again else ()
@@ -294,7 +287,7 @@ def _returned(parts: _Parts, state: EdgeState, event: ClientReturned) -> EdgeRes
     return _for_each(parts, state, event.client, back)
 
 
-def _for_each(parts: _Parts, state: EdgeState, client: ClientId, judge: Any) -> EdgeResult:
+def _for_each(parts: StepParts, state: EdgeState, client: ClientId, judge: Any) -> EdgeResult:
     actions: tuple[Action, ...] = ()
     for task in state.tasks.values():
         if task.report is None and client in task.letter.clients:
@@ -303,7 +296,7 @@ def _for_each(parts: _Parts, state: EdgeState, client: ClientId, judge: Any) -> 
     return state, actions
 
 
-def _timed_out(parts: _Parts, state: EdgeState, event: TimerFired) -> EdgeResult:
+def _timed_out(parts: StepParts, state: EdgeState, event: TimerFired) -> EdgeResult:
     for task in state.tasks.values():
         if _timer_name(task.letter) == event.name and task.report is None:
             cause = f"no update by the deadline of {task.letter.edge}"
@@ -312,7 +305,7 @@ def _timed_out(parts: _Parts, state: EdgeState, event: TimerFired) -> EdgeResult
 
 
 def _collected(
-    parts: _Parts, state: EdgeState, task: OpenTask, collection: c.Collection, actions: tuple[Action, ...]
+    parts: StepParts, state: EdgeState, task: OpenTask, collection: c.Collection, actions: tuple[Action, ...]
 ) -> EdgeResult:
     if collection is task.collection:
         return state, actions
@@ -320,18 +313,20 @@ def _collected(
     return _settled(parts, _with(state, task), task, actions)
 
 
-def _settled(parts: _Parts, state: EdgeState, task: OpenTask, actions: tuple[Action, ...]) -> EdgeResult:
+def _settled(parts: StepParts, state: EdgeState, task: OpenTask, actions: tuple[Action, ...]) -> EdgeResult:
     if task.report is not None or not task.collection.is_settled:
         return state, actions
     letter, collection = task.letter, task.collection
     answered = {client: collection.answers[client] for client in collection.cohort if client in collection.answers}
     exchange = parts.algorithm.exchanges[letter.exchange]
     missing, size = collection.missing, letter.spec.num_entries
+    failed = tuple(client for client in collection.failures if client in missing)
     try:
         with asked(f"{letter.edge} cannot fold the updates of round {letter.round}"):
             data = sums_to_bytes(exchange, fold(exchange, parts.decoder, answered.values(), size))
     except PartFailed as error:  # the cloud must not wait for it
         missing = {**missing, **dict.fromkeys(answered, error.message)}
+        failed += tuple(answered)
         answered, data = {}, sums_to_bytes(exchange, empty_sums(exchange, size))
     report = SumReport(
         run=letter.spec.run,
@@ -345,13 +340,14 @@ def _settled(parts: _Parts, state: EdgeState, task: OpenTask, actions: tuple[Act
         quarantined={client: m.quarantine for client, m in collection.members.items() if m.quarantine},
         uplink_bytes=sum(len(blob(parts.blobs, a.update)) for a in answered.values()),
         have_lost=task.have_lost,
+        failed=failed,
     )
     state = _with(state, msgspec.structs.replace(task, report=report))
     timer = () if letter.deadline_s is None else (SetTimer(_timer_name(letter), None),)
     return state, (*actions, *timer, Store({report.sums.digest: data}), Send(COORDINATOR_ADDRESS, report))
 
 
-def _ended(parts: _Parts, state: EdgeState, event: Received) -> EdgeResult:
+def _ended(parts: StepParts, state: EdgeState, event: Received) -> EdgeResult:
     letter = event.letter
     assert isinstance(letter, RunEnded)
     return EdgeState(ended=letter), (Accept(), *_endings(letter, letter.by_client), EndRun())
@@ -365,11 +361,11 @@ def _endings(ended: RunEnded, clients: Iterable[ClientId]) -> tuple[Action, ...]
     )
 
 
-def _cancelled(parts: _Parts, state: EdgeState, event: RunCancelled) -> EdgeResult:
+def _cancelled(parts: StepParts, state: EdgeState, event: RunCancelled) -> EdgeResult:
     return EdgeState(ended=RunEnded(run=event.run)), (EndRun(),)
 
 
-def _after_end(parts: _Parts, state: EdgeState, event: Received) -> EdgeResult:
+def _after_end(parts: StepParts, state: EdgeState, event: Received) -> EdgeResult:
     letter = event.letter
     assert isinstance(letter, UpdateReport)
     assert state.ended is not None
@@ -377,7 +373,7 @@ def _after_end(parts: _Parts, state: EdgeState, event: Received) -> EdgeResult:
     return state, (Refuse(Refusal.DUPLICATE if counted else Refusal.LATE, f"run {state.ended.run} has ended."),)
 
 
-def _told_again(parts: _Parts, state: EdgeState, event: ClientReturned) -> EdgeResult:
+def _end_again(parts: StepParts, state: EdgeState, event: ClientReturned) -> EdgeResult:
     assert state.ended is not None
     return state, _endings(state.ended, (event.client,))
 
@@ -390,7 +386,7 @@ TABLE = Table((SERVING, OVER), {
     LetterInvalid:   (_invalid,   refused(Refusal.LATE, "the run has ended.")),
     Delivered:       (_delivered, ignored),
     ClientLost:      (_lost,      ignored),
-    ClientReturned:  (_returned,  _told_again),
+    ClientReturned:  (_returned,  _end_again),
     TimerFired:      (_timed_out, ignored),
     RunCancelled:    (_cancelled, ignored),
     EdgeLost:        (ignored,    ignored),

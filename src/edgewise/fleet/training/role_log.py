@@ -1,0 +1,48 @@
+"""A role's log in its node's database: its name, what a snapshot of it holds, and which run it is of."""
+
+from __future__ import annotations
+
+import msgspec
+
+from edgewise.core.ids import ClientId, Digest, NodeId, RunId
+from edgewise.fleet.store.events import EventLog
+from edgewise.training.protocols.event_log import decode_event
+from edgewise.training.protocols.letters import RunSpec
+from edgewise.training.protocols.messages import Received
+
+SNAPSHOT = "snapshot"
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """What a log begins with once events before it are gone.
+
+    Attributes:
+        spec: The run.
+        state: The role's, encoded.
+        server: As of `RoleDriver`.
+        seen: As of `RoleDriver`.
+        mentioned: As of `RoleDriver`.
+    """
+
+    spec: RunSpec
+    state: msgspec.Raw
+    server: NodeId
+    seen: tuple[ClientId, ...]
+    mentioned: tuple[Digest, ...]
+
+
+def log_name(role_name: str, run: RunId) -> str:
+    """Name of a role's log in its node's database: `client/digits-1`."""
+    return f"{role_name}/{run}"
+
+
+def spec_in_log(events: EventLog, log: str) -> RunSpec | None:
+    """The run that a log is of, from its first entry: a snapshot, or the letter that began it."""
+    for entry in events.read(log):
+        if entry.kind == SNAPSHOT:
+            return msgspec.msgpack.decode(entry.payload, type=Snapshot).spec
+        event = decode_event(entry.payload)
+        if isinstance(event, Received):
+            spec: RunSpec | None = getattr(event.letter, "spec", None)
+            return spec
+    return None
