@@ -141,10 +141,8 @@ def round_rows(record: RunRecord) -> list[dict[str, Any]]:
         One row a round, all with the same keys.
     """
     exits = sum(name.startswith("accuracy_exit_") for name in record.metrics)
-    same = {
-        "loss",
-        f"accuracy_exit_{exits - 1}",
-    }  # the last exit's is `accuracy`; one loss is enough, and it has its name
+    # One loss is enough, and it has its name; the last exit's accuracy is `accuracy`.
+    same = {"loss", f"accuracy_exit_{exits - 1}"}
     names = [name for name in record.metrics if name not in same]
     return [
         {

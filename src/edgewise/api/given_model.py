@@ -66,8 +66,5 @@ def _exported(module: Any, example: Any) -> Graph:
         raise InputError("a torch module is exported with one input. Give an array, or export it to ONNX yourself.")
     one, name = plain_array(example)[:1], type(module).__name__
     task = InMemoryTask(module, {"example": (one, np.zeros(len(one), np.int64))}, name=name)
-    with user_code(
-        f"module {name} does not take an example of shape {list(one.shape)}, the first axis being the batch"
-    ):
-        template, layout = export_template(task)
+    template, layout = export_template(task)
     return Graph.load(with_weights(template, layout, vector_of(module)))
