@@ -148,7 +148,10 @@ def test_wrong_paths_get_the_protocols_error_object(path: str, status: int, erro
     ("changes", "error"),
     [
         ({"name": "z"}, "the model has no input 'z'"),
-        ({"datatype": "FP64"}, "input 'x' has dtype float64, the model takes float32"),
+        (
+            {"datatype": "FP64", "data": [1e300] * 64},
+            "input 'x' has dtype float64, the model takes float32; its values",
+        ),
         ({"datatype": "FLOAT"}, "input 'x' has datatype 'FLOAT'"),
         ({"shape": [1, 64]}, "input 'x' has shape [1, 64], the model takes [n, 1, 8, 8]"),
         ({"shape": [1, 1, 8, 9]}, "data of input 'x' is not FP32 of shape [1, 1, 8, 9]"),
@@ -170,7 +173,10 @@ def test_wrong_inputs_get_400_and_say_what_is_wrong(changes: dict[str, Any], err
     ("request_change", "error"),
     [
         ({"outputs": [{"name": "fin"}]}, "the model has no output 'fin'"),
-        ({"outputs": [{"name": "end", "parameters": {"classification": 3}}]}, "the classification extension is not"),
+        (
+            {"outputs": [{"name": "end", "parameters": {"classification": -1}}]},
+            "parameters.classification of output 'end'",
+        ),
         ({"parameters": {"timeout": -5}}, "parameters.timeout is -5, it must be a positive time"),
         ({"parameters": {"deadline_ms": "soon"}}, "parameters.deadline_ms is 'soon'"),
         ({"parameters": {"binary_data_output": 1}}, "parameters.binary_data_output must be true or false"),

@@ -197,7 +197,7 @@ async def model_inputs(client: InferenceClient, model: str) -> tuple[PlainTensor
         RemoteError: If there is no such model.
     """
     from edgewise.models.graph.graph import PlainTensor
-    from edgewise.service.open_inference_format import DATATYPES
+    from edgewise.service.tensor_data import DATATYPES
 
     status, _, body = await client.call("GET", f"/v2/models/{model}")
     if status != 200:

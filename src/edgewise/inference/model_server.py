@@ -115,10 +115,11 @@ class ModelServer:
 
     @property
     def outputs(self) -> tuple[PlainTensor, ...]:
-        """What answers carry: the outputs of the model's end."""
+        """What answers carry, in the file's order: the outputs of the model's end, and what is constant."""
         if self._active is None:
             return ()
-        return tuple(self._active.graph.tensor(name) for name in self._active.plan.exits[-1].tensors)
+        graph, end = self._active.graph, self._active.plan.exits[-1].tensors
+        return tuple(tensor for tensor in graph.answers if tensor.name in end or tensor.name in graph.constants)
 
     @property
     def graph(self) -> Graph | None:
@@ -294,7 +295,7 @@ class ModelServer:
         if self._num_open >= self.max_in_flight:
             self.refused += 1
             raise Busy(f"{self.max_in_flight} requests are open on {self.node!r}, this one is dropped. Send less.")
-        checked = check_inputs(prepared.inputs, inputs)
+        checked = check_inputs(prepared.inputs, inputs, prepared.graph.optional)
         name = RequestId(request or f"{self.node}-{next(self._numbers)}")
         budget_s = self.default_deadline_s if deadline_s is None else deadline_s
         stream = "" if step is None else step.stream

@@ -33,6 +33,7 @@ from edgewise.core.ids import Digest, NodeId, RequestId, Revision, Tier
 from edgewise.inference.cuts import encode_cut
 from edgewise.inference.stage_messages import STAGE_REQUEST, StageRequest
 from edgewise.inference.stages import LoadedStage, Tensors, computing_s, make_stage
+from edgewise.inference.warm_up import zeros
 from edgewise.inference.worker import Worker
 from edgewise.models.graph.condense import Frontier
 from edgewise.models.graph.graph import Graph
@@ -123,7 +124,7 @@ def profile_graph(
             "Needed are budget > 0, cadence >= 0 and dilation >= 1."
         )
     started = time.perf_counter()
-    feeds = inputs or {t.name: np.zeros(t.shape, t.dtype) for t in graph.inputs}
+    feeds = inputs or zeros(graph, [t.name for t in graph.inputs])
     pieces = _pieces(graph, feeds, cadence_s, budget_s, max_cuts)
     overhead_s = measure_overhead(cadence_s)
     coding = {text: _codec_seconds_per_byte(text, pieces) for text in codecs}

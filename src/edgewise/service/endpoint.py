@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.core.ids import NodeId, RequestId, Revision
@@ -18,7 +17,9 @@ from edgewise.inference.request_driver import Served
 from edgewise.inference.serving_node import device_only_plan
 from edgewise.inference.session import AnswerSource
 from edgewise.inference.streams import StreamStep
+from edgewise.inference.warm_up import zeros
 from edgewise.models.graph.graph import Graph, PlainTensor
+from edgewise.models.graph.infer_shapes import empty_array
 from edgewise.planning.plan import ActivePlan
 from edgewise.service.client import InferenceClient
 from edgewise.service.open_inference import HttpServer, Model, serve_http
@@ -53,7 +54,7 @@ class NodeEndpoint:
         """
         ready = _AtOnce(graph)
         endpoint = await serve_http(ready)
-        inputs = {t.name: np.zeros(t.shape, t.dtype) for t in graph.inputs}
+        inputs = zeros(graph, [t.name for t in graph.inputs])
         seconds = []
         try:
             async with InferenceClient(endpoint.host, endpoint.port) as client:
@@ -92,8 +93,9 @@ class _AtOnce:
 
     def __init__(self, graph: Graph) -> None:
         self.active = ActivePlan(Revision(1), device_only_plan(graph), 1)
+        self.graph: Graph | None = graph
         self.inputs: tuple[PlainTensor, ...] = graph.inputs
-        self.outputs: tuple[PlainTensor, ...] = graph.outputs
+        self.outputs: tuple[PlainTensor, ...] = graph.answers
         self.counts: dict[AnswerSource, Count] = {}
         seen = Observation(
             RequestId(self.name),
@@ -108,7 +110,7 @@ class _AtOnce:
             1.0,
             (NodeId("here"),),
         )
-        self._answer = Served({t.name: np.zeros(t.shape, t.dtype) for t in self.outputs}, seen)
+        self._answer = Served({t.name: empty_array(t.shape, t.dtype) for t in self.outputs}, seen)
 
     async def infer(
         self,

@@ -36,9 +36,10 @@ from edgewise.inference.request_driver import Served
 from edgewise.inference.serving_node import ServingNode
 from edgewise.inference.session import AnswerSource
 from edgewise.inference.streams import StreamStep
-from edgewise.models.graph.graph import PlainTensor
+from edgewise.models.graph.graph import Graph, PlainTensor
 from edgewise.planning.plan import ActivePlan
 from edgewise.service.connection import OnePacketProtocol
+from edgewise.service.model_config import describe_config
 from edgewise.service.open_inference_format import describe, read_feedback, read_request, write_answer
 from edgewise.service.request_body import LENGTH, BodyTooLarge, decompressed, header_length, read_body
 
@@ -66,6 +67,11 @@ class Model(Protocol):
     @property
     def outputs(self) -> tuple[PlainTensor, ...]:
         """What answers carry."""
+        ...
+
+    @property
+    def graph(self) -> Graph | None:
+        """The whole model; None before the first plan."""
         ...
 
     @property
@@ -262,7 +268,15 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
         return {
             "name": "edgewise",
             "version": package_version("edgewise"),
-            "extensions": ["binary_tensor_data", "model_repository", "sequence", "statistics", "feedback"],
+            "extensions": [
+                "binary_tensor_data",
+                "classification",
+                "model_configuration",
+                "model_repository",
+                "sequence",
+                "statistics",
+                "feedback",
+            ],
         }
 
     @post("/v2/repository/index", status_code=200, sync_to_thread=False)
@@ -288,6 +302,14 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
             "inputs": describe(model.inputs),
             "outputs": describe(model.outputs),
         }
+
+    @get(["/v2/models/{name:str}/config", "/v2/models/{name:str}/versions/{version:str}/config"], sync_to_thread=False)
+    def model_config(request: Request[Any, Any, Any]) -> dict[str, Any]:
+        name = request.path_params["name"]
+        model, active = find(name, request.path_params.get("version", ""))
+        optional, labels = (model.graph.optional, model.graph.labels) if model.graph is not None else ((), {})
+        state = active.plan.state
+        return describe_config(name, model.inputs, model.outputs, optional=optional, labels=labels, state=state)
 
     @get(["/v2/models/{name:str}/ready", "/v2/models/{name:str}/versions/{version:str}/ready"], sync_to_thread=False)
     def model_ready(request: Request[Any, Any, Any]) -> dict[str, Any]:
@@ -331,7 +353,10 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
         name, version = _model_of(scope["path"])
         model, _ = find(name, version)
         body = decompressed(await read_body(receive, max_body_bytes), headers, max_body_bytes)
-        request = read_request(body, header_length(headers))
+        request, made = read_request(body, header_length(headers)), {tensor.name: tensor for tensor in model.outputs}
+        for wanted in request.outputs:
+            if wanted not in made:
+                raise InputError(f"the model has no output {wanted!r}.{nearest(wanted, made)}")
         served = await model.infer(
             request.inputs, deadline_s=request.deadline_s, request=request.id, stream=request.stream
         )
@@ -339,7 +364,8 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
         if not served.outputs:
             if served.refused is not None:
                 raise served.refused
-            raise Busy(f"nothing was ready by the deadline of {seen.deadline_s:.3f} s: {seen.cause}.")
+            late = f"nothing was ready by the deadline of {seen.deadline_s:.3f} s"
+            raise Busy(f"{late if seen.latency_s >= seen.deadline_s else 'it could not be computed'}: {seen.cause}.")
         parameters = {
             "exit_index": seen.exit_index,
             "source": str(seen.source),
@@ -350,11 +376,15 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
             "served_by": ",".join(seen.served_by),
             "compute_ms": round(seen.compute_s * 1e3, 3),
         }
-        return write_answer(name, str(seen.version), request, served.outputs, parameters)
+        outputs = {name: served.outputs[name] for name in made if name in served.outputs}
+        declared = {tensor.name: tensor.declared for tensor in made.values() if tensor.declared}
+        labels = model.graph.labels if model.graph is not None else {}
+        version = str(seen.version)
+        return write_answer(name, version, request, outputs, parameters, declared=declared, labels=labels)
 
     handlers: Any = {EdgewiseError: _edgewise_error, HTTPException: _http_error}
     routes = Litestar(
-        [live, ready, server_metadata, index, model_metadata, model_ready, statistics, feedback],
+        [live, ready, server_metadata, index, model_metadata, model_config, model_ready, statistics, feedback],
         exception_handlers=handlers,
         logging_config=None,
         on_app_init=[_plain_app],
