@@ -28,6 +28,7 @@ from edgewise.inference.recent_costs import Slowest, running_mean
 from edgewise.inference.stage_messages import STAGE_REQUEST, StageAnswer, StageRequest
 from edgewise.inference.stages import LoadedStage, StageSet, Tensors, build_stages, make_session
 from edgewise.inference.streams import StreamStates, StreamStep
+from edgewise.inference.text_tensors import unpack_text_tensors
 from edgewise.inference.warm_up import warm_up, zeros
 from edgewise.inference.worker import BRIEF_S
 from edgewise.ledger.entry import Purpose
@@ -370,4 +371,4 @@ def stage_request(
 
 def stage_answer(reply: Frame) -> tuple[StageAnswer, Tensors]:
     """Reads what the next site answered: the answer and its tensors."""
-    return reply.read(StageAnswer), {t.name: t.array for t in reply.tensors}
+    return reply.read(StageAnswer), unpack_text_tensors({t.name: t.array for t in reply.tensors})

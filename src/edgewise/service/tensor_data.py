@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edgewise.core.dtypes import DTYPES, dtype_name
 from edgewise.core.errors import InputError, nearest
+from edgewise.core.texts import pack_texts, unpack_texts
 
 DATATYPES = {
     "bool": "BOOL",
@@ -36,7 +37,6 @@ DATATYPES = {
 }
 """The protocol's word by numpy's; strings are `object` there."""
 _NAMES = {datatype: name for name, datatype in DATATYPES.items()}
-_LENGTH_BYTES = 4
 
 
 def dtype_of(datatype: str) -> np.dtype[Any]:
@@ -124,7 +124,7 @@ def from_bytes(data: memoryview, shape: Sequence[int], datatype: str) -> NDArray
         ValueError: If they are no such tensor.
     """
     if datatype == "BYTES":
-        return _unpacked(data, prod(shape)).reshape(shape)
+        return np.array(unpack_texts(data, prod(shape)), object).reshape(shape)
     if datatype == "BF16":
         return (np.frombuffer(data, "<u2").astype("<u4") << 16).view(np.float32).reshape(shape)
     return np.frombuffer(data, dtype_of(datatype)).reshape(shape)
@@ -142,19 +142,6 @@ def size_of(shape: Sequence[int], datatype: str) -> int | None:
     return prod(shape) * (2 if datatype == "BF16" else dtype_of(datatype).itemsize)
 
 
-def _unpacked(data: memoryview, num: int) -> NDArray[Any]:
-    found, at = list[str](), 0
-    while at < len(data):
-        end = at + _LENGTH_BYTES + int.from_bytes(data[at : at + _LENGTH_BYTES], "little")
-        if at + _LENGTH_BYTES > len(data) or end > len(data):
-            raise ValueError("a string ends beyond the data; in front of each stands its length in four bytes")
-        found.append(str(data[at + _LENGTH_BYTES : end], "utf-8"))
-        at = end
-    if len(found) != num:
-        raise ValueError(f"found {len(found)} strings")
-    return np.array(found, object)
-
-
 def to_bytes(array: NDArray[Any], datatype: str) -> bytes:
     """Writes a tensor as bytes.
 
@@ -163,8 +150,7 @@ def to_bytes(array: NDArray[Any], datatype: str) -> bytes:
         datatype: The protocol's word.
     """
     if datatype == "BYTES":
-        texts = [text.encode() if isinstance(text, str) else bytes(text) for text in array.ravel().tolist()]
-        return b"".join(part for text in texts for part in (len(text).to_bytes(_LENGTH_BYTES, "little"), text))
+        return pack_texts(array.ravel().tolist())
     if datatype == "BF16":
         return _rounded(array).tobytes()
     return np.asarray(array, array.dtype.newbyteorder("<"), order="C").tobytes()
