@@ -26,7 +26,7 @@ from edgewise.cli.fleet_plan import (
 from edgewise.cli.operator_options import AsOperator, ModelName, ToFleet
 from edgewise.cli.output import AsJson, Output
 from edgewise.cli.running import run_async
-from edgewise.cli.serve import Exits, Shapes, parse_exits, parse_shapes
+from edgewise.cli.serve import Exits, Shapes, load_with_examples
 from edgewise.core.errors import DataError, InputError, PlanInfeasible
 from edgewise.core.ids import NodeId, Tier
 from edgewise.core.units import parse_duration, parse_rate
@@ -89,8 +89,6 @@ def command(
     Example:
       edgewise plan --connect tls/127.0.0.1:7447 --identity nodes/operator --policy policy.toml --deploy
     """
-    from edgewise.models.graph.graph import Graph
-
     out = Output(as_json)
     fleet_only(
         connect,
@@ -128,7 +126,7 @@ def command(
         return
     if onnx is None or data is None:
         raise InputError("give a model and --data with real inputs, or --connect to plan a version of a fleet.")
-    graph = Graph.load(onnx, parse_shapes(input_shape), parse_exits(exits))
+    graph = load_with_examples(onnx, input_shape, exits, data)
     plan_file(out, graph, data, policy, fleet, profile or (), parse_duration(budget), limit, planner)
 
 

@@ -51,7 +51,12 @@ def command(
     connect: ToFleet = "",
     identity: AsOperator = "",
     policy: Annotated[Path | None, typer.Option("--policy", help="On a fleet: TOML, objective and limits.")] = None,
-    data: Annotated[Path | None, typer.Option("--data", help="On a fleet: examples to evaluate the model on.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data", help="Examples: on a fleet to evaluate the model on; here for a trial run of one, not of zeros."
+        ),
+    ] = None,
     budget: Annotated[str, typer.Option("--budget", help="On a fleet: time to measure each node for.")] = "3 s",
     as_json: AsJson = False,
 ) -> None:
@@ -67,22 +72,48 @@ def command(
       edgewise serve model.onnx --connect tls/127.0.0.1:7447 --identity nodes/operator
     """
     from edgewise.cli.fleet_plan import FleetPlanRequest, fleet_only, serve_on_fleet
-    from edgewise.models.graph.graph import Graph
+    from edgewise.models.model_choice import model_name_of
 
-    fleet_only(connect, identity=identity, policy=policy, data=data)
+    fleet_only(connect, identity=identity, policy=policy)
+    name = name or model_name_of(onnx.stem)
     if connect:
-        request = FleetPlanRequest(connect, identity, policy, data, budget=budget, deploy=True, model=name or onnx.stem)
+        request = FleetPlanRequest(connect, identity, policy, data, budget=budget, deploy=True, model=name)
         if keep:
             raise InputError("--keep is for a model served on this machine alone; on a fleet a plan says what is kept.")
-        graph = Graph.load(onnx, parse_shapes(input_shape), parse_exits(exits))
-        run_async(serve_on_fleet(Output(as_json), request, graph, name or onnx.stem))
+        graph = load_with_examples(onnx, input_shape, exits, data)
+        run_async(serve_on_fleet(Output(as_json), request, graph, name))
         return
     if (certificate is None) != (key is None):
         raise InputError("TLS needs both --certificate and --key. Give the other one too.")
     tls = (certificate, key) if certificate is not None and key is not None else None
-    served = name or onnx.stem
+    graph = load_with_examples(onnx, input_shape, exits, data)
+    run_async(serve_model(Output(as_json), graph, name, host, port, dilation, parse_kept(keep), tls, insecure))
+
+
+def load_with_examples(onnx: Path, input_shape: list[str] | None, exits: str, data: Path | None) -> Graph:
+    """Loads a model, with the first of a user's examples where it does not run on zeros.
+
+    Args:
+        onnx: The model.
+        input_shape: As of `--input-shape`.
+        exits: As of `--exits`.
+        data: As of `--data`.
+
+    Returns:
+        The graph.
+
+    Raises:
+        GraphError: As `Graph.load`.
+        DataError: As `read_source`.
+    """
+    from edgewise.cli.source import read_source
+    from edgewise.models.graph.graph import Graph
+
     graph = Graph.load(onnx, parse_shapes(input_shape), parse_exits(exits))
-    run_async(serve_model(Output(as_json), graph, served, host, port, dilation, parse_kept(keep), tls, insecure))
+    if data is None or not graph.unmeasured:
+        return graph
+    examples = read_source(data, graph.inputs).example(0)
+    return Graph.load(onnx, parse_shapes(input_shape), parse_exits(exits), examples)
 
 
 async def serve_model(

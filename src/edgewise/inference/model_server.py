@@ -115,11 +115,12 @@ class ModelServer:
 
     @property
     def outputs(self) -> tuple[PlainTensor, ...]:
-        """What answers carry, in the file's order: the outputs of the model's end, and what is constant."""
+        """What answers carry, in the file's order: the outputs of the model's end, constants, and inputs that are outputs."""
         if self._active is None:
             return ()
         graph, end = self._active.graph, self._active.plan.exits[-1].tensors
-        return tuple(tensor for tensor in graph.answers if tensor.name in end or tensor.name in graph.constants)
+        known = {*end, *graph.constants, *graph.echoes}
+        return tuple(tensor for tensor in graph.answers if tensor.name in known)
 
     @property
     def graph(self) -> Graph | None:
@@ -347,7 +348,8 @@ class ModelServer:
             stages=(("filter", seconds),),
             confidence_exit=prepared.plan.exits[0].index,
         )
-        return Served(asked[1], seen)
+        echoes = {name: inputs[name] for name in prepared.graph.echoes}
+        return Served({**asked[1], **echoes}, seen)
 
     def stream(self, name: str = "") -> Stream:
         """Begins a stream of requests: a plan's stages keep their state between them.

@@ -258,9 +258,11 @@ class PreparedPlan:
         self.tail_seconds.add(seconds)
         return outputs, seconds
 
-    def public(self, index: int | None, answer: Mapping[str, NDArray[Any]]) -> Tensors:
-        """An answer under the names of the model's end, whichever exit gave it, and what is constant, first."""
-        exits, fixed = self.plan.exits, self.graph.constants
+    def public(
+        self, index: int | None, answer: Mapping[str, NDArray[Any]], given: Mapping[str, NDArray[Any]]
+    ) -> Tensors:
+        """An answer under the names of the model's end, whichever exit gave it; constants and inputs first."""
+        exits, fixed = self.plan.exits, {**self.graph.constants, **{name: given[name] for name in self.graph.echoes}}
         own = next((gate for gate in exits[:-1] if gate.index == index), None) if len(exits) > 1 else None
         if own is None:
             return {**fixed, **answer}

@@ -201,7 +201,7 @@ class LiveRequest:
         self._nodes.append(self._at.node)
         exit_index = None if result.gate is None else result.gate.index
         if exit_index is not None:
-            self._outputs = self._prepared.public(exit_index, result.answer)
+            self._outputs = self._prepared.public(exit_index, result.answer, self._inputs)
         self._on(session.StagesDone(self._loop.time(), exit_index, result.leaves))
 
     def _tail_done(self, result: tuple[Tensors, float]) -> None:
@@ -212,7 +212,8 @@ class LiveRequest:
         end = self._prepared.stages.tail_exit
         assert end is not None
         known = {**(self._inputs if self.head is None else self.head.tensors), **outputs}
-        self._outputs = self._prepared.public(end.index, {name: known[name] for name in end.tensors})
+        answer = {name: known[name] for name in end.tensors}
+        self._outputs = self._prepared.public(end.index, answer, self._inputs)
         self._on(session.TailDone(self._loop.time(), end.index))
 
     def _offload(self, action: session.Offload) -> None:
@@ -270,7 +271,7 @@ class LiveRequest:
         beyond = sum(s for _, s in answer.stages)
         self._stages.append((self._prepared.stages.boundary, max(0.0, seconds - beyond)))
         self._stages.extend(answer.stages)
-        self._remote, self._outputs = answer, self._prepared.public(answer.exit_index, tensors)
+        self._remote, self._outputs = answer, self._prepared.public(answer.exit_index, tensors, self._inputs)
         self._on(session.RemoteAnswered(self._loop.time(), node, answer.exit_index, answer.cause))
 
     def _fire(self, timer: session.Timer) -> None:

@@ -19,6 +19,7 @@ def describe_config(
     optional: Sequence[PlainTensor] = (),
     labels: Mapping[str, Sequence[str]] | None = None,
     state: Sequence[tuple[str, str]] = (),
+    exits: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Describes a model as Triton's model configuration extension does.
 
@@ -29,6 +30,7 @@ def describe_config(
         optional: What a request may bring; without, the file's default counts.
         labels: Names of the classes, by output.
         state: Pairs (input, output) that are kept between the requests of a sequence.
+        exits: Outputs at which a request may end, the model's end last.
 
     Returns:
         A JSON object; sizes are whole, the batch axis among them, so `max_batch_size` is 0.
@@ -45,6 +47,8 @@ def describe_config(
         "input": given,
         "output": made,
     }
+    if len(exits) > 1:
+        config["parameters"] = {"exits": {"string_value": ",".join(exits)}}
     if state:
         config["sequence_batching"] = {"state": [{"input_name": i, "output_name": o} for i, o in state]}
     return config

@@ -307,9 +307,17 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
     def model_config(request: Request[Any, Any, Any]) -> dict[str, Any]:
         name = request.path_params["name"]
         model, active = find(name, request.path_params.get("version", ""))
-        optional, labels = (model.graph.optional, model.graph.labels) if model.graph is not None else ((), {})
-        state = active.plan.state
-        return describe_config(name, model.inputs, model.outputs, optional=optional, labels=labels, state=state)
+        if model.graph is None:
+            raise Busy(f"model {name!r} is not ready: it has no graph yet. Try again soon.")
+        return describe_config(
+            name,
+            model.inputs,
+            model.outputs,
+            optional=model.graph.optional,
+            labels=model.graph.labels,
+            state=active.plan.state,
+            exits=model.graph.exits,
+        )
 
     @get(["/v2/models/{name:str}/ready", "/v2/models/{name:str}/versions/{version:str}/ready"], sync_to_thread=False)
     def model_ready(request: Request[Any, Any, Any]) -> dict[str, Any]:

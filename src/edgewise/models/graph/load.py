@@ -42,10 +42,10 @@ def load_graph(
     nodes = flowing_nodes(model, constants)
     given, tensors, unmeasured = settle_tensors(model, input_shapes, examples or {}, nodes, where)
     tensors = _declared(tensors, brain_floats_of(model))
-    outputs = tuple(tensors[o.name] for o in model.graph.output if o.name in tensors)
+    outputs = tuple(tensors[o.name] for o in model.graph.output if o.name in tensors and o.name not in given)
     if not outputs:
         raise GraphError(
-            f"{where} computes nothing: its outputs are stored constants. Export it with its logits as outputs."
+            f"{where} computes nothing: its outputs are stored constants or its inputs. Export it with its logits as outputs."
         )
     nodes = tuple(with_flops(node, tensors) for node in nodes)
     original = source if isinstance(source, bytes) else Path(source).read_bytes()

@@ -97,7 +97,7 @@ class PlainGraph:
         model_bytes: What it was loaded from, unchanged, or with external data taken in and float16 widened inside
             (see `widen.py`) where there was any.
         inputs: What the model is given.
-        outputs: What it computes from its inputs; which of them are exits is `exits`.
+        outputs: What it computes from its inputs, not the inputs themselves; which of them are exits is `exits`.
         nodes: Operators that depend on the input, in topological order.
         tensors: Every flowing tensor by name.
         input_shapes: Shape of each input, symbolic axes settled.
@@ -129,8 +129,14 @@ class PlainGraph:
     def answers(self) -> tuple[PlainTensor, ...]:
         """Everything that the model answers, constants among it, in the file's order."""
         fixed = {name: PlainTensor(name, array.shape, str(array.dtype)) for name, array in self.constants.items()}
-        flowing = {tensor.name: tensor for tensor in self.outputs}
+        flowing = {tensor.name: tensor for tensor in (*self.inputs, *self.outputs)}
         return tuple({**flowing, **fixed}[output.name] for output in self.model.graph.output)
+
+    @cached_property
+    def echoes(self) -> tuple[str, ...]:
+        """Inputs that are outputs too, as they are given."""
+        given = {tensor.name for tensor in self.inputs}
+        return tuple(tensor.name for tensor in self.answers if tensor.name in given)
 
     def check_sizes(self) -> None:
         """Refuses what needs every size where an axis is free, or where the model could not be run.

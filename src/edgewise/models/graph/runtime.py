@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import Any
 
+_CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 OPSET_SURE = 21
 """Every runtime that we allow loads it."""
 
@@ -49,7 +51,7 @@ def first_line(error: Exception) -> str:
         error: Any.
     """
     text = next(iter(str(error).strip().splitlines()), "no word")
-    return text.rpartition("Status Message: ")[2].removesuffix(".")
+    return _CODE.sub("", text).rpartition("Status Message: ")[2].removesuffix(".")
 
 
 @cache
