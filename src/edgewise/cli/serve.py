@@ -149,7 +149,7 @@ async def serve_model(
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     server = await local_server(graph, name=name, dilation=dilation, keeps=keeps)
     try:
-        endpoint = await serve_http(server.models, host, port, tls=tls, insecure=insecure)
+        endpoint = await serve_http(server, host, port, tls=tls, insecure=insecure)
         keep_for_good()
         scheme = "http" if tls is None else "https"
         out.event("serving", model=name, url=f"{scheme}://{endpoint.host}:{endpoint.port}")
