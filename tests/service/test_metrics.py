@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import numpy as np
+import pytest
 
 from edgewise.core.ids import NodeId, Tier
+from edgewise.fleet.node.settings import AgentSettings
+from edgewise.fleet.serving.serving_role import Serving
 from edgewise.inference.serving_metrics import host_metrics
 from edgewise.inference.serving_node import local_server
 from edgewise.ledger.entry import Direction, FrameCounter, Purpose
 from edgewise.ledger.metric import metric, metrics_text, node_metrics
 from edgewise.service.client import InferenceClient
+from edgewise.service.endpoint import open_endpoint
 from edgewise.service.open_inference import serve_http
 from tests.inference.loopback_world import world
 from tests.inference.tiny import images, split_plan, two_exit_graph
@@ -92,3 +99,28 @@ def test_a_node_counts_bytes_by_purpose_and_the_energy_they_cost() -> None:
     assert np.isclose(found["edgewise_energy_joules_total", 'source="modelled",part="network"'], (1157) * 1e-8)
     joules = found["edgewise_energy_joules_total", 'source="modelled",part="compute"']
     assert np.isclose(joules, 15.0 * found["edgewise_cpu_seconds_total", ""])
+
+
+@pytest.mark.parametrize("tier", list(Tier))
+def test_every_node_with_an_endpoint_serves_its_metrics(tier: Tier, tmp_path: Path) -> None:
+    counter = FrameCounter(NodeId("node-1"))
+    counter.count("update", Purpose.TRAINING, Direction.RECEIVED, 11)
+    node: Any = SimpleNamespace(
+        name=counter.node, counter=counter, route=lambda *a: None, extra_services={}, sync_services={}
+    )
+    settings = AgentSettings(
+        name=node.name, tier=tier, identity="", state=str(tmp_path), http="127.0.0.1:0", dilation=3
+    )
+
+    async def run() -> str:
+        serving = Serving(node, settings, open_endpoint)
+        await serving.open()
+        async with httpx.AsyncClient() as client:
+            reply = await client.get(f"http://127.0.0.1:{serving.http_port}/metrics")
+        await serving.close()
+        return reply.text
+
+    found = parsed(asyncio.run(run()))
+    assert found["edgewise_node_info", f'node="node-1",tier="{tier}",dilation="3"'] == 1
+    assert found["edgewise_bytes_total", 'purpose="training",direction="received"'] == 11
+    assert found["edgewise_queue_jobs", ""] == 0

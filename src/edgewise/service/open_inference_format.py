@@ -100,12 +100,12 @@ def read_request(body: bytes, header_length: int | None) -> InferRequest:
         inputs[item.name] = traced(array, RAW)
     if offset != len(body):
         raise InputError(f"{len(body) - offset} bytes follow the last input; binary_data_size does not add up.")
-    parameters, outputs = header.parameters or {}, header.outputs or ()
+    parameters, outputs = _given(header.parameters), header.outputs or ()
     if not isinstance(parameters.get("binary_data_output", False), bool):
         raise InputError("parameters.binary_data_output must be true or false.")
     is_binary, num_classes = {"": parameters.get("binary_data_output") is True}, {}
     for wanted in outputs:
-        given = wanted.parameters or {}
+        given = _given(wanted.parameters)
         num = given.get("classification") or 0
         if isinstance(num, bool) or not isinstance(num, int) or num < 0:
             raise InputError(
@@ -117,6 +117,11 @@ def read_request(body: bytes, header_length: int | None) -> InferRequest:
     names = tuple(dict.fromkeys(o.name for o in outputs))
     deadline_s, stream = _deadline_s(parameters), _stream(parameters)
     return InferRequest(header.id or "", inputs, names, is_binary, deadline_s, stream, num_classes)
+
+
+def _given(parameters: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Parameters without those that are null, which are absent."""
+    return {name: value for name, value in (parameters or {}).items() if value is not None}
 
 
 def _header(text: memoryview) -> _BinaryHeader:
@@ -160,7 +165,7 @@ def _read_input(item: _InputHeader, body: bytes, offset: int) -> tuple[NDArray[A
         raise InputError(f"input {item.name!r} has datatype {item.datatype!r}.{nearest(item.datatype, _DATATYPES)}")
     if any(n < 0 for n in item.shape):
         raise InputError(f"input {item.name!r} has shape {list(item.shape)}, sizes cannot be negative.")
-    size, left = (item.parameters or {}).get("binary_data_size"), len(body) - offset
+    size, left = _given(item.parameters).get("binary_data_size"), len(body) - offset
     if size is None and item.data is None:
         raise InputError(f"input {item.name!r} has neither data nor binary_data_size. Send one of them.")
     needed = size if size is None else size_of(item.shape, item.datatype)
