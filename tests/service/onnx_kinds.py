@@ -160,6 +160,25 @@ def looping() -> onnx.ModelProto:
     return made(nodes, inputs, [value("y", T.FLOAT, ["n", 2])], [const("yes", np.array(True))])
 
 
+def scanning() -> onnx.ModelProto:
+    """Running sums of x times a sparse matrix."""
+    body = h.make_graph(
+        [NODE("Add", ["s", "e"], ["so"]), NODE("Identity", ["so"], ["o"])],
+        "body",
+        [value("s", T.FLOAT, [2]), value("e", T.FLOAT, [2])],
+        [value("so", T.FLOAT, [2]), value("o", T.FLOAT, [2])],
+    )
+    nodes = [
+        NODE("MatMul", ["x", "w"], ["m"]),
+        NODE("Scan", ["start", "m"], ["last", "sums"], body=body, num_scan_inputs=1),
+    ]
+    inputs = [value("start", T.FLOAT, [2]), value("x", T.FLOAT, ["n", 2])]
+    model = made(nodes, inputs, [value("last", T.FLOAT, [2]), value("sums", T.FLOAT, ["n", 2])])
+    sparse = h.make_sparse_tensor(const("w", np.float32([1, 2])), const("at", np.int64([0, 3])), [2, 2])
+    model.graph.sparse_initializer.append(sparse)
+    return model
+
+
 def sampling_rate() -> onnx.ModelProto:
     """A rate of 16,000 takes the branch that fits; a rate of 0, as in a trial run, one that fails."""
     then = h.make_graph([NODE("MatMul", ["x", "w16"], ["t"])], "then", [], [value("t", T.FLOAT, None)])
@@ -239,6 +258,23 @@ def kinds() -> dict[str, Kind]:
             "any rank, shape `[-1]` in the metadata",
             made([neg], [value(*f32, None)], [value("y", T.FLOAT, None)]),
             [{"x": np.ones((1, 3, 5), "f4")}, {"x": np.array(3, "f4")}],
+        ),
+        "varying_rank": Kind(
+            "Outputs whose rank depends on an input",
+            "shape `[-1]` in the metadata",
+            made(
+                [NODE("Reshape", ["x", "s"], ["y"])],
+                [value(*f32, ["a", "b"]), value("s", T.INT64, ["r"])],
+                [value("y", T.FLOAT, None)],
+            ),
+            [{"x": np.ones((2, 3), "f4"), "s": np.int64(sizes)} for sizes in ([3, 2], [6], [1, 6, 1])],
+            bad=[{"x": np.ones((2, 3), "f4"), "s": np.int64([4])}],
+        ),
+        "scan": Kind(
+            "Scan, sparse weights",
+            "as they are",
+            scanning(),
+            [{"start": np.zeros(2, "f4"), "x": X}],
         ),
         "strings": Kind(
             "Strings in and out",

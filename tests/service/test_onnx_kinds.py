@@ -18,12 +18,12 @@ import tritonclient.http as triton
 
 from edgewise.core.errors import GraphError, RemoteError
 from edgewise.inference.serving_node import local_server
+from edgewise.inference.stages import make_session
 from edgewise.models.graph.graph import Graph, graph_from
-from edgewise.models.graph.runtime import probe_session
 from edgewise.service.client import InferenceClient
 from edgewise.service.open_inference import HttpServer, serve_http
 from edgewise.service.tensor_data import DATATYPES
-from tests.service.onnx_kinds import Feeds, Kind, kinds, refused
+from tests.service.onnx_kinds import NODE, Feeds, Kind, T, X, kinds, made, refused, value
 
 KINDS, REFUSED = kinds(), refused()
 PAGE = Path(__file__).parents[2] / "docs" / "onnx.md"
@@ -48,7 +48,7 @@ def alone(kind: Kind, feeds: Feeds) -> Feeds:
     """What ONNX Runtime answers by itself, in the file's order."""
     model = kind.alone or kind.model
     names = [output.name for output in model.graph.output]
-    session = probe_session(with_tensors(kind).SerializeToString() if kind.renamed else model.SerializeToString())
+    session = make_session(with_tensors(kind).SerializeToString() if kind.renamed else model.SerializeToString())
     given = {name: array.astype(np.float32) if kind.alone else array for name, array in feeds.items()}
     values = session.run([kind.renamed.get(name, name) for name in names], given)
     return dict(zip(names, values, strict=True))
@@ -156,6 +156,20 @@ def test_what_cannot_be_served_is_refused_at_the_start_with_the_reason(name: str
     _, make, reason = REFUSED[name]
     with pytest.raises(GraphError, match=reason):
         asyncio.run(local_server(graph_from(make())))
+
+
+def test_what_draws_random_numbers_draws_them_at_each_request() -> None:
+    nodes = [NODE("RandomNormal", [], ["noise"], shape=[1, 2]), NODE("Add", ["x", "noise"], ["y"])]
+    model = made(
+        nodes, [value("x", T.FLOAT, ["n", 2])], [value("y", T.FLOAT, ["n", 2]), value("noise", T.FLOAT, [1, 2])]
+    )
+
+    def check(endpoint: HttpServer) -> None:
+        first, second = (by_our_client(endpoint, {"x": X}) for _ in range(2))
+        assert np.array_equal(first["y"], X + first["noise"])
+        assert not np.array_equal(first["noise"], second["noise"])
+
+    served(graph_from(model), check)
 
 
 def page() -> str:

@@ -211,7 +211,7 @@ def condense(graph: PlainGraph) -> Condensed:
     Returns:
         Its fusion groups.
     """
-    users: dict[str, list[int]] = {name: [] for name in graph.tensors}
+    users: dict[str, list[int]] = {name: [] for name in (*graph.tensors, *(o for n in graph.nodes for o in n.outputs))}
     for position, node in enumerate(graph.nodes):
         for name in node.inputs:
             users.setdefault(name, []).append(position)

@@ -124,6 +124,7 @@ def _tensors(
     missing = [name for name in wanted if has_free or name not in known or not known[name].is_complete]
     measured, failed = _measured(concrete, missing, examples) if missing else ({}, "")
     varying = {name: _varying(name, known, measured) for name in missing}
+    unranked = {name for name, (_, fixed) in measured.items() if fixed is None and name not in known}
     known.update({name: found for name, (found, _) in measured.items()})
     declared = _declared(model) if failed else {}
     declared = {
@@ -134,6 +135,7 @@ def _tensors(
     inputs = {value.name: value for value in model.graph.input}
     symbolic = any(_is_open(inputs[name]) for name in given)
     rankless = {value.name for value in concrete.graph.input if value.name in given and not has_rank(value)}
+    outputs = {value.name: has_rank(value) for value in model.graph.output}
     symbols = {
         value.name: tuple(dim.dim_param for dim in value.type.tensor_type.shape.dim)
         for value in [*model.graph.input, *model.graph.output]
@@ -142,6 +144,8 @@ def _tensors(
     for name in wanted:
         if name not in known or (failed and not known[name].is_complete):
             continue
+        if name in unranked and name not in outputs:
+            continue  # what has another rank each time is no place to cut
         shape, dtype, _ = known[name]
         same_rank = name in open_batch and len(open_batch[name].shape) == len(shape)
         found = open_batch[name].shape if same_rank else (0,) * len(shape)
@@ -151,13 +155,15 @@ def _tensors(
         is_batch = symbolic and shape[:1] == (1,) and first_axis in ((), (0,))
         is_batch = is_batch or (has_free and found[:1] == (0,))
         has_any_rank = name in rankless or (bool(rankless) and name not in open_batch)
+        has_any_rank = has_any_rank or (name in unranked and not outputs[name])
         tensors[name] = PlainTensor(
             name, shape, dtype, is_batch, free, symbols.get(name, ()), has_any_rank=has_any_rank
         )
     for name, value in declared.items():
         shape = tuple(max(1, n) for n in value.shape)
         free = tuple(axis for axis, n in enumerate(value.shape) if n <= 0)
-        tensors[name] = PlainTensor(name, shape, value.dtype, False, free, symbols.get(name, ()))
+        unknown = not outputs[name]
+        tensors[name] = PlainTensor(name, shape, value.dtype, False, free, symbols.get(name, ()), has_any_rank=unknown)
     return tensors, failed
 
 
@@ -166,7 +172,7 @@ def _varying(name: str, known: Mapping[str, _Known], measured: Mapping[str, tupl
     inferred = known[name].shape if name in known else None
     if name not in measured:
         return () if inferred is None else tuple(axis for axis, n in enumerate(inferred) if n <= 0)
-    shape, fixed = measured[name][0].shape, measured[name][1]
+    shape, fixed = measured[name][0].shape, measured[name][1] or frozenset()
     if inferred is not None and len(inferred) == len(shape):
         return tuple(axis for axis, n in enumerate(inferred) if n <= 0 and axis not in fixed)
     return tuple(axis for axis in range(len(shape)) if axis not in fixed)
@@ -214,8 +220,10 @@ def _inferred(model: Any) -> dict[str, _Known]:
     return found
 
 
-def _measured(model: Any, names: list[str], examples: Examples) -> tuple[dict[str, tuple[_Known, frozenset[int]]], str]:
-    """Shapes from one run, with the axes whose size the runtime knew beforehand; and why it did not run."""
+def _measured(
+    model: Any, names: list[str], examples: Examples
+) -> tuple[dict[str, tuple[_Known, frozenset[int] | None]], str]:
+    """Shapes from one run, with the axes whose size the runtime knew beforehand (None: not even how many); and why it failed."""
     import onnx
 
     probe = onnx.ModelProto()
@@ -247,7 +255,8 @@ def _measured(model: Any, names: list[str], examples: Examples) -> tuple[dict[st
     for said, value in zip(session.get_outputs(), values, strict=True):
         if not hasattr(value, "shape"):  # a sequence or a map
             continue
-        fixed = frozenset(axis for axis, n in enumerate(said.shape) if isinstance(n, int))
+        is_ranked = len(said.shape) == value.ndim
+        fixed = frozenset(axis for axis, n in enumerate(said.shape) if isinstance(n, int)) if is_ranked else None
         found[said.name] = _Known(tuple(value.shape), str(value.dtype), True), fixed
     return found, ""
 
