@@ -64,15 +64,13 @@ def whole(words: dict[str, np.ndarray]) -> list[np.ndarray]:
 def test_a_model_with_a_free_length_serves_every_length_and_answers_every_output() -> None:
     async def run() -> None:
         node = await local_server(GRAPH)
-        for length, num in ((1, 1), (7, 2), (300, 1)):
+        for length, num in ((1, 1), (7, 2), (300, 1), (4, 0), (0, 1)):
             served = await node.infer(sentence(length, num))
             tags, topic = whole(sentence(length, num))
             assert served.outputs["tags"].tobytes() == tags.tobytes()
-            assert served.outputs["topic"].tobytes() == topic.tobytes()
+            assert np.array_equal(served.outputs["topic"], topic, equal_nan=True)  # the mean of no words
         with pytest.raises(InputError, match=r"has shape \[1, 7, 1\], the model takes \[n, \?\]"):
             await node.infer({"words": np.zeros((1, 7, 1), np.int64)})
-        with pytest.raises(InputError, match=r"has shape \[1, 0\], the model takes \[n, \?\]"):
-            await node.infer({"words": np.zeros((1, 0), np.int64)})
         await node.close()
 
     asyncio.run(run())

@@ -73,6 +73,24 @@ def test_served_answers_are_the_whole_models(served: Served, capsys: pytest.Capt
     assert 0 < answer["p50_ms"] <= answer["p95_ms"]
 
 
+def test_several_models_share_an_endpoint_whatever_their_files_are_called(
+    served: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["my model (1) é", "stats"]
+    files = [served.data.with_name(f"{name}.onnx") for name in names]
+    for file in files:
+        file.write_bytes(served.graph.model_bytes)
+    process = start("serve", *map(str, files), "--port", "0", "--json")
+    events = [first_event(process) for _ in files]
+    assert [event["model"] for event in events] == ["my model (1) é", "stats_"]  # a word of the protocol
+    for event in events:
+        words = ["infer", "--source", str(served.data), "--url", event["url"], "--model", event["model"], "--json"]
+        assert run(words) == 0
+        assert json.loads(capsys.readouterr().out)["accuracy"] == 1.0
+    process.terminate()
+    assert [json.loads(line)["event"] for line in process.communicate(timeout=60)[0].splitlines()] == ["stopped"] * 2
+
+
 def test_answers_are_printed_for_people(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["infer", "--source", str(served.data), "--url", served.url, "--model", "tiny", "--limit", "2"]) == 0
     shown = capsys.readouterr()

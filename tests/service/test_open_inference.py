@@ -98,6 +98,63 @@ def test_tritonclient_works_unchanged(is_binary: bool, compression: str | None) 
     at_endpoint(check)
 
 
+def test_tritonclients_extensions_work_unchanged() -> None:
+    x = images(3)
+    end = make_session(GRAPH.whole).run(["end"], {"x": x})[0]
+
+    def check(endpoint: HttpServer) -> None:
+        with triton.InferenceServerClient(f"{endpoint.host}:{endpoint.port}") as client:
+            config = client.get_model_config("tiny", "7")
+            assert [(i["name"], i["data_type"], i["dims"]) for i in config["input"]] == [
+                ("x", "TYPE_FP32", [-1, 1, 8, 8])
+            ]
+            assert config["parameters"]["exits"]["string_value"] == "early,end"
+            assert client.get_model_repository_index() == [{"name": "tiny", "version": "7", "state": "READY"}]
+            given = triton.InferInput("x", list(x.shape), "FP32")
+            given.set_data_from_numpy(x)
+            for is_binary in (True, False):
+                wanted = [triton.InferRequestedOutput("end", binary_data=is_binary, class_count=2)]
+                found = client.infer("tiny", [given], outputs=wanted).as_numpy("end")
+                assert found.shape == (3, 2)
+                for row, scores in zip(found, end, strict=True):
+                    best = (
+                        [int(t.decode().split(":")[1]) for t in row]
+                        if is_binary
+                        else [int(t.split(":")[1]) for t in row]
+                    )
+                    assert best == scores.argsort()[::-1][:2].tolist()
+            assert client.get_inference_statistics("tiny")["model_stats"][0]["inference_count"] == 2
+
+    at_endpoint(check)
+
+
+def test_null_is_absent_everywhere() -> None:
+    nothing = dict.fromkeys(("binary_data_output", "sequence_id", "sequence_start", "timeout", "deadline_ms"))
+    wanted = {"name": "end", "parameters": {"classification": None, "binary_data": None}}
+    request = infer_body(parameters={"binary_data_size": None}) | {
+        "id": None,
+        "parameters": nothing,
+        "outputs": [wanted],
+    }
+    status, answer = at_endpoint(lambda endpoint: ask(endpoint, request))
+    assert (status, [output["shape"] for output in answer["outputs"]]) == (200, [[1, 10]])
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        ("[" + ", ".join(["NaN", "Infinity", "-Infinity"] + ["1"] * 61) + "]", 200),
+        ("[" + ", ".join(["null"] * 64) + "]", 200),
+        ('["NaN"' + ", 1" * 63 + "]", 400),
+        ("[1e39" + ", 1" * 63 + "]", 400),
+    ],
+)
+def test_json_has_nan_and_infinities(data: str, status: int) -> None:
+    body = json.dumps(infer_body(data=[])).replace("[]", data).encode()
+    found = at_endpoint(lambda endpoint: call(endpoint, "POST", "/v2/models/tiny/infer", body))
+    assert found[0] == status
+
+
 def test_an_answer_is_one_packet() -> None:
     body = json.dumps(infer_body()).encode()
     head = f"POST /v2/models/tiny/infer HTTP/1.1\r\nhost: a\r\ncontent-length: {len(body)}\r\n\r\n".encode()
@@ -148,7 +205,10 @@ def test_wrong_paths_get_the_protocols_error_object(path: str, status: int, erro
     ("changes", "error"),
     [
         ({"name": "z"}, "the model has no input 'z'"),
-        ({"datatype": "FP64"}, "input 'x' has dtype float64, the model takes float32"),
+        (
+            {"datatype": "FP64", "data": [1e300] * 64},
+            "input 'x' has dtype float64, the model takes float32; its values",
+        ),
         ({"datatype": "FLOAT"}, "input 'x' has datatype 'FLOAT'"),
         ({"shape": [1, 64]}, "input 'x' has shape [1, 64], the model takes [n, 1, 8, 8]"),
         ({"shape": [1, 1, 8, 9]}, "data of input 'x' is not FP32 of shape [1, 1, 8, 9]"),
@@ -170,7 +230,10 @@ def test_wrong_inputs_get_400_and_say_what_is_wrong(changes: dict[str, Any], err
     ("request_change", "error"),
     [
         ({"outputs": [{"name": "fin"}]}, "the model has no output 'fin'"),
-        ({"outputs": [{"name": "end", "parameters": {"classification": 3}}]}, "the classification extension is not"),
+        (
+            {"outputs": [{"name": "end", "parameters": {"classification": -1}}]},
+            "parameters.classification of output 'end'",
+        ),
         ({"parameters": {"timeout": -5}}, "parameters.timeout is -5, it must be a positive time"),
         ({"parameters": {"deadline_ms": "soon"}}, "parameters.deadline_ms is 'soon'"),
         ({"parameters": {"binary_data_output": 1}}, "parameters.binary_data_output must be true or false"),

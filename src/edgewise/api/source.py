@@ -29,34 +29,43 @@ class Source:
 
     Attributes:
         inputs: By input name, [n, ...] in the model's dtype.
-        targets: int64[n], or None without labels.
+        targets: int64[n], or strings[n] where they are asked for; None without labels.
         names: What each example is called: its file, or its index.
+        whole: Inputs that have no batch axis, e.g. a scalar: an example of them is given as it is.
     """
 
     inputs: Mapping[str, NDArray[Any]]
-    targets: NDArray[np.int64] | None
+    targets: NDArray[Any] | None
     names: Sequence[str]
+    whole: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.names)
 
     def example(self, index: int) -> dict[str, NDArray[Any]]:
-        """One example as a batch of one."""
-        return {name: array[index : index + 1] for name, array in self.inputs.items()}
+        """One example as a batch of one, where there is a batch axis."""
+        return {
+            name: np.asarray(array[index]) if name in self.whole else array[index : index + 1]
+            for name, array in self.inputs.items()
+        }
 
     def first(self, count: int) -> Source:
         """The first examples."""
         targets = None if self.targets is None else self.targets[:count]
-        return Source({name: array[:count] for name, array in self.inputs.items()}, targets, self.names[:count])
+        inputs = {name: array[:count] for name, array in self.inputs.items()}
+        return Source(inputs, targets, self.names[:count], self.whole)
 
 
-def read_source(path: Path, wanted: Sequence[PlainTensor], scale: float = 1 / 255) -> Source:
+def read_source(
+    path: Path, wanted: Sequence[PlainTensor], scale: float = 1 / 255, *, takes_texts: bool = False
+) -> Source:
     """Reads examples for a model.
 
     Args:
         path: An npz, an npy, or a folder of images or npy files.
         wanted: The model's inputs.
         scale: What pixels of images are multiplied by.
+        takes_texts: Whether labels may be strings.
 
     Returns:
         At least one example.
@@ -75,7 +84,7 @@ def read_source(path: Path, wanted: Sequence[PlainTensor], scale: float = 1 / 25
             f"{str(path)!r} is not an npz or npy of plain arrays of numbers. "
             "Write it with numpy.savez(path, x=inputs, y=labels), without object arrays."
         ) from error
-    return _from_arrays(repr(str(path)), arrays, wanted)
+    return _from_arrays(repr(str(path)), arrays, wanted, takes_texts)
 
 
 def source_of(inputs: Any, targets: Any | None, wanted: Sequence[PlainTensor]) -> Source:
@@ -112,23 +121,37 @@ def plain_array(value: Any) -> NDArray[Any]:
     return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
 
 
-def _from_arrays(where: str, arrays: dict[str, NDArray[Any]], wanted: Sequence[PlainTensor]) -> Source:
+def _from_arrays(
+    where: str, arrays: dict[str, NDArray[Any]], wanted: Sequence[PlainTensor], takes_texts: bool = False
+) -> Source:
     own = {tensor.name for tensor in wanted}
     target = next((name for name in TARGETS if name in arrays and name not in own), None)
     candidates = {name: array for name, array in arrays.items() if name != target}
+    whole = frozenset(tensor.name for tensor in wanted if not has_batch(tensor))
     inputs = {tensor.name: _shaped(where, _pick(where, candidates, tensor, wanted), tensor) for tensor in wanted}
+    most = max((len(array) for array in inputs.values()), default=0)
+    for name in whole:
+        if len(inputs[name]) == 1:  # one value for all examples
+            inputs[name] = np.repeat(inputs[name], most, axis=0)
     counts = {name: len(array) for name, array in inputs.items()}
     if len(set(counts.values())) != 1 or min(counts.values()) == 0:
         raise DataError(f"{where} must hold one or more examples, as many of each input, found {counts}.")
     num = next(iter(counts.values()))
     targets = None if target is None else np.asarray(arrays[target]).ravel()
-    if targets is not None and (len(targets) != num or targets.dtype.kind not in "iub"):
+    is_text = takes_texts and targets is not None and targets.dtype.kind == "U"
+    if targets is not None and (len(targets) != num or (targets.dtype.kind not in "iub" and not is_text)):
         raise DataError(
             f"{target!r} in {where} must be {num} whole numbers, one for each example, found "
             f"{targets.dtype}[{len(targets)}]. Store class indices."
         )
     names = [str(index) for index in range(num)]
-    return Source(inputs, None if targets is None else targets.astype(np.int64), names)
+    targets = targets if targets is None or is_text else targets.astype(np.int64)
+    return Source(inputs, targets, names, whole)
+
+
+def has_batch(tensor: PlainTensor) -> bool:
+    """Whether an input's first axis counts examples: it is free, or 1."""
+    return tensor.symbolic_batch or tensor.shape[:1] == (1,)
 
 
 def _pick(
@@ -148,11 +171,19 @@ def _pick(
 
 
 def _shaped(where: str, array: NDArray[Any], tensor: PlainTensor) -> NDArray[Any]:
-    one = tensor.shape[1:]
-    if array.dtype.kind not in "iufb":
-        raise DataError(f"{where} holds {array.dtype} for input {tensor.name!r}, numbers are needed.")
-    if array.shape == one:
+    is_text, batched = tensor.dtype == "object", has_batch(tensor)
+    one = tensor.shape[1:] if batched else tensor.shape
+    if array.dtype.kind not in ("US" if is_text else "iufb"):
+        kind = "strings" if is_text else "numbers"
+        raise DataError(f"{where} holds {array.dtype} for input {tensor.name!r}, {kind} are needed.")
+    if is_text:
+        array = (np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array).astype(object)
+    if array.shape == one or (array.ndim == len(one) and tensor.free):
         array = array[None]
+    if tensor.free:
+        return _of_free_size(where, array, tensor, tensor.open_shape[1:] if batched else tensor.open_shape)
+    if not batched and array.shape[1:] == one:
+        return np.ascontiguousarray(array.astype(tensor.dtype))
     if array.ndim < 1 or array.size != len(array) * tensor.num_entries // max(
         1, tensor.shape[0] if tensor.shape else 1
     ):
@@ -161,6 +192,16 @@ def _shaped(where: str, array: NDArray[Any], tensor: PlainTensor) -> NDArray[Any
             f"[n, {', '.join(map(str, one))}]. Reshape it."
         )
     return np.ascontiguousarray(array.reshape(len(array), *one).astype(tensor.dtype))
+
+
+def _of_free_size(where: str, array: NDArray[Any], tensor: PlainTensor, one: Sequence[int | None]) -> NDArray[Any]:
+    fits = array.ndim == len(one) + 1 and all(w in (None, n) for w, n in zip(one, array.shape[1:], strict=True))
+    if not fits:
+        raise DataError(
+            f"{where} holds shape {list(array.shape)} for input {tensor.name!r}, needed is "
+            f"[n, {', '.join('any' if n is None else str(n) for n in one)}]. Reshape it."
+        )
+    return np.ascontiguousarray(array.astype(tensor.dtype))
 
 
 def _read_folder(folder: Path, wanted: Sequence[PlainTensor], scale: float) -> Source:

@@ -42,7 +42,9 @@ def command(
     task: Annotated[str, typer.Option("--task", help="Task file installed on this node, or 'digits'.")] = "",
     task_settings: Annotated[str, typer.Option("--task-settings", help="JSON passed to the task.")] = "",
     client: Annotated[str, typer.Option("--client", help="Whose data the node holds; by default its own name.")] = "",
-    http: Annotated[str, typer.Option("--http", help="Host:port of the inference endpoint; port 0 picks one.")] = "",
+    http: Annotated[
+        str, typer.Option("--http", help="Host:port of the inference endpoint, of /metrics too; port 0 picks one.")
+    ] = "",
     model_name: Annotated[
         str, typer.Option("--model-name", help="Another name of its only model at the endpoint.")
     ] = "model",

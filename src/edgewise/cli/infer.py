@@ -7,12 +7,22 @@ import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import msgspec
 import typer
 
 from edgewise.cli.output import AsJson, Output
+from edgewise.cli.readings import (
+    ModelFacts,
+    as_plain,
+    class_output,
+    facts_of,
+    found_rows,
+    in_short,
+    label_of,
+    said_class,
+)
 from edgewise.cli.running import run_async
 from edgewise.core.errors import InputError, RemoteError, Unreachable
 from edgewise.core.units import parse_duration
@@ -23,22 +33,38 @@ if TYPE_CHECKING:
     from edgewise.service.client import InferenceClient, Reply
 
 
+_MOST_ROWS = 20
+
+
 class Answered(msgspec.Struct, frozen=True):
     """What came back for one example.
 
     Attributes:
         name: The example.
-        predicted: Class with the highest score.
+        predicted: The class it says, as a number or a label; None where the model says none.
+        label: The class in words; "" likewise.
         target: Its label; None without labels.
         latency_ms: From sending to the last byte.
         parameters: What the server says of the answer: exit, source, version.
+        outputs: Everything the model answered, by name; of large arrays the shape.
+        cells: The same for people.
+        found: Rows of a detector's answer; None of other models.
     """
 
     name: str
-    predicted: int
-    target: int | None
+    predicted: int | str | None
+    label: str
+    target: int | str | None
     latency_ms: float
     parameters: dict[str, Any]
+    outputs: dict[str, Any] = {}
+    cells: dict[str, str] = {}
+    found: list[dict[str, Any]] | None = None
+
+    @property
+    def is_right(self) -> bool:
+        """Whether what it says is the target."""
+        return self.target in (self.predicted, self.label)
 
 
 def command(
@@ -54,25 +80,66 @@ def command(
     feedback: Annotated[
         bool, typer.Option("--feedback", help="Send the node the labels afterwards, for it to learn from.")
     ] = False,
+    output: Annotated[
+        str, typer.Option("--output", help="The output that says the class, where a model has several.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Send inputs to a served model and print the answers.
 
-    With labels in the npz (`y`) the accuracy is printed too.
+    With labels in the npz (`y`) the accuracy is printed too. A model's own labels are printed as such, several outputs by
+    name, what a detector finds as a table.
 
     Example:
       edgewise infer --source digits.npz --url http://127.0.0.1:8000 --model digits
     """
     out = Output(as_json)
-    model, answers, taken = run_async(ask_all(out, url, model, source, limit, scale, parse_duration(wait), feedback))
+    wait_s = parse_duration(wait)
+    model, answers, taken = run_async(ask_all(out, url, model, source, limit, scale, wait_s, feedback, output))
     summary = {**summarise(answers), "labels_taken": taken}
-    rows = [
-        (a.name, a.predicted, "" if a.target is None else a.target, a.latency_ms, _where(a)) for a in answers[:show]
-    ]
-    if rows:
-        out.table(f"answers of {model!r}", ["example", "class", "label", "ms", "answered by"], rows)
+    show_answers(out, model, answers[:show])
     out.line(", ".join(f"{key} {value:.4g}" for key, value in summary.items() if value is not None))
-    out.result({**summary, "answers": answers})
+    if summary["accuracy"] is None and any(answer.target is not None for answer in answers):
+        out.line(
+            f"no accuracy: nobody says which of the outputs {', '.join(answers[0].outputs)} is the class. Add --output NAME"
+        )
+    shown = [
+        {name: getattr(answer, name) for name in answer.__struct_fields__ if name != "cells"} for answer in answers
+    ]
+    out.result({**summary, "answers": shown})
+
+
+def show_answers(out: Output, model: str, answers: list[Answered]) -> None:
+    """Prints answers as tables: one of all, or of a detector one of each.
+
+    Args:
+        out: Where to.
+        model: Whose answers.
+        answers: Those to show.
+    """
+    for answer in answers:
+        if answer.found is not None:
+            out.line(f"{answer.name}: {len(answer.found)} found in {answer.latency_ms:.4g} ms by {_where(answer)}")
+            if answer.found:
+                out.table("", list(answer.found[0]), [list(row.values()) for row in answer.found[:_MOST_ROWS]])
+    plain = [answer for answer in answers if answer.found is None]
+    if not plain:
+        return
+    has_class = any(answer.label for answer in plain)
+    names = list(dict.fromkeys(name for answer in plain for name in answer.cells))
+    columns = ["example", *(["class"] if has_class else []), "label", "ms", "answered by", *names]
+    rows = [
+        [
+            answer.name,
+            *([answer.label] if has_class else []),
+            "" if answer.target is None else answer.target,
+            answer.latency_ms,
+            _where(answer),
+            *(answer.cells.get(name, "") for name in names),
+        ]
+        for answer in plain
+    ]
+    out.table(f"answers of {model!r}", columns, rows)
 
 
 async def ask_all(
@@ -84,6 +151,7 @@ async def ask_all(
     scale: float,
     wait_s: float = 0.0,
     feedback: bool = False,
+    output: str = "",
 ) -> tuple[str, list[Answered], int | None]:
     """Sends every example, one after the other.
 
@@ -96,6 +164,7 @@ async def ask_all(
         scale: For images.
         wait_s: Seconds to keep trying until the model is served.
         feedback: Whether to send the labels afterwards.
+        output: The output that says the class; "" finds it.
 
     Returns:
         The model's name, an answer per example, and how many labels the node could use; None if it was sent none.
@@ -110,14 +179,15 @@ async def ask_all(
     answers = []
     async with InferenceClient(host, port) as client:
         model, inputs = await _when_served(client, model, wait_s)
-        source = read_source(path, inputs, scale).first(limit)
-        if feedback and source.targets is None:
+        source = read_source(path, inputs, scale, takes_texts=True).first(limit)
+        if feedback and (source.targets is None or source.targets.dtype.kind == "U"):
             raise InputError(f"{str(path)!r} has no labels to send. Give an npz with `y`, or leave --feedback out.")
+        facts = await model_facts(client, model)
         names = [f"infer-{time.time_ns()}-{index}" for index in range(len(source))]
         with out.progress("inference", len(source)) as advance:
             for index in range(len(source)):
                 reply = await client.infer(model, source.example(index), request_id=names[index])
-                answers.append(_answered(source, index, reply))
+                answers.append(_answered(source, index, reply, facts, output))
                 advance("")
         if not feedback or source.targets is None:
             return model, answers, None
@@ -197,18 +267,38 @@ async def model_inputs(client: InferenceClient, model: str) -> tuple[PlainTensor
         RemoteError: If there is no such model.
     """
     from edgewise.models.graph.graph import PlainTensor
-    from edgewise.service.open_inference_format import DATATYPES
+    from edgewise.service.tensor_data import DATATYPES
 
-    status, _, body = await client.call("GET", f"/v2/models/{model}")
+    status, _, body = await client.call("GET", f"/v2/models/{quote(model, safe='')}")
     if status != 200:
         raise RemoteError(
             f"the endpoint has no model {model!r} (status {status}): {body[:200].decode(errors='replace')}"
         )
-    types = {datatype: dtype for dtype, datatype in DATATYPES.items()}
+    types = {datatype: dtype for dtype, datatype in DATATYPES.items()} | {"BF16": "float32"}
     return tuple(
-        PlainTensor(given["name"], tuple(map(abs, given["shape"])), types[given["datatype"]], given["shape"][0] < 0)
+        PlainTensor(
+            given["name"],
+            tuple(max(1, size) for size in given["shape"]),
+            types[given["datatype"]],
+            given["shape"][:1] == [-1],
+            tuple(axis for axis, size in enumerate(given["shape"]) if axis and size < 0),
+        )
         for given in json.loads(body)["inputs"]
     )
+
+
+async def model_facts(client: InferenceClient, model: str) -> ModelFacts:
+    """Asks what is known of a model's outputs.
+
+    Args:
+        client: Of the endpoint.
+        model: The model's name.
+
+    Returns:
+        Labels and exits; nothing where the endpoint has no such route.
+    """
+    status, _, body = await client.call("GET", f"/v2/models/{quote(model, safe='')}/config")
+    return facts_of(json.loads(body) if status == 200 else {})
 
 
 def summarise(answers: list[Answered]) -> dict[str, Any]:
@@ -222,17 +312,31 @@ def summarise(answers: list[Answered]) -> dict[str, Any]:
     """
     import numpy as np
 
-    right = [answer.predicted == answer.target for answer in answers if answer.target is not None]
+    right = [answer.is_right for answer in answers if answer.target is not None and answer.predicted is not None]
     p50, p95 = np.quantile([answer.latency_ms for answer in answers], [0.5, 0.95])
     accuracy = float(np.mean(right)) if right else None
     return {"requests": len(answers), "accuracy": accuracy, "p50_ms": float(p50), "p95_ms": float(p95)}
 
 
-def _answered(source: Source, index: int, reply: Reply) -> Answered:
-    # The last output is the model's end; an early exit sends its own logits alone.
-    scores = list(reply.outputs.values())[-1]
-    target = None if source.targets is None else int(source.targets[index])
-    return Answered(source.names[index], int(scores.argmax()), target, reply.latency_s * 1000, reply.parameters)
+def _answered(source: Source, index: int, reply: Reply, facts: ModelFacts, output: str) -> Answered:
+    outputs = reply.outputs
+    name = class_output(outputs, facts, output)
+    found = None if name else found_rows(outputs, facts)
+    said = said_class(outputs[name]) if name else None
+    target = None if source.targets is None else source.targets[index].item()
+    others = {n: in_short(array, facts.labels.get(n, ())) for n, array in outputs.items() if n != name}
+    label = label_of(said, facts.labels.get(name, ()))
+    return Answered(
+        source.names[index],
+        said,
+        label,
+        target,
+        reply.latency_s * 1000,
+        reply.parameters,
+        as_plain(outputs),
+        others,
+        found,
+    )
 
 
 def _where(answer: Answered) -> str:

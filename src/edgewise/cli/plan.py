@@ -24,7 +24,7 @@ from edgewise.cli.fleet_plan import FleetPlanRequest, plan_on_fleet
 from edgewise.cli.operator_options import AsOperator, ModelName, ToFleet
 from edgewise.cli.output import AsJson, Output
 from edgewise.cli.running import run_async
-from edgewise.cli.serve import Exits, Shapes, parse_exits, parse_shapes
+from edgewise.cli.serve import Exits, Shapes, load_with_examples
 from edgewise.core.errors import InputError, PlanInfeasible
 from edgewise.core.files import write_atomic
 from edgewise.core.ids import Tier
@@ -91,8 +91,6 @@ def command(
     Example:
       edgewise plan --connect tls/127.0.0.1:7447 --identity nodes/operator --policy policy.toml --deploy
     """
-    from edgewise.models.graph.graph import Graph
-
     out = Output(as_json)
     fleet_only(
         connect,
@@ -132,7 +130,7 @@ def command(
         return
     if onnx is None or data is None:
         raise InputError("give a model and --data with real inputs, or --connect to plan a version of a fleet.")
-    graph = Graph.load(onnx, parse_shapes(input_shape), parse_exits(exits))
+    graph = load_with_examples(onnx, input_shape, exits, data)
     from edgewise.api.model_plan import plan
 
     with out.progress(f"measuring for {budget}", 1) as advance:

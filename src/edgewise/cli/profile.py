@@ -9,7 +9,7 @@ import msgspec
 import typer
 
 from edgewise.cli.output import AsJson, Output
-from edgewise.cli.serve import Shapes, parse_shapes
+from edgewise.cli.serve import Shapes, load_with_examples
 from edgewise.core.files import write_atomic
 from edgewise.core.units import format_bytes, parse_duration
 
@@ -45,11 +45,10 @@ def command(
     from edgewise.api.source import read_source
     from edgewise.core.ids import node_id
     from edgewise.inference.profiler import profile_graph
-    from edgewise.models.graph.graph import Graph
     from edgewise.security.certificates import tier_of
 
     out = Output(as_json)
-    graph = Graph.load(onnx, parse_shapes(input_shape))
+    graph = load_with_examples(onnx, input_shape, "", data)
     inputs = None if data is None else read_source(data, graph.inputs).example(0)
     with out.progress(f"measuring for {budget}", 1) as advance:
         found = profile_graph(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,7 +37,7 @@ Keep = Annotated[
 
 
 def command(
-    onnx: Annotated[Path, typer.Argument(help="The model.")],
+    onnx: Annotated[list[Path], typer.Argument(help="The model, or several.")],
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     name: Annotated[str, typer.Option("--name", help="The model's name; default: the file's.")] = "",
@@ -52,7 +53,12 @@ def command(
     connect: ToFleet = "",
     identity: AsOperator = "",
     policy: Annotated[Path | None, typer.Option("--policy", help="On a fleet: TOML, objective and limits.")] = None,
-    data: Annotated[Path | None, typer.Option("--data", help="On a fleet: examples to evaluate the model on.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data", help="Examples: on a fleet to evaluate the model on; here for a trial run of one, not of zeros."
+        ),
+    ] = None,
     budget: Annotated[str, typer.Option("--budget", help="On a fleet: time to measure each node for.")] = "3 s",
     force: Force = False,
     ungated: Ungated = False,
@@ -61,18 +67,28 @@ def command(
     """Serve an ONNX model over the Open Inference Protocol.
 
     On this machine until ctrl-C or SIGTERM. With --connect on a running fleet: the model becomes a version, is planned
-    where it will run, and every device answers for it at its own port.
+    where it will run, and every device answers for it at its own port. Several models share one endpoint, each called after
+    its file.
 
     Example:
       edgewise serve model.onnx --port 8000 --name digits
 
     Example:
+      edgewise serve digits.onnx faces.onnx
+
+    Example:
       edgewise serve model.onnx --connect tls/127.0.0.1:7447 --identity nodes/operator
     """
     from edgewise.cli.fleet_plan import FleetPlanRequest, serve_on_fleet
-    from edgewise.models.graph.graph import Graph
+    from edgewise.models.model_choice import model_name_of
 
-    fleet_only(connect, identity=identity, policy=policy, data=data, force=force, ungated=ungated)
+    fleet_only(connect, identity=identity, policy=policy, force=force, ungated=ungated)
+    if len(onnx) > 1 and (name or exits or keep or input_shape or data or connect):
+        raise InputError(
+            f"{len(onnx)} models are given, and --name, --exits, --keep, --input-shape, --data and --connect are for one. Give "
+            "one model, or leave them out."
+        )
+    name = name or model_name_of(onnx[0].stem)
     if connect:
         request = FleetPlanRequest(
             connect,
@@ -81,27 +97,58 @@ def command(
             data,
             budget=budget,
             deploy=True,
-            model=name or onnx.stem,
+            model=name,
             force=force,
             ungated=ungated,
         )
         if keep:
             raise InputError("--keep is for a model served on this machine alone; on a fleet a plan says what is kept.")
-        graph = Graph.load(onnx, parse_shapes(input_shape), parse_exits(exits))
-        run_async(serve_on_fleet(Output(as_json), request, graph, name or onnx.stem))
+        graph = load_with_examples(onnx[0], input_shape, exits, data)
+        run_async(serve_on_fleet(Output(as_json), request, graph, name))
         return
     if (certificate is None) != (key is None):
         raise InputError("TLS needs both --certificate and --key. Give the other one too.")
     tls = (certificate, key) if certificate is not None and key is not None else None
-    served = name or onnx.stem
+    graphs = {name: load_with_examples(onnx[0], input_shape, exits, data)}
+    for other in onnx[1:]:
+        named = model_name_of(other.stem)
+        if named in graphs:
+            raise InputError(
+                f"two of the models would be called {named!r}, after their files. Rename one of the files."
+            )
+        graphs[named] = load_with_examples(other, None, "", None)
+    run_async(serve_models(Output(as_json), graphs, host, port, dilation, parse_kept(keep), tls, insecure))
+
+
+def load_with_examples(onnx: Path, input_shape: list[str] | None, exits: str, data: Path | None) -> Graph:
+    """Loads a model, with the first of a user's examples where it does not run on zeros.
+
+    Args:
+        onnx: The model.
+        input_shape: As of `--input-shape`.
+        exits: As of `--exits`.
+        data: As of `--data`.
+
+    Returns:
+        The graph.
+
+    Raises:
+        GraphError: As `Graph.load`.
+        DataError: As `read_source`.
+    """
+    from edgewise.api.source import read_source
+    from edgewise.models.graph.graph import Graph
+
     graph = Graph.load(onnx, parse_shapes(input_shape), parse_exits(exits))
-    run_async(serve_model(Output(as_json), graph, served, host, port, dilation, parse_kept(keep), tls, insecure))
+    if data is None or not graph.unmeasured:
+        return graph
+    examples = read_source(data, graph.inputs).example(0)
+    return Graph.load(onnx, parse_shapes(input_shape), parse_exits(exits), examples)
 
 
-async def serve_model(
+async def serve_models(
     out: Output,
-    graph: Graph,
-    name: str,
+    graphs: Mapping[str, Graph],
     host: str,
     port: int,
     dilation: float,
@@ -109,35 +156,36 @@ async def serve_model(
     tls: tuple[Path, Path] | None,
     insecure: bool,
 ) -> None:
-    """Serves a model until a signal asks to stop.
+    """Serves models until a signal asks to stop.
 
     Args:
-        out: Says where it is served.
-        graph: The model.
-        name: Its name at the endpoint.
+        out: Says where they are served.
+        graphs: The models by their name at the endpoint.
         host: Address.
         port: Port; 0 takes a free one.
         dilation: Factor for emulating a slow device.
-        keeps: Pairs (input, output) of its state.
+        keeps: Pairs (input, output) of their state.
         tls: Certificate and key.
         insecure: Whether a non-loopback address may go without TLS.
     """
     from edgewise.core.process import keep_for_good
-    from edgewise.inference.serving_node import local_server
+    from edgewise.inference.serving_node import local_servers
     from edgewise.service.open_inference import serve_http
 
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    server = await local_server(graph, name=name, dilation=dilation, keeps=keeps)
+    server = await local_servers(graphs, dilation=dilation, keeps=keeps)
     try:
-        endpoint = await serve_http(server.models, host, port, tls=tls, insecure=insecure)
+        endpoint = await serve_http(server, host, port, tls=tls, insecure=insecure)
         keep_for_good()
         scheme = "http" if tls is None else "https"
-        out.event("serving", model=name, url=f"{scheme}://{endpoint.host}:{endpoint.port}")
+        for name in graphs:
+            out.event("serving", model=name, url=f"{scheme}://{endpoint.host}:{endpoint.port}")
         await stop.wait()
         await endpoint.close()
-        out.event("stopped", model=name)
+        for name in graphs:
+            out.event("stopped", model=name)
     finally:
         await server.close()
 

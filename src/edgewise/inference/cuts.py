@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from edgewise.codecs import Codec
 from edgewise.codecs.bundle import CodedBundle, CodedSection, Section, decode_bundle, encode_bundle
 from edgewise.core.provenance import traced
+from edgewise.inference.text_tensors import pack_text_tensors, unpack_text_tensors, wire_name
 from edgewise.models.graph.graph import Graph
 from edgewise.transport.frame import Frame
 
@@ -33,7 +34,7 @@ def encode_cut(
     Returns:
         The bundle; each of its arrays knows the data classes of what it encodes.
     """
-    bundle = {name: values[name] for name in names}
+    bundle = pack_text_tensors({name: values[name] for name in names})
     return encode_bundle(dict.fromkeys(bundle, codec), bundle, None, rng)[0]
 
 
@@ -56,7 +57,7 @@ def decode_cut(
     """
     arrays = {t.name: traced(t.array, *t.origins) if t.origins else t.array for t in frame.tensors}
     codecs = {section.name: codec for section in sections}
-    return decode_bundle(codecs, accepted, CodedBundle(sections, arrays))
+    return unpack_text_tensors(decode_bundle(codecs, accepted, CodedBundle(sections, arrays)))
 
 
 def sections_of(graph: Graph, names: Iterable[str]) -> tuple[Section, ...]:
@@ -72,6 +73,8 @@ def sections_of(graph: Graph, names: Iterable[str]) -> tuple[Section, ...]:
     is_free = any(tensor.symbolic_batch or tensor.free for tensor in graph.inputs)
     tensors = [graph.tensor(name) for name in names]
     return tuple(
-        Section(t.name, t.dtype, tuple(None if is_free or axis in t.free else n for axis, n in enumerate(t.shape)))
+        Section(wire_name(t.name), "uint8", (None,))
+        if t.dtype == "object"
+        else Section(t.name, t.dtype, tuple(None if is_free or axis in t.free else n for axis, n in enumerate(t.shape)))
         for t in tensors
     )

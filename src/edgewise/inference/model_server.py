@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,11 +27,13 @@ from edgewise.inference.peers import SitePeers, Target
 from edgewise.inference.prepared import PreparedPlan, prepare_plan, stage_answer, stage_request
 from edgewise.inference.request_driver import LiveRequest, RequestResources, Served
 from edgewise.inference.request_inputs import check_inputs
+from edgewise.inference.serving_metrics import Count, ServingCounts, model_metrics
 from edgewise.inference.session import AnswerSource
 from edgewise.inference.stages import Tensors
 from edgewise.inference.streams import StreamLost, StreamStep
 from edgewise.inference.worker import Worker
 from edgewise.ledger.entry import Purpose
+from edgewise.ledger.metric import Metric
 from edgewise.models.graph.graph import Graph, PlainTensor
 from edgewise.planning.plan import ENTRY, FILTERED, ActivePlan, Handover, Site
 
@@ -42,14 +43,6 @@ _LABELLING_S = 30.0
 
 FORMER_PLANS = 4
 """Of one model, that stay for streams which began on them; on older ones streams end."""
-
-
-@dataclass(slots=True)
-class Count:
-    """Requests, and the seconds they took in all."""
-
-    num: int = 0
-    seconds: float = 0.0
 
 
 class ModelServer:
@@ -64,7 +57,7 @@ class ModelServer:
         streams: Those that are open.
         worker: The device's computing thread.
         refused: Requests refused because too many were open.
-        counts: Requests by who answered.
+        served: What its requests came to.
 
     `on_observation` and `on_served` are called for each request once its answer is on its way.
     """
@@ -85,13 +78,22 @@ class ModelServer:
         self.node, self.name, self.dilation, self.worker = node, name, dilation, worker
         self.default_deadline_s, self.max_in_flight = default_deadline_s, max_in_flight
         self.refused = self._num_open = 0
-        self.counts: dict[AnswerSource, Count] = {}
+        self.served = ServingCounts()
         self._on_observation, self._on_served, self._on_feedback = on_observation, on_served, on_feedback
         self._peers = SitePeers(lambda: asyncio.get_running_loop().time())
         self._plans: dict[Revision, PreparedPlan] = {}
         self._active: PreparedPlan | None = None
         self.streams = OpenStreams(node, self._peers)
         self._numbers = itertools.count(1)
+
+    @property
+    def counts(self) -> Mapping[AnswerSource, Count]:
+        """Requests by who answered."""
+        return self.served.by_source
+
+    def metrics(self) -> list[Metric]:
+        """What the endpoint's `/metrics` says of this model."""
+        return model_metrics(self.name, self.served, self.active, self.refused)
 
     @property
     def active(self) -> ActivePlan | None:
@@ -115,10 +117,12 @@ class ModelServer:
 
     @property
     def outputs(self) -> tuple[PlainTensor, ...]:
-        """What answers carry: the outputs of the model's end."""
+        """What answers carry, in the file's order: the outputs of the model's end, constants, and inputs that are outputs."""
         if self._active is None:
             return ()
-        return tuple(self._active.graph.tensor(name) for name in self._active.plan.exits[-1].tensors)
+        graph, end = self._active.graph, self._active.plan.exits[-1].tensors
+        known = {*end, *graph.constants, *graph.echoes}
+        return tuple(tensor for tensor in graph.answers if tensor.name in known)
 
     @property
     def graph(self) -> Graph | None:
@@ -294,7 +298,7 @@ class ModelServer:
         if self._num_open >= self.max_in_flight:
             self.refused += 1
             raise Busy(f"{self.max_in_flight} requests are open on {self.node!r}, this one is dropped. Send less.")
-        checked = check_inputs(prepared.inputs, inputs)
+        checked = check_inputs(prepared.inputs, inputs, prepared.graph.optional)
         name = RequestId(request or f"{self.node}-{next(self._numbers)}")
         budget_s = self.default_deadline_s if deadline_s is None else deadline_s
         stream = "" if step is None else step.stream
@@ -346,7 +350,8 @@ class ModelServer:
             stages=(("filter", seconds),),
             confidence_exit=prepared.plan.exits[0].index,
         )
-        return Served(asked[1], seen)
+        echoes = {name: inputs[name] for name in prepared.graph.echoes}
+        return Served({**asked[1], **echoes}, seen)
 
     def stream(self, name: str = "") -> Stream:
         """Begins a stream of requests: a plan's stages keep their state between them.
@@ -399,11 +404,7 @@ class ModelServer:
         return served
 
     def _tell(self, inputs: Tensors, served: Served) -> None:
-        source = served.observation.source
-        count = self.counts.get(source)
-        if count is None:
-            count = self.counts[source] = Count()
-        count.num, count.seconds = count.num + 1, count.seconds + served.observation.latency_s
+        self.served.add(served.observation)
         self._on_observation(served.observation)
         self._on_served(inputs, served)
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -18,22 +18,24 @@ from numpy.typing import NDArray
 
 from edgewise.codecs import Codec, make_codec
 from edgewise.codecs.bundle import CodedBundle, Section
+from edgewise.core.errors import InputError
 from edgewise.core.ids import Digest, RequestId
 from edgewise.inference.cuts import encode_cut, sections_of
 from edgewise.inference.gates.exit import first_answer
 from edgewise.inference.gates.gate import Answer
 from edgewise.inference.gates.gate_states import GateStates
+from edgewise.inference.recent_costs import Slowest, running_mean
 from edgewise.inference.stage_messages import STAGE_REQUEST, StageAnswer, StageRequest
-from edgewise.inference.stages import LoadedStage, StageSet, Tensors, build_stages
+from edgewise.inference.stages import LoadedStage, StageSet, Tensors, build_stages, make_session
 from edgewise.inference.streams import StreamStates, StreamStep
+from edgewise.inference.text_tensors import unpack_text_tensors
+from edgewise.inference.warm_up import warm_up, zeros
 from edgewise.inference.worker import BRIEF_S
 from edgewise.ledger.entry import Purpose
 from edgewise.models.graph.graph import Graph, PlainTensor
 from edgewise.planning.plan import ActivePlan, Gate, Handover, Plan, Site
 from edgewise.transport.frame import Frame, make_frame
 
-_WINDOW = 64
-_MEMORY = 16
 # A little above what was ever seen covers the next one.
 _HEADROOM = 1.25
 # From the event loop to the worker's thread and back, on a busy machine.
@@ -67,32 +69,6 @@ class StageResult:
     predicted: int | None = None
 
 
-class Slowest:
-    """The largest of the last 64 values, without looking at all of them each time.
-
-    Attributes:
-        largest: It; 0 before the first.
-    """
-
-    __slots__ = ("_count", "_falling", "largest")
-
-    def __init__(self) -> None:
-        self._falling: deque[tuple[int, float]] = deque()
-        self._count = 0
-        self.largest = 0.0
-
-    def add(self, value: float) -> None:
-        """Takes one more; the 65th before it is forgotten."""
-        # Whoever is not larger than a later one will never be the largest again.
-        while self._falling and self._falling[-1][1] <= value:
-            self._falling.pop()
-        self._falling.append((self._count, value))
-        if self._falling[0][0] <= self._count - _WINDOW:
-            self._falling.popleft()
-        self._count += 1
-        self.largest = self._falling[0][1]
-
-
 @dataclass(slots=True)
 class PreparedPlan:
     """A plan on one node, at one site.
@@ -120,6 +96,7 @@ class PreparedPlan:
         usual_entries: Running mean of the entries that they were given.
         has_loop: Whether the graph has a loop, whose time depends on the data.
         usual_remote_s: Running mean of the seconds from handing over to the answer; 0 before the first.
+        dilation: This node's factor.
     """
 
     active: ActivePlan
@@ -144,6 +121,8 @@ class PreparedPlan:
     usual_entries: float = float("inf")
     has_loop: bool = False
     usual_remote_s: float = 0.0
+    dilation: float = 1.0
+    _whole_session: Any = None
 
     @property
     def plan(self) -> Plan:
@@ -182,7 +161,7 @@ class PreparedPlan:
 
     def remote_took(self, seconds: float) -> None:
         """The next site answered after so long."""
-        self.usual_remote_s = _mean(self.usual_remote_s, seconds, is_first=self.usual_remote_s == 0.0)
+        self.usual_remote_s = running_mean(self.usual_remote_s, seconds, is_first=self.usual_remote_s == 0.0)
 
     def run_stages(
         self,
@@ -223,11 +202,46 @@ class PreparedPlan:
         ends = leaves or self.stages.handover is None
         return StageResult(tensors, gate, answer, ends, payload, tuple(stages), *self._first_answer(tensors))
 
+    def run_whole(self, given: Mapping[str, NDArray[Any]], step: StreamStep | None = None) -> StageResult:
+        """Runs the whole model here, whatever the plan says: for a request that gives optional inputs.
+
+        Args:
+            given: The inputs, optional ones among them.
+            step: The request's place in its stream, if it has one.
+
+        Returns:
+            The result; it ends the request.
+
+        Raises:
+            InputError: If the plan keeps state on another node.
+        """
+        site, graph, end, tensors = self.stages.name, self.graph, self.plan.exits[-1], dict(given)
+        if len(self.plan.state) > len(self.stages.keeps):
+            raise InputError(
+                f"optional inputs cannot be given to {graph.name!r} now: its plan keeps state on another node, where they "
+                f"are constants. Leave out {sorted({t.name for t in graph.optional} & set(given))}."
+            )
+        if self._whole_session is None:
+            self._whole_session = make_session(graph.model_bytes)
+        if self.streams is not None:
+            tensors |= self.streams.before(step)
+        wanted = dict.fromkeys((*graph.constants, *end.tensors, *(output for _, output in self.stages.keeps)))
+        made = tuple(name for name in wanted if name not in tensors)
+        learned = set(made) - graph.condensed.raw_tensors
+        stage = LoadedStage(self._whole_session, tuple(tensors), made, learned=learned, dilation=self.dilation)
+        outputs, seconds = stage.run(tensors)
+        tensors.update(outputs)
+        if self.streams is not None:
+            self.streams.after(step, {given: tensors[output] for given, output in self.stages.keeps})
+        answer = {name: tensors[name] for name in (*graph.constants, *end.tensors)}
+        stages = ((f"{site} compute", seconds),)
+        return StageResult(tensors, end, answer, True, None, stages, *self._first_answer(tensors))
+
     def _took(self, seconds: float, num_entries: int) -> None:
         if num_entries != self.usual_entries:
             is_first = self.usual_entries == float("inf")
-            self.usual_entries = _mean(self.usual_entries, max(1, num_entries), is_first=is_first)
-        self.usual_stage_s = _mean(self.usual_stage_s, seconds, is_first=self.usual_stage_s == float("inf"))
+            self.usual_entries = running_mean(self.usual_entries, max(1, num_entries), is_first=is_first)
+        self.usual_stage_s = running_mean(self.usual_stage_s, seconds, is_first=self.usual_stage_s == float("inf"))
         self.stage_seconds.add(seconds)
 
     def _first_answer(self, tensors: Tensors) -> tuple[float, int] | tuple[None, None]:
@@ -244,14 +258,16 @@ class PreparedPlan:
         self.tail_seconds.add(seconds)
         return outputs, seconds
 
-    def public(self, index: int | None, answer: Mapping[str, NDArray[Any]]) -> Tensors:
-        """An answer under the names of the model's end, whichever exit gave it."""
-        exits = self.plan.exits
+    def public(
+        self, index: int | None, answer: Mapping[str, NDArray[Any]], given: Mapping[str, NDArray[Any]]
+    ) -> Tensors:
+        """An answer under the names of the model's end, whichever exit gave it; constants and inputs first."""
+        exits, fixed = self.plan.exits, {**self.graph.constants, **{name: given[name] for name in self.graph.echoes}}
         own = next((gate for gate in exits[:-1] if gate.index == index), None) if len(exits) > 1 else None
         if own is None:
-            return dict(answer)
+            return {**fixed, **answer}
         names = exits[-1].tensors[-len(own.tensors) :]
-        return {end: answer[name] for end, name in zip(names, own.tensors, strict=True)}
+        return {**fixed, **{end: answer[name] for end, name in zip(names, own.tensors, strict=True)}}
 
 
 async def prepare_plan(active: ActivePlan, graph: Graph, site: Site, *, dilation: float = 1.0) -> PreparedPlan:
@@ -283,6 +299,7 @@ async def prepare_plan(active: ActivePlan, graph: Graph, site: Site, *, dilation
         tuple(t for t in graph.inputs if t.name not in {given for given, _ in plan.state}),
         next(reversed(plan.exits[0].tensors), ""),
         has_loop=any(node.op in ("Loop", "Scan") for node in graph.nodes),
+        dilation=dilation,
     )
     await asyncio.get_running_loop().run_in_executor(None, _warm_up_all, prepared, dilation)
     return prepared
@@ -294,48 +311,21 @@ def arriving(plan: Plan, site: Site) -> Handover | None:
     return next(there, None)
 
 
-def zeros(graph: Graph, names: list[str] | tuple[str, ...]) -> Tensors:
-    """Tensors of a graph, of one example, full of zeros."""
-    return {n: np.zeros(graph.tensor(n).shape, graph.tensor(n).dtype) for n in names}
-
-
 def _warm_up_all(prepared: PreparedPlan, dilation: float) -> None:
     stages = prepared.stages
     if stages.stages:
         made = {name for stage, _ in stages.stages for name in (*stage.outputs, *(given for given, _ in stage.keeps))}
         given = {name for stage, _ in stages.stages for name in stage.inputs} - made
         seconds = dilation * sum(warm_up(prepared.graph, stage) for _, stage in stages.stages)
-        prepared._took(seconds, sum(prepared.graph.tensor(name).num_entries for name in given))
-    if stages.tail is not None:
-        prepared.tail_seconds.add(dilation * warm_up(prepared.graph, stages.tail))
-
-
-def warm_up(graph: Graph, stage: LoadedStage) -> float:
-    """Runs a stage twice on zeros, undilated.
-
-    Args:
-        graph: Knows the shapes.
-        stage: What to run.
-
-    Returns:
-        Seconds of the second run.
-    """
-    feeds = zeros(graph, stage.inputs)
-    stage.compute(feeds)
-    if stage.dilation > 1.0:
-        stage.measure(feeds)
-    started = time.perf_counter()
-    stage.compute(feeds)
-    return time.perf_counter() - started
+        if isfinite(seconds):
+            prepared._took(seconds, sum(prepared.graph.tensor(name).num_entries for name in given))
+    if stages.tail is not None and isfinite(seconds := warm_up(prepared.graph, stages.tail)):
+        prepared.tail_seconds.add(dilation * seconds)
 
 
 def entries_of(tensors: Mapping[str, NDArray[Any]]) -> int:
     """How many numbers they are in all."""
     return sum([array.size for array in tensors.values()])
-
-
-def _mean(mean: float, seconds: float, *, is_first: bool) -> float:
-    return seconds if is_first else mean + (seconds - mean) / _MEMORY
 
 
 def stage_request(
@@ -383,4 +373,4 @@ def stage_request(
 
 def stage_answer(reply: Frame) -> tuple[StageAnswer, Tensors]:
     """Reads what the next site answered: the answer and its tensors."""
-    return reply.read(StageAnswer), {t.name: t.array for t in reply.tensors}
+    return reply.read(StageAnswer), unpack_text_tensors({t.name: t.array for t in reply.tensors})

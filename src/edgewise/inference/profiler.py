@@ -28,11 +28,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.codecs import make_codec
-from edgewise.core.errors import InputError, PlanInfeasible
+from edgewise.core.errors import GraphError, InputError, PlanInfeasible
 from edgewise.core.ids import Digest, NodeId, RequestId, Revision, Tier
 from edgewise.inference.cuts import encode_cut
 from edgewise.inference.stage_messages import STAGE_REQUEST, StageRequest
 from edgewise.inference.stages import LoadedStage, Tensors, make_stage
+from edgewise.inference.warm_up import zeros
 from edgewise.inference.worker import Worker
 from edgewise.models.graph.condense import Frontier
 from edgewise.models.graph.graph import Graph
@@ -123,7 +124,7 @@ def profile_graph(
             "Needed are budget > 0, cadence >= 0 and dilation >= 1."
         )
     started = time.perf_counter()
-    feeds = inputs or {t.name: np.zeros(t.shape, t.dtype) for t in graph.inputs}
+    feeds = inputs or zeros(graph, [t.name for t in graph.inputs])
     gap_s = cadence_s if dilation == 1.0 else 0.0
     pieces = _pieces(graph, feeds, gap_s, budget_s, max_cuts)
     overhead_s = measure_overhead(cadence_s)
@@ -324,7 +325,7 @@ def _codec_seconds_per_byte(text: str, pieces: Sequence[_Piece]) -> float:
         payload, _state = codec.encode(array, codec.init(array.shape), rng)
         codec.decode(payload)
         seconds.append(time.perf_counter() - started)
-    return float(np.median(seconds)) / array.nbytes
+    return float(np.median(seconds)) / max(1, array.nbytes)
 
 
 def measure_overhead(gap_s: float = 0.0) -> float:
@@ -357,8 +358,9 @@ from edgewise.inference.stages import make_session
 from edgewise.ledger.resources import peak_memory_bytes
 before = psutil.Process().memory_info().rss
 session = make_session(sys.argv[1])
-feeds = {i.name: numpy.zeros([n if isinstance(n, int) else 1 for n in i.shape], sys.argv[2 + k])
-         for k, i in enumerate(session.get_inputs())}
+given = numpy.load(sys.argv[2])
+feeds = {i.name: given[name].astype(object) if i.type == "tensor(string)" else given[name]
+         for i, name in zip(session.get_inputs(), given.files)}
 session.run(None, feeds)
 print(max(0, peak_memory_bytes() - before))
 """
@@ -373,11 +375,16 @@ def measure_memory(graph: Graph) -> int:
     Returns:
         Bytes: the child's peak resident set less what it held with the runtime imported.
     """
+    names, outputs = [t.name for t in graph.inputs], [t.name for t in graph.outputs]
     with tempfile.TemporaryDirectory(prefix="edgewise-") as folder:
-        path = Path(folder) / "whole.onnx"
-        path.write_bytes(graph.extract([t.name for t in graph.inputs], [t.name for t in graph.outputs]))
-        dtypes = [t.dtype for t in graph.inputs]
-        done = subprocess.run(
-            [sys.executable, "-c", _CHILD, str(path), *dtypes], capture_output=True, text=True, timeout=60, check=True
-        )
-    return int(done.stdout)
+        path, given = Path(folder) / "whole.onnx", Path(folder) / "given.npz"
+        feeds = zeros(graph, names).values()
+        np.savez(given, *(array.astype(str) if array.dtype.kind == "O" else array for array in feeds))
+        for has_sizes in (True, False):  # some models load only without
+            path.write_bytes(graph.extract(names, outputs, has_sizes=has_sizes))
+            command = [sys.executable, "-c", _CHILD, str(path), str(given)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+            if not done.returncode:
+                return int(done.stdout)
+    last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+    raise GraphError(f"graph {graph.name!r} cannot be run to measure its memory: {last}")

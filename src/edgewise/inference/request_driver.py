@@ -94,6 +94,8 @@ class LiveRequest:
         self._done: asyncio.Future[session.SessionAnswer] = self._loop.create_future()
         self._is_asking = self._has_asked = False
         self._refused: InputError | None = None
+        optional = prepared.graph.optional
+        self._is_whole = bool(optional) and any(tensor.name in inputs for tensor in optional)
 
     async def run(self) -> Served:
         """Serves the request.
@@ -112,7 +114,7 @@ class LiveRequest:
 
     def _arrival(self) -> session.RequestArrived:
         prepared, stages = self._prepared, self._prepared.stages
-        is_local = stages.handover is None
+        is_local = stages.handover is None or self._is_whole
         usable = () if is_local else self._at.peers.usable()
         if self._targets is not None:
             usable = tuple(node for node in self._targets if node in usable)
@@ -123,7 +125,7 @@ class LiveRequest:
             targets=usable,
             home="" if is_local else (self._targets or (self._at.peers.first,))[0],
             is_local=is_local,
-            has_head=bool(stages.stages),
+            has_head=bool(stages.stages) or self._is_whole,
             tail_s=prepared.tail_p99_s(),
             remote_s=prepared.usual_remote_s,
         )
@@ -140,7 +142,7 @@ class LiveRequest:
                     self._run_stages,
                     self._stages_done,
                     session.StagesFailed,
-                    self._prepared.is_brief(entries_of(self._inputs)),
+                    not self._is_whole and self._prepared.is_brief(entries_of(self._inputs)),
                 )
             case session.RunLocalTail():
                 tensors = self._inputs if self.head is None else self.head.tensors
@@ -154,6 +156,8 @@ class LiveRequest:
                 self._end(action)
 
     def _run_stages(self) -> StageResult:
+        if self._is_whole:
+            return self._prepared.run_whole(self._inputs, self._step)
         return self._prepared.run_stages(self._inputs, step=self._step)
 
     def _compute(
@@ -167,8 +171,11 @@ class LiveRequest:
             if self._done.done():
                 return
             if error is None:
-                done(result)
-            else:
+                try:
+                    done(result)
+                except Exception as caught:  # else the request would wait for its deadline
+                    error = caught
+            if error is not None:
                 if isinstance(error, InputError):
                     self._refused = error
                 elif not isinstance(error, EdgewiseError):
@@ -194,7 +201,7 @@ class LiveRequest:
         self._nodes.append(self._at.node)
         exit_index = None if result.gate is None else result.gate.index
         if exit_index is not None:
-            self._outputs = self._prepared.public(exit_index, result.answer)
+            self._outputs = self._prepared.public(exit_index, result.answer, self._inputs)
         self._on(session.StagesDone(self._loop.time(), exit_index, result.leaves))
 
     def _tail_done(self, result: tuple[Tensors, float]) -> None:
@@ -204,7 +211,9 @@ class LiveRequest:
         self._stages.append(("device tail", seconds))
         end = self._prepared.stages.tail_exit
         assert end is not None
-        self._outputs = self._prepared.public(end.index, {name: outputs[name] for name in end.tensors})
+        known = {**(self._inputs if self.head is None else self.head.tensors), **outputs}
+        answer = {name: known[name] for name in end.tensors}
+        self._outputs = self._prepared.public(end.index, answer, self._inputs)
         self._on(session.TailDone(self._loop.time(), end.index))
 
     def _offload(self, action: session.Offload) -> None:
@@ -262,7 +271,7 @@ class LiveRequest:
         beyond = sum(s for _, s in answer.stages)
         self._stages.append((self._prepared.stages.boundary, max(0.0, seconds - beyond)))
         self._stages.extend(answer.stages)
-        self._remote, self._outputs = answer, self._prepared.public(answer.exit_index, tensors)
+        self._remote, self._outputs = answer, self._prepared.public(answer.exit_index, tensors, self._inputs)
         self._on(session.RemoteAnswered(self._loop.time(), node, answer.exit_index, answer.cause))
 
     def _fire(self, timer: session.Timer) -> None:

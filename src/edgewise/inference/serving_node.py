@@ -214,8 +214,30 @@ async def local_server(
     Returns:
         A ready node; close it.
     """
+    return await local_servers({name: graph}, dilation=dilation, version=version, keeps=keeps)
+
+
+async def local_servers(
+    graphs: Mapping[str, Graph],
+    *,
+    dilation: float = 1.0,
+    version: int = 1,
+    keeps: tuple[tuple[str, str], ...] = (),
+) -> ServingNode:
+    """Serves models on this machine alone, which share its computing thread.
+
+    Args:
+        graphs: Models by their name at the endpoint.
+        dilation: As `local_server`.
+        version: As `local_server`, of each.
+        keeps: As `local_server`, of each.
+
+    Returns:
+        A ready node; close it.
+    """
     node = ServingNode(NodeId("local"), dilation=dilation)
-    model = node.deploy(name)
-    await model.prepare(ActivePlan(Revision(1), device_only_plan(graph, keeps=keeps), version), graph)
-    model.activate(Revision(1))
+    for name, graph in graphs.items():
+        model = node.deploy(name)
+        await model.prepare(ActivePlan(Revision(1), device_only_plan(graph, keeps=keeps), version), graph)
+        model.activate(Revision(1))
     return node

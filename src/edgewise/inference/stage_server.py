@@ -38,6 +38,7 @@ from edgewise.inference.stage_messages import (
 )
 from edgewise.inference.stages import Tensors
 from edgewise.inference.streams import StreamStep
+from edgewise.inference.text_tensors import pack_text_tensors
 from edgewise.inference.worker import Worker
 from edgewise.ledger.entry import Purpose
 from edgewise.models.graph.graph import Graph
@@ -181,7 +182,7 @@ class StageHost:
 
     def _answer(self, reply: Reply, answer: StageAnswer, tensors: Tensors) -> None:
         self.answered += 1
-        reply(make_frame(STAGE_ANSWER, answer, tensors, purpose=Purpose.SERVING))
+        reply(make_frame(STAGE_ANSWER, answer, pack_text_tensors(tensors), purpose=Purpose.SERVING))
 
     def _start_hand_over(
         self,

@@ -18,10 +18,11 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.core.errors import InputError, PlanInfeasible
+from edgewise.core.errors import GraphError, InputError, PlanInfeasible
 from edgewise.core.ids import Digest
 from edgewise.core.provenance import derived, origins_of, traced
 from edgewise.models.graph.graph import Graph
+from edgewise.models.graph.runtime import first_line
 from edgewise.planning.plan import ENTRY, Gate, Handover, Plan, Site, Stage
 
 Tensors = dict[str, NDArray[Any]]
@@ -45,6 +46,9 @@ def make_session(model: bytes, *, threads: int = 1) -> Any:
 
     Returns:
         An `onnxruntime.InferenceSession` on the CPU.
+
+    Raises:
+        GraphError: If the runtime does not load it, e.g. because it has no kernel for an operator and type.
     """
     import onnxruntime
 
@@ -54,7 +58,15 @@ def make_session(model: bytes, *, threads: int = 1) -> Any:
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        if not type(error).__module__.startswith("onnxruntime"):
+            raise
+        raise GraphError(
+            f"ONNX Runtime {onnxruntime.__version__} cannot run the model: {first_line(error)}. Export it with operators and "
+            "types that it has on a processor, e.g. float32 for bfloat16."
+        ) from error
     session._model_bytes = None  # kept for sessions that change their providers: as much again as the weights
     return session
 
@@ -168,14 +180,16 @@ class LoadedStage:
             CannotCompute: If an operator refuses what it is given, e.g. an index beyond a table.
         """
         given = {n: np.asarray(feeds[n]) for n in self.inputs}
+        if not self.outputs:
+            return []
         try:
             values: list[NDArray[Any]] = self._session.run(self.outputs, given)
         except Exception as error:
-            if not type(error).__module__.startswith("onnxruntime"):
+            if not type(error).__module__.startswith("onnxruntime") and not isinstance(error, UnicodeError):
                 raise
             sizes = ", ".join(f"{name} {list(array.shape)}" for name, array in given.items())
             raise CannotCompute(
-                f"the model cannot compute what it was given ({sizes}): {_first_line(error)}. Send values and sizes that "
+                f"the model cannot compute what it was given ({sizes}): {first_line(error)}. Send values and sizes that "
                 "belong together, as it was trained with."
             ) from error
         return values
@@ -189,11 +203,6 @@ class LoadedStage:
             name: derived(value) if name in self.learned else traced(value, *origins)
             for name, value in zip(self.outputs, values, strict=True)
         }
-
-
-def _first_line(error: Exception) -> str:
-    text = next(iter(str(error).strip().splitlines()), "no word")
-    return text.rpartition("Status Message: ")[2].removesuffix(".")
 
 
 @dataclass(frozen=True)
@@ -292,8 +301,10 @@ def _build(graph: Graph, plan: Plan, site: Site, dilation: float) -> StageSet:
     tail, tail_exit = None, None
     if site == ENTRY and handover is not None and not plan.state and not any(gate in plan.exits for gate in gates):
         known = handover.tensors if stages else tuple(t.name for t in graph.inputs)
+        made = {name for stage in stages for name in stage.outputs}
         tail_exit = plan.exits[0]
-        tail = make_stage(graph, known, tail_exit.tensors, dilation=dilation)
+        missing = tuple(name for name in tail_exit.tensors if name not in made)
+        tail = make_stage(graph, known, missing, dilation=dilation)
     return StageSet(plan, site, loaded, gates, handover, target, tail, tail_exit)
 
 
@@ -348,7 +359,8 @@ def make_stage(graph: Graph, inputs: Sequence[str], outputs: Sequence[str], *, d
     """
     made = tuple(name for name in outputs if name not in inputs)
     learned = set(made) - graph.condensed.raw_tensors
-    return LoadedStage(_session_of(graph, tuple(inputs), made), inputs, made, learned=learned, dilation=dilation)
+    session = _session_of(graph, tuple(inputs), made) if made else None  # what is given may be all that is wanted
+    return LoadedStage(session, inputs, made, learned=learned, dilation=dilation)
 
 
 def _session_of(graph: Graph, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Any:
@@ -356,5 +368,9 @@ def _session_of(graph: Graph, inputs: tuple[str, ...], outputs: tuple[str, ...])
     key = (graph.digest, inputs, outputs)
     session = _SESSIONS.get(key)
     if session is None:
-        session = _SESSIONS[key] = make_session(graph.extract(inputs, outputs))
+        try:
+            session = make_session(graph.extract(inputs, outputs))
+        except GraphError:
+            session = make_session(graph.extract(inputs, outputs, has_sizes=False))
+        _SESSIONS[key] = session
     return session

@@ -51,3 +51,17 @@ def check_model_name(name: str) -> None:
             f"{name[:MOST_CHARACTERS]!r} cannot be a model's name: it is a part of its address. Give it one of 1 to "
             f"{MOST_CHARACTERS} visible characters without '/', e.g. --name digits; {sorted(_TAKEN)} are taken."
         )
+
+
+def model_name_of(file_stem: str) -> str:
+    """What a model is called after its file, whatever that is called.
+
+    Args:
+        file_stem: The file's name without its ending.
+
+    Returns:
+        A name that `check_model_name` takes: what cannot be seen is `_`, what is too long is cut, a word of the protocol
+        ends in `_`.
+    """
+    seen = "".join(c if c.isprintable() and c != "/" else "_" for c in file_stem).strip()[:MOST_CHARACTERS].strip()
+    return f"{seen}_" if seen in _TAKEN else seen

@@ -13,15 +13,13 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.core.dtypes import dtype_name
 from edgewise.core.errors import DeadlineExceeded, RemoteError, Unreachable
-from edgewise.service.open_inference_format import DATATYPES
-
-_DTYPES = {datatype: name for name, datatype in DATATYPES.items()}
+from edgewise.service.tensor_data import datatype_of, from_bytes, from_json, to_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +91,7 @@ class InferenceClient:
             RemoteError: If it answers with the protocol's error object.
         """
         start = time.monotonic()
-        path = f"/v2/models/{model}/infer"
+        path = f"/v2/models/{quote(model, safe='')}/infer"
         head, body = _request_body(inputs, request_id, parameters or {})
         extra = f"Inference-Header-Content-Length: {len(head)}\r\nContent-Type: application/octet-stream\r\n"
         status, headers, content = await self.call("POST", path, head + body, extra)
@@ -120,7 +118,7 @@ class InferenceClient:
         """
         body = json.dumps({"labels": labels}).encode()
         kind = "Content-Type: application/json\r\n"
-        status, _, content = await self.call("POST", f"/v2/models/{model}/feedback", body, kind)
+        status, _, content = await self.call("POST", f"/v2/models/{quote(model, safe='')}/feedback", body, kind)
         if status != 200:
             raise RemoteError(_error_text(content), status=status)
         return int(json.loads(content)["taken"])
@@ -205,15 +203,16 @@ async def open_loop(
 
 def _request_body(inputs: dict[str, NDArray[Any]], request_id: str, parameters: dict[str, Any]) -> tuple[bytes, bytes]:
     described, parts = [], []
-    for name, array in inputs.items():
-        array = np.asarray(array, array.dtype.newbyteorder("<"), order="C")
-        data = array.tobytes()
+    for name, given in inputs.items():
+        array = np.asarray(given)
+        datatype = datatype_of(array)
+        data = to_bytes(array, datatype)
         parts.append(data)
         described.append(
             {
                 "name": name,
                 "shape": list(array.shape),
-                "datatype": DATATYPES[dtype_name(array.dtype)],
+                "datatype": datatype,
                 "parameters": {"binary_data_size": len(data)},
             }
         )
@@ -226,14 +225,13 @@ def _request_body(inputs: dict[str, NDArray[Any]], request_id: str, parameters: 
 def _read_outputs(described: Sequence[dict[str, Any]], content: bytes) -> dict[str, NDArray[Any]]:
     outputs, offset = {}, 0
     for output in described:
-        dtype = np.dtype(_DTYPES[output["datatype"]])
+        shape, datatype = output["shape"], output["datatype"]
         size = output.get("parameters", {}).get("binary_data_size")
         if size is None:
-            array = np.array(output["data"], dtype)
+            outputs[output["name"]] = from_json(output["data"], shape, datatype)
         else:
-            array = np.frombuffer(content, dtype, size // dtype.itemsize, offset)
+            outputs[output["name"]] = from_bytes(memoryview(content)[offset : offset + size], shape, datatype)
             offset += size
-        outputs[output["name"]] = array.reshape(output["shape"])
     return outputs
 
 

@@ -8,20 +8,22 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.core.ids import NodeId, RequestId, Revision
-from edgewise.inference.model_server import Count
 from edgewise.inference.observation import Observation
 from edgewise.inference.request_driver import Served
+from edgewise.inference.serving_metrics import Count
 from edgewise.inference.serving_node import device_only_plan
 from edgewise.inference.session import AnswerSource
 from edgewise.inference.streams import StreamStep
+from edgewise.inference.warm_up import zeros
+from edgewise.ledger.metric import Metric
 from edgewise.models.graph.graph import Graph, PlainTensor
+from edgewise.models.graph.infer_shapes import empty_array
 from edgewise.planning.plan import ActivePlan
 from edgewise.service.client import InferenceClient
-from edgewise.service.open_inference import HttpServer, Model, serve_http
+from edgewise.service.open_inference import HttpServer, Metrics, Model, serve_http
 
 _REQUESTS = 7
 
@@ -53,7 +55,7 @@ class NodeEndpoint:
         """
         ready = _AtOnce(graph)
         endpoint = await serve_http(ready)
-        inputs = {t.name: np.zeros(t.shape, t.dtype) for t in graph.inputs}
+        inputs = zeros(graph, [t.name for t in graph.inputs])
         seconds = []
         try:
             async with InferenceClient(endpoint.host, endpoint.port) as client:
@@ -67,13 +69,16 @@ class NodeEndpoint:
         return median(seconds)
 
 
-async def open_endpoint(models: Model | Mapping[str, Model], host: str, port: int) -> NodeEndpoint:
+async def open_endpoint(
+    models: Model | Mapping[str, Model], host: str, port: int, metrics: Metrics = tuple
+) -> NodeEndpoint:
     """Opens a device's endpoint.
 
     Args:
         models: What is served; by name, it may change while the endpoint is open.
         host: Address to listen on.
         port: Port; 0 takes a free one.
+        metrics: What `/metrics` says beside the models' own.
 
     Returns:
         The endpoint.
@@ -82,7 +87,7 @@ async def open_endpoint(models: Model | Mapping[str, Model], host: str, port: in
         ConfigError: As `serve_http`.
         SecurityError: As `serve_http`.
     """
-    return NodeEndpoint(await serve_http(models, host, port))
+    return NodeEndpoint(await serve_http(models, host, port, metrics=metrics))
 
 
 class _AtOnce:
@@ -92,8 +97,9 @@ class _AtOnce:
 
     def __init__(self, graph: Graph) -> None:
         self.active = ActivePlan(Revision(1), device_only_plan(graph), 1)
+        self.graph: Graph | None = graph
         self.inputs: tuple[PlainTensor, ...] = graph.inputs
-        self.outputs: tuple[PlainTensor, ...] = graph.outputs
+        self.outputs: tuple[PlainTensor, ...] = graph.answers
         self.counts: dict[AnswerSource, Count] = {}
         seen = Observation(
             RequestId(self.name),
@@ -108,7 +114,7 @@ class _AtOnce:
             1.0,
             (NodeId("here"),),
         )
-        self._answer = Served({t.name: np.zeros(t.shape, t.dtype) for t in self.outputs}, seen)
+        self._answer = Served({t.name: empty_array(t.shape, t.dtype) for t in self.outputs}, seen)
 
     async def infer(
         self,
@@ -119,6 +125,9 @@ class _AtOnce:
         stream: StreamStep | None = None,
     ) -> Served:
         return self._answer
+
+    def metrics(self) -> list[Metric]:
+        return []
 
     def feedback(self, labels: Mapping[str, int]) -> int:
         return 0

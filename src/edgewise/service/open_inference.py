@@ -6,8 +6,8 @@
 
 `infer` is a raw ASGI handler in front of the router, for it is on every request's path; the rest are ordinary Litestar routes. Any client of
 the protocol works unchanged, e.g. `tritonclient.http`. Answers carry `parameters`: exit_index, source, plan_revision,
-model_version, cause, latency_ms (at the device, HTTP excluded), compute_ms (all nodes), served_by. Our own extension:
-`POST /v2/models/NAME/feedback` with `{"labels": {request id: class}}` says what was right; it stays on the node.
+model_version, cause, latency_ms (at the device, HTTP excluded), compute_ms (all nodes), served_by. Our own extensions:
+`/metrics` for Prometheus, and `POST /v2/models/NAME/feedback` with `{"labels": {request id: class}}` says what was right; it stays on the node.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import contextlib
 import ipaddress
 import logging
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,14 +31,16 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from numpy.typing import NDArray
 
 from edgewise.core.errors import Busy, ConfigError, EdgewiseError, InputError, SecurityError, nearest
-from edgewise.inference.model_server import Count
 from edgewise.inference.request_driver import Served
+from edgewise.inference.serving_metrics import Count, worker_metrics
 from edgewise.inference.serving_node import ServingNode
 from edgewise.inference.session import AnswerSource
 from edgewise.inference.streams import StreamStep
-from edgewise.models.graph.graph import PlainTensor
+from edgewise.ledger.metric import CONTENT_TYPE, Metric, metrics_text
+from edgewise.models.graph.graph import Graph, PlainTensor
 from edgewise.planning.plan import ActivePlan
 from edgewise.service.connection import OnePacketProtocol
+from edgewise.service.model_config import describe_config
 from edgewise.service.open_inference_format import describe, read_feedback, read_request, write_answer
 from edgewise.service.request_body import LENGTH, BodyTooLarge, decompressed, header_length, read_body
 
@@ -46,6 +48,8 @@ log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 64 * 2**20
 _LAST_REQUESTS_S = 0.5
+Metrics = Callable[[], Iterable[Metric]]
+"""Asked at each call of `/metrics`."""
 
 
 class Model(Protocol):
@@ -69,6 +73,11 @@ class Model(Protocol):
         ...
 
     @property
+    def graph(self) -> Graph | None:
+        """The whole model; None before the first plan."""
+        ...
+
+    @property
     def counts(self) -> Mapping[AnswerSource, Count]:
         """Requests by who answered."""
         ...
@@ -82,6 +91,10 @@ class Model(Protocol):
         stream: StreamStep | None = None,
     ) -> Served:
         """Serves one request."""
+        ...
+
+    def metrics(self) -> list[Metric]:
+        """What `/metrics` says of it."""
         ...
 
     def feedback(self, labels: Mapping[str, int]) -> int:
@@ -147,6 +160,7 @@ async def serve_http(
     max_body_bytes: int = MAX_BODY_BYTES,
     tls: tuple[Path, Path] | None = None,
     insecure: bool = False,
+    metrics: Metrics = tuple,
 ) -> HttpServer:
     """Opens the endpoint on the running event loop.
 
@@ -157,6 +171,7 @@ async def serve_http(
         max_body_bytes: Longer bodies are refused with 413.
         tls: Certificate and key files, PEM.
         insecure: Lets a non-loopback address be served without TLS.
+        metrics: What `/metrics` says beside the models' own.
 
     Returns:
         The endpoint, listening.
@@ -166,14 +181,15 @@ async def serve_http(
         SecurityError: If the address is not loopback, there is no TLS, and `insecure` is not said.
     """
     if isinstance(models, ServingNode):
-        models = models.models
+        node, others = models, metrics
+        models, metrics = node.models, lambda: [*others(), *worker_metrics(node.worker)]
     served = models if isinstance(models, Mapping) else {models.name: models}
     if tls is None and not insecure and not _is_loopback(host):
         raise SecurityError(
             f"{host}:{port} is not a loopback address and there is no TLS; anybody on the network could use it. "
             "Give a certificate and a key, or say --insecure."
         )
-    app = make_app(served, max_body_bytes=max_body_bytes)
+    app = make_app(served, max_body_bytes=max_body_bytes, metrics=metrics)
     listener = _listen(host, port)
     config = uvicorn.Config(
         app,
@@ -227,12 +243,13 @@ def _is_loopback(host: str) -> bool:
     return False
 
 
-def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTES) -> ASGIApp:
+def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTES, metrics: Metrics = tuple) -> ASGIApp:
     """The routes as an application, e.g. to be mounted elsewhere.
 
     Args:
         models: What is served, by name; looked up at each request, so it may change.
         max_body_bytes: Longer bodies are refused.
+        metrics: What `/metrics` says beside the models' own.
 
     Returns:
         An ASGI application.
@@ -262,7 +279,15 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
         return {
             "name": "edgewise",
             "version": package_version("edgewise"),
-            "extensions": ["binary_tensor_data", "model_repository", "sequence", "statistics", "feedback"],
+            "extensions": [
+                "binary_tensor_data",
+                "classification",
+                "model_configuration",
+                "model_repository",
+                "sequence",
+                "statistics",
+                "feedback",
+            ],
         }
 
     @post("/v2/repository/index", status_code=200, sync_to_thread=False)
@@ -289,6 +314,22 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
             "outputs": describe(model.outputs),
         }
 
+    @get(["/v2/models/{name:str}/config", "/v2/models/{name:str}/versions/{version:str}/config"], sync_to_thread=False)
+    def model_config(request: Request[Any, Any, Any]) -> dict[str, Any]:
+        name = request.path_params["name"]
+        model, active = find(name, request.path_params.get("version", ""))
+        if model.graph is None:
+            raise Busy(f"model {name!r} is not ready: it has no graph yet. Try again soon.")
+        return describe_config(
+            name,
+            model.inputs,
+            model.outputs,
+            optional=model.graph.optional,
+            labels=model.graph.labels,
+            state=active.plan.state,
+            exits=model.graph.exits,
+        )
+
     @get(["/v2/models/{name:str}/ready", "/v2/models/{name:str}/versions/{version:str}/ready"], sync_to_thread=False)
     def model_ready(request: Request[Any, Any, Any]) -> dict[str, Any]:
         name = request.path_params["name"]
@@ -303,6 +344,11 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
         name = request.path_params.get("name", "")
         chosen = {name: find(name, request.path_params.get("version", ""))[0]} if name else models
         return {"model_stats": [describe_counts(name, model) for name, model in sorted(chosen.items())]}
+
+    @get("/metrics", sync_to_thread=False)
+    def prometheus() -> Response[bytes]:
+        found = [*metrics(), *(row for _, model in sorted(models.items()) for row in model.metrics())]
+        return Response(metrics_text(found).encode(), media_type=CONTENT_TYPE)
 
     @post(["/v2/models/{name:str}/feedback"], status_code=200)
     async def feedback(request: Request[Any, Any, Any]) -> dict[str, int]:
@@ -331,7 +377,10 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
         name, version = _model_of(scope["path"])
         model, _ = find(name, version)
         body = decompressed(await read_body(receive, max_body_bytes), headers, max_body_bytes)
-        request = read_request(body, header_length(headers))
+        request, made = read_request(body, header_length(headers)), {tensor.name: tensor for tensor in model.outputs}
+        for wanted in request.outputs:
+            if wanted not in made:
+                raise InputError(f"the model has no output {wanted!r}.{nearest(wanted, made)}")
         served = await model.infer(
             request.inputs, deadline_s=request.deadline_s, request=request.id, stream=request.stream
         )
@@ -339,7 +388,8 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
         if not served.outputs:
             if served.refused is not None:
                 raise served.refused
-            raise Busy(f"nothing was ready by the deadline of {seen.deadline_s:.3f} s: {seen.cause}.")
+            late = f"nothing was ready by the deadline of {seen.deadline_s:.3f} s"
+            raise Busy(f"{late if seen.latency_s >= seen.deadline_s else 'it could not be computed'}: {seen.cause}.")
         parameters = {
             "exit_index": seen.exit_index,
             "source": str(seen.source),
@@ -350,11 +400,26 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
             "served_by": ",".join(seen.served_by),
             "compute_ms": round(seen.compute_s * 1e3, 3),
         }
-        return write_answer(name, str(seen.version), request, served.outputs, parameters)
+        outputs = {name: served.outputs[name] for name in made if name in served.outputs}
+        declared = {tensor.name: tensor.declared for tensor in made.values() if tensor.declared}
+        labels = model.graph.labels if model.graph is not None else {}
+        version = str(seen.version)
+        return write_answer(name, version, request, outputs, parameters, declared=declared, labels=labels)
 
     handlers: Any = {EdgewiseError: _edgewise_error, HTTPException: _http_error}
     routes = Litestar(
-        [live, ready, server_metadata, index, model_metadata, model_ready, statistics, feedback],
+        [
+            live,
+            ready,
+            server_metadata,
+            index,
+            model_metadata,
+            model_config,
+            model_ready,
+            statistics,
+            prometheus,
+            feedback,
+        ],
         exception_handlers=handlers,
         logging_config=None,
         on_app_init=[_plain_app],

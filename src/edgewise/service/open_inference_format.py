@@ -6,36 +6,23 @@ routes are in `open_inference.py`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import prod
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.core.dtypes import DTYPES, dtype_name
 from edgewise.core.errors import InputError, nearest
 from edgewise.core.provenance import RAW, traced
 from edgewise.inference.streams import StreamStep
 from edgewise.models.graph.graph import PlainTensor
+from edgewise.service.classification import best_classes
+from edgewise.service.tensor_data import DATATYPES, datatype_of, from_bytes, from_json, size_of, to_bytes, to_json
 
-DATATYPES = {
-    "bool": "BOOL",
-    "uint8": "UINT8",
-    "uint16": "UINT16",
-    "uint32": "UINT32",
-    "uint64": "UINT64",
-    "int8": "INT8",
-    "int16": "INT16",
-    "int32": "INT32",
-    "int64": "INT64",
-    "float16": "FP16",
-    "float32": "FP32",
-    "float64": "FP64",
-}
-_DTYPES = {datatype: DTYPES[name] for name, datatype in DATATYPES.items()}
+_DATATYPES = frozenset(DATATYPES.values())
 
 
 class _InputHeader(msgspec.Struct, frozen=True):
@@ -73,6 +60,7 @@ class InferRequest:
         stream: From `parameters.sequence_id`, `sequence_start` and `sequence_end`, as `tritonclient` sends them; None
             without.
         deadline_s: From `parameters.timeout` (µs, as `tritonclient` sends it) or `parameters.deadline_ms`; None without.
+        num_classes: Of outputs that are wanted as their best classes: how many.
     """
 
     id: str
@@ -81,6 +69,7 @@ class InferRequest:
     is_binary: dict[str, bool]
     deadline_s: float | None
     stream: StreamStep | None = None
+    num_classes: Mapping[str, int] = field(default_factory=dict)
 
 
 def read_request(body: bytes, header_length: int | None) -> InferRequest:
@@ -102,10 +91,7 @@ def read_request(body: bytes, header_length: int | None) -> InferRequest:
             f"Inference-Header-Content-Length is {header_length}, the body has {len(body)} bytes. "
             "It must be the length of the JSON part."
         )
-    try:
-        header = _decoder.decode(memoryview(body)[:cut])
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise InputError(f"the request's JSON is not an inference request: {error}.") from error
+    header = _header(memoryview(body)[:cut])
     offset, inputs = cut, dict[str, NDArray[Any]]()
     for item in header.inputs:
         if item.name in inputs:
@@ -114,17 +100,40 @@ def read_request(body: bytes, header_length: int | None) -> InferRequest:
         inputs[item.name] = traced(array, RAW)
     if offset != len(body):
         raise InputError(f"{len(body) - offset} bytes follow the last input; binary_data_size does not add up.")
-    parameters, outputs = header.parameters or {}, header.outputs or ()
+    parameters, outputs = _given(header.parameters), header.outputs or ()
     if not isinstance(parameters.get("binary_data_output", False), bool):
         raise InputError("parameters.binary_data_output must be true or false.")
-    is_binary = {"": parameters.get("binary_data_output") is True}
+    is_binary, num_classes = {"": parameters.get("binary_data_output") is True}, {}
     for wanted in outputs:
-        given = wanted.parameters or {}
-        if given.get("classification"):
-            raise InputError("the classification extension is not offered. Ask for the scores and sort them.")
+        given = _given(wanted.parameters)
+        num = given.get("classification") or 0
+        if isinstance(num, bool) or not isinstance(num, int) or num < 0:
+            raise InputError(
+                f"parameters.classification of output {wanted.name!r} is {num!r}, it must be a number of classes."
+            )
+        if num:
+            num_classes[wanted.name] = num
         is_binary[wanted.name] = bool(given.get("binary_data", is_binary[""]))
-    names = tuple(o.name for o in outputs)
-    return InferRequest(header.id or "", inputs, names, is_binary, _deadline_s(parameters), _stream(parameters))
+    names = tuple(dict.fromkeys(o.name for o in outputs))
+    deadline_s, stream = _deadline_s(parameters), _stream(parameters)
+    return InferRequest(header.id or "", inputs, names, is_binary, deadline_s, stream, num_classes)
+
+
+def _given(parameters: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Parameters without those that are null, which are absent."""
+    return {name: value for name, value in (parameters or {}).items() if value is not None}
+
+
+def _header(text: memoryview) -> _BinaryHeader:
+    try:
+        return _decoder.decode(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        if isinstance(error, msgspec.ValidationError) or (b"NaN" not in bytes(text) and b"Infinity" not in bytes(text)):
+            raise InputError(f"the request's JSON is not an inference request: {error}.") from error
+    try:  # Python's reader takes NaN and infinities as numbers
+        return msgspec.convert(json.loads(bytes(text)), _BinaryHeader)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"the request's JSON is not an inference request: {error}.") from error
 
 
 def _stream(parameters: Mapping[str, Any]) -> StreamStep | None:
@@ -152,33 +161,25 @@ def _deadline_s(parameters: Mapping[str, Any]) -> float | None:
 
 
 def _read_input(item: _InputHeader, body: bytes, offset: int) -> tuple[NDArray[Any], int]:
-    dtype = _DTYPES.get(item.datatype)
-    if dtype is None:
-        raise InputError(f"input {item.name!r} has datatype {item.datatype!r}.{nearest(item.datatype, _DTYPES)}")
+    if item.datatype not in _DATATYPES:
+        raise InputError(f"input {item.name!r} has datatype {item.datatype!r}.{nearest(item.datatype, _DATATYPES)}")
     if any(n < 0 for n in item.shape):
         raise InputError(f"input {item.name!r} has shape {list(item.shape)}, sizes cannot be negative.")
-    size = (item.parameters or {}).get("binary_data_size")
-    if size is None:
-        return _read_json(item, dtype), offset
-    needed = prod(item.shape) * dtype.itemsize
-    if size != needed or offset + needed > len(body):
-        raise InputError(
-            f"input {item.name!r} of shape {list(item.shape)} and datatype {item.datatype} needs {needed} bytes, "
-            f"binary_data_size is {size!r} and {len(body) - offset} bytes are left in the body."
-        )
-    array = np.frombuffer(body, dtype, prod(item.shape), offset).reshape(item.shape)
-    return array, offset + needed
-
-
-def _read_json(item: _InputHeader, dtype: np.dtype[Any]) -> NDArray[Any]:
-    if item.data is None:
+    size, left = _given(item.parameters).get("binary_data_size"), len(body) - offset
+    if size is None and item.data is None:
         raise InputError(f"input {item.name!r} has neither data nor binary_data_size. Send one of them.")
+    needed = size if size is None else size_of(item.shape, item.datatype)
+    is_size = isinstance(size, int) and not isinstance(size, bool) and 0 <= size <= left
+    if size is not None and (not is_size or needed not in (size, None)):
+        raise InputError(
+            f"input {item.name!r} of shape {list(item.shape)} and datatype {item.datatype} needs "
+            f"{'its strings' if needed is None else f'{needed} bytes'}, binary_data_size is {size!r} and {left} bytes are "
+            "left in the body."
+        )
     try:
-        values = np.asarray(item.data)
-        if values.dtype.kind not in ("b" if dtype.kind == "b" else "iuf" if dtype.kind == "f" else "iu"):
-            raise ValueError(f"found {values.dtype} values")
-        array = np.array(item.data, dtype)
-        return array.reshape(item.shape)
+        if size is None:
+            return from_json(item.data, item.shape, item.datatype), offset
+        return from_bytes(memoryview(body)[offset : offset + size], item.shape, item.datatype), offset + size
     except (ValueError, TypeError, OverflowError) as error:
         raise InputError(
             f"data of input {item.name!r} is not {item.datatype} of shape {list(item.shape)}: {error}."
@@ -191,6 +192,9 @@ def write_answer(
     request: InferRequest,
     outputs: Mapping[str, NDArray[Any]],
     parameters: Mapping[str, Any],
+    *,
+    declared: Mapping[str, str] | None = None,
+    labels: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[bytes, int | None]:
     """Writes the body of an answer.
 
@@ -200,6 +204,8 @@ def write_answer(
         request: What was asked; decides which outputs travel, and how.
         outputs: Arrays by name.
         parameters: Response parameters.
+        declared: Element type of outputs to which the model gives another than the array's own, e.g. `bfloat16`.
+        labels: Names of the classes by output, for the classification extension.
 
     Returns:
         The body, and the length of its JSON part; None if all is JSON.
@@ -212,12 +218,16 @@ def write_answer(
         if name not in outputs:
             raise InputError(f"the model has no output {name!r}.{nearest(name, outputs)}")
         array = np.asarray(outputs[name], order="C")
-        header: dict[str, Any] = {"name": name, "datatype": DATATYPES[dtype_name(array.dtype)], "shape": array.shape}
+        datatype = datatype_of(array, (declared or {}).get(name, ""))
+        if name in request.num_classes:
+            array = best_classes(array, request.num_classes[name], (labels or {}).get(name, ()))
+            datatype = DATATYPES["object"]
+        header: dict[str, Any] = {"name": name, "datatype": datatype, "shape": array.shape}
         if request.is_binary.get(name, request.is_binary[""]):
-            header["parameters"] = {"binary_data_size": array.nbytes}
-            parts.append(array.tobytes())
+            parts.append(to_bytes(array, datatype))
+            header["parameters"] = {"binary_data_size": len(parts[-1])}
         else:
-            header["data"] = array.ravel().tolist()
+            header["data"] = to_json(array, datatype)
         headers.append(header)
     answer: dict[str, Any] = {
         "model_name": model,
@@ -243,8 +253,8 @@ def describe(tensors: Sequence[PlainTensor]) -> list[dict[str, Any]]:
     return [
         {
             "name": t.name,
-            "datatype": DATATYPES[t.dtype],
-            "shape": [-1 if size is None else size for size in t.open_shape],
+            "datatype": DATATYPES[t.declared or t.dtype],
+            "shape": [-1] if t.has_any_rank else [-1 if size is None else size for size in t.open_shape],
         }
         for t in tensors
     ]

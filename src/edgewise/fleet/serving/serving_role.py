@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,9 +45,11 @@ from edgewise.fleet.serving.labelling import label_help
 from edgewise.inference.model_server import ModelServer
 from edgewise.inference.observation import Observation
 from edgewise.inference.peers import Target
+from edgewise.inference.serving_metrics import host_metrics, worker_metrics
 from edgewise.inference.serving_node import ServingNode
 from edgewise.inference.stage_messages import STAGE
 from edgewise.inference.stage_server import StageHost
+from edgewise.ledger.metric import Metric, node_metrics
 from edgewise.models.graph.graph import Graph
 from edgewise.models.model_choice import choose_model
 from edgewise.models.task import Examples
@@ -74,8 +76,10 @@ class ServingEndpoint(Protocol):
         ...
 
 
-OpenEndpoint = Callable[[Mapping[str, ModelServer], str, int], Awaitable[ServingEndpoint]]
-"""(models by name, host, port) -> the open endpoint."""
+OpenEndpoint = Callable[
+    [Mapping[str, ModelServer], str, int, Callable[[], Iterable[Metric]]], Awaitable[ServingEndpoint]
+]
+"""(models by name, host, port, the node's metrics) -> the open endpoint."""
 
 
 class Serving:
@@ -128,15 +132,27 @@ class Serving:
         if self.host is not None:
             self.node.extra_services[PROBE] = answer_probe
             self.node.sync_services[STAGE] = self.host.handle
+            await self._open_http({})
             return
         self.node.route("control", Feedback, self._feedback, Tier.CLOUD)
         self.node.route("control", CollectOrder, self._collect, Tier.CLOUD)
         self.node.route("control", ExampleCountsRequest, self._counts, Tier.CLOUD)
-        if self._settings.http and self._open_endpoint is not None and self._device is not None:
+        if self._device is not None:
+            await self._open_http(EndpointModels(self._device.models, self._settings.model_name))
+
+    async def _open_http(self, models: Mapping[str, ModelServer]) -> None:
+        if self._settings.http and self._open_endpoint is not None:
             host, _, port = self._settings.http.rpartition(":")
-            models = EndpointModels(self._device.models, self._settings.model_name)
-            self._endpoint = await self._open_endpoint(models, host or "127.0.0.1", int(port))
+            self._endpoint = await self._open_endpoint(models, host or "127.0.0.1", int(port), self.metrics)
             self.http_port = self._endpoint.port
+
+    def metrics(self) -> list[Metric]:
+        """What this node's `/metrics` says beside its models' own."""
+        node, settings = self.node, self._settings
+        of_node = node_metrics(node.name, settings.tier, node.counter.entries(), settings.dilation)
+        if self.host is not None:
+            return [*of_node, *host_metrics(self.host, {name: row.version for name, row in self.in_force().items()})]
+        return [*of_node, *(worker_metrics(self._device.worker) if self._device is not None else ())]
 
     async def resume(self, edge: NodeId | None = None) -> None:
         """Serves again what was served before a restart, if all of it is here; the coordinator may order otherwise.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import exp, isfinite, nan
+from math import exp, isfinite, nan, prod
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ def confidence(logits: NDArray[Any]) -> NDArray[np.float64]:
         Laskaridis et al., "SPINN: Synergistic Progressive Inference of Neural Networks over Device and Cloud",
         MobiCom 2020. Teerapittayanon et al., "BranchyNet", ICPR 2016, leaves by entropy instead.
     """
-    rows = np.asarray(logits, np.float64).reshape(len(logits), -1)
+    rows = _rows(logits)
     if rows.shape[1] <= _FEW_CLASSES:  # on every request's path, where a call of numpy costs more than the sum
         return np.array([_top_1(row) for row in rows.tolist()])
     best: NDArray[np.float64] = probabilities(rows).max(axis=1)
@@ -44,10 +44,14 @@ def probabilities(logits: NDArray[Any]) -> NDArray[np.float64]:
     Returns:
         float64[n, classes]; rows sum to 1.
     """
-    rows = np.asarray(logits, np.float64).reshape(len(logits), -1)
+    rows = _rows(logits)
     shifted: NDArray[np.float64] = np.exp(rows - rows.max(axis=1, keepdims=True))
     shifted /= shifted.sum(axis=1, keepdims=True)
     return shifted
+
+
+def _rows(logits: NDArray[Any]) -> NDArray[np.float64]:
+    return np.asarray(logits, np.float64).reshape(len(logits), prod(logits.shape[1:]))  # -1 has no meaning for no rows
 
 
 def _top_1(row: Sequence[float]) -> float:

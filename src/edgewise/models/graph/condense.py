@@ -9,24 +9,16 @@ change the last bit; cutting between groups does neither. Everything here is abo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from functools import cached_property
 
 import msgspec
 
 from edgewise.core.errors import GraphError, nearest
 from edgewise.models.graph.extract import extract_model
+from edgewise.models.graph.fusion import FusedNodes, fuse
 from edgewise.models.graph.plain import PlainGraph, PlainNode
 
-_MOVES = {"Identity", "Dropout", "Cast", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split"}
-_MOVES |= {"Concat", "Shape", "Gather", "Expand", "Pad", "DepthToSpace", "SpaceToDepth"}
-_POINTWISE = {"Relu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu"}
-_POINTWISE |= {"Tanh", "Erf", "Gelu", "Softplus", "Softsign", "Mish", "BatchNormalization", "InstanceNormalization"}
-_POINTWISE |= {"Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Neg", "Abs", "Exp", "Log", "Reciprocal", "Min", "Max"}
-_POINTWISE |= {"Softmax", "LogSoftmax", "LayerNormalization", "ReduceMean", "Where", "Equal", "Not", "LRN"}
-_POINTWISE |= {"QuantizeLinear", "DequantizeLinear"}
-_REGION_WINDOW = 40
-_JOINED_ADD = {"Conv", "MatMul", "Gemm"}
 _WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Einsum", "ConvInteger"}
 _WEIGHTED |= {"MatMulInteger", "QLinearConv", "QLinearMatMul", "FusedConv", "FusedGemm", "FusedMatMul"}
 
@@ -219,107 +211,15 @@ def condense(graph: PlainGraph) -> Condensed:
     Returns:
         Its fusion groups.
     """
-    users: dict[str, list[int]] = {name: [] for name in graph.tensors}
+    users: dict[str, list[int]] = {name: [] for name in (*graph.tensors, *(o for n in graph.nodes for o in n.outputs))}
     for position, node in enumerate(graph.nodes):
         for name in node.inputs:
-            users[name].append(position)
-    union = _Union(len(graph.nodes))
+            users.setdefault(name, []).append(position)
     exits = {t.name for t in graph.outputs}
-    for region in _regions(graph, users, exits):
-        union.join(region)
-    _attach(graph, users, exits, union)
-    return _build(graph, union, users, exits)
+    return _build(graph, fuse(graph, users, exits), users, exits)
 
 
-class _Union:
-    """Disjoint sets of node positions."""
-
-    def __init__(self, size: int) -> None:
-        self._parent = list(range(size))
-
-    def find(self, item: int) -> int:
-        while self._parent[item] != item:
-            item = self._parent[item]
-        return item
-
-    def join(self, items: Sequence[int]) -> None:
-        roots = sorted({self.find(i) for i in items})
-        for root in roots[1:]:
-            self._parent[root] = roots[0]
-
-    def members(self, item: int) -> list[int]:
-        root = self.find(item)
-        return [i for i in range(len(self._parent)) if self.find(i) == root]
-
-
-def _regions(graph: PlainGraph, users: dict[str, list[int]], exits: set[str]) -> Iterator[list[int]]:
-    """Pointwise regions that spring from one tensor and end in one: SiLU, GELU, LayerNorm, a Focus of slices."""
-    for root, first in users.items():
-        if len(first) < 2:
-            continue
-        inside, made, largest = list[int](), {root}, list[int]()
-        for position in range(min(first), min(len(graph.nodes), min(first) + _REGION_WINDOW)):
-            node = graph.nodes[position]
-            if set(node.inputs) <= made and node.op in _POINTWISE | _MOVES:
-                inside.append(position)
-                made.update(node.outputs)
-                members = set(inside)
-                leaving = [n for n in made - {root} if n in exits or any(u not in members for u in users[n])]
-                if len(inside) > 1 and len(leaving) == 1 and leaving[0] in node.outputs:
-                    largest = list(inside)
-        if largest:
-            yield largest
-
-
-def _attach(graph: PlainGraph, users: dict[str, list[int]], exits: set[str], union: _Union) -> None:
-    """Joins what a runtime computes in its producer's epilogue; never makes a cycle.
-
-    A group is joined to the producer of a tensor only if all users of the tensor are in that group (so no path
-    leads around), or if the tensor is all that the group reads.
-    """
-    made_by = {o: p for p, node in enumerate(graph.nodes) for o in node.outputs}
-    for position, node in enumerate(graph.nodes):
-        members = union.members(position)
-        if members[0] != position:
-            continue
-        own = {o for m in members for o in graph.nodes[m].outputs}
-        read = [n for n in dict.fromkeys(i for m in members for i in graph.nodes[m].inputs) if n not in own]
-        for name in read:
-            if name not in made_by or name in exits or union.find(made_by[name]) == union.find(position):
-                continue
-            only_mine = {union.find(u) for u in users[name]} == {union.find(position)}
-            if (
-                only_mine
-                and _single_exit(graph, users, exits, union, made_by[name], name)
-                and _joins(graph, node, len(read), [graph.nodes[m] for m in union.members(made_by[name])])
-            ):
-                union.join([made_by[name], position])
-                break
-
-
-def _single_exit(
-    graph: PlainGraph, users: dict[str, list[int]], exits: set[str], union: _Union, maker: int, name: str
-) -> bool:
-    """Whether `name` is all that leaves its group."""
-    members = set(union.members(maker))
-    leaving = {
-        o for m in members for o in graph.nodes[m].outputs if o in exits or any(u not in members for u in users[o])
-    }
-    return leaving == {name}
-
-
-def _joins(graph: PlainGraph, node: PlainNode, num_read: int, producers: list[PlainNode]) -> bool:
-    if node.op in ("Concat", "Split", "Slice", "Gather") and num_read > 1:
-        return False
-    if num_read == 1:
-        one_way = node.op in _POINTWISE | _MOVES - {"Pad"}
-        return one_way or all(p.op in {"Pad", "Transpose", "Cast", "Shape", "Identity"} for p in producers)
-    if node.op in ("Reshape", "Expand", "Where", "Slice", "Gather"):
-        return all(graph.tensors[o].dtype.startswith("int") for o in producers[-1].outputs if o in graph.tensors)
-    return node.op in ("Add", "Sum") and any(p.op in _JOINED_ADD for p in producers)
-
-
-def _build(graph: PlainGraph, union: _Union, users: dict[str, list[int]], exits: set[str]) -> Condensed:
+def _build(graph: PlainGraph, union: FusedNodes, users: dict[str, list[int]], exits: set[str]) -> Condensed:
     sets: dict[int, list[int]] = {}
     for position in range(len(graph.nodes)):
         sets.setdefault(union.find(position), []).append(position)
@@ -341,7 +241,7 @@ def _group(graph: PlainGraph, members: list[int], users: dict[str, list[int]], e
     return Group(0, heaviest.op, tuple(n.name for n in nodes), inputs, outputs, flops, weighted, 0)
 
 
-def _ordered(graph: PlainGraph, union: _Union, sets: dict[int, list[int]], made_by: dict[str, int]) -> list[int]:
+def _ordered(graph: PlainGraph, union: FusedNodes, sets: dict[int, list[int]], made_by: dict[str, int]) -> list[int]:
     """Groups in topological order, ties by the last node's position; groups that no exit needs are left out."""
     before = {
         root: {union.find(made_by[i]) for m in members for i in graph.nodes[m].inputs if i in made_by} - {root}

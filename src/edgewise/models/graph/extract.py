@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from edgewise.core.errors import GraphError
-from edgewise.models.graph.load import reads
+from edgewise.models.graph.flow import reads
 from edgewise.models.graph.plain import PlainGraph, PlainTensor
 
 _IR_WITH_CONSTANT_INITIALIZERS = 4
 
 
-def extract_model(graph: PlainGraph, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> bytes:
+def extract_model(
+    graph: PlainGraph, inputs: tuple[str, ...], outputs: tuple[str, ...], has_sizes: bool = True
+) -> bytes:
     """What `Graph.extract` does; see there."""
     import onnx
 
@@ -31,8 +33,8 @@ def extract_model(graph: PlainGraph, inputs: tuple[str, ...], outputs: tuple[str
     piece.graph.initializer.extend(i for i in whole.graph.initializer if i.name in used)
     piece.graph.sparse_initializer.extend(i for i in whole.graph.sparse_initializer if i.values.name in used)
     _keep_blocked_sums(piece.graph, graph, set(inputs))
-    piece.graph.input.extend(_value_info(graph.tensors[name]) for name in inputs)
-    piece.graph.output.extend(_value_info(graph.tensors[name]) for name in outputs)
+    piece.graph.input.extend(_value_info(graph.tensors[name], has_sizes) for name in inputs)
+    piece.graph.output.extend(_value_info(graph.tensors[name], has_sizes) for name in outputs)
     data: bytes = piece.SerializeToString()
     return data
 
@@ -86,13 +88,15 @@ def _keep_blocked_sums(piece: Any, graph: PlainGraph, given: set[str]) -> None:
         piece.node.insert(0, pool)
 
 
-def _value_info(tensor: PlainTensor) -> Any:
+def _value_info(tensor: PlainTensor, has_sizes: bool) -> Any:
     import numpy as np
     from onnx import helper
 
+    if tensor.has_any_rank:
+        return helper.make_tensor_value_info(tensor.name, helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)), None)
     shape: list[int | str] = list(tensor.shape)
     if tensor.symbolic_batch:
         shape[0] = "batch"
-    for axis in tensor.free:
+    for axis in tensor.free if has_sizes else range(len(shape)):
         shape[axis] = f"{tensor.name}_{axis}"
     return helper.make_tensor_value_info(tensor.name, helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)), shape)

@@ -8,7 +8,7 @@ How to use::
     head = graph.extract(["x"], ["cut"])           # ONNX bytes of the part between
     inputs, outputs = graph.condensed.boundary(["g0.Conv", "g1.Conv"])
 
-It never runs a model, except once with zeros where a tensor's shape cannot be inferred. Read `condense.py` next.
+It never runs a model, except once, with zeros or examples, where a tensor's shape cannot be inferred. Read `condense.py` next.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from numpy.typing import NDArray
 
 from edgewise.models.graph.condense import Condensed, condense
 from edgewise.models.graph.extract import extract_model
@@ -34,6 +36,7 @@ class Graph(PlainGraph):
         source: bytes | str | Path,
         input_shapes: Mapping[str, Sequence[int]] | None = None,
         exits: Sequence[str] = (),
+        examples: Mapping[str, NDArray[Any]] | None = None,
     ) -> Graph:
         """Reads a model and infers its shapes.
 
@@ -44,15 +47,17 @@ class Graph(PlainGraph):
             exits: Outputs at which a request may end, first exit first, written into the model; the last is its end.
                 By default those that the file names or that are called `exit_0`, `exit_1`, …; without such names every
                 output is part of the answer.
+            examples: Inputs of one example that the model runs on, where it does not run on zeros.
 
         Returns:
             The graph.
 
         Raises:
             GraphError: If the file is missing or corrupt, has external data that is not there, operators outside ONNX,
-                an opset that is too new, or no outputs of the names in `exits`.
+                an opset that is too new, inputs or outputs that are no tensors, or no outputs of the names in `exits`.
         """
-        plain = load_graph(source, {k: tuple(v) for k, v in (input_shapes or {}).items()}, tuple(exits))
+        shapes = {name: tuple(sizes) for name, sizes in (input_shapes or {}).items()}
+        plain = load_graph(source, shapes, tuple(exits), examples)
         return Graph(**{field.name: getattr(plain, field.name) for field in fields(plain)})
 
     @cached_property
@@ -60,12 +65,14 @@ class Graph(PlainGraph):
         """The graph of fusion groups."""
         return condense(self)
 
-    def extract(self, inputs: Iterable[str], outputs: Iterable[str]) -> bytes:
+    def extract(self, inputs: Iterable[str], outputs: Iterable[str], *, has_sizes: bool = True) -> bytes:
         """Cuts out the part that computes some tensors from others; nothing is recomputed differently.
 
         Args:
             inputs: Tensors that will be given.
             outputs: Tensors wanted.
+            has_sizes: Whether the sizes that are known stand in the piece; the runtime refuses some models with them, e.g.
+                where a branch that is not taken does not fit.
 
         Returns:
             ONNX bytes of a model with exactly these inputs and outputs.
@@ -73,7 +80,7 @@ class Graph(PlainGraph):
         Raises:
             GraphError: If a tensor does not exist, or the outputs need something that is not given.
         """
-        return extract_model(self, tuple(inputs), tuple(outputs))
+        return extract_model(self, tuple(inputs), tuple(outputs), has_sizes)
 
     @cached_property
     def whole(self) -> bytes:
@@ -81,18 +88,24 @@ class Graph(PlainGraph):
         return self.extract([t.name for t in self.inputs], [t.name for t in self.outputs])
 
 
-def graph_from(model: Any, input_shapes: Mapping[str, Sequence[int]] | None = None, exits: Sequence[str] = ()) -> Graph:
+def graph_from(
+    model: Any,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    exits: Sequence[str] = (),
+    examples: Mapping[str, NDArray[Any]] | None = None,
+) -> Graph:
     """A graph from an `onnx.ModelProto` in memory.
 
     Args:
         model: The model.
         input_shapes: As in `Graph.load`.
         exits: As in `Graph.load`.
+        examples: As in `Graph.load`.
 
     Returns:
         The graph.
     """
-    return Graph.load(model.SerializeToString(), input_shapes, exits)
+    return Graph.load(model.SerializeToString(), input_shapes, exits, examples)
 
 
 __all__ = ["Graph", "PlainNode", "PlainTensor", "graph_from"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from edgewise.inference.prepared import Slowest
+from edgewise.inference.recent_costs import Slowest
 
 
 def test_the_slowest_of_the_last_64_is_known_after_each() -> None:
