@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from edgewise.core.errors import InputError, RemoteError, StoreError
 from edgewise.core.ids import Generation, NodeId, Tier
 from edgewise.fleet import agent as agents
 from edgewise.fleet.agent import Agent
-from edgewise.fleet.messages import Ack, TakeOver
+from edgewise.fleet.messages import Ack, LogRequest, TakeOver
 from edgewise.fleet.node import sole_process
 from edgewise.fleet.node.settings import AgentSettings
 from edgewise.fleet.node.sole_process import LOCK, StateLock
@@ -78,6 +79,9 @@ def test_a_second_process_of_a_name_is_refused_and_the_first_goes_on(machine: Ma
             await machine.device()
         assert not first.stopped.is_set()
         operator = await machine.operator("one")
+        logging.getLogger("edgewise.fleet").warning("a line of this process")
+        lines = (await operator.logs(DEVICE, LogRequest(most=1))).lines
+        assert [line.text for line in lines] == ["a line of this process"]
         rows = {row.info.node: row for row in (await operator.nodes(fresh=True)).nodes}
         assert (rows[DEVICE].state, rows[DEVICE].info.generation) == ("alive", first.node.generation)
 
@@ -122,7 +126,9 @@ def test_a_first_that_does_not_leave_is_named(machine: Machine, monkeypatch: pyt
 
     async def scene() -> None:
         await machine.device()
-        with pytest.raises(InputError, match="'device-1' was told to stop and still answers. End its process by hand"):
+        with pytest.raises(
+            InputError, match=r"'device-1' was told to stop and still answers\. End its process by hand"
+        ):
             await machine.device("other-state", take_over=True)
 
     machine.run(scene)
@@ -130,7 +136,9 @@ def test_a_first_that_does_not_leave_is_named(machine: Machine, monkeypatch: pyt
 
 def test_an_operator_does_not_speak_in_the_name_of_a_running_node(machine: Machine) -> None:
     async def scene() -> None:
-        with pytest.raises(InputError, match="orders in its name would put it out of the fleet. Give operators certif"):
+        with pytest.raises(
+            InputError, match=r"orders in its name would put it out of the fleet\. Give operators certif"
+        ):
             await machine.operator("one", name="cloud")
         assert (await (await machine.operator("one")).nodes()).nodes[0].info.node == "cloud"
 

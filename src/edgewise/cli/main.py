@@ -25,6 +25,9 @@ VERBS: dict[str, str] = {
     "agent": "Start the process that every node runs.",
     "nodes": "List the nodes of a running fleet and what they can do.",
     "train": "Train a model on the devices of a running fleet.",
+    "runs": "List the training runs of a fleet; cancel one, or resume it.",
+    "versions": "List the model versions of a fleet, and what served when.",
+    "export": "Write a version of a fleet's model as an ONNX file.",
     "retrain": "Whenever a model's inputs drift: train it anew, evaluate and roll out.",
     "simulate": "Run a training job in virtual time, without processes or network.",
     "data": "Audit how a data set is split over clients.",
@@ -34,6 +37,9 @@ VERBS: dict[str, str] = {
     "infer": "Send inputs to a served model and print the answers.",
     "report": "Write the page and the JSON of a finished run.",
     "rollback": "Restore the version that served before.",
+    "logs": "Print what a node of a running fleet logged last.",
+    "backup": "Copy a coordinator's state into one file, also while it runs.",
+    "restore": "Make a state folder of a backup.",
     "doctor": "Check that this machine has what Edgewise needs.",
 }
 """Verb -> one line. A verb whose file is not part of this installation is not listed."""

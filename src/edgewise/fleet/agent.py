@@ -28,6 +28,8 @@ from edgewise.fleet.messages import (
     HardExamples,
     LedgerAnswer,
     LedgerRequest,
+    LogAnswer,
+    LogRequest,
     NodeInfo,
     Progress,
     StopOrder,
@@ -37,6 +39,7 @@ from edgewise.fleet.node import uplink
 from edgewise.fleet.node.capability import measure_capability
 from edgewise.fleet.node.connect import open_node
 from edgewise.fleet.node.node import Node
+from edgewise.fleet.node.recent_log import RecentLog
 from edgewise.fleet.node.settings import AgentSettings
 from edgewise.fleet.node.sole_process import StateLock, first_of, refuse_second, successor_of, take_place_of
 from edgewise.fleet.serving.serving_role import OpenEndpoint, Serving
@@ -86,6 +89,7 @@ class Agent:
         self._is_renewing = False
         self._state_lock: StateLock | None = None
         self.stop_cause = ""
+        self._log = RecentLog()
 
     @staticmethod
     async def open(settings: AgentSettings, open_endpoint: OpenEndpoint | None = None) -> Agent:
@@ -104,11 +108,13 @@ class Agent:
         """
         capability = measure_capability(dilation=settings.dilation, active_power_w=settings.active_power_w)
         agent = Agent(settings, capability, open_endpoint)
-        agent._state_lock = await StateLock.take(Path(settings.state), take_over=settings.take_over)
         try:
+            agent._state_lock = await StateLock.take(Path(settings.state), take_over=settings.take_over)
             agent.node = await open_node(settings, agent._describe)
         except BaseException:
-            agent._state_lock.close()
+            agent._log.close()
+            if agent._state_lock is not None:
+                agent._state_lock.close()
             raise
         try:
             await agent._be_the_only_one()
@@ -135,6 +141,7 @@ class Agent:
         if self.worker is not None:
             self.worker.close()
         await self.node.close()
+        self._log.close()
         if self._state_lock is not None:
             self._state_lock.close()
 
@@ -158,6 +165,7 @@ class Agent:
         node.route("control", LedgerRequest, self._ledger, Tier.CLOUD)
         node.route("control", StopOrder, self._stop, Tier.CLOUD)
         node.route("control", TakeOver, self._taken_over)
+        node.route("control", LogRequest, self._recent, Tier.CLOUD)
         self.serving = Serving(node, settings, self._open_endpoint)
         if settings.task:
             self.worker = LocalWorker(
@@ -236,6 +244,9 @@ class Agent:
     async def _stop(self, *_: Any) -> Ack:
         self.stopped.set()
         return Ack()
+
+    async def _recent(self, request: LogRequest, *_: Any) -> LogAnswer:
+        return self._log.answer(request)
 
     async def _taken_over(self, _: TakeOver, frame: Frame, sender: NodeInfo) -> Ack:
         if sender.node != self.node.name or frame.generation <= self.node.generation:

@@ -146,6 +146,40 @@ class FleetAnswer(Message, frozen=True):
     drift: dict[str, str] = msgspec.field(default_factory=dict)
 
 
+class LogRequest(Message, frozen=True):
+    """Asks for the last lines that a node's process logged.
+
+    Attributes:
+        after: Leaves out those up to this number.
+        most: At most so many, the newest.
+    """
+
+    after: int = 0
+    most: int = 100
+
+
+class LogLine(msgspec.Struct, frozen=True):
+    """One line.
+
+    Attributes:
+        number: Counts the lines of this process, from 1.
+        time_s: When, seconds since 1970.
+        level: `INFO`, `WARNING`, …
+        text: What.
+    """
+
+    number: int
+    time_s: float
+    level: str
+    text: str
+
+
+class LogAnswer(Message, frozen=True):
+    """Answers `LogRequest`, oldest line first."""
+
+    lines: tuple[LogLine, ...]
+
+
 class TakeOver(Message, frozen=True):
     """Tells a process that another one of the same node, by its certificate and newer, takes its place; it stops."""
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("edgewise.fleet")
 CAUSE_CHARS = 2000
 """Of what a task raised: so much of it is told."""
-PREPARING_ANSWERS = 600
+PREPARING_ANSWERS = 180
 """Times, asked once a second, that a counter may stand still before its first step: torch takes a minute on a small board."""
 HARD_COPIES = 2
 """How often a labelled hard example stands beside each of the client's own."""
@@ -266,7 +266,7 @@ class LocalWorker:
         """On the worker thread: trains, and stores what came of it."""
         if job.is_replaced:
             raise _Replaced
-        self.counted.is_preparing = driver.log not in self._engine_of
+        self.counted.is_preparing = not self.counted.seconds or not self._is_engine_known(driver)
         self.counted.work = f"train {driver.run} round {work.order.round}"
         try:
             start = time.perf_counter()
@@ -313,6 +313,12 @@ class LocalWorker:
         seeds = client_seeds(order.spec.seed, order.round, self.client, order.exchange)
         return client_update(exchange, engine, received, self._kept(work), examples, seeds, progress=stepped)
 
+    def _is_engine_known(self, driver: RoleDriver) -> bool:
+        return driver.log in self._engine_of or self._key_of(driver) in self._engines
+
+    def _key_of(self, driver: RoleDriver) -> tuple[Digest, ...]:
+        return tuple(exchange.local.spec.digest for exchange in driver.algorithm.exchanges)
+
     def _kept(self, work: Work) -> Bundle:
         if work.kept is None:
             return {}
@@ -327,7 +333,7 @@ class LocalWorker:
 
         assert self._task is not None
         works = [exchange.local for exchange in driver.algorithm.exchanges]
-        key = tuple(work.spec.digest for work in works)
+        key = self._key_of(driver)
         if key not in self._engines:
             self._engines[key] = choose_engine(self._task, works, examples, pinned=self.engine_name).engine
             self.counted.counter += 1
