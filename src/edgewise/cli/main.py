@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 refused (an `EdgewiseError`, printed with its code), 2 mis
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -99,7 +100,35 @@ def load_verb(verb: str) -> Any:
         app.command(name=verb, help=help_text(module.command))(module.command)
     command = typer.main.get_command(app)
     command.name = verb
+    check_numbers(command)
     return command
+
+
+MOST = 2**53
+"""Largest number an option takes: what a JSON reader and every node can hold."""
+
+
+def check_numbers(command: Any) -> None:
+    """Has a verb, and the verbs below it, refuse numbers that nothing can be done with: nan, infinite, beyond `MOST`.
+
+    Args:
+        command: As Typer made it; its own bounds are looked at before.
+    """
+    for below in getattr(command, "commands", {}).values():
+        check_numbers(below)
+    if (called := command.callback) is None:
+        return
+
+    @functools.wraps(called)
+    def checked(*args: Any, **given: Any) -> Any:
+        for name, value in given.items():
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if is_number and not -MOST <= value <= MOST:
+                option = next((o for p in command.params if p.name == name for o in p.opts[:1]), name)
+                raise typer.BadParameter(f"{option} is {value}; it takes numbers from -{MOST:,} to {MOST:,}.")
+        return called(*args, **given)
+
+    command.callback = checked
 
 
 def make_app(help_line: str | None = None) -> typer.Typer:

@@ -43,10 +43,10 @@ def _verb(name: str) -> Callable[[F], F]:
 
 @_verb("list")
 def list_runs(connect: ToFleet = "", identity: AsOperator = "", fleet: InFleet = "", as_json: AsJson = False) -> None:
-    """List all runs, oldest first.
+    """List all runs, oldest first; `edgewise runs` alone does the same.
 
     Example:
-      edgewise runs --connect tls/127.0.0.1:7447 --identity nodes/operator
+      edgewise runs list --connect tls/127.0.0.1:7447 --identity nodes/operator
     """
 
     async def speak() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -20,8 +22,34 @@ def write_atomic(path: str | Path, data: bytes | memoryview, *, mode: int = 0o64
 
     Returns:
         The path.
+
+    Raises:
+        OSError: What the disk says; it names the path.
     """
     path = Path(path)
+    with naming(path):
+        return _write_atomic(path, data, mode, durable=durable)
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Has an error of the disk name the file that it is about: a full disk says nothing of that by itself.
+
+    Args:
+        path: The file, as its user knows it.
+
+    Raises:
+        OSError: The same, with the path.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise type(error)(error.errno, error.strerror, str(path)) from error
+
+
+def _write_atomic(path: Path, data: bytes | memoryview, mode: int, *, durable: bool) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:

@@ -96,8 +96,8 @@ class Progress(Message, frozen=True):
         counter: Steps done since start.
         busy: Whether it has work.
         work: What, e.g. `train run-1 round 3`.
-        patience: Answers without a move that this work may take, beyond what the watch gives any: before the first step
-            libraries are imported and engines tried.
+        patience: Answers without a move that this work may take, where that is more than the watch gives any: before the
+            first step torch is imported.
     """
 
     counter: int

@@ -23,6 +23,7 @@ import msgspec
 
 from edgewise import __version__
 from edgewise.core.errors import InputError, StoreError
+from edgewise.core.files import naming
 from edgewise.fleet.store.registry import Registry
 
 FORMAT = 1
@@ -76,6 +77,11 @@ def write_backup(state: Path, file: Path) -> Manifest:
             f"{str(state)!r} is no state folder of a coordinator: it has no {' and no '.join(missing)}. Give the folder that "
             "`edgewise coordinator --state` names."
         )
+    with naming(file):
+        return _write(state, file)
+
+
+def _write(state: Path, file: Path) -> Manifest:
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as folder:
         copies = {name: _copied(state / name, Path(folder) / name) for name in _DATABASES}

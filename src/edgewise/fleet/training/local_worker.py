@@ -7,6 +7,7 @@ is sent and what is kept. torch is imported by the first order.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -39,7 +40,7 @@ log = logging.getLogger("edgewise.fleet")
 CAUSE_CHARS = 2000
 """Of what a task raised: so much of it is told."""
 PREPARING_ANSWERS = 180
-"""Times, asked once a second, that a counter may stand still before its first step: torch takes a minute on a small board."""
+"""Times, asked once a second, that a counter may stand still while torch is imported: it takes a minute on a small board."""
 HARD_COPIES = 2
 """How often a labelled hard example stands beside each of the client's own."""
 
@@ -56,7 +57,7 @@ class WorkCounter:
         counter: Steps done.
         work: What it does; "" for nothing.
         seconds: Spent on it so far.
-        is_preparing: Whether its first step is not done yet: torch is imported, engines are tried.
+        is_preparing: Whether it imports torch, which stands between its first order and the first step.
     """
 
     counter: int = 0
@@ -266,9 +267,12 @@ class LocalWorker:
         """On the worker thread: trains, and stores what came of it."""
         if job.is_replaced:
             raise _Replaced
-        self.counted.is_preparing = not self.counted.seconds or not self._is_engine_known(driver)
+        self.counted.is_preparing = not self.counted.seconds
         self.counted.work = f"train {driver.run} round {work.order.round}"
         try:
+            importlib.import_module("torch.func")
+            self.counted.is_preparing = False
+            self.counted.counter += 1
             start = time.perf_counter()
             update = self._update(driver, work, job)
             if not self.counted.seconds:  # the first update has imported the rest
@@ -304,7 +308,6 @@ class LocalWorker:
 
         def stepped(_: int) -> None:
             self.counted.counter += 1
-            self.counted.is_preparing = False
             if job.is_replaced:
                 raise _Replaced
 
@@ -312,12 +315,6 @@ class LocalWorker:
         received = received_bundle(order, exchange, blobs, num_entries)
         seeds = client_seeds(order.spec.seed, order.round, self.client, order.exchange)
         return client_update(exchange, engine, received, self._kept(work), examples, seeds, progress=stepped)
-
-    def _is_engine_known(self, driver: RoleDriver) -> bool:
-        return driver.log in self._engine_of or self._key_of(driver) in self._engines
-
-    def _key_of(self, driver: RoleDriver) -> tuple[Digest, ...]:
-        return tuple(exchange.local.spec.digest for exchange in driver.algorithm.exchanges)
 
     def _kept(self, work: Work) -> Bundle:
         if work.kept is None:
@@ -333,7 +330,7 @@ class LocalWorker:
 
         assert self._task is not None
         works = [exchange.local for exchange in driver.algorithm.exchanges]
-        key = self._key_of(driver)
+        key = tuple(work.spec.digest for work in works)
         if key not in self._engines:
             self._engines[key] = choose_engine(self._task, works, examples, pinned=self.engine_name).engine
             self.counted.counter += 1
