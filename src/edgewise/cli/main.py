@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 from edgewise import __version__
 from edgewise.core.errors import EdgewiseError, nearest
+from edgewise.core.process import INTERRUPTED, leave
 
 VERBS: dict[str, str] = {
     "demo": "Run the whole loop on this machine: train, plan, serve, survive, stay good.",
@@ -197,7 +198,7 @@ def run(args: Sequence[str]) -> int:
         return print_error(error.code, error.message, error.fields, as_json=as_json)
     except (KeyboardInterrupt, typer.Abort):
         return print_error(
-            "interrupted", "interrupted; nothing was left half-written.", {}, as_json=as_json, exit_code=130
+            "interrupted", "interrupted; nothing was left half-written.", {}, as_json=as_json, exit_code=INTERRUPTED
         )
     except BrokenPipeError:
         sys.stdout = None  # the reader has gone; there is nobody to tell
@@ -227,5 +228,5 @@ def _os_text(error: OSError) -> str:
 
 
 def main() -> None:
-    """Entry point of the `edgewise` program."""
-    sys.exit(run(sys.argv[1:]))
+    """Runs the words of this process, and ends it with their exit code, never by a signal."""
+    leave(run(sys.argv[1:]), at_once=INTERRUPTED)
