@@ -20,6 +20,7 @@ from edgewise.fleet import agent as agents
 from edgewise.fleet.agent import Agent
 from edgewise.fleet.messages import Ack, LogRequest, TakeOver
 from edgewise.fleet.node import sole_process
+from edgewise.fleet.node.connect import open_node
 from edgewise.fleet.node.settings import AgentSettings
 from edgewise.fleet.node.sole_process import LOCK, StateLock
 from edgewise.fleet.operator.operator import Operator, connect_operator
@@ -166,6 +167,42 @@ def test_a_service_that_gives_no_blobs_is_not_asked_for_them(machine: Machine) -
             await operator.register(b"graph", task="digits")
 
     machine.run(scene)
+
+
+def test_a_first_that_was_cut_off_learns_of_its_successor_and_stops(machine: Machine) -> None:
+    async def scene() -> None:
+        first = await machine.device()
+        cloud = machine.cloud.node
+        newer = await open_node(  # as if the fleet had not reached the first when this one was started
+            AgentSettings(
+                name=DEVICE, tier=Tier.DEVICE, fleet="home", identity=str(machine.folder / DEVICE),
+                state=str(machine.folder / "other"), connect=(machine.cloud.endpoint,),
+            ),
+            first._describe,
+        )  # fmt: skip
+        machine.stack.push_async_callback(newer.close)
+        assert not (await newer.ask(cloud.name, "control", TakeOver(), Ack)).accepted  # any question that it signs
+        with pytest.raises(RemoteError, match="generation"):
+            await first.node.ask(cloud.name, "control", TakeOver(), Ack)
+        assert first.stopped.is_set()
+        assert first.stop_cause == "cloud hears a newer process of this name"
+
+    machine.run(scene)
+
+
+def test_a_clock_that_is_set_back_makes_no_older_generation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        lock = await StateLock.take(tmp_path)
+        now = lock.next_generation()
+        monkeypatch.setattr(sole_process.time, "time_ns", lambda: 5)
+        assert lock.next_generation() == now + 1
+        lock.keep(Generation(now + 10))
+        assert lock.next_generation() == now + 11
+        (tmp_path / sole_process.GENERATION).write_text("garbage")
+        assert lock.next_generation() == 5
+        lock.close()
+
+    asyncio.run(scene())
 
 
 HOLD = """
