@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -111,3 +115,56 @@ def test_a_missing_torch_says_what_to_install(
 def test_another_missing_module_is_our_bug_and_shows_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModuleNotFoundError):
         run_failing(monkeypatch, ModuleNotFoundError("No module named 'x'", name="x"))
+
+
+def leaves(command: Any, *words: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    below = getattr(command, "commands", {})
+    for name, one in below.items():
+        yield from leaves(one, *words, name)
+    if not below:
+        yield words, command
+
+
+def numbers() -> list[tuple[tuple[str, ...], Any]]:
+    """Every option of every verb that takes a number."""
+    verbs = [leaf for verb in main.available_verbs() for leaf in leaves(main.load_verb(verb), verb)]
+    kinds = (int, float, int | None, float | None)
+    return [(words, p) for words, c in verbs for p in c.params if p.type_descriptor.annotation in kinds]
+
+
+def test_every_number_has_its_least() -> None:
+    found = numbers()
+    assert len(found) > 20
+    assert [(words, p.opts) for words, p in found if p.min is None] == []
+
+
+@pytest.mark.parametrize("value", ["-1", "nan", "inf", "-inf", "1e300", "9" * 30, "x"])
+def test_a_number_that_means_nothing_is_misuse_and_its_option_is_named(
+    value: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words, option in numbers():
+        verb = main.load_verb(words[0])
+        for word in words[1:]:
+            verb = verb.commands[word]
+        name = option.opts[0]
+        is_option = name.startswith("-")
+        others = [p for p in verb.params if p.required and p.name != option.name]
+        needed = [word for p in others if p.opts[0].startswith("-") for word in (p.opts[0], "1")]
+        places = ["1" for p in others if not p.opts[0].startswith("-")]
+        given = [name, value] if is_option else ["--", value]
+        assert main.run([*words, *needed, *(given if is_option else []), *places, *([] if is_option else given)]) == 2
+        said = capsys.readouterr().err
+        assert name in said, said
+
+
+def test_a_full_disk_names_the_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("edgewise.core.files.os.fsync", full)
+    assert main.run(["ca", "init", str(tmp_path / "ca")]) == 1
+    assert f"cannot use '{tmp_path}/ca/ca." in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "ca").iterdir()] == []

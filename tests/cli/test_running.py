@@ -51,3 +51,35 @@ def test_it_is_cancelled_once_and_cleans_up(signals: tuple[signal.Signals, ...])
 
 def test_a_cleanup_without_end_is_cut_off() -> None:
     assert interrupted(0.3, 60.0, signal.SIGINT) == (130, "")
+
+
+LATE = """
+import atexit, os, signal
+from edgewise.core.process import leave
+for number in (signal.SIGINT, signal.SIGTERM):
+    atexit.register(os.kill, os.getpid(), number)
+leave({code}, at_once=130)
+"""
+
+
+@pytest.mark.parametrize("code", [0, 3, 130])
+def test_a_signal_while_it_leaves_changes_nothing(code: int) -> None:
+    done = subprocess.run([sys.executable, "-c", LATE.format(code=code)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (code, "")
+
+
+EARLY = """
+import sys
+class Interrupts:
+    def find_spec(self, name, *_):
+        if name == "edgewise.cli.main":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupts())
+from edgewise.__main__ import main
+main()
+"""
+
+
+def test_an_interrupt_among_the_imports_is_a_sentence() -> None:
+    done = subprocess.run([sys.executable, "-c", EARLY], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "error [interrupted]: interrupted; nothing was begun.\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import subprocess
 import sys
@@ -17,8 +18,9 @@ from edgewise.core.errors import InputError, RemoteError, StoreError
 from edgewise.core.ids import Generation, NodeId, Tier
 from edgewise.fleet import agent as agents
 from edgewise.fleet.agent import Agent
-from edgewise.fleet.messages import Ack, TakeOver
+from edgewise.fleet.messages import Ack, LogRequest, TakeOver
 from edgewise.fleet.node import sole_process
+from edgewise.fleet.node.connect import open_node
 from edgewise.fleet.node.settings import AgentSettings
 from edgewise.fleet.node.sole_process import LOCK, StateLock
 from edgewise.fleet.operator.operator import Operator, connect_operator
@@ -78,6 +80,9 @@ def test_a_second_process_of_a_name_is_refused_and_the_first_goes_on(machine: Ma
             await machine.device()
         assert not first.stopped.is_set()
         operator = await machine.operator("one")
+        logging.getLogger("edgewise.fleet").warning("a line of this process")
+        lines = (await operator.logs(DEVICE, LogRequest(most=1))).lines
+        assert [line.text for line in lines] == ["a line of this process"]
         rows = {row.info.node: row for row in (await operator.nodes(fresh=True)).nodes}
         assert (rows[DEVICE].state, rows[DEVICE].info.generation) == ("alive", first.node.generation)
 
@@ -122,7 +127,9 @@ def test_a_first_that_does_not_leave_is_named(machine: Machine, monkeypatch: pyt
 
     async def scene() -> None:
         await machine.device()
-        with pytest.raises(InputError, match=r"'device-1' was told to stop and still answers. End its process by hand"):
+        with pytest.raises(
+            InputError, match=r"'device-1' was told to stop and still answers\. End its process by hand"
+        ):
             await machine.device("other-state", take_over=True)
 
     machine.run(scene)
@@ -131,7 +138,7 @@ def test_a_first_that_does_not_leave_is_named(machine: Machine, monkeypatch: pyt
 def test_an_operator_does_not_speak_in_the_name_of_a_running_node(machine: Machine) -> None:
     async def scene() -> None:
         with pytest.raises(
-            InputError, match=r"orders in its name would put it out of the fleet. Give operators certif"
+            InputError, match=r"orders in its name would put it out of the fleet\. Give operators certif"
         ):
             await machine.operator("one", name="cloud")
         assert (await (await machine.operator("one")).nodes()).nodes[0].info.node == "cloud"
@@ -160,6 +167,42 @@ def test_a_service_that_gives_no_blobs_is_not_asked_for_them(machine: Machine) -
             await operator.register(b"graph", task="digits")
 
     machine.run(scene)
+
+
+def test_a_first_that_was_cut_off_learns_of_its_successor_and_stops(machine: Machine) -> None:
+    async def scene() -> None:
+        first = await machine.device()
+        cloud = machine.cloud.node
+        newer = await open_node(  # as if the fleet had not reached the first when this one was started
+            AgentSettings(
+                name=DEVICE, tier=Tier.DEVICE, fleet="home", identity=str(machine.folder / DEVICE),
+                state=str(machine.folder / "other"), connect=(machine.cloud.endpoint,),
+            ),
+            first._describe,
+        )  # fmt: skip
+        machine.stack.push_async_callback(newer.close)
+        assert not (await newer.ask(cloud.name, "control", TakeOver(), Ack)).accepted  # any question that it signs
+        with pytest.raises(RemoteError, match="generation"):
+            await first.node.ask(cloud.name, "control", TakeOver(), Ack)
+        assert first.stopped.is_set()
+        assert first.stop_cause == "cloud hears a newer process of this name"
+
+    machine.run(scene)
+
+
+def test_a_clock_that_is_set_back_makes_no_older_generation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        lock = await StateLock.take(tmp_path)
+        now = lock.next_generation()
+        monkeypatch.setattr(sole_process.time, "time_ns", lambda: 5)
+        assert lock.next_generation() == now + 1
+        lock.keep(Generation(now + 10))
+        assert lock.next_generation() == now + 11
+        (tmp_path / sole_process.GENERATION).write_text("garbage")
+        assert lock.next_generation() == 5
+        lock.close()
+
+    asyncio.run(scene())
 
 
 HOLD = """

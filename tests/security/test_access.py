@@ -188,7 +188,7 @@ def strangers(fabric: Fabric, tmp_path: Path) -> dict[str, Path]:
     """Folders of those who must not get in; each knows our authority, so that it is we who refuse."""
     folders = {
         "wrong authority": create_authority(tmp_path / "ca", "main").issue("device-1", Tier.DEVICE),
-        "expired": fabric.authority.issue("device-8", Tier.DEVICE, days=-0.001),
+        "expired": fabric.authority.issue("device-8", Tier.DEVICE, days=1e-9),
     }
     made = {}
     for name, files in folders.items():

@@ -119,3 +119,10 @@ def test_a_misspelt_tier_gets_a_suggestion() -> None:
     assert tier_of("edge") is Tier.EDGE
     with pytest.raises(InputError, match=r"'devise' is not a tier. Did you mean 'device'"):
         tier_of("devise")
+
+
+@pytest.mark.parametrize("days", [-1.0, 0.0, float("nan"), float("inf"), 1e12])
+def test_a_certificate_that_is_never_valid_is_not_made(days: float, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"valid for more than 0 and at most 36,525 days, asked were "):
+        create_authority(tmp_path / "ca", "main", days=days)
+    assert not (tmp_path / "ca/ca.key").exists()

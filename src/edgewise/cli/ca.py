@@ -17,7 +17,7 @@ app = make_app("Make a fleet's certificate authority and issue node certificates
 
 CaFolder = Annotated[Path, typer.Option("--ca", help="The authority's folder.")]
 Hosts = Annotated[list[str] | None, typer.Option("--host", help="Name or address it listens on; repeat for several.")]
-Days = Annotated[float, typer.Option("--days", help="How long it is valid.")]
+Days = Annotated[float, typer.Option("--days", min=0.0, max=36525.0, help="How long it is valid; more than 0.")]
 Node = Annotated[str, typer.Argument(help="The node's name, unique in the fleet: a-z 0-9 . _ -")]
 TierName = Annotated[str, typer.Option("--tier", help="device, edge or cloud.")]
 

@@ -10,6 +10,7 @@ import typer
 
 from edgewise.cli.output import AsJson, Output
 from edgewise.core.errors import DataError, InputError
+from edgewise.core.files import naming
 
 
 def command(
@@ -73,7 +74,7 @@ def write_holdout(task: Any, path: Path) -> tuple[int, int]:
         )
     (calibration_x, calibration_y), (x, y) = ((np.asarray(p.inputs), np.asarray(p.targets)) for p in parts)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
+    with naming(path), path.open("wb") as file:
         np.savez(file, calibration_x=calibration_x, calibration_y=calibration_y, gate_x=x, gate_y=y, x=x, y=y)
     return len(calibration_y), len(y)
 

@@ -15,7 +15,7 @@ from edgewise.cli.threads import one_thread
 
 def command(
     report: Annotated[Path, typer.Option("--report", help="Where the report goes.")] = Path("demo-report"),
-    seed: Annotated[int, typer.Option("--seed", help="Of data, training and drift.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of data, training and drift.")] = 0,
     short: Annotated[bool, typer.Option("--short", help="The same stages with fewer rounds and requests.")] = False,
     capture: Annotated[
         Path | None, typer.Option("--capture", help="Keep the plaintext of every frame sent here, for audits.")

@@ -74,7 +74,7 @@ def command(
         str, typer.Option("--model", help="The model's name there; needed where several are served.")
     ] = "",
     limit: Annotated[int, typer.Option("--limit", min=1, help="Send at most so many examples.")] = 1000,
-    scale: Annotated[float, typer.Option("--scale", help="Multiply image pixels by this.")] = 1 / 255,
+    scale: Annotated[float, typer.Option("--scale", min=0.0, help="Multiply image pixels by this.")] = 1 / 255,
     wait: Annotated[str, typer.Option("--wait", help="Keep trying for so long until the model is served.")] = "0 s",
     show: Annotated[int, typer.Option("--show", min=0, help="Print so many answers one by one.")] = 10,
     feedback: Annotated[

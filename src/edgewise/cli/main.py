@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 refused (an `EdgewiseError`, printed with its code), 2 mis
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -17,6 +18,7 @@ from typer.core import TyperGroup
 
 from edgewise import __version__
 from edgewise.core.errors import EdgewiseError, nearest
+from edgewise.core.process import INTERRUPTED, leave
 
 VERBS: dict[str, str] = {
     "demo": "Run the whole loop on this machine: train, plan, serve, survive, stay good.",
@@ -25,6 +27,9 @@ VERBS: dict[str, str] = {
     "agent": "Start the process that every node runs.",
     "nodes": "List the nodes of a running fleet and what they can do.",
     "train": "Train a model on the devices of a running fleet.",
+    "runs": "List the training runs of a fleet; cancel one, or resume it.",
+    "versions": "List the model versions of a fleet, and what served when.",
+    "export": "Write a version of a fleet's model as an ONNX file.",
     "retrain": "Whenever a model's inputs drift: train it anew, evaluate and roll out.",
     "simulate": "Run a training job in virtual time, without processes or network.",
     "data": "Audit how a data set is split over clients.",
@@ -34,6 +39,9 @@ VERBS: dict[str, str] = {
     "infer": "Send inputs to a served model and print the answers.",
     "report": "Write the page and the JSON of a finished run.",
     "rollback": "Restore the version that served before.",
+    "logs": "Print what a node of a running fleet logged last.",
+    "backup": "Copy a coordinator's state into one file, also while it runs.",
+    "restore": "Make a state folder of a backup.",
     "doctor": "Check that this machine has what Edgewise needs.",
 }
 """Verb -> one line. A verb whose file is not part of this installation is not listed."""
@@ -93,7 +101,35 @@ def load_verb(verb: str) -> Any:
         app.command(name=verb, help=help_text(module.command))(module.command)
     command = typer.main.get_command(app)
     command.name = verb
+    check_numbers(command)
     return command
+
+
+MOST = 2**53
+"""Largest number an option takes: what a JSON reader and every node can hold."""
+
+
+def check_numbers(command: Any) -> None:
+    """Has a verb, and the verbs below it, refuse numbers that nothing can be done with: nan, infinite, beyond `MOST`.
+
+    Args:
+        command: As Typer made it; its own bounds are looked at before.
+    """
+    for below in getattr(command, "commands", {}).values():
+        check_numbers(below)
+    if (called := command.callback) is None:
+        return
+
+    @functools.wraps(called)
+    def checked(*args: Any, **given: Any) -> Any:
+        for name, value in given.items():
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if is_number and not -MOST <= value <= MOST:
+                option = next((o for p in command.params if p.name == name for o in p.opts[:1]), name)
+                raise typer.BadParameter(f"{option} is {value}; it takes numbers from -{MOST:,} to {MOST:,}.")
+        return called(*args, **given)
+
+    command.callback = checked
 
 
 def make_app(help_line: str | None = None) -> typer.Typer:
@@ -162,7 +198,7 @@ def run(args: Sequence[str]) -> int:
         return print_error(error.code, error.message, error.fields, as_json=as_json)
     except (KeyboardInterrupt, typer.Abort):
         return print_error(
-            "interrupted", "interrupted; nothing was left half-written.", {}, as_json=as_json, exit_code=130
+            "interrupted", "interrupted; nothing was left half-written.", {}, as_json=as_json, exit_code=INTERRUPTED
         )
     except BrokenPipeError:
         sys.stdout = None  # the reader has gone; there is nobody to tell
@@ -193,5 +229,5 @@ def _os_text(error: OSError) -> str:
 
 
 def main() -> None:
-    """Entry point of the `edgewise` program."""
-    sys.exit(run(sys.argv[1:]))
+    """Runs the words of this process, and ends it with their exit code, never by a signal."""
+    leave(run(sys.argv[1:]), at_once=INTERRUPTED)

@@ -42,7 +42,9 @@ TakeOver = Annotated[
     ),
 ]
 Capture = Annotated[str, typer.Option("--capture", help="Folder for a plaintext copy of every frame sent (audits).")]
-CrashAfter = Annotated[int | None, typer.Option("--crash-after", hidden=True, help="Tests: die after that event.")]
+CrashAfter = Annotated[
+    int | None, typer.Option("--crash-after", min=1, hidden=True, help="Tests: die after that event.")
+]
 ExitWithParent = Annotated[bool, typer.Option("--exit-with-parent", hidden=True, help="End when stdin closes.")]
 
 WITHOUT_OPTION = ("buffer_bytes",)

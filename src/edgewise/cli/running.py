@@ -9,12 +9,11 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from edgewise.cli.threads import one_thread
-from edgewise.core.process import end_in_time
+from edgewise.core.process import INTERRUPTED, end_in_time
 
 T = TypeVar("T")
 STOP_S = 4.5
 """Longest an interrupted verb may take to clean up."""
-INTERRUPTED = 130
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:

@@ -199,7 +199,9 @@ class TrainingSession:
             How it stands.
         """
         await operator.cancel(self.run)
-        status = await operator.status(self.run)
+        async for status in operator.watch(self.run):
+            if status.state != "running":
+                break
         print_end(self.out, status, None)
         return status
 

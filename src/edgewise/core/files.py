@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _SERIAL = itertools.count()
@@ -27,11 +29,8 @@ def write_atomic(path: str | Path, data: bytes | memoryview, *, mode: int = 0o64
     Raises:
         OSError: Its `filename` is this path, whatever the disk refused on the way to it.
     """
-    try:
+    with naming(path):
         return _write(Path(path), data, mode, durable)
-    except OSError as error:
-        _name(error, path)
-        raise
 
 
 def check_writable(path: str | Path) -> None:
@@ -44,21 +43,31 @@ def check_writable(path: str | Path) -> None:
         OSError: Its `filename` is this path.
     """
     path = Path(path)
-    try:
+    with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         trial = path.with_name(f".{path.name}.{os.getpid()}.{next(_SERIAL)}")
         trial.touch(exist_ok=False)
         trial.unlink()
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Has an error of the disk name the file that was meant: a full disk names none, else it is the temporary one beside it.
+
+    Args:
+        path: The file, as its user knows it.
+
+    Raises:
+        OSError: The same, with the path.
+    """
+    try:
+        yield
     except OSError as error:
-        _name(error, path)
-        raise
-
-
-def _name(error: OSError, path: str | Path) -> None:
-    """Lets an error of the disk name the file that was meant, not the temporary one beside it."""
-    error.filename, error.filename2 = str(path), None
+        if error.errno is None:
+            raise
+        raise type(error)(error.errno, error.strerror, str(path)) from error
 
 
 def _write(path: Path, data: bytes | memoryview, mode: int, durable: bool) -> Path:

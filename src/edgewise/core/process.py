@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
+import sys
 import threading
+from contextlib import suppress
+from typing import NoReturn
 
 _YOUNG = 10_000
+INTERRUPTED = 130
+"""Exit code of what ctrl-C or SIGTERM ended."""
 
 
 def end_in_time(seconds: float, code: int) -> None:
@@ -19,6 +25,27 @@ def end_in_time(seconds: float, code: int) -> None:
     last = threading.Timer(seconds, os._exit, args=(code,))
     last.daemon = True
     last.start()
+
+
+def leave(code: int, *, at_once: int) -> NoReturn:
+    """Ends this process with an exit code; a signal that comes meanwhile changes nothing any more.
+
+    While an interpreter ends, a signal would kill it, and libraries with threads of their own may abort it where they were
+    interrupted. So signals are ignored from here on, and after an interrupt nothing but the output is waited for.
+
+    Args:
+        code: Exit code.
+        at_once: The code with which the interpreter is not ended step by step.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+    if code == at_once:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def keep_for_good() -> None:

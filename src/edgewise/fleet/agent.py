@@ -28,6 +28,8 @@ from edgewise.fleet.messages import (
     HardExamples,
     LedgerAnswer,
     LedgerRequest,
+    LogAnswer,
+    LogRequest,
     NodeInfo,
     Progress,
     StopOrder,
@@ -37,6 +39,7 @@ from edgewise.fleet.node import uplink
 from edgewise.fleet.node.capability import measure_capability
 from edgewise.fleet.node.connect import open_node
 from edgewise.fleet.node.node import Node
+from edgewise.fleet.node.recent_log import RecentLog
 from edgewise.fleet.node.settings import AgentSettings
 from edgewise.fleet.node.sole_process import StateLock, first_of, refuse_second, successor_of, take_place_of
 from edgewise.fleet.serving.serving_role import OpenEndpoint, Serving
@@ -68,6 +71,7 @@ class Agent:
 
     node: Node
     serving: Serving
+    _state_lock: StateLock
 
     def __init__(self, settings: AgentSettings, capability: Capability, open_endpoint: OpenEndpoint | None) -> None:
         self.settings = settings
@@ -84,8 +88,8 @@ class Agent:
         self._parent_known = asyncio.Event()
         self._moving = asyncio.Lock()
         self._is_renewing = False
-        self._state_lock: StateLock | None = None
         self.stop_cause = ""
+        self._log = RecentLog()
 
     @staticmethod
     async def open(settings: AgentSettings, open_endpoint: OpenEndpoint | None = None) -> Agent:
@@ -104,11 +108,14 @@ class Agent:
         """
         capability = measure_capability(dilation=settings.dilation, active_power_w=settings.active_power_w)
         agent = Agent(settings, capability, open_endpoint)
-        agent._state_lock = await StateLock.take(Path(settings.state), take_over=settings.take_over)
         try:
-            agent.node = await open_node(settings, agent._describe)
+            agent._state_lock = await StateLock.take(Path(settings.state), take_over=settings.take_over)
+            generation = agent._state_lock.next_generation()
+            agent.node = await open_node(settings, agent._describe, generation=generation)
         except BaseException:
-            agent._state_lock.close()
+            agent._log.close()
+            if hasattr(agent, "_state_lock"):
+                agent._state_lock.close()
             raise
         try:
             await agent._be_the_only_one()
@@ -135,8 +142,8 @@ class Agent:
         if self.worker is not None:
             self.worker.close()
         await self.node.close()
-        if self._state_lock is not None:
-            self._state_lock.close()
+        self._log.close()
+        self._state_lock.close()
 
     async def _be_the_only_one(self) -> None:
         """Refuses to start beside another process of this name, or takes its place."""
@@ -150,14 +157,17 @@ class Agent:
         if newer != self.node.generation:  # the other machine's clock is ahead
             await self.node.close()
             self.node = await open_node(self.settings, self._describe, generation=newer)
+            self._state_lock.keep(newer)
         await take_place_of(first, self.node)
 
     async def _start(self) -> None:
         node, settings = self.node, self.settings
         node.progress = self._progress
+        node.on_overtaken = self._overtaken
         node.route("control", LedgerRequest, self._ledger, Tier.CLOUD)
         node.route("control", StopOrder, self._stop, Tier.CLOUD)
         node.route("control", TakeOver, self._taken_over)
+        node.route("control", LogRequest, self._recent, Tier.CLOUD)
         self.serving = Serving(node, settings, self._open_endpoint)
         if settings.task:
             self.worker = LocalWorker(
@@ -238,13 +248,24 @@ class Agent:
         self.stopped.set()
         return Ack()
 
+    async def _recent(self, request: LogRequest, *_: Any) -> LogAnswer:
+        return self._log.answer(request)
+
     async def _taken_over(self, _: TakeOver, frame: Frame, sender: NodeInfo) -> Ack:
         if sender.node != self.node.name or frame.generation <= self.node.generation:
             return Ack(False, f"{self.node.name} is taken over by a newer process of its own certificate only.")
-        self.stop_cause = "another process of this name takes over"
-        log.warning("%s stops: %s", self.node.name, self.stop_cause)
-        self.stopped.set()
+        self._give_way("another process of this name takes over")
         return Ack()
+
+    def _overtaken(self, by: NodeId) -> None:
+        """Another process of this name came while this one was frozen or cut off: nobody heeds this one any more."""
+        self._give_way(f"{by} hears a newer process of this name")
+
+    def _give_way(self, cause: str) -> None:
+        if not self.stop_cause:
+            log.warning("%s stops: %s", self.node.name, cause)
+        self.stop_cause = self.stop_cause or cause
+        self.stopped.set()
 
     async def _watch_uplink(self, index: int) -> None:
         """Follows the token of the node an uplink leads to; names it by the router's Zenoh id."""

@@ -26,14 +26,17 @@ from edgewise.fleet.messages import (
     FleetRequest,
     GraphAnswer,
     GraphRequest,
+    ListRuns,
     ListVersions,
     NodeInfo,
     NodeRow,
     PutInForce,
     RegisterAck,
     RegisterVersion,
+    ResumeRun,
     Rollback,
     RollbackAck,
+    RunList,
     RunRequest,
     RunStatus,
     RunSubmitted,
@@ -98,6 +101,8 @@ class Coordinator:
         node.route("control", FleetRequest, self._fleet, cloud)
         node.route("control", SubmitRun, self._submit, cloud)
         node.route("control", RunRequest, self._status, cloud)
+        node.route("control", ListRuns, self._runs_there, cloud)
+        node.route("control", ResumeRun, self._resume, cloud)
         node.route("control", CancelRun, self._cancel, cloud)
         node.route("control", ListVersions, self._versions, cloud)
         node.route("control", GraphRequest, self._graph, cloud)
@@ -147,6 +152,12 @@ class Coordinator:
 
     async def _status(self, request: RunRequest, *_: Any) -> RunStatus:
         return self.runs.status(request.run)
+
+    async def _runs_there(self, *_: Any) -> RunList:
+        return RunList(self.runs.rows())
+
+    async def _resume(self, order: ResumeRun, *_: Any) -> RunSubmitted:
+        return RunSubmitted(await self.runs.go_on(order))
 
     async def _cancel(self, order: CancelRun, *_: Any) -> Ack:
         await self.runs.cancel(order.run)

@@ -46,6 +46,8 @@ from edgewise.security.certificates import (
     utc_now,
 )
 
+MOST_DAYS = 36_525
+"""A hundred years; certificates cannot say dates without end."""
 NODE_DAYS = 365.0
 AUTHORITY_DAYS = 3650.0
 _BACKDATE = dt.timedelta(minutes=5)
@@ -360,6 +362,8 @@ def _read_request(request: bytes) -> x509.CertificateSigningRequest:
 def _builder(
     subject: x509.Name, issuer: x509.Name, public: ec.EllipticCurvePublicKey, now: dt.datetime, days: float
 ) -> x509.CertificateBuilder:
+    if not 0.0 < days <= MOST_DAYS:
+        raise InputError(f"a certificate is valid for more than 0 and at most {MOST_DAYS:,} days, asked were {days:g}.")
     return (
         x509.CertificateBuilder()
         .subject_name(subject)

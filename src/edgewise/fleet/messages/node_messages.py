@@ -98,8 +98,8 @@ class Progress(Message, frozen=True):
         counter: Steps done since start.
         busy: Whether it has work.
         work: What, e.g. `train run-1 round 3`.
-        patience: Answers without a move that this work may take, beyond what the watch gives any: before the first step
-            libraries are imported and engines tried.
+        patience: Answers without a move that this work may take, where that is more than the watch gives any: before the
+            first step torch is imported.
     """
 
     counter: int
@@ -146,6 +146,40 @@ class FleetAnswer(Message, frozen=True):
     nodes: tuple[NodeRow, ...]
     refused: dict[str, int] = msgspec.field(default_factory=dict)
     drift: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+class LogRequest(Message, frozen=True):
+    """Asks for the last lines that a node's process logged.
+
+    Attributes:
+        after: Leaves out those up to this number.
+        most: At most so many, the newest.
+    """
+
+    after: int = 0
+    most: int = 100
+
+
+class LogLine(msgspec.Struct, frozen=True):
+    """One line.
+
+    Attributes:
+        number: Counts the lines of this process, from 1.
+        time_s: When, seconds since 1970.
+        level: `INFO`, `WARNING`, …
+        text: What.
+    """
+
+    number: int
+    time_s: float
+    level: str
+    text: str
+
+
+class LogAnswer(Message, frozen=True):
+    """Answers `LogRequest`, oldest line first."""
+
+    lines: tuple[LogLine, ...]
 
 
 class TakeOver(Message, frozen=True):

@@ -171,6 +171,58 @@ class RunStatus(Message, frozen=True):
     model: str = ""
 
 
+class ListRuns(Message, frozen=True):
+    """Asks for all runs."""
+
+
+class RunRow(msgspec.Struct, frozen=True):
+    """One run in the list of all.
+
+    Attributes:
+        run: Its name.
+        task: Whose model it trains.
+        protocol: Who tells whom.
+        state: As `RunStatus.state`.
+        cause: As `RunStatus.cause`.
+        rounds_done: Closed rounds.
+        num_rounds: Rounds it was to do.
+        loss: Of the last closed round; NaN without any.
+        accuracy: Of its model on held-out data; NaN where it was not measured.
+        version: The version it made; 0 if none.
+        submitted_s: When, seconds since 1970.
+    """
+
+    run: RunId
+    task: str
+    protocol: str
+    state: str
+    cause: str
+    rounds_done: int
+    num_rounds: int
+    loss: float
+    accuracy: float
+    version: int
+    submitted_s: float
+
+
+class RunList(Message, frozen=True):
+    """All runs of a coordinator, oldest first."""
+
+    runs: tuple[RunRow, ...]
+
+
+class ResumeRun(Message, frozen=True):
+    """Goes on with a run that ended early, as a new run from its last closed round.
+
+    Attributes:
+        run: Which.
+        name: Of the new run; "" lets the coordinator name it.
+    """
+
+    run: RunId
+    name: str = ""
+
+
 class CancelRun(Message, frozen=True):
     """Stops a run; what is done stays."""
 

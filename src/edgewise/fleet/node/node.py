@@ -22,6 +22,7 @@ from edgewise.core.errors import (
     IdentityRefused,
     InputError,
     PolicyViolation,
+    RemoteError,
     TransportError,
     Unreachable,
 )
@@ -31,7 +32,7 @@ from edgewise.fleet.messages import BLOB, InfoRequest, Message, NodeInfo, Progre
 from edgewise.ledger.entry import FrameCounter, Purpose
 from edgewise.security.data_policy import DataPolicy, EgressAudit
 from edgewise.security.identity import Identity
-from edgewise.security.verifier import Verifier
+from edgewise.security.verifier import Reason, Verifier
 from edgewise.transport.bulk.blobs import FolderBlobs
 from edgewise.transport.bulk.fetch import fetch_blob, serve_blobs
 from edgewise.transport.frame import Frame, Tensor, make_frame
@@ -87,6 +88,7 @@ class Node:
         extra_services: Handlers of services that are not messages, by service.
         sync_services: The same for services that answer on a thread of their own.
         refused: How often what was refused here, by a sentence without numbers.
+        on_overtaken: Told who refuses this process, because a newer one of its name speaks to it.
         blob_service: Where it gives what it offers, beside `blob`: an operator's own session, of which there may be several.
     """
 
@@ -113,6 +115,7 @@ class Node:
     sync_services: dict[str, SyncHandler] = field(default_factory=dict)
     coordinator: NodeId | None = None
     blob_service: str = BLOB
+    on_overtaken: Callable[[NodeId], None] | None = None
     audit: EgressAudit = field(init=False)
     _uplink_of: dict[NodeId, int] = field(default_factory=dict)
 
@@ -221,7 +224,12 @@ class Node:
         """
         frame = make_frame(kind_of(message), message, tensors, purpose=purpose, run=run, deadline_s=timeout_s)
         key = self.keys.service(node, service)
-        answer = await self.transport.query(key, frame, timeout_s=timeout_s)
+        try:
+            answer = await self.transport.query(key, frame, timeout_s=timeout_s)
+        except RemoteError as error:
+            if error.fields.get("reason") == Reason.STALE_GENERATION and self.on_overtaken is not None:
+                self.on_overtaken(node)
+            raise
         if purpose in _SIGNED:
             await self._prove_answer(node, key, answer)
         return answer

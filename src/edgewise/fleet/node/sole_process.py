@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import IO
 
 from edgewise.core.errors import EdgewiseError, InputError, StoreError
+from edgewise.core.files import write_atomic
 from edgewise.core.ids import Generation
 from edgewise.fleet.messages import Ack, InfoRequest, NodeInfo, TakeOver, kind_of
 from edgewise.fleet.node.node import Node
 from edgewise.transport.frame import make_frame
 
-LOCK = "agent.lock"
+LOCK, GENERATION = "agent.lock", "generation"
 ASK_TIMEOUT_S = 2.0
 """For who answers to a name; one that is frozen or cut off does not, and learns of its successor when it is back."""
 LEAVE_TIMEOUT_S = 20.0
@@ -34,8 +35,8 @@ LOOK_EVERY_S = 0.1
 class StateLock:
     """Holds a state folder for this process until it ends or closes it."""
 
-    def __init__(self, file: IO[str]) -> None:
-        self._file = file
+    def __init__(self, file: IO[str], state: Path) -> None:
+        self._file, self._generation = file, state / GENERATION
 
     @staticmethod
     async def take(state: Path, *, take_over: bool = False) -> StateLock:
@@ -77,7 +78,20 @@ class StateLock:
         file.truncate(0)
         file.write(f"{os.getpid()} {socket.gethostname()}")
         file.flush()
-        return StateLock(file)
+        return StateLock(file, state)
+
+    def next_generation(self) -> Generation:
+        """The time, or one more than the last generation where a clock was set back: older than it nobody would be heard."""
+        try:
+            last = int(self._generation.read_text())
+        except (OSError, ValueError):
+            last = 0
+        return self.keep(Generation(max(time.time_ns(), last + 1)))
+
+    def keep(self, generation: Generation) -> Generation:
+        """Notes the generation of this process."""
+        write_atomic(self._generation, str(generation).encode())
+        return generation
 
     def close(self) -> None:
         """Lets the folder go; idempotent."""

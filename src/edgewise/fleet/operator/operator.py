@@ -39,7 +39,10 @@ from edgewise.fleet.messages import (
     GraphRequest,
     LedgerAnswer,
     LedgerRequest,
+    ListRuns,
     ListVersions,
+    LogAnswer,
+    LogRequest,
     Message,
     NodeInfo,
     NodeRow,
@@ -47,8 +50,10 @@ from edgewise.fleet.messages import (
     ProfileOrder,
     RegisterAck,
     RegisterVersion,
+    ResumeRun,
     Rollback,
     RollbackAck,
+    RunList,
     RunRequest,
     RunStatus,
     RunSubmitted,
@@ -178,6 +183,22 @@ class Operator:
         """How a run stands."""
         return await self._ask(RunRequest(run), RunStatus)
 
+    async def runs(self) -> RunList:
+        """All runs, oldest first."""
+        return await self._ask(ListRuns(), RunList)
+
+    async def resume(self, run: RunId, name: str = "") -> RunId:
+        """Goes on with a run that ended early, as a new run from its last closed round.
+
+        Args:
+            run: Which.
+            name: Of the new run; "" lets the coordinator name it.
+
+        Returns:
+            The new run's name.
+        """
+        return (await self._ask(ResumeRun(run, name), RunSubmitted)).run
+
     async def cancel(self, run: RunId) -> None:
         """Stops a run; what is done stays."""
         await self._ask(CancelRun(run), Ack)
@@ -276,6 +297,10 @@ class Operator:
     async def ledger(self, node: NodeId) -> LedgerAnswer:
         """What a node counted."""
         return await self._ask(LedgerRequest(), LedgerAnswer, to=node)
+
+    async def logs(self, node: NodeId, request: LogRequest) -> LogAnswer:
+        """The last lines that a node's process logged."""
+        return await self._ask(request, LogAnswer, to=node)
 
     async def example_counts(self, node: NodeId, model: str) -> ExampleCounts:
         """How many hard examples of a model a device has collected."""

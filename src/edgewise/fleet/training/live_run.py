@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from edgewise.core.errors import InputError
 from edgewise.core.ids import Digest, RunId
-from edgewise.fleet.messages import RoundRecord, RunStatus, SubmitRun
+from edgewise.fleet.messages import RoundRecord, RunRow, RunStatus, SubmitRun
 from edgewise.fleet.training.presence import view_of
 from edgewise.fleet.training.role_driver import RoleDriver
 from edgewise.training.protocols.messages import OutcomeKind, RoundSummary, RunConfig
@@ -80,6 +81,7 @@ class LiveRun:
         waiting: What the round waits for; "" while it goes on.
         retries: How often missing clients were asked again in this round.
         recording: Evaluates and keeps the record of the last closed round.
+        submitted_s: When it was submitted, seconds since 1970.
     """
 
     submitted: Submitted
@@ -92,6 +94,7 @@ class LiveRun:
     waiting: str = ""
     retries: int = 0
     recording: asyncio.Task[None] | None = None
+    submitted_s: float = field(default_factory=time.time)
 
     @property
     def view(self) -> RunView | None:
@@ -112,6 +115,57 @@ class LiveRun:
         cause = f"{view.outcome.sentence} {view.outcome.cure}".strip()
         state = str(view.outcome.kind) if self.registered else "running"
         return RunStatus(run, state, cause, rounds, self.version, view.model)
+
+    @property
+    def row(self) -> RunRow:
+        """The run as one line of the list of all."""
+        status, config = self.status, self.submitted.config
+        last = status.rounds[-1] if status.rounds else None
+        return RunRow(
+            run=status.run,
+            task=self.submitted.request.task,
+            protocol=str(config.spec.protocol.get("name", "")),
+            state=status.state,
+            cause=status.cause,
+            rounds_done=len(status.rounds),
+            num_rounds=config.num_rounds,
+            loss=float("nan") if last is None else last.loss,
+            accuracy=float("nan") if last is None else last.accuracy,
+            version=status.version,
+            submitted_s=self.submitted_s,
+        )
+
+    def going_on(self, name: str) -> tuple[SubmitRun, Digest]:
+        """What a new run does that goes on where this one ended early.
+
+        Seeds are other ones than those of its rounds so far, or the same examples would be drawn again. What clients and server
+        keep between rounds begins anew.
+
+        Args:
+            name: Of the new run; "" lets the coordinator name it.
+
+        Returns:
+            The request, and the digest of the model it starts from.
+
+        Raises:
+            InputError: If the run goes on, or has done all it was to do.
+        """
+        run, status, config = self.submitted.run, self.status, self.submitted.config
+        if status.state == "running":
+            raise InputError(
+                f"run {run!r} has not ended: {status.cause or 'it goes on'}. Look at it: edgewise train --follow {run}"
+            )
+        done = len(self.view.rounds) if self.view is not None else 0
+        if done >= config.num_rounds:
+            raise InputError(
+                f"run {run!r} has done all of its {config.num_rounds} rounds. Go on from its version: edgewise train JOB "
+                f"--start-version {status.version or 'N'}"
+            )
+        spec = msgspec.structs.replace(config.spec, run=RunId(name), seed=config.spec.seed + done)
+        request = msgspec.structs.replace(
+            self.submitted.request, spec=spec, num_rounds=config.num_rounds - done, clients=config.clients
+        )
+        return request, self.view.model if self.view is not None and done else config.initial_model
 
     def _waits_for(self, view: RunView) -> str:
         if self.waiting or not view.outstanding:

@@ -7,6 +7,7 @@ is sent and what is kept. torch is imported by the first order.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("edgewise.fleet")
 CAUSE_CHARS = 2000
 """Of what a task raised: so much of it is told."""
-PREPARING_ANSWERS = 600
-"""Times, asked once a second, that a counter may stand still before its first step: torch takes a minute on a small board."""
+PREPARING_ANSWERS = 180
+"""Times, asked once a second, that a counter may stand still while torch is imported: it takes a minute on a small board."""
 HARD_COPIES = 2
 """How often a labelled hard example stands beside each of the client's own."""
 
@@ -58,7 +59,7 @@ class WorkCounter:
         counter: Steps done.
         work: What it does; "" for nothing.
         seconds: Spent on it so far.
-        is_preparing: Whether its first step is not done yet: torch is imported, engines are tried.
+        is_preparing: Whether it imports torch, which stands between its first order and the first step.
     """
 
     counter: int = 0
@@ -271,9 +272,12 @@ class LocalWorker:
         """On the worker thread: trains, and stores what came of it."""
         if job.is_replaced:
             raise _Replaced
-        self.counted.is_preparing = driver.log not in self._engine_of
+        self.counted.is_preparing = not self.counted.seconds
         self.counted.work = f"train {driver.run} round {work.order.round}"
         try:
+            importlib.import_module("torch.func")
+            self.counted.is_preparing = False
+            self.counted.counter += 1
             start = time.perf_counter()
             update = self._update(driver, work, job)
             if not self.counted.seconds:  # the first update has imported the rest
@@ -311,7 +315,6 @@ class LocalWorker:
 
         def stepped(_: int) -> None:
             self.counted.counter += 1
-            self.counted.is_preparing = False
             if job.is_replaced:
                 raise _Replaced
 

@@ -24,7 +24,9 @@ from edgewise.fleet.membership.watch import Watch
 from edgewise.fleet.messages import (
     BlobRef,
     NodeInfo,
+    ResumeRun,
     RoundRecord,
+    RunRow,
     RunStatus,
     SubmitRun,
     hard_examples_of,
@@ -99,21 +101,8 @@ class Runs:
             InputError: If spec, layout or model do not fit, nobody holds data of the task, or its code differs somewhere.
             MisfitError: If the protocol does not carry the algorithm.
         """
-        from edgewise.training.algorithms import make_algorithm
-        from edgewise.training.protocols import make_protocol
-
         layout = msgspec.msgpack.decode(request.layout, type=Layout)
-        algorithm, protocol = make_algorithm(request.spec.algorithm), make_protocol(request.spec.protocol)
-        check_carries(protocol, algorithm)
-        held = self._holders(request.task)
-        clients = request.clients or tuple(sorted(held))
-        if not clients:
-            raise InputError(
-                f"no node of the fleet holds data of task {request.task!r}. Start devices with --task, see `edgewise nodes`."
-            )
-        there = {held[c].node: held[c].task_code for c in clients if c in held}
-        if cause := difference(request.task, request.task_code, there):
-            raise InputError(cause)
+        self._check(request, layout)
         start, size_bytes = self._start_of(request)
         if size_bytes != 4 * layout.size:
             raise InputError(
@@ -125,6 +114,50 @@ class Runs:
         template = await pull(request.template, sender, "the run's graph", most_bytes=most_bytes)
         if request.model is not None and not request.start_version:
             await pull(request.model, sender, "the run's first model", most_bytes=size_bytes)
+        return await self._begin(request, layout, template, start)
+
+    async def go_on(self, order: ResumeRun) -> RunId:
+        """Goes on with a run that ended early, as a new run from its last closed round.
+
+        Args:
+            order: Which, and the new run's name.
+
+        Returns:
+            The new run's name.
+
+        Raises:
+            InputError: If there is no such run, it has not ended or is complete, or what it needs is not here any more.
+        """
+        live = self._live(order.run)
+        request, start = live.going_on(order.name)
+        layout = msgspec.msgpack.decode(request.layout, type=Layout)
+        self._check(request, layout)
+        for digest, what in ((start, "the model of its last round"), (live.submitted.template, "its graph")):
+            if not self._node.blobs.has(digest):
+                raise InputError(f"run {order.run!r} cannot go on: {what} is not here any more. Start it anew.")
+        return await self._begin(request, layout, live.submitted.template, start)
+
+    def _check(self, request: SubmitRun, layout: Layout) -> None:
+        """Refuses what no node could carry out."""
+        from edgewise.training.protocols import make_protocol
+
+        check_carries(make_protocol(request.spec.protocol), make_algorithm(request.spec.algorithm))
+        held = self._holders(request.task)
+        clients = request.clients or tuple(sorted(held))
+        if not clients:
+            raise InputError(
+                f"no node of the fleet holds data of task {request.task!r}. Start devices with --task, see `edgewise nodes`."
+            )
+        there = {held[c].node: held[c].task_code for c in clients if c in held}
+        if cause := difference(request.task, request.task_code, there):
+            raise InputError(cause)
+
+    async def _begin(self, request: SubmitRun, layout: Layout, template: Digest, start: Digest) -> RunId:
+        from edgewise.training.protocols import make_protocol
+
+        algorithm, protocol = make_algorithm(request.spec.algorithm), make_protocol(request.spec.protocol)
+        held = self._holders(request.task)
+        clients = request.clients or tuple(sorted(held))
         spec = msgspec.structs.replace(
             request.spec,
             run=self._name(request),
@@ -167,6 +200,7 @@ class Runs:
         for entry in self._events.read(INDEX):
             if entry.kind == "submitted":
                 live = self._add(msgspec.msgpack.decode(entry.payload, type=Submitted))
+                live.submitted_s = entry.time_s
                 live.driver.replay()
                 live.rounds = [
                     record_of(s, accuracy=float("nan"), seconds=0.0, uplink_bytes=0, downlink_bytes=0)
@@ -190,6 +224,10 @@ class Runs:
                 await live.driver.dispatch(decode_event(live.submitted.first))
             if live.view is not None and live.view.outcome is None and self.roles.presence is not None:
                 await self.roles.presence.catch_up(live.driver)
+
+    def rows(self) -> tuple[RunRow, ...]:
+        """All runs, oldest first."""
+        return tuple(live.row for live in self._runs.values())
 
     def status(self, run: RunId) -> RunStatus:
         """How a run stands.

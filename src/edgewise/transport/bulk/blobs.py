@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 
 from edgewise.core.errors import PolicyViolation, StoreError, Unreachable
-from edgewise.core.files import write_atomic
+from edgewise.core.files import naming, write_atomic
 from edgewise.core.ids import Digest, digest_of
 from edgewise.core.provenance import origins_of
 
@@ -196,7 +196,7 @@ class FolderBlobs:
         there = self.partial_size(digest)
         if offset > there:
             raise StoreError(f"bytes at {offset:,} of blob {digest[:12]} leave a gap: only {there:,} are here.")
-        with self._partial(digest).open("r+b" if there else "wb") as file:
+        with naming(self._partial(digest)), self._partial(digest).open("r+b" if there else "wb") as file:
             file.seek(offset)
             file.write(data)
 
