@@ -97,17 +97,17 @@ def test_only_the_plan_itself_is_marked_not_its_level():
     assert [row.recommended for row in own] == [False, True]
 
 
-def way(mean_ms: float | None, *, allowed: bool = True, recommended: bool = False) -> WayRow:
-    return WayRow("w", "float32", ("device",), allowed, recommended, 10, 10, 1.0, mean_ms)
+def way(gain: tuple[float, float, float] | None, *, allowed: bool = True, recommended: bool = False) -> WayRow:
+    return WayRow("w", "float32", ("device",), allowed, recommended, 10, 10, 1.0, 9.0, gain=gain)
 
 
-def test_the_measured_best_counts_allowed_ways_alone():
-    assert measured_best([way(9.0, recommended=True), way(10.0), way(5.0, allowed=False)]) is True
-    assert measured_best([way(9.0, recommended=True), way(8.0)]) is False
-    assert measured_best([way(9.0, recommended=True)]) is None
-    assert measured_best([way(None, recommended=True), way(8.0)]) is None
+def test_the_measured_best_is_one_that_no_allowed_way_is_certainly_faster_than():
+    best, slower, tie, faster = way(None, recommended=True), (-0.3, -0.4, -0.2), (0.03, -0.02, 0.08), (0.1, 0.05, 0.2)
+    assert measured_best([best, way(slower), way(tie), way(faster, allowed=False)]) is True
+    assert measured_best([best, way(slower), way(faster)]) is False
+    assert measured_best([best]) is None
     search = make_search(graph(), profiles(), [FAST, WAN], Policy(), evidence())
-    row = planner_answer("?", recommend(search), [way(9.0, recommended=True), way(10.0)])
+    row = planner_answer("?", recommend(search), [best, way(slower)])
     assert row.is_measured_best is True
     assert "measured best" in render_page(msgspec.structs.replace(made_up_report(), answers=(row,)))
 

@@ -46,7 +46,7 @@ MODEL = {"channels": [16]}
 """A light head, so that very slow devices can run it, and a tail that they had better not."""
 NARROW = {"channels": [8], "tail_channels": 64}
 """The same at half the width: another candidate, if it is as accurate."""
-DEVICE_SPEED, EDGE_SPEED = "150 MFLOP/s", "10 GFLOP/s"
+DEVICE_SPEED, EDGE_SPEED = "90 MFLOP/s", "10 GFLOP/s"
 """How fast these classes run the model, on whichever machine the demo runs; the cloud is as fast as that machine."""
 PRIVATE = Policy(raw_may_reach=Tier.DEVICE)
 OPEN = Policy()
@@ -137,7 +137,7 @@ def fleet_file(settings: DemoSettings) -> FleetFile:
         task_settings=task_settings(settings),
         cloud=CloudClass(dilation=1.0),
         edges=EdgeClass(count=2, speed=EDGE_SPEED, link=LinkClass("50 Mbit/s", "20 ms")),
-        devices=DeviceClass(per_edge=4, trainers_per_edge=3, speed=DEVICE_SPEED, link=LinkClass("20 Mbit/s", "5 ms")),
+        devices=DeviceClass(per_edge=4, trainers_per_edge=3, speed=DEVICE_SPEED, link=LinkClass("20 Mbit/s", "20 ms")),
     )
 
 

@@ -85,7 +85,7 @@ class PlannerAnswer(msgspec.Struct, frozen=True):
         predicted_mean_ms: Mean latency.
         gain_fraction: 1 − mean(plan) / mean(best plan that uses one node), predicted; 0 where it is that plan.
         ways: The answer and the best others, measured in turn on the same inputs.
-        is_measured_best: Whether no other allowed way has a lower measured mean; None if nothing was measured.
+        is_measured_best: Whether no other allowed way was certainly faster in the mean; None if nothing was measured.
     """
 
     question: str
