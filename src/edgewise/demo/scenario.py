@@ -17,7 +17,7 @@ from edgewise.fleet.operator.operator import Operator
 from edgewise.ledger.energy import ENERGY_MODELS, modelled_energy
 from edgewise.ledger.entry import Direction, LedgerEntry, Purpose
 from edgewise.ledger.kpis import LEARNING
-from edgewise.models.version import ModelVersion
+from edgewise.models.version import FEDERATED, ModelVersion
 from edgewise.planning.plan import Plan
 from edgewise.planning.policy import Policy
 from edgewise.planning.search import Search
@@ -27,7 +27,7 @@ from edgewise.simulation.emulated.fleet_file import CloudClass, DeviceClass, Edg
 from edgewise.training.tasks.digits_task import DigitsTask
 
 TASK = "digits"
-OWN_DOMAIN = "hierarchical"
+OWN_DOMAIN = FEDERATED
 """What the demo's version is trained in: by all devices together, through their edges."""
 LOCAL = {
     "name": "sgd",

@@ -13,7 +13,7 @@ class LevelEntry(msgspec.Struct, frozen=True):
     Attributes:
         level: 0 to 6.
         tiers: Who computes, from the device outward.
-        training_domain: `cloud`, `hierarchical`, `edge` or `device`.
+        training_domain: `cloud`, `federated`, `edge` or `device`.
         feasible: Whether the policy allows it.
         reason: Why not, or what the plan is.
         predicted_p50_ms: Median latency.
