@@ -18,7 +18,7 @@ from edgewise.demo import ways as measuring
 from edgewise.demo.candidates import merged
 from edgewise.demo.comparing import others_to_measure
 from edgewise.demo.host_watch import HostSample, HostWatch
-from edgewise.demo.planning import QUESTIONS, ask
+from edgewise.demo.planning import ALONE_MARGIN, QUESTIONS, ask, deadline_of
 from edgewise.demo.scenario import DemoSettings, fleet_file
 from edgewise.demo.ways import Way, ask_in_turn, gain_of, way_rows
 from edgewise.planning.choose import make_search
@@ -112,6 +112,16 @@ def test_the_three_questions_are_asked_of_every_variant_and_the_slow_link_is_pri
     first = others_to_measure(answers[0])[0]
     assert not first.collaborates, "beside a shared plan the best on one node is measured first"
     assert others_to_measure(answers[2])[0].collaborates
+
+
+def test_a_device_can_still_answer_alone_by_the_deadline_after_it_waited_for_the_others() -> None:
+    shared = ask(search(), [])[0].plan
+    slow = search(0.02)  # alone it takes a second and a half
+    alone_s = 30e-3 / 0.02
+    assert deadline_of(slow, shared) >= shared.predicted.latency_p95_s + ALONE_MARGIN * alone_s
+    device = ask(search(100.0), [])[0].plan
+    assert not device.collaborates
+    assert deadline_of(search(100.0), device) == 0.1, "below that a deadline would measure the operating system"
 
 
 @pytest.mark.parametrize("machine", [MachineSpeed(1e-4, 1e7), MachineSpeed(4e-4, 1e7)])

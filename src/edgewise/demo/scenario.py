@@ -168,7 +168,7 @@ class Demo:
         graphs: ONNX bytes by digest, of the model and its variants.
         assumed: Speeds of the classes, in words.
         plan: The plan in force.
-        deadline_s: Of a request: three times the plan's predicted p95, at least `LEAST_DEADLINE_S`.
+        deadline_s: Of a request: see `planning.deadline_of`.
         stream_sent: Phases of the stream so far.
         report: What is known so far.
         requests: All requests, for the plots.

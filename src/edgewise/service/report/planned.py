@@ -131,7 +131,7 @@ class PlanSection(msgspec.Struct, frozen=True):
         median_abs_error_fraction: Median over requests of |measured − predicted| / measured.
         levels: The seven, in order.
         name: Text a person recognises.
-        predicted_p95_ms: The deadline is three times this, at least 100 ms.
+        predicted_p95_ms: The deadline is at least three times this.
         device_energy_j: Per request, predicted.
         egress_bytes: Leaving the device per request, predicted.
         accuracy: Predicted.
