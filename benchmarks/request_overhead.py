@@ -94,7 +94,7 @@ async def edge() -> None:
         node=NodeId("edge-1"), generation=Generation(1), mode="router", listen=("tcp/127.0.0.1:0",)
     )
     async with await open_zenoh(settings) as transport:
-        await transport.serve_sync(KEYS.service("edge-1", STAGE), host.hear)
+        await transport.serve_sync(KEYS.service("edge-1", STAGE), host.handle)
         bare = ZenohSettings(node=NodeId("bare"), generation=Generation(1), mode="router", listen=("tcp/127.0.0.1:0",))
         (beside,) = resolved(bare).listen
         tail, shape = make_session(graph.extract([CUT], ["end"])), graph.tensor(CUT).shape

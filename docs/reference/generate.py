@@ -26,6 +26,7 @@ REGISTRIES = {
     "Aggregators": "edgewise.training.aggregate:AGGREGATORS",
     "Weights": "edgewise.training.aggregate:WEIGHTS",
     "Directions of a local step": "edgewise.training.local:DIRECTIONS",
+    "Learning-rate schedules": "edgewise.training.local:SCHEDULES",
     "Rules of a client": "edgewise.training.local:RULES",
     "Rules of a client that an algorithm brings": "edgewise.training.algorithms:OWN_RULES",
     "Local work": "edgewise.training.local:LOCAL_WORK",

@@ -29,6 +29,7 @@ HEAVY = {
 LONG_LINES, MOST_LINES = 400, 600
 LONG_FILES: dict[str, str] = {
     "fleet/node/node.py": "one idea: what a node serves and how it asks, from opening to closing",
+    "fleet/operator/operator.py": "one idea: what an operator may ask of a fleet, a method each",
     "fleet/serving/serving_role.py": "one idea: the serving role of a node, order by order",
     "inference/model_server.py": "one idea: a model that serves, from its first plan over requests and streams to its end",
     "service/open_inference.py": "one idea: the Open Inference Protocol as an HTTP service, route by route",

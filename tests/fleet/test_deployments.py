@@ -41,6 +41,7 @@ class FakeVersions:
 
     def __init__(self) -> None:
         self.promoted: list[int] = []
+        self.notes: list[str] = []
         self.own: dict[int, tuple[str, ...]] = {}
 
     def get(self, number: int) -> Any:
@@ -53,8 +54,12 @@ class FakeVersions:
     def codec_gate(self, number: int, plan: Plan) -> None:
         return None
 
-    def promote(self, number: int) -> None:
+    def comparison(self, number: int, serves: int) -> tuple[None, str]:
+        return None, "there is no held-out data for it"
+
+    def promote(self, number: int, *, note: str = "") -> None:
         self.promoted.append(number)
+        self.notes.append(note)
 
 
 class FakeLog:
@@ -134,7 +139,7 @@ class Fleet:
         return Ack()
 
     async def deploy(self, number: int, **how: Any) -> Ack:
-        return await self.made.deploy(Deploy(number, (PLAN,), **how))
+        return await self.made.deploy(Deploy(number, (PLAN,), **{"ungated": True, **how}))
 
     async def until(self, holds: Any) -> None:
         for _ in range(500):
@@ -439,4 +444,5 @@ def test_a_deployment_is_written_as_what_it_is() -> None:
     fleet = Fleet(log)
     asyncio.run(fleet.deploy(3))
     assert [entry.kind for entry in log.entries] == ["begun", "deployed"]
-    assert fleet.made.in_force()["faces"] == Deployment("faces", Deploy(3, (PLAN,)), Revision(REVISIONS_PER_DEPLOYMENT))
+    wanted = Deploy(3, (PLAN,), ungated=True)
+    assert fleet.made.in_force()["faces"] == Deployment("faces", wanted, Revision(REVISIONS_PER_DEPLOYMENT))

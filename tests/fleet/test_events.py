@@ -33,7 +33,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "run_ended": {"run": "r", "state": "completed", "cause": "", "version": 1},
     "version_registered": {"version": 1, "passed": True},
     "codec_gate": {"plan": "p", "passed": False, "reason": "loses 0.1"},
-    "deployed": {"version": 1, "revision": 8, "plan": "p"},
+    "deployed": {"version": 1, "revision": 8, "plan": "p", "overridden": ""},
     "node_updated": {"node": "device-1", "version": 1, "cause": ""},
     "rollout_begun": {"version": 1, "devices": ("device-1",)},
     "rollout_ended": {"version": 1, "outcome": "completed", "cause": ""},

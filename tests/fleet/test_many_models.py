@@ -81,7 +81,7 @@ def test_two_versions_roll_out_at_once_and_one_is_rolled_back_while_the_other_st
         await both_in_force(fleet)
         rollouts = {
             name: asyncio.create_task(
-                fleet.operator.deploy(Deploy(number, plans(graph), min_requests=3, deadline_s=5.0))
+                fleet.operator.deploy(Deploy(number, plans(graph), min_requests=3, deadline_s=5.0, ungated=True))
             )
             for number, (name, graph) in enumerate(NEWER.items(), 3)
         }
@@ -122,7 +122,7 @@ def test_a_rollout_that_goes_wrong_takes_back_its_own_model_only(tmp_path: Path)
     async def scene(fleet: ServingFleet) -> None:
         await both_in_force(fleet)
         rollouts = [
-            fleet.operator.deploy(Deploy(number, plans(graph), min_requests=2, deadline_s=deadline_s))
+            fleet.operator.deploy(Deploy(number, plans(graph), min_requests=2, deadline_s=deadline_s, ungated=True))
             for number, graph, deadline_s in ((3, NEWER["digits"], 1e-6), (4, NEWER["faces"], 5.0))
         ]
         tasks = [asyncio.create_task(rollout) for rollout in rollouts]
@@ -146,7 +146,7 @@ def test_a_device_that_starts_again_serves_all_its_models_and_missed_versions_ar
         await ask(fleet, "digits")
         fleet.fabric.cut(NodeId(DEVICE))
         await fleet.until(lambda: not any(m.node == DEVICE for m in fleet.coordinator.watch.members.alive()))
-        assert (await fleet.operator.deploy(Deploy(4, plans(NEWER["faces"]), deadline_s=5.0))).accepted
+        assert (await fleet.operator.deploy(Deploy(4, plans(NEWER["faces"]), deadline_s=5.0, ungated=True))).accepted
         fleet.fabric.heal(NodeId(DEVICE))
         await fleet.until(lambda: fleet.versions(DEVICE) == {"digits": 1, "faces": 4})
         assert await ask(fleet, "faces") == [(4, whole(NEWER["faces"]))]

@@ -137,3 +137,14 @@ def test_a_slow_worker_is_not_hung_within_twenty_of_its_own_gaps() -> None:
 def test_progress_of_a_node_that_is_gone_or_unknown_changes_nothing() -> None:
     assert folded(moved(1))[0] == Membership()
     assert state_after(*HERE, vanished(), moved(6)) is NodeState.GONE
+
+
+def preparing(counter: int) -> Event:
+    return ProgressObserved(NODE, Progress(counter, True, "train run-1 round 1", patience=5 * STALL_OBSERVATIONS))
+
+
+def test_a_worker_that_imports_torch_is_not_a_hung_one() -> None:
+    standing = [preparing(0)] * (5 * STALL_OBSERVATIONS)
+    assert state_after(*HERE, *standing) is NodeState.ALIVE
+    assert state_after(*HERE, *standing, preparing(0)) is NodeState.SUSPECTED  # but not for ever
+    assert state_after(*HERE, *standing, *[moved(0)] * STALL_OBSERVATIONS) is NodeState.SUSPECTED

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from edgewise.core.errors import DeadlineExceeded, InputError, RemoteError, Unreachable
-from edgewise.core.ids import NodeId, Tier
-from edgewise.fleet.messages import ExampleCounts
+from edgewise.core.ids import Digest, NodeId, Tier
+from edgewise.fleet.messages import AdmissionAck, ExampleCounts
 from edgewise.fleet.operator import retraining
 from edgewise.fleet.operator.retraining import RetrainingLoop
+from edgewise.lifecycle.admission import admit
 from edgewise.lifecycle.loop import LoopSettings, LoopState
-from edgewise.models.version import GateResult
+from edgewise.models.version import GateResult, ModelVersion
 from edgewise.transport.frame import Frame
 from edgewise.transport.keys import Keys
 
@@ -69,6 +70,13 @@ class World:
         known = [SimpleNamespace(number=n, gate=self.gate) for n in range(1, 9)]
         in_force = {"tiny": self.current} if self.current else {}
         return SimpleNamespace(in_force={**in_force, "other": 9}, versions=known)
+
+    async def admission(self, version: int, *, force: bool, ungated: bool) -> AdmissionAck:
+        found = admit(
+            ModelVersion(version, Digest(""), Digest(""), "tiny"), self.current, self.gate,
+            missing="there is no held-out data for it", force=force, ungated=ungated,
+        )  # fmt: skip
+        return AdmissionAck(not found.refusal, found.refusal, self.current, self.gate, found.overridden, found.note)
 
     async def train(self, parent: int) -> tuple[int, str]:
         self.trained.append(parent)
@@ -141,7 +149,7 @@ def test_a_teacher_labels_whatever_is_held() -> None:
     ("world", "outcome", "said"),
     [
         (World(gate=REFUSED), "refused", "loses 30"),
-        (World(gate=None), "refused", "there is no held-out data to evaluate it on"),
+        (World(gate=None), "refused", "there is no held-out data for it"),
         (World(rollout="p95 tripled on device-1"), "rolled_back", "p95 tripled on device-1"),
     ],
     ids=["refused", "no held-out data", "taken back"],

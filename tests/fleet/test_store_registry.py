@@ -92,6 +92,25 @@ def test_a_record_may_gain_evidence_but_not_become_another_model(registry: Regis
         registry.update(msgspec.structs.replace(added, graph="b"))
 
 
+def test_a_version_that_failed_its_gate_is_promoted_with_a_note_that_the_history_keeps(registry: Registry) -> None:
+    number = registry.add(version("bad")).number
+    registry.set_gate(number, gate(False))
+    registry.promote(number, note="it lost 4.4 points")
+    assert [(p.number, p.note) for p in registry.history("digits")] == [(1, "it lost 4.4 points")]
+
+
+def test_a_file_from_before_there_were_notes_is_read_and_gets_them(tmp_path: Path, registry: Registry) -> None:
+    registry.promote(registry.add(version("a")).number)
+    registry.close()
+    with sqlite3.connect(tmp_path / "registry.sqlite") as raw:
+        raw.execute("ALTER TABLE promotions DROP COLUMN note")
+    raw.close()
+    again = Registry.open(tmp_path / "registry.sqlite")
+    again.promote(1, note="planned anew")
+    assert [p.note for p in again.history("digits")] == ["", "planned anew"]
+    again.close()
+
+
 def test_an_unknown_version_is_an_error(registry: Registry) -> None:
     with pytest.raises(StoreError, match="the registry has no version 7"):
         registry.promote(7)

@@ -58,7 +58,7 @@ async def world(*edges: str, cloud: bool = False, allow: AllowOrigins | None = a
         for name, tier in names:
             transport = await stack.enter_async_context(fabric.open(name, allow=allow))
             host = made.hosts[name] = StageHost(NodeId(name), tier)
-            made.registrations[name] = await transport.serve_sync(KEYS.service(name, STAGE), host.hear)
+            made.registrations[name] = await transport.serve_sync(KEYS.service(name, STAGE), host.handle)
             if cloud and tier is Tier.EDGE:
                 host.set_targets([Target(NodeId("cloud-1"), transport, KEYS.service("cloud-1", STAGE))])
         server.set_targets([Target(NodeId(name), device, KEYS.service(name, STAGE)) for name in edges])

@@ -58,7 +58,7 @@ async def served(plan: Plan, num: int) -> list[Observation]:
         await server.prepare(active(plan), GRAPH)
         if Tier.EDGE in plan.tiers:
             await host.prepare(active(plan), GRAPH)
-            await edge.serve_sync(KEYS.service("edge", STAGE), host.hear)
+            await edge.serve_sync(KEYS.service("edge", STAGE), host.handle)
         server.activate(Revision(1))
         server.set_targets([Target(NodeId("edge"), device, KEYS.service("edge", STAGE))])
         for _ in range(num):

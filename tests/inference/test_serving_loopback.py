@@ -166,7 +166,7 @@ def test_requests_in_flight_finish_on_the_epoch_they_began_with() -> None:
         async with world("edge-1") as made:
             await made.install(split_plan(GRAPH))
             entered, release = asyncio.Event(), asyncio.Event()
-            answer = on_the_loop(made.hosts["edge-1"].hear)
+            answer = on_the_loop(made.hosts["edge-1"].handle)
 
             async def slow(frame: Frame) -> Frame:
                 entered.set()
@@ -261,7 +261,7 @@ def test_a_stage_host_refuses_what_it_was_not_asked_for(change: dict[str, Any], 
         } | change
         kind = fields.pop("kind", STAGE_REQUEST)
         with pytest.raises(RemoteError, match=message):
-            checked_reply(await answer(on_the_loop(host.hear), make_frame(kind, StageRequest(**fields))))
+            checked_reply(await answer(on_the_loop(host.handle), make_frame(kind, StageRequest(**fields))))
         await host.close()
 
     asyncio.run(run())

@@ -29,7 +29,7 @@ def test_a_split_over_zenoh_is_exact_and_survives_the_loss_of_its_edge() -> None
         edge = await open_zenoh(
             ZenohSettings(node=NodeId("edge-1"), generation=Generation(1), mode="router", listen=("tcp/127.0.0.1:0",))
         )
-        await edge.serve_sync(KEYS.service("edge-1", STAGE), host.hear)
+        await edge.serve_sync(KEYS.service("edge-1", STAGE), host.handle)
         device = await open_zenoh(
             ZenohSettings(node=NodeId("device-1"), generation=Generation(1), connect=edge.endpoints)
         )

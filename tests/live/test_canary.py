@@ -157,12 +157,12 @@ def split_plan(graph: Graph, codec: str) -> Plan:
 
 
 def raw_plan(graph: Graph, codec: str) -> Plan:
-    """The device sends its input, the edge runs the whole model."""
+    """The device is to send its input, the edge runs the whole model; it does not say so, or it would not be deployed."""
     end = graph.outputs[-1].name
     return Plan(
         f"raw to edge {codec}", graph.digest,
         (Stage("edge", graph.digest, (INPUT,), (end,), Site(Tier.EDGE)),),
-        (Handover(REQUEST, "edge", (INPUT,), codec, payload_bytes=256, carries_raw=True),),
+        (Handover(REQUEST, "edge", (INPUT,), codec, payload_bytes=256),),
         (Gate(EXIT, "edge", 0.0, 1.0, 1.0, (end,), 1),),
     )  # fmt: skip
 

@@ -39,7 +39,7 @@ async def main(name, outward):
     host = StageHost(NodeId(name), Tier.EDGE)
     await host.prepare(active(pipeline_plan()), GRAPH)
     own = await open_zenoh(ZenohSettings(node=NodeId(name), generation=Generation(1), mode="router", listen=("tcp/127.0.0.1:0",)))
-    await own.serve_sync(KEYS.service(name, STAGE), host.hear)
+    await own.serve_sync(KEYS.service(name, STAGE), host.handle)
     if outward:
         other = await open_zenoh(ZenohSettings(node=NodeId(name + "-outward"), generation=Generation(1), connect=(outward,)))
         host.set_targets([Target(NodeId("edge-2"), other, KEYS.service("edge-2", STAGE))], SECOND)

@@ -9,7 +9,7 @@ from edgewise.core.errors import TaskError
 from edgewise.core.seeds import Seeds
 from edgewise.models.export import export_template
 from edgewise.models.flat import initial_vector, load_vector
-from edgewise.models.graph.weights import with_weights
+from edgewise.models.graph.weights import weights_of, with_weights
 from edgewise.models.task import Task
 from edgewise.models.zoo.branched import InceptionToy, ResidualToy
 from edgewise.models.zoo.dense_stack import mlp
@@ -77,13 +77,45 @@ def test_exporting_twice_gives_the_same_bytes(task):
     assert export_template(task) == export_template(task)
 
 
-def test_a_parameter_that_forward_transforms_is_refused():
-    class Doubled(nn.Linear):
+def test_a_parameter_that_leaves_torch_in_forward_is_refused():
+    class Rounded(nn.Linear):
         def forward(self, x):
-            return nn.functional.linear(x.flatten(1), self.weight.t(), self.bias)
+            return x.flatten(1) @ torch.from_numpy(self.weight.detach().numpy().round(2)).t() + self.bias
 
-    with pytest.raises(TaskError, match="is not in the exported graph under its name"):
-        export_template(ModelTask(build=lambda: _with_unused(Doubled(64, 64))))
+    with pytest.raises(
+        TaskError, match=r"parameter 'weight' .* is not in the exported graph under its name.*--weights"
+    ):
+        export_template(ModelTask(build=lambda: Rounded(64, 64)))
+
+
+def test_a_parameter_that_forward_does_not_use_is_exported_too():
+    template, layout = export_template(
+        ModelTask(build=lambda: _with_unused(nn.Sequential(nn.Flatten(), nn.Linear(64, 4))))
+    )
+    assert "extra" in {tensor.name for tensor in onnx.load_from_string(template).graph.initializer}
+    vector = np.arange(layout.size, dtype=np.float32)
+    assert (weights_of(with_weights(template, layout, vector), layout) == vector).all()
+
+
+class Branching(nn.Linear):
+    """Takes another way where the mean is above 0: a trace keeps only the one it saw."""
+
+    def forward(self, x):
+        out = super().forward(x.flatten(1))
+        return out if len(x) == 2 else -out
+
+
+class Sized(nn.Linear):
+    def forward(self, x):
+        return super().forward(x.reshape(2, 64))
+
+
+@pytest.mark.parametrize("build", [lambda: Branching(64, 4), lambda: Sized(64, 4)])
+def test_a_model_that_a_trace_loses_is_refused_before_anything_is_trained(build):
+    with pytest.raises(
+        TaskError, match=r"gives another 'exit_0' than the model|does not take inputs|cannot run on 3 examples"
+    ):
+        export_template(ModelTask(build=build))
 
 
 def test_a_model_that_cannot_be_exported_is_refused():

@@ -23,6 +23,7 @@ from edgewise.cli.node_options import (
     RawMayReach,
     Scout,
     State,
+    TakeOver,
     run_node,
 )
 from edgewise.cli.output import AsJson
@@ -53,6 +54,7 @@ def command(
     models_bytes: ModelsBytes = 0,
     scout: Scout = False,
     insecure: Insecure = False,
+    take_over: TakeOver = False,
     capture: Capture = "",
     crash_after: CrashAfter = None,
     exit_with_parent: ExitWithParent = False,
@@ -91,6 +93,7 @@ def command(
         models_bytes=models_bytes,
         scout=scout,
         insecure=insecure,
+        take_over=take_over,
         capture=capture,
         crash_after=crash_after,
     )

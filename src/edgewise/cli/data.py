@@ -29,13 +29,20 @@ def command(
       edgewise data digits --settings '{"clients": 6, "alpha": 0.1}'
     """
     from edgewise.datasets.audit import audit
+    from edgewise.models.data_check import DataCheck
     from edgewise.models.task import user_code
 
     out = Output(as_json)
     loaded = open_task(task, parse_settings(settings))
-    with user_code(f"task {loaded.name!r} gives no data"):
-        examples = {client: loaded.data(client) for client in loaded.clients()}
-    found = audit({c: e.targets for c, e in examples.items()}, {c: e.inputs for c, e in examples.items()})
+    with user_code(f"task {loaded.name!r} does not name its clients"):
+        clients = list(loaded.clients())
+    check = DataCheck(loaded)
+    held = {client: check.data(client) for client in clients}
+    found = audit(
+        {c: h.examples.targets for c, h in held.items()},
+        {c: h.examples.inputs for c, h in held.items()},
+        {c: h.notes for c, h in held.items()},
+    )
     out.line(f"task {loaded.name!r}")
     out.line(str(found))
     sizes = None if holdout is None else write_holdout(loaded, holdout)

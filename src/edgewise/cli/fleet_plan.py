@@ -4,48 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import typer
 
 from edgewise.api.own_evidence import evaluate
+from edgewise.cli.fleet_options import parse_shares
 from edgewise.cli.operator_options import operator_of
 from edgewise.cli.output import Output
-from edgewise.core.errors import GateRefused, InputError, RemoteError
+from edgewise.core.errors import GateRefused, PlanInfeasible, RemoteError
 from edgewise.core.units import parse_duration
 
 if TYPE_CHECKING:
-    from edgewise.fleet.messages import NodeInfo
+    from collections.abc import Sequence
+
+    from edgewise.fleet.messages import NodeInfo, NodeRow
     from edgewise.fleet.operator.operator import Operator
     from edgewise.models.graph.graph import Graph
     from edgewise.models.version import ModelVersion
     from edgewise.planning.levels import Recommendation
     from edgewise.planning.policy import Policy
     from edgewise.planning.search import Search
-
-VersionNumber = Annotated[
-    int, typer.Option("--version", min=0, help="On a fleet: which version; 0 for the newest that may serve.")
-]
-DeviceName = Annotated[str, typer.Option("--device", help="On a fleet: plan for this device; default: the slowest.")]
-RolloutStages = Annotated[
-    str, typer.Option("--stages", help="On a fleet: share of devices by stage, e.g. 0.1,0.5,1; default: one by one.")
-]
-MinRequests = Annotated[
-    int, typer.Option("--min-requests", min=0, help="On a fleet: requests a device serves before the next stage.")
-]
-Share = Annotated[
-    float, typer.Option("--share", min=0.001, help="On a fleet: the model's weight where a node serves several.")
-]
-Force = Annotated[
-    bool,
-    typer.Option(
-        "--force", help="On a fleet: serve a version although its clients keep a part of the model to themselves."
-    ),
-]
-Deadline = Annotated[
-    str, typer.Option("--deadline", help="On a fleet: of a request; default: 3 x the predicted p95, at least 100 ms.")
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +34,7 @@ class FleetPlanRequest:
     Attributes:
         connect: Endpoint.
         identity: The operator's folder.
-        policy: TOML file; None for no limits.
+        policy: TOML file; None for the policy in force of the model, and without one no limits.
         data: Labelled examples to evaluate on; None takes the version's own evidence.
         version: Which version; 0 for the newest that may serve.
         device: For which device; "" for the slowest.
@@ -65,8 +44,9 @@ class FleetPlanRequest:
         model: Which model; "" for the only one there is.
         stages: Shares of the devices, rising to 1, e.g. `0.1,0.5,1`; "" goes device by device.
         min_requests: Requests each device of a stage serves before the next stage begins.
-        share: The model's weight on a node that serves several.
-        force: Whether to serve a version that lacks its clients' own tensors.
+        share: The model's weight on a node that serves several; None for the one in force, and without one 1.
+        force: Whether to serve a version that is worse than the one in force, or lacks its clients' own tensors.
+        ungated: Whether to serve one that was compared with nothing.
     """
 
     connect: str
@@ -81,8 +61,9 @@ class FleetPlanRequest:
     model: str = ""
     stages: str = ""
     min_requests: int = 0
-    share: float = 1.0
+    share: float | None = None
     force: bool = False
+    ungated: bool = False
 
 
 async def plan_on_fleet(out: Output, request: FleetPlanRequest) -> None:
@@ -110,7 +91,7 @@ async def serve_on_fleet(out: Output, request: FleetPlanRequest, graph: Graph, n
         name: Names its task.
 
     Raises:
-        GateRefused: If it is worse than the version that serves.
+        GateRefused: If it is worse than the version that serves, or nothing says whether it is.
     """
     policy = policy_of(request.policy)
     async with operator_of(request.connect, request.identity, "") as operator:
@@ -121,19 +102,17 @@ async def serve_on_fleet(out: Output, request: FleetPlanRequest, graph: Graph, n
         number = ack.version
         out.event("registered", version=number, task=name)
         version = next(v for v in (await operator.versions()).versions if v.number == number)
-        if version.gate is not None and not version.gate.passed:
-            raise GateRefused(f"version {number} may not serve: {version.gate.reason}", version=number)
         out.result(await plan_and_deploy(out, request, policy, operator, version))
 
 
-def policy_of(path: Path | None) -> Policy:
+def policy_of(path: Path | None) -> Policy | None:
     """Reads a policy.
 
     Args:
-        path: TOML; None for no limits.
+        path: TOML; an empty file sets no limits.
 
     Returns:
-        The policy.
+        The policy; None without a file, which leaves the one in force.
 
     Raises:
         ConfigError: If the file is wrong.
@@ -141,18 +120,18 @@ def policy_of(path: Path | None) -> Policy:
     from edgewise.core.config import load_toml
     from edgewise.planning.policy import Policy
 
-    return Policy() if path is None else load_toml(path, Policy)
+    return None if path is None else load_toml(path, Policy)
 
 
 async def plan_and_deploy(
-    out: Output, request: FleetPlanRequest, policy: Policy, operator: Operator, version: ModelVersion
+    out: Output, request: FleetPlanRequest, policy: Policy | None, operator: Operator, version: ModelVersion
 ) -> dict[str, Any]:
     """Measures a version where it will run, prints levels and answer, and puts the plan in force if asked.
 
     Args:
         out: Where to print.
         request: What.
-        policy: As read.
+        policy: As read; None for the one in force.
         operator: Connection to the fleet.
         version: Which.
 
@@ -160,13 +139,19 @@ async def plan_and_deploy(
         The same for `--json`.
 
     Raises:
+        GateRefused: If it is to be deployed and may not; before anything is measured.
+        PlanInfeasible: If no plan keeps to policy and grants.
         RemoteError: If the rollout was refused or halted; with the cause.
     """
     from edgewise.fleet.serving.fleet_planning import choose_chain, measure, search_of, with_evidence
     from edgewise.models.graph.graph import Graph
     from edgewise.planning.levels import recommend
 
-    chain = choose_chain((await operator.nodes()).nodes, request.device)
+    if request.deploy:
+        await check_admission(out, request, operator, version)
+    rows = (await operator.nodes()).nodes
+    chain = choose_chain(rows, request.device)
+    asked, kept, held = await keeping(operator, version.task, policy, rows)
     graph = Graph.load(await operator.graph(version.number))
     meaning = "measured on the coordinator's held-out data"
     if request.data is not None:
@@ -176,13 +161,64 @@ async def plan_and_deploy(
         measured = await measure(
             operator, graph.model_bytes, chain, budget_s=parse_duration(request.budget), done=advance
         )
-    search = search_of(graph, measured, policy, version.evidence, version.training_domain)
-    recommended = recommend(search)
+    search = search_of(graph, measured, kept, version.evidence, version.training_domain)
+    try:
+        recommended = recommend(search)
+    except PlanInfeasible as error:
+        raise PlanInfeasible(" ".join([error.message, *held.values()]), **error.fields) from error
     meaning = meaning if version.evidence else "unknown: no held-out data; give --data, or the coordinator --holdout"
     found = show_plan(out, version, search, recommended, chain, meaning)
+    for sentence in held.values():
+        out.line(sentence)
+    found["policy"] = {"asked": asked, "kept": kept, **held}
     if request.deploy:
-        found["deployed"] = await deploy_plan(out, request, operator, version, search, recommended)
+        found["deployed"] = await deploy_plan(out, request, operator, version, search, recommended, asked)
     return found
+
+
+async def check_admission(out: Output, request: FleetPlanRequest, operator: Operator, version: ModelVersion) -> None:
+    """Asks the coordinator whether a version may serve, before anything is measured.
+
+    Args:
+        out: Where to print what to know of one that may.
+        request: What is overridden.
+        operator: Connection to the fleet.
+        version: Which.
+
+    Raises:
+        GateRefused: If it may not; says why, and what would let it.
+    """
+    ack = await operator.admission(version.number, force=request.force, ungated=request.ungated)
+    if not ack.accepted:
+        raise GateRefused(ack.reason, version=version.number, serves=ack.serves)
+    for sentence in filter(None, (ack.note, ack.overridden and f"overridden: {ack.overridden}")):
+        out.line(sentence)
+
+
+async def keeping(
+    operator: Operator, model: str, policy: Policy | None, rows: Sequence[NodeRow]
+) -> tuple[Policy, Policy, dict[str, str]]:
+    """What plans of a model keep to: the policy given or in force, under the grants of the devices.
+
+    Args:
+        operator: Connection to the fleet.
+        model: Which model.
+        policy: As given; None for the one in force.
+        rows: The coordinator's view of the fleet.
+
+    Returns:
+        What is asked for, what is left of it, and sentences that say where both come from.
+    """
+    from edgewise.fleet.serving.raw_grants import granted
+    from edgewise.planning.policy import Policy
+
+    in_force = (await operator.versions()).policies.get(model)
+    asked = policy or in_force or Policy()
+    kept, narrowed = granted(asked, [row.info for row in rows if row.state == "alive"])
+    said = {"grants": narrowed} if narrowed else {}
+    if policy is None and in_force is not None and in_force != Policy():
+        said["from"] = f"policy: the one in force of {model!r}, since none is given; --policy FILE gives another."
+    return asked, kept, said
 
 
 async def deploy_plan(
@@ -192,6 +228,7 @@ async def deploy_plan(
     version: ModelVersion,
     search: Search,
     recommended: Recommendation,
+    policy: Policy | None = None,
 ) -> dict[str, Any]:
     """Puts a plan in force, device by device.
 
@@ -202,6 +239,7 @@ async def deploy_plan(
         version: What is served.
         search: What the plan was made from.
         recommended: The plan.
+        policy: What was asked for, if the search's is narrower.
 
     Returns:
         Version, revision, devices, deadline, names of the plans.
@@ -211,15 +249,16 @@ async def deploy_plan(
     """
     from edgewise.fleet.serving.fleet_planning import deployment
 
-    order = deployment(
-        version, search, recommended.plan, parse_duration(request.deadline) if request.deadline else None
-    )
+    deadline_s = parse_duration(request.deadline) if request.deadline else None
+    order = deployment(version, search, recommended.plan, deadline_s, policy)
+    share = request.share or (await operator.versions()).shares.get(version.task, 1.0)
     order = msgspec.structs.replace(
         order,
         shares=parse_shares(request.stages),
         min_requests=request.min_requests,
-        share=request.share,
+        share=share,
         force=request.force,
+        ungated=request.ungated,
     )
     ack = await operator.deploy(order)
     if not ack.accepted:
@@ -237,6 +276,7 @@ async def deploy_plan(
     return {
         **done,
         "codec_gates": list(ack.codec_gates),
+        "overridden": ack.overridden,
         "deadline_s": order.deadline_s,
         "plans": [p.name for p in order.plans],
         "ports": ports,
@@ -302,41 +342,3 @@ def _evaluated(graph: Graph, data: Path) -> tuple[tuple[Any, ...], str]:
     from edgewise.api.source import read_source
 
     return evaluate(graph, read_source(data, graph.inputs).first(500))
-
-
-def parse_shares(text: str) -> tuple[float, ...]:
-    """Reads `--stages`.
-
-    Args:
-        text: e.g. `0.1,0.5,1`; "" for none.
-
-    Returns:
-        The shares.
-
-    Raises:
-        InputError: If it is written otherwise.
-    """
-    from edgewise.lifecycle.rollout import stages_by_fraction
-
-    try:
-        shares = tuple(float(share) for share in text.split(",") if text)
-    except ValueError as error:
-        raise InputError(f"{text!r} are no stages. Write them like '0.1,0.5,1'.") from error
-    if shares:
-        stages_by_fraction((), shares)
-    return shares
-
-
-def fleet_only(connect: str, **given: Any) -> None:
-    """Refuses options that mean nothing without a fleet.
-
-    Args:
-        connect: As from `--connect`.
-        **given: Option -> its value; what is false was not given.
-
-    Raises:
-        InputError: It names the option.
-    """
-    for name, value in given.items():
-        if value and not connect:
-            raise InputError(f"--{name.replace('_', '-')} is for a running fleet. Say --connect and --identity too.")

@@ -35,6 +35,12 @@ ModelsBytes = Annotated[
 ]
 Scout = Annotated[bool, typer.Option("--scout", help="Look for other nodes by multicast and gossip.")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Allow a non-loopback address without TLS.")]
+TakeOver = Annotated[
+    bool,
+    typer.Option(
+        "--take-over", help="A process that runs under this name or on this state stops, and this one goes on."
+    ),
+]
 Capture = Annotated[str, typer.Option("--capture", help="Folder for a plaintext copy of every frame sent (audits).")]
 CrashAfter = Annotated[int | None, typer.Option("--crash-after", hidden=True, help="Tests: die after that event.")]
 ExitWithParent = Annotated[bool, typer.Option("--exit-with-parent", hidden=True, help="End when stdin closes.")]

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from edgewise.cli.fleet_plan import (
+from edgewise.cli.fleet_options import (
     Deadline,
     DeviceName,
-    FleetPlanRequest,
     Force,
     MinRequests,
     RolloutStages,
     Share,
+    Ungated,
     VersionNumber,
     fleet_only,
     parse_shares,
-    plan_on_fleet,
 )
+from edgewise.cli.fleet_plan import FleetPlanRequest, plan_on_fleet
 from edgewise.cli.operator_options import AsOperator, ModelName, ToFleet
 from edgewise.cli.output import AsJson, Output
 from edgewise.cli.running import run_async
@@ -42,7 +42,10 @@ def command(
     data: Annotated[
         Path | None, typer.Option("--data", help="Real inputs: npz (labels as `y`), npy or a folder.")
     ] = None,
-    policy: Annotated[Path | None, typer.Option("--policy", help="TOML: objective and limits; default: none.")] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option("--policy", help="TOML: objective and limits; default: none, on a fleet the one in force."),
+    ] = None,
     fleet: Annotated[Path | None, typer.Option("--fleet", help="TOML: links, speeds and powers of the tiers.")] = None,
     profile: Annotated[
         list[Path] | None, typer.Option("--profile", help="A profile measured on another tier's machine; repeat.")
@@ -70,8 +73,9 @@ def command(
     deploy: Annotated[bool, typer.Option("--deploy", help="On a fleet: put the plan in force.")] = False,
     stages: RolloutStages = "",
     min_requests: MinRequests = 0,
-    share: Share = 1.0,
+    share: Share = None,
     force: Force = False,
+    ungated: Ungated = False,
     as_json: AsJson = False,
 ) -> None:
     """Say where a model should run: seven levels with predictions, and the plan to use.
@@ -101,6 +105,7 @@ def command(
         stages=stages,
         min_requests=min_requests,
         force=force,
+        ungated=ungated,
     )
     parse_shares(stages)
     if connect:
@@ -120,6 +125,7 @@ def command(
             stages=stages,
             min_requests=min_requests,
             force=force,
+            ungated=ungated,
             share=share,
         )
         run_async(plan_on_fleet(out, request))

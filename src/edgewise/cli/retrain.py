@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgewise.cli.fleet_plan import Deadline, FleetPlanRequest, Force, plan_and_deploy, policy_of
+from edgewise.cli.fleet_options import Deadline, Force, Ungated
+from edgewise.cli.fleet_plan import FleetPlanRequest, plan_and_deploy, policy_of
 from edgewise.cli.operator_options import AsOperator, ToFleet, operator_of
 from edgewise.cli.output import AsJson, Output
 from edgewise.cli.running import run_async
@@ -34,11 +35,15 @@ def command(
     min_labels: Annotated[
         int, typer.Option("--min-labels", min=1, help="Labelled examples in the fleet before it trains.")
     ] = 40,
-    policy: Annotated[Path | None, typer.Option("--policy", help="TOML: limits that every new plan keeps.")] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option("--policy", help="TOML: limits that every new plan keeps; default: the policy in force."),
+    ] = None,
     budget: Annotated[str, typer.Option("--budget", help="Time to measure each node of a new version for.")] = "3 s",
     deadline: Deadline = "",
     turns: Annotated[int, typer.Option("--turns", min=0, help="End after so many turns; 0 goes on until ctrl-C.")] = 0,
     force: Force = False,
+    ungated: Ungated = False,
     as_json: AsJson = False,
 ) -> None:
     """Retrain a model of a running fleet whenever its inputs drift.
@@ -53,7 +58,9 @@ def command(
 
     out, read = Output(as_json), read_job(job, change or [])
     source = source_of(True, labels, teacher)
-    request = FleetPlanRequest(connect, identity, policy, budget=budget, deadline=deadline, deploy=True, force=force)
+    request = FleetPlanRequest(
+        connect, identity, policy, budget=budget, deadline=deadline, deploy=True, force=force, ungated=ungated
+    )
     policy_of(policy)  # what is wrong with it is said now, not at the first drift
     state = run_async(retrain(out, request, read, source, teacher, LoopSettings(min_labels), turns))
     out.result({"version": state.version, "outcomes": state.outcomes, "timeline": state.timeline})
@@ -109,6 +116,8 @@ async def retrain(
             read[1].name,
             settings,
             labels=source,
+            force=request.force,
+            ungated=request.ungated,
             train=train,
             roll_out=roll_out,
             on_note=on_note,

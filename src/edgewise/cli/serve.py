@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgewise.cli.fleet_options import Force, Ungated, fleet_only
 from edgewise.cli.operator_options import AsOperator, ToFleet
 from edgewise.cli.output import AsJson, Output
 from edgewise.cli.running import run_async
@@ -53,6 +54,8 @@ def command(
     policy: Annotated[Path | None, typer.Option("--policy", help="On a fleet: TOML, objective and limits.")] = None,
     data: Annotated[Path | None, typer.Option("--data", help="On a fleet: examples to evaluate the model on.")] = None,
     budget: Annotated[str, typer.Option("--budget", help="On a fleet: time to measure each node for.")] = "3 s",
+    force: Force = False,
+    ungated: Ungated = False,
     as_json: AsJson = False,
 ) -> None:
     """Serve an ONNX model over the Open Inference Protocol.
@@ -66,12 +69,22 @@ def command(
     Example:
       edgewise serve model.onnx --connect tls/127.0.0.1:7447 --identity nodes/operator
     """
-    from edgewise.cli.fleet_plan import FleetPlanRequest, fleet_only, serve_on_fleet
+    from edgewise.cli.fleet_plan import FleetPlanRequest, serve_on_fleet
     from edgewise.models.graph.graph import Graph
 
-    fleet_only(connect, identity=identity, policy=policy, data=data)
+    fleet_only(connect, identity=identity, policy=policy, data=data, force=force, ungated=ungated)
     if connect:
-        request = FleetPlanRequest(connect, identity, policy, data, budget=budget, deploy=True, model=name or onnx.stem)
+        request = FleetPlanRequest(
+            connect,
+            identity,
+            policy,
+            data,
+            budget=budget,
+            deploy=True,
+            model=name or onnx.stem,
+            force=force,
+            ungated=ungated,
+        )
         if keep:
             raise InputError("--keep is for a model served on this machine alone; on a fleet a plan says what is kept.")
         graph = Graph.load(onnx, parse_shapes(input_shape), parse_exits(exits))

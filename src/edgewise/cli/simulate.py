@@ -22,6 +22,14 @@ def command(
         bool, typer.Option("--dry-run", help="Print the resolved job and the audit, train nothing.")
     ] = False,
     model: Annotated[Path | None, typer.Option("--out", help="Write the trained model here, as ONNX.")] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", help="Write the trained tensors here, .npz or .safetensors, also where ONNX fails."),
+    ] = None,
+    journal: Annotated[
+        Path | None,
+        typer.Option("--journal", help="Keep here what clients did; after a kill the same command goes on from it."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a training job in virtual time, without processes or network.
@@ -30,35 +38,83 @@ def command(
       edgewise simulate job.toml --set training.rounds=3
     """
     from edgewise.core.config import load_toml
-    from edgewise.core.files import write_atomic
-    from edgewise.models.export import export_template
-    from edgewise.models.graph.weights import with_weights
-    from edgewise.models.version import caution_of
+    from edgewise.models.saved_weights import check_weights_path
     from edgewise.simulation.simulate import SimulationOptions, simulate
     from edgewise.training.job import JobFile, check_job
-    from edgewise.training.local import own_patterns
     from edgewise.training.protocols.messages import OutcomeKind
 
     out = Output(as_json)
+    if weights is not None:
+        check_weights_path(weights)
     file = check_job(load_toml(job, JobFile, change or ()))
     task = print_audit(out, file, job.parent)
     if dry_run:
         out.line(f"algorithm {file.algorithm().spec}")
         out.result({"job": file, "algorithm": str(file.algorithm().spec)})
         return
+    files = ModelFiles(out, task, model, weights)
     with out.progress("round", file.training.rounds) as advance:
-        options = SimulationOptions(on_round=lambda record: advance(_words(record)))
+        options = SimulationOptions(on_round=lambda record: advance(_words(record)), journal=journal)
         run = simulate(file, folder=str(job.parent), options=options)
     print_run(out, run.record)
-    if model is not None:
-        template, layout = export_template(task)
-        write_atomic(model, with_weights(template, layout, run.vector))
-        out.line(f"wrote {model}")
-        if caution := caution_of(f"the model in {model}", own_patterns(file.algorithm().exchanges[-1].local)):
-            out.line(f"caution: {caution}")
+    files.write(run.vector, file)
     out.result(run.record)
-    if run.record.outcome.kind is not OutcomeKind.COMPLETED:
+    if files.cause or run.record.outcome.kind is not OutcomeKind.COMPLETED:
         raise typer.Exit(1)
+
+
+class ModelFiles:
+    """What a run leaves behind: an ONNX file, the tensors, or both. An export that fails is told before the first round.
+
+    Attributes:
+        cause: Why no ONNX file is written though one was asked for; "" if it is.
+
+    Args:
+        out: Where to print.
+        task: Of the job.
+        model: ONNX file, or None.
+        weights: File of the tensors, or None; with one, training goes on though the export fails.
+
+    Raises:
+        TaskError: If the model cannot be exported and `weights` is not given.
+    """
+
+    def __init__(self, out: Output, task: Any, model: Path | None, weights: Path | None) -> None:
+        from edgewise.core.errors import TaskError
+        from edgewise.models.export import export_template
+
+        self._out, self._task, self._model, self._weights, self.cause = out, task, model, weights, ""
+        if model is not None:
+            try:
+                self._template = export_template(task)
+            except TaskError as error:
+                if weights is None:
+                    raise
+                self.cause = error.message
+                out.line(f"caution: {model} will not be written: {self.cause}")
+
+    def write(self, vector: Any, job: JobFile) -> None:
+        """Writes the files.
+
+        Args:
+            vector: The model.
+            job: As read.
+        """
+        from edgewise.core.files import write_atomic
+        from edgewise.models.flat import layout_of
+        from edgewise.models.graph.weights import with_weights
+        from edgewise.models.saved_weights import save_weights
+        from edgewise.models.version import caution_of
+        from edgewise.training.local import own_patterns
+
+        if self._weights is not None:
+            save_weights(self._weights, layout_of(self._task.model()), vector)
+            self._out.line(f"wrote {self._weights}")
+        if self._model is not None and not self.cause:
+            write_atomic(self._model, with_weights(*self._template, vector))
+            self._out.line(f"wrote {self._model}")
+            if caution := caution_of(f"the model in {self._model}", own_patterns(job.algorithm().exchanges[-1].local)):
+                self._out.line(f"caution: {caution}")
 
 
 def print_audit(out: Output, file: JobFile, folder: Path) -> Any:
@@ -73,13 +129,16 @@ def print_audit(out: Output, file: JobFile, folder: Path) -> Any:
         The task.
     """
     from edgewise.datasets.audit import audit
+    from edgewise.models.data_check import DataCheck
     from edgewise.models.task import user_code
     from edgewise.training.job import make_task
 
     task = make_task(file.task.file, file.task.settings, folder=folder)
-    with user_code(f"task {task.name!r} gives no data"):
-        targets = {str(client): task.data(client).targets for client in task.clients()}
-    out.line(str(audit(targets)))
+    with user_code(f"task {task.name!r} does not name its clients"):
+        clients = list(task.clients())
+    check = DataCheck(task)
+    held = {str(client): check.data(client) for client in clients}
+    out.line(str(audit({c: h.examples.targets for c, h in held.items()}, notes={c: h.notes for c, h in held.items()})))
     return task
 
 

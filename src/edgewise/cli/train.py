@@ -281,7 +281,7 @@ def print_end(out: Output, status: RunStatus, version: ModelVersion | None) -> N
             if not version.evidence
             else (f"accuracy {last.accuracy:.3f} on held-out data")
         )
-        passed = "no gate: nothing to compare it with" if gate is None else gate.reason
+        passed = f"no gate: {_why_no_gate(version)}" if gate is None else gate.reason
         out.line(f"version {version.number}: {judged}; {passed}")
     caution = "" if version is None else version.caution
     if caution:
@@ -300,6 +300,12 @@ def print_end(out: Output, status: RunStatus, version: ModelVersion | None) -> N
             downlink_bytes=moved[1],
             caution=caution,
         )
+
+
+def _why_no_gate(version: ModelVersion) -> str:
+    if version.evidence:
+        return f"it is the first of {version.task!r}"
+    return f"no held-out data compares it with another; in place of one that serves {version.task!r} it needs --ungated"
 
 
 def _fields(done: RoundRecord) -> dict[str, Any]:

@@ -22,11 +22,13 @@ Vector = NDArray[np.float32]
 class SlotKind(StrEnum):
     """What a tensor is to training.
 
-    A PARAMETER has a gradient; an ADAPTER is a parameter that was added to a model to be trained in its place; a BUFFER is
-    what the forward pass writes itself (running statistics of batch norm): no gradient, averaged plainly over clients.
+    A PARAMETER has a gradient; an ADAPTER is a parameter that was added to a model to be trained in its place; what is FROZEN
+    is a parameter that stays as it was received; a BUFFER is what the forward pass writes itself (running statistics of
+    batch norm): no gradient, averaged plainly over clients.
     """
 
     PARAMETER = "parameter"
+    FROZEN = "frozen"
     BUFFER = "buffer"
     ADAPTER = "adapter"
 
@@ -50,7 +52,7 @@ class Layout(msgspec.Struct, frozen=True, dict=True):
     """Holds names, shapes, dtypes and offsets of a model's tensors, in order.
 
     Attributes:
-        slots: One per tensor; offsets are contiguous. Buffers are last.
+        slots: One per tensor; offsets are contiguous. What is frozen and buffers are last.
     """
 
     slots: tuple[Slot, ...]
@@ -64,7 +66,7 @@ class Layout(msgspec.Struct, frozen=True, dict=True):
 
         Args:
             tensors: Arrays by name, or (name, shape) pairs of float32 tensors.
-            kinds: Of those that are no parameters; buffers must be last.
+            kinds: Of those that are no parameters; what has no gradient must be last.
 
         Returns:
             The layout.
@@ -86,12 +88,12 @@ class Layout(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def num_trained(self) -> int:
-        """Entries of parameters and adapters; those of buffers are behind them."""
-        return sum(slot.size for slot in self.slots if slot.kind is not SlotKind.BUFFER)
+        """Entries of parameters and adapters; those of what is frozen and of buffers are behind them."""
+        return sum(slot.size for slot in self.slots if slot.kind not in (SlotKind.FROZEN, SlotKind.BUFFER))
 
     @property
     def buffers(self) -> tuple[tuple[int, int], ...]:
-        """(offset, size) of the entries of buffers; empty without any."""
+        """(offset, size) of the entries that have no gradient, frozen or buffers; empty without any."""
         return ((self.num_trained, self.size - self.num_trained),) if self.num_trained < self.size else ()
 
     @cached_property

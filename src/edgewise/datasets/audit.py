@@ -22,6 +22,7 @@ class SplitAudit(msgspec.Struct, frozen=True, kw_only=True):
             and the whole's; 0 for identical shares, near 1 for one rare label per client.
         empty_clients: Clients without a single example.
         duplicates: Examples that more than one client holds; -1 if inputs were not given.
+        notes: What was found in a client's data, or done to it, by client.
     """
 
     examples: dict[str, int]
@@ -29,6 +30,7 @@ class SplitAudit(msgspec.Struct, frozen=True, kw_only=True):
     label_skew: float
     empty_clients: tuple[str, ...]
     duplicates: int = -1
+    notes: dict[str, tuple[str, ...]] = {}
 
     @property
     def num_clients(self) -> int:
@@ -65,7 +67,21 @@ class SplitAudit(msgspec.Struct, frozen=True, kw_only=True):
         lines += [f"  {name:{width}}  {self.examples[name]:6d}  {self._labels_text(name)}".rstrip() for name in shown]
         if self.num_clients > len(shown):
             lines.append(f"  … and {self.num_clients - len(shown)} more")
+        lines += [f"note: {text}" for text in self._note_texts()]
         return "\n".join(lines + [f"warning: {text}" for text in self.warnings])
+
+    def _note_texts(self) -> list[str]:
+        """One line for each thing that was noted, with whom it is about."""
+        about: dict[str, list[str]] = {}
+        for name, texts in self.notes.items():
+            for text in texts:
+                about.setdefault(text, []).append(name)
+        every = len(self.examples)
+        return [
+            f"{'every client' if len(names) == every else ', '.join(names[:10])}: {text}"
+            + (f" ({len(names)} clients)" if 10 < len(names) < every else "")
+            for text, names in about.items()
+        ]
 
     def _labels_text(self, client: str) -> str:
         every = sorted({label for counts in self.label_counts.values() for label in counts})
@@ -73,12 +89,17 @@ class SplitAudit(msgspec.Struct, frozen=True, kw_only=True):
         return " ".join(f"{label}:{held.get(label, 0)}" for label in every[:12])
 
 
-def audit(targets: Mapping[str, NDArray[Any]], inputs: Mapping[str, NDArray[Any]] | None = None) -> SplitAudit:
+def audit(
+    targets: Mapping[str, Any],
+    inputs: Mapping[str, Any] | None = None,
+    notes: Mapping[str, tuple[str, ...]] | None = None,
+) -> SplitAudit:
     """Audits a split.
 
     Args:
-        targets: Targets of each client; whole numbers are taken as labels.
+        targets: Targets of each client, an array or a dict of them; whole numbers are taken as labels.
         inputs: Inputs of each client, to look for examples held twice.
+        notes: What was found in a client's data, by client.
 
     Returns:
         The audit; `str()` of it is the table to print.
@@ -88,7 +109,7 @@ def audit(targets: Mapping[str, NDArray[Any]], inputs: Mapping[str, NDArray[Any]
     """
     if not targets:
         raise DataError("a split without clients cannot be audited. Give the targets of at least one client.")
-    plain = {name: np.asarray(values) for name, values in targets.items()}
+    plain = {name: _one(values) for name, values in targets.items()}
     counts = {name: _label_counts(values) for name, values in plain.items()}
     return SplitAudit(
         examples={name: len(values) for name, values in plain.items()},
@@ -96,6 +117,7 @@ def audit(targets: Mapping[str, NDArray[Any]], inputs: Mapping[str, NDArray[Any]
         label_skew=_label_skew(counts),
         empty_clients=tuple(name for name, values in plain.items() if len(values) == 0),
         duplicates=-1 if inputs is None else _duplicates(inputs),
+        notes={name: texts for name, texts in (notes or {}).items() if texts},
     )
 
 
@@ -118,9 +140,18 @@ def _label_skew(counts: Mapping[str, Mapping[int, int]]) -> float:
     return float((distance * totals).sum() / totals.sum())
 
 
-def _duplicates(inputs: Mapping[str, NDArray[Any]]) -> int:
+def _one(values: Any) -> NDArray[Any]:
+    """The array, or of several that without labels: so that their number is known."""
+    if isinstance(values, Mapping):
+        first = np.asarray(next(iter(values.values())))
+        return np.empty((len(first), 0), np.float32)
+    return np.asarray(values)
+
+
+def _duplicates(inputs: Mapping[str, Any]) -> int:
     holders: dict[bytes, set[str]] = {}
     for name, values in inputs.items():
-        for row in np.ascontiguousarray(values):
-            holders.setdefault(bytes(row.tobytes()), set()).add(name)
+        arrays = [np.ascontiguousarray(a) for a in (values.values() if isinstance(values, Mapping) else (values,))]
+        for rows in zip(*arrays, strict=True):
+            holders.setdefault(b"".join(bytes(row.tobytes()) for row in rows), set()).add(name)
     return sum(len(names) > 1 for names in holders.values())

@@ -22,7 +22,7 @@ from edgewise.fleet.messages import BlobRef, Deploy, ProfileAnswer, ProfileOrder
 from edgewise.inference.evidence import CODECS, plan_evidence
 from edgewise.inference.serving_node import device_only_plan
 from edgewise.models.compress.quantise import quantised
-from edgewise.models.export import INPUT
+from edgewise.models.forward import INPUT
 from edgewise.models.graph.graph import Graph
 from edgewise.models.version import ExitEvidence
 from edgewise.planning.baselines import png_bytes

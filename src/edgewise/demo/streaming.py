@@ -14,7 +14,7 @@ from edgewise.core.provenance import RAW, traced
 from edgewise.demo.host_watch import HostWatch
 from edgewise.demo.scenario import TASK, Demo
 from edgewise.inference.session import AnswerSource
-from edgewise.models.export import INPUT
+from edgewise.models.forward import INPUT
 from edgewise.planning.plan import Plan
 from edgewise.service.client import InferenceClient, Reply, open_loop
 from edgewise.service.report import PhaseRow, RequestRow

@@ -22,7 +22,7 @@ from edgewise.demo.scenario import TASK
 from edgewise.fleet.messages import Deploy
 from edgewise.fleet.operator.operator import Operator
 from edgewise.inference.gain import LEAST_PAIRS, MeasuredGain, measured_gain
-from edgewise.models.export import INPUT
+from edgewise.models.forward import INPUT
 from edgewise.planning.costs.cost import CostTable
 from edgewise.planning.costs.predict import repriced
 from edgewise.planning.plan import Plan

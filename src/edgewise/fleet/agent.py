@@ -31,16 +31,19 @@ from edgewise.fleet.messages import (
     NodeInfo,
     Progress,
     StopOrder,
+    TakeOver,
 )
 from edgewise.fleet.node import uplink
 from edgewise.fleet.node.capability import measure_capability
 from edgewise.fleet.node.connect import open_node
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.node.settings import AgentSettings
+from edgewise.fleet.node.sole_process import StateLock, first_of, refuse_second, successor_of, take_place_of
 from edgewise.fleet.serving.serving_role import OpenEndpoint, Serving
 from edgewise.fleet.training.local_worker import LocalWorker
 from edgewise.ledger.resources import read_resources
 from edgewise.security.access import log_refused_links
+from edgewise.transport.frame import Frame
 from edgewise.transport.keys import Keys
 from edgewise.transport.zenoh.session_config import zenoh_id
 from edgewise.transport.zenoh.zenoh_transport import ZenohTransport
@@ -81,6 +84,8 @@ class Agent:
         self._parent_known = asyncio.Event()
         self._moving = asyncio.Lock()
         self._is_renewing = False
+        self._state_lock: StateLock | None = None
+        self.stop_cause = ""
 
     @staticmethod
     async def open(settings: AgentSettings, open_endpoint: OpenEndpoint | None = None) -> Agent:
@@ -92,11 +97,21 @@ class Agent:
 
         Returns:
             The agent, serving.
+
+        Raises:
+            StoreError: If another process uses the state folder.
+            InputError: If another process runs under this name.
         """
         capability = measure_capability(dilation=settings.dilation, active_power_w=settings.active_power_w)
         agent = Agent(settings, capability, open_endpoint)
-        agent.node = await open_node(settings, agent._describe)
+        agent._state_lock = await StateLock.take(Path(settings.state), take_over=settings.take_over)
         try:
+            agent.node = await open_node(settings, agent._describe)
+        except BaseException:
+            agent._state_lock.close()
+            raise
+        try:
+            await agent._be_the_only_one()
             await agent._start()
         except BaseException:
             await agent.close()
@@ -120,12 +135,29 @@ class Agent:
         if self.worker is not None:
             self.worker.close()
         await self.node.close()
+        if self._state_lock is not None:
+            self._state_lock.close()
+
+    async def _be_the_only_one(self) -> None:
+        """Refuses to start beside another process of this name, or takes its place."""
+        first = await first_of(self.node)
+        if first is None:
+            return
+        if not self.settings.take_over:
+            refuse_second(first)
+            return
+        newer = successor_of(first, self.node.generation)
+        if newer != self.node.generation:  # the other machine's clock is ahead
+            await self.node.close()
+            self.node = await open_node(self.settings, self._describe, generation=newer)
+        await take_place_of(first, self.node)
 
     async def _start(self) -> None:
         node, settings = self.node, self.settings
         node.progress = self._progress
         node.route("control", LedgerRequest, self._ledger, Tier.CLOUD)
         node.route("control", StopOrder, self._stop, Tier.CLOUD)
+        node.route("control", TakeOver, self._taken_over)
         self.serving = Serving(node, settings, self._open_endpoint)
         if settings.task:
             self.worker = LocalWorker(
@@ -177,8 +209,11 @@ class Agent:
             task=worker.task_name if worker else "",
             num_examples=worker.num_examples if worker else 0,
             label_counts=worker.label_counts if worker else {},
+            data_notes=worker.notes if worker else (),
             http_port=self.serving.http_port,
             models=self.serving.in_force(),
+            raw_may_reach=self.settings.raw_may_reach,
+            task_code=worker.task_code if worker else "",
         )
 
     async def _labelled(self, wanted: HardExamples) -> Examples | None:
@@ -200,6 +235,14 @@ class Agent:
         )
 
     async def _stop(self, *_: Any) -> Ack:
+        self.stopped.set()
+        return Ack()
+
+    async def _taken_over(self, _: TakeOver, frame: Frame, sender: NodeInfo) -> Ack:
+        if sender.node != self.node.name or frame.generation <= self.node.generation:
+            return Ack(False, f"{self.node.name} is taken over by a newer process of its own certificate only.")
+        self.stop_cause = "another process of this name takes over"
+        log.warning("%s stops: %s", self.node.name, self.stop_cause)
         self.stopped.set()
         return Ack()
 
@@ -325,7 +368,7 @@ async def run_agent(
     finally:
         end_in_time(STOP_S, 0)  # what must be on disk is there before it is acknowledged
         await agent.close()
-        on_event("stopped", node=settings.name)
+        on_event("stopped", node=settings.name, **({"cause": agent.stop_cause} if agent.stop_cause else {}))
 
 
 def _wait_for_end_of_input(loop: asyncio.AbstractEventLoop, stopped: asyncio.Event) -> None:

@@ -16,6 +16,8 @@ from edgewise.core.ids import NodeId, Tier
 from edgewise.fleet.membership.watch import Watch
 from edgewise.fleet.messages import (
     Ack,
+    AdmissionAck,
+    AdmissionRequest,
     BlobRef,
     CancelRun,
     Deploy,
@@ -27,6 +29,7 @@ from edgewise.fleet.messages import (
     ListVersions,
     NodeInfo,
     NodeRow,
+    PutInForce,
     RegisterAck,
     RegisterVersion,
     Rollback,
@@ -40,6 +43,7 @@ from edgewise.fleet.messages import (
 from edgewise.fleet.messages.fleet_events import event_frame, event_of
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.node.settings import AgentSettings
+from edgewise.fleet.serving.deploy_checks import admission_of
 from edgewise.fleet.serving.deployments import Deployments
 from edgewise.fleet.serving.drift_watch import CollectOrder, Confidences, DriftWatch
 from edgewise.fleet.serving.versions import VersionStore, load_holdouts
@@ -98,6 +102,7 @@ class Coordinator:
         node.route("control", ListVersions, self._versions, cloud)
         node.route("control", GraphRequest, self._graph, cloud)
         node.route("control", RegisterVersion, self._register, cloud)
+        node.route("control", AdmissionRequest, self._admission, cloud)
         node.route("control", Deploy, self._deploy, cloud)
         node.route("control", Rollback, self._rollback, cloud)
         node.route("report", Confidences, self._confidences, Tier.DEVICE)
@@ -124,12 +129,18 @@ class Coordinator:
 
     async def _fleet(self, *_: Any) -> FleetAnswer:
         members = self.watch.members.members.values()
-        rows = [NodeRow(m.info, str(m.state), m.cause) for m in members if m.info is not None]
+        rows = [NodeRow(m.info, str(m.state), m.cause or self._unserved(m.node)) for m in members if m.info is not None]
         own = NodeRow(self.node.describe(), "alive")
         rows = [r for r in rows if not _is_operator(r.info)]
         rows.sort(key=lambda r: r.info.node)
         drift = {name: watch.sentence for name, watch in sorted(self.drift.items()) if watch.sentence}
         return FleetAnswer((own, *rows), dict(self.node.refused), drift)
+
+    def _unserved(self, node: NodeId) -> str:
+        """Why an alive node does not serve what is in force as it was planned; "" if it does."""
+        in_force = self.deployments.in_force()
+        refusals = self.deployments.refusals.items()
+        return " ".join(cause for (refusing, model), cause in refusals if refusing == node and model in in_force)
 
     async def _submit(self, request: SubmitRun, _: Frame, sender: NodeInfo) -> RunSubmitted:
         return RunSubmitted(await self.runs.submit(request, sender.node))
@@ -142,8 +153,17 @@ class Coordinator:
         return Ack()
 
     async def _versions(self, *_: Any) -> Versions:
-        in_force = {name: now.deploy.version for name, now in self.deployments.in_force().items()}
-        return Versions(tuple(self.registry.versions()), in_force)
+        now = self.deployments.in_force()
+        versions = tuple(self.registry.versions())
+        lines = [line for model in dict.fromkeys(v.task for v in versions) for line in self.registry.history(model)]
+        lines.sort(key=lambda line: line.time_s)
+        return Versions(
+            versions,
+            {name: of.deploy.version for name, of in now.items()},
+            {name: of.policy for name, of in now.items()},
+            {name: of.deploy.share for name, of in now.items()},
+            tuple(PutInForce(line.task, line.number, line.time_s, line.note) for line in lines),
+        )
 
     async def _graph(self, request: GraphRequest, *_: Any) -> GraphAnswer:
         version = self.versions.get(request.version)
@@ -164,6 +184,13 @@ class Coordinator:
             },
         )
         return RegisterAck(version=version.number)
+
+    async def _admission(self, request: AdmissionRequest, *_: Any) -> AdmissionAck:
+        serves = self.deployments.version_of(self.versions.get(request.version).task)
+        found, gate = await asyncio.to_thread(
+            admission_of, self.versions, request.version, serves, force=request.force, ungated=request.ungated
+        )
+        return AdmissionAck(not found.refusal, found.refusal, serves, gate, found.overridden, found.note)
 
     async def _deploy(self, request: Deploy, *_: Any) -> DeployAck:
         return await self.deployments.deploy(request)

@@ -2,7 +2,7 @@
 
     host = StageHost(NodeId("edge-1"), Tier.EDGE, dilation=2.0)
     await host.prepare(ActivePlan(Revision(1), plan, version=3), graph)
-    registration = await transport.serve_sync(keys.service("edge-1", STAGE), host.hear)
+    registration = await transport.serve_sync(keys.service("edge-1", STAGE), host.handle)
     host.set_targets([Target(NodeId("cloud-1"), transport, keys.service("cloud-1", STAGE))])   # for three tiers
     host.set_targets([...], Site(Tier.EDGE, 1))                                     # the second edge of a pipeline
 
@@ -133,8 +133,8 @@ class StageHost:
         """A node's liveliness token is back."""
         self._peers.returned(node)
 
-    def hear(self, frame: Frame, reply: Reply) -> None:
-        """Takes one stage request; give it to `Transport.serve_sync`.
+    def handle(self, frame: Frame, reply: Reply) -> None:
+        """Handles one stage request; a handler for `Transport.serve_sync`.
 
         Args:
             frame: Of kind `stage_request`.

@@ -9,16 +9,16 @@ import numpy as np
 from edgewise.core.errors import TaskError
 from edgewise.core.layout import Layout, SlotKind, Vector
 from edgewise.core.seeds import Seeds
-from edgewise.models.task import Task
+from edgewise.models.task import Task, user_code
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
 def layout_of(module: nn.Module) -> Layout:
-    """How a module's tensors lie in one vector: parameters in the order of `named_parameters`, then floating buffers.
+    """How a module's tensors lie in one vector: trained parameters, frozen ones, floating buffers, each in the module's order.
 
-    A buffer is what the forward pass writes, as batch norm's running statistics; it travels and is averaged. Left out are
+    Tied parameters are one, under their first name. A frozen parameter is one that does not require a gradient. A buffer is what the forward pass writes, as batch norm's running statistics; it travels and is averaged. Left out are
     integer buffers (`num_batches_tracked`: every client starts it anew) and those that are not in the module's `state_dict`.
 
     Args:
@@ -28,18 +28,36 @@ def layout_of(module: nn.Module) -> Layout:
         The layout; its slot names are the tensors' names.
 
     Raises:
-        TaskError: If a tensor is not float32, or there is no parameter.
+        TaskError: If a tensor is not float32, or there is no parameter that is trained.
     """
-    named, buffers = dict(module.named_parameters()), buffers_of(module)
-    if not named:
-        raise TaskError("the task's model has no parameters, so there is nothing to train. Give it at least one.")
+    named, buffers = parameters_of(module), buffers_of(module)
+    if not any(parameter.requires_grad for parameter in named.values()):
+        raise TaskError(
+            f"the task's model has no parameters{' that require a gradient' * bool(named)}, so there is nothing to train. "
+            "Give it at least one."
+        )
     for what, tensors in (("parameter", named), ("buffer", buffers)):
         for name, tensor in tensors.items():
             if str(tensor.dtype) != "torch.float32":
                 raise TaskError(f"{what} {name!r} is {tensor.dtype}, needed is torch.float32. Call .float() on it.")
-    kinds = {name: SlotKind(getattr(parameter, "kind", SlotKind.PARAMETER)) for name, parameter in named.items()}
+    kinds = {
+        name: SlotKind(getattr(parameter, "kind", SlotKind.PARAMETER)) if parameter.requires_grad else SlotKind.FROZEN
+        for name, parameter in named.items()
+    }
     kinds |= dict.fromkeys(buffers, SlotKind.BUFFER)
     return Layout.of([(name, tuple(tensor.shape)) for name, tensor in (named | buffers).items()], kinds)
+
+
+def parameters_of(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters of a module in the order of its layout: those that are trained, then those that are frozen.
+
+    Args:
+        module: Any.
+
+    Returns:
+        By name; tied ones stand once.
+    """
+    return dict(sorted(module.named_parameters(), key=lambda named: not named[1].requires_grad))
 
 
 def buffers_of(module: nn.Module) -> dict[str, Tensor]:
@@ -67,7 +85,7 @@ def initial_vector(task: Task, seeds: Seeds) -> Vector:
     """
     import torch
 
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), user_code(f"task {task.name!r} makes no model"):
         torch.manual_seed(seeds.at("model").integer() % 2**63)
         module = task.model()
     return vector_of(module)
@@ -82,7 +100,7 @@ def vector_of(module: nn.Module) -> Vector:
     Returns:
         float32[d]; a copy.
     """
-    tensors = dict(module.named_parameters()) | buffers_of(module)
+    tensors = parameters_of(module) | buffers_of(module)
     return layout_of(module).flatten({n: tensor.detach().cpu().numpy() for n, tensor in tensors.items()})
 
 
@@ -103,6 +121,6 @@ def load_vector(module: nn.Module, vector: Vector) -> nn.Module:
 
     tensors = layout_of(module).unflatten(np.array(vector, np.float32))  # a copy: torch wants a writable one
     with torch.no_grad():
-        for name, tensor in (dict(module.named_parameters()) | buffers_of(module)).items():
+        for name, tensor in (parameters_of(module) | buffers_of(module)).items():
             tensor.copy_(torch.from_numpy(tensors[name]))
     return module

@@ -6,44 +6,23 @@ This file imports torch only for type checking, so that a node which serves can 
 from __future__ import annotations
 
 import importlib.util
+import sysconfig
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from edgewise.core.errors import EdgewiseError, TaskError
 from edgewise.core.ids import ClientId
-from edgewise.core.provenance import RAW, traced
+from edgewise.models.examples import Examples
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-@dataclass(frozen=True, slots=True)
-class Examples:
-    """Examples of one client, kept where they are.
-
-    Attributes:
-        inputs: float32[n, *input_shape]; traced as raw data.
-        targets: int64[n] or float32[n, ...].
-    """
-
-    inputs: NDArray[Any]
-    targets: NDArray[Any]
-
-    @staticmethod
-    def of(inputs: Any, targets: Any) -> Examples:
-        """Marks both arrays as raw data of this node."""
-        return Examples(traced(np.ascontiguousarray(inputs), RAW), traced(np.ascontiguousarray(targets), RAW))
-
-    def __len__(self) -> int:
-        return len(self.inputs)
+__all__ = ["Examples", "Task", "load_task", "user_code"]
 
 
 class Task(ABC):
@@ -51,7 +30,9 @@ class Task(ABC):
 
     Attributes:
         name: Names the task in keys, reports and versions.
-        input_shape: Shape of one example, without the batch axis.
+        input_shape: Shape of one example, without the batch axis; where the model takes several inputs, a dict of shapes by
+            the names of forward's arguments.
+        input_dtype: "float32" or "int64", or a dict of them by name; "" finds out what the model takes.
         num_classes: Number of labels of a classification task; 0 otherwise.
         objective: "cross_entropy" if `loss` is the plain mean cross entropy of a single output, which lets
             an engine use its closed-form gradient; "" for anything else.
@@ -59,20 +40,38 @@ class Task(ABC):
     """
 
     name: str = "task"
-    input_shape: tuple[int, ...] = ()
+    input_shape: tuple[int, ...] | Mapping[str, tuple[int, ...]] = ()
+    input_dtype: str | Mapping[str, str] = ""
     num_classes: int = 0
     objective: str = ""
+
+    source: str = ""
+    """File it was loaded from; "" if it was imported."""
 
     def __init__(self, **settings: Any) -> None:
         self.settings = settings
 
     @abstractmethod
     def model(self) -> nn.Module:
-        """A fresh module. Its forward returns one tensor, or a tuple of one logits tensor per exit, first exit first."""
+        """A fresh module.
+
+        Returns:
+            A module whose forward takes the inputs (one tensor, or several by name) and returns one tensor, a tuple of one
+            logits tensor per exit, first exit first, or a dict of tensors; these names are the outputs of the served model.
+            What does not require a gradient stays as it is.
+        """
 
     @abstractmethod
-    def loss(self, outputs: Tensor | tuple[Tensor, ...], targets: Tensor) -> Tensor:
-        """The mean over a batch of a loss of each example; a scalar."""
+    def loss(self, outputs: Any, targets: Any) -> Tensor:
+        """The mean over a batch of a loss of each example.
+
+        Args:
+            outputs: As the model's forward returns them.
+            targets: A tensor, or a dict of tensors where the examples have several targets.
+
+        Returns:
+            A scalar.
+        """
 
     @abstractmethod
     def clients(self) -> Sequence[ClientId]:
@@ -96,21 +95,22 @@ class Task(ABC):
         if found is None or len(found) < 2:
             return None
         half = len(found) // 2
-        first, second = slice(half), slice(half, None)
-        return Examples(found.inputs[first], found.targets[first]), Examples(
-            found.inputs[second], found.targets[second]
-        )
+        return found.take(slice(half)), found.take(slice(half, None))
 
-    def metrics(self, outputs: tuple[NDArray[np.float32], ...], targets: NDArray[Any]) -> Mapping[str, float]:
-        """Numbers that tell how good outputs are; by default the accuracy of each exit.
+    def metrics(self, outputs: Any, targets: Any) -> Mapping[str, float]:
+        """Numbers that tell how good outputs are; by default the accuracy of each exit, where targets are labels.
 
         Args:
-            outputs: Per exit float32[n, num_classes].
-            targets: int64[n].
+            outputs: Per exit float32[n, num_classes], as a tuple; a dict of arrays where forward returns a dict.
+            targets: int64[n], float32[n, ...], or a dict of such arrays.
 
         Returns:
-            `accuracy` of the last exit, and `accuracy_exit_0`, … where there are several.
+            By name; by default `accuracy` of the last exit, `accuracy_exit_0`, … where there are several, and nothing where
+            outputs or targets are named or targets are no labels of an example.
         """
+        labels = not isinstance(targets, Mapping) and targets.ndim == 1 and targets.dtype.kind in "iu"
+        if isinstance(outputs, Mapping) or not labels or outputs[-1].ndim != 2 or outputs[-1].shape[1] < 2:
+            return {}
         scores = [float((o.argmax(-1) == targets).mean()) for o in outputs]
         named = {f"accuracy_exit_{i}": s for i, s in enumerate(scores)} if len(scores) > 1 else {}
         return {"accuracy": scores[-1], **named}
@@ -131,11 +131,27 @@ def user_code(what: str) -> Iterator[None]:
     except EdgewiseError:
         raise
     except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        raise TaskError(
-            f"{what}: {type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno}). "
-            "Fix the task and try again."
-        ) from error
+        raise TaskError(f"{what}: {described(error)}. Fix the task and try again.") from error
+
+
+def described(error: BaseException) -> str:
+    """What a user's own code raised: kind, first line of the text, and the file and line of the user's that it came from."""
+    return f"{type(error).__name__}: {_first_line(error)} ({_place(error)})"
+
+
+def _first_line(error: BaseException) -> str:
+    """What an error says, as one line: torch adds pages."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else "no text"
+
+
+def _place(error: BaseException) -> str:
+    """File and line of the last frame that is neither ours nor a library's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours, libraries = Path(__file__).parents[1], [Path(sysconfig.get_path(n)) for n in ("purelib", "platlib", "stdlib")]
+    own = [f for f in frames if not any(Path(f.filename).is_relative_to(at) for at in (ours, *libraries))]
+    last = (own or list(frames))[-1]
+    return f"{Path(last.filename).name}:{last.lineno}"
 
 
 def load_task(path: str | Path, **settings: Any) -> Task:
@@ -161,8 +177,10 @@ def load_task(path: str | Path, **settings: Any) -> Task:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
+        where = f", line {error.lineno}" if isinstance(error, SyntaxError) else f" ({_place(error)})"
         raise TaskError(
-            f"task file {str(path)!r} does not import: {type(error).__name__}: {error}. Fix it and try again."
+            f"task file {str(path)!r} does not import: {type(error).__name__}: {_first_line(error)}{where}. "
+            "Fix it and try again."
         ) from error
     found = [
         v
@@ -172,4 +190,6 @@ def load_task(path: str | Path, **settings: Any) -> Task:
     if len(found) != 1:
         raise TaskError(f"task file {str(path)!r} has {len(found)} Task classes, needed is exactly one.")
     with user_code(f"the task of {str(path)!r} is not made with settings {settings!r}"):
-        return found[0](**settings)
+        task = found[0](**settings)
+    task.source = str(path)
+    return task

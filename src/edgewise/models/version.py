@@ -47,6 +47,7 @@ class GateResult(msgspec.Struct, frozen=True):
         upper_bound_points: One-sided 95 % bound of the loss of accuracy, in percentage points.
         limit_points: What the bound had to stay within.
         reason: One sentence.
+        reference: Number of the version it was compared with; 0 where it has none.
     """
 
     passed: bool
@@ -56,6 +57,7 @@ class GateResult(msgspec.Struct, frozen=True):
     upper_bound_points: float
     limit_points: float
     reason: str
+    reference: int = 0
 
 
 class ModelVersion(msgspec.Struct, frozen=True):

@@ -6,8 +6,10 @@ run.record.rounds[-1].metrics["accuracy"], run.vector
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from edgewise.core.errors import DataError, InputError
@@ -15,11 +17,13 @@ from edgewise.core.ids import ClientId, NodeId, RoundNumber, RunId, digest_of
 from edgewise.core.layout import Layout, Vector
 from edgewise.core.seeds import Seeds
 from edgewise.core.units import parse_duration
+from edgewise.models.data_check import DataCheck
 from edgewise.models.flat import initial_vector
-from edgewise.models.task import Examples, Task
+from edgewise.models.task import Examples, Task, user_code
 from edgewise.simulation.costs import VirtualCosts, costs_of
+from edgewise.simulation.journal import Journal, JournaledWorkers, journaled
 from edgewise.simulation.record import RunRecord, SimulatedRun
-from edgewise.simulation.virtual_clients import VirtualClients
+from edgewise.simulation.virtual_clients import VirtualClients, Workers
 from edgewise.simulation.virtual_run import Evaluate, Fails, OnRound, VirtualRun, never
 from edgewise.training.algorithm import Candidate, FederatedAlgorithm
 from edgewise.training.job import JobFile, make_task
@@ -42,6 +46,7 @@ class SimulationOptions:
         evaluate_every: Rounds between evaluations on the test data; 0 evaluates the last only.
         test_data: What to evaluate on; None takes the task's own.
         on_round: Called with each closed round.
+        journal: File from which a killed simulation goes on; None keeps none.
     """
 
     engine: str = ""
@@ -49,6 +54,7 @@ class SimulationOptions:
     evaluate_every: int = 1
     test_data: Examples | None = None
     on_round: OnRound | None = None
+    journal: Path | None = None
 
 
 def simulate_rounds(
@@ -86,7 +92,8 @@ def simulate_rounds(
         The record and the final model.
 
     Raises:
-        DataError: If no client holds examples.
+        DataError: If no client holds examples, or a client's cannot be trained on.
+        TaskError: If the task's own code raises, with file and line.
         InputError: If the quorum is larger than any cohort, or a protocol with edges is given none.
         MisfitError: If the protocol does not carry the algorithm.
     """
@@ -94,15 +101,20 @@ def simulate_rounds(
     check_carries(chosen, algorithm)
     if EDGE in chosen.roles and not edge_of:
         raise InputError(f"{chosen.spec} needs to know the edge of each client. Give edge_of, or take synchronous.")
-    named = tuple(clients) or tuple(task.clients())
-    holding = tuple(client for client in named if len(task.data(client)))
+    with user_code(f"task {task.name!r} does not name its clients"):
+        named = tuple(clients) or tuple(task.clients())
+    checked = DataCheck(task)
+    sizes = {client: len(checked.data(client).examples) for client in named}
+    holding = tuple(client for client in named if sizes[client])
     if not holding:
         raise DataError(f"none of the {len(named)} clients of task {task.name!r} holds examples. Check the split.")
-    candidates = [Candidate(client, len(task.data(client))) for client in holding]
-    sample = [task.data(client) for client in cohort_of(algorithm, candidates, RoundNumber(1), seed)]
+    candidates = [Candidate(client, sizes[client]) for client in holding]
+    sample = [checked.data(client).examples for client in cohort_of(algorithm, candidates, RoundNumber(1), seed)]
     model = initial_vector(task, Seeds(seed)) if initial is None else initial
     works = [exchange.local for exchange in algorithm.exchanges]
-    engine = choose_engine(task, works, sample, pinned=options.engine).engine
+    journal = None if options.journal is None else Journal.open(options.journal)
+    pinned = options.engine or ("" if journal is None else journal.engine)
+    engine = choose_engine(task, works, sample, pinned=pinned).engine
     data = vector_to_bytes(model)
     config = RunConfig(
         spec=run_spec(algorithm, chosen, engine.layout, seed),
@@ -112,24 +124,43 @@ def simulate_rounds(
         initial_model=digest_of(data),
         round_deadline_s=round_deadline_s,
     )
+    workers: Workers = VirtualClients(task, algorithm, engine, seed)
+    judge = evaluator(task, rounds, options)
+    if journal is not None:
+        journal.begin(_job_digest(task, config, rounds, protocol, edge_of), engine.name)
+        workers, judge = JournaledWorkers(workers, journal), journaled(judge, journal)
     run = VirtualRun(
         config,
         algorithm,
         chosen,
-        VirtualClients(task, algorithm, engine, seed),
+        workers,
         {config.initial_model: data},
         options.costs,
         dict(edge_of or {}) if EDGE in chosen.roles else {},
         {candidate.client: candidate.num_examples for candidate in candidates},
-        evaluator(task, rounds, options),
+        judge,
         fails,
         options.on_round,
     )
-    vector = run.run()
+    try:
+        vector = run.run()
+    except BaseException:
+        if journal is not None:
+            journal.close(is_done=False)
+        raise
+    if journal is not None:
+        journal.close(is_done=True)
     words, outcome = str(algorithm.spec), run.outcome or _stuck(run)
     return SimulatedRun(
         RunRecord(task.name, words, str(chosen.spec.name), engine.name, seed, tuple(run.records), outcome), vector
     )
+
+
+def _job_digest(task: Task, config: RunConfig, *more: Any) -> str:
+    """Names what the results of a run depend on; the task's data and code are told apart by its source."""
+    source = Path(task.source or getattr(sys.modules.get(type(task).__module__), "__file__", None) or "")
+    code = digest_of(source.read_bytes()) if source.is_file() else ""
+    return digest_of(repr((config, task.name, task.settings, code, *more)).encode())
 
 
 def _stuck(run: VirtualRun) -> Outcome:
@@ -185,9 +216,7 @@ def simulate(
     training = job.training
     task = make_task(job.task.file, job.task.settings, folder=folder) if task is None else task
     given = options or SimulationOptions()
-    used = SimulationOptions(
-        training.engine, costs_of(job.virtual), given.evaluate_every, given.test_data, given.on_round
-    )
+    used = replace(given, engine=training.engine, costs=costs_of(job.virtual))
     protocol = job.protocol()
     return simulate_rounds(
         task,
@@ -260,7 +289,10 @@ def evaluator(task: Task, rounds: int, options: SimulationOptions) -> Evaluate:
     """
     from edgewise.training.local.evaluate import Evaluator
 
-    examples = options.test_data if options.test_data is not None else task.test_data()
+    with user_code(f"task {task.name!r} gives no test data"):
+        examples = options.test_data if options.test_data is not None else task.test_data()
+    if examples is not None:
+        examples = DataCheck(task).check(examples).examples
     judge = Evaluator(task)
 
     def evaluate(number: RoundNumber, vector: Vector) -> dict[str, float]:

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from edgewise.codecs.bundle import Bundle, bundle_from_bytes, bundle_to_bytes, decode_bundle, encode_bundle
+from edgewise.core.errors import DataError, EdgewiseError, TaskError
 from edgewise.core.ids import ClientId
 from edgewise.core.seeds import Seeds
+from edgewise.models.data_check import DataCheck
 from edgewise.models.task import Examples, Task, user_code
 from edgewise.training.algorithm import FederatedAlgorithm
-from edgewise.training.client_update import client_seeds, client_updates, received_bundle
+from edgewise.training.client_update import ClientUpdate, client_seeds, client_updates_or_causes, received_bundle
 from edgewise.training.local.engines.engine import LocalEngine
 from edgewise.training.protocols.letters import WorkOrder
 from edgewise.training.protocols.protocol import Blobs
@@ -27,6 +29,8 @@ class Worked:
         num_examples: Behind it.
         num_steps: Local steps.
         metrics: What was measured.
+        cause: Why the client gives up; "" if it does not.
+        has_diverged: Whether that is since its update is not finite.
     """
 
     update: bytes
@@ -34,6 +38,8 @@ class Worked:
     num_examples: int
     num_steps: int
     metrics: dict[str, float]
+    cause: str = ""
+    has_diverged: bool = False
 
 
 class Workers(Protocol):
@@ -59,11 +65,13 @@ class VirtualClients:
     engine: LocalEngine
     seed: int
     _held: dict[ClientId, Examples] = field(default_factory=dict)
+    _check: DataCheck | None = None
 
     def examples(self, client: ClientId) -> Examples:
         """A client's examples, asked for once."""
         if client not in self._held:
-            self._held[client] = self.task.data(client)
+            self._check = self._check or DataCheck(self.task)
+            self._held[client] = self._check.data(client).examples
         return self._held[client]
 
     def work(self, orders: Sequence[tuple[WorkOrder, bytes]], blobs: Blobs) -> list[Worked]:
@@ -81,19 +89,44 @@ class VirtualClients:
     def _worked(self, orders: Sequence[tuple[WorkOrder, bytes]], blobs: Blobs) -> list[Worked]:
         first = orders[0][0]
         exchange = self.algorithm.exchanges[first.exchange]
-        with user_code(f"{exchange.local.spec} cannot be done by {first.client!r}"):
-            updates = client_updates(
-                exchange,
-                self.engine,
-                received_bundle(first, exchange, blobs, self.engine.layout.size),
-                [kept_from_bytes(kept) for _, kept in orders],
-                [self.examples(order.client) for order, _ in orders],
-                [client_seeds(self.seed, order.round, order.client, order.exchange) for order, _ in orders],
-            )
-        return [
-            Worked(bundle_to_bytes(u.coded), kept_to_bytes(u.kept), u.num_examples, u.num_steps, u.metrics)
-            for u in updates
-        ]
+        try:
+            with user_code(f"{exchange.local.spec} cannot be done by {first.client!r}"):
+                made = client_updates_or_causes(
+                    exchange,
+                    self.engine,
+                    received_bundle(first, exchange, blobs, self.engine.layout.size),
+                    [kept_from_bytes(kept) for _, kept in orders],
+                    [self.examples(order.client) for order, _ in orders],
+                    [client_seeds(self.seed, order.round, order.client, order.exchange) for order, _ in orders],
+                )
+        except (DataError, TaskError):
+            if len(orders) == 1:
+                raise
+            return self._one_by_one(orders, blobs)
+        return [_given_up(u) if isinstance(u, EdgewiseError) else _done(u) for u in made]
+
+    def _one_by_one(self, orders: Sequence[tuple[WorkOrder, bytes]], blobs: Blobs) -> list[Worked]:
+        """Finds whose work it is that cannot be done; the others' counts. Raises where it is everybody's."""
+        found: list[Worked] = []
+        failed: list[EdgewiseError] = []
+        for order in orders:
+            try:
+                found += self._worked([order], blobs)
+            except (DataError, TaskError) as error:
+                failed.append(error)
+                found.append(_given_up(error))
+        if len(failed) == len(orders):
+            raise failed[0]
+        return found
+
+
+def _done(update: ClientUpdate) -> Worked:
+    sent, kept = bundle_to_bytes(update.coded), kept_to_bytes(update.kept)
+    return Worked(sent, kept, update.num_examples, update.num_steps, update.metrics)
+
+
+def _given_up(error: EdgewiseError) -> Worked:
+    return Worked(b"", b"", 0, 0, {}, error.message, bool(error.fields.get("has_diverged")))
 
 
 def kept_to_bytes(kept: Bundle) -> bytes:

@@ -344,19 +344,25 @@ class VirtualRun:
             raise type(error)(f"{len(able)} clients work together: {error.message}") from error
         for (node, work), worked in zip(able, done, strict=True):
             order = work.order
+            if worked.cause:
+                diverged = worked.has_diverged
+                self.feed(node, WorkGivenUp(order.round, order.exchange, worked.cause, has_diverged=diverged))
+                continue
+            made = [BlobName(self.put(data), len(data)) for data in (worked.update, worked.kept) if data]
             event = WorkDone(
                 round=order.round,
-                update=BlobName(self.put(worked.update), len(worked.update)),
+                update=made[0],
                 num_examples=worked.num_examples,
                 exchange=order.exchange,
-                kept=self.put(worked.kept) if worked.kept else None,
+                kept=made[1].digest if worked.kept else None,
                 metrics=worked.metrics,
             )
-            self.agenda.after(
-                self.costs.work_s(order.client, worked.num_steps), self._worked, node, node.generation, event
-            )
+            self.store.sent(made, frozenset())  # no role knows of them before the work is done: they are under way
+            seconds = self.costs.work_s(order.client, worked.num_steps)
+            self.agenda.after(seconds, self._worked, node, node.generation, event, made)
 
-    def _worked(self, node: VirtualNode, generation: Generation, event: WorkDone) -> None:
+    def _worked(self, node: VirtualNode, generation: Generation, event: WorkDone, made: list[BlobName]) -> None:
+        self.store.arrived(made)
         if generation == node.generation:
             self.feed(node, event)
 

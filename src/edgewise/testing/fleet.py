@@ -102,7 +102,7 @@ class LoopbackFleet:
         self._tap = tap
         self._holdout = holdout
         self._authority: Authority | None = None
-        self._epochs: dict[NodeId, Generation] = {}
+        self._generations: dict[NodeId, Generation] = {}
 
     async def __aenter__(self) -> LoopbackFleet:
         """Starts it; everybody knows everybody when this returns."""
@@ -280,7 +280,7 @@ class LoopbackFleet:
         if not folder.exists():
             self._authority.issue(name, tier).write(folder)
         identity, counter = Identity.load(folder), FrameCounter(name)
-        generation = self._epochs[name] = Generation(self._epochs.get(name, 0) + 1)
+        generation = self._generations[name] = Generation(self._generations.get(name, 0) + 1)
         node = Node(
             identity=identity, generation=generation, keys=Keys("loopback"), uplinks=[], policy=DataPolicy(),
             blobs=FolderBlobs(self._state(name) / "blobs"), verifier=identity.verifier(), counter=counter,
@@ -317,8 +317,13 @@ def _info(node: Node, parent: NodeId, **fields: Any) -> NodeInfo:
 
 def _describer(node: Node, parent: NodeId, worker: LocalWorker) -> Any:
     return lambda: _info(
-        node, parent, client=worker.client, task=worker.task_name, num_examples=worker.num_examples
-    )  # fmt: skip
+        node,
+        parent,
+        client=worker.client,
+        task=worker.task_name,
+        task_code=worker.task_code,
+        num_examples=worker.num_examples,
+    )
 
 
 async def _serves_nothing(*_: Any) -> Ack:

@@ -65,6 +65,7 @@ class ServingFleet:
         edges: Sequence[str] = ("edge-1",),
         devices: Mapping[str, str] | None = None,
         holdout: str = "",
+        http_ports: Mapping[str, int] | None = None,
         **settings: Any,
     ) -> None:
         """Says what the fleet is made of; nothing runs yet.
@@ -74,6 +75,7 @@ class ServingFleet:
             edges: Names.
             devices: Edge by device; `device-1` at the first edge if None.
             holdout: As `AgentSettings.holdout`, of the coordinator.
+            http_ports: Port of its inference endpoint that a device tells, by device; nothing listens there.
             **settings: Other fields of every device's `AgentSettings`, e.g. `dilation`.
         """
         self.fabric = LoopbackFabric()
@@ -83,6 +85,7 @@ class ServingFleet:
         self._folder, self._edges = folder, edges
         self._devices = {"device-1": edges[0]} if devices is None else devices
         self._holdout, self._settings = holdout, settings
+        self._http_ports = dict(http_ports or {})
 
     async def __aenter__(self) -> ServingFleet:
         """Starts it; the coordinator knows everybody when this returns."""
@@ -188,7 +191,7 @@ class ServingFleet:
             generation=generation,
             keys=Keys("loopback"),
             uplinks=[],
-            policy=DataPolicy(),
+            policy=DataPolicy(raw=self._grant(name)),
             blobs=FolderBlobs(self._state(name) / "blobs"),
             verifier=identity.verifier(),
             counter=counter,
@@ -209,7 +212,12 @@ class ServingFleet:
             capability=_NO_CORES if serving is None else _CAPABILITY,
             coordinator=node.name == _CLOUD,
             models={} if serving is None else serving.in_force(),
+            raw_may_reach=self._grant(node.name),
+            http_port=self._http_ports.get(node.name, 0),
         )
+
+    def _grant(self, name: NodeId) -> Tier:
+        return Tier(self._settings.get("raw_may_reach", Tier.DEVICE)) if name in self._devices else Tier.DEVICE
 
     def _on_message(self, _: str, frame: Any) -> None:
         self.events.append((frame.kind, msgspec.msgpack.decode(frame.message)))

@@ -106,7 +106,7 @@ class Weigh:
     """How much an update counts: `weight(counted) -> a non-negative real`, e.g. its number of examples.
 
     Attributes:
-        spec: The words that build it.
+        spec: Name and parameters that build it.
         weight: What decides it -> the weight.
         unit: Weights are rounded to multiples of it, so that their sums are exact: 1 where they are whole numbers.
     """
@@ -146,7 +146,7 @@ class Aggregator:
     A fold is changed in place (a large model has room for one): go on with what is returned, and not with it after an error.
 
     Attributes:
-        spec: The words that build it.
+        spec: Name and parameters that build it.
         kind: What it must be given.
         weigh: How much each update counts.
         hides_updates: Single updates cannot be read (masks), so nothing that must read them fits.
@@ -225,7 +225,7 @@ class ServerRule:
     """What the server does with folded sections.
 
     Attributes:
-        spec: The words that build it.
+        spec: Name and parameters that build it.
         init: model float32[d] -> the other sections of its state.
         step: (state, folded, closed) -> the sections that change, `model` among them where it moves.
         sends: Sections of the state that go down.
@@ -263,7 +263,7 @@ class Exchange:
 
     @property
     def spec(self) -> Spec:
-        """The words of all parts."""
+        """The specs of all parts."""
         parts: dict[str, Any] = {"local": self.local.spec, "server": self.server.spec}
         for name, table in (("aggregate", self.aggregate), ("uplink", self.uplink), ("downlink", self.downlink)):
             if table:
@@ -291,7 +291,7 @@ class FederatedAlgorithm:
 
     @property
     def spec(self) -> Spec:
-        """The words of all parts; their digest names the run."""
+        """The specs of all parts; their digest names the run."""
         return Spec("federated", {"select": self.select.spec, "exchanges": tuple(e.spec for e in self.exchanges)})
 
 

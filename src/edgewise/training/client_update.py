@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
+import numpy as np
+
 from edgewise.codecs import state_from_arrays, state_to_arrays
 from edgewise.codecs.bundle import Bundle, CodedBundle, encode_bundle
 from edgewise.codecs.codec import State
-from edgewise.core.errors import InputError
+from edgewise.core.errors import EdgewiseError, InputError
 from edgewise.core.ids import ClientId, RoundNumber
 from edgewise.core.seeds import Seeds
 from edgewise.models.task import Examples
@@ -135,9 +137,55 @@ def client_updates(
     Returns:
         One per client, in order.
     """
+    made = client_updates_or_causes(exchange, engine, received, kept, examples, seeds, progress=progress)
+    for each in made:
+        if isinstance(each, EdgewiseError):
+            raise each
+    return [each for each in made if isinstance(each, ClientUpdate)]
+
+
+def client_updates_or_causes(
+    exchange: Exchange,
+    engine: LocalEngine,
+    received: Bundle | Sequence[Bundle],
+    kept: Sequence[Bundle],
+    examples: Sequence[Examples],
+    seeds: Sequence[Seeds],
+    *,
+    progress: Progress | None = None,
+) -> list[ClientUpdate | EdgewiseError]:
+    """As `client_updates`, but a client whose update cannot be sent, since it diverged, takes none of the others with it.
+
+    Args:
+        exchange: As there.
+        engine: As there.
+        received: As there.
+        kept: As there.
+        examples: As there.
+        seeds: As there.
+        progress: As there.
+
+    Returns:
+        Of each client, in order, the update, or why there is none.
+    """
     places = [place.at("local") for place in seeds]
     results = engine.work_cohort(exchange.local, received, kept, examples, places, progress=progress)
-    return [_coded(exchange, r, before, p) for r, before, p in zip(results, kept, seeds, strict=True)]
+    made: list[ClientUpdate | EdgewiseError] = []
+    for result, before, place in zip(results, kept, seeds, strict=True):
+        try:
+            made.append(_coded(exchange, result, before, place))
+        except InputError as error:
+            made.append(_diverged(result) or error)
+    return made
+
+
+def _diverged(result: LocalResult) -> InputError | None:
+    """The error of a client whose update is not finite, if that is it; its server need not ask again."""
+    for name, array in result.sent.items():
+        if num := int(np.size(array) - np.count_nonzero(np.isfinite(array))):
+            text = f"its update has a {name} with {num:,} of {np.size(array):,} entries not finite"
+            return InputError(f"{text}. The client has diverged: lower its learning rate.", has_diverged=True)
+    return None
 
 
 def _coded(exchange: Exchange, result: LocalResult, kept: Bundle, seeds: Seeds) -> ClientUpdate:

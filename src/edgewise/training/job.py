@@ -1,4 +1,4 @@
-"""The job file: what `edgewise train` and `edgewise simulate` are given. One TOML file, the parts' own words.
+"""The job file: what `edgewise train` and `edgewise simulate` are given. One TOML file, the parts' own parameters.
 
 [task]
 file = "digits"                    # or a Python file with one Task class
@@ -49,7 +49,7 @@ class TrainingTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[training]`.
 
     Attributes:
-        algorithm: The words of the algorithm; a name or a table.
+        algorithm: Spec of the algorithm; a name or a table.
         rounds: Rounds to do.
         clients_per_round: Size of a uniformly drawn cohort; 0 takes everyone or what the algorithm says.
         quorum: Updates a round needs; 0 needs the whole cohort.
@@ -113,10 +113,10 @@ class JobFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             The parts.
 
         Raises:
-            InputError: If a word is unknown.
+            InputError: If a name or a parameter is unknown.
         """
-        words = self.training.algorithm
-        table = Spec.of(words).to_dict() if isinstance(words, str) else dict(words)
+        given = self.training.algorithm
+        table = Spec.of(given).to_dict() if isinstance(given, str) else dict(given)
         if self.training.clients_per_round:
             table = {"select": {"name": "uniform", "cohort_size": self.training.clients_per_round}, **table}
         return make_algorithm(table)
@@ -128,13 +128,13 @@ class JobFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             The value with its roles.
 
         Raises:
-            InputError: If a word is unknown.
+            InputError: If a name or a parameter is unknown.
         """
         return make_protocol(self.training.protocol)
 
 
 def make_task(source: str, settings: Mapping[str, Any], *, folder: str | Path = ".") -> Task:
-    """A task from a job's words.
+    """A task from a job's table.
 
     Args:
         source: A built-in name or a Python file.

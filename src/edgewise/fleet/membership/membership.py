@@ -4,7 +4,7 @@ Joining: the liveliness token is present, the node has not described itself yet;
 is kept. Alive: it has described itself, and its worker progresses. Gone: the token is gone (killed in milliseconds, frozen or cut off
 after the transport's lease; which of them shows when it is back: a new incarnation had ended, the same one had not).
 Suspected: the token is there but the worker has work and its counter stands still, by far longer than it ever did
-before it moved again. A node that comes back with a newer generation is alive again.
+before it moved again, and than it says that this work may take. A node that comes back with a newer generation is alive again.
 """
 
 from __future__ import annotations
@@ -191,7 +191,8 @@ def _observe(state: Membership, node: NodeId, progress: Progress) -> tuple[Membe
         back = known.state is NodeState.SUSPECTED and known.info is not None
         observed = replace(observed, state=NodeState.ALIVE, cause="")
         return _with(state, observed), ((NodeReady(known.info, "its worker hung"),) if back and known.info else ())
-    if stalls >= max(STALL_OBSERVATIONS, STALL_GAPS * gap) and known.state is NodeState.ALIVE:
+    patience = max(STALL_OBSERVATIONS, STALL_GAPS * gap, progress.patience)
+    if stalls >= patience and known.state is NodeState.ALIVE:
         cause = (
             f"{node} answers but its worker hangs: counter {progress.counter} did not move over "
             f"{stalls} answers while it was to {progress.work or 'work'}"

@@ -11,6 +11,7 @@ on `report`; both are signed. Tensors (updates, models small enough) travel besi
 from __future__ import annotations
 
 from edgewise.fleet.messages.message import (
+    BLOB,
     INLINE_BYTES,
     SLOWEST_BYTES_PER_S,
     Ack,
@@ -31,8 +32,11 @@ from edgewise.fleet.messages.node_messages import (
     Progress,
     ProgressRequest,
     StopOrder,
+    TakeOver,
 )
 from edgewise.fleet.messages.serving_messages import (
+    AdmissionAck,
+    AdmissionRequest,
     Deploy,
     DeployAck,
     ExampleCounts,
@@ -49,6 +53,7 @@ from edgewise.fleet.messages.serving_messages import (
     PlanInputs,
     ProfileAnswer,
     ProfileOrder,
+    PutInForce,
     RegisterAck,
     RegisterVersion,
     Rollback,
@@ -73,9 +78,12 @@ from edgewise.fleet.messages.training_messages import (
 )
 
 __all__ = [
+    "BLOB",
     "INLINE_BYTES",
     "SLOWEST_BYTES_PER_S",
     "Ack",
+    "AdmissionAck",
+    "AdmissionRequest",
     "BlobRef",
     "CancelRun",
     "Capability",
@@ -109,6 +117,7 @@ __all__ = [
     "ProfileOrder",
     "Progress",
     "ProgressRequest",
+    "PutInForce",
     "RegisterAck",
     "RegisterVersion",
     "Rollback",
@@ -120,6 +129,7 @@ __all__ = [
     "RunSubmitted",
     "StopOrder",
     "SubmitRun",
+    "TakeOver",
     "UninstallOrder",
     "Versions",
     "WhereIs",

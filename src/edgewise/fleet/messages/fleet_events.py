@@ -89,11 +89,12 @@ class CodecGateEvent(ModelEvent, frozen=True, tag="codec_gate"):
 
 
 class DeployedEvent(ModelEvent, frozen=True, tag="deployed"):
-    """Reports which version and plan are in force now."""
+    """Reports which version and plan are in force now; `overridden` says what an operator overrode for it, "" if nothing."""
 
     version: int
     revision: int
     plan: str
+    overridden: str = ""
 
 
 class NodeUpdatedEvent(ModelEvent, frozen=True, tag="node_updated"):

@@ -36,9 +36,21 @@ class Ack(Message, frozen=True):
     reason: str = ""
 
 
+BLOB = "blob"
+"""Service of every node that gives what it has by digest."""
+
+
 class BlobRef(msgspec.Struct, frozen=True):
-    """A large value by name; whoever announces it serves it on its `blob` service."""
+    """A large value by name; whoever announces it serves it.
+
+    Attributes:
+        digest: Its name.
+        size_bytes: Its size.
+        holder: Node that has it.
+        service: On which of that node's services; a session that shares its name with others has one of its own.
+    """
 
     digest: Digest
     size_bytes: int
     holder: NodeId
+    service: str = BLOB

@@ -62,8 +62,11 @@ class NodeInfo(Message, frozen=True):
         task: Task installed on it.
         num_examples: Examples it holds.
         label_counts: Examples per label, for the data-split audit.
+        data_notes: What was found in its examples, or done to them, for the audit.
         http_port: Port of its inference endpoint; 0 if none.
         models: What it serves, by model.
+        raw_may_reach: Outermost tier that raw data of this node may reach, as its own operator granted.
+        task_code: Digest of the code of its task; "" without a task.
     """
 
     node: NodeId
@@ -77,8 +80,11 @@ class NodeInfo(Message, frozen=True):
     task: str = ""
     num_examples: int = 0
     label_counts: dict[str, int] = msgspec.field(default_factory=dict)
+    data_notes: tuple[str, ...] = ()
     http_port: int = 0
     models: dict[str, InForce] = msgspec.field(default_factory=dict)
+    raw_may_reach: Tier = Tier.DEVICE
+    task_code: str = ""
 
 
 class ProgressRequest(Message, frozen=True):
@@ -92,11 +98,14 @@ class Progress(Message, frozen=True):
         counter: Steps done since start.
         busy: Whether it has work.
         work: What, e.g. `train run-1 round 3`.
+        patience: Answers without a move that this work may take, beyond what the watch gives any: before the first step
+            libraries are imported and engines tried.
     """
 
     counter: int
     busy: bool
     work: str = ""
+    patience: int = 0
 
 
 class LedgerRequest(Message, frozen=True):
@@ -137,6 +146,10 @@ class FleetAnswer(Message, frozen=True):
     nodes: tuple[NodeRow, ...]
     refused: dict[str, int] = msgspec.field(default_factory=dict)
     drift: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+class TakeOver(Message, frozen=True):
+    """Tells a process that another one of the same node, by its certificate and newer, takes its place; it stops."""
 
 
 class StopOrder(Message, frozen=True):

@@ -10,7 +10,7 @@ import msgspec
 
 from edgewise.core.ids import Digest, NodeId, Revision, digest_of
 from edgewise.fleet.messages.message import Ack, BlobRef, Message
-from edgewise.models.version import ExitEvidence, ModelVersion
+from edgewise.models.version import ExitEvidence, GateResult, ModelVersion
 from edgewise.planning.plan import Plan, Site
 from edgewise.planning.policy import Policy
 from edgewise.planning.profile import LinkState, Profile
@@ -133,7 +133,11 @@ class Deploy(Message, frozen=True):
         shares: Of all devices that have it when a stage ends, rising to 1; () makes every device a stage of its own.
         share: The model's weight among those of a node, for computing time and open requests.
         min_requests: Requests a device serves before its stage is evaluated; 0 goes on at once.
-        force: Serve the version although its `caution` says that it lacks its clients' own tensors.
+        force: Serve the version whatever its gate says, and although its `caution` says that it lacks its clients' own
+            tensors; what it overrides is written into the history.
+        ungated: Serve it although nothing says whether it is worse than the one in force.
+        policy: What the operator asked for, to which plans of this model keep until another is given; None leaves the one
+            in force. `inputs.policy` is what is left of it under the grants of the devices.
     """
 
     version: int
@@ -145,6 +149,38 @@ class Deploy(Message, frozen=True):
     shares: tuple[float, ...] = ()
     share: float = 1.0
     force: bool = False
+    ungated: bool = False
+    policy: Policy | None = None
+
+
+class AdmissionRequest(Message, frozen=True):
+    """Asks whether a version may serve in place of the one in force; nothing is changed.
+
+    Attributes:
+        version: Which.
+        force: As `Deploy.force`.
+        ungated: As `Deploy.ungated`.
+    """
+
+    version: int
+    force: bool = False
+    ungated: bool = False
+
+
+class AdmissionAck(Ack, frozen=True):
+    """Answers `AdmissionRequest`; `reason` says why not.
+
+    Attributes:
+        serves: The version of that model in force; 0 for none.
+        gate: The comparison with it; None without.
+        overridden: What spoke against it and is overridden.
+        note: What to know of it.
+    """
+
+    serves: int = 0
+    gate: GateResult | None = None
+    overridden: str = ""
+    note: str = ""
 
 
 class Rollback(Message, frozen=True):
@@ -172,6 +208,8 @@ class DeployAck(Ack, frozen=True):
         revision: Of the plan in force.
         devices: Who serves it.
         codec_gates: What the gates of coded hand-overs said.
+        overridden: What spoke against it and was overridden; it is in the history.
+        note: What to know of it.
     """
 
     model: str = ""
@@ -179,6 +217,8 @@ class DeployAck(Ack, frozen=True):
     revision: int = 0
     devices: tuple[str, ...] = ()
     codec_gates: tuple[str, ...] = ()
+    overridden: str = ""
+    note: str = ""
 
 
 class RollbackAck(Ack, frozen=True):
@@ -203,6 +243,22 @@ class FeedbackAck(Ack, frozen=True):
     taken: int = 0
 
 
+class PutInForce(msgspec.Struct, frozen=True):
+    """One line of the history of what served.
+
+    Attributes:
+        model: Which model.
+        version: What served from then on.
+        time_s: When, seconds since 1970.
+        note: What an operator overrode for it, or from what it was rolled back; "" where there is nothing.
+    """
+
+    model: str
+    version: int
+    time_s: float
+    note: str = ""
+
+
 class ListVersions(Message, frozen=True):
     """Asks the registry."""
 
@@ -213,10 +269,16 @@ class Versions(Message, frozen=True):
     Attributes:
         versions: Of all models, oldest first.
         in_force: Version number by model; without those of which none is.
+        policies: What plans of a model in force keep to, as its operator asked for.
+        shares: Weight of a model in force where a node serves several.
+        history: What came into force, oldest first.
     """
 
     versions: tuple[ModelVersion, ...]
     in_force: dict[str, int]
+    policies: dict[str, Policy] = msgspec.field(default_factory=dict)
+    shares: dict[str, float] = msgspec.field(default_factory=dict)
+    history: tuple[PutInForce, ...] = ()
 
 
 class GraphRequest(Message, frozen=True):

@@ -108,6 +108,7 @@ class SubmitRun(Message, frozen=True, kw_only=True):
         teacher_version: Version whose graph labels the hard examples; 0 for none.
         template: ONNX graph whose initializers are the layout's slots; the operator holds it.
         model: First model, float32[d] little-endian; the operator holds it.
+        task_code: Digest of the operator's code of the task; "" where it has none.
     """
 
     spec: RunSpec
@@ -122,6 +123,7 @@ class SubmitRun(Message, frozen=True, kw_only=True):
     teacher_version: int = 0
     template: BlobRef | None = None
     model: BlobRef | None = None
+    task_code: str = ""
 
 
 class RunSubmitted(Message, frozen=True):

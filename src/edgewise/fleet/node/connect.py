@@ -24,12 +24,15 @@ from edgewise.transport.zenoh.diagnose import Cause, diagnose
 from edgewise.transport.zenoh.zenoh_transport import TlsFiles, ZenohSettings, open_zenoh
 
 
-async def open_node(settings: AgentSettings, describe: Callable[[], NodeInfo]) -> Node:
+async def open_node(
+    settings: AgentSettings, describe: Callable[[], NodeInfo], *, generation: Generation | None = None
+) -> Node:
     """Opens a node's sessions; nothing is served yet.
 
     Args:
         settings: How.
         describe: Makes the node's info.
+        generation: Its incarnation; None takes the time.
 
     Returns:
         The node; call `attach(0)` after its routes are registered.
@@ -44,7 +47,7 @@ async def open_node(settings: AgentSettings, describe: Callable[[], NodeInfo]) -
             f"the certificate in {settings.identity!r} is for {identity.node!r} ({identity.tier}), "
             f"this node is to be {settings.name!r} ({settings.tier}). Use its own certificate, or its own name and tier."
         )
-    generation = Generation(time.time_ns())
+    generation = generation or Generation(time.time_ns())
     counter = FrameCounter(identity.node)
     policy = DataPolicy(raw=settings.raw_may_reach)
     tap = _capture(settings)

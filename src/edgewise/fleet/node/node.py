@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -26,7 +27,7 @@ from edgewise.core.errors import (
 )
 from edgewise.core.ids import Digest, Generation, NodeId, Tier
 from edgewise.core.provenance import Origins
-from edgewise.fleet.messages import InfoRequest, Message, NodeInfo, Progress, kind_of
+from edgewise.fleet.messages import BLOB, InfoRequest, Message, NodeInfo, Progress, kind_of
 from edgewise.ledger.entry import FrameCounter, Purpose
 from edgewise.security.data_policy import DataPolicy, EgressAudit
 from edgewise.security.identity import Identity
@@ -48,6 +49,7 @@ ORDER_TIMEOUT_S = 10.0
 """Longest a node may take to take an order or a report (not to carry it out)."""
 _MOST_REFUSALS = 1000
 """Distinct sentences counted; further ones fall under `…`, so that invented names do not fill the memory."""
+_BLOB_SERVICE = re.compile(rf"{BLOB}(-\d+)?")
 _SIGNED = frozenset((Purpose.CONTROL, Purpose.TRAINING))
 
 
@@ -85,6 +87,7 @@ class Node:
         extra_services: Handlers of services that are not messages, by service.
         sync_services: The same for services that answer on a thread of their own.
         refused: How often what was refused here, by a sentence without numbers.
+        blob_service: Where it gives what it offers, beside `blob`: an operator's own session, of which there may be several.
     """
 
     identity: Identity
@@ -109,6 +112,7 @@ class Node:
     extra_services: dict[str, QueryHandler] = field(default_factory=dict)
     sync_services: dict[str, SyncHandler] = field(default_factory=dict)
     coordinator: NodeId | None = None
+    blob_service: str = BLOB
     audit: EgressAudit = field(init=False)
     _uplink_of: dict[NodeId, int] = field(default_factory=dict)
 
@@ -166,7 +170,8 @@ class Node:
         self._registrations.append(
             await transport.serve(self.keys.service(self.name, "progress"), self._answer_progress)
         )
-        self._registrations.append(await serve_blobs(transport, self.keys.service(self.name, "blob"), self.blobs))
+        for service in sorted({BLOB, self.blob_service}):
+            self._registrations.append(await serve_blobs(transport, self.keys.service(self.name, service), self.blobs))
         if self._token is None:
             token = self.keys.alive(self.identity.tier, self.name, self.generation)
             self._token = await transport.declare_presence(token)
@@ -243,7 +248,9 @@ class Node:
     async def pull(self, ref: Any, *, progress: Callable[[int, int], None] | None = None) -> None:
         """As `fetch`, for what is too large to be read at once: it is in `blobs` when this returns."""
         if not self.blobs.has(ref.digest):
-            key = self.keys.service(ref.holder, "blob")
+            if not _BLOB_SERVICE.fullmatch(ref.service):
+                raise InputError(f"{ref.service!r} is no service that gives blobs. Announce one on {BLOB!r}.")
+            key = self.keys.service(ref.holder, ref.service)
             await fetch_blob(self.transport, key, ref.digest, ref.size_bytes, self.blobs, progress=progress)
 
     async def pull_announced(self, ref: Any, sender: NodeId, what: str, *, most_bytes: int) -> Digest:

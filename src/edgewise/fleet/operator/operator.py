@@ -19,8 +19,11 @@ from edgewise.core.ids import NodeId, RunId, Tier
 from edgewise.core.layout import Vector
 from edgewise.fleet.membership.watch import Watch
 from edgewise.fleet.messages import (
+    BLOB,
     SLOWEST_BYTES_PER_S,
     Ack,
+    AdmissionAck,
+    AdmissionRequest,
     BlobRef,
     CancelRun,
     Capability,
@@ -55,6 +58,7 @@ from edgewise.fleet.messages import (
 from edgewise.fleet.node.connect import open_node
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.node.settings import AgentSettings
+from edgewise.fleet.node.sole_process import first_of, refuse_second
 from edgewise.ledger.entry import Purpose
 from edgewise.security.identity import Identity
 from edgewise.transport.frame import Frame
@@ -241,6 +245,19 @@ class Operator:
         timeout_s = _timeout_s(order.graph.size_bytes) + order.budget_s
         return await self._ask(order, ProfileAnswer, to=node, timeout_s=timeout_s)
 
+    async def admission(self, version: int, *, force: bool = False, ungated: bool = False) -> AdmissionAck:
+        """Whether a version may serve in place of the one in force; nothing is changed.
+
+        Args:
+            version: Which.
+            force: As `Deploy.force`.
+            ungated: As `Deploy.ungated`.
+
+        Returns:
+            The answer, and the comparison behind it.
+        """
+        return await self._ask(AdmissionRequest(version, force, ungated), AdmissionAck)
+
     async def deploy(self, deploy: Deploy) -> DeployAck:
         """Serves a version along plans, device by device; answers when it is done or halted."""
         return await self._ask(deploy, DeployAck, timeout_s=ROLLOUT_TIMEOUT_S)
@@ -274,7 +291,7 @@ class Operator:
 
     def offer(self, data: bytes | memoryview) -> BlobRef:
         """Puts bytes where nodes can pull them from this operator."""
-        return BlobRef(self.node.blobs.put(data), len(data), self.node.name)
+        return BlobRef(self.node.blobs.put(data), len(data), self.node.name, self.node.blob_service)
 
     async def close(self) -> None:
         """Leaves the fleet."""
@@ -348,8 +365,17 @@ async def connect_operator(identity: Path, endpoint: str, state: Path, fleet: st
         name=own.node, tier=own.tier, identity=str(identity), state=str(state), fleet=fleet, connect=(endpoint,)
     )
 
+    blob_service = f"{BLOB}-{time.time_ns()}"  # another session of this name has not what this one offers
+
     async def open_session() -> Node:
         node = await open_node(settings, lambda: _operator_info(node))
+        node.blob_service = blob_service
+        if (other := await first_of(node)) is not None:
+            try:
+                refuse_second(other, operator=True)
+            except InputError:
+                await node.close()
+                raise
         await node.attach(0)
         return node
 

@@ -41,6 +41,8 @@ class RetrainingLoop:
         operator: Connection to the fleet.
         model: Which model.
         settings: How the loop acts.
+        force: Whether a version serves whatever the gate says of it.
+        ungated: Whether one serves that no held-out data can judge.
         labels: Spec of the source of labels; a teacher labels whatever devices hold, `feedback` what a label came for.
         train: Trains from a version; returns the new one, or 0 and why there is none.
         roll_out: Plans a version and puts it in force; raises why not.
@@ -59,9 +61,12 @@ class RetrainingLoop:
         roll_out: Callable[[int], Awaitable[None]],
         on_note: Callable[[TimelineNote], None],
         on_unreachable: Callable[[str], None] = lambda _: None,
+        force: bool = False,
+        ungated: bool = False,
     ) -> None:
         self._operator, self._model = operator, model
         self._settings = settings
+        self._force, self._ungated = force, ungated
         self._has_teacher = not labels.startswith("feedback")
         self._train, self._roll_out = train, roll_out
         self._on_note, self._on_unreachable = on_note, on_unreachable
@@ -167,10 +172,10 @@ class RetrainingLoop:
         return loop.TrainingFailed(cause, self._now())
 
     async def _evaluated(self, candidate: int) -> loop.LoopEvent:
-        gate = next(v.gate for v in (await self._operator.versions()).versions if v.number == candidate)
-        if gate is None:
-            return loop.GateEvaluated(candidate, False, "there is no held-out data to evaluate it on", self._now())
-        return loop.GateEvaluated(candidate, gate.passed, gate.reason, self._now())
+        found = await self._operator.admission(candidate, force=self._force, ungated=self._ungated)
+        passed = found.gate.reason if found.gate is not None else found.note
+        reason = found.reason or (f"serves all the same: {found.overridden}" if found.overridden else passed)
+        return loop.GateEvaluated(candidate, found.accepted, reason, self._now())
 
     async def _rolled_out(self, candidate: int) -> loop.LoopEvent:
         await self._in_force()  # not while nobody is there to do it

@@ -26,6 +26,7 @@ from edgewise.fleet.operator.operator import RunFiles
 from edgewise.lifecycle.labels import label_source
 from edgewise.models.graph.weights import without_weights
 from edgewise.models.task import Task, user_code
+from edgewise.models.task_code import code_digest
 from edgewise.training.algorithm import Candidate
 from edgewise.training.job import JobFile
 from edgewise.training.protocols.letters import RunSpec
@@ -64,7 +65,7 @@ def audit_of(held: Sequence[NodeInfo]) -> SplitAudit:
     Returns:
         The audit.
     """
-    return audit({str(info.client): _targets(info) for info in held})
+    return audit({str(i.client): _targets(i) for i in held}, notes={str(i.client): i.data_notes for i in held})
 
 
 def make_request(
@@ -124,6 +125,7 @@ def make_request(
         clients=tuple(candidate.client for candidate in candidates),
         start_version=start_version,
         teacher_version=teacher_version,
+        task_code=code_digest(task),
     )
     return request, files
 
@@ -157,7 +159,7 @@ def task_request(
     layout, files = run_files(task, seed=None if fields.get("start_version") else seed)
     spec = run_spec(algorithm, layout, protocol=protocol, seed=seed, name=name, hard_examples=hard_examples)
     known: dict[str, Any] = {"task": task.name, "num_rounds": num_rounds, "layout": msgspec.msgpack.encode(layout)}
-    return SubmitRun(spec=spec, **known, **fields), files
+    return SubmitRun(spec=spec, **{"task_code": code_digest(task), **known, **fields}), files
 
 
 def run_files(task: Task, *, seed: int | None) -> tuple[Layout, RunFiles]:

@@ -10,6 +10,7 @@ import msgspec
 from edgewise.core.ids import Revision
 from edgewise.fleet.messages import Deploy
 from edgewise.fleet.serving.rollout_driver import RolloutDriver
+from edgewise.planning.policy import Policy
 
 
 class Deployment(msgspec.Struct, frozen=True):
@@ -19,11 +20,15 @@ class Deployment(msgspec.Struct, frozen=True):
         model: Which model.
         deploy: Version and plans.
         revision: Of the first plan.
+        policy: What its operator asked for; plans of this model keep to it until another is given.
+        overridden: What spoke against the version, where an operator had it served all the same.
     """
 
     model: str
     deploy: Deploy
     revision: Revision
+    policy: Policy = Policy()
+    overridden: str = ""
 
 
 class Withdrawn(msgspec.Struct, frozen=True):

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from edgewise.core.errors import EdgewiseError, InputError
+from edgewise.core.errors import EdgewiseError
 from edgewise.core.ids import Digest, NodeId, Revision, RunId, Tier
 from edgewise.fleet.membership.watch import Watch
 from edgewise.fleet.messages import (
@@ -37,7 +37,9 @@ from edgewise.fleet.messages import (
 from edgewise.fleet.messages.message import Message
 from edgewise.fleet.messages.serving_messages import deployment_digest
 from edgewise.fleet.node.node import Node
+from edgewise.fleet.serving.deploy_checks import check_deployment
 from edgewise.fleet.serving.deployment import Deployment, ModelDeployments, Withdrawn
+from edgewise.fleet.serving.raw_grants import refusal_of
 from edgewise.fleet.serving.rollout_driver import RolloutDriver
 from edgewise.fleet.serving.versions import VersionStore
 from edgewise.fleet.store.events import EventLog
@@ -45,6 +47,7 @@ from edgewise.lifecycle import rollout
 from edgewise.lifecycle.health import HealthLimits
 from edgewise.models.model_choice import choose_model
 from edgewise.planning.plan import Site
+from edgewise.planning.policy import Policy
 
 log = logging.getLogger("edgewise.fleet")
 LOG = RunId("deployments")
@@ -66,6 +69,7 @@ class Deployments:
         host_here: Installs on, and uninstalls from, the coordinator's own stage host.
         on_event: Takes what happens, for the event stream.
         models: By name.
+        refusals: Why a node that is here does not serve a model in force as it was planned, by node and model.
     """
 
     node: Node
@@ -75,6 +79,7 @@ class Deployments:
     host_here: Callable[[InstallOrder | UninstallOrder], Awaitable[Ack]]
     on_event: Callable[[str, dict[str, Any]], None]
     models: dict[str, ModelDeployments] = field(default_factory=dict)
+    refusals: dict[tuple[NodeId, str], str] = field(default_factory=dict)
     _last_revision: int = 0
 
     def replay(self) -> None:
@@ -113,47 +118,39 @@ class Deployments:
 
         Returns:
             Yes with the nodes that serve it, or why not; a rollout that was halted has been taken back everywhere.
+
+        Raises:
+            InputError: If there is no such version, it has no plan, or its share is no number above 0.
         """
         version = self.versions.get(wanted.version)
-        if not wanted.plans:
-            raise InputError("a deployment needs at least one plan. Plan first, e.g. with `edgewise plan`.")
-        if not 0.0 < wanted.share < float("inf"):
-            raise InputError(f"the share of {version.task!r} is {wanted.share}, it must be a number > 0.")
-        if version.gate is not None and not version.gate.passed:
-            return DeployAck(
-                False,
-                f"version {version.number} did not pass its gate: {version.gate.reason}",
-            )
-        if version.caution:
-            if not wanted.force:
-                return DeployAck(False, f"{version.caution} To serve it as it is, deploy it with --force.")
-            log.warning("deployed with --force: %s", version.caution)
-        gates = [await asyncio.to_thread(self.versions.codec_gate, wanted.version, plan) for plan in wanted.plans]
-        for plan, gate in zip(wanted.plans, gates, strict=True):
-            if gate is not None:
-                fields = {"model": version.task, "plan": plan.name, "passed": gate.passed, "reason": gate.reason}
-                self.on_event("codec_gate", fields)
-            if gate is not None and not gate.passed:
-                reason = f"plan {plan.name!r} loses too much where it hands over: {gate.reason}"
-                return DeployAck(False, reason)
         of = self._of(version.task)
-        async with of.busy:
+        async with of.busy:  # what serves must not change between the comparison and the rollout
             before = of.current
-            now = Deployment(version.task, wanted, self._next_revision())
+            infos = [m.info for m in self.watch.members.alive() if m.info is not None]
+            found = await check_deployment(wanted, self.versions, self.version_of(version.task), infos, self.on_event)
+            if found.refusal:
+                return DeployAck(False, found.refusal)
+            overridden = found.admission.overridden
+            policy = wanted.policy or (wanted.inputs.policy if wanted.inputs is not None else None)
+            policy = policy or (before.policy if before is not None else Policy())
+            now = Deployment(version.task, wanted, self._next_revision(), policy, overridden)
             cause = await self._prepare_hosts(now) or await self._roll_out(of, now, before)
             if cause:
                 await (self._withdraw_from_hosts(now.model) if before is None else self._prepare_hosts(before))
                 return DeployAck(False, cause)
             self._record(now)
-            self.versions.promote(wanted.version)
+            self.versions.promote(wanted.version, note=overridden)
+            if overridden:
+                log.warning("version %d of %s serves all the same: %s", version.number, version.task, overridden)
         devices = [str(m.node) for m in self.watch.members.alive(Tier.DEVICE)]
-        reasons = [gate.reason for gate in gates if gate is not None]
         return DeployAck(
             model=version.task,
             version=wanted.version,
             revision=int(now.revision),
             devices=tuple(devices),
-            codec_gates=tuple(reasons),
+            codec_gates=found.codec_gates,
+            overridden=overridden,
+            note=found.admission.note,
         )
 
     async def rollback(self, model: str = "") -> RollbackAck:
@@ -184,7 +181,7 @@ class Deployments:
                     f"there is no former deployment of {name!r} to go back to. Deploy a version with `edgewise plan --deploy`.",
                 )
             taken_back, former = of.history[-1], of.history[-2]
-            restored = Deployment(name, former.deploy, self._next_revision())
+            restored = Deployment(name, former.deploy, self._next_revision(), former.policy, former.overridden)
             if cause := await self._prepare_hosts(restored):
                 return RollbackAck(False, cause)
             await asyncio.gather(*(self._install(m.node, restored) for m in self.watch.members.alive(Tier.DEVICE)))
@@ -196,7 +193,7 @@ class Deployments:
             ):
                 self.events.append(LOG, kind, payload)
             of.history = [*of.history[:-2], restored]
-            self.versions.promote(former.deploy.version)
+            self.versions.promote(former.deploy.version, note=f"rolled back from version {taken_back.deploy.version}")
         numbers = {"from": taken_back.deploy.version, "to": former.deploy.version}
         self.on_event("rolled_back", {"model": name, **numbers})
         return RollbackAck(
@@ -236,10 +233,19 @@ class Deployments:
 
     async def _catch_up(self, info: NodeInfo, name: str) -> None:
         now, there = self._of(name).current, info.models.get(name, InForce(0, Revision(0)))
+        cause = ""
         if now is not None and there.digest != self._digest(now):
-            await self._install(info.node, now)
+            cause = await self._install(info.node, now)
         elif now is None and name in info.models and self._of(name).rollout is None:
             await self._uninstall(info.node, name)
+        cause = f"does not serve {name}: {cause}" if cause else "" if now is None else self._beyond_its_grant(info, now)
+        self.refusals.pop((info.node, name), None)
+        self.refusals |= {(info.node, name): cause} if cause else {}
+
+    def _beyond_its_grant(self, info: NodeInfo, now: Deployment) -> str:
+        """Why a node answers by itself instead of along the plan in force; "" if it does not."""
+        refusal = refusal_of(now.deploy.plans[:1], info.tier, {info.node: info.raw_may_reach})
+        return refusal and f"answers {now.model} by itself: {refusal}"
 
     def _of(self, model: str) -> ModelDeployments:
         return self.models.setdefault(model, ModelDeployments())
@@ -347,7 +353,7 @@ class Deployments:
         self.events.append(LOG, "deployed", msgspec.msgpack.encode(now))
         self._of(now.model).history.append(now)
         fields = {"model": now.model, "version": now.deploy.version, "revision": int(now.revision)}
-        self.on_event("deployed", {**fields, "plan": now.deploy.plans[0].name})
+        self.on_event("deployed", {**fields, "plan": now.deploy.plans[0].name, "overridden": now.overridden})
 
 
 def _stages(deploy: Deploy, devices: Sequence[NodeId]) -> Sequence[Sequence[NodeId]]:

@@ -159,7 +159,13 @@ def alternatives(search: Search, plan: Plan) -> tuple[Plan, ...]:
     return tuple(found.values())
 
 
-def deployment(version: ModelVersion, search: Search, plan: Plan, deadline_s: float | None = None) -> Deploy:
+def deployment(
+    version: ModelVersion,
+    search: Search,
+    plan: Plan,
+    deadline_s: float | None = None,
+    policy: Policy | None = None,
+) -> Deploy:
     """The order that puts a plan in force.
 
     Args:
@@ -167,6 +173,7 @@ def deployment(version: ModelVersion, search: Search, plan: Plan, deadline_s: fl
         search: What the plan was made from; devices weigh its alternatives anew when their link changes.
         plan: The plan.
         deadline_s: Of a request; None takes `DEADLINE_FACTOR` times the predicted 95th percentile.
+        policy: What was asked for, where the search's is narrower by what devices grant; None for the search's.
 
     Returns:
         The order.
@@ -176,7 +183,8 @@ def deployment(version: ModelVersion, search: Search, plan: Plan, deadline_s: fl
         tuple(table.profiles.values()), tuple(table.links), search.policy, tuple(version.evidence), tuple(search.codecs)
     )
     limit_s = max(LEAST_DEADLINE_S, DEADLINE_FACTOR * plan.predicted.latency_p95_s)
-    return Deploy(version.number, alternatives(search, plan), deadline_s or limit_s, inputs)
+    policy = policy or search.policy
+    return Deploy(version.number, alternatives(search, plan), deadline_s or limit_s, inputs, policy=policy)
 
 
 def choose_version(versions: Sequence[ModelVersion], number: int = 0, model: str = "") -> ModelVersion:

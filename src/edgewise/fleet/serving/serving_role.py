@@ -127,7 +127,7 @@ class Serving:
         self.node.route("control", HealthRequest, self._health, Tier.CLOUD)
         if self.host is not None:
             self.node.extra_services[PROBE] = answer_probe
-            self.node.sync_services[STAGE] = self.host.hear
+            self.node.sync_services[STAGE] = self.host.handle
             return
         self.node.route("control", Feedback, self._feedback, Tier.CLOUD)
         self.node.route("control", CollectOrder, self._collect, Tier.CLOUD)

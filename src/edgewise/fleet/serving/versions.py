@@ -126,17 +126,20 @@ class VersionStore:
         return self._holdouts.get(model, self._holdouts.get(""))
 
     def _holdout_for(self, model: str, graph: bytes) -> Holdout | None:
-        """Held-out data to evaluate a graph on; None without, or where those of all models are not of its kind."""
+        return self._found_holdout(model, graph)[0]
+
+    def _found_holdout(self, model: str, graph: bytes) -> tuple[Holdout | None, str]:
+        """Held-out data to evaluate a graph on; None without, or where those of all models are not of its kind, and why."""
         holdout = self.holdout_of(model)
         if holdout is None:
-            return None
+            return None, "there is no held-out data for it"
         text = _misfit(Graph.load(graph), holdout.calibration_x, model)
         if not text:
-            return holdout
+            return holdout, ""
         if model in self._holdouts:
             raise DataError(f"{text} Start the coordinator with others, --holdout {model}=FILE.")
         log.warning("%s It has no evidence and no gate; give it its own with --holdout %s=FILE", text, model)
-        return None
+        return None, text.removesuffix(".")
 
     def get(self, number: int) -> ModelVersion:
         """A version by number.
@@ -173,9 +176,38 @@ class VersionStore:
             return None
         return codec_gate(Graph.load(data), plan, holdout.gate_x, holdout.gate_y)
 
-    def promote(self, number: int) -> None:
-        """Makes a version the current one."""
-        self.registry.promote(number)
+    def promote(self, number: int, *, note: str = "") -> None:
+        """Makes a version the current one; a note says why it is to serve whatever its gate said."""
+        self.registry.promote(number, note=note)
+
+    def comparison(self, number: int, serves: int) -> tuple[GateResult | None, str]:
+        """A version against the one that serves, on the gate's examples; what is found is kept with the version.
+
+        Args:
+            number: Which.
+            serves: The version of its model in force; 0 for none, then what its registration found is told.
+
+        Returns:
+            The comparison and "", or None and why there is none.
+
+        Raises:
+            DataError: If the model's own held-out data do not fit it.
+        """
+        version = self.get(number)
+        if version.gate is not None and version.gate.reference == serves:
+            return version.gate, ""
+        graph = self.graph(number)
+        holdout, missing = self._found_holdout(version.task, graph)
+        if serves in (0, number):
+            return version.gate, "" if version.gate is not None else missing
+        if self.get(serves).graph == version.graph:
+            return _same_model(serves), ""
+        if holdout is None:
+            return None, missing
+        gate, missing = self._gate(graph, serves, version.task, holdout)
+        if gate is not None and all(p.number != number for p in self.registry.history(version.task)):
+            self.registry.set_gate(number, gate)  # of one that served before it stays what it was when it came to serve
+        return gate, missing
 
     def calibration_answers(self, number: int) -> dict[int, tuple[DriftAnswer, ...]]:
         """Confidences and classes on the calibration data by exit, without labels; {} without held-out data."""
@@ -252,20 +284,37 @@ class VersionStore:
         holdout = self._holdout_for(version.task, graph)
         if holdout is not None:
             evidence = plan_evidence(graph, holdout.calibration_x, np.asarray(holdout.calibration_y))
-            gate = self._gate(graph, version.parent, holdout)
+            gate, _ = self._gate(graph, self._reference(version.task), version.task, holdout)
         version = msgspec.structs.replace(version, graph=digest, evidence=evidence, gate=gate)
         return self.registry.add(version)
 
-    def _gate(self, graph: bytes, parent: int, holdout: Holdout) -> GateResult | None:
-        """The candidate against the version it started from; the first version has nothing to be compared with."""
-        if parent == 0:
-            return None
-        targets = np.asarray(holdout.gate_y)
-        candidate, reference = (
-            outputs_of(data, holdout.gate_x)[-1].reshape(len(targets), -1).argmax(-1) == targets
-            for data in (graph, self.graph(parent))
-        )
-        return compare(reference, candidate)
+    def _reference(self, model: str) -> int:
+        """What a candidate is compared with: the version in force, else the newest that might serve; 0 for none."""
+        if (current := self.registry.current(model)) is not None:
+            return current.number
+        might = [v.number for v in self.registry.versions(model) if v.gate is None or v.gate.passed]
+        return max(might, default=0)
+
+    def _gate(self, graph: bytes, serves: int, model: str, holdout: Holdout) -> tuple[GateResult | None, str]:
+        """A candidate against another version; None and why, where there is no other or it cannot be asked the same."""
+        if not serves:
+            return None, "it is the first"
+        reference = self.graph(serves)
+        if misfit := _misfit(Graph.load(reference), holdout.gate_x, model):
+            return None, f"version {serves} cannot be asked about the held-out data: {misfit.removesuffix('.')}"
+        result = compare(_is_right(reference, holdout), _is_right(graph, holdout))
+        return msgspec.structs.replace(result, reference=serves), ""
+
+
+def _is_right(graph: bytes, holdout: Holdout) -> NDArray[np.bool_]:
+    """bool[n], whether a model's end answers each of the gate's examples rightly."""
+    targets = np.asarray(holdout.gate_y)
+    answers = outputs_of(graph, holdout.gate_x)[-1].reshape(len(targets), -1).argmax(-1)
+    return np.asarray(answers == targets)
+
+
+def _same_model(number: int) -> GateResult:
+    return GateResult(True, 0, 0, 0, 0.0, 0.0, f"passed: it is the same model as version {number}.", number)
 
 
 def _misfit(graph: Graph, examples: NDArray[Any], model: str) -> str:

@@ -86,7 +86,7 @@ class Database:
                 yield self._connection
 
     def create(self, tables: MetaData) -> None:
-        """Creates missing tables; closes the file if that fails, so that no lock is left behind."""
+        """Creates missing tables and columns of text; closes the file if that fails, so that no lock is left behind."""
         if self._lock_file is None:
             return
         try:
@@ -98,6 +98,12 @@ class Database:
     def _create(self, tables: MetaData) -> None:
         with self.transaction() as connection:
             tables.create_all(connection)
+            for table in tables.tables.values():
+                there = {row[1] for row in connection.exec_driver_sql(f"PRAGMA table_info({table.name})")}
+                for name in (column.name for column in table.columns if column.name not in there):
+                    connection.exec_driver_sql(
+                        f"ALTER TABLE {table.name} ADD COLUMN {name} VARCHAR NOT NULL DEFAULT ''"
+                    )
 
     def close(self) -> None:
         """Closes the file and releases its lock; idempotent."""

@@ -39,12 +39,14 @@ class Promotion:
         number: The version that serves from here on.
         cause: `promote` or `rollback`.
         time_s: When, seconds since 1970.
+        note: What spoke against it and an operator overrode, or from what it was rolled back; "" where there is nothing.
     """
 
     task: str
     number: int
     cause: str
     time_s: float
+    note: str = ""
 
 
 class Registry:
@@ -140,27 +142,28 @@ class Registry:
         """Records what the gate said of a version."""
         return self.update(msgspec.structs.replace(self.get(number), gate=gate))
 
-    def promote(self, number: int) -> ModelVersion:
+    def promote(self, number: int, *, note: str = "") -> ModelVersion:
         """Makes a version the current one of its task.
 
         Args:
             number: Which.
+            note: Why it is to serve whatever its gate said; kept in the history.
 
         Returns:
             The version.
 
         Raises:
-            GateRefused: If its gate did not pass.
+            GateRefused: If its gate did not pass, and no note says why it is to serve.
             StoreError: If there is none of that number.
         """
         with self._database.transaction() as connection:
             version = _read(connection, number)
-            if version.gate is not None and not version.gate.passed:
+            if version.gate is not None and not version.gate.passed and not note:
                 raise GateRefused(
                     f"version {number} of {version.task!r} did not pass its gate: {version.gate.reason} "
                     "Train on, or keep the current version."
                 )
-            self._record(connection, version.task, number, "promote")
+            self._record(connection, version.task, number, "promote", note)
         return version
 
     def rollback(self, task: str) -> ModelVersion:
@@ -197,8 +200,8 @@ class Registry:
         """Closes the file; idempotent."""
         self._database.close()
 
-    def _record(self, connection: Connection, task: str, number: int, cause: str) -> None:
-        row = {"task": task, "number": number, "cause": cause, "time_s": self._now()}
+    def _record(self, connection: Connection, task: str, number: int, cause: str, note: str = "") -> None:
+        row = {"task": task, "number": number, "cause": cause, "time_s": self._now(), "note": note}
         connection.execute(_table("promotions").insert(), row)
 
 
@@ -220,7 +223,7 @@ def _history(connection: Connection, task: str) -> tuple[Promotion, ...]:
 
     t = _table("promotions")
     rows = connection.execute(select(t).where(t.c.task == task).order_by(t.c.place)).all()
-    return tuple(Promotion(row.task, row.number, row.cause, row.time_s) for row in rows)
+    return tuple(Promotion(row.task, row.number, row.cause, row.time_s, row.note) for row in rows)
 
 
 def _stack(history: tuple[Promotion, ...]) -> list[int]:
@@ -258,5 +261,6 @@ def _tables() -> MetaData:
         Column("number", Integer, nullable=False),
         Column("cause", String, nullable=False),
         Column("time_s", Float, nullable=False),
+        Column("note", String, nullable=False, server_default=""),
     )
     return tables

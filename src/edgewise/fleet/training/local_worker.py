@@ -26,7 +26,9 @@ from edgewise.fleet.node.delivery import deliver
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.training.role_driver import RoleDriver
 from edgewise.fleet.training.run_blobs import MappedBlobs
-from edgewise.models.task import Examples, Task, load_task, user_code
+from edgewise.models.examples import concatenated
+from edgewise.models.task import Examples, Task, described, load_task
+from edgewise.models.task_code import TASK_CODE, code_digest, difference
 from edgewise.training.protocols.client_role import is_long
 from edgewise.training.protocols.letters import BlobName
 from edgewise.training.protocols.messages import Work, WorkDone, WorkGivenUp
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("edgewise.fleet")
 CAUSE_CHARS = 2000
 """Of what a task raised: so much of it is told."""
+PREPARING_ANSWERS = 600
+"""Times, asked once a second, that a counter may stand still before its first step: torch takes a minute on a small board."""
 HARD_COPIES = 2
 """How often a labelled hard example stands beside each of the client's own."""
 
@@ -48,11 +52,19 @@ class _Replaced(Exception):
 
 @dataclass(slots=True)
 class WorkCounter:
-    """What the worker thread did, read by the I/O side; only the thread writes `counter`."""
+    """What the worker thread did, read by the I/O side; only the thread writes `counter`.
+
+    Attributes:
+        counter: Steps done.
+        work: What it does; "" for nothing.
+        seconds: Spent on it so far.
+        is_preparing: Whether its first step is not done yet: torch is imported, engines are tried.
+    """
 
     counter: int = 0
     work: str = ""
     seconds: float = 0.0
+    is_preparing: bool = False
 
 
 @dataclass(slots=True)
@@ -81,6 +93,7 @@ class LocalWorker:
         client: Whose data it holds.
         engine_name: Local engine; "" to choose by timing.
         labelled: Gives the labelled hard examples of a run, or None.
+        notes: What was found in its data, or done to it.
         private: What the client keeps between rounds; unlike the node's blobs it is given to nobody.
     """
 
@@ -91,12 +104,14 @@ class LocalWorker:
     engine_name: str = ""
     labelled: Callable[[HardExamples], Awaitable[Examples | None]] | None = None
     private: FolderBlobs = field(init=False)
+    notes: tuple[str, ...] = ()
     counted: WorkCounter = field(default_factory=WorkCounter)
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "edgewise-train"))
     _task: Task | None = None
     _engine_of: dict[str, Any] = field(default_factory=dict)
     _engines: dict[tuple[Digest, ...], Any] = field(default_factory=dict)
     _examples: Examples | None = None
+    _code: str = ""
     _jobs: dict[str, _Job] = field(default_factory=dict)
     _more: dict[str, Examples | None] = field(default_factory=dict)
 
@@ -117,9 +132,14 @@ class LocalWorker:
         return self._task.name if self._task is not None else ""
 
     @property
+    def task_code(self) -> str:
+        """Digest of the task's code; "" before `load`."""
+        return self._code
+
+    @property
     def label_counts(self) -> dict[str, int]:
         """Examples per label, for the audit; counts, no examples."""
-        if self._examples is None or self._examples.targets.ndim != 1:
+        if self._examples is None or getattr(self._examples.targets, "ndim", 0) != 1:
             return {}
         labels, counts = np.unique(np.asarray(self._examples.targets), return_counts=True)
         return {str(label): int(count) for label, count in zip(labels, counts, strict=True)}
@@ -140,7 +160,9 @@ class LocalWorker:
 
     def progress(self) -> Progress:
         """The worker thread's counter."""
-        return Progress(self.counted.counter, bool(self.counted.work), self.counted.work)
+        counted = self.counted
+        patience = PREPARING_ANSWERS if counted.is_preparing else 0
+        return Progress(counted.counter, bool(counted.work), counted.work, patience)
 
     def begin(self, driver: RoleDriver, work: Work) -> None:
         """Begins an order's work; what is being done for that run ends.
@@ -189,7 +211,8 @@ class LocalWorker:
             return
         except Exception as error:  # the task is the user's code; whatever it raises has a server waiting for it
             cause, has_lost = self._cause(driver, work, error), isinstance(error, KeptLost)
-            await driver.dispatch(WorkGivenUp(order.round, order.exchange, cause, has_lost))
+            diverged = isinstance(error, EdgewiseError) and bool(error.fields.get("has_diverged"))
+            await driver.dispatch(WorkGivenUp(order.round, order.exchange, cause, has_lost, diverged))
             return
         await driver.dispatch(
             WorkDone(
@@ -204,9 +227,7 @@ class LocalWorker:
 
     def _cause(self, driver: RoleDriver, work: Work, error: Exception) -> str:
         known = isinstance(error, EdgewiseError)
-        cause = (
-            error.message if isinstance(error, EdgewiseError) else f"its task raised {type(error).__name__}: {error}"
-        )
+        cause = error.message if isinstance(error, EdgewiseError) else f"its task raised {described(error)}"
         what = f"round {work.order.round} of {driver.run}"
         log.error("%s cannot do %s: %s", self.node.name, what, cause, exc_info=None if known else error)
         return cause if len(cause) <= CAUSE_CHARS else f"{cause[:CAUSE_CHARS]}…"
@@ -230,8 +251,13 @@ class LocalWorker:
             self._task = DigitsTask(**settings)
         else:
             self._task = load_task(self.task_source, **settings)
-        with user_code(f"task {self._task.name!r} gives no data of client {self.client!r}"):
-            self._examples = self._task.data(self.client)
+        self._code = code_digest(self._task)
+        from edgewise.models.data_check import DataCheck
+
+        checked = DataCheck(self._task).data(self.client)
+        self._examples, self.notes = checked.examples, checked.notes
+        for note in checked.notes:
+            log.warning("data of client %s: %s", self.client, note)
         from edgewise.training.local import make_engine  # imports torch now, not in the first round
 
         self._engines.clear()
@@ -245,6 +271,7 @@ class LocalWorker:
         """On the worker thread: trains, and stores what came of it."""
         if job.is_replaced:
             raise _Replaced
+        self.counted.is_preparing = driver.log not in self._engine_of
         self.counted.work = f"train {driver.run} round {work.order.round}"
         try:
             start = time.perf_counter()
@@ -254,7 +281,7 @@ class LocalWorker:
             seconds = time.perf_counter() - start
             self.counted.seconds += seconds
         finally:
-            self.counted.work = ""
+            self.counted.work, self.counted.is_preparing = "", False
         sent, keeps = bundle_to_bytes(update.coded), _bytes_of(update.kept) if update.kept else b""
         job.digests = (digest_of(sent), digest_of(keeps)) if keeps else (digest_of(sent),)
         driver.incoming.add(*job.digests)
@@ -269,6 +296,9 @@ class LocalWorker:
         assert self._examples is not None
         examples, order = joined(self._examples, self._more.get(driver.log)), work.order
         exchange = driver.algorithm.exchanges[order.exchange]
+        code = order.spec.extra.get(TASK_CODE, self._code)
+        if cause := difference(self._task.name, code, {self.node.name: self._code}):
+            raise TaskError(cause)  # before its first round: it joined a run that had begun
         if driver.log not in self._engine_of:
             self._choose_engine(driver, examples)
         engine = self._engine_of[driver.log]
@@ -281,6 +311,7 @@ class LocalWorker:
 
         def stepped(_: int) -> None:
             self.counted.counter += 1
+            self.counted.is_preparing = False
             if job.is_replaced:
                 raise _Replaced
 
@@ -330,5 +361,5 @@ def joined(held: Examples, more: Examples | None) -> Examples:
     """
     if more is None or not len(more):
         return held
-    inputs = np.concatenate([held.inputs, *[more.inputs] * HARD_COPIES])
-    return Examples(inputs, np.concatenate([held.targets, *[more.targets] * HARD_COPIES]))
+    parts = [held, *[more] * HARD_COPIES]
+    return Examples(concatenated([p.inputs for p in parts]), concatenated([p.targets for p in parts]))

@@ -1,4 +1,4 @@
-"""Who is here and who is not, as runs must hear it: also after a restart, when nobody saw them come or go."""
+"""Reports to runs who is here and who is not, also after a restart, when nobody saw them come or go."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ class Presence:
         return {member.node: member.generation for member in self._watch.members.alive(Tier.EDGE)}
 
     def nodes(self) -> dict[ClientId, NodeId]:
-        """Where each client is or was; one that is coming back is found when it has told who it is."""
+        """Where each client is or was; one that is coming back is found once its description is here."""
         if self._looked_at is not self._watch.members:  # the view is a value, made anew by every change
             self._looked_at = self._watch.members
-            told = [m for m in self._watch.members.members.values() if m.state is not NodeState.JOINING]
-            self._nodes = {m.info.client: m.node for m in told if m.info is not None and m.info.client}
+            known = [m for m in self._watch.members.members.values() if m.state is not NodeState.JOINING]
+            self._nodes = {m.info.client: m.node for m in known if m.info is not None and m.info.client}
         return self._nodes
 
     def is_there(self, node: NodeId) -> bool:
-        """Whether a node has told who it is and is not gone; one whose worker hangs is there."""
+        """Whether a node has described itself and is not gone; one whose worker hangs is there."""
         member = self._watch.members.members.get(node)
         return member is not None and member.state not in (NodeState.JOINING, NodeState.GONE)
 

@@ -37,6 +37,7 @@ from edgewise.fleet.training.live_run import LiveRun, Registered, RoundClosed, S
 from edgewise.fleet.training.local_worker import LocalWorker
 from edgewise.fleet.training.role_driver import RoleDriver
 from edgewise.fleet.training.run_roles import RunRoles
+from edgewise.models.task_code import TASK_CODE, difference
 from edgewise.training.algorithm import Candidate
 from edgewise.training.algorithms import make_algorithm
 from edgewise.training.local import own_patterns
@@ -95,7 +96,7 @@ class Runs:
             Its id.
 
         Raises:
-            InputError: If spec, layout or model do not fit, or nobody holds data of the task.
+            InputError: If spec, layout or model do not fit, nobody holds data of the task, or its code differs somewhere.
             MisfitError: If the protocol does not carry the algorithm.
         """
         from edgewise.training.algorithms import make_algorithm
@@ -110,6 +111,9 @@ class Runs:
             raise InputError(
                 f"no node of the fleet holds data of task {request.task!r}. Start devices with --task, see `edgewise nodes`."
             )
+        there = {held[c].node: held[c].task_code for c in clients if c in held}
+        if cause := difference(request.task, request.task_code, there):
+            raise InputError(cause)
         start, size_bytes = self._start_of(request)
         if size_bytes != 4 * layout.size:
             raise InputError(
@@ -128,6 +132,7 @@ class Runs:
             protocol=protocol.spec.to_dict(),
             layout=layout.digest,
             num_entries=layout.size,
+            extra={**request.spec.extra, TASK_CODE: request.task_code} if request.task_code else request.spec.extra,
             buffers=()
             if layout.num_trained == layout.size
             else ((layout.num_trained, layout.size - layout.num_trained),),

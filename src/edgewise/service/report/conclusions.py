@@ -109,7 +109,7 @@ def _collaborates(report: Report) -> Answer | None:
         best = {True: ", the measured best", False: ", which was not the measured best", None: ""}[
             answer.is_measured_best
         ]
-        sentences.append(f"Asked under \"{answer.question}\": {answer.plan}{best}.")
+        sentences.append(f'Asked under "{answer.question}": {answer.plan}{best}.')
     measured = [answer.is_measured_best for answer in report.answers if answer.is_measured_best is not None]
     return verdict, " ".join(sentences), all(measured) if measured else None
 

@@ -76,11 +76,11 @@ WEIGHTS: dict[str, Callable[..., Weigh]] = {
 }
 
 
-def make_weigh(words: Weigh | Spec | str) -> Weigh:
-    """Builds a weight from its words; one that is built already stays as it is."""
-    if isinstance(words, Weigh):
-        return words
-    return build("weigh", WEIGHTS, Spec.parse(words) if isinstance(words, str) else words)
+def make_weigh(spec: Weigh | Spec | str) -> Weigh:
+    """Builds a weight from its spec; one that is built already stays as it is."""
+    if isinstance(spec, Weigh):
+        return spec
+    return build("weigh", WEIGHTS, Spec.parse(spec) if isinstance(spec, str) else spec)
 
 
 def num_lows_of(weigh: Weigh) -> int:

@@ -105,5 +105,5 @@ def weighted_mean(
     made = make_weigh(weigh)
     given = {"weigh": made.spec, "divisor": divisor, "disk_entries": disk_entries}
     plain = {"weigh": Spec("examples"), "divisor": SAMPLED, "disk_entries": None}
-    words = {name: value for name, value in given.items() if value != plain[name]}
-    return WeightedMean(Spec("weighted_mean", words), made, divisor, disk_entries)
+    params = {name: value for name, value in given.items() if value != plain[name]}
+    return WeightedMean(Spec("weighted_mean", params), made, divisor, disk_entries)

@@ -1,4 +1,4 @@
-"""Published algorithms, one file each, as compositions of parts. `make_algorithm` builds one from a job's words."""
+"""Published algorithms, one file each, as compositions of parts. `make_algorithm` builds one from a job's spec."""
 
 from __future__ import annotations
 
@@ -106,13 +106,13 @@ _BRINGS = {
 _BY_SECTION = frozenset(["aggregate", "uplink", "downlink"])
 
 
-def make_algorithm(words: Any) -> FederatedAlgorithm:
-    """Builds an algorithm from the words of a TOML table, of a spec, or of `FederatedAlgorithm.spec`.
+def make_algorithm(given: Any) -> FederatedAlgorithm:
+    """Builds an algorithm from its spec: a table of a TOML file, a `Spec`, or `FederatedAlgorithm.spec`.
 
     Args:
-        words: e.g. `{"name": "fed_prox", "mu": 0.01, "uplink": {"name": "int8"}, "local": {"name": "sgd",
+        given: e.g. `{"name": "fed_prox", "mu": 0.01, "uplink": {"name": "int8"}, "local": {"name": "sgd",
             "learning_rate": 0.1, "epochs": 2}}`. The slots select, local, uplink, downlink, aggregate and server take a
-            part's words, uplink, downlink and aggregate also a table of them by section: `{"model": "int8"}`.
+            part's spec, uplink, downlink and aggregate also a table of them by section: `{"model": "int8"}`.
             Everything else goes to the algorithm.
 
     Returns:
@@ -125,17 +125,17 @@ def make_algorithm(words: Any) -> FederatedAlgorithm:
         >>> make_algorithm({"name": "fed_prox", "mu": 0.5, "uplink": "int8"}).exchanges[0].uplink
         {'model': int8(rounding='nearest')}
     """
-    if isinstance(words, FederatedAlgorithm):
-        return words
-    spec = Spec.of(words)
+    if isinstance(given, FederatedAlgorithm):
+        return given
+    spec = Spec.of(given)
     if spec.name in ALGORITHMS:
-        _check_words(spec)
+        _check_parameters(spec)
     params = {name: _built(name, value) for name, value in spec.params.items()}
     return build("algorithms", ALGORITHMS, Spec(spec.name, params))
 
 
-def _check_words(spec: Spec) -> None:
-    """Says which word is wrong before a builder in the middle of a chain of `**settings` does."""
+def _check_parameters(spec: Spec) -> None:
+    """Refuses a parameter that is unknown or missing before a builder in the middle of a chain of `**settings` does."""
     parameters = inspect.signature(ALGORITHMS[spec.name]).parameters
     accepted = set(parameters)
     if "settings" in accepted:
@@ -144,7 +144,7 @@ def _check_words(spec: Spec) -> None:
         if name not in accepted and spec.name == "federated" and name in _SLOTS:
             raise InputError(
                 f"federated takes no {name!r}: since 0.2.0 a round is one or more 'exchanges', each with its own parts. "
-                'For one exchange write name = "fed_avg" with the same words.'
+                'For one exchange write name = "fed_avg" with the same parts.'
             )
         if name not in accepted:
             raise InputError(f"{spec.name} takes no {name!r}.{nearest(name, accepted)}")
@@ -155,33 +155,33 @@ def _check_words(spec: Spec) -> None:
         raise InputError(f"{spec.name} needs {missing}, they are not given. Its docstring says what they are.")
 
 
-def _built(slot: str, words: Any) -> Any:
-    """What an algorithm's builder is given for a word."""
+def _built(slot: str, given: Any) -> Any:
+    """What an algorithm's builder is given for a parameter."""
     if slot == "exchanges":
-        return tuple(_exchange(part) for part in words)
+        return tuple(_exchange(part) for part in given)
     if slot not in _SLOTS:
-        return words
-    if slot in _BY_SECTION and isinstance(words, Mapping) and "name" not in words:
-        return {section: _part(slot, part) for section, part in words.items()}
-    return _part(slot, words)
+        return given
+    if slot in _BY_SECTION and isinstance(given, Mapping) and "name" not in given:
+        return {section: _part(slot, part) for section, part in given.items()}
+    return _part(slot, given)
 
 
-def _exchange(words: Any) -> Exchange:
-    if isinstance(words, Exchange):
-        return words
-    params = {name: _built(name, value) for name, value in Spec.of(words).params.items()}
+def _exchange(given: Any) -> Exchange:
+    if isinstance(given, Exchange):
+        return given
+    params = {name: _built(name, value) for name, value in Spec.of(given).params.items()}
     for name in params:
         if name not in inspect.signature(one_exchange).parameters:
             raise InputError(f"an exchange takes no {name!r}.{nearest(name, _SLOTS)}")
     return one_exchange(**params)
 
 
-def _part(slot: str, words: Any) -> Any:
+def _part(slot: str, given: Any) -> Any:
     kind, registry, part_type = _SLOTS[slot]
     try:
-        made = words if isinstance(words, part_type) else build(kind, registry, words)
+        made = given if isinstance(given, part_type) else build(kind, registry, given)
     except InputError as error:
         raise InputError(f"{slot}: {error.message}") from error
     if not isinstance(made, part_type):
-        raise InputError(f"{slot}: {words!s} does not build a {part_type.__name__}.")
+        raise InputError(f"{slot}: {given!s} does not build a {part_type.__name__}.")
     return made

@@ -59,9 +59,9 @@ def two_point(learning_rate: float = 0.01, mu: float = 1e-3, seed: int = 0) -> R
     def finish(weights: Array, carry: Arrays, num_steps: Array) -> tuple[Arrays, Arrays]:
         return carry, {MODEL: weights}
 
-    words = {"learning_rate": learning_rate, "mu": mu, "seed": seed}
+    params = {"learning_rate": learning_rate, "mu": mu, "seed": seed}
     return Rule(
-        Spec("two_point", words), init, lambda slope, weights, carry: (weights, carry), finish,
+        Spec("two_point", params), init, lambda slope, weights, carry: (weights, carry), finish,
         (_SLOPES,), (Section(_SLOPE, shape=(1,)),), (MODEL,), frozenset((LOSS,)),
     )  # fmt: skip
 

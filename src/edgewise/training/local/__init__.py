@@ -4,19 +4,23 @@
     result = engine.work_one(sgd(0.1), {"model": vector}, {}, task.data(client), seeds)
     result.sent["model"], result.kept, result.loss
 
-A rule is a file of its own, e.g. `descent.py`; directions of a step are in `directions.py`. `evaluate.py` runs a flat vector
+A rule is a file of its own, e.g. `descent.py`; momentum and Adam are in `optimisers.py`, what scales their rate in
+`schedules.py`, directions of a step in `directions.py`. `evaluate.py` runs a flat vector
 on examples. Engines import torch; this package itself does not.
 """
 
+from edgewise.training.local.accumulated import accumulated
 from edgewise.training.local.descent import descent
 from edgewise.training.local.directions import DIRECTIONS, StepDirection, clipped, gradient, proximal
 from edgewise.training.local.engines.choice import ENGINES, EngineChoice, choose_engine, make_engine
 from edgewise.training.local.engines.engine import LocalEngine, LocalResult, Progress
 from edgewise.training.local.local_loop import descend
 from edgewise.training.local.only import only
+from edgewise.training.local.optimisers import adam_step, momentum_step
 from edgewise.training.local.personal import own_patterns, personal
 from edgewise.training.local.rule import GRADIENT, HVP, LOSS, OUTPUTS, LocalWork, Loop, Oracle, Rule
-from edgewise.training.local.sgd import LOCAL_WORK, RULES, local_work, sgd, with_each, with_rules
+from edgewise.training.local.schedules import SCHEDULES, RateSchedule, cosine, exponential, linear
+from edgewise.training.local.sgd import LOCAL_WORK, RULES, adam, adam_w, local_work, sgd, with_each, with_rules
 
 __all__ = [
     "DIRECTIONS",
@@ -27,6 +31,7 @@ __all__ = [
     "LOSS",
     "OUTPUTS",
     "RULES",
+    "SCHEDULES",
     "EngineChoice",
     "LocalEngine",
     "LocalResult",
@@ -34,15 +39,24 @@ __all__ = [
     "Loop",
     "Oracle",
     "Progress",
+    "RateSchedule",
     "Rule",
     "StepDirection",
+    "accumulated",
+    "adam",
+    "adam_step",
+    "adam_w",
     "choose_engine",
     "clipped",
+    "cosine",
     "descend",
     "descent",
+    "exponential",
     "gradient",
+    "linear",
     "local_work",
     "make_engine",
+    "momentum_step",
     "only",
     "own_patterns",
     "personal",

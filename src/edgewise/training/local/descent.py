@@ -38,5 +38,5 @@ def descent(learning_rate: float = 0.1, direction: StepDirection | None = None) 
         weights -= carry["received"]
         return {"model": weights}, {}
 
-    words = {"learning_rate": learning_rate} | ({} if is_plain else {"direction": along.spec})
-    return Rule(Spec("descent", words), init, step, finish, plain_rate=learning_rate if is_plain else None)
+    params = {"learning_rate": learning_rate} | ({} if is_plain else {"direction": along.spec})
+    return Rule(Spec("descent", params), init, step, finish, plain_rate=learning_rate if is_plain else None)

@@ -12,10 +12,10 @@ from edgewise.training.local.rule import Array
 
 @dataclass(frozen=True, slots=True)
 class StepDirection:
-    """A direction with the words that rebuild it on a device.
+    """A direction with the spec that rebuilds it on a device.
 
     Attributes:
-        spec: The words.
+        spec: Name and parameters.
         rule: (gradient, weights, received) -> direction, each float32[..., d].
     """
 

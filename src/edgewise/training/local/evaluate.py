@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from edgewise.core.layout import Vector
 from edgewise.core.provenance import derived
+from edgewise.models.examples import count, map_arrays, take
 from edgewise.models.flat import load_vector
-from edgewise.models.task import Examples, Task
+from edgewise.models.forward import call
+from edgewise.models.task import Examples, Task, user_code
 from edgewise.training.local.engines.sequential import one_thread, to_tensors
 
 
@@ -28,17 +29,17 @@ class Evaluator:
         self._module = task.model().eval()
         self._batch_size = batch_size
 
-    def outputs(self, vector: Vector, examples: Examples) -> tuple[NDArray[np.float32], ...]:
-        """Logits of every exit.
+    def outputs(self, vector: Vector, examples: Examples) -> Any:
+        """What the model answers.
 
         Args:
             vector: float32[d].
             examples: n of them.
 
         Returns:
-            Per exit float32[n, num_classes].
+            Per exit float32[n, num_classes], as a tuple; a dict of arrays where the model gives one.
         """
-        return tuple(derived(exit_.numpy()) for exit_ in self._forward(vector, examples))
+        return _each(self._forward(vector, examples), lambda tensor: derived(tensor.numpy()))
 
     def metrics(self, vector: Vector, examples: Examples) -> Mapping[str, float]:
         """The task's metrics and the mean loss, under `loss`.
@@ -50,20 +51,31 @@ class Evaluator:
         Returns:
             By name.
         """
-        exits = self._forward(vector, examples)
-        _, targets = to_tensors(examples)
-        loss = self._task.loss(exits if len(exits) > 1 else exits[0], targets)
-        scores = self._task.metrics(tuple(e.numpy() for e in exits), targets.numpy())
-        return {"loss": float(loss), **{name: float(value) for name, value in scores.items()}}
+        with user_code(f"task {self._task.name!r} cannot be evaluated on {len(examples)} examples"):
+            made = self._forward(vector, examples)
+            _, targets = to_tensors(examples)
+            loss = self._task.loss(made[0] if isinstance(made, tuple) and len(made) == 1 else made, targets)
+            answers = _each(made, lambda tensor: tensor.numpy())
+            scores = self._task.metrics(answers, map_arrays(lambda tensor: tensor.numpy(), targets))
+            return {"loss": float(loss), **{name: float(value) for name, value in scores.items()}}
 
-    def _forward(self, vector: Vector, examples: Examples) -> tuple[torch.Tensor, ...]:
+    def _forward(self, vector: Vector, examples: Examples) -> tuple[torch.Tensor, ...] | dict[str, torch.Tensor]:
         load_vector(self._module, vector)
         inputs, _ = to_tensors(examples)
+        starts = range(0, count(inputs), self._batch_size)
         with torch.no_grad(), one_thread():
-            parts = [self._module(batch) for batch in inputs.split(self._batch_size)]
+            parts = [call(self._module, take(inputs, slice(start, start + self._batch_size))) for start in starts]
+        if isinstance(parts[0], Mapping):
+            return {str(name): torch.cat([part[name] for part in parts]) for name in parts[0]}
         if isinstance(parts[0], torch.Tensor):
             return (torch.cat(parts),)
         return tuple(torch.cat(list(exit_)) for exit_ in zip(*parts, strict=True))
+
+
+def _each(made: Any, function: Callable[[torch.Tensor], Any]) -> Any:
+    if isinstance(made, Mapping):
+        return {name: function(tensor) for name, tensor in made.items()}
+    return tuple(function(tensor) for tensor in made)
 
 
 def evaluate(task: Task, vector: Vector, examples: Examples) -> Mapping[str, float]:

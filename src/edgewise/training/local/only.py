@@ -33,8 +33,11 @@ def only(rule: Rule, trains: Sequence[str]) -> Rule:
         return weights, {**carry, _FIXED: (~oracle.entries(names),)}  # in a tuple: the loop takes rows of arrays
 
     def step(gradient: Array, weights: Array, carry: Arrays) -> tuple[Array, Arrays]:
-        gradient[..., carry[_FIXED][0]] = 0
+        fixed = carry[_FIXED][0]
+        gradient[..., fixed] = 0
+        before = weights[..., fixed]
         moved, after = rule.step(gradient, weights, carry)
+        moved[..., fixed] = before  # also where weights decay without a gradient
         return moved, {**after, _FIXED: carry[_FIXED]}
 
     def finish(weights: Array, carry: Arrays, num_steps: Array) -> tuple[Arrays, Arrays]:

@@ -27,6 +27,8 @@ Arrays = Mapping[str, Array]
 
 GRADIENT, LOSS, HVP, OUTPUTS = "gradient", "loss", "hvp", "outputs"
 """Questions a rule may ask an engine."""
+ALONE = "alone"
+"""In `needs`: the rule works one client at a time, its arrays have no leading axis."""
 ENTRIES = -1
 """In the shape of a section: d, the entries of the model."""
 VECTOR = (ENTRIES,)
@@ -88,7 +90,7 @@ class Rule:
     """One model's optimiser on a client.
 
     Attributes:
-        spec: The words that build it.
+        spec: Name and parameters that build it.
         init: (received, kept, oracle) -> (weights, carry). `kept` is empty at first.
         step: (gradient, weights, carry) -> (weights, carry); may change `weights` and `gradient` in place. An array that is
             carried has a leading axis in a cohort; anything else is carried as it is. Without GRADIENT in `needs` it gets None.
@@ -116,7 +118,7 @@ class LocalWork:
     """A loop and the rules it drives, one after the other on the same batches; a second rule is a second model (Ditto).
 
     Attributes:
-        spec: The words that build it.
+        spec: Name and parameters that build it.
         loop: How often each rule steps.
         rules: At least one; sections they send and keep have different names.
     """

@@ -8,11 +8,14 @@ from typing import Any
 
 from edgewise.core.errors import InputError, MisfitError
 from edgewise.core.spec import Spec
+from edgewise.training.local.accumulated import accumulated
 from edgewise.training.local.descent import descent
 from edgewise.training.local.directions import DIRECTIONS, StepDirection
 from edgewise.training.local.only import only
+from edgewise.training.local.optimisers import adam_step, momentum_step
 from edgewise.training.local.personal import personal
 from edgewise.training.local.rule import LocalWork, Loop, Rule
+from edgewise.training.local.schedules import SCHEDULES, RateSchedule
 
 
 def local_work(*rules: Rule, epochs: int = 1, batch_size: int = 16, max_steps: int | None = None) -> LocalWork:
@@ -30,8 +33,8 @@ def local_work(*rules: Rule, epochs: int = 1, batch_size: int = 16, max_steps: i
     Raises:
         InputError: If a number is out of range.
     """
-    words = {"rules": tuple(rule.spec for rule in rules), **_loop_words(epochs, batch_size, max_steps)}
-    return LocalWork(Spec("local_work", words), Loop(epochs, batch_size, max_steps), rules)
+    params = {"rules": tuple(rule.spec for rule in rules), **_loop_params(epochs, batch_size, max_steps)}
+    return LocalWork(Spec("local_work", params), Loop(epochs, batch_size, max_steps), rules)
 
 
 def sgd(
@@ -40,8 +43,13 @@ def sgd(
     batch_size: int = 16,
     direction: StepDirection | None = None,
     max_steps: int | None = None,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    schedule: RateSchedule | None = None,
+    accumulate: int = 1,
 ) -> LocalWork:
-    """Plain local descent: `epochs` passes in batches, w ← w − η·direction.
+    """Local descent: `epochs` passes in batches, w ← w − η·direction; with momentum where asked.
 
     Args:
         learning_rate: η, above 0.
@@ -49,7 +57,12 @@ def sgd(
         batch_size: Examples per step, B; 0 takes all at once.
         direction: `gradient()` if not given, `proximal(mu)`, `clipped(bound)`, or one of your own, registered in
             `DIRECTIONS` where devices must know it.
-        max_steps: Steps at most; None for as many as the epochs give.
+        max_steps: Batches at most; None for as many as the epochs give.
+        momentum: As in `momentum_step`, 0 for none.
+        nesterov: As in `momentum_step`.
+        weight_decay: As in `momentum_step`.
+        schedule: As in `momentum_step`: `cosine(steps)`, `linear(steps)`, `exponential(factor)`.
+        accumulate: Batches a step.
 
     Returns:
         The local work.
@@ -57,15 +70,106 @@ def sgd(
     Raises:
         InputError: If a number is out of range.
     """
-    if epochs < 1:
-        raise InputError(f"sgd takes epochs >= 1, found {epochs!r}.")
     if not learning_rate > 0:
         raise InputError(f"sgd takes learning_rate > 0, found {learning_rate!r}.")
-    rule = descent(learning_rate, direction)
-    words = {"learning_rate": learning_rate, **_loop_words(epochs, batch_size, max_steps)}
-    if rule.plain_rate is None:
-        words["direction"] = rule.spec.params["direction"]
-    return LocalWork(Spec("sgd", words), Loop(epochs, batch_size, max_steps), (rule,))
+    more: dict[str, Any] = {"momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
+    more = {name: value for name, value in more.items() if value} | ({"schedule": schedule.spec} if schedule else {})
+    if more:
+        rule = momentum_step(learning_rate, momentum, nesterov, weight_decay, direction, schedule)
+    else:
+        rule = descent(learning_rate, direction)
+    params = {"learning_rate": learning_rate, **_loop_params(epochs, batch_size, max_steps)}
+    if "direction" in rule.spec.params:
+        params["direction"] = rule.spec.params["direction"]
+    return _named("sgd", rule, params | more, accumulate)
+
+
+def adam(
+    learning_rate: float = 0.001,
+    epochs: int = 1,
+    batch_size: int = 16,
+    beta_1: float = 0.9,
+    beta_2: float = 0.999,
+    epsilon: float = 1e-8,
+    weight_decay: float = 0.0,
+    schedule: RateSchedule | None = None,
+    max_steps: int | None = None,
+    accumulate: int = 1,
+) -> LocalWork:
+    """Local Adam; its moments begin anew in every round.
+
+    Args:
+        learning_rate: As in `adam_step`.
+        epochs: As in `sgd`.
+        batch_size: As in `sgd`.
+        beta_1: As in `adam_step`.
+        beta_2: As in `adam_step`.
+        epsilon: As in `adam_step`.
+        weight_decay: As in `adam_step`; it joins the gradient.
+        schedule: As in `sgd`.
+        max_steps: As in `sgd`.
+        accumulate: As in `sgd`.
+
+    Returns:
+        The local work.
+
+    Raises:
+        InputError: If a number is out of range.
+
+    Reference:
+        Kingma & Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, algorithm 1.
+    """
+    rule = adam_step(learning_rate, beta_1, beta_2, epsilon, weight_decay, False, schedule)
+    return _named("adam", rule, dict(rule.spec.params) | _loop_params(epochs, batch_size, max_steps), accumulate)
+
+
+def adam_w(
+    learning_rate: float = 0.001,
+    epochs: int = 1,
+    batch_size: int = 16,
+    beta_1: float = 0.9,
+    beta_2: float = 0.999,
+    epsilon: float = 1e-8,
+    weight_decay: float = 0.01,
+    schedule: RateSchedule | None = None,
+    max_steps: int | None = None,
+    accumulate: int = 1,
+) -> LocalWork:
+    """Local AdamW; its moments begin anew in every round.
+
+    Args:
+        learning_rate: As in `adam_step`.
+        epochs: As in `sgd`.
+        batch_size: As in `sgd`.
+        beta_1: As in `adam_step`.
+        beta_2: As in `adam_step`.
+        epsilon: As in `adam_step`.
+        weight_decay: As in `adam_step`; it shrinks the weights themselves.
+        schedule: As in `sgd`.
+        max_steps: As in `sgd`.
+        accumulate: As in `sgd`.
+
+    Returns:
+        The local work.
+
+    Raises:
+        InputError: If a number is out of range.
+
+    Reference:
+        Loshchilov & Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, algorithm 2.
+    """
+    rule = adam_step(learning_rate, beta_1, beta_2, epsilon, weight_decay, True, schedule)
+    words = {n: v for n, v in rule.spec.params.items() if n != "decoupled"} | {"weight_decay": weight_decay}
+    return _named("adam_w", rule, words | _loop_params(epochs, batch_size, max_steps), accumulate)
+
+
+def _named(name: str, rule: Rule, words: dict[str, Any], accumulate: int) -> LocalWork:
+    loop = Loop(words["epochs"], words["batch_size"], words.get("max_steps"))
+    if loop.epochs < 1:
+        raise InputError(f"{name} takes epochs >= 1, found {loop.epochs!r}.")
+    if accumulate != 1:
+        rule, words = accumulated(rule, accumulate), words | {"accumulate": accumulate}
+    return LocalWork(Spec(name, words), loop, (rule,))
 
 
 def with_rules(work: LocalWork, *make: Callable[..., Rule]) -> LocalWork:
@@ -107,7 +211,7 @@ def _same_loop(work: LocalWork, rules: Iterable[Rule]) -> LocalWork:
     return local_work(*rules, epochs=loop.epochs, batch_size=loop.batch_size, max_steps=loop.max_steps)
 
 
-def _loop_words(epochs: int, batch_size: int, max_steps: int | None) -> dict[str, Any]:
+def _loop_params(epochs: int, batch_size: int, max_steps: int | None) -> dict[str, Any]:
     if epochs < 0 or batch_size < 0 or (max_steps is not None and max_steps < 1):
         raise InputError(
             f"a loop takes epochs >= 0, batch_size >= 0 (0 takes all) and max_steps >= 1, found {epochs!r}, "
@@ -116,6 +220,15 @@ def _loop_words(epochs: int, batch_size: int, max_steps: int | None) -> dict[str
     return {"epochs": epochs, "batch_size": batch_size} | ({} if max_steps is None else {"max_steps": max_steps})
 
 
-RULES: dict[str, Callable[..., Rule]] = {"descent": descent, "only": only, "personal": personal}
-LOCAL_WORK: Mapping[str, Callable[..., Any]] = ChainMap({"local_work": local_work, "sgd": sgd}, RULES, DIRECTIONS)
+RULES: dict[str, Callable[..., Rule]] = {
+    "accumulated": accumulated,
+    "adam_step": adam_step,
+    "descent": descent,
+    "momentum_step": momentum_step,
+    "only": only,
+    "personal": personal,
+}
+LOCAL_WORK: Mapping[str, Callable[..., Any]] = ChainMap(
+    {"adam": adam, "adam_w": adam_w, "local_work": local_work, "sgd": sgd}, RULES, DIRECTIONS, SCHEDULES
+)
 """Local work, and the parts that stand inside it: `build` reads both from one table. What joins `RULES` later is in it."""

@@ -44,6 +44,7 @@ from edgewise.training.protocols.messages import (
     EndRun,
     Event,
     LetterInvalid,
+    Quarantine,
     Received,
     Refusal,
     RunCancelled,
@@ -317,6 +318,10 @@ def _failed(parts: _BufferParts, state: BufferedState, event: Received) -> Resul
     ticket = state.tickets.get(letter.client)
     if letter.run != state.run.config.run or ticket is None or ticket.round != letter.round:
         return state, (Accept(),)
+    if letter.has_diverged:
+        collection = c.quarantined(state.run.collection, letter.client, letter.cause)
+        without = _with(state, collection, tickets=_without(state, letter.client))
+        return _filled(parts, without, (Accept(), Quarantine(letter.client, letter.cause)))
     return _given_up(parts, state, letter.client, letter.cause, (Accept(),))
 
 

@@ -259,6 +259,7 @@ def _given_up(parts: Any, state: ClientState, event: WorkGivenUp) -> ClientResul
         cause=event.cause,
         exchange=order.exchange,
         has_lost=event.has_lost,
+        has_diverged=event.has_diverged,
     )
     state = msgspec.structs.replace(state, phase=ClientPhase.REPORTING, report=failed)
     return state, (_report(state),)

@@ -15,7 +15,7 @@ from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.core.ids import ClientId, Generation, RoundNumber
 from edgewise.training.algorithm import Exchange, Kind
 from edgewise.training.protocols.folding import Decoder, counted_of
-from edgewise.training.protocols.letters import UpdateReport
+from edgewise.training.protocols.letters import UpdateReport, WorkFailed
 from edgewise.training.protocols.messages import Accept, Action, Answer, Member, Quarantine, Refusal, Refuse, SeenClient
 
 MOST_METRIC = 1e100
@@ -116,6 +116,14 @@ def exclusion(collection: Collection, client: ClientId) -> str:
     if quarantine:
         return f"in quarantine: {quarantine}"
     return f"asked {times} times in vain: {collection.missing.get(client, '')}" if times >= MOST_FAILURES else ""
+
+
+def work_failed(collection: Collection, letter: WorkFailed) -> tuple[Collection, tuple[Action, ...]]:
+    """A client of the cohort cannot do its work; who diverged is as one whose update is not finite, out for the whole run."""
+    client = letter.client
+    if not letter.has_diverged or client not in collection.cohort or client in collection.answers:
+        return failed(collection, client, letter.cause), (Accept(),)
+    return quarantined(collection, client, letter.cause), (Accept(), Quarantine(client, letter.cause))
 
 
 def returned(collection: Collection, client: ClientId, seen: SeenClient) -> tuple[Collection, bool]:

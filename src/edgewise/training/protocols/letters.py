@@ -165,9 +165,9 @@ class UpdateReport(Letter, frozen=True, kw_only=True, tag="update_report"):
 
 
 class WorkFailed(Letter, frozen=True, kw_only=True, tag="work_failed"):
-    """Client to server: it cannot do an exchange (no data, another model, a broken task).
+    """Client to server: it cannot do an exchange (no data, another model, a broken task, an update that is not finite).
 
-    `has_lost`: what it kept is gone, it is to be asked as one that never counted.
+    `has_lost`: what it kept is gone, it is to be asked as one that never counted. `has_diverged`: it is not to be asked again.
     """
 
     run: RunId
@@ -176,11 +176,11 @@ class WorkFailed(Letter, frozen=True, kw_only=True, tag="work_failed"):
     cause: str
     exchange: int = 0
     has_lost: bool = False
+    has_diverged: bool = False
 
     @property
     def key(self) -> str:
-        """One per exchange: an attempt that fails anew says so under the same name."""
-        return f"failed/{self.client}/{self.round}/{self.exchange}"
+        return f"failed/{self.client}/{self.round}/{self.exchange}"  # an attempt that fails anew says so under it, too
 
     @property
     def author(self) -> Address:

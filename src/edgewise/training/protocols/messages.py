@@ -1,7 +1,7 @@
 """Events and actions of every training protocol and role, as they stand in a node's log. Vectors are named by digest.
 
 Events are facts in the past tense; a driver appends one to its log, then calls `step`, then carries out the actions.
-A driver knows these few words and no protocol's name. Letters are in `letters.py`; `event_log.py` is the log's format.
+A driver knows these few types and no protocol's name. Letters are in `letters.py`; `event_log.py` is the log's format.
 """
 
 from __future__ import annotations
@@ -183,12 +183,13 @@ class WorkDone(Event, frozen=True, kw_only=True, tag="work_done"):
 
 
 class WorkGivenUp(Event, frozen=True, tag="work_given_up"):
-    """On a client: the local work of an order cannot be done; `has_lost` as in `WorkFailed`."""
+    """On a client: the local work of an order cannot be done; `has_lost` and `has_diverged` as in `WorkFailed`."""
 
     round: RoundNumber
     exchange: int
     cause: str
     has_lost: bool = False
+    has_diverged: bool = False
 
 
 class ClientLost(Event, frozen=True, tag="client_lost"):

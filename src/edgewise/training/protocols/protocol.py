@@ -84,7 +84,7 @@ class Protocol:
     """When the parts of an algorithm are called, and by whom.
 
     Attributes:
-        spec: The words that build it.
+        spec: Name and parameters that build it.
         roles: By `coordinator`, `edge`, `client`; only those that exist.
         view: The coordinator's state as everybody sees it.
         folds_in_parts: Updates are folded before they reach the coordinator, so an aggregator must be a sum.

@@ -204,7 +204,8 @@ def _failed(parts: StepParts, state: RunState, event: Received) -> Result:
             anew = with_collection(anew, c.change(collection, missing=missing))
             return anew, (Accept(), *store, *orders(anew, (client,)))
         state = anew
-    return _settled(parts, with_collection(state, c.failed(collection, client, letter.cause)), (Accept(),))
+    collection, actions = c.work_failed(collection, letter)
+    return _settled(parts, with_collection(state, collection), actions)
 
 
 def _invalid(parts: StepParts, state: RunState, event: LetterInvalid) -> Result:

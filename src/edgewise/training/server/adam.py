@@ -37,5 +37,5 @@ def adam(learning_rate: float = 0.01, beta_1: float = 0.9, beta_2: float = 0.99,
         second = b2 * state["second"] + (one - b2) * mean * mean
         return {MODEL: state[MODEL] + rate * first / (np.sqrt(second) + t), "first": first, "second": second}
 
-    words = {"learning_rate": learning_rate, "beta_1": beta_1, "beta_2": beta_2, "tau": tau}
-    return ServerRule(Spec("adam", words), init, apply)
+    params = {"learning_rate": learning_rate, "beta_1": beta_1, "beta_2": beta_2, "tau": tau}
+    return ServerRule(Spec("adam", params), init, apply)

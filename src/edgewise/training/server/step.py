@@ -26,5 +26,5 @@ def step(learning_rate: float = 1.0, sends: Sequence[str] = (MODEL,)) -> ServerR
     def apply(state: Bundle, folded: Bundle, closed: Closed) -> Bundle:
         return {MODEL: state[MODEL] + rate * folded[MODEL]}
 
-    words = {"learning_rate": learning_rate} | ({} if tuple(sends) == (MODEL,) else {"sends": tuple(sends)})
-    return ServerRule(Spec("step", words), lambda model: {}, apply, tuple(sends))
+    params = {"learning_rate": learning_rate} | ({} if tuple(sends) == (MODEL,) else {"sends": tuple(sends)})
+    return ServerRule(Spec("step", params), lambda model: {}, apply, tuple(sends))

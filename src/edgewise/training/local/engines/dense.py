@@ -68,6 +68,11 @@ class DenseEngine(SlicedEngine):
                 f"engine 'dense' needs objective 'cross_entropy', task {task.name!r} says {task.objective!r}. "
                 "Use engine 'stacked' or 'sequential'."
             )
+        if self.layout.num_trained < self.layout.size:
+            raise MisfitError(
+                f"engine 'dense' trains every tensor, the model of task {task.name!r} has some that are not trained. "
+                "Use engine 'stacked' or 'sequential'."
+            )
         self.layers = dense_layers(task.name, module, self.layout)
         _check_objective(task, self.layers[-1].shape[0])
         self._kept = np.empty((2, 0, self.layout.size), np.float32)

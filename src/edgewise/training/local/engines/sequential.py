@@ -14,12 +14,14 @@ from edgewise.codecs.bundle import Bundle
 from edgewise.core.errors import DataError
 from edgewise.core.provenance import derived
 from edgewise.core.seeds import Seeds
-from edgewise.models.flat import buffers_of, layout_of
+from edgewise.models.examples import count, map_arrays, take
+from edgewise.models.flat import buffers_of, layout_of, parameters_of
+from edgewise.models.forward import call, named_outputs
 from edgewise.models.task import Examples, Task
 from edgewise.training.local.batches import batches
 from edgewise.training.local.engines.engine import LocalEngine, LocalResult, Progress, bundle_of
 from edgewise.training.local.local_loop import kept_of, run_rules
-from edgewise.training.local.rule import GRADIENT, HVP, LOSS, OUTPUTS, Array, Arrays, LocalWork
+from edgewise.training.local.rule import ALONE, GRADIENT, HVP, LOSS, OUTPUTS, Array, Arrays, LocalWork
 
 PIECE = 4096
 """Examples that a question about all of a client's is put to at a time."""
@@ -33,7 +35,7 @@ class SequentialEngine(LocalEngine):
     """
 
     name = "sequential"
-    offers = frozenset((GRADIENT, LOSS, HVP, OUTPUTS))
+    offers = frozenset((ALONE, GRADIENT, LOSS, HVP, OUTPUTS))
 
     def __init__(self, task: Task) -> None:
         module = task.model()
@@ -76,7 +78,8 @@ class _FlatModel:
     def __init__(self, task: Task, module: torch.nn.Module) -> None:
         self.task, self.module, self.layout = task, module, layout_of(module)
         self.weights = torch.zeros(self.layout.size)
-        self.parameters = list(module.parameters())
+        every = list(parameters_of(module).values())
+        self.parameters = [parameter for parameter in every if parameter.requires_grad]
         num_trained = self.layout.num_trained
         self.buffers = slice(num_trained, None) if num_trained < self.layout.size else None
         floating = buffers_of(module)
@@ -84,7 +87,7 @@ class _FlatModel:
         inner = [buffer for name, buffer in module.named_buffers() if name not in floating]
         self._counters = [(buffer, buffer.clone()) for buffer in inner]
         views = [self.weights[slot.offset : slot.offset + slot.size].view(slot.shape) for slot in self.layout.slots]
-        for tensor, view in zip([*self.parameters, *floating.values()], views, strict=True):
+        for tensor, view in zip([*every, *floating.values()], views, strict=True):
             tensor.data = view
         self.views = views[: len(self.parameters)]
 
@@ -94,7 +97,7 @@ class _FlatModel:
             buffer.copy_(first)
 
     def flat(self, gradients: Sequence[Tensor]) -> Tensor:
-        """Gradients of the parameters as one vector, 0 for buffers."""
+        """Gradients of the trained parameters as one vector, 0 for the rest."""
         parts = [gradient.reshape(-1) for gradient in gradients]
         if self.buffers is not None:
             parts.append(torch.zeros(self.layout.size - self.layout.num_trained))
@@ -161,10 +164,10 @@ class _ClientOracle:
         module = self._model.module
         with self._at(weights, None), torch.no_grad():
             try:
-                made = module.eval()(self.like(inputs))
+                made = call(module.eval(), map_arrays(self.like, inputs))
             finally:
                 module.train()
-        return (made,) if isinstance(made, Tensor) else tuple(made)
+        return tuple(named_outputs(made).values())
 
     def entries(self, patterns: Sequence[str]) -> Tensor:
         """As in `Oracle`."""
@@ -192,7 +195,7 @@ class _ClientOracle:
 
     def _mean(self, batch: int | None, ask: Callable[[Tensor], Tensor]) -> Tensor:
         """What is asked of a loss; of all examples in pieces, for a graph of very many takes their memory."""
-        num_examples = len(self._targets)
+        num_examples = count(self._targets)
         if batch is not None or num_examples <= PIECE or self.buffers is not None:
             return ask(self._loss(batch))
         pieces = [slice(start, min(start + PIECE, num_examples)) for start in range(0, num_examples, PIECE)]
@@ -202,20 +205,21 @@ class _ClientOracle:
 
     def _loss(self, batch: int | None, piece: slice = slice(None)) -> Tensor:
         chosen = piece if batch is None else torch.from_numpy(self._parts[batch])
-        inputs, targets = self._inputs[chosen], self._targets[chosen]
+        inputs, targets = take(self._inputs, chosen), take(self._targets, chosen)
+        num = count(targets)
         try:
-            outputs = self._model.module(inputs)
+            outputs = call(self._model.module, inputs)
         except ValueError as error:
-            if self.buffers is None or len(targets) > 1:
+            if num > 1 or "more than 1 value per channel" not in str(error):
                 raise
             raise DataError(
                 f"a batch of a single example has no variance for batch norm: {error}. Choose a batch_size that leaves no "
-                f"single example of this client's {len(self._targets)}, batch_size=0 for all at once, or group norm."
+                f"single example of this client's {count(self._targets)}, batch_size=0 for all at once, or group norm."
             ) from error
         loss = self._model.task.loss(outputs, targets)
         if batch is not None or not self.longest:
-            self._total += loss.detach() * len(targets)
-            self._seen += len(targets)
+            self._total += loss.detach() * num
+            self._seen += num
         return loss
 
     def _slopes(self, loss: Tensor, *, create_graph: bool = False) -> Sequence[Tensor]:
@@ -263,16 +267,16 @@ def to_arrays(bundle: Bundle) -> dict[str, Array]:
     return {name: to_array(array) for name, array in bundle.items()}
 
 
-def to_tensors(examples: Examples) -> tuple[Tensor, Tensor]:
+def to_tensors(examples: Examples) -> tuple[Any, Any]:
     """The arrays of examples as tensors that share their memory.
 
     Args:
         examples: Any.
 
     Returns:
-        Inputs and targets.
+        Inputs and targets: a tensor each, or a dict of tensors.
     """
-    return to_array(examples.inputs), to_array(examples.targets)
+    return map_arrays(to_array, examples.inputs), map_arrays(to_array, examples.targets)
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,8 +12,11 @@ from torch.func import functional_call, grad, grad_and_value, jvp, vmap
 
 from edgewise.codecs.bundle import Bundle
 from edgewise.core.errors import MisfitError
+from edgewise.core.layout import SlotKind
 from edgewise.core.seeds import Seeds
+from edgewise.models.examples import concatenated, map_arrays, take
 from edgewise.models.flat import layout_of
+from edgewise.models.forward import call, example_inputs, named_outputs, same_outputs
 from edgewise.models.task import Examples, Task
 from edgewise.training.local.batches import Schedule
 from edgewise.training.local.engines.engine import LocalResult, Progress
@@ -31,7 +35,8 @@ class StackedEngine(SlicedEngine):
         task: Gives model and loss.
 
     Raises:
-        MisfitError: If the model has buffers, which padding would disturb.
+        MisfitError: If the model has frozen parameters or buffers, or an example's output depends on the rest of its batch,
+            which padding would disturb.
     """
 
     name = "stacked"
@@ -41,10 +46,20 @@ class StackedEngine(SlicedEngine):
         self._task = task
         self._module = task.model().train()
         self.layout = layout_of(self._module)
-        if self.layout.num_trained < self.layout.size:
+        if any(slot.kind is SlotKind.BUFFER for slot in self.layout.slots):
             raise MisfitError(
                 f"the model of task {task.name!r} keeps running statistics, which the padded batches of engine 'stacked' "
                 "would disturb. Use engine 'sequential'."
+            )
+        if self.layout.num_trained < self.layout.size:
+            raise MisfitError(
+                f"engine 'stacked' trains every parameter, the model of task {task.name!r} has frozen ones. "
+                "Use engine 'sequential'."
+            )
+        if _mixes_examples(task, self._module):
+            raise MisfitError(
+                f"in the model of task {task.name!r} an example's output depends on the rest of its batch, which the padding "
+                "of engine 'stacked' would disturb. Use engine 'sequential'."
             )
         loss = self._weighted_loss
         self.step = vmap(grad_and_value(loss), randomness="different")
@@ -62,7 +77,7 @@ class StackedEngine(SlicedEngine):
         *,
         progress: Progress | None = None,
     ) -> list[LocalResult]:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _quiet_fallback():
             return super().work_cohort(work, received, kept, examples, seeds, progress=progress)
 
     def oracle(
@@ -71,22 +86,27 @@ class StackedEngine(SlicedEngine):
         torch.manual_seed(first.at("torch").integer() % 2**63)
         return _StackOracle(self, plan, examples, seeds)
 
-    def outputs(self, weights: Tensor, inputs: Tensor) -> Any:
+    def outputs(self, weights: Tensor, inputs: Any) -> Any:
         """What stacked models answer to the same inputs."""
-        made = vmap(lambda flat: functional_call(self._module.eval(), self._views(flat), (inputs,)))(weights)
+        made = vmap(lambda flat: self._answer(self._module.eval(), flat, inputs))(weights)
         self._module.train()
         return made
 
     def _views(self, flat: Tensor) -> dict[str, Tensor]:
         return {s.name: flat[s.offset : s.offset + s.size].view(s.shape) for s in self.layout.slots}
 
-    def _weighted_loss(self, flat: Tensor, inputs: Tensor, targets: Tensor, shares: Tensor) -> Tensor:
-        outputs = functional_call(self._module, self._views(flat), (inputs,))
+    def _weighted_loss(self, flat: Tensor, inputs: Any, targets: Any, shares: Tensor) -> Tensor:
+        outputs = self._answer(self._module, flat, inputs)
         return (vmap(self._loss_of_one)(outputs, targets) * shares).sum()
 
-    def _loss_of_one(self, outputs: Any, target: Tensor) -> Tensor:
-        batch = outputs[None] if isinstance(outputs, Tensor) else tuple(exit_[None] for exit_ in outputs)
-        return self._task.loss(batch, target[None])
+    def _answer(self, module: Any, flat: Tensor, inputs: Any) -> Any:
+        several = isinstance(inputs, Mapping)
+        return functional_call(module, self._views(flat), () if several else (inputs,), inputs if several else {})
+
+    def _loss_of_one(self, outputs: Any, target: Any) -> Tensor:
+        several = isinstance(outputs, (tuple, list))
+        batch = tuple(exit_[None] for exit_ in outputs) if several else map_arrays(lambda array: array[None], outputs)
+        return self._task.loss(batch, map_arrays(lambda array: array[None], target))
 
 
 class _StackOracle(CohortOracle):
@@ -96,7 +116,7 @@ class _StackOracle(CohortOracle):
         super().__init__(engine.layout, plan, [len(h) for h in held], seeds)
         self._engine = engine
         tensors = [to_tensors(h) for h in held]
-        self._inputs, self._targets = (torch.cat([t[i] for t in tensors]) for i in range(2))
+        self._inputs, self._targets = (concatenated([t[i] for t in tensors], torch.cat) for i in range(2))
 
     def begin(self, weights: Tensor) -> Tensor:
         return weights.expand(len(self.seeds), -1).clone()
@@ -118,8 +138,8 @@ class _StackOracle(CohortOracle):
 
     def outputs(self, weights: Tensor, inputs: Any) -> tuple[Tensor, ...]:
         with torch.no_grad():
-            made = self._engine.outputs(self._wide(weights, None), self.like(inputs))
-        return (made,) if isinstance(made, Tensor) else tuple(made)
+            made = self._engine.outputs(self._wide(weights, None), map_arrays(self.like, inputs))
+        return tuple(named_outputs(made).values())
 
     def like(self, array: Any) -> Tensor:
         return array if isinstance(array, Tensor) else to_array(array)
@@ -131,13 +151,36 @@ class _StackOracle(CohortOracle):
         """Where all share one row: that row for each."""
         return weights.expand(self.rows(batch), -1)
 
-    def _examples(self, batch: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _examples(self, batch: int | None) -> tuple[Any, Any, Tensor]:
         indices, shares = (torch.from_numpy(array) for array in self.batch(batch))
-        return self._inputs[indices], self._targets[indices], shares
+        return take(self._inputs, indices), take(self._targets, indices), shares
+
+
+@contextmanager
+def _quiet_fallback() -> Iterator[None]:
+    """An operation that vmap does one client at a time is no news to the user: engines are chosen by their time."""
+    says = torch._C._functorch._set_vmap_fallback_warning_enabled
+    says(False)
+    try:
+        yield
+    finally:
+        says(True)
+
+
+def _mixes_examples(task: Task, module: torch.nn.Module) -> bool:
+    """Whether an example's output depends on the rest of its batch, as with batch norm."""
+    inputs = example_inputs(task, module, rows=3)
+    moved = map_arrays(lambda array: torch.cat([array[:1], array[:1], array[:1]]), inputs)
+    firsts = []
+    for each in (inputs, moved):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            firsts.append({name: out[:1] for name, out in named_outputs(call(module, each)).items()})
+    return not same_outputs(*firsts)
 
 
 def _hvp_of(loss: Any) -> Any:
-    def hvp(flat: Tensor, vector: Tensor, inputs: Tensor, targets: Tensor, shares: Tensor) -> Tensor:
+    def hvp(flat: Tensor, vector: Tensor, inputs: Any, targets: Any, shares: Tensor) -> Tensor:
         slope = grad(loss)
         found: Tensor = jvp(lambda weights: slope(weights, inputs, targets, shares), (flat,), (vector,))[1]
         return found

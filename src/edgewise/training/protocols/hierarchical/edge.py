@@ -250,7 +250,7 @@ def _failed(parts: StepParts, state: EdgeState, event: Received) -> EdgeResult:
         return state, (Accept(),)
     if letter.has_lost and letter.client not in task.have_lost:
         task = msgspec.structs.replace(task, have_lost=(*task.have_lost, letter.client))
-    return _collected(parts, state, task, c.failed(task.collection, letter.client, letter.cause), (Accept(),))
+    return _collected(parts, state, task, *c.work_failed(task.collection, letter))
 
 
 def _invalid(parts: StepParts, state: EdgeState, event: LetterInvalid) -> EdgeResult:

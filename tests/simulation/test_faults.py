@@ -1,0 +1,138 @@
+"""What goes wrong with a client, or with the process: the run goes on, ends with its cause, or is taken up again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edgewise.core.errors import InputError, TaskError
+from edgewise.models.task import Examples
+from edgewise.simulation.costs import VirtualCosts
+from edgewise.simulation.simulate import SimulationOptions, simulate_rounds
+from edgewise.simulation.virtual_clients import VirtualClients
+from edgewise.training.algorithms import make_algorithm
+from edgewise.training.protocols.messages import OutcomeKind
+from tests.simulation.conftest import BlobsTask
+
+ENGINE = SimulationOptions(engine="sequential")
+UPLINKS = ("none", "int8", {"name": "error_feedback", "codec": {"name": "top_k", "fraction": 0.5}})
+LOCKSTEP = ("synchronous", "hierarchical")
+
+
+class Diverging(BlobsTask):
+    """Client b's model leaves every number behind in its first step."""
+
+    def data(self, client):
+        held = super().data(client)
+        return Examples.of(held.inputs * np.float32(1e37 if client in self.settings["who"] else 1), held.targets)
+
+    def loss(self, outputs, targets):
+        return super().loss(outputs, targets) * (outputs.detach().abs().max() > 1e9).float().mul(1e38).add(1)
+
+
+def run(task, edge_of, *, uplink="none", **words):
+    algorithm = make_algorithm({"name": "fed_avg", "uplink": uplink})
+    words = {"rounds": 3, "options": ENGINE, "edge_of": edge_of, **words}
+    return simulate_rounds(task, algorithm, **words)
+
+
+@pytest.mark.parametrize("protocol", LOCKSTEP)
+@pytest.mark.parametrize("uplink", UPLINKS, ids=str)
+def test_a_client_that_diverges_is_left_out_and_the_others_train_on(edge_of, uplink, protocol):
+    found = run(Diverging(who="b"), edge_of, uplink=uplink, quorum=3, protocol=protocol)
+    assert found.record.outcome.kind is OutcomeKind.COMPLETED
+    assert set(found.record.rounds[0].missing) == {"b"}
+    assert np.isfinite(found.vector).all()
+
+
+@pytest.mark.parametrize("protocol", [*LOCKSTEP, {"name": "buffered", "concurrency": 3, "buffer_size": 2}], ids=str)
+@pytest.mark.parametrize("uplink", UPLINKS, ids=str)
+def test_a_quorum_that_can_no_longer_be_met_ends_the_run_with_its_cause(edge_of, uplink, protocol):
+    found = run(Diverging(who="abce"), edge_of, uplink=uplink, quorum=3, protocol=protocol).record
+    assert found.outcome.kind is OutcomeKind.TOO_FEW_CLIENTS
+    assert "can never have them" in found.outcome.sentence
+    assert "The client has diverged: lower its learning rate" in found.outcome.sentence
+
+
+class Raising(BlobsTask):
+    """Its loss fails on batches of nine, which only client e has."""
+
+    def loss(self, outputs, targets):
+        if len(targets) == 9:
+            raise ValueError("nine")
+        return super().loss(outputs, targets)
+
+
+def test_a_client_whose_code_raises_while_it_trains_is_left_out_with_file_and_line(edge_of):
+    found = run(Raising(), edge_of, quorum=3)
+    assert set(found.record.rounds[0].missing) == {"e"}
+    assert "ValueError: nine (test_faults.py:" in found.record.rounds[0].missing["e"]
+
+
+def test_code_that_raises_for_everybody_ends_with_one_sentence(edge_of):
+    with pytest.raises(TaskError, match=r"ValueError: nine \(test_faults.py:\d+\)") as error:
+        run(Raising(), edge_of, clients=("e",))
+    assert "\n" not in error.value.message
+
+
+def test_work_that_takes_longer_than_a_buffered_round_is_not_lost():
+    costs = VirtualCosts(slowdown={"b": 7.3, "c": 2.1})
+    protocol = {"name": "buffered", "concurrency": 3, "buffer_size": 2}
+    options = SimulationOptions(engine="sequential", costs=costs)
+    found = run(BlobsTask(), None, rounds=8, protocol=protocol, options=options)
+    assert found.record.outcome.kind is OutcomeKind.COMPLETED
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture
+def work(monkeypatch):
+    """Counts how often clients worked together, and kills before the n-th time."""
+    worked, calls, dies_at = VirtualClients.work, [], []
+
+    def counted(*given):
+        if dies_at == [len(calls)]:
+            raise Killed
+        calls.append(1)
+        return worked(*given)
+
+    monkeypatch.setattr(VirtualClients, "work", counted)
+    return calls, dies_at
+
+
+@pytest.mark.parametrize("protocol", [*LOCKSTEP, {"name": "buffered", "concurrency": 3, "buffer_size": 2}], ids=str)
+@pytest.mark.parametrize("num_torn", [0, 3])
+def test_a_killed_simulation_goes_on_to_the_model_it_would_have_had(tmp_path, work, edge_of, protocol, num_torn):
+    words = {"protocol": protocol, "rounds": 6, "uplink": UPLINKS[2]}
+    path, (calls, dies_at) = tmp_path / "run.journal", work
+    whole = run(BlobsTask(), edge_of, **words)
+    num_calls = len(calls)
+    calls.clear()
+    dies_at.append(3)
+    options = SimulationOptions(engine="sequential", journal=path)
+    with pytest.raises(Killed):
+        run(BlobsTask(), edge_of, **words, options=options)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) - num_torn])
+    calls.clear()
+    dies_at.clear()
+    again = run(BlobsTask(), edge_of, **words, options=options)
+    assert again.vector.tobytes() == whole.vector.tobytes()
+    assert again.record == whole.record
+    assert num_calls - 3 <= len(calls) <= num_calls - 3 + bool(num_torn)  # what is torn may be a round's metrics
+    assert not path.exists()
+
+
+def test_a_journal_of_another_run_or_no_journal_is_refused(tmp_path, work, edge_of):
+    path = tmp_path / "run.journal"
+    options = SimulationOptions(engine="sequential", journal=path)
+    work[1].append(0)
+    with pytest.raises(Killed):
+        run(BlobsTask(), edge_of, options=options)
+    with pytest.raises(InputError, match="is of another job, task or seed"):
+        run(BlobsTask(), edge_of, options=options, seed=1)
+    path.write_bytes(b"something else")
+    with pytest.raises(InputError, match="is no journal of a simulation"):
+        run(BlobsTask(), edge_of, options=options)
