@@ -31,8 +31,8 @@ def planned(**fields: object) -> Report:
 @pytest.mark.parametrize(
     ("fields", "verdict", "below"),
     [
-        ({"gain_mean": CERTAIN, "gain_over": "int8 on device"}, "+36%", "against int8 on device; 95 %: +33% to +38%"),
-        ({"gain_mean": UNCERTAIN, "gain_over": "int8 on device"}, "no certain gain", "-1 % to +5 %"),
+        ({"gain_mean": CERTAIN, "gain_over": "int8 on device"}, "+36%", "against int8 on device; 95%: +33% to +38%"),
+        ({"gain_mean": UNCERTAIN, "gain_over": "int8 on device"}, "no certain gain", "-1% to +5%"),
         ({"gain_mean": None}, "collaborate", "was not measured"),
         ({"tiers": ("device",), "gain_mean": CERTAIN, "gain_over": "split"}, "do not collaborate", "sharing (split)"),
     ],
@@ -91,7 +91,10 @@ def test_only_the_plan_itself_is_marked_not_its_level():
     assert edge_trained[said.level].feasible
     rows = level_rows(edge_trained, said.plan)
     assert not any(row.recommended for row in rows)
-    page = render_page(planned(levels=rows, name=said.plan.name))
+    page = render_page(
+        planned(levels=rows, name=said.plan.name, waterfall=(("device compute", 4.0), ("a stage of its own", 9.0)))
+    )
+    assert "a stage of its own: 9.00 ms" in page
     assert page.count('class="chosen"><td><b>plan</b>') == 1
     own = level_rows([edge_trained[0], msgspec.structs.replace(edge_trained[5], plan=said.plan)], said.plan)
     assert [row.recommended for row in own] == [False, True]

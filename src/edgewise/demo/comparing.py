@@ -58,7 +58,7 @@ async def compare(demo: Demo, said: Recommendation) -> None:
 def in_words(gain: MeasuredGain) -> str:
     """A gain with its interval, p95 beside the mean."""
     parts = [
-        f"{name} {g.fraction:+.0%} (95 %: {g.low:+.0%} to {g.high:+.0%})"
+        f"{name} {g.fraction:+.0%} (95%: {g.low:+.0%} to {g.high:+.0%})"
         for name, g in (("mean", gain.mean), ("p95", gain.p95))
     ]
     return f"measured gain of the {', of the '.join(parts)}, {gain.num_pairs} inputs"

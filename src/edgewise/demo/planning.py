@@ -18,7 +18,7 @@ from edgewise.planning.levels import Recommendation, plan_levels, recommend, sin
 from edgewise.planning.plan import Plan
 from edgewise.planning.search import Search
 from edgewise.service.report import PlanSection
-from edgewise.service.report.convert import baseline_rows, level_rows, planner_answer
+from edgewise.service.report.convert import baseline_rows, level_rows, planner_answer, waterfall_ms
 
 ALONE_MARGIN = 1.25
 QUESTIONS = (
@@ -89,6 +89,7 @@ async def plan_all(demo: Demo, others: OtherDomains) -> list[Recommendation]:
             accuracy=predicted.accuracy,
             predicted_mean_ms=predicted.latency_mean_s * 1e3,
             assumed=demo.assumed,
+            waterfall=waterfall_ms(recommended.plan),
         ),
     )
     return answers

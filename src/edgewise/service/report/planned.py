@@ -150,6 +150,7 @@ class PlanSection(msgspec.Struct, frozen=True):
         gain_p95: The same of the 95th percentile.
         gain_pairs: Inputs that both answered.
         assumed: What the plan was made from, in words.
+        waterfall: Milliseconds by stage of the request that goes furthest, in order.
     """
 
     level: int | None = None
@@ -179,3 +180,4 @@ class PlanSection(msgspec.Struct, frozen=True):
     gain_p95: tuple[float, float, float] | None = None
     gain_pairs: int | None = None
     assumed: tuple[str, ...] = ()
+    waterfall: tuple[tuple[str, float], ...] = ()
