@@ -46,7 +46,7 @@ MODEL = {"channels": [16]}
 """A light head, so that very slow devices can run it, and a tail that they had better not."""
 NARROW = {"channels": [8], "tail_channels": 64}
 """The same at half the width: another candidate, if it is as accurate."""
-DEVICE_SPEED, EDGE_SPEED = "90 MFLOP/s", "10 GFLOP/s"
+DEVICE_SPEED, EDGE_SPEED = "60 MFLOP/s", "10 GFLOP/s"
 """How fast these classes run the model, on whichever machine the demo runs; the cloud is as fast as that machine."""
 PRIVATE = Policy(raw_may_reach=Tier.DEVICE)
 OPEN = Policy()
