@@ -124,7 +124,7 @@ def simulate_rounds(
         initial_model=digest_of(data),
         round_deadline_s=round_deadline_s,
     )
-    workers: Workers = VirtualClients(task, algorithm, engine, seed)
+    workers: Workers = VirtualClients(task, algorithm, engine, seed, checked)
     judge = evaluator(task, rounds, options)
     if journal is not None:
         journal.begin(_job_digest(task, config, rounds, protocol, edge_of), engine.name)

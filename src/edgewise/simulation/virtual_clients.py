@@ -58,20 +58,21 @@ class VirtualClients:
         algorithm: The parts.
         engine: Does the local work.
         seed: The job's seed.
+        checked: Asks for data and checks them; None takes them as they come.
     """
 
     task: Task
     algorithm: FederatedAlgorithm
     engine: LocalEngine
     seed: int
+    checked: DataCheck | None = None
     _held: dict[ClientId, Examples] = field(default_factory=dict)
-    _check: DataCheck | None = None
 
     def examples(self, client: ClientId) -> Examples:
         """A client's examples, asked for once."""
         if client not in self._held:
-            self._check = self._check or DataCheck(self.task)
-            self._held[client] = self._check.data(client).examples
+            asked = self.checked
+            self._held[client] = self.task.data(client) if asked is None else asked.data(client).examples
         return self._held[client]
 
     def work(self, orders: Sequence[tuple[WorkOrder, bytes]], blobs: Blobs) -> list[Worked]:
