@@ -16,7 +16,7 @@ from edgewise.core.provenance import origins_of
 from edgewise.demo.drift_and_retrain import BAD_NOISE, spoiled
 from edgewise.demo.scenario import Demo, DemoSettings, fleet_file
 from edgewise.demo.serve_requests import alternatives, edge_users
-from edgewise.demo.streaming import Sent, revisions_changed, take
+from edgewise.demo.streaming import Sent, otherwise, revisions_changed, take
 from edgewise.fleet.messages import LedgerAnswer
 from edgewise.ledger.entry import Direction, LedgerEntry, Purpose
 from edgewise.models.graph.graph import Graph
@@ -85,6 +85,12 @@ def test_plan_switches_are_counted_per_device_over_phases_and_unanswered_request
     second = sent(("b", 65), ("a", 65), ("a", 64))  # b: 64 → 65, a: 65 → 64
     assert revisions_changed([first]) == 1
     assert revisions_changed([first, second]) == 3
+
+
+def test_what_was_not_answered_along_the_plan_is_counted_by_its_cause():
+    late, plan = {"source": "device_exit", "cause": "edge-1: is on trial"}, {"source": "plan", "cause": ""}
+    replies = [Reply(parameters=late), Reply(parameters=plan), Reply(parameters=late), Reply(error="gone")]
+    assert otherwise(replies) == {"edge-1: is on trial": 2}
 
 
 def test_taking_more_than_there_is_goes_round_and_the_inputs_are_raw():

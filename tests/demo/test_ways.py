@@ -16,11 +16,11 @@ from edgewise.core.ids import Tier
 from edgewise.core.units import parse_speed
 from edgewise.demo import ways as measuring
 from edgewise.demo.candidates import merged
-from edgewise.demo.comparing import gain_of, others_to_measure
+from edgewise.demo.comparing import others_to_measure
 from edgewise.demo.host_watch import HostSample, HostWatch
-from edgewise.demo.planning import QUESTIONS, ask
+from edgewise.demo.planning import ALONE_MARGIN, QUESTIONS, ask, deadline_of
 from edgewise.demo.scenario import DemoSettings, fleet_file
-from edgewise.demo.ways import Way, ask_in_turn, way_rows
+from edgewise.demo.ways import Way, ask_in_turn, gain_of, way_rows
 from edgewise.planning.choose import make_search
 from edgewise.planning.plan import Plan
 from edgewise.planning.policy import Policy
@@ -82,10 +82,16 @@ def test_all_ways_answer_every_input_at_one_device_and_a_lost_answer_is_no_pair(
     assert set(firsts) == {"quick", "slow", "lossy"}, "none always comes first"
     assert ways[0].right == [True, False] * 6
     assert np.flatnonzero(np.isnan(ways[2].latencies_s)).tolist() == [3]
-    gain = gain_of(ways[0], ways[1], seed=0)
+    gain, fewer = gain_of(ways[0], ways[1]), gain_of(ways[0], ways[2])
+    assert gain is not None
     assert gain.mean.is_certain
-    assert gain_of(ways[0], ways[2], seed=0).num_pairs == 11
+    assert fewer is not None
+    assert fewer.num_pairs == 11
+    assert gain_of(Way("a", ways[0].plan, [1.0] * 7), Way("b", ways[0].plan, [1.0] * 7)) is None
     rows = way_rows(ways, ways[0].plan, PRIVATE, lambda _: search().table)
+    assert rows[0].gain is None
+    assert rows[1].gain is not None
+    assert rows[1].gain[2] < 0, "ten times slower: its gain over the recommended way is a certain loss"
     assert [(row.answered, row.requests) for row in rows] == [(12, 12), (12, 12), (11, 12)]
     assert rows[0].mean_ms == pytest.approx(1e3 * np.mean(ways[0].latencies_s))
 
@@ -108,13 +114,23 @@ def test_the_three_questions_are_asked_of_every_variant_and_the_slow_link_is_pri
     assert others_to_measure(answers[2])[0].collaborates
 
 
+def test_a_device_can_still_answer_alone_by_the_deadline_after_it_waited_for_the_others() -> None:
+    shared = ask(search(), [])[0].plan
+    slow = search(0.02)  # alone it takes a second and a half
+    alone_s = 30e-3 / 0.02
+    assert deadline_of(slow, shared) >= shared.predicted.latency_p95_s + ALONE_MARGIN * alone_s
+    device = ask(search(100.0), [])[0].plan
+    assert not device.collaborates
+    assert deadline_of(search(100.0), device) == 0.1, "below that a deadline would measure the operating system"
+
+
 @pytest.mark.parametrize("machine", [MachineSpeed(1e-4, 1e7), MachineSpeed(4e-4, 1e7)])
 def test_a_class_of_declared_speed_is_as_fast_on_every_machine(machine: MachineSpeed) -> None:
     file = with_speeds(fleet_file(DemoSettings()), machine)
     whole_s = {"device": file.devices.dilation * machine.seconds, "edge": file.edges.dilation * machine.seconds}
-    assert whole_s == pytest.approx({"device": 1e7 / 150e6, "edge": 1e7 / 10e9})
+    assert whole_s == pytest.approx({"device": 1e7 / 60e6, "edge": 1e7 / 10e9})
     assert file.cloud.dilation == 1.0
-    assert speed_lines(file, machine)[0].startswith("device: 150 MFLOP/s, declared; the whole model takes 66.7 ms")
+    assert speed_lines(file, machine)[0].startswith("device: 60 MFLOP/s, declared; the whole model takes 167 ms")
 
 
 def test_a_class_is_not_sped_up_and_one_without_speed_keeps_its_dilation() -> None:

@@ -72,7 +72,7 @@ def test_the_newest_version_that_may_serve_is_chosen() -> None:
 
 
 def test_a_deployment_keeps_alternatives_and_gives_three_times_the_p95() -> None:
-    search = search_of(graph(), Measured(profiles(), (FAST, WAN)), Policy(), evidence(), "hierarchical")
+    search = search_of(graph(), Measured(profiles(), (FAST, WAN)), Policy(), evidence(), "federated")
     plan = recommend(search).plan
     order = deployment(version(2), search, plan)
     assert order.plans[0] == plan
@@ -84,14 +84,14 @@ def test_a_deployment_keeps_alternatives_and_gives_three_times_the_p95() -> None
 
 
 def test_a_limit_on_latency_leaves_the_plan_map_out() -> None:
-    search = search_of(graph(), Measured(profiles(), (FAST, WAN)), Policy(max_latency_s=10.0), (), "hierarchical")
+    search = search_of(graph(), Measured(profiles(), (FAST, WAN)), Policy(max_latency_s=10.0), (), "federated")
     plans = alternatives(search, recommend(search).plan)
     assert {p.tiers for p in plans[1:]} <= {(tier,) for tier in Tier}
     assert search.codecs == ("none",)  # without evidence nobody knows what a codec costs in accuracy
 
 
 def test_a_plan_says_what_its_version_lacks(capsys: pytest.CaptureFixture[str]) -> None:
-    search = search_of(graph(), Measured(profiles(), (FAST, WAN)), Policy(), evidence(), "hierarchical")
+    search = search_of(graph(), Measured(profiles(), (FAST, WAN)), Policy(), evidence(), "federated")
     part = msgspec.structs.replace(version(2), own=("head.*",))
     found = show_plan(Output(), part, search, recommend(search), (), "unknown")
     assert found["caution"] == part.caution

@@ -13,7 +13,7 @@ from edgewise.planning.policy import Policy
 from tests.planning.scenario import FAST, SLOW, WAN, evidence, graph, profiles
 
 FREE = Policy()
-EVIDENCE = {"cloud": evidence(0.98), "hierarchical": evidence(0.97), "edge": evidence(0.96), "device": evidence(0.95)}
+EVIDENCE = {"cloud": evidence(0.98), "federated": evidence(0.97), "edge": evidence(0.96), "device": evidence(0.95)}
 
 
 def search(policy=FREE, links=(FAST, WAN), tiers=None):
@@ -183,3 +183,10 @@ def test_what_jitters_on_the_way_widens_the_95th_percentile_alone():
     shaken = recommend(search(Policy(raw_may_reach=Tier.DEVICE), (jittery, WAN), devices)).plan
     assert shaken.predicted.latency_mean_s == pytest.approx(calm.predicted.latency_mean_s)
     assert shaken.predicted.latency_p95_s > calm.predicted.latency_p95_s + 0.002
+
+
+def test_a_domain_is_named_alike_whichever_protocol_and_under_its_former_word():
+    old = plan_levels(search(), {"hierarchical": evidence(0.97)})[4]
+    assert (old.feasible, old.training_domain) == (True, "federated")
+    plan = msgspec.structs.replace(old.plan, training_domain="hierarchical")
+    assert level_of(plan) == 4

@@ -123,7 +123,7 @@ def _levels() -> tuple[LevelEntry, ...]:
         ("cloud compute", 1.0),
     ]
     tiers = [("cloud",), ("edge", "cloud"), ("edge",), ("device",), ("device", "edge"), ("edge",), ("device",)]
-    domains = ["cloud"] * 4 + ["hierarchical", "edge", "device"]
+    domains = ["cloud"] * 4 + ["federated", "edge", "device"]
     return tuple(
         LevelEntry(
             level,

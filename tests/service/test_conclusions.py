@@ -31,8 +31,8 @@ def planned(**fields: object) -> Report:
 @pytest.mark.parametrize(
     ("fields", "verdict", "below"),
     [
-        ({"gain_mean": CERTAIN, "gain_over": "int8 on device"}, "+36%", "against int8 on device; 95 %: +33% to +38%"),
-        ({"gain_mean": UNCERTAIN, "gain_over": "int8 on device"}, "no certain gain", "-1 % to +5 %"),
+        ({"gain_mean": CERTAIN, "gain_over": "int8 on device"}, "+36%", "against int8 on device; 95%: +33% to +38%"),
+        ({"gain_mean": UNCERTAIN, "gain_over": "int8 on device"}, "no certain gain", "-1% to +5%"),
         ({"gain_mean": None}, "collaborate", "was not measured"),
         ({"tiers": ("device",), "gain_mean": CERTAIN, "gain_over": "split"}, "do not collaborate", "sharing (split)"),
     ],
@@ -91,23 +91,26 @@ def test_only_the_plan_itself_is_marked_not_its_level():
     assert edge_trained[said.level].feasible
     rows = level_rows(edge_trained, said.plan)
     assert not any(row.recommended for row in rows)
-    page = render_page(planned(levels=rows, name=said.plan.name))
+    page = render_page(
+        planned(levels=rows, name=said.plan.name, waterfall=(("device compute", 4.0), ("a stage of its own", 9.0)))
+    )
+    assert "a stage of its own: 9.00 ms" in page
     assert page.count('class="chosen"><td><b>plan</b>') == 1
     own = level_rows([edge_trained[0], msgspec.structs.replace(edge_trained[5], plan=said.plan)], said.plan)
     assert [row.recommended for row in own] == [False, True]
 
 
-def way(mean_ms: float | None, *, allowed: bool = True, recommended: bool = False) -> WayRow:
-    return WayRow("w", "float32", ("device",), allowed, recommended, 10, 10, 1.0, mean_ms)
+def way(gain: tuple[float, float, float] | None, *, allowed: bool = True, recommended: bool = False) -> WayRow:
+    return WayRow("w", "float32", ("device",), allowed, recommended, 10, 10, 1.0, 9.0, gain=gain)
 
 
-def test_the_measured_best_counts_allowed_ways_alone():
-    assert measured_best([way(9.0, recommended=True), way(10.0), way(5.0, allowed=False)]) is True
-    assert measured_best([way(9.0, recommended=True), way(8.0)]) is False
-    assert measured_best([way(9.0, recommended=True)]) is None
-    assert measured_best([way(None, recommended=True), way(8.0)]) is None
+def test_the_measured_best_is_one_that_no_allowed_way_is_certainly_faster_than():
+    best, slower, tie, faster = way(None, recommended=True), (-0.3, -0.4, -0.2), (0.03, -0.02, 0.08), (0.1, 0.05, 0.2)
+    assert measured_best([best, way(slower), way(tie), way(faster, allowed=False)]) is True
+    assert measured_best([best, way(slower), way(faster)]) is False
+    assert measured_best([best]) is None
     search = make_search(graph(), profiles(), [FAST, WAN], Policy(), evidence())
-    row = planner_answer("?", recommend(search), [way(9.0, recommended=True), way(10.0)])
+    row = planner_answer("?", recommend(search), [best, way(slower)])
     assert row.is_measured_best is True
     assert "measured best" in render_page(msgspec.structs.replace(made_up_report(), answers=(row,)))
 

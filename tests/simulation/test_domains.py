@@ -25,7 +25,7 @@ def test_owners_of_each_domain(training):
     owners = {domain: set(simulate_domain(domain, training).vectors) for domain in DOMAINS}
     assert owners == {
         "cloud": {"cloud"},
-        "hierarchical": {"all"},
+        "federated": {"all"},
         "edge": {"edge-1", "edge-2"},
         "device": {"a", "b", "c", "e"},
     }
@@ -41,7 +41,7 @@ def test_every_domain_is_judged_on_the_same_test_data(training):
 
 def test_the_hierarchical_domain_is_the_whole_run(training, task):
     run = simulate_rounds(task, training.algorithm, rounds=5, options=training.options)
-    assert simulate_domain("hierarchical", training).vector.tobytes() == run.vector.tobytes()
+    assert simulate_domain("federated", training).vector.tobytes() == run.vector.tobytes()
 
 
 def test_the_public_share_is_a_fraction_of_every_client(training):

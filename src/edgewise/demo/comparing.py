@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
-import numpy as np
 
-from edgewise.core.seeds import Seeds
 from edgewise.demo.other_questions import OpenFleet
 from edgewise.demo.planning import QUESTIONS
 from edgewise.demo.scenario import PRIVATE, TASK, Demo
 from edgewise.demo.streaming import take
-from edgewise.demo.ways import Way, ask_in_turn, deploy_ways, way_rows
-from edgewise.inference.gain import Gain, MeasuredGain, measured_gain
+from edgewise.demo.ways import Way, ask_in_turn, deploy_ways, gain_of, way_rows
+from edgewise.inference.gain import Gain, MeasuredGain
 from edgewise.planning.levels import Recommendation
 from edgewise.planning.plan import Plan
 from edgewise.service.report import Baseline, WayRow
@@ -43,8 +41,8 @@ async def compare(demo: Demo, said: Recommendation) -> None:
     answers = list(demo.report.answers)
     answers[0] = planner_answer(QUESTIONS[0], said, rows)
     demo.change(answers=tuple(answers), baselines=_with_measured(demo, rows))
-    if len(ways) > 1:
-        gain = gain_of(ways[0], ways[1], demo.settings.seed)
+    gain = gain_of(ways[0], ways[1]) if len(ways) > 1 else None
+    if gain is not None:
         demo.change(
             plan=msgspec.structs.replace(
                 demo.report.plan,
@@ -57,17 +55,10 @@ async def compare(demo: Demo, said: Recommendation) -> None:
         demo.happened("serving", f"{said.plan.name} beside {ways[1].plan.name}: {in_words(gain)}", "plan")
 
 
-def gain_of(ours: Way, theirs: Way, seed: int) -> MeasuredGain:
-    """What one way gains over another, on the inputs that both answered."""
-    pairs = np.asarray([ours.latencies_s, theirs.latencies_s])
-    kept = pairs[:, ~np.isnan(pairs).any(0)]
-    return measured_gain(kept[0].tolist(), kept[1].tolist(), Seeds(seed).at("gain").rng())
-
-
 def in_words(gain: MeasuredGain) -> str:
     """A gain with its interval, p95 beside the mean."""
     parts = [
-        f"{name} {g.fraction:+.0%} (95 %: {g.low:+.0%} to {g.high:+.0%})"
+        f"{name} {g.fraction:+.0%} (95%: {g.low:+.0%} to {g.high:+.0%})"
         for name, g in (("mean", gain.mean), ("p95", gain.p95))
     ]
     return f"measured gain of the {', of the '.join(parts)}, {gain.num_pairs} inputs"

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import msgspec
 
+from edgewise.core.ids import Tier
 from edgewise.core.units import format_rate
 from edgewise.demo.candidates import measured_candidates
 from edgewise.demo.scenario import OPEN, OWN_DOMAIN, SLOW_BYTES_PER_S, Demo
@@ -13,11 +14,13 @@ from edgewise.demo.training_domains import OtherDomains
 from edgewise.fleet.serving.fleet_planning import DEADLINE_FACTOR, LEAST_DEADLINE_S
 from edgewise.planning.baselines import baselines
 from edgewise.planning.explain import LEVEL_COLUMNS, explain, level_cells
-from edgewise.planning.levels import Recommendation, plan_levels, recommend
+from edgewise.planning.levels import Recommendation, plan_levels, recommend, single_node_plans
+from edgewise.planning.plan import Plan
 from edgewise.planning.search import Search
 from edgewise.service.report import PlanSection
-from edgewise.service.report.convert import baseline_rows, level_rows, planner_answer
+from edgewise.service.report.convert import baseline_rows, level_rows, planner_answer, waterfall_ms
 
+ALONE_MARGIN = 1.25
 QUESTIONS = (
     "raw inputs never leave the device",
     "no policy",
@@ -42,7 +45,7 @@ async def plan_all(demo: Demo, others: OtherDomains) -> list[Recommendation]:
     answers = ask(demo.search, demo.variants)
     recommended = answers[0]
     demo.plan = recommended.plan
-    demo.deadline_s = max(LEAST_DEADLINE_S, DEADLINE_FACTOR * recommended.plan.predicted.latency_p95_s)
+    demo.deadline_s = deadline_of(demo.search_of(demo.plan), demo.plan)
     rows = plan_levels(demo.search, evidence)
     compared = baselines(demo.search, demo.variants)
     demo.show.table("Seven levels under 'raw inputs never leave the device'", LEVEL_COLUMNS, level_cells(rows))
@@ -86,9 +89,27 @@ async def plan_all(demo: Demo, others: OtherDomains) -> list[Recommendation]:
             accuracy=predicted.accuracy,
             predicted_mean_ms=predicted.latency_mean_s * 1e3,
             assumed=demo.assumed,
+            waterfall=waterfall_ms(recommended.plan),
         ),
     )
     return answers
+
+
+def deadline_of(search: Search, plan: Plan) -> float:
+    """How long a request may take along a plan.
+
+    Args:
+        search: Of the plan's graph.
+        plan: The plan.
+
+    Returns:
+        Three times its predicted 95th percentile, at least `LEAST_DEADLINE_S`, and where it is shared long enough for the
+        device to wait that long for the others and then still answer alone.
+    """
+    p95_s = plan.predicted.latency_p95_s
+    alone = [p.predicted.latency_p95_s for p in single_node_plans(search) if p.tiers == (Tier.DEVICE,)]
+    hedged_s = p95_s + ALONE_MARGIN * min(alone) if plan.collaborates and alone else 0.0
+    return max(LEAST_DEADLINE_S, DEADLINE_FACTOR * p95_s, hedged_s)
 
 
 def ask(search: Search, variants: list[Search]) -> list[Recommendation]:

@@ -17,7 +17,7 @@ from edgewise.fleet.operator.operator import Operator
 from edgewise.ledger.energy import ENERGY_MODELS, modelled_energy
 from edgewise.ledger.entry import Direction, LedgerEntry, Purpose
 from edgewise.ledger.kpis import LEARNING
-from edgewise.models.version import ModelVersion
+from edgewise.models.version import FEDERATED, ModelVersion
 from edgewise.planning.plan import Plan
 from edgewise.planning.policy import Policy
 from edgewise.planning.search import Search
@@ -27,7 +27,7 @@ from edgewise.simulation.emulated.fleet_file import CloudClass, DeviceClass, Edg
 from edgewise.training.tasks.digits_task import DigitsTask
 
 TASK = "digits"
-OWN_DOMAIN = "hierarchical"
+OWN_DOMAIN = FEDERATED
 """What the demo's version is trained in: by all devices together, through their edges."""
 LOCAL = {
     "name": "sgd",
@@ -46,7 +46,7 @@ MODEL = {"channels": [16]}
 """A light head, so that very slow devices can run it, and a tail that they had better not."""
 NARROW = {"channels": [8], "tail_channels": 64}
 """The same at half the width: another candidate, if it is as accurate."""
-DEVICE_SPEED, EDGE_SPEED = "150 MFLOP/s", "10 GFLOP/s"
+DEVICE_SPEED, EDGE_SPEED = "60 MFLOP/s", "10 GFLOP/s"
 """How fast these classes run the model, on whichever machine the demo runs; the cloud is as fast as that machine."""
 PRIVATE = Policy(raw_may_reach=Tier.DEVICE)
 OPEN = Policy()
@@ -137,7 +137,7 @@ def fleet_file(settings: DemoSettings) -> FleetFile:
         task_settings=task_settings(settings),
         cloud=CloudClass(dilation=1.0),
         edges=EdgeClass(count=2, speed=EDGE_SPEED, link=LinkClass("50 Mbit/s", "20 ms")),
-        devices=DeviceClass(per_edge=4, trainers_per_edge=3, speed=DEVICE_SPEED, link=LinkClass("20 Mbit/s", "5 ms")),
+        devices=DeviceClass(per_edge=4, trainers_per_edge=3, speed=DEVICE_SPEED, link=LinkClass("20 Mbit/s", "20 ms")),
     )
 
 
@@ -168,7 +168,7 @@ class Demo:
         graphs: ONNX bytes by digest, of the model and its variants.
         assumed: Speeds of the classes, in words.
         plan: The plan in force.
-        deadline_s: Of a request: three times the plan's predicted p95, at least `LEAST_DEADLINE_S`.
+        deadline_s: Of a request: see `planning.deadline_of`.
         stream_sent: Phases of the stream so far.
         report: What is known so far.
         requests: All requests, for the plots.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ from edgewise.service.report.convert import WORDS, shares_of
 
 WARM_UP = 16
 """First requests of the stream, two per device; left out of the comparison with the prediction, and counted."""
+MOST_CAUSES = 2
 ON_THE_WAY_S = 0.002
 """Kept of the deadline for the way from the device's answer to this client's clock."""
 
@@ -127,11 +129,22 @@ async def stream(
     warm_up = WARM_UP if phase == "fault-free" else 0
     sent.rows = [_row(demo, sent, i, plan, i < warm_up) for i in range(len(inputs))]
     demo.requests.extend(sent.rows)
+    for cause, number in otherwise(sent.replies).most_common(MOST_CAUSES):
+        demo.happened(phase, f"{number} requests were not answered along the plan: {cause}", "plan")
     for index, (reply, device) in enumerate(zip(sent.replies, devices, strict=True)):
         if reply.error or reply.latency_s > demo.deadline_s:
             sent.notes.append(late_note(demo, f"{phase}-{index}", device, reply, host))
             demo.happened(phase, sent.notes[-1], "fault")
     return sent
+
+
+def otherwise(replies: Sequence[Reply]) -> Counter[str]:
+    """Why answers did not come along the plan, as the devices say it, and how often."""
+    return Counter(
+        str(reply.parameters.get("cause") or "no cause was given")
+        for reply in replies
+        if not reply.error and reply.parameters.get("source") != str(AnswerSource.PLAN)
+    )
 
 
 def late_note(demo: Demo, request: str, device: str, reply: Reply, host: HostWatch) -> str:

@@ -17,9 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.core.errors import EdgewiseError
+from edgewise.core.seeds import Seeds
 from edgewise.demo.scenario import TASK
 from edgewise.fleet.messages import Deploy
 from edgewise.fleet.operator.operator import Operator
+from edgewise.inference.gain import LEAST_PAIRS, MeasuredGain, measured_gain
 from edgewise.models.forward import INPUT
 from edgewise.planning.costs.cost import CostTable
 from edgewise.planning.costs.predict import repriced
@@ -118,6 +120,22 @@ async def ask_in_turn(
         way.right = [_is_right(a, int(target)) for a, target in zip(answers, targets, strict=True)]
 
 
+def gain_of(ours: Way, theirs: Way) -> MeasuredGain | None:
+    """What one way gains over another, on the inputs that both answered; None if those are too few."""
+    pairs = np.asarray([ours.latencies_s, theirs.latencies_s])
+    kept = pairs[:, ~np.isnan(pairs).any(0)]
+    if kept.shape[1] < LEAST_PAIRS:
+        return None
+    return measured_gain(kept[0].tolist(), kept[1].tolist(), Seeds(0).at("gain").rng())
+
+
+def _gain(way: Way, recommended: Way | None) -> tuple[float, float, float] | None:
+    if recommended is None or way is recommended:
+        return None
+    gain = gain_of(way, recommended)
+    return None if gain is None else (gain.mean.fraction, gain.mean.low, gain.mean.high)
+
+
 def _is(plan: Plan, other: Plan) -> bool:
     """Whether two plans run the same, whatever was predicted of them."""
     return (plan.graph, plan.stages, plan.handovers, [g.threshold for g in plan.gates]) == (
@@ -143,7 +161,7 @@ def way_rows(
     Returns:
         A row each.
     """
-    rows = []
+    rows, ours = [], next((way for way in ways if _is(way.plan, recommended)), None)
     for way in ways:
         plan, taken = way.plan, 1e3 * np.asarray([s for s in way.latencies_s if not np.isnan(s)])
         furthest = max((plan.site_of(h.target).tier.rank for h in plan.handovers if h.carries_raw), default=0)
@@ -155,7 +173,7 @@ def way_rows(
                 variant=plan.variant,
                 tiers=tuple(str(tier) for tier in plan.tiers),
                 allowed=furthest <= policy.raw_may_reach.rank,
-                recommended=_is(plan, recommended),
+                recommended=way is ours,
                 requests=len(way.latencies_s),
                 answered=len(taken),
                 predicted_mean_ms=1e3 * repriced(table_of(plan), plan).predicted.latency_mean_s,
@@ -163,6 +181,7 @@ def way_rows(
                 p50_ms=p50,
                 p95_ms=p95,
                 accuracy=float(np.mean(way.right)) if way.right else None,
+                gain=_gain(way, ours),
             )
         )
     return tuple(rows)

@@ -8,6 +8,9 @@ import msgspec
 
 from edgewise.core.ids import Digest, RunId
 
+FEDERATED = "federated"
+"""Domain of a model that all clients trained together, their data where it is; the protocol does not matter."""
+
 
 class ExitEvidence(msgspec.Struct, frozen=True):
     """How one exit behaved on calibration data, under one codec at the cut before it.
@@ -67,7 +70,8 @@ class ModelVersion(msgspec.Struct, frozen=True):
         task: Task name.
         run: Which run made it.
         parent: Version it started from; 0 if from scratch.
-        training_domain: `cloud`, `hierarchical`, `edge` or `device`.
+        training_domain: Whose data it learned from, together: `cloud` for what was pooled there, `federated` for all clients
+            where they are, by whichever protocol, `edge` for those of one edge, `device` for one client.
         data: Which clients and how many examples each, by name.
         evidence: Per exit and codec.
         gate: Result of its gate; None before.
@@ -82,7 +86,7 @@ class ModelVersion(msgspec.Struct, frozen=True):
     task: str
     run: RunId = RunId("")
     parent: int = 0
-    training_domain: str = "hierarchical"
+    training_domain: str = FEDERATED
     data: dict[str, int] = {}
     evidence: tuple[ExitEvidence, ...] = ()
     gate: GateResult | None = None

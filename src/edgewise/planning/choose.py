@@ -22,7 +22,7 @@ import msgspec
 from edgewise.core.errors import InputError, PlanInfeasible, nearest
 from edgewise.core.ids import Tier
 from edgewise.models.graph.graph import Graph
-from edgewise.models.version import ExitEvidence
+from edgewise.models.version import FEDERATED, ExitEvidence
 from edgewise.planning.costs.cost import CostTable, EnergyCost, default_energy
 from edgewise.planning.moves.exits import ExitTable
 from edgewise.planning.placement import PLACEMENT_SOLVERS
@@ -63,7 +63,7 @@ def make_search(
     evidence: Iterable[ExitEvidence] = (),
     *,
     codecs: Sequence[str] = ("none",),
-    training_domain: str = "hierarchical",
+    training_domain: str = FEDERATED,
     sizes: Mapping[tuple[str, str], int] | None = None,
     energy: EnergyCost | None = None,
     slowdown: Mapping[Tier, float] | None = None,

@@ -9,7 +9,7 @@ level removes tiers and takes the evidence of that domain's model; nothing else 
 | 1 | cloud and a lower tier | cloud |
 | 2 | edge (and device) | cloud |
 | 3 | device | cloud |
-| 4 | cloud and a lower tier | device-edge-cloud hierarchy |
+| 4 | cloud and a lower tier | federated, by all clients |
 | 5 | edge (and device) | edge |
 | 6 | device | device |
 
@@ -28,14 +28,16 @@ import msgspec
 
 from edgewise.core.errors import PlanInfeasible
 from edgewise.core.ids import TIERS, Tier
-from edgewise.models.version import ExitEvidence
+from edgewise.models.version import FEDERATED, ExitEvidence
 from edgewise.planning.choose import OBJECTIVES, best_plan, find_best
 from edgewise.planning.moves.exits import ExitTable
 from edgewise.planning.plan import Plan
 from edgewise.planning.search import Search
 
-DOMAINS: tuple[str, ...] = ("cloud", "cloud", "cloud", "cloud", "hierarchical", "edge", "device")
+DOMAINS: tuple[str, ...] = ("cloud", "cloud", "cloud", "cloud", FEDERATED, "edge", "device")
 """Training domain of each level's model."""
+_FORMER = {"hierarchical": FEDERATED}
+"""Words of versions and plans that were stored before a protocol and a domain had different names."""
 
 _D, _E, _C = TIERS
 _TIER_SETS: tuple[tuple[frozenset[Tier], ...], ...] = (
@@ -87,14 +89,14 @@ def level_of(plan: Plan) -> int:
         plan: Any plan.
 
     Returns:
-        0 … 6. A plan of a hierarchically trained model that runs below the cloud counts by where it runs and by who
+        0 … 6. A plan of a federatedly trained model that runs below the cloud counts by where it runs and by who
         trained it together: device and edge alone as 5, device alone as 6.
     """
-    tiers = frozenset(plan.tiers)
+    tiers, trained = frozenset(plan.tiers), _FORMER.get(plan.training_domain, plan.training_domain)
     for level, domain in enumerate(DOMAINS):
-        if plan.training_domain == domain and tiers in _TIER_SETS[level]:
+        if trained == domain and tiers in _TIER_SETS[level]:
             return level
-    if plan.training_domain == "cloud":
+    if trained == "cloud":
         return 0
     return 4 if Tier.CLOUD in tiers else 5 if Tier.EDGE in tiers else 6
 
@@ -109,7 +111,8 @@ def plan_levels(search: Search, evidence: Mapping[str, Sequence[ExitEvidence]]) 
     Returns:
         Seven rows; a level that the policy forbids, that lacks a tier or a trained model is infeasible with the reason.
     """
-    return [_level_row(search, level, evidence) for level in range(7)]
+    known = {_FORMER.get(domain, domain): rows for domain, rows in evidence.items()}
+    return [_level_row(search, level, known) for level in range(7)]
 
 
 def _level_row(search: Search, level: int, evidence: Mapping[str, Sequence[ExitEvidence]]) -> LevelRow:

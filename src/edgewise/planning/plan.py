@@ -14,6 +14,7 @@ from functools import cached_property
 import msgspec
 
 from edgewise.core.ids import Digest, Revision, Tier, digest_of
+from edgewise.models.version import FEDERATED
 
 INPUT = "input"
 """Stands for the request itself where a stage's name stands: the source of a hand-over, the place of a gate."""
@@ -169,7 +170,7 @@ class Plan(msgspec.Struct, frozen=True, dict=True):
     variant: str = "float32"
     predicted: Prediction = Prediction(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     valid_bytes_per_s: tuple[float, float] = (0.0, float("inf"))
-    training_domain: str = "hierarchical"
+    training_domain: str = FEDERATED
     profiles: tuple[Digest, ...] = ()
 
     @property

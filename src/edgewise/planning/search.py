@@ -18,6 +18,7 @@ from math import inf, isnan, nan
 import msgspec
 
 from edgewise.core.ids import TIERS, Tier
+from edgewise.models.version import FEDERATED
 from edgewise.planning.costs.cost import KEEPS_THE_INPUT, CostTable
 from edgewise.planning.costs.operating_point import ExitPolicy, OperatingPoint
 from edgewise.planning.costs.predict import Placement, make_plan
@@ -88,7 +89,7 @@ class Search:
     policy: Policy
     exits: ExitTable
     codecs: Sequence[str] = ("none",)
-    training_domain: str = "hierarchical"
+    training_domain: str = FEDERATED
     solver: PlacementSolver = min_cut
     variant: str = "float32"
     runs_on: frozenset[Tier] | None = None

@@ -33,6 +33,8 @@ from edgewise.transport.bulk.blobs import FolderBlobs
 log = logging.getLogger("edgewise.fleet")
 PUBLIC = "public"
 """Data class of held-out data that its owner gave to the coordinator; it may be anywhere."""
+IMPORTED_DOMAIN = "cloud"
+"""A model that was trained elsewhere counts as trained in the cloud, here as in `edgewise plan FILE`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +273,9 @@ class VersionStore:
         """
         check_model_name(task)
         Graph.load(graph)
-        return self._register(graph, ModelVersion(0, Digest(""), Digest(""), task, parent=parent, origin=origin))
+        domain = self.get(parent).training_domain if parent else IMPORTED_DOMAIN
+        version = ModelVersion(0, Digest(""), Digest(""), task, parent=parent, training_domain=domain, origin=origin)
+        return self._register(graph, version)
 
     def _register(self, graph: bytes, version: ModelVersion) -> ModelVersion:
         digest = self.blobs.put(graph)

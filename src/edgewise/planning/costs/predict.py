@@ -13,6 +13,7 @@ from math import erf, isnan, sqrt
 import msgspec
 
 from edgewise.core.ids import TIERS, Tier
+from edgewise.models.version import FEDERATED
 from edgewise.planning.costs.cost import CostTable
 from edgewise.planning.costs.operating_point import OperatingPoint
 from edgewise.planning.plan import EXIT, FILTERED, FLOAT32, INPUT, Gate, Handover, Path, Plan, Prediction, Site, Stage
@@ -39,9 +40,7 @@ class Placement(msgspec.Struct, frozen=True):
     outputs: tuple[tuple[str, ...], ...]
 
 
-def make_plan(
-    table: CostTable, placement: Placement, training_domain: str = "hierarchical", variant: str = FLOAT32
-) -> Plan:
+def make_plan(table: CostTable, placement: Placement, training_domain: str = FEDERATED, variant: str = FLOAT32) -> Plan:
     """Writes a placement down as a plan.
 
     Args:

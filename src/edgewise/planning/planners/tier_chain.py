@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from edgewise.core.ids import TIERS
 from edgewise.models.graph.graph import Graph
+from edgewise.models.version import FEDERATED
 from edgewise.planning.choose import find_best, make_search
 from edgewise.planning.levels import single_node_plans
 from edgewise.planning.plan import Plan, Site
@@ -17,7 +18,7 @@ from edgewise.planning.policy import Policy
 def chain(
     codecs: Sequence[str] = ("none",),
     solver: str = "min_cut",
-    training_domain: str = "hierarchical",
+    training_domain: str = FEDERATED,
     max_accuracy_loss: float = 0.02,
 ) -> Planner:
     """Plans along device, edge and cloud, one site each.

@@ -48,10 +48,8 @@ def _trains(report: Report) -> Answer | None:
 
 
 def gain_in_words(gain: tuple[float, float, float] | None) -> str:
-    """A gain with its interval: `+36 % (95 %: +33 to +38 %)`."""
-    if gain is None:
-        return "not measured"
-    return f"{gain[0]:+.0%} (95 %: {gain[1]:+.0%} to {gain[2]:+.0%})".replace("%", " %").replace("95  %", "95 %")
+    """A gain with its interval: `+36% (95%: +33% to +38%)`."""
+    return "not measured" if gain is None else f"{gain[0]:+.0%} (95%: {gain[1]:+.0%} to {gain[2]:+.0%})"
 
 
 def is_shared(report: Report) -> bool:
@@ -83,7 +81,7 @@ def headline(report: Report) -> tuple[str, str] | None:
     if plan.gain_mean[1] <= 0:
         return "no certain gain", f"mean latency {gain_in_words(plan.gain_mean)} against {plan.gain_over}"
     below = (
-        f"mean latency saved, measured, against {plan.gain_over}; 95 %: {plan.gain_mean[1]:+.0%} to {plan.gain_mean[2]:+.0%}; "
+        f"mean latency saved, measured, against {plan.gain_over}; 95%: {plan.gain_mean[1]:+.0%} to {plan.gain_mean[2]:+.0%}; "
         f"p95 {gain_in_words(plan.gain_p95)}"
     )
     return f"{plan.gain_mean[0]:+.0%}", below
@@ -109,7 +107,7 @@ def _collaborates(report: Report) -> Answer | None:
         best = {True: ", the measured best", False: ", which was not the measured best", None: ""}[
             answer.is_measured_best
         ]
-        sentences.append(f"With {answer.question}: {answer.plan}{best}.")
+        sentences.append(f'Asked under "{answer.question}": {answer.plan}{best}.')
     measured = [answer.is_measured_best for answer in report.answers if answer.is_measured_best is not None]
     return verdict, " ".join(sentences), all(measured) if measured else None
 

@@ -134,10 +134,9 @@ def planner_answer(question: str, said: levels.Recommendation, ways: Sequence[Wa
 
 
 def measured_best(ways: Sequence[WayRow]) -> bool | None:
-    """Whether the recommended way has the lowest measured mean of those allowed; None if it was not measured."""
-    taken = {way.recommended: way.mean_ms for way in ways if way.recommended and way.mean_ms is not None}
-    others = [way.mean_ms for way in ways if way.allowed and not way.recommended and way.mean_ms is not None]
-    return None if True not in taken or not others else taken[True] <= min(others)
+    """Whether no allowed way is certainly faster in the mean than the recommended one; None if that was not measured."""
+    others = [way.gain for way in ways if way.allowed and not way.recommended and way.gain is not None]
+    return None if not others else all(low <= 0.0 for _, low, _ in others)
 
 
 def request_row(

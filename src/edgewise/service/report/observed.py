@@ -119,6 +119,8 @@ class WayRow(msgspec.Struct, frozen=True):
         p50_ms: Measured.
         p95_ms: Measured.
         accuracy: Of its answers.
+        gain: What its mean gains over the recommended way's, with its interval of 95 %: (gain, low, high); None of that
+            way itself.
     """
 
     name: str
@@ -133,6 +135,7 @@ class WayRow(msgspec.Struct, frozen=True):
     p50_ms: float | None = None
     p95_ms: float | None = None
     accuracy: float | None = None
+    gain: tuple[float, float, float] | None = None
 
 
 class TimelineEntry(msgspec.Struct, frozen=True):

@@ -13,7 +13,7 @@ class LevelEntry(msgspec.Struct, frozen=True):
     Attributes:
         level: 0 to 6.
         tiers: Who computes, from the device outward.
-        training_domain: `cloud`, `hierarchical`, `edge` or `device`.
+        training_domain: `cloud`, `federated`, `edge` or `device`.
         feasible: Whether the policy allows it.
         reason: Why not, or what the plan is.
         predicted_p50_ms: Median latency.
@@ -85,7 +85,7 @@ class PlannerAnswer(msgspec.Struct, frozen=True):
         predicted_mean_ms: Mean latency.
         gain_fraction: 1 − mean(plan) / mean(best plan that uses one node), predicted; 0 where it is that plan.
         ways: The answer and the best others, measured in turn on the same inputs.
-        is_measured_best: Whether no other allowed way has a lower measured mean; None if nothing was measured.
+        is_measured_best: Whether no other allowed way was certainly faster in the mean; None if nothing was measured.
     """
 
     question: str
@@ -131,7 +131,7 @@ class PlanSection(msgspec.Struct, frozen=True):
         median_abs_error_fraction: Median over requests of |measured − predicted| / measured.
         levels: The seven, in order.
         name: Text a person recognises.
-        predicted_p95_ms: The deadline is three times this, at least 100 ms.
+        predicted_p95_ms: The deadline is at least three times this.
         device_energy_j: Per request, predicted.
         egress_bytes: Leaving the device per request, predicted.
         accuracy: Predicted.
@@ -150,6 +150,7 @@ class PlanSection(msgspec.Struct, frozen=True):
         gain_p95: The same of the 95th percentile.
         gain_pairs: Inputs that both answered.
         assumed: What the plan was made from, in words.
+        waterfall: Milliseconds by stage of the request that goes furthest, in order.
     """
 
     level: int | None = None
@@ -179,3 +180,4 @@ class PlanSection(msgspec.Struct, frozen=True):
     gain_p95: tuple[float, float, float] | None = None
     gain_pairs: int | None = None
     assumed: tuple[str, ...] = ()
+    waterfall: tuple[tuple[str, float], ...] = ()

@@ -76,7 +76,7 @@ class FaultsSection(msgspec.Struct, frozen=True):
         failover_ms: From the kill to the first answer that used another edge or the device's exit instead.
         returned_home: Whether the restarted edge was used again.
         shares: Of the requests, by who answered: `full plan`, `device exit`, `another edge`.
-        deadline_ms: Three times the fault-free plan's predicted p95, at least 100 ms.
+        deadline_ms: Three times the fault-free plan's predicted p95, at least 100 ms and what the device needs alone after it.
         phases: One row each.
         notes: What the faults did, one sentence each; of every late or unanswered request, what was seen.
     """

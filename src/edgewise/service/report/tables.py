@@ -87,9 +87,10 @@ def kpi_table(report: Report) -> str:
 
 def level_table(levels: Sequence[LevelEntry], plan: PlanSection | None = None) -> str:
     """The seven levels with their latency stacked by stage, the plan in force above them."""
-    stages = list(dict.fromkeys(name for level in levels for name, _ in level.waterfall))
+    shown = [level.waterfall for level in levels] + ([plan.waterfall] if plan is not None else [])
+    stages = list(dict.fromkeys(name for waterfall in shown for name, _ in waterfall))
     paints = {name: stage_paint(index) for index, name in enumerate(stages)}
-    longest = max((sum(ms for _, ms in level.waterfall) for level in levels), default=0.0) or 1.0
+    longest = max((sum(ms for _, ms in waterfall) for waterfall in shown), default=0.0) or 1.0
     rows, classes = [], []
     if plan is not None and plan.name and not any(level.recommended for level in levels):
         classes.append("chosen")
@@ -100,7 +101,7 @@ def level_table(levels: Sequence[LevelEntry], plan: PlanSection | None = None) -
                 "in force",
                 milliseconds(plan.predicted_p50_ms),
                 milliseconds(plan.predicted_p95_ms),
-                "",
+                _waterfall(plan.waterfall, paints, longest),
                 joules(plan.device_energy_j),
                 size(plan.egress_bytes),
                 percent(plan.accuracy),
@@ -117,7 +118,7 @@ def level_table(levels: Sequence[LevelEntry], plan: PlanSection | None = None) -
                 escape(level.training_domain),
                 milliseconds(level.predicted_p50_ms),
                 milliseconds(level.predicted_p95_ms),
-                _waterfall(level, paints, longest),
+                _waterfall(level.waterfall, paints, longest),
                 joules(level.device_energy_j),
                 size(level.egress_bytes),
                 percent(level.accuracy),
@@ -208,12 +209,12 @@ def stream_table(plan: PlanSection) -> str:
     return table(("whole stream", "#mean", "#p50", "#p95", *(f"#leave at exit {s.exit}" for s in shares)), rows)
 
 
-def _waterfall(level: LevelEntry, paints: dict[str, str], longest: float) -> str:
-    if not level.waterfall:
+def _waterfall(waterfall: Sequence[tuple[str, float]], paints: dict[str, str], longest: float) -> str:
+    if not waterfall:
         return '<div class="fallbox"></div>'
     bars = "".join(
         f'<i style="width:{100 * ms / longest:.2f}%;background:{paints[name]}" title="{escape(name)}: {ms:.2f} ms"></i>'
-        for name, ms in level.waterfall
+        for name, ms in waterfall
     )
     return f'<div class="fallbox"><div class="fall">{bars}</div></div>'
 

@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, ProcessPoolExecutor, wait
 
 from edgewise.core.ids import ClientId
+from edgewise.models.version import FEDERATED
 from edgewise.simulation.emulated.domains import DOMAINS, DomainResult, DomainTraining, simulate_domain
 from edgewise.simulation.simulate import SimulationOptions, edge_of_clients
 from edgewise.training.job import JobFile, make_task
 
 LOOK_EVERY_S = 0.2
 _LATER = 5
-LONGEST_FIRST = ("device", "edge", "hierarchical", "cloud")
+LONGEST_FIRST = ("device", "edge", FEDERATED, "cloud")
 
 
 def simulate_domains(

@@ -1,7 +1,7 @@
 """Trains models in each of the four domains by which the levels of edge intelligence differ.
 
 cloud         pooled on the share of the data that its owners made public      levels 0 to 3
-hierarchical  federated over all clients, through the edges                    level 4
+federated     by all clients together, through their edges                     level 4
 edge          federated under each edge on its own                             level 5
 device        every client on its own data only                                level 6
 """
@@ -21,12 +21,13 @@ from edgewise.core.layout import Vector
 from edgewise.core.seeds import Seeds
 from edgewise.models.flat import initial_vector
 from edgewise.models.task import Examples, Task
+from edgewise.models.version import FEDERATED
 from edgewise.simulation.simulate import SimulationOptions, simulate_rounds
 from edgewise.training.algorithm import MODEL, FederatedAlgorithm
 from edgewise.training.client_update import client_seeds
 from edgewise.training.local import LocalEngine, choose_engine
 
-DOMAINS = ("cloud", "hierarchical", "edge", "device")
+DOMAINS = ("cloud", FEDERATED, "edge", "device")
 POOL = ClientId("cloud")
 
 
@@ -88,7 +89,7 @@ def simulate_domain(domain: str, training: DomainTraining) -> DomainResult:
     """Trains in one domain.
 
     Args:
-        domain: `cloud`, `hierarchical`, `edge` or `device`.
+        domain: `cloud`, `federated`, `edge` or `device`.
         training: What and how.
 
     Returns:

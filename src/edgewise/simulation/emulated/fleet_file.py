@@ -56,7 +56,15 @@ class CloudClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EdgeClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Describes the edges and their links to the cloud."""
+    """Describes the edges and their links to the cloud.
+
+    Attributes:
+        count: How many.
+        dilation: How many times slower than this machine each computes; what counts where no speed is declared.
+        speed: How fast it runs the fleet's model, e.g. "10 GFLOP/s"; "" for none.
+        active_power_w: Modelled power while computing.
+        link: To the cloud.
+    """
 
     count: int = 2
     dilation: float = 4.0
@@ -66,7 +74,18 @@ class EdgeClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DeviceClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Describes the devices, their local engine and their links to a primary and a standby edge."""
+    """Describes the devices, their local engine and their links to a primary and a standby edge.
+
+    Attributes:
+        per_edge: Devices under each edge.
+        trainers_per_edge: Of them, those that hold data and train.
+        dilation: How many times slower than this machine each computes; what counts where no speed is declared.
+        speed: How fast it runs the fleet's model, e.g. "200 MFLOP/s"; "" for none.
+        active_power_w: Modelled power while computing.
+        link: To each of its edges.
+        standby: Whether it has a link to a second edge, too.
+        engine: Of local training.
+    """
 
     per_edge: int = 4
     trainers_per_edge: int = 3
