@@ -100,6 +100,21 @@ def test_a_run_that_ends_early_says_so() -> None:
     assert "has diverged" in run._repr_html_()
 
 
+GIVEN: dict[str, Any] = {
+    **{kind: (X > 0).astype(kind) for kind in ("uint8", "bool", "float16", "int32", "int64")},
+    "tensor": torch.tensor(X, requires_grad=True),
+    "list": X.tolist(),
+}
+
+
+@pytest.mark.parametrize("kind", GIVEN)
+def test_the_usual_kinds_of_arrays_are_taken(kind: str) -> None:
+    looked_up = nn.Sequential(nn.Embedding(2, 3), nn.Flatten(), nn.Linear(12, 3))
+    model = looked_up if kind in ("int32", "int64") else nn.Linear(4, 3)
+    run = simulate(InMemoryTask(model, {"a": (GIVEN[kind], Y.tolist())}), rounds=1)
+    assert len(run.record.rounds) == 1
+
+
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
@@ -110,7 +125,12 @@ def test_a_run_that_ends_early_says_so() -> None:
         (lambda: simulate("no.toml"), "no.toml does not exist"),
         (lambda: InMemoryTask(nn.Linear, {}), "a task needs at least one client"),
         (lambda: InMemoryTask(nn.Linear, {"a": (X, Y[:3])}), "client 'a' has inputs [160, 4] and targets [3]"),
-        (lambda: InMemoryTask(nn.Linear, {"a": X}), "client 'a'"),  # type: ignore[dict-item]
+        (lambda: InMemoryTask(nn.Linear, {"a": X}), "client 'a' are ndarray, needed is a pair (inputs, targets)"),  # type: ignore[dict-item]
+        (lambda: InMemoryTask(nn.Linear, {"a": (X[:2], ["x", "y"])}), "the targets of client 'a' are <U1"),
+        (lambda: plan(nn.Linear(3, 3), X), "the model of task 'Linear' does not take inputs of its input_shape, [2, 4]"),
+        (lambda: plan(nn.Linear(4, 3), {"a": X}), "a torch module is exported with one input"),
+        (lambda: plan(two_exit_graph(), {"imag": X}), "the model has no input 'imag'"),
+        (lambda: serve(nn.Linear(4, 3), example=X, port=70000), "there is no port 70000"),
         (lambda: simulate(InMemoryTask(lambda: 3, PARTS)), "the model of task 'task' is int"),  # type: ignore[arg-type, return-value]
         (lambda: split_examples(X, Y[:1], 2), "there are 160 inputs and 1 targets"),
         (lambda: plan(nn.Linear(4, 3), X, policy={"raw_may_rech": "edge"}), "Did you mean 'raw_may_reach'?"),

@@ -65,9 +65,13 @@ def test_what_does_not_fit_is_refused_with_the_reason(tmp_path: Path, arrays: di
         read_source(saved(tmp_path, **arrays), [IMAGE])
 
 
-def test_an_npz_of_objects_is_refused(tmp_path: Path) -> None:
-    np.savez(tmp_path / "data.npz", x=np.array([None]))
-    with pytest.raises(DataError, match="is not an npz of plain arrays"):
+@pytest.mark.parametrize("content", [b"[training]\n", b"PK\x03\x04 cut off", b"", None])
+def test_what_is_no_file_of_numbers_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    if content is None:
+        np.savez(tmp_path / "data.npz", x=np.array([None]))
+    else:
+        (tmp_path / "data.npz").write_bytes(content)
+    with pytest.raises(DataError, match="is not an npz or npy of plain arrays of numbers"):
         read_source(tmp_path / "data.npz", [IMAGE])
 
 

@@ -36,6 +36,24 @@ def test_a_job_runs_and_its_rounds_are_printed(job: Path, capsys: pytest.Capture
     assert job.with_name("model.onnx").stat().st_size > 10_000
 
 
+def test_there_is_one_loss_and_it_has_its_name(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["simulate", str(job)]) == 0
+    shown = capsys.readouterr()
+    assert "digits: fed_avg, synchronous" in shown.out
+    assert [shown.out.count("loss"), shown.out.count("training loss")] == [1, 1]
+    assert [shown.err.count("loss"), shown.err.count("training loss")] == [1, 1]
+
+
+@pytest.mark.parametrize("out", ["job.toml/model.onnx", "."])
+def test_a_model_that_cannot_be_written_is_said_before_anything_is_trained(
+    job: Path, capsys: pytest.CaptureFixture[str], out: str
+) -> None:
+    assert run(["simulate", str(job), "--out", str(job.parent / out)]) == 1
+    shown = capsys.readouterr()
+    assert f"error [input.file]: cannot use {str(job.parent / out)!r}" in shown.err
+    assert "round 1" not in shown.err
+
+
 def test_json_is_the_record(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["simulate", str(job), "--set", "training.algorithm.uplink=none", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)

@@ -263,7 +263,8 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as said:
         write_atomic(path, b"new")
+    assert said.value.filename == str(path)  # the file that was meant, not a temporary one beside it
     assert path.read_bytes() == b"old"
     assert [file.name for file in tmp_path.iterdir()] == ["key"]

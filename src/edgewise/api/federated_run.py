@@ -140,7 +140,10 @@ def round_rows(record: RunRecord) -> list[dict[str, Any]]:
     Returns:
         One row a round, all with the same keys.
     """
-    names = [name for name in record.metrics if name != "loss"]
+    exits = sum(name.startswith("accuracy_exit_") for name in record.metrics)
+    # One loss is enough, and it has its name; the last exit's accuracy is `accuracy`.
+    same = {"loss", f"accuracy_exit_{exits - 1}"}
+    names = [name for name in record.metrics if name not in same]
     return [
         {
             "round": r.round,

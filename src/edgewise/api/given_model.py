@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from edgewise.api.source import plain_array
 from edgewise.core.errors import InputError
 from edgewise.models.graph.graph import Graph, graph_from
 
@@ -61,7 +62,9 @@ def _exported(module: Any, example: Any) -> Graph:
     from edgewise.models.flat import vector_of
     from edgewise.models.graph.weights import with_weights
 
-    one = np.asarray(example)[:1]
-    task = InMemoryTask(module, {"example": (one, np.zeros(len(one), np.int64))}, name=type(module).__name__)
+    if isinstance(example, Mapping):
+        raise InputError("a torch module is exported with one input. Give an array, or export it to ONNX yourself.")
+    one, name = plain_array(example)[:1], type(module).__name__
+    task = InMemoryTask(module, {"example": (one, np.zeros(len(one), np.int64))}, name=name)
     template, layout = export_template(task)
     return Graph.load(with_weights(template, layout, vector_of(module)))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgewise.api.source import plain_array
 from edgewise.core.errors import DataError, TaskError, nearest
 from edgewise.core.ids import ClientId
 from edgewise.core.seeds import Seeds
@@ -28,7 +29,8 @@ class InMemoryTask(Task):
 
     Args:
         model: A function (or class) that makes a fresh torch module, or a module to start from.
-        clients: Examples by client: a pair (inputs, targets) each.
+        clients: Examples by client: a pair (inputs, targets) each. Floats, bytes and flags are given to the model as float32,
+            other whole numbers as int64.
         test: Examples that no client holds, as a pair; the model is evaluated on them after each round.
         loss: (outputs, targets) -> scalar tensor. By default the mean cross entropy where targets are whole numbers, else the
             mean squared error; of a model with several exits the sum over them.
@@ -147,7 +149,7 @@ def split_examples(
         >>> [(client, len(inputs)) for client, (inputs, targets) in held.items()]
         [('client-0', 5), ('client-1', 5)]
     """
-    x, y = np.asarray(inputs), np.asarray(targets)
+    x, y = plain_array(inputs), plain_array(targets)
     if len(x) != len(y):
         raise DataError(f"there are {len(x)} inputs and {len(y)} targets. Give as many of each.")
     rng = Seeds(seed).at("data", "split").rng()
@@ -158,15 +160,20 @@ def split_examples(
 def _examples(whose: str, given: Pair | Examples) -> Examples:
     if isinstance(given, Examples):
         return given
-    try:
-        if any(isinstance(tree, Mapping) for tree in given):
-            return Examples.of(*given)
-        x, y = (np.asarray(array) for array in given)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"the examples of {whose} are no pair of arrays: {error}. Give (inputs, targets).") from error
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        raise DataError(f"the examples of {whose} are {type(given).__name__}, needed is a pair (inputs, targets).")
+    if any(isinstance(tree, Mapping) for tree in given):
+        return Examples.of(*given)
+    x, y = (plain_array(array) for array in given)
+    for what, array in (("inputs", x), ("targets", y)):
+        if array.dtype.kind not in "iufb":
+            raise DataError(
+                f"the {what} of {whose} are {array.dtype}, numbers are needed. Encode them, labels as 0, 1, …."
+            )
     if x.ndim < 1 or y.ndim < 1 or len(x) != len(y):
         raise DataError(f"{whose} has inputs {list(x.shape)} and targets {list(y.shape)}. Give as many of each.")
-    x = x.astype(np.float32) if x.dtype.kind == "f" else x
+    # Whole numbers of more than a byte are what an embedding looks up; pixels and flags are what a layer multiplies.
+    x = x.astype(np.int64) if x.dtype.kind in "iu" and x.itemsize > 1 else x.astype(np.float32)
     return Examples.of(x, y.astype(np.int64) if y.dtype.kind in "iub" else y.astype(np.float32))
 
 

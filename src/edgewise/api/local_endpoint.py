@@ -127,6 +127,8 @@ def serve(
     """
     from edgewise.api.given_model import graph_of
 
+    if not 0 <= port < 65536:
+        raise InputError(f"there is no port {port}. Give one of 1 to 65535, or 0 for a free one.")
     graph = graph_of(model, example, exits=exits)
     return LocalEndpoint(graph, name or _name_of(model), host, port, keeps=tuple((keep or {}).items()))
 

@@ -6,6 +6,7 @@ Labels are optional and called `y`, `labels` or `targets`.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,10 +67,14 @@ def read_source(path: Path, wanted: Sequence[PlainTensor], scale: float = 1 / 25
     if path.is_dir():
         return _read_folder(path, wanted, scale)
     try:
-        loaded = np.load(path, allow_pickle=False)
-        arrays = dict(loaded.items()) if isinstance(loaded, np.lib.npyio.NpzFile) else {INPUTS[0]: loaded}
-    except (ValueError, EOFError) as error:
-        raise DataError(f"{str(path)!r} is not an npz of plain arrays: {error}. Write it with numpy.savez.") from error
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            arrays = dict(loaded.items()) if isinstance(loaded, np.lib.npyio.NpzFile) else {INPUTS[0]: loaded}
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:  # numpy takes whatever is no array for a pickle
+        raise DataError(
+            f"{str(path)!r} is not an npz or npy of plain arrays of numbers. "
+            "Write it with numpy.savez(path, x=inputs, y=labels), without object arrays."
+        ) from error
     return _from_arrays(repr(str(path)), arrays, wanted)
 
 
@@ -88,14 +93,23 @@ def source_of(inputs: Any, targets: Any | None, wanted: Sequence[PlainTensor]) -
         DataError: If they do not fit the model.
     """
     given = dict(inputs) if isinstance(inputs, Mapping) else {INPUTS[0]: inputs}
-    arrays = {str(name): np.asarray(array) for name, array in given.items()}
+    arrays = {str(name): plain_array(array) for name, array in given.items()}
     known = {tensor.name for tensor in wanted} | ({INPUTS[0]} if len(wanted) == 1 else set())
     for name in arrays:
         if name not in known:
             raise DataError(f"the model has no input {name!r}.{nearest(name, (tensor.name for tensor in wanted))}")
     if targets is not None:
-        arrays[TARGETS[0]] = np.asarray(targets)
-    return _from_arrays("what was given", arrays, wanted)
+        arrays[TARGETS[0]] = plain_array(targets)
+    return _from_arrays("the examples given", arrays, wanted)
+
+
+def plain_array(value: Any) -> NDArray[Any]:
+    """A numpy array of what numpy, torch or a list holds; a tensor is taken off its graph and its device.
+
+    Args:
+        value: Numbers.
+    """
+    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
 
 
 def _from_arrays(where: str, arrays: dict[str, NDArray[Any]], wanted: Sequence[PlainTensor]) -> Source:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from edgewise.api.source import Source
     from edgewise.models.graph.graph import Graph
     from edgewise.simulation.emulated.fleet_file import FleetFile
+
+T = TypeVar("T")
 
 
 def stretched(profile: Profile, tier: Tier, dilation: float, power_w: float) -> Profile:
@@ -116,7 +120,26 @@ def measure_tiers(
     missing = [tier for tier in tiers if tier not in given]
     if not missing:
         return dict(given)
-    here = profile_graph(
-        graph, NodeId("local"), Tier.DEVICE, budget_s=budget_s, codecs=CODECS, inputs=source.example(0)
+    here = off_the_loop(
+        lambda: profile_graph(
+            graph, NodeId("local"), Tier.DEVICE, budget_s=budget_s, codecs=CODECS, inputs=source.example(0)
+        )
     )
     return {**{tier: stretched(here, tier, *tiers[tier]) for tier in missing}, **given}
+
+
+def off_the_loop(work: Callable[[], T]) -> T:
+    """Does work that runs an event loop of its own, also where one is running already: in a notebook's cell.
+
+    Args:
+        work: What to do; on a thread of its own if it must be.
+
+    Returns:
+        What it returns.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return work()
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()

@@ -183,6 +183,7 @@ def _misuse_text(error: Any) -> str:
     context = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":  # a verb of verbs, called bare: its help says all
         return f"a verb is missing.\n{text}"
+    text += "" if text.endswith((".", "?")) else "."
     return f"{text} Try '{context.command_path} --help'." if context is not None else text
 
 

@@ -59,7 +59,7 @@ def command(
     with out.progress("round", file.training.rounds) as advance:
         options = SimulationOptions(on_round=lambda record: advance(_words(record)), journal=journal)
         run = simulate(file, folder=str(job.parent), options=options)
-    print_run(out, run.record)
+    print_run(out, file, run.record)
     files.write(run.vector, file)
     out.result(run.record)
     if files.cause or run.record.outcome.kind is not OutcomeKind.COMPLETED:
@@ -80,12 +80,16 @@ class ModelFiles:
 
     Raises:
         TaskError: If the model cannot be exported and `weights` is not given.
+        OSError: If a file cannot be written.
     """
 
     def __init__(self, out: Output, task: Any, model: Path | None, weights: Path | None) -> None:
         from edgewise.core.errors import TaskError
+        from edgewise.core.files import check_writable
         from edgewise.models.export import export_template
 
+        for path in filter(None, (model, weights)):
+            check_writable(path)
         self._out, self._task, self._model, self._weights, self.cause = out, task, model, weights, ""
         if model is not None:
             try:
@@ -145,37 +149,32 @@ def print_audit(out: Output, file: JobFile, folder: Path) -> Any:
     return task
 
 
-def print_run(out: Output, record: RunRecord) -> None:
+def print_run(out: Output, file: JobFile, record: RunRecord) -> None:
     """Prints a run as a table of rounds.
 
     Args:
         out: Where to.
+        file: The job, whose own words name the algorithm.
         record: What happened.
     """
-    rows = [
-        (
-            r.round,
-            len_text(r),
-            r.client_metrics.get("loss", float("nan")),
-            r.metrics.get("accuracy", float("nan")),
-            format_bytes(r.uplink_bytes),
-            r.virtual_s,
+    from edgewise.api.federated_run import round_rows
+    from edgewise.core.spec import Spec
+
+    rows = round_rows(record)
+    words = Spec.of(file.training.algorithm)
+    if rows:
+        out.table(
+            f"{record.task}: {words.name}, {record.protocol}", list(rows[0]), [list(row.values()) for row in rows]
         )
-        for r in record.rounds
-    ]
-    out.table(
-        f"{record.task}: {record.algorithm}", ["round", "updates", "loss", "accuracy", "uplink", "virtual s"], rows
-    )
-    out.line(
-        f"{record.protocol}, engine {record.engine}, seed {record.seed}: {record.outcome.sentence} {record.outcome.cure}".rstrip()
-    )
+    out.line(f"{words}, engine {record.engine}, seed {record.seed}")
+    out.line(f"{record.outcome.sentence} {record.outcome.cure}".rstrip())
     out.line(f"uplink {format_bytes(record.uplink_bytes)}, downlink {format_bytes(record.downlink_bytes)}")
 
 
-def len_text(record: SimulatedRound) -> str:
-    """How many updates came of how many asked."""
-    return f"{record.participants} of {record.participants + len(record.missing)}"
-
-
 def _words(record: SimulatedRound) -> str:
-    return " ".join(f"{name} {value:.4f}" for name, value in record.metrics.items())
+    from edgewise.api.federated_run import TRAINING_LOSS
+
+    scores = {name: value for name, value in record.metrics.items() if name != "loss"}
+    first = "accuracy" if "accuracy" in scores else next(iter(scores), "")
+    said = {TRAINING_LOSS: record.client_metrics.get("loss"), first: scores.get(first)}
+    return ", ".join(f"{name} {value:.4f}" for name, value in said.items() if value is not None)

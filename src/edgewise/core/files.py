@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 from pathlib import Path
@@ -22,8 +23,45 @@ def write_atomic(path: str | Path, data: bytes | memoryview, *, mode: int = 0o64
 
     Returns:
         The path.
+
+    Raises:
+        OSError: Its `filename` is this path, whatever the disk refused on the way to it.
+    """
+    try:
+        return _write(Path(path), data, mode, durable)
+    except OSError as error:
+        _name(error, path)
+        raise
+
+
+def check_writable(path: str | Path) -> None:
+    """Refuses a place where nothing can be written, before hours of work are to end there.
+
+    Args:
+        path: A file that will be written with `write_atomic`; missing folders are made.
+
+    Raises:
+        OSError: Its `filename` is this path.
     """
     path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        trial = path.with_name(f".{path.name}.{os.getpid()}.{next(_SERIAL)}")
+        trial.touch(exist_ok=False)
+        trial.unlink()
+    except OSError as error:
+        _name(error, path)
+        raise
+
+
+def _name(error: OSError, path: str | Path) -> None:
+    """Lets an error of the disk name the file that was meant, not the temporary one beside it."""
+    error.filename, error.filename2 = str(path), None
+
+
+def _write(path: Path, data: bytes | memoryview, mode: int, durable: bool) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{next(_SERIAL)}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
