@@ -14,6 +14,7 @@ from edgewise.core.errors import DataError, TaskError, nearest
 from edgewise.core.ids import ClientId
 from edgewise.core.seeds import Seeds
 from edgewise.datasets.split import dirichlet, iid
+from edgewise.models.examples import map_arrays
 from edgewise.models.task import Examples, Task
 
 if TYPE_CHECKING:
@@ -66,8 +67,13 @@ class InMemoryTask(Task):
         self._held = {ClientId(str(c)): _examples(f"client {c!r}", pair) for c, pair in clients.items()}
         self._test = None if test is None else _examples("test", test)
         first = next(iter(self._held.values()))
-        self.input_shape = tuple(first.inputs.shape[1:])
-        labels = [e.targets for e in (*self._held.values(), *filter(None, [self._test])) if len(e)]
+        self.input_shape = map_arrays(lambda array: tuple(array.shape[1:]), first.inputs)
+        if loss is None and isinstance(first.targets, Mapping):
+            raise TaskError(
+                f"task {name!r} has several targets, {sorted(first.targets)}. Say how they are learned: loss=…."
+            )
+        every = (*self._held.values(), *filter(None, [self._test]))
+        labels = [e.targets for e in every if len(e) and not isinstance(e.targets, Mapping)]
         self._is_classification = bool(labels) and all(t.dtype.kind in "iu" for t in labels)
         self.num_classes = 1 + max(int(np.asarray(t).max()) for t in labels) if self._is_classification else 0
 
@@ -113,7 +119,7 @@ class InMemoryTask(Task):
 
     def metrics(self, outputs: tuple[NDArray[np.float32], ...], targets: NDArray[Any]) -> Mapping[str, float]:
         """The accuracy of each exit; of a regression its mean absolute error."""
-        if self._is_classification:
+        if self._is_classification or isinstance(outputs, Mapping) or isinstance(targets, Mapping):
             return super().metrics(outputs, targets)
         return {"mean_absolute_error": float(np.abs(outputs[-1] - _as(outputs[-1], targets)).mean())}
 
@@ -156,6 +162,8 @@ def _examples(whose: str, given: Pair | Examples) -> Examples:
         return given
     if not isinstance(given, tuple | list) or len(given) != 2:
         raise DataError(f"the examples of {whose} are {type(given).__name__}, needed is a pair (inputs, targets).")
+    if any(isinstance(tree, Mapping) for tree in given):
+        return Examples.of(*given)
     x, y = (plain_array(array) for array in given)
     for what, array in (("inputs", x), ("targets", y)):
         if array.dtype.kind not in "iufb":

@@ -41,7 +41,9 @@ class CheckedData:
 
 
 class DataCheck:
-    """Checks the data of a task's clients; keeps the task's model between them.
+    """Checks the data of a task's clients; keeps the task's model between them, and whose data are as they should be.
+
+    Model and loss are asked once for each form of data, not for each client.
 
     Args:
         task: Says shapes, labels, model and loss.
@@ -50,6 +52,8 @@ class DataCheck:
     def __init__(self, task: Task) -> None:
         self._task = task
         self._module: nn.Module | None = None
+        self._clean: set[ClientId] = set()
+        self._forms: set[Any] = set()
 
     def data(self, client: ClientId) -> CheckedData:
         """Asks the task for a client's data, and checks them.
@@ -69,9 +73,14 @@ class DataCheck:
                 held = self._task.data(client)
             if not isinstance(held, Examples):
                 raise DataError(f"they are a {type(held).__name__}. Return Examples.of(inputs, targets).")
-            return self.check(held)
+            if client in self._clean:
+                return CheckedData(held)
+            found = self.check(held)
         except (DataError, TaskError) as error:
             raise type(error)(f"data of client {client!r} of task {self._task.name!r}: {error.message}") from error
+        if not found.notes:
+            self._clean.add(client)
+        return found
 
     def check(self, held: Examples) -> CheckedData:
         """Checks examples.
@@ -143,6 +152,9 @@ class DataCheck:
 
     def _tried(self, inputs: Any, targets: Any, notes: list[str]) -> tuple[Any, Any]:
         """Asks model and loss with the first two; converts where that makes them compute."""
+        form = tuple((n, a.dtype, a.shape[1:]) for tree in (inputs, targets) for n, a in named(tree).items())
+        if form in self._forms:
+            return inputs, targets
         failed: EdgewiseError | None = None
         for alike, as_labels, as_floats in (
             (True, False, False),
@@ -167,6 +179,8 @@ class DataCheck:
             except EdgewiseError as error:
                 failed = failed or error
                 continue
+            if _same(x, inputs) and _same(y, targets):
+                self._forms.add(form)
             for what, before, after in (("inputs", inputs, x), ("targets", targets, y)):
                 if not _same(before, after):
                     notes.append(f"{what} are converted, as the model or the loss takes them: {_kinds(before, after)}")
