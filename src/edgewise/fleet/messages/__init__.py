@@ -20,6 +20,7 @@ from edgewise.fleet.messages.message import (
 )
 from edgewise.fleet.messages.node_messages import (
     Capability,
+    DriftStatus,
     FleetAnswer,
     FleetRequest,
     InForce,
@@ -82,6 +83,7 @@ __all__ = [
     "ClientPlace",
     "Deploy",
     "DeployAck",
+    "DriftStatus",
     "ExampleCounts",
     "ExampleCountsRequest",
     "Feedback",

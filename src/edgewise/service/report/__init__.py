@@ -19,6 +19,7 @@ measured is null with its reason in `unknown`.
 from edgewise.ledger.kpis import InferenceKpis, Kpis, LatencyMs, TrainingKpis
 from edgewise.service.report.observed import (
     AuditRow,
+    MonitorRow,
     RequestRow,
     ResourceRow,
     RoundRow,
@@ -55,6 +56,7 @@ __all__ = [
     "LatencyMs",
     "LevelEntry",
     "LoopSection",
+    "MonitorRow",
     "PhaseRow",
     "PlanSection",
     "PlannerAnswer",

@@ -103,6 +103,26 @@ class RequestRow(msgspec.Struct, frozen=True):
     warm_up: bool = False
 
 
+class MonitorRow(msgspec.Struct, frozen=True):
+    """A drift monitor of the version that served, as it stood before retraining.
+
+    Attributes:
+        monitor: `harm`, from labels, or `change`, without.
+        statistic: Evidence, an e-process.
+        threshold: What it has to pass, 1/α.
+        seen: Labels held, or requests looked at.
+        found: What was found; "" if nothing was.
+        waits_for: What would tell more.
+    """
+
+    monitor: str
+    statistic: float
+    threshold: float
+    seen: int
+    found: str = ""
+    waits_for: str = ""
+
+
 class TimelineEntry(msgspec.Struct, frozen=True):
     """Something that happened.
 
