@@ -25,7 +25,7 @@ VERBS: dict[str, str] = {
     "agent": "Start the process that every node runs.",
     "nodes": "List the nodes of a running fleet and what they can do.",
     "train": "Train a model on the devices of a running fleet.",
-    "retrain": "Whenever a model's inputs drift: train it anew, evaluate and roll out.",
+    "retrain": "Whenever a model's answers become worse: train it anew, evaluate and roll out.",
     "simulate": "Run a training job in virtual time, without processes or network.",
     "data": "Audit how a data set is split over clients.",
     "profile": "Measure what a model costs on this machine, segment by segment.",

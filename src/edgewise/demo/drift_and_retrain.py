@@ -102,7 +102,9 @@ async def _monitors(demo: Demo) -> tuple[tuple[MonitorRow, ...], str]:
     changed = f"{known.kind} changed" if known.kind and known.kind != "concept" else ""
     demo.happened("drift", known.sentence or f"no drift is proved; waits for {known.waits_for}")
     rows = (
-        MonitorRow("harm", known.harm_statistic, known.threshold, known.num_labels, found, known.waits_for),
+        MonitorRow(
+            "harm", known.harm_statistic, known.threshold, known.num_labels, found, known.waits_for, known.price
+        ),
         MonitorRow("change", known.change_statistic, known.threshold, known.num_requests, changed),
     )
     return rows, known.kind

@@ -55,6 +55,7 @@ class DriftFinding:
         kind: What changed, as `ShiftKind`; "" while nothing has.
         calls_for_training: Whether answers are proved to be wrong more often.
         waits_for: What would tell more, in words.
+        price: How many more labels prove which fall, in words; "" without held-out labels.
         harm_statistic: Evidence of harm; None without held-out labels.
         change_statistic: Evidence of change; None without held-out data.
         threshold: Of both.
@@ -68,6 +69,7 @@ class DriftFinding:
     kind: str = ""
     calls_for_training: bool = False
     waits_for: str = ""
+    price: str = ""
     harm_statistic: float | None = None
     change_statistic: float | None = None
     threshold: float = 1.0 / ALPHA
@@ -114,6 +116,7 @@ class DriftState:
             "" if self.shift is None else str(self.shift.kind),
             self.harmed is not None,
             _waits_for(self),
+            "" if harm_state is None else _price(harm_state),
             None if harm_state is None else harm_state.statistic,
             None if change_state is None else change_state.statistic,
             num_labels=0 if harm_state is None else harm_state.num_labels,
@@ -232,9 +235,15 @@ def _waits_for(state: DriftState) -> str:
         return "labels of new examples, to train with"
     if state.harm is None:
         return "held-out data with labels (--holdout): without it nobody knows how often answers are wrong"
+    return f"labels, {state.harm.num_labels} held: {_price(state.harm)}"
+
+
+def _price(state: HarmState) -> str:
     price = [
         f"{number} prove a fall of {points} points"
         for points in (30, 10)
-        if (number := harm.labels_needed(state.harm, points / 100)) is not None
+        if (number := harm.labels_needed(state, points / 100)) is not None
     ]
-    return f"labels, {state.harm.num_labels} held: about {' and '.join(price)}" if price else "more held-out data"
+    return (
+        f"about {' and '.join(price)}" if price else "there are too few held-out examples to prove a fall of 30 points"
+    )

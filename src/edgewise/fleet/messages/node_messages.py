@@ -134,6 +134,7 @@ class DriftStatus(msgspec.Struct, frozen=True):
         kind: What changed: `class mix`, `covariates`, `answers`, `concept`; "" while nothing has.
         calls_for_training: Whether answers are proved to be wrong more often.
         waits_for: What would tell more, in words.
+        price: How many more labels prove which fall, in words.
         harm_statistic: Evidence of harm; None without held-out labels.
         change_statistic: Evidence of change; None without held-out data.
         threshold: Of both.
@@ -148,6 +149,7 @@ class DriftStatus(msgspec.Struct, frozen=True):
     kind: str = ""
     calls_for_training: bool = False
     waits_for: str = ""
+    price: str = ""
     harm_statistic: float | None = None
     change_statistic: float | None = None
     threshold: float = 100.0

@@ -113,6 +113,7 @@ class MonitorRow(msgspec.Struct, frozen=True):
         seen: Labels held, or requests looked at.
         found: What was found; "" if nothing was.
         waits_for: What would tell more.
+        price: What it takes to find a fall, in labels.
     """
 
     monitor: str
@@ -121,6 +122,7 @@ class MonitorRow(msgspec.Struct, frozen=True):
     seen: int
     found: str = ""
     waits_for: str = ""
+    price: str = ""
 
 
 class TimelineEntry(msgspec.Struct, frozen=True):

@@ -232,10 +232,20 @@ def monitor_table(report: Report) -> str:
             f"{r.seen} {'labels' if r.monitor == 'harm' else 'requests'}",
             escape(r.found or "nothing found"),
             escape(r.waits_for or NONE),
+            escape(r.price or "no labels"),
         )
         for r in report.loop.monitors
     ]
-    heads = ("drift monitor", "#evidence", "#alarm at", "#false alarm ever, at most", "#from", "found", "waits for")
+    heads = (
+        "drift monitor",
+        "#evidence",
+        "#alarm at",
+        "#false alarm ever, at most",
+        "#from",
+        "found",
+        "waits for",
+        "price",
+    )
     return table(heads, rows)
 
 
