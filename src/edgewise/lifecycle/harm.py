@@ -21,7 +21,14 @@ from edgewise.lifecycle.unknown_start import start_weight
 
 ALPHA = 0.01
 """Probability that answers which are as good as ever ever give an alarm."""
-BETS = np.array([(share, times) for share in (0.03, 0.06, 0.12, 0.24) for times in (1.5, 2.2, 3.5)])
+BETS = np.array(
+    [
+        *((0.03, times) for times in (1.5, 3.0, 10.0)),
+        *((0.06, times) for times in (1.5, 2.5, 7.0)),
+        *((0.12, times) for times in (1.5, 2.2, 4.0)),
+        *((0.24, times) for times in (1.4, 2.0, 3.0)),
+    ]
+)
 """Each bets that p-values below a share come so many times as often; the shares are those of wrong answers that models have."""
 _SHARES = np.unique(BETS[:, 0])
 _ODDS = np.array([
@@ -30,6 +37,8 @@ _ODDS = np.array([
 """By how many of the shares are at most the p-value."""
 HINTED = 0.25
 """Share of the unit that bets only where the model's own confidences hint at a change; the rest bets from every start."""
+BY_CLASS = 0.3
+"""Of the rest, the share that bets on one class alone each, for a fall that one class has; what is left bets on all."""
 HINT_WINDOW = 100
 """Last unlabelled requests whose confidences are held against all before them."""
 HINT_DEVIATIONS = 4.0
@@ -108,6 +117,7 @@ class HarmState:
         reference: float64[2, classes], wrong answers and examples of the held-out data, by true class.
         bag: float64[2, classes], the same with the labels since the last alarm.
         from_starts: float64[bets], evidence of each bet over all starts.
+        by_class: float64[classes, bets], the same of bets on the labels of one held-out class alone.
         unspent: Weight of starts still to come.
         from_hints: float64[bets], evidence of each bet made while there was a hint.
         hint: What unlabelled requests say.
@@ -125,6 +135,7 @@ class HarmState:
     reference: NDArray[np.float64]
     bag: NDArray[np.float64]
     from_starts: NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(BETS)))
+    by_class: NDArray[np.float64] = field(default_factory=lambda: np.zeros((1, len(BETS))))
     unspent: float = 1.0
     from_hints: NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(BETS)))
     unhinted: float = 1.0
@@ -140,7 +151,9 @@ class HarmState:
     @property
     def statistic(self) -> float:
         """Evidence: about 1 or less while all is well, an alarm at the threshold."""
-        starts = float(self.from_starts.mean()) + self.unspent
+        starts = (
+            (1.0 - BY_CLASS) * float(self.from_starts.mean()) + BY_CLASS * float(self.by_class.mean()) + self.unspent
+        )
         return (1.0 - HINTED) * starts + HINTED * (float(self.from_hints.mean()) + self.unhinted)
 
     @property
@@ -162,7 +175,7 @@ def harm_monitor(reference: Iterable[tuple[int, bool]], *, alpha: float = ALPHA)
     p-value from how many answers of its class were wrong so far, reference included, ties broken at random: smoothed
     conformal p-values, which are independent and uniform on [0, 1] (Vovk et al.). Each bet multiplies its evidence by a
     density on [0, 1] that is fixed, or chosen from requests that get no label; given the past its mean is 1. A mixture of
-    such products over bets and starts, with weights that sum to 1, is a test martingale, and it passes 1/α with probability
+    such products over bets, starts and classes, with weights that sum to 1, is a test martingale, and it passes 1/α with probability
     at most α (Ville). The mean of two such mixtures under one filtration is one as well. Nothing is assumed of the model,
     of how confident it is, of the order of the classes, of when labels come, or of how many. What is assumed: whether a
     request gets a label, and when, does not depend on whether its answer was wrong. Users who complain about
@@ -202,7 +215,7 @@ def harm_monitor(reference: Iterable[tuple[int, bool]], *, alpha: float = ALPHA)
     num_classes = int(labels.max()) + 1
     of_class = [np.bincount(which, minlength=num_classes) for which in (labels[wrong], labels)]
     counts = np.array(of_class, np.float64)
-    return HarmState(1.0 / alpha, counts, counts)
+    return _armed(1.0 / alpha, counts)
 
 
 def labelled(
@@ -228,10 +241,14 @@ def labelled(
     from_hints, unhinted = state.from_hints, state.unhinted
     if hinted and not state.is_hinted:  # half of what is left begins to bet
         from_hints, unhinted = from_hints + unhinted / 2, unhinted / 2
+    by_class = state.by_class + weight
+    if event.label < len(by_class):
+        by_class[event.label] *= odds
     state = replace(
         state,
         bag=bag,
         from_starts=(state.from_starts + weight) * odds,
+        by_class=by_class,
         unspent=state.unspent - weight,
         from_hints=from_hints * odds if hinted else from_hints,
         unhinted=unhinted,
@@ -305,7 +322,8 @@ def _runs(state: HarmState, odds: NDArray[np.float64], time: float) -> NDArray[n
 
 
 def _alarm(state: HarmState) -> HarmDetected:
-    _, before, wrong_before, since = state.runs[int((state.from_starts + state.from_hints).argmax())]
+    best = int((state.from_starts + state.from_hints + state.by_class.mean(axis=0)).argmax())
+    _, before, wrong_before, since = state.runs[best]
     num_since, wrong_since = state.num_labels - int(before), state.num_wrong - int(wrong_before)
     rest = state.bag.sum(axis=1) - (wrong_since, num_since)
     return HarmDetected(
@@ -315,7 +333,7 @@ def _alarm(state: HarmState) -> HarmDetected:
 
 def _rearmed(state: HarmState, alarm: HarmDetected) -> HarmState:
     """Evidence begins anew, against the held-out data alone: what was harmful is never what is usual."""
-    fresh = HarmState(state.threshold, state.reference, state.reference)
+    fresh = _armed(state.threshold, state.reference)
     return replace(
         fresh,
         hint=state.hint,
@@ -324,6 +342,10 @@ def _rearmed(state: HarmState, alarm: HarmDetected) -> HarmState:
         detected=alarm,
         num_alarms=state.num_alarms + 1,
     )
+
+
+def _armed(threshold: float, reference: NDArray[np.float64]) -> HarmState:
+    return HarmState(threshold, reference, reference, by_class=np.zeros((reference.shape[1], len(BETS))))
 
 
 def _grown(counts: NDArray[np.float64], index: int) -> NDArray[np.float64]:
