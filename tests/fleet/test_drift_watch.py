@@ -156,6 +156,8 @@ def test_rows_that_do_not_go_together_are_refused() -> None:
         watched(msgspec.structs.replace(told(0.3, 0.6, 0), numbers=(1,)))
     with pytest.raises(InputError, match="labels that are no classes, or not one for each request"):
         watched(msgspec.structs.replace(judged(range(3), 0.0), labels=(1, -1, 2)))
+    with pytest.raises(InputError, match="Needed is a class from 0 to 65535 and right or wrong for each of 3 requests"):
+        watched(msgspec.structs.replace(judged(range(3), 0.0), labels=(1, 2**31, 2)))
     with pytest.raises(InputError, match="device-2 reports labels in the name of device-1"):
         watched(judged(range(3), 0.0), sender="device-2")
 

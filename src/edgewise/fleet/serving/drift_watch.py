@@ -27,6 +27,8 @@ NUM_WATCHED = 60
 """Requests, and labels, that a version which answers a drift is known by: its own new ones."""
 PATIENCE = 400
 """Requests of the fleet after which a label is not waited for any more."""
+MAX_CLASSES = 65_536
+"""A label above is none; counts are kept by class."""
 SLACK = 2
 """Examples a device keeps beyond its share of those since the change."""
 
@@ -195,13 +197,20 @@ class DriftWatch:
             InputError: If it speaks for another device, or the rows are not of one length.
         """
         self._check(report, sender)
-        if not len(report.numbers) == len(report.labels) == len(report.wrong) or min(report.labels, default=0) < 0:
-            raise InputError(f"{report.node} reports labels that are no classes, or not one for each request.")
+        if not len(report.numbers) == len(report.labels) == len(report.wrong) or not all(
+            0 <= label < MAX_CLASSES for label in report.labels
+        ):
+            raise InputError(
+                f"{report.node} reports labels that are no classes, or not one for each request. Needed is a class from 0 to "
+                f"{MAX_CLASSES - 1} and right or wrong for each of {len(report.numbers)} requests."
+            )
         exits = self._begun(report.version, self._exits(report.revision) or ((0, 0.0),))
         if exits is None:
             return Ack(False, f"version {report.version} is not in force")
         for number, label, is_wrong in zip(report.numbers, report.labels, report.wrong, strict=True):
             if number > self._last.get(report.node, -1):
+                if len(self._early) >= PATIENCE or (report.node, number) in self._early:
+                    continue
                 self._early.add((report.node, number))
             elif self._open.pop((report.node, number), None) is None:
                 continue
