@@ -20,6 +20,7 @@ from edgewise.core.errors import RemoteError
 from edgewise.core.ids import ClientId, Generation, NodeId, Revision, RunId, Tier, digest_of
 from edgewise.fleet.messages import (
     Capability,
+    DriftStatus,
     FleetAnswer,
     InForce,
     NodeInfo,
@@ -88,13 +89,23 @@ def test_a_node_shows_the_version_of_each_of_its_models() -> None:
 
 
 def test_who_is_not_well_and_what_was_refused_is_said_below(capsys: pytest.CaptureFixture[str]) -> None:
+    found = DriftStatus(
+        3, "drift: look here.", "answers", False, "labels, 40 held", "", 12.5, 250.0, 100.0, 40, 900, 0.2, 0.05
+    )
     show(
-        Output(), FleetAnswer((DEVICE, GONE), {"train_order by device-1, a device": 2}, {"digits": "drift: look here"})
+        Output(),
+        FleetAnswer(
+            (DEVICE, GONE), {"train_order by device-1, a device": 2}, {"digits": found.sentence}, {"digits": found}
+        ),
     )
     shown = capsys.readouterr().out
     assert "2 nodes" in shown
     assert "edge-1: edge-1 is unreachable" in shown
-    assert "refused 2 times: train_order by device-1, a device\ndigits: drift: look here" in shown
+    said = "refused 2 times: train_order by device-1, a device\ndigits: drift: look here. Version 3: evidence of harm 12.5 of 100 and of "
+    assert (
+        said + "change 250 of 100; 900 requests, 40 labels, 20.0% wrong (held-out 5.0%). Waits for labels, 40 held."
+        in shown
+    )
 
 
 PART = ModelVersion(3, digest_of(b""), digest_of(b""), "digits", own=("head.*",))

@@ -22,6 +22,7 @@ from edgewise.demo.drift_and_retrain import spoiled
 from edgewise.demo.scenario import LOCAL, RETRAINING, UPLINK, DemoSettings, task_settings
 from edgewise.demo.streaming import take
 from edgewise.fleet.messages import Capability, NodeInfo
+from edgewise.fleet.serving.drift_reference import drift_reference
 from edgewise.fleet.serving.drift_watch import CollectOrder, DriftWatch
 from edgewise.fleet.serving.example_collector import ExampleCollector
 from edgewise.fleet.serving.versions import Holdout, VersionStore, outputs_of
@@ -94,7 +95,8 @@ class Fleet:
         self.watch = DriftWatch(
             lambda: self.serving,
             lambda _: False,
-            self.versions.calibration_answers,
+            lambda version, exits: drift_reference(self.versions, version, exits),
+            lambda _: (),
             lambda: DEVICES,
             self._order,
             lambda _, said: self.alarms.append(said),

@@ -12,55 +12,65 @@ import pytest
 from edgewise.core.errors import InputError
 from edgewise.core.ids import Generation, NodeId, RequestId, Tier
 from edgewise.fleet.messages import Capability, NodeInfo
-from edgewise.fleet.serving.drift_watch import Confidences, DriftWatch
+from edgewise.fleet.serving.drift_watch import PATIENCE, CollectOrder, Confidences, DriftWatch, Judged
 from edgewise.fleet.serving.example_collector import BATCH, ExampleCollector
 from edgewise.inference.observation import Observation
 from edgewise.inference.request_driver import Served
 from edgewise.inference.session import AnswerSource
-from edgewise.lifecycle.drift import DriftAnswer
+from edgewise.lifecycle.change import DriftAnswer, Seen
+from edgewise.lifecycle.drift import DriftReference
 
 NODE = NodeId("device-1")
 RNG = np.random.default_rng(0)
-REFERENCE = {
-    index: [DriftAnswer(float(sure), int(RNG.integers(10))) for sure in RNG.uniform(*range_, 300)]
-    for index, range_ in enumerate([(0.3, 0.6), (0.8, 1.0)])
-}
+USUAL = [(0.3, 0.6), (0.8, 1.0)]
+"""Confidences that the held-out data have at each exit."""
+
+
+def reference(_: int, exits: Any) -> DriftReference:
+    seen = [
+        Seen({index: DriftAnswer(float(RNG.uniform(*USUAL[index])), int(RNG.integers(10))) for index, _ in exits})
+        for _ in range(300)
+    ]
+    return DriftReference(seen, [(index % 10, index % 20 == 0) for index in range(400)])
 
 
 def info(node: str = NODE) -> NodeInfo:
     return NodeInfo(NodeId(node), Tier.DEVICE, Generation(1), "", NodeId("edge-1"), Capability(1, 1, 1.0, 1.0, 1.0, ""))
 
 
-def watched(*reports: Confidences, sender: str = NODE, sentences: list[str] | None = None) -> list[dict[str, Any]]:
-    """The alarms that reports give; what the watch says after each report is added to `sentences`."""
+def watched(*reports: Confidences | Judged, sender: str = NODE, seen: list[Any] | None = None) -> list[dict[str, Any]]:
+    """The alarms that reports give; the status after each report is added to `seen`, and each order to collect."""
     alarms: list[dict[str, Any]] = []
 
-    async def order(*_: Any) -> None:
-        return None
+    async def order(_: NodeId, wanted: CollectOrder) -> None:
+        if seen is not None:
+            seen.append(wanted.last)
 
     async def run() -> None:
         force = [1]
         watch = DriftWatch(
             lambda: force[-1],
             lambda version: version == 2,
-            lambda version: REFERENCE,
+            reference,
+            lambda revision: ((0, 0.5), (1, 0.0)) if revision else (),
             lambda: (NODE,),
             order,
             lambda _, said: alarms.append(said),
         )
         for report in reports:
             force.append(max(report.version, 1) if report.version < 10 else force[-1])
-            await watch.arrived(report, None, info(sender))  # type: ignore[arg-type]
-            if sentences is not None:
-                sentences.append(watch.sentence)
+            take: Any = watch.judged if isinstance(report, Judged) else watch.arrived
+            await take(report, None, info(sender))
+            if seen is not None:
+                seen.append(watch.status)
 
     asyncio.run(run())
     return alarms
 
 
-def told(low: float, high: float, exit_index: int, classes: int = 10) -> Confidences:
-    rng = np.random.default_rng(1)
-    values, predicted = rng.uniform(low, high, 100), rng.integers(classes, size=100)
+def told(low: float, high: float, exit_index: int, classes: int = 10, seed: int = 1) -> Confidences:
+    rng = np.random.default_rng(seed)
+    values, predicted = rng.uniform(low, high, 104), rng.integers(classes, size=104)
     return Confidences(NODE, 1, tuple(values.tolist()), 1.0, exit_index, tuple(predicted.tolist()))
 
 
@@ -87,16 +97,69 @@ def test_a_device_that_tells_no_classes_is_watched_by_its_confidences() -> None:
 
 
 def test_classes_that_do_not_go_with_the_confidences_are_refused() -> None:
-    with pytest.raises(InputError, match="reports 100 confidences and 1 classes, needed is a class for each, or none"):
+    with pytest.raises(InputError, match="reports 104 confidences and 1 classes, needed is a class for each, or none"):
         watched(msgspec.structs.replace(told(0.3, 0.6, 0), predicted=(3,)))
 
 
 def test_what_was_found_is_said_until_another_version_serves() -> None:
-    said: list[str] = []
+    seen: list[Any] = []
     later = Confidences(NODE, 2, (0.5,), 2.0)
-    watched(told(0.3, 0.6, 0), told(0.0, 0.2, 0), later, sentences=said)
-    assert (said[0], said[2]) == ("", "")
-    assert "requests before the alarm the inputs of version 1 did not look like those it was calibrated on" in said[1]
+    alarms = watched(told(0.3, 0.6, 0), told(0.0, 0.2, 0), later, seen=seen)
+    usual, collected, found, other = seen
+    assert (usual.sentence, other.sentence, usual.waits_for) == ("", "", found.waits_for)
+    assert "requests before the alarm the inputs did not look like those of the held-out data" in found.sentence
+    assert (alarms[0]["monitor"], alarms[0]["what"], alarms[0]["text"]) == ("change", "answers", found.sentence)
+    assert collected >= alarms[0]["num_since"]
+
+
+def judged(numbers: range, risk: float, **other: Any) -> Judged:
+    rng = np.random.default_rng(2)
+    labels, wrong = rng.integers(10, size=len(numbers)).tolist(), (rng.random(len(numbers)) < risk).tolist()
+    return Judged(NODE, 1, "", 0, tuple(numbers), tuple(labels), tuple(wrong), 1.0, **other)
+
+
+def numbered(first: int, number: int = 104) -> Confidences:
+    report = told(0.3, 0.6, 0, seed=first)
+    return msgspec.structs.replace(
+        report,
+        values=report.values[:number],
+        predicted=report.predicted[:number],
+        numbers=tuple(range(first, first + number)),
+    )
+
+
+def test_labels_prove_harm_before_and_after_their_requests_are_told() -> None:
+    seen: list[Any] = []
+    alarms = watched(numbered(0), judged(range(208), 0.5), numbered(104), seen=seen)
+    assert [alarm["monitor"] for alarm in alarms] == ["harm"]
+    assert (seen[-1].calls_for_training, seen[-1].kind, seen[-1].num_labels) == (True, "concept", 208)
+    assert watched(numbered(0), judged(range(104), 0.04)) == []
+
+
+def test_a_label_that_is_not_waited_for_any_more_or_comes_twice_is_left_out() -> None:
+    seen: list[Any] = []
+    requests = [numbered(104 * index) for index in range(6)]
+    watched(*requests, judged(range(624), 0.05), judged(range(624), 0.05), seen=seen)
+    assert seen[-2].num_labels == seen[-1].num_labels == PATIENCE
+
+
+def test_the_end_of_a_request_that_went_on_is_looked_at_too() -> None:
+    first = msgspec.structs.replace(told(0.3, 0.6, 0), revision=7)
+    ends = [tuple((1, sure, index % 10) for index in range(104)) for sure in (0.9, 0.1)]
+    usual, unlike = (msgspec.structs.replace(first, ends=rows) for rows in ends)
+    assert len(watched(first, unlike)) == 1
+    assert len(watched(usual, usual)) == 1  # always the same confidence is not what held-out data have
+
+
+def test_rows_that_do_not_go_together_are_refused() -> None:
+    with pytest.raises(InputError, match="reports 104 confidences and 1 numbers"):
+        watched(msgspec.structs.replace(told(0.3, 0.6, 0), numbers=(1,)))
+    with pytest.raises(InputError, match="labels that are no classes, or not one for each request"):
+        watched(msgspec.structs.replace(judged(range(3), 0.0), labels=(1, -1, 2)))
+    with pytest.raises(InputError, match="Needed is a class from 0 to 65535 and right or wrong for each of 3 requests"):
+        watched(msgspec.structs.replace(judged(range(3), 0.0), labels=(1, 2**31, 2)))
+    with pytest.raises(InputError, match="device-2 reports labels in the name of device-1"):
+        watched(judged(range(3), 0.0), sender="device-2")
 
 
 def under(version: int, report: Confidences) -> Confidences:

@@ -39,7 +39,15 @@ FIELDS: dict[str, dict[str, Any]] = {
     "rollout_ended": {"version": 1, "outcome": "completed", "cause": ""},
     "rolled_back": {"from": 2, "to": 1},
     "plan_switched": {"node": "device-1", "revision": 9, "why": "the link is slow"},
-    "drift_detected": {"version": 1, "statistic": 3.0, "threshold": 2.0, "num_since": 12},
+    "drift_detected": {
+        "version": 1,
+        "statistic": 3.0,
+        "threshold": 2.0,
+        "num_since": 12,
+        "monitor": "harm",
+        "what": "concept",
+        "text": "drift: look here",
+    },
 }
 
 
@@ -61,7 +69,9 @@ def test_events_are_values_of_their_own_types() -> None:
     assert event_of("node_ready", FIELDS["node_ready"]) == NodeReadyEvent(NodeId("edge-1"), Tier.EDGE)
     assert event_of("run_ended", FIELDS["run_ended"]) == RunEndedEvent(RunId("r"), "completed", version=1)
     assert event_of("rolled_back", FIELDS["rolled_back"]) == RolledBackEvent(source=2, target=1)
-    assert event_of("drift_detected", FIELDS["drift_detected"]) == DriftDetectedEvent(1, 3.0, 2.0, 12)
+    assert event_of("drift_detected", FIELDS["drift_detected"]) == DriftDetectedEvent(
+        1, 3.0, 2.0, 12, "harm", "concept", "drift: look here"
+    )
 
 
 @pytest.mark.parametrize(

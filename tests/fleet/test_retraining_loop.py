@@ -11,7 +11,7 @@ import pytest
 
 from edgewise.core.errors import DeadlineExceeded, InputError, RemoteError, Unreachable
 from edgewise.core.ids import Digest, NodeId, Tier
-from edgewise.fleet.messages import AdmissionAck, ExampleCounts
+from edgewise.fleet.messages import AdmissionAck, DriftStatus, ExampleCounts
 from edgewise.fleet.operator import retraining
 from edgewise.fleet.operator.retraining import RetrainingLoop
 from edgewise.lifecycle.admission import admit
@@ -31,6 +31,8 @@ class World:
 
     gate: GateResult | None = PASSED
     drift: str = DRIFT
+    kind: str = "covariates"
+    harmful: bool = True
     current: int = 1
     away: int = 0
     labelled: int = 25
@@ -57,7 +59,8 @@ class World:
             raise Unreachable("nobody answers on cloud/control.")
         infos = [SimpleNamespace(node=NodeId(f"device-{i}"), tier=Tier.DEVICE, http_port=80) for i in (1, 2, 3)]
         rows = [SimpleNamespace(info=info, state="alive") for info in infos]
-        return SimpleNamespace(nodes=rows, drift={"tiny": self.drift, "other": DRIFT})
+        found = DriftStatus(1, self.drift, self.kind, self.harmful, "labels, 12 held")
+        return SimpleNamespace(nodes=rows, monitors={"tiny": found, "other": DriftStatus(9, DRIFT, "", True)})
 
     async def example_counts(self, device: NodeId, model: str) -> ExampleCounts:
         assert model == "tiny"
@@ -87,7 +90,7 @@ class World:
             raise RemoteError(self.rollout)
         self.current, self.drift = version, ""
 
-    def retrain(self, turns: int = 1, labels: str = "feedback", **settings: int) -> LoopState:
+    def retrain(self, turns: int = 1, labels: str = "feedback", within_s: float = 20.0, **settings: int) -> LoopState:
         operator: Any = self
 
         async def run() -> LoopState:
@@ -95,14 +98,14 @@ class World:
                 operator, "tiny", LoopSettings(**settings), labels=labels, train=self.train, roll_out=self.roll_out,
                 on_note=lambda note: self.notes.append(note.text), on_unreachable=self.causes.append,
             )  # fmt: skip
-            return await asyncio.wait_for(loop.run(turns), 20.0)
+            return await asyncio.wait_for(loop.run(turns), within_s)
 
         return asyncio.run(run())
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("COUNT_EVERY_S", "AGAIN_S"):
+    for name in ("COUNT_EVERY_S", "AGAIN_S", "LOOK_EVERY_S"):
         monkeypatch.setattr(retraining, name, 0.01)
 
 
@@ -132,6 +135,32 @@ def test_a_drift_is_heard_while_it_waits() -> None:
 
     world.subscribe = later  # type: ignore[method-assign]
     assert world.retrain().outcomes == ("done",)
+
+
+def test_a_change_without_harm_is_told_once_and_nothing_is_trained() -> None:
+    world = World(harmful=False)
+    nodes, looks = world.nodes, []
+
+    async def looked() -> Any:
+        looks.append(len(world.trained))
+        world.harmful = len(looks) > 3  # labels come, and prove it
+        return await nodes()
+
+    world.nodes = looked  # type: ignore[method-assign]
+    assert world.retrain().outcomes == ("done",)
+    assert looks[:4] == [0, 0, 0, 0]
+    assert world.notes[1:3] == [f"{DRIFT} Waits for labels, 12 held.", DRIFT]
+
+
+@pytest.mark.parametrize(("kind", "trains"), [("covariates", True), ("class mix", False)])
+def test_with_a_teacher_a_change_is_enough_unless_it_is_a_mix_of_classes(kind: str, trains: bool) -> None:
+    world = World(harmful=False, kind=kind, labelled=1000)
+    if trains:
+        assert world.retrain(labels="teacher(reads='features')").outcomes == ("done",)
+        return
+    with pytest.raises(TimeoutError):
+        world.retrain(labels="teacher(reads='features')", within_s=0.5)
+    assert world.trained == []
 
 
 def test_a_coordinator_that_is_away_comes_back() -> None:

@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgewise.core.ids import NodeId
 from edgewise.datasets.shifts import drifted
-from edgewise.fleet.serving.drift_watch import ALARM
 from edgewise.fleet.serving.example_collector import BATCH
 from edgewise.fleet.serving.versions import outputs_of
 from edgewise.inference.gates.exit import confidence
-from edgewise.lifecycle.drift import AnswerObserved, DriftAnswer, drift_detector, step
+from edgewise.lifecycle.change import DriftAnswer, Seen, change_monitor, step
+from edgewise.lifecycle.covariates import covariates
 from edgewise.models.export import export_template
 from edgewise.models.graph.weights import with_weights
 from edgewise.simulation.simulate import SimulationOptions, simulate_rounds
@@ -24,7 +23,7 @@ from edgewise.training.algorithms import make_algorithm
 from edgewise.training.tasks.digits_task import DigitsTask
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/tutorials/two-terminals.md").read_text()
-EXITS = {"first": 0, "last": -1}
+EXITS = {"first": 0, "last": -1, "first, answers alone": 0}
 NUM_DRIFTED = int(re.search(r"--source drifted.npz --limit (\d+)", PAGE)[1])  # type: ignore[index]
 
 
@@ -46,17 +45,20 @@ class Digits:
             "drifted": drifted(parts.stream.inputs, rng=np.random.default_rng(0))[:NUM_DRIFTED],
         }
         self.logits = {name: outputs_of(graph, np.asarray(x)) for name, x in inputs.items()}
+        self.looks = {name: [covariates(example) for example in np.asarray(x)] for name, x in inputs.items()}
 
-    def answers(self, part: str, exit: str) -> list[DriftAnswer]:
+    def answers(self, part: str, exit: str) -> list[Seen]:
         logits = self.logits[part][EXITS[exit]]
-        return list(map(DriftAnswer, confidence(logits).tolist(), logits.argmax(axis=1).tolist()))
+        found = map(DriftAnswer, confidence(logits).tolist(), logits.argmax(axis=1).tolist())
+        looks = self.looks[part] if exit != "first, answers alone" else [()] * len(logits)
+        return [Seen({0: answer}, look) for answer, look in zip(found, looks, strict=True)]
 
-    def alarm_after(self, exit: str, stream: list[DriftAnswer], seed: int) -> tuple[int | None, float]:
+    def alarm_after(self, exit: str, stream: list[Seen], seed: int) -> tuple[int | None, float]:
         """After how many answers of a stream an alarm comes, and the evidence there or at its end."""
         rng = np.random.default_rng(seed)
-        state: Any = drift_detector({0: self.answers("calibration", exit)}, rng=rng, threshold=ALARM)
-        for index, (sure, predicted) in enumerate(stream):
-            state, alarms = step(state, AnswerObserved(NodeId("device-1"), sure, 0, float(index), predicted), rng)
+        state: Any = change_monitor(self.answers("calibration", exit), rng=rng)
+        for index, seen in enumerate(stream):
+            state, alarms = step(state, seen, float(index), rng)
             if alarms:
                 return index + 1, state.statistic
         return None, state.statistic

@@ -16,6 +16,7 @@ from edgewise.service.report import (
     LatencyMs,
     LevelEntry,
     LoopSection,
+    MonitorRow,
     PhaseRow,
     PlannerAnswer,
     PlanSection,
@@ -76,7 +77,9 @@ def made_up_report() -> Report:
             ),
         ),
         loop=LoopSection(
-            0.953, 0.806, 0.921, True, True, 31, "e-detector(threshold=10000)", (LabelRow("feedback", 96, 96, 1.0),)
+            0.953, 0.806, 0.921, True, True, 31, "e-detector(threshold=10000)", (LabelRow("feedback", 96, 96, 1.0),),
+            (MonitorRow("harm", 234.5, 100.0, 96, "drift: for 40 labels", "labels to train with"), MonitorRow("change", 0.7, 100.0, 480)),
+            "concept",
         ),
         split=SplitSizes(1000, 250, 360, 187, 200),
         audit=tuple(AuditRow(f"device-{i}", 120, tuple(range(i, i + 10)), i < 7) for i in range(8)),

@@ -38,7 +38,8 @@ WANTED = {
     "egress_bytes accuracy",
     "codec": "uncoded_bytes coded_bytes accuracy_uncoded accuracy_coded",
     "faults": "requests answered_by_deadline plan_switches lost failover_ms returned_home shares",
-    "loop": "accuracy_before accuracy_drifted accuracy_after bad_version_refused rolled_back",
+    "loop": "accuracy_before accuracy_drifted accuracy_after bad_version_refused rolled_back monitors drift_kind",
+    "loop.monitors.0": "monitor statistic threshold seen found waits_for price",
 }
 
 
@@ -107,6 +108,16 @@ def test_the_page_takes_plot_colours_from_its_style(folder: Path) -> None:
 def test_the_page_escapes_text(folder: Path) -> None:
     page = (folder / "index.html").read_text()
     assert "after &lt;drift&gt;" in page
+    for shown in (
+        "what changed: concept",
+        "234",
+        "96 labels",
+        "480 requests",
+        "nothing found",
+        "labels to train with",
+        "no labels",
+    ):
+        assert shown in page
     assert "<drift>" not in page
 
 

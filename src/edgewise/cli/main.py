@@ -30,7 +30,7 @@ VERBS: dict[str, str] = {
     "runs": "List the training runs of a fleet; cancel one, or resume it.",
     "versions": "List the model versions of a fleet, and what served when.",
     "export": "Write a version of a fleet's model as an ONNX file.",
-    "retrain": "Whenever a model's inputs drift: train it anew, evaluate and roll out.",
+    "retrain": "Whenever a model's answers become worse: train it anew, evaluate and roll out.",
     "simulate": "Run a training job in virtual time, without processes or network.",
     "data": "Audit how a data set is split over clients.",
     "profile": "Measure what a model costs on this machine, segment by segment.",

@@ -8,6 +8,7 @@ from contextlib import nullcontext, suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 
 from edgewise.cli.operator_options import AsOperator, InFleet, ToFleet, operator_of
@@ -15,7 +16,7 @@ from edgewise.cli.output import AsJson, Output
 from edgewise.cli.running import run_async
 
 if TYPE_CHECKING:
-    from edgewise.fleet.messages import FleetAnswer, NodeRow, Versions
+    from edgewise.fleet.messages import DriftStatus, FleetAnswer, NodeRow, Versions
 
 COLUMNS = (
     "node",
@@ -91,8 +92,8 @@ def show(out: Output, answer: FleetAnswer, caution: Mapping[str, str] = MappingP
             out.line(f"{row.info.node}: {row.cause}")
     for what, times in answer.refused.items():
         out.line(f"refused {times} times: {what}")
-    for name, sentence in answer.drift.items():
-        out.line(f"{name}: {sentence}")
+    for name, known in answer.monitors.items():
+        out.line(f"{name}: {monitored(known)}")
     for name, sentence in caution.items():
         out.line(f"{name}: {sentence}")
     out.result(
@@ -100,8 +101,31 @@ def show(out: Output, answer: FleetAnswer, caution: Mapping[str, str] = MappingP
             "nodes": [plain(row) for row in rows],
             "refused": answer.refused,
             "drift": answer.drift,
+            "monitors": {name: msgspec.to_builtins(known) for name, known in answer.monitors.items()},
             "caution": dict(caution),
         }
+    )
+
+
+def monitored(known: DriftStatus) -> str:
+    """What the drift monitors of a version know, in a line or two.
+
+    Args:
+        known: The numbers.
+
+    Returns:
+        What was found, the evidence with its threshold, the labels held, and what is waited for.
+    """
+    evidence = [
+        f"{name} {value:.3g} of {known.threshold:g}"
+        for name, value in (("harm", known.harm_statistic), ("change", known.change_statistic))
+        if value is not None
+    ]
+    risk = "" if known.risk is None else f", {known.risk:.1%} wrong (held-out {known.risk_reference or 0.0:.1%})"
+    found = known.sentence or "no drift found."
+    return (
+        f"{found} Version {known.version}: evidence of {' and of '.join(evidence) or 'nothing'}; {known.num_requests} requests, "
+        f"{known.num_labels} labels{risk}. Waits for {known.waits_for}."
     )
 
 

@@ -1,4 +1,4 @@
-"""`edgewise retrain`: whenever a model's inputs drift, it is trained anew and rolled out, without a person."""
+"""`edgewise retrain`: whenever a model's answers become worse, it is trained anew and rolled out, without a person."""
 
 from __future__ import annotations
 
@@ -46,9 +46,10 @@ def command(
     ungated: Ungated = False,
     as_json: AsJson = False,
 ) -> None:
-    """Retrain a model of a running fleet whenever its inputs drift.
+    """Retrain a model of a running fleet whenever its answers become worse.
 
-    The model is the one of the job's task. Waits until its inputs drift and enough hard examples have labels, trains from the version in force, and, if the gate lets the
+    The model is the one of the job's task. Waits until labels prove that answers are wrong more often, and enough hard examples have labels; a change of the inputs alone is
+    told, and trained on only with a teacher, unless it is another mix of classes. Then trains from the version in force, and, if the gate lets the
     new one pass, plans it and rolls it out. After three turns without success it ends with exit code 1.
 
     Example:

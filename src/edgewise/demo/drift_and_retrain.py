@@ -27,10 +27,10 @@ from edgewise.models.version import ModelVersion
 from edgewise.planning.choose import make_search
 from edgewise.planning.levels import recommend
 from edgewise.service.client import Reply
-from edgewise.service.report import LabelRow, LoopSection, VersionRow
+from edgewise.service.report import LabelRow, LoopSection, MonitorRow, VersionRow
 from edgewise.transport.frame import Frame
 
-DETECTOR = "Shiryaev-Roberts e-detector on ranks of confidence and class at the plan's first exit (Shin, Ramdas & Rinaldo 2022), all devices together"
+DETECTOR = "e-processes over all devices: wrong answers by betting (harm), ranks of confidences, classes and covariates (change)"
 BAD_NOISE = 0.5
 """Noise on the deliberately bad version's weights, in standard deviations of each tensor."""
 
@@ -54,6 +54,7 @@ async def stay_good(demo: Demo) -> None:
     )
     await registration.close()
     first = demo.version
+    monitors, kind = await _monitors(demo)
     new = await _retrain(demo)
     accuracy_after, outcome = None, "refused"
     if new.gate is not None and new.gate.passed:
@@ -81,6 +82,8 @@ async def stay_good(demo: Demo) -> None:
             notes.after,
             DETECTOR,
             (LabelRow("feedback", demo.settings.drifted, notes.labelled, 1.0),),
+            monitors,
+            kind,
         ),
         versions=(
             _version_row(first, "first training", "serving"),
@@ -88,6 +91,23 @@ async def stay_good(demo: Demo) -> None:
             _version_row(bad, "deliberately bad", "refused" if refused else "not refused"),
         ),
     )
+
+
+async def _monitors(demo: Demo) -> tuple[tuple[MonitorRow, ...], str]:
+    """What the coordinator's drift monitors know before retraining."""
+    known = (await demo.operator.nodes()).monitors.get(TASK)
+    if known is None or known.harm_statistic is None or known.change_statistic is None:
+        return (), ""
+    found = known.sentence if known.calls_for_training else ""
+    changed = f"{known.kind} changed" if known.kind and known.kind != "concept" else ""
+    demo.happened("drift", known.sentence or f"no drift is proved; waits for {known.waits_for}")
+    rows = (
+        MonitorRow(
+            "harm", known.harm_statistic, known.threshold, known.num_labels, found, known.waits_for, known.price
+        ),
+        MonitorRow("change", known.change_statistic, known.threshold, known.num_requests, changed),
+    )
+    return rows, known.kind
 
 
 class _DriftNotes:

@@ -48,7 +48,8 @@ from edgewise.fleet.node.node import Node
 from edgewise.fleet.node.settings import AgentSettings
 from edgewise.fleet.serving.deploy_checks import admission_of
 from edgewise.fleet.serving.deployments import Deployments
-from edgewise.fleet.serving.drift_watch import CollectOrder, Confidences, DriftWatch
+from edgewise.fleet.serving.drift_reference import drift_reference
+from edgewise.fleet.serving.drift_watch import CollectOrder, Confidences, DriftWatch, Judged
 from edgewise.fleet.serving.versions import VersionStore, load_holdouts
 from edgewise.fleet.store.events import EventLog, Registry
 from edgewise.fleet.training.local_worker import LocalWorker
@@ -56,6 +57,7 @@ from edgewise.fleet.training.runs import Runs
 from edgewise.transport.frame import Frame
 
 log = logging.getLogger("edgewise.fleet")
+NOT_IN_FORCE = Ack(False, "no version of this model is in force")
 MOST_GRAPH_BYTES = 2**31
 """What ONNX can be in one piece: protobuf's own bound."""
 
@@ -111,6 +113,7 @@ class Coordinator:
         node.route("control", Deploy, self._deploy, cloud)
         node.route("control", Rollback, self._rollback, cloud)
         node.route("report", Confidences, self._confidences, Tier.DEVICE)
+        node.route("report", Judged, self._judged, Tier.DEVICE)
 
     def _ready(self, info: NodeInfo) -> None:
         if _is_operator(info):
@@ -139,7 +142,9 @@ class Coordinator:
         rows = [r for r in rows if not _is_operator(r.info)]
         rows.sort(key=lambda r: r.info.node)
         drift = {name: watch.sentence for name, watch in sorted(self.drift.items()) if watch.sentence}
-        return FleetAnswer((own, *rows), dict(self.node.refused), drift)
+        monitors = {name: watch.status for name, watch in sorted(self.drift.items())}
+        known = {name: status for name, status in monitors.items() if status is not None}
+        return FleetAnswer((own, *rows), dict(self.node.refused), drift, known)
 
     def _unserved(self, node: NodeId) -> str:
         """Why an alive node does not serve what is in force as it was planned; "" if it does."""
@@ -210,11 +215,19 @@ class Coordinator:
         return await self.deployments.rollback(request.model)
 
     async def _confidences(self, report: Confidences, frame: Frame, sender: NodeInfo) -> Ack:
-        if not self.deployments.version_of(report.model):
-            return Ack(False, f"no version of {report.model!r} is in force")
-        if report.model not in self.drift:
-            self.drift[report.model] = self._drift_watch(report.model)
-        return await self.drift[report.model].arrived(report, frame, sender)
+        watch = self._watch_of(report.model)
+        return NOT_IN_FORCE if watch is None else await watch.arrived(report, frame, sender)
+
+    async def _judged(self, report: Judged, frame: Frame, sender: NodeInfo) -> Ack:
+        watch = self._watch_of(report.model)
+        return NOT_IN_FORCE if watch is None else await watch.judged(report, frame, sender)
+
+    def _watch_of(self, model: str) -> DriftWatch | None:
+        if not self.deployments.version_of(model):
+            return None
+        if model not in self.drift:
+            self.drift[model] = self._drift_watch(model)
+        return self.drift[model]
 
     def _drift_watch(self, model: str) -> DriftWatch:
         async def collect(device: NodeId, order: CollectOrder) -> None:
@@ -227,7 +240,8 @@ class Coordinator:
         return DriftWatch(
             in_force=lambda: self.deployments.version_of(model),
             answers_drift=self._answers_drift,
-            reference=self.versions.calibration_answers,
+            reference=lambda version, exits: drift_reference(self.versions, version, exits),
+            exits=lambda revision: self.deployments.exits_of(model, revision),
             devices=self._devices,
             order=collect,
             told=on_event,

@@ -3,7 +3,7 @@
 How to use::
 
     state = loop.start(LoopSettings(min_labels=40), version=1)
-    state, actions = loop.step(state, DriftNoticed("drift: ...", now))       # drift.step says so
+    state, actions = loop.step(state, DriftNoticed("drift: ...", now))       # drift.DriftState.finding says so
     # CountExamples -> what devices hold of hard_examples.step(...): ExamplesCounted(num, num_labelled, now)
     # StartTraining -> a federated run from `parent`: TrainingFinished(version, now)
     # EvaluateVersion -> version_gate.improves(...): GateEvaluated(version, result.passed, result.reason, now)
@@ -11,5 +11,5 @@ How to use::
     # EndTurn says how the turn ended
     state.timeline
 
-Each part also works alone: `drift.step`, `version_gate.compare`, `rollout.step`.
+Each part also works alone: `harm.labelled`, `change.step`, `version_gate.compare`, `rollout.step`.
 """

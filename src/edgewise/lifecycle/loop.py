@@ -53,7 +53,15 @@ class TimelineNote:
 
 @dataclass(frozen=True, slots=True)
 class DriftNoticed:
-    """The inputs of the version that serves do not look as they did; a sentence says since when."""
+    """Answers of the version that serves have become worse, or may have; a sentence says since when."""
+
+    text: str
+    time: float
+
+
+@dataclass(frozen=True, slots=True)
+class DriftWaited:
+    """Something was found of the inputs that does not call for training; a sentence says what, and what is waited for."""
 
     text: str
     time: float
@@ -104,7 +112,9 @@ class RolloutEnded:
     time: float
 
 
-LoopEvent: TypeAlias = DriftNoticed | ExamplesCounted | TrainingFinished | TrainingFailed | GateEvaluated | RolloutEnded
+LoopEvent: TypeAlias = (
+    DriftNoticed | DriftWaited | ExamplesCounted | TrainingFinished | TrainingFailed | GateEvaluated | RolloutEnded
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +220,8 @@ def step(state: LoopState, event: LoopEvent) -> Outcome:
     match event:
         case DriftNoticed() if phase is LoopPhase.SERVING and not state.is_given_up:
             return _enter(state, LoopPhase.COLLECTING, event.time, event.text), (CountExamples(),)
+        case DriftWaited() if phase is LoopPhase.SERVING:
+            return _note(state, event.time, event.text), ()
         case ExamplesCounted() if phase is LoopPhase.COLLECTING and event.num_labelled >= state.needed_labels:
             text = f"{event.num_labelled} of {event.num} hard examples have labels; training starts from version {state.version}"
             return _enter(state, LoopPhase.RETRAINING, event.time, text), (StartTraining(state.version),)

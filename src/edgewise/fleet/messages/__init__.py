@@ -21,6 +21,7 @@ from edgewise.fleet.messages.message import (
 )
 from edgewise.fleet.messages.node_messages import (
     Capability,
+    DriftStatus,
     FleetAnswer,
     FleetRequest,
     InForce,
@@ -97,6 +98,7 @@ __all__ = [
     "ClientPlace",
     "Deploy",
     "DeployAck",
+    "DriftStatus",
     "ExampleCounts",
     "ExampleCountsRequest",
     "Feedback",

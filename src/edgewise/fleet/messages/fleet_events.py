@@ -143,12 +143,18 @@ class DriftDetectedEvent(ModelEvent, frozen=True, tag="drift_detected"):
         statistic: The detector's statistic.
         threshold: What it exceeds.
         num_since: Examples since the estimated onset.
+        monitor: `harm`, from labels, or `change`, without.
+        what: What changed: `class mix`, `covariates`, `answers`, `concept`.
+        text: What was found, in words.
     """
 
     version: int
     statistic: float
     threshold: float
     num_since: int
+    monitor: str = "change"
+    what: str = ""
+    text: str = ""
 
 
 AnyEvent = (

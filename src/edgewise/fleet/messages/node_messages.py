@@ -134,6 +134,40 @@ class NodeRow(msgspec.Struct, frozen=True):
     cause: str = ""
 
 
+class DriftStatus(msgspec.Struct, frozen=True):
+    """What the drift monitors of a model's version know, as `lifecycle.drift.DriftFinding`.
+
+    Attributes:
+        version: In force.
+        sentence: What was found; "" while nothing is.
+        kind: What changed: `class mix`, `covariates`, `answers`, `concept`; "" while nothing has.
+        calls_for_training: Whether answers are proved to be wrong more often.
+        waits_for: What would tell more, in words.
+        price: How many more labels prove which fall, in words.
+        harm_statistic: Evidence of harm; None without held-out labels.
+        change_statistic: Evidence of change; None without held-out data.
+        threshold: Of both.
+        num_labels: Labels held.
+        num_requests: Requests looked at.
+        risk: Share of wrong answers among the labels; None without any.
+        risk_reference: The same on held-out data.
+    """
+
+    version: int
+    sentence: str = ""
+    kind: str = ""
+    calls_for_training: bool = False
+    waits_for: str = ""
+    price: str = ""
+    harm_statistic: float | None = None
+    change_statistic: float | None = None
+    threshold: float = 100.0
+    num_labels: int = 0
+    num_requests: int = 0
+    risk: float | None = None
+    risk_reference: float | None = None
+
+
 class FleetAnswer(Message, frozen=True):
     """The coordinator's view.
 
@@ -141,11 +175,13 @@ class FleetAnswer(Message, frozen=True):
         nodes: Itself first.
         refused: How often what was refused at it.
         drift: What it found of the inputs of a model's version in force, by model; without those it found nothing of.
+        monitors: What its monitors know, by model; without those that have seen nothing.
     """
 
     nodes: tuple[NodeRow, ...]
     refused: dict[str, int] = msgspec.field(default_factory=dict)
     drift: dict[str, str] = msgspec.field(default_factory=dict)
+    monitors: dict[str, DriftStatus] = msgspec.field(default_factory=dict)
 
 
 class LogRequest(Message, frozen=True):

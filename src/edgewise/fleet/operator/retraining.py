@@ -22,6 +22,7 @@ from edgewise.fleet.messages import ExampleCounts
 from edgewise.fleet.operator.operator import Operator
 from edgewise.lifecycle import loop
 from edgewise.lifecycle.loop import LoopPhase, LoopSettings, LoopState, TimelineNote
+from edgewise.lifecycle.shift_kind import ShiftKind
 from edgewise.models.model_choice import choose_model
 from edgewise.transport.frame import Frame
 
@@ -71,6 +72,7 @@ class RetrainingLoop:
         self._train, self._roll_out = train, roll_out
         self._on_note, self._on_unreachable = on_note, on_unreachable
         self._started_s = time.monotonic()
+        self._waited = ""
         self._noticed = asyncio.Event()
 
     async def run(self, turns: int = 0) -> LoopState:
@@ -139,8 +141,13 @@ class RetrainingLoop:
 
     async def _drift(self) -> loop.LoopEvent | None:
         self._noticed.clear()
-        if sentence := (await self._operator.nodes()).drift.get(self._model):
-            return loop.DriftNoticed(sentence, self._now())
+        known = (await self._operator.nodes()).monitors.get(self._model)
+        if known is not None and known.sentence:
+            if known.calls_for_training or (self._has_teacher and known.kind != ShiftKind.CLASS_MIX):
+                return loop.DriftNoticed(known.sentence, self._now())
+            if known.sentence != self._waited:
+                self._waited = known.sentence
+                return loop.DriftWaited(f"{known.sentence} Waits for {known.waits_for}.", self._now())
         with suppress(TimeoutError):
             async with asyncio.timeout(LOOK_EVERY_S):
                 await self._noticed.wait()

@@ -102,6 +102,14 @@ class Deployments:
         now = self.models[model].current if model in self.models else None
         return 0 if now is None else now.deploy.version
 
+    def exits_of(self, model: str, revision: int) -> tuple[tuple[int, float], ...]:
+        """Exits of a plan in force with their thresholds, in order; () if it is none of the last deployment's."""
+        now = self.models[model].current if model in self.models else None
+        index = -1 if now is None else revision - int(now.revision)
+        if now is None or not 0 <= index < len(now.deploy.plans):
+            return ()
+        return tuple((gate.index, gate.threshold) for gate in now.deploy.plans[index].exits)
+
     async def resume(self) -> None:
         """Prepares the coordinator's own stage host after a restart."""
         for name, now in self.in_force().items():

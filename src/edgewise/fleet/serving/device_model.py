@@ -15,7 +15,7 @@ from typing import Any
 
 from edgewise.core.ids import Revision
 from edgewise.fleet.messages import ExampleCounts, Health, HealthRequest, InForce, InstallOrder
-from edgewise.fleet.serving.drift_watch import Confidences
+from edgewise.fleet.serving.drift_watch import Confidences, Judged
 from edgewise.fleet.serving.example_collector import ExampleCollector
 from edgewise.fleet.serving.replanner import Replanner
 from edgewise.inference.model_server import ModelServer
@@ -52,7 +52,7 @@ class DeviceModel:
         *,
         buffer_bytes: int,
         on_observation: Callable[[Observation], None],
-        on_confidences: Callable[[Confidences], None],
+        on_report: Callable[[Confidences | Judged], None],
     ) -> None:
         """Makes a model that serves nothing yet.
 
@@ -61,16 +61,16 @@ class DeviceModel:
             name: The model's.
             buffer_bytes: Bound of its hard examples.
             on_observation: Takes each request's cost.
-            on_confidences: Takes confidences for the coordinator's drift watch.
+            on_report: Takes what the coordinator's drift watch is told.
         """
         self.name = name
-        self.collector = ExampleCollector(node.node, name, buffer_bytes)
+        self.collector = ExampleCollector(node.node, name, buffer_bytes, on_judged=on_report)
         self.order: InstallOrder | None = None
         self.replanner: Replanner | None = None
         self.observations: deque[Observation] = deque(maxlen=LAST_OBSERVATIONS)
         self._device, self._node = node, node.node
         self._num_requests = self._num_errors = 0
-        self._on_observation, self._on_confidences = on_observation, on_confidences
+        self._on_observation, self._on_report = on_observation, on_report
         self._probing: asyncio.Task[Any] | None = None
         self.served = node.deploy(
             name, on_observation=self._observed, on_served=self._collect, on_feedback=self.collector.label
@@ -167,7 +167,7 @@ class DeviceModel:
     def _collect(self, inputs: Tensors, served: Served) -> None:
         report = self.collector.served(inputs, served)
         if report is not None:
-            self._on_confidences(report)
+            self._on_report(report)
 
 
 class EndpointModels(Mapping[str, ModelServer]):

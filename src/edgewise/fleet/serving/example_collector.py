@@ -1,7 +1,8 @@
 """What a device collects of a model's requests: hard examples, the labels that belong to them, confidences to report.
 
 Inputs are traced raw data and stay here, labels come to the device by feedback. What leaves are the confidences and
-classes of answers (`drift_watch.py` weighs them), and later an update.
+classes of answers, four numbers of how an input looks, and of each label its class and whether the answer was wrong
+(`drift_watch.py` weighs them); later an update.
 """
 
 from __future__ import annotations
@@ -9,19 +10,21 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from edgewise.core.ids import NodeId, RequestId
 from edgewise.core.seeds import Seeds
-from edgewise.fleet.serving.drift_watch import Confidences
-from edgewise.inference.gates.exit import confidence
+from edgewise.fleet.serving.drift_watch import Confidences, Judged
+from edgewise.inference.gates.exit import first_answer
 from edgewise.inference.request_driver import Served
+from edgewise.inference.session import AnswerSource
 from edgewise.inference.stages import Tensors
 from edgewise.lifecycle import hard_examples
+from edgewise.lifecycle.covariates import covariates
 from edgewise.lifecycle.hard_examples import HardExample
 from edgewise.lifecycle.labels import LabelHelp, label_source
 from edgewise.models.task import Examples
@@ -29,19 +32,43 @@ from edgewise.models.task import Examples
 log = logging.getLogger("edgewise.fleet")
 MAX_EXAMPLES = 400
 BATCH = 8
-"""Confidences reported at once."""
+"""Requests reported at once."""
+MAX_REMEMBERED = 4000
+"""Last answers that a label can be held against."""
+AS_PLANNED = (AnswerSource.PLAN, AnswerSource.OTHER_EDGE)
+"""Who gives answers that the plan intends; others say nothing of the version."""
+
+
+class Unjudged(NamedTuple):
+    """An answer that waits for its label: the device's number of the request, what it came from, its class."""
+
+    number: int
+    version: int
+    revision: int
+    predicted: int
 
 
 class ExampleCollector:
-    """Collects hard examples of one model on one device, in a bounded buffer."""
+    """Collects hard examples of one model on one device, in a bounded buffer.
 
-    def __init__(self, node: NodeId, model: str, max_bytes: int) -> None:
-        self._node, self._model = node, model
+    Args:
+        node: The device.
+        model: The model.
+        max_bytes: Bound of the buffer.
+        on_judged: Takes what labels say of answers, for the coordinator.
+    """
+
+    def __init__(
+        self, node: NodeId, model: str, max_bytes: int, *, on_judged: Callable[[Judged], None] = lambda _: None
+    ) -> None:
+        self._node, self._model, self._on_judged = node, model, on_judged
+        self._number = time.time_ns() // 1000  # ascends over restarts, too
+        self._remembered: dict[RequestId, Unjudged] = {}
         self._seeds = Seeds(0).at("buffer", node)
         self._buffer = hard_examples.hard_examples(MAX_EXAMPLES, max_bytes)
         self._answers: dict[RequestId, int] = {}
         self._times: deque[float] = deque(maxlen=10 * MAX_EXAMPLES)
-        self._unreported: dict[tuple[int, int], list[tuple[float, int]]] = {}
+        self._unreported: dict[tuple[int, int, int], list[tuple[Any, ...]]] = {}
 
     @property
     def num_hard(self) -> int:
@@ -61,33 +88,51 @@ class ExampleCollector:
             served: What was answered.
 
         Returns:
-            Confidences and classes to report to the coordinator, when a few have come together.
+            What to report to the coordinator, when a few have come together.
         """
         seen = served.observation
         if not served.outputs:
             return None
         now = time.monotonic()
         (logits,) = list(served.outputs.values())[-1:]
-        top1 = seen.confidence if seen.confidence is not None else float(confidence(logits)[0])
         (array,) = list(inputs.values())[:1]
-        example = HardExample(RequestId(seen.request), array[0], int(np.argmax(logits[0])), top1, now)
+        sure, answer = first_answer(np.asarray(logits))
+        top1 = seen.confidence if seen.confidence is not None else sure
+        example = HardExample(RequestId(seen.request), array[0], answer, top1, now)
         rng = self._seeds.at(self._buffer.num_offered).rng()
         self._buffer, _ = hard_examples.step(self._buffer, example, rng)
         self._times.append(now)
+        self._number += 1
+        is_planned = seen.source in AS_PLANNED
+        if is_planned:
+            self._remember(RequestId(seen.request), Unjudged(self._number, seen.version, int(seen.revision), answer))
         if seen.confidence is None or seen.predicted is None:
             return None
-        under = (seen.version, seen.confidence_exit)
-        unreported = self._unreported.setdefault(under, [])
-        unreported.append((seen.confidence, seen.predicted))
-        if len(unreported) < BATCH:
+        went_on = is_planned and seen.exit_index not in (None, seen.confidence_exit)
+        end = (seen.exit_index, sure, answer) if went_on else None
+        under = (seen.version, int(seen.revision), seen.confidence_exit)
+        row = (seen.confidence, seen.predicted, self._number, end, covariates(array[0]))
+        return self._reported(under, row, now)
+
+    def _remember(self, request: RequestId, answered: Unjudged) -> None:
+        self._remembered[request] = answered
+        if len(self._remembered) > MAX_REMEMBERED:
+            del self._remembered[next(iter(self._remembered))]
+
+    def _reported(self, under: tuple[int, int, int], row: tuple[Any, ...], now: float) -> Confidences | None:
+        rows = self._unreported.setdefault(under, [])
+        rows.append(row)
+        if len(rows) < BATCH:
             return None
+        version, revision, exit_index = under
         self._unreported = {
-            key: values for key, values in self._unreported.items() if key != under and key[0] == seen.version
+            key: values for key, values in self._unreported.items() if key != under and key[0] == version
         }
-        values, predicted = zip(*unreported, strict=True)
+        values, predicted, numbers, ends, looks = zip(*rows, strict=True)
         return Confidences(
-            self._node, seen.version, values, now, seen.confidence_exit, predicted=predicted, model=self._model
-        )
+            self._node, version, values, now, exit_index, predicted, self._model, revision, numbers, ends,
+            looks if all(looks) else (),
+        )  # fmt: skip
 
     def collect(self, last: int) -> int:
         """The inputs have changed: forgets what was seen before the last so many requests; returns what is kept."""
@@ -98,10 +143,25 @@ class ExampleCollector:
 
     def label(self, labels: Mapping[str, int]) -> int:
         """Takes true labels by request; returns how many of them belong to kept examples."""
+        self._judge(labels)
         kept = {e.request for e in self._buffer.examples}
         new = {RequestId(k): v for k, v in labels.items() if k in kept}
         self._answers = {k: v for k, v in self._answers.items() if k in kept} | new
         return len(new)
+
+    def _judge(self, labels: Mapping[str, int]) -> None:
+        """Tells what labels say of answers; each answer is judged once."""
+        by_plan: dict[tuple[int, int], list[tuple[int, int, bool]]] = {}
+        for request, label in labels.items():
+            answered = self._remembered.pop(RequestId(request), None)
+            if answered is not None and label >= 0:
+                rows = by_plan.setdefault((answered.version, answered.revision), [])
+                rows.append((answered.number, int(label), answered.predicted != label))
+        for (version, revision), rows in by_plan.items():
+            numbers, classes, wrong = zip(*rows, strict=True)
+            self._on_judged(
+                Judged(self._node, version, self._model, revision, numbers, classes, wrong, time.monotonic())
+            )
 
     def labelled(self, source: Any = "feedback", help: LabelHelp | None = None) -> Examples | None:
         """Hard examples that have a label, as training data; a teacher may take its time: call it off the event loop.

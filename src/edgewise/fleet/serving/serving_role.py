@@ -39,7 +39,7 @@ from edgewise.fleet.node.node import Node
 from edgewise.fleet.node.probe import PROBE, answer_probe, probe_link, probe_once
 from edgewise.fleet.node.settings import AgentSettings
 from edgewise.fleet.serving.device_model import DeviceModel, EndpointModels
-from edgewise.fleet.serving.drift_watch import CollectOrder, Confidences
+from edgewise.fleet.serving.drift_watch import CollectOrder, Confidences, Judged
 from edgewise.fleet.serving.installed import InstalledModels, edge_first
 from edgewise.fleet.serving.labelling import label_help
 from edgewise.inference.model_server import ModelServer
@@ -317,7 +317,7 @@ class Serving:
             name,
             buffer_bytes=self._settings.buffer_bytes,
             on_observation=self._observed,
-            on_confidences=self._report,
+            on_report=self._report,
         )
 
     def ways_changed(self) -> None:
@@ -412,11 +412,11 @@ class Serving:
     def _observed(self, observation: Observation) -> None:
         self.compute_s += sum(s for name, s in observation.stages if name.startswith(f"{self._settings.tier} "))
 
-    def _report(self, report: Confidences) -> None:
+    def _report(self, report: Confidences | Judged) -> None:
         if self.node.coordinator is not None:
             self.node.spawn(self._report_to(self.node.coordinator, report), "report confidences")
 
-    async def _report_to(self, coordinator: NodeId, report: Confidences) -> None:
+    async def _report_to(self, coordinator: NodeId, report: Confidences | Judged) -> None:
         try:
             await self.node.ask(coordinator, "report", report, Ack)
         except TransportError as error:

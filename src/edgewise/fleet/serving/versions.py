@@ -21,7 +21,7 @@ from edgewise.fleet.serving.plan_gate import codec_gate
 from edgewise.fleet.store.events import Registry
 from edgewise.inference.evidence import plan_evidence, run_graph
 from edgewise.inference.gates.exit import confidence
-from edgewise.lifecycle.drift import DriftAnswer
+from edgewise.lifecycle.change import DriftAnswer
 from edgewise.lifecycle.version_gate import compare
 from edgewise.models.graph.graph import Graph
 from edgewise.models.graph.weights import with_weights

@@ -20,6 +20,7 @@ from edgewise.ledger.kpis import InferenceKpis, Kpis, LatencyMs, TrainingKpis
 from edgewise.service.report.conclusions import conclusions
 from edgewise.service.report.observed import (
     AuditRow,
+    MonitorRow,
     RequestRow,
     ResourceRow,
     RoundRow,
@@ -57,6 +58,7 @@ __all__ = [
     "LatencyMs",
     "LevelEntry",
     "LoopSection",
+    "MonitorRow",
     "PhaseRow",
     "PlanSection",
     "PlannerAnswer",

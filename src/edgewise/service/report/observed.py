@@ -138,6 +138,28 @@ class WayRow(msgspec.Struct, frozen=True):
     gain: tuple[float, float, float] | None = None
 
 
+class MonitorRow(msgspec.Struct, frozen=True):
+    """A drift monitor of the version that served, as it stood before retraining.
+
+    Attributes:
+        monitor: `harm`, from labels, or `change`, without.
+        statistic: Evidence, an e-process.
+        threshold: What it has to pass, 1/α.
+        seen: Labels held, or requests looked at.
+        found: What was found; "" if nothing was.
+        waits_for: What would tell more.
+        price: What it takes to find a fall, in labels.
+    """
+
+    monitor: str
+    statistic: float
+    threshold: float
+    seen: int
+    found: str = ""
+    waits_for: str = ""
+    price: str = ""
+
+
 class TimelineEntry(msgspec.Struct, frozen=True):
     """Something that happened.
 

@@ -249,9 +249,11 @@ def _quality(report: Report) -> Section:
         body += (
             f"<p>Accuracy {percent(loop.accuracy_before)} before the drift, {percent(loop.accuracy_drifted)} on drifted inputs, "
             f"{percent(loop.accuracy_after)} after retraining. Drift was noticed after {tables.plain(loop.drift_delay_requests)} requests"
-            f"{' by ' + escape(loop.detector) if loop.detector else ''}. Bad version refused: {tables.yes_no(loop.bad_version_refused)}; "
+            f"{' by ' + escape(loop.detector) if loop.detector else ''}{'; what changed: ' + escape(loop.drift_kind) if loop.drift_kind else ''}. Bad version refused: {tables.yes_no(loop.bad_version_refused)}; "
             f"rollback restored the former version: {tables.yes_no(loop.rolled_back)}.</p>"
         )
+    if loop.monitors:
+        body += tables.monitor_table(report)
     if loop.labels:
         body += tables.label_table(report)
     if report.versions:

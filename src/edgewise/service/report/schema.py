@@ -11,6 +11,7 @@ import msgspec
 from edgewise.ledger.kpis import Kpis
 from edgewise.service.report.observed import (
     AuditRow,
+    MonitorRow,
     RequestRow,
     ResourceRow,
     RoundRow,
@@ -125,6 +126,8 @@ class LoopSection(msgspec.Struct, frozen=True):
         drift_delay_requests: Requests from the change to the alarm.
         detector: The method, with its parameters.
         labels: Per source.
+        monitors: Of drift, with the evidence of each.
+        drift_kind: What changed: `class mix`, `covariates`, `answers`, `concept`; "" if nothing was found.
     """
 
     accuracy_before: float | None = None
@@ -135,6 +138,8 @@ class LoopSection(msgspec.Struct, frozen=True):
     drift_delay_requests: int | None = None
     detector: str = ""
     labels: tuple[LabelRow, ...] = ()
+    monitors: tuple[MonitorRow, ...] = ()
+    drift_kind: str = ""
 
 
 class Conclusion(msgspec.Struct, frozen=True):

@@ -317,6 +317,34 @@ def label_table(report: Report) -> str:
     )
 
 
+def monitor_table(report: Report) -> str:
+    """Drift monitors: evidence beside its threshold, what it is of, the proven error, and what is waited for."""
+    rows = [
+        (
+            f"<b>{escape(r.monitor)}</b>",
+            f"{r.statistic:.3g}",
+            f"{r.threshold:g}",
+            f"{1 / r.threshold:.1%}",
+            f"{r.seen} {'labels' if r.monitor == 'harm' else 'requests'}",
+            escape(r.found or "nothing found"),
+            escape(r.waits_for or NONE),
+            escape(r.price or "no labels"),
+        )
+        for r in report.loop.monitors
+    ]
+    heads = (
+        "drift monitor",
+        "#evidence",
+        "#alarm at",
+        "#false alarm ever, at most",
+        "#from",
+        "found",
+        "waits for",
+        "price",
+    )
+    return table(heads, rows)
+
+
 def resource_table(report: Report) -> str:
     """CPU seconds, peak memory and energy per node."""
     rows = [
