@@ -365,9 +365,8 @@ class Deployments:
 
 
 def _stages(deploy: Deploy, devices: Sequence[NodeId]) -> Sequence[Sequence[NodeId]]:
-    if not deploy.staged:
-        return [devices]
-    return rollout.stages_by_fraction(devices, deploy.shares) if deploy.shares else [[d] for d in devices]
+    each = rollout.stages_by_fraction(devices, deploy.shares) if deploy.shares else [[d] for d in devices]
+    return each if deploy.staged else [devices]
 
 
 @dataclass(frozen=True, slots=True)
