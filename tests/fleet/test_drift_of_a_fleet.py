@@ -33,9 +33,11 @@ async def status_of(fleet: ServingFleet, labels: int) -> DriftStatus:
 async def alarms_of(fleet: ServingFleet) -> list[str]:
     """The monitors that gave an alarm, once one is published."""
     async with asyncio.timeout(30):
-        while not (told := [fields["monitor"] for kind, fields in fleet.events if kind == "drift_detected"]):  # noqa: ASYNC110 - events are told to a list
+        while True:
+            told = [fields["monitor"] for kind, fields in fleet.events if kind == "drift_detected"]
+            if told:
+                return told
             await asyncio.sleep(0.02)
-    return told
 
 
 @pytest.mark.parametrize("plan", PLANS)
