@@ -38,7 +38,8 @@ def command(
       edgewise simulate job.toml --set training.rounds=3
     """
     from edgewise.core.config import load_toml
-    from edgewise.models.saved_weights import check_folder, check_weights_path
+    from edgewise.core.files import check_writable
+    from edgewise.models.saved_weights import check_weights_path
     from edgewise.simulation.simulate import SimulationOptions, simulate
     from edgewise.training.job import JobFile, check_job
     from edgewise.training.protocols.messages import OutcomeKind
@@ -46,9 +47,8 @@ def command(
     out = Output(as_json)
     if weights is not None:
         check_weights_path(weights)
-    for path in (model, journal):
-        if path is not None:
-            check_folder(path)
+    for path in () if dry_run else filter(None, (model, weights, journal)):
+        check_writable(path)
     file = check_job(load_toml(job, JobFile, change or ()))
     task = print_audit(out, file, job.parent)
     if dry_run:
@@ -80,16 +80,12 @@ class ModelFiles:
 
     Raises:
         TaskError: If the model cannot be exported and `weights` is not given.
-        OSError: If a file cannot be written.
     """
 
     def __init__(self, out: Output, task: Any, model: Path | None, weights: Path | None) -> None:
         from edgewise.core.errors import TaskError
-        from edgewise.core.files import check_writable
         from edgewise.models.export import export_template
 
-        for path in filter(None, (model, weights)):
-            check_writable(path)
         self._out, self._task, self._model, self._weights, self.cause = out, task, model, weights, ""
         if model is not None:
             try:

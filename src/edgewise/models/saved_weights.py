@@ -15,19 +15,6 @@ from edgewise.core.layout import Layout, Vector
 SUFFIXES = (".npz", ".safetensors")
 
 
-def check_folder(path: Path) -> None:
-    """Refuses a file whose folder is missing, before anything is trained.
-
-    Args:
-        path: Where something will be written.
-
-    Raises:
-        InputError: If there is no such folder.
-    """
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"{str(path)!r} cannot be written: there is no such folder. Make it first.")
-
-
 def check_weights_path(path: Path) -> None:
     """Refuses a file that weights cannot be written to, before anything is trained.
 
@@ -35,11 +22,10 @@ def check_weights_path(path: Path) -> None:
         path: Where they will go.
 
     Raises:
-        InputError: If the suffix names no known form, or there is no such folder.
+        InputError: If the suffix names no known form.
     """
     if path.suffix not in SUFFIXES:
         raise InputError(f"weights cannot be written as {path.name!r}. End the name in {' or '.join(SUFFIXES)}.")
-    check_folder(path)
 
 
 def save_weights(path: Path, layout: Layout, vector: Vector) -> None:
