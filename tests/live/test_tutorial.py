@@ -298,7 +298,7 @@ def test_a_policy_that_cannot_be_met_names_the_limit_and_the_nearest(fleet: Term
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"datatype": "INT64", "data": [0] * 64}, "has dtype int64, the model takes float32"),
+        ({"datatype": "BYTES", "data": ["0"] * 64}, "the model takes float32"),
         ({"shape": [1, 1, 4, 4]}, "of shape [1, 1, 4, 4]"),
         ({"name": "image"}, "image"),
     ],

@@ -80,8 +80,8 @@ def class_output(outputs: Outputs, facts: ModelFacts, asked: str = "") -> str:
 
 
 def is_scores(array: NDArray[Any]) -> bool:
-    """Whether an array may be the scores of one example's classes."""
-    return array.dtype.kind == "f" and array.size > 1 and array.size == array.shape[-1]
+    """Whether an array may be the scores of one example's classes: one axis has them all, as in [1, 1000] or [1, 1000, 1, 1]."""
+    return array.dtype.kind == "f" and array.size > 1 and array.size in array.shape
 
 
 def said_class(array: NDArray[Any]) -> int | str | None:
