@@ -36,6 +36,8 @@ TASK = '''"""Stands still while a file named after its client exists, and leaves
 import time
 from pathlib import Path
 
+import torch
+
 from edgewise.testing.tiny_task import TinyTask
 
 
@@ -51,7 +53,7 @@ class StoppableTask(TinyTask):
 
     def loss(self, outputs, targets):
         here, client = Path(__file__).parent, getattr(self, "client", "")
-        while (here / f"stop-{client}").exists():
+        while torch.is_grad_enabled() and (here / f"stop-{client}").exists():  # not while the data are looked at
             (here / f"stands-{client}").touch()
             time.sleep(0.01)
         return super().loss(outputs, targets)
