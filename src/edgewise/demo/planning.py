@@ -103,13 +103,14 @@ def deadline_of(search: Search, plan: Plan) -> float:
         plan: The plan.
 
     Returns:
-        Three times its predicted 95th percentile, at least `LEAST_DEADLINE_S`, and where it is shared long enough for the
-        device to wait that long for the others and then still answer alone.
+        Three times its predicted 95th percentile, at least `LEAST_DEADLINE_S`; where it is shared, with the time on top that
+        the device needs to answer alone afterwards. With less, a device begins its own tail while answers are only a little
+        late, and the next request waits for it.
     """
     p95_s = plan.predicted.latency_p95_s
     alone = [p.predicted.latency_p95_s for p in single_node_plans(search) if p.tiers == (Tier.DEVICE,)]
-    hedged_s = p95_s + ALONE_MARGIN * min(alone) if plan.collaborates and alone else 0.0
-    return max(LEAST_DEADLINE_S, DEADLINE_FACTOR * p95_s, hedged_s)
+    own_s = ALONE_MARGIN * min(alone) if plan.collaborates and alone else 0.0
+    return max(LEAST_DEADLINE_S, DEADLINE_FACTOR * p95_s + own_s)
 
 
 def ask(search: Search, variants: list[Search]) -> list[Recommendation]:

@@ -87,7 +87,7 @@ class DemoSettings(msgspec.Struct, frozen=True):
     edge_kill: int = 220
     drifted: int = 320
     gap_s: float = 0.03
-    drift_gap_s: float = 0.02
+    drift_gap_s: float = 0.03
     profile_s: float = 1.5
 
     @staticmethod
