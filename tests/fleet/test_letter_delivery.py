@@ -10,6 +10,7 @@ from edgewise.core.errors import Unreachable
 from edgewise.core.ids import ClientId, NodeId, RoundNumber, RunId
 from edgewise.fleet.messages import LetterAck
 from edgewise.fleet.training.letter_delivery import LetterDelivery
+from edgewise.fleet.training.run_roles import RunRoles
 from edgewise.training.protocols.letters import COORDINATOR_ADDRESS, WorkFailed
 from edgewise.training.protocols.messages import Delivered, Send
 
@@ -84,3 +85,22 @@ def test_an_answer_is_an_event_and_the_letter_is_under_way_no_more_by_then() -> 
     driver, has_letters = asyncio.run(scene())
     assert driver.events == [Delivered(to=COORDINATOR_ADDRESS, key=LETTER.key, accepted=False, reason="too late.")]
     assert (driver.num_folded, has_letters) == (0, False)
+
+
+def test_a_role_does_not_end_before_the_letters_of_its_end_are_on_their_way() -> None:
+    """Its state is folded on a thread: an answer to another letter may come between that and its actions."""
+
+    async def scene() -> list[str]:
+        ended: list[str] = []
+        driver = SimpleNamespace(role_name="edge", log="edge/r", is_over=True, is_closed=False, has_carried_out=False)
+        letters = SimpleNamespace(end=lambda _: None, has=lambda _: False)
+        node = SimpleNamespace(spawn=lambda work, name: (work.close(), ended.append(name)))
+        roles: Any = SimpleNamespace(_letters=letters, _node=node, expect=lambda: None)
+        roles._end = lambda driver: RunRoles._end(roles, driver)
+        RunRoles._folded(roles, driver)  # type: ignore[arg-type]
+        assert not driver.is_closed
+        driver.has_carried_out = True
+        RunRoles._folded(roles, driver)  # type: ignore[arg-type]
+        return ended
+
+    assert asyncio.run(scene()) == ["end of edge/r"]

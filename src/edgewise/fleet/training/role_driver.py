@@ -73,6 +73,8 @@ class RoleDriver:
         round_uplink_bytes, round_downlink_bytes: The same of the last closed round.
         private: Blobs that are given to nobody: what a client keeps.
         incoming: The node's blobs that no state names yet.
+        is_closed: Whether nothing is sent or folded for it any more.
+        has_carried_out: Whether all that `state` called for is on its way; not while it is ahead of its actions.
     """
 
     spec: RunSpec
@@ -96,6 +98,7 @@ class RoleDriver:
     private: FolderBlobs | None = None
     incoming: Incoming = field(default_factory=Incoming)
     is_closed: bool = False
+    has_carried_out: bool = True
     _step: Any = None
     _waiting: list[_Waiting] = field(default_factory=list)
     _folding: asyncio.Task[None] | None = None
@@ -182,6 +185,7 @@ class RoleDriver:
     async def _fold_all(self) -> None:
         while self._waiting:
             batch, self._waiting = self._waiting, []
+            self.has_carried_out = False
             try:
                 events = [waiting.event for waiting in batch]
                 # A client's step reads no blob and its log waits for no disk: a thread would cost more than it does.
@@ -196,6 +200,7 @@ class RoleDriver:
                     continue
                 waiting.taken.set_result(result)
                 self.carry_out(self, result)
+            self.has_carried_out = True
             self.folded(self)
             if self._spared and not self._waiting:
                 await asyncio.to_thread(self._drop_spared)

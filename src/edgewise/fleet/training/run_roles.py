@@ -262,7 +262,8 @@ class RunRoles:
         if driver.is_over:
             self._letters.end(driver)
         is_done = driver.role_name != COORDINATOR and driver.is_over and not self._letters.has(driver)
-        if is_done and not driver.is_closed:
+        # A letter may be answered between an end being folded and its own letters being sent: those are still to come.
+        if is_done and driver.has_carried_out and not driver.is_closed:
             driver.is_closed = True
             self._node.spawn(self._end(driver), f"end of {driver.log}")
         self.expect()
