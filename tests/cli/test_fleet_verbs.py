@@ -90,7 +90,7 @@ def test_a_node_shows_the_version_of_each_of_its_models() -> None:
 
 def test_who_is_not_well_and_what_was_refused_is_said_below(capsys: pytest.CaptureFixture[str]) -> None:
     found = DriftStatus(
-        3, "drift: look here.", "answers", False, "labels, 40 held", "", 12.5, 250.0, 100.0, 40, 900, 0.2, 0.05
+        "drift: look here.", "answers", False, "labels, 40 held", "", 12.5, 250.0, 100.0, 40, 900, 0.2, 0.05, version=3
     )
     show(
         Output(),

@@ -59,8 +59,8 @@ class World:
             raise Unreachable("nobody answers on cloud/control.")
         infos = [SimpleNamespace(node=NodeId(f"device-{i}"), tier=Tier.DEVICE, http_port=80) for i in (1, 2, 3)]
         rows = [SimpleNamespace(info=info, state="alive") for info in infos]
-        found = DriftStatus(1, self.drift, self.kind, self.harmful, "labels, 12 held")
-        return SimpleNamespace(nodes=rows, monitors={"tiny": found, "other": DriftStatus(9, DRIFT, "", True)})
+        found = DriftStatus(self.drift, self.kind, self.harmful, "labels, 12 held", version=1)
+        return SimpleNamespace(nodes=rows, monitors={"tiny": found, "other": DriftStatus(DRIFT, "", True, version=9)})
 
     async def example_counts(self, device: NodeId, model: str) -> ExampleCounts:
         assert model == "tiny"

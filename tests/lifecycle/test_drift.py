@@ -113,3 +113,9 @@ def test_covariates_say_how_an_input_looks() -> None:
     assert covariates(np.array(["text"])) == ()
     assert covariates(np.array([np.nan, 1.0])) == (0.0, 0.0, 0.0, 0.0)
     assert len(covariates(np.ones((3, 224, 224), np.uint8))) == len(COVARIATES) == len(covariates(np.float32(3)))
+
+
+def test_the_threshold_that_is_told_is_that_of_the_monitors() -> None:
+    labels = [(i % 2, i % 10 == 0) for i in range(400)]
+    state = drift_state(DriftReference((), labels), rng=np.random.default_rng(0), alpha=0.05)
+    assert state.finding.threshold == pytest.approx(20.0)

@@ -21,6 +21,7 @@ import numpy as np
 
 from edgewise.lifecycle import change, harm
 from edgewise.lifecycle.change import ChangeDetected, ChangeState, Seen
+from edgewise.lifecycle.drift_finding import DriftFinding
 from edgewise.lifecycle.harm import HarmDetected, HarmState, LabelArrived
 from edgewise.lifecycle.shift_kind import Shift, ShiftKind, shift_of
 
@@ -44,39 +45,6 @@ class DriftReference(NamedTuple):
 
     seen: Sequence[Seen]
     judged: Sequence[tuple[int, bool]]
-
-
-@dataclass(frozen=True, slots=True)
-class DriftFinding:
-    """What is known of the inputs of a version: the numbers of both monitors, and what follows.
-
-    Attributes:
-        sentence: What was found; "" while nothing is.
-        kind: What changed, as `ShiftKind`; "" while nothing has.
-        calls_for_training: Whether answers are proved to be wrong more often.
-        waits_for: What would tell more, in words.
-        price: How many more labels prove which fall, in words; "" without held-out labels.
-        harm_statistic: Evidence of harm; None without held-out labels.
-        change_statistic: Evidence of change; None without held-out data.
-        threshold: Of both.
-        num_labels: Labels held.
-        num_requests: Requests looked at.
-        risk: Share of wrong answers among the labels; None without any.
-        risk_reference: The same on held-out data.
-    """
-
-    sentence: str = ""
-    kind: str = ""
-    calls_for_training: bool = False
-    waits_for: str = ""
-    price: str = ""
-    harm_statistic: float | None = None
-    change_statistic: float | None = None
-    threshold: float = 1.0 / ALPHA
-    num_labels: int = 0
-    num_requests: int = 0
-    risk: float | None = None
-    risk_reference: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +87,7 @@ class DriftState:
             "" if harm_state is None else _price(harm_state),
             None if harm_state is None else harm_state.statistic,
             None if change_state is None else change_state.statistic,
+            next((monitor.threshold for monitor in (harm_state, change_state) if monitor is not None), 0.0),
             num_labels=0 if harm_state is None else harm_state.num_labels,
             num_requests=0 if change_state is None else change_state.num_seen,
             risk=None if harm_state is None else harm_state.risk,

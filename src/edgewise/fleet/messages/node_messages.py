@@ -7,6 +7,7 @@ import msgspec
 from edgewise.core.ids import ClientId, Generation, NodeId, Revision, Tier
 from edgewise.fleet.messages.message import Message
 from edgewise.ledger.entry import LedgerEntry
+from edgewise.lifecycle.drift_finding import DriftFinding
 
 
 class Capability(msgspec.Struct, frozen=True):
@@ -134,38 +135,14 @@ class NodeRow(msgspec.Struct, frozen=True):
     cause: str = ""
 
 
-class DriftStatus(msgspec.Struct, frozen=True):
-    """What the drift monitors of a model's version know, as `lifecycle.drift.DriftFinding`.
+class DriftStatus(DriftFinding, frozen=True, kw_only=True):
+    """What the drift monitors of a model's version know.
 
     Attributes:
         version: In force.
-        sentence: What was found; "" while nothing is.
-        kind: What changed: `class mix`, `covariates`, `answers`, `concept`; "" while nothing has.
-        calls_for_training: Whether answers are proved to be wrong more often.
-        waits_for: What would tell more, in words.
-        price: How many more labels prove which fall, in words.
-        harm_statistic: Evidence of harm; None without held-out labels.
-        change_statistic: Evidence of change; None without held-out data.
-        threshold: Of both.
-        num_labels: Labels held.
-        num_requests: Requests looked at.
-        risk: Share of wrong answers among the labels; None without any.
-        risk_reference: The same on held-out data.
     """
 
     version: int
-    sentence: str = ""
-    kind: str = ""
-    calls_for_training: bool = False
-    waits_for: str = ""
-    price: str = ""
-    harm_statistic: float | None = None
-    change_statistic: float | None = None
-    threshold: float = 100.0
-    num_labels: int = 0
-    num_requests: int = 0
-    risk: float | None = None
-    risk_reference: float | None = None
 
 
 class FleetAnswer(Message, frozen=True):

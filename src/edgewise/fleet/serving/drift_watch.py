@@ -8,9 +8,11 @@ examples are of the new kind, so that its buffer begins anew there.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from math import ceil
 from typing import Any
+
+import msgspec
 
 from edgewise.core.errors import InputError
 from edgewise.core.ids import NodeId
@@ -155,7 +157,7 @@ class DriftWatch:
             return None
         findings = [state.finding for state in self._states.values()]
         most = max(findings, key=lambda f: (f.calls_for_training, bool(f.sentence), f.num_requests))
-        return DriftStatus(version=self._version, **asdict(most))
+        return DriftStatus(version=self._version, **msgspec.structs.asdict(most))
 
     @property
     def sentence(self) -> str:

@@ -23,7 +23,7 @@ _SIZES = (16, 64, 224)
 """Sizes tried for free axes: small enough for sequences, the last large enough for images."""
 
 
-class _Known(NamedTuple):
+class _TensorFacts(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     is_complete: bool
@@ -131,7 +131,7 @@ def _tensors(
         n: found for n, found in declared.items() if n in wanted and (n not in known or not known[n].is_complete)
     }
     known.update(declared)
-    known.update({name: _Known(given[name], known[name].dtype, True) for name in given if name in known})
+    known.update({name: _TensorFacts(given[name], known[name].dtype, True) for name in given if name in known})
     inputs = {value.name: value for value in model.graph.input}
     symbolic = any(_is_open(inputs[name]) for name in given)
     rankless = {value.name for value in concrete.graph.input if value.name in given and not has_rank(value)}
@@ -167,7 +167,9 @@ def _tensors(
     return tensors, failed
 
 
-def _varying(name: str, known: Mapping[str, _Known], measured: Mapping[str, tuple[_Known, Any]]) -> tuple[int, ...]:
+def _varying(
+    name: str, known: Mapping[str, _TensorFacts], measured: Mapping[str, tuple[_TensorFacts, Any]]
+) -> tuple[int, ...]:
     """Axes whose size depends on the data, e.g. how many boxes are found: neither inference nor the runtime knows them."""
     inferred = known[name].shape if name in known else None
     if name not in measured:
@@ -178,7 +180,7 @@ def _varying(name: str, known: Mapping[str, _Known], measured: Mapping[str, tupl
     return tuple(axis for axis in range(len(shape)) if axis not in fixed)
 
 
-def _declared(model: Any) -> dict[str, _Known]:
+def _declared(model: Any) -> dict[str, _TensorFacts]:
     """Outputs as the file describes them: all that is known of a model that could not be run."""
     import onnx
 
@@ -186,7 +188,7 @@ def _declared(model: Any) -> dict[str, _Known]:
     for value in model.graph.output:
         kind = value.type.tensor_type
         shape = tuple(max(0, int(d.dim_value)) for d in kind.shape.dim)
-        found[value.name] = _Known(shape, str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)), True)
+        found[value.name] = _TensorFacts(shape, str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)), True)
     return found
 
 
@@ -201,7 +203,7 @@ def _fix_shape(value: Any, shape: Iterable[int]) -> None:
         value.type.tensor_type.shape.dim.add().dim_value = size
 
 
-def _inferred(model: Any) -> dict[str, _Known]:
+def _inferred(model: Any) -> dict[str, _TensorFacts]:
     """Every value that shape inference finds; 0 stands for an open axis."""
     import onnx
 
@@ -216,13 +218,13 @@ def _inferred(model: Any) -> dict[str, _Known]:
             continue
         shape = tuple(int(d.dim_value) for d in kind.shape.dim)
         dtype = str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
-        found[value.name] = _Known(shape, dtype, all(s > 0 for s in shape))
+        found[value.name] = _TensorFacts(shape, dtype, all(s > 0 for s in shape))
     return found
 
 
 def _measured(
     model: Any, names: list[str], examples: Examples
-) -> tuple[dict[str, tuple[_Known, frozenset[int] | None]], str]:
+) -> tuple[dict[str, tuple[_TensorFacts, frozenset[int] | None]], str]:
     """Shapes from one run, with the axes whose size the runtime knew beforehand (None: not even how many); and why it failed."""
     import onnx
 
@@ -257,7 +259,7 @@ def _measured(
             continue
         is_ranked = len(said.shape) == value.ndim
         fixed = frozenset(axis for axis, n in enumerate(said.shape) if isinstance(n, int)) if is_ranked else None
-        found[said.name] = _Known(tuple(value.shape), str(value.dtype), True), fixed
+        found[said.name] = _TensorFacts(tuple(value.shape), str(value.dtype), True), fixed
     return found, ""
 
 

@@ -159,17 +159,17 @@ def adam_w(
         Loshchilov & Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, algorithm 2.
     """
     rule = adam_step(learning_rate, beta_1, beta_2, epsilon, weight_decay, True, schedule)
-    words = {n: v for n, v in rule.spec.params.items() if n != "decoupled"} | {"weight_decay": weight_decay}
-    return _named("adam_w", rule, words | _loop_params(epochs, batch_size, max_steps), accumulate)
+    params = {n: v for n, v in rule.spec.params.items() if n != "decoupled"} | {"weight_decay": weight_decay}
+    return _named("adam_w", rule, params | _loop_params(epochs, batch_size, max_steps), accumulate)
 
 
-def _named(name: str, rule: Rule, words: dict[str, Any], accumulate: int) -> LocalWork:
-    loop = Loop(words["epochs"], words["batch_size"], words.get("max_steps"))
+def _named(name: str, rule: Rule, params: dict[str, Any], accumulate: int) -> LocalWork:
+    loop = Loop(params["epochs"], params["batch_size"], params.get("max_steps"))
     if loop.epochs < 1:
         raise InputError(f"{name} takes epochs >= 1, found {loop.epochs!r}.")
     if accumulate != 1:
-        rule, words = accumulated(rule, accumulate), words | {"accumulate": accumulate}
-    return LocalWork(Spec(name, words), loop, (rule,))
+        rule, params = accumulated(rule, accumulate), params | {"accumulate": accumulate}
+    return LocalWork(Spec(name, params), loop, (rule,))
 
 
 def with_rules(work: LocalWork, *make: Callable[..., Rule]) -> LocalWork:
