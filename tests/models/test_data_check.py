@@ -125,3 +125,32 @@ def test_a_label_that_torch_leaves_out_is_no_fault():
 def test_empty_data_are_left_as_they_are():
     assert len(checked(lambda: Examples.of(*drawn(n=0))).examples) == 0
     assert issubclass(DataError, EdgewiseError)
+
+
+class Unnumbered(Points):
+    """Says neither its shape nor how many classes there are; each client has what its settings hold."""
+
+    name, input_shape, num_classes = "unnumbered", (), 0
+
+    def data(self, client):
+        return Examples.of(*self.settings[client])
+
+
+def test_a_label_or_a_token_beyond_the_model_is_found_wherever_it_stands():
+    x, y = drawn()
+    y[:] = [0, 1, 2, 1, 0, 1]
+    beyond = np.array([0, 1, 1, 1, 0, 3])
+    check = DataCheck(Unnumbered(a=(x, y), b=(x, beyond), c=(x, y)))
+    check.data("a")
+    with pytest.raises(
+        EdgewiseError, match=r"data of client 'b'.* does not take targets int64\[\] from 0 to 3.*Target 3"
+    ):
+        check.data("b")
+    check.data("c")
+    tokens = np.array([[0, 4], [1, 4], [2, 4], [7, 4]])
+
+    def build():
+        return nn.Sequential(nn.Embedding(5, 2), nn.Flatten(), nn.Linear(4, 3))
+
+    with pytest.raises(EdgewiseError, match=r"does not take int64\[2\] from 2 to 7"):
+        DataCheck(Unnumbered(a=(tokens, y[:4]), build=build)).data("a")

@@ -5,7 +5,7 @@ What can be converted without loss of meaning is, with a note; what cannot is re
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,7 @@ class CheckedData:
 class DataCheck:
     """Checks the data of a task's clients; keeps the task's model between them, and whose data are as they should be.
 
-    Model and loss are asked once for each form of data, not for each client.
+    Model and loss are asked once for each form of data, and again for larger or smaller whole numbers: classes, tokens.
 
     Args:
         task: Says shapes, labels, model and loss.
@@ -53,7 +53,7 @@ class DataCheck:
         self._task = task
         self._module: nn.Module | None = None
         self._clean: set[ClientId] = set()
-        self._forms: set[Any] = set()
+        self._tried_ranges: dict[Any, list[tuple[int, int]]] = {}
 
     def data(self, client: ClientId) -> CheckedData:
         """Asks the task for a client's data, and checks them.
@@ -151,9 +151,11 @@ class DataCheck:
             )
 
     def _tried(self, inputs: Any, targets: Any, notes: list[str]) -> tuple[Any, Any]:
-        """Asks model and loss with the first two; converts where that makes them compute."""
+        """Asks model and loss with the first two and the extremes; converts where that makes them compute."""
         form = tuple((n, a.dtype, a.shape[1:]) for tree in (inputs, targets) for n, a in named(tree).items())
-        if form in self._forms:
+        ranges, pairs = _extremes((*named(inputs).values(), *named(targets).values()))
+        tried = self._tried_ranges.get(form)
+        if tried is not None and all(a <= low and high <= b for (low, high), (a, b) in zip(ranges, tried, strict=True)):
             return inputs, targets
         failed: EdgewiseError | None = None
         for alike, as_labels, as_floats in (
@@ -175,12 +177,15 @@ class DataCheck:
             if (not alike and _same(x, inputs)) or ((as_labels or as_floats) and _same(y, targets)):
                 continue
             try:
-                self._try(take(x, slice(2)), take(y, slice(2)))
+                for rows in pairs:
+                    self._try(take(x, rows), take(y, rows))
             except EdgewiseError as error:
                 failed = failed or error
                 continue
             if _same(x, inputs) and _same(y, targets):
-                self._forms.add(form)
+                self._tried_ranges[form] = [
+                    (min(low, a), max(high, b)) for (low, high), (a, b) in zip(ranges, tried or ranges, strict=True)
+                ]
             for what, before, after in (("inputs", inputs, x), ("targets", targets, y)):
                 if not _same(before, after):
                     notes.append(f"{what} are converted, as the model or the loss takes them: {_kinds(before, after)}")
@@ -254,7 +259,26 @@ def _kinds(before: Any, after: Any) -> str:
 
 
 def _words(tree: Any) -> str:
-    return ", ".join(f"{n} {a.dtype}{list(a.shape[1:])}".strip() for n, a in named(tree).items())
+    return ", ".join(f"{n} {a.dtype}{list(a.shape[1:])}{_from_to(a)}".strip() for n, a in named(tree).items())
+
+
+def _from_to(array: Any) -> str:
+    return f" from {array.min()} to {array.max()}" if array.dtype.kind == "i" and array.size else ""
+
+
+def _extremes(arrays: Iterable[Any]) -> tuple[list[tuple[int, int]], list[list[int]]]:
+    """The range of each array of whole numbers, and examples by two: the first ones, and those with an end of a range."""
+    ranges, first, ends = list[tuple[int, int]](), [0, 1], dict[int, None]()
+    for array in arrays:
+        first = first[: len(array)]
+        if array.dtype.kind == "i" and array.size:
+            flat = np.asarray(array).reshape(len(array), -1)
+            low, high = int(flat.min(axis=1).argmin()), int(flat.max(axis=1).argmax())
+            ranges.append((int(flat[low].min()), int(flat[high].max())))
+            ends |= dict.fromkeys((low, high))
+    rest = [row for row in ends if row not in first]
+    rest += [0] * (len(rest) % 2)
+    return ranges, [first, *(rest[at : at + 2] for at in range(0, len(rest), 2))]
 
 
 def _num_double(inputs: Any) -> int:
