@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
+
 from edgewise.core.errors import Unreachable
-from edgewise.core.ids import ClientId, NodeId, RoundNumber, RunId
-from edgewise.fleet.messages import LetterAck
+from edgewise.core.ids import ClientId, Digest, NodeId, RoundNumber, RunId
+from edgewise.fleet.messages import LetterAck, RunLetter
 from edgewise.fleet.training.letter_delivery import LetterDelivery
 from edgewise.fleet.training.run_roles import RunRoles
-from edgewise.training.protocols.letters import COORDINATOR_ADDRESS, WorkFailed
-from edgewise.training.protocols.messages import Delivered, Send
+from edgewise.testing import LoopbackFleet
+from edgewise.training.algorithms import make_algorithm
+from edgewise.training.protocols.letters import COORDINATOR_ADDRESS, Address, WorkFailed, WorkOrder
+from edgewise.training.protocols.messages import Delivered, Refusal, Send
+from edgewise.training.protocols.run_spec import RunSpec
 
 LETTER = WorkFailed(run=RunId("r"), round=RoundNumber(1), client=ClientId("a"), cause="for the test")
 
@@ -104,3 +110,54 @@ def test_a_role_does_not_end_before_the_letters_of_its_end_are_on_their_way() ->
         return ended
 
     assert asyncio.run(scene()) == ["end of edge/r"]
+
+
+def test_an_order_names_a_run_that_its_receiver_knows_and_says_all_of_it_to_one_that_began_anew() -> None:
+    spec = RunSpec(RunId("r"), {"name": "fed_avg"}, {"name": "synchronous"}, 1, Digest("l"), 4)
+    said: list[RunSpec] = []
+
+    async def scene() -> None:
+        node, driver = Receiver(), Driver()
+
+        async def ask(_: NodeId, service: str, message: RunLetter, *rest: Any, **__: Any) -> LetterAck:
+            letter = message.letter
+            assert isinstance(letter, WorkOrder)
+            said.append(letter.spec)
+            begins_anew = letter.round == 3 and letter.spec.is_brief
+            return LetterAck(False, Refusal.RUN_UNKNOWN) if begins_anew else LetterAck()
+
+        node.ask = ask  # type: ignore[method-assign, assignment]
+
+        async def locate(*_: Any) -> NodeId:
+            return NodeId("device-a")
+
+        letters = LetterDelivery(node, None, locate)  # type: ignore[arg-type]
+        to = Address("client", "a")
+        for number in (1, 2, 3, 4):
+            order = WorkOrder(spec=spec, round=RoundNumber(number), client=ClientId("a"), sections=())
+            letters.send(driver, Send(to, order))  # type: ignore[arg-type]
+            await asyncio.wait_for(node.task, 10.0)
+
+    asyncio.run(scene())
+    assert said == [spec, spec.brief, spec.brief, spec, spec.brief]
+
+
+def test_a_node_that_does_not_know_a_run_asks_for_all_of_it(tmp_path: Path) -> None:
+    async def scene() -> list[LetterAck]:
+        async with LoopbackFleet(tmp_path, edge_of={"a": "edge-1"}) as fleet:
+            edge, device = fleet.nodes[NodeId("edge-1")], NodeId("device-a")
+            spec = RunSpec(
+                RunId("r"), make_algorithm("fed_avg").spec.to_dict(), {"name": "synchronous"}, 1, Digest("l"), 67
+            )
+            order = WorkOrder(spec=spec, round=RoundNumber(1), client=ClientId("a"), sections=())
+            brief = msgspec.structs.replace(order, spec=spec.brief)
+            again = msgspec.structs.replace(brief, round=RoundNumber(2))
+            to = Address("client", "a")
+            return [
+                await edge.ask(device, "control", RunLetter(to, letter), LetterAck, run="r")
+                for letter in (brief, order, again)
+            ]
+
+    first, *others = asyncio.run(scene())
+    assert first.refusal is Refusal.RUN_UNKNOWN
+    assert all(ack.refusal is not Refusal.RUN_UNKNOWN for ack in others)

@@ -14,8 +14,8 @@ from edgewise.simulation.virtual_run import VirtualRun
 from edgewise.training.local.engines.engine import LocalResult
 from edgewise.training.protocols import make_protocol
 from edgewise.training.protocols.folding import vector_to_bytes
-from edgewise.training.protocols.letters import RunSpec
 from edgewise.training.protocols.messages import RunConfig
+from edgewise.training.protocols.run_spec import RunSpec
 
 
 class FunctionEngine:

@@ -16,7 +16,6 @@ from edgewise.training.protocols.letters import (
     Address,
     BlobName,
     RunEnded,
-    RunSpec,
     SectionBlob,
     UpdateReport,
     WorkFailed,
@@ -36,6 +35,7 @@ from edgewise.training.protocols.messages import (
     WorkDone,
     WorkGivenUp,
 )
+from edgewise.training.protocols.run_spec import RunSpec
 from edgewise.training.protocols.transitions import LETTERS, Table, dispatch
 
 ROLE = client_role.CLIENT_ROLE

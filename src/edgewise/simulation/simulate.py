@@ -30,10 +30,10 @@ from edgewise.training.job import JobFile, make_task
 from edgewise.training.local import choose_engine
 from edgewise.training.protocols import Protocol, check_carries, make_protocol
 from edgewise.training.protocols.folding import vector_to_bytes
-from edgewise.training.protocols.letters import RunSpec
 from edgewise.training.protocols.messages import AnnounceWaiting, Outcome, OutcomeKind, RunConfig
 from edgewise.training.protocols.opening import cohort_of, quorum_of
 from edgewise.training.protocols.protocol import EDGE
+from edgewise.training.protocols.run_spec import RunSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,9 @@ import msgspec
 
 from edgewise.core.ids import ClientId, Generation, NodeId, RunId
 from edgewise.fleet.messages.message import BlobRef, Message
-from edgewise.training.protocols.letters import Address, AnyLetter, RunSpec
+from edgewise.training.protocols.letters import Address, AnyLetter
 from edgewise.training.protocols.messages import Refusal
+from edgewise.training.protocols.run_spec import RunSpec
 
 _HARD_EXAMPLES = "hard_examples"
 

@@ -29,8 +29,8 @@ from edgewise.models.task import Task, user_code
 from edgewise.models.task_code import code_digest
 from edgewise.training.algorithm import Candidate
 from edgewise.training.job import JobFile
-from edgewise.training.protocols.letters import RunSpec
 from edgewise.training.protocols.opening import quorum_of
+from edgewise.training.protocols.run_spec import RunSpec
 
 
 def participants(rows: Sequence[NodeRow], task: str) -> tuple[NodeInfo, ...]:

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from edgewise.core.errors import EdgewiseError
@@ -22,7 +23,7 @@ from edgewise.fleet.node.node import Node
 from edgewise.fleet.training.blob_fetches import BlobFetches
 from edgewise.fleet.training.role_driver import RoleDriver
 from edgewise.ledger.entry import Purpose
-from edgewise.training.protocols.letters import Address, AnyLetter
+from edgewise.training.protocols.letters import Address, AnyLetter, Order
 from edgewise.training.protocols.messages import Delivered, Refusal, Send
 from edgewise.training.protocols.protocol import CLIENT, EDGE
 
@@ -54,6 +55,7 @@ class LetterDelivery:
         self._fetches = fetches
         self._locate = locate
         self._pending: dict[tuple[str, Address, str], _Pending] = {}
+        self._informed: dict[str, set[NodeId]] = {}
 
     def send(self, driver: RoleDriver, action: Send) -> None:
         """Begins to deliver a letter; one of that key that is under way gets the new content and is tried at once.
@@ -86,6 +88,7 @@ class LetterDelivery:
         Args:
             driver: Whose they are.
         """
+        self._informed.pop(driver.log, None)
         for (name, to, _), pending in self._pending.items():
             if name == driver.log and not driver.role.wants(driver.state, to, pending.letter):
                 pending.poke.set()
@@ -132,17 +135,7 @@ class LetterDelivery:
             for blob in letter.blobs:
                 if not self._node.blobs.has(blob.digest):
                     await self._fetches.begin(blob, driver.server, wanted=lambda: not driver.is_closed)
-            inward = to.role != CLIENT and letter.author.role in (CLIENT, EDGE)
-            ack = await self._node.ask(
-                node,
-                "report" if inward else "control",
-                RunLetter(to, letter),
-                LetterAck,
-                self._inline(letter),
-                purpose=Purpose.TRAINING,
-                run=driver.run,
-                timeout_s=LETTER_TIMEOUT_S,
-            )
+            ack = await self._ask(driver, node, to, letter)
         except EdgewiseError as error:
             if is_passing(error):
                 log.info("%s of %s waits: %s", letter.key, driver.run, error)
@@ -151,6 +144,29 @@ class LetterDelivery:
             return LetterAck(False, None, error.message)
         if not ack.accepted and ack.refusal is not Refusal.DUPLICATE:
             log.info("%s does not take %s of %s: %s", node, letter.key, driver.run, ack.text)
+        return ack
+
+    async def _ask(self, driver: RoleDriver, node: NodeId, to: Address, letter: AnyLetter) -> LetterAck:
+        """What a node says to a letter; of an order it gets the run's whole spec until it has taken one."""
+        said = letter
+        if isinstance(letter, Order) and node in self._informed.get(driver.log, ()):
+            said = msgspec.structs.replace(letter, spec=letter.spec.brief)
+        inward = to.role != CLIENT and letter.author.role in (CLIENT, EDGE)
+        ack = await self._node.ask(
+            node,
+            "report" if inward else "control",
+            RunLetter(to, said),
+            LetterAck,
+            self._inline(letter),
+            purpose=Purpose.TRAINING,
+            run=driver.run,
+            timeout_s=LETTER_TIMEOUT_S,
+        )
+        if said is not letter and ack.refusal is Refusal.RUN_UNKNOWN:  # it began anew since
+            self._informed.get(driver.log, set()).discard(node)
+            return await self._ask(driver, node, to, letter)
+        if isinstance(letter, Order) and ack.accepted:
+            self._informed.setdefault(driver.log, set()).add(node)
         return ack
 
     def _inline(self, letter: AnyLetter) -> dict[str, np.ndarray[Any, Any]]:

@@ -23,7 +23,7 @@ from edgewise.fleet.node.node import Node
 from edgewise.fleet.training.blob_fetches import BlobFetches
 from edgewise.fleet.training.role_driver import RoleDriver
 from edgewise.training.algorithm import FederatedAlgorithm
-from edgewise.training.protocols.letters import Address, AnyLetter, BlobName, UpdateReport, WorkFailed
+from edgewise.training.protocols.letters import Address, AnyLetter, BlobName, Order, UpdateReport, WorkFailed
 from edgewise.training.protocols.messages import (
     Accept,
     Action,
@@ -34,6 +34,7 @@ from edgewise.training.protocols.messages import (
     SeenClient,
 )
 from edgewise.training.protocols.protocol import CLIENT, COORDINATOR, EDGE
+from edgewise.training.protocols.run_spec import RunSpec
 from edgewise.transport.frame import Frame
 
 log = logging.getLogger("edgewise.fleet")
@@ -96,6 +97,7 @@ class Reception:
         await self._check_author(driver, letter, frame, sender)
         if isinstance(driver, LetterAck):
             return driver
+        letter = with_spec(letter, driver.spec)
         digests = [blob.digest for blob in letter.blobs]
         driver.incoming.add(*digests)
         try:
@@ -136,7 +138,7 @@ class Reception:
                 reason=error.message,
             )
         else:
-            present = self._present() if driver.role_name == EDGE and hasattr(letter, "spec") else {}
+            present = self._present() if driver.role_name == EDGE and isinstance(letter, Order) else {}
             event = Received(letter=letter, sender=sender.node, generation=frame.generation, present=present)
         actions = await driver.dispatch(event)
         await self._taken(driver, letter)
@@ -213,7 +215,14 @@ class Reception:
 
 def run_of(letter: AnyLetter) -> RunId:
     """The run that a letter belongs to."""
-    return letter.spec.run if hasattr(letter, "spec") else letter.run
+    return letter.spec.run if isinstance(letter, Order) else letter.run
+
+
+def with_spec(letter: AnyLetter, spec: RunSpec) -> AnyLetter:
+    """A letter with all that the receiver knows of its run, where it says only the run's name."""
+    if isinstance(letter, Order) and letter.spec.is_brief:
+        return msgspec.structs.replace(letter, spec=spec)
+    return letter
 
 
 def most_bytes(algorithm: FederatedAlgorithm, letter: AnyLetter, num_entries: int) -> int:

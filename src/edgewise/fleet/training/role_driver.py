@@ -22,7 +22,7 @@ from edgewise.fleet.training.role_log import SNAPSHOT, Snapshot, log_name
 from edgewise.fleet.training.run_blobs import Incoming, MappedBlobs
 from edgewise.training.algorithm import FederatedAlgorithm
 from edgewise.training.protocols.event_log import decode_event, encode_event
-from edgewise.training.protocols.letters import RunSpec
+from edgewise.training.protocols.letters import Order
 from edgewise.training.protocols.messages import (
     Action,
     AnnounceRound,
@@ -37,6 +37,7 @@ from edgewise.training.protocols.messages import (
     WorkDone,
 )
 from edgewise.training.protocols.protocol import CLIENT, COORDINATOR, Protocol, Role
+from edgewise.training.protocols.run_spec import RunSpec
 from edgewise.transport.bulk.blobs import FolderBlobs
 
 MOST_SPARE, SPARE_BYTES = 32, 2**22
@@ -326,7 +327,7 @@ class RoleDriver:
                 case Store(blobs=blobs):
                     self.mentioned.update(blobs)
                 case Send(to=to, letter=letter):
-                    if hasattr(letter, "spec"):  # an order
+                    if isinstance(letter, Order):
                         per_client = len(getattr(letter, "clients", "1"))
                         own = [s.blob for sections in getattr(letter, "own", {}).values() for s in sections]
                         shared = [blob.size_bytes for blob in letter.blobs if blob not in own]

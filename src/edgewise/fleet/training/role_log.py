@@ -7,8 +7,8 @@ import msgspec
 from edgewise.core.ids import ClientId, Digest, NodeId, RunId
 from edgewise.fleet.store.events import EventLog
 from edgewise.training.protocols.event_log import decode_event
-from edgewise.training.protocols.letters import RunSpec
 from edgewise.training.protocols.messages import Received
+from edgewise.training.protocols.run_spec import RunSpec
 
 SNAPSHOT = "snapshot"
 

@@ -37,9 +37,10 @@ from edgewise.fleet.training.reception import Reception
 from edgewise.fleet.training.role_driver import RoleDriver
 from edgewise.fleet.training.role_log import log_name, spec_in_log
 from edgewise.fleet.training.run_blobs import Incoming
-from edgewise.training.protocols.letters import Address, AnyLetter, BlobName, RunSpec
+from edgewise.training.protocols.letters import Address, AnyLetter, BlobName, Order
 from edgewise.training.protocols.messages import Action, Refusal, Send, SetTimer, TimerFired, Work
 from edgewise.training.protocols.protocol import CLIENT, COORDINATOR, EDGE
+from edgewise.training.protocols.run_spec import RunSpec
 
 log = logging.getLogger("edgewise.fleet")
 ENDED = "ended"
@@ -222,20 +223,22 @@ class RunRoles:
         if found is not None:
             return found
         if log_name(role_name, run) in self._ended:
-            is_end = not hasattr(letter, "spec") and letter.key == "ended"
+            is_end = not isinstance(letter, Order) and letter.key == "ended"
             return LetterAck(is_end, Refusal.LATE, f"run {run} has ended on {self._node.name}.")
-        spec = getattr(letter, "spec", None)
+        spec = letter.spec if isinstance(letter, Order) else None
         may_begin = role_name == CLIENT or (role_name == EDGE and self._is_edge)
         if spec is None or not may_begin:
             text = f"{self._node.name} has no part in run {run}; {letter.key!r} does not count."
             return LetterAck(letter.key == "ended", Refusal.WRONG_RUN, text)
+        if spec.is_brief:
+            return LetterAck(False, Refusal.RUN_UNKNOWN, f"{self._node.name} does not know run {run} yet.")
         if role_name == CLIENT and self._worker is not None and self._worker.refusal:
             return LetterAck(False, Refusal.NO_EXAMPLES, self._worker.refusal)
         return self.add(role_name, spec)
 
     async def _taken(self, driver: RoleDriver, letter: AnyLetter) -> None:
         """After a letter was dispatched: what the protocol does not know of."""
-        if driver.role_name != EDGE or self.presence is None or not hasattr(letter, "spec"):
+        if driver.role_name != EDGE or self.presence is None or not isinstance(letter, Order):
             return self.expect()
         await self.presence.catch_up(driver)
         hard = hard_examples_of(driver.spec)

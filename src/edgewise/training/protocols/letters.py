@@ -6,11 +6,10 @@ fetched, `Received` is logged, the step answers. A letter holds all that a node 
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from edgewise.core.ids import ClientId, Digest, NodeId, RoundNumber, RunId
+from edgewise.training.protocols.run_spec import RunSpec
 
 SERVER = "server"
 """Author of what both a coordinator and an edge may write."""
@@ -35,30 +34,6 @@ class SectionBlob(msgspec.Struct, frozen=True, omit_defaults=True):
     name: str
     blob: BlobName
     is_coded: bool = False
-
-
-class RunSpec(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What every node of a run must know of it; the same value from the operator's request to the device.
-
-    Attributes:
-        run: Name of the run.
-        algorithm: Spec of the algorithm, as `FederatedAlgorithm.spec.to_dict()`.
-        protocol: Spec of the protocol.
-        seed: The job's seed.
-        layout: Digest of the model's layout.
-        num_entries: d, entries of the flat vector.
-        buffers: (offset, size) of entries that are buffers (running statistics); servers average them plainly.
-        extra: What the fleet adds for its devices, e.g. which hard examples join the data; no protocol reads it.
-    """
-
-    run: RunId
-    algorithm: dict[str, Any]
-    protocol: dict[str, Any]
-    seed: int
-    layout: Digest
-    num_entries: int
-    buffers: tuple[tuple[int, int], ...] = ()
-    extra: dict[str, Any] = {}
 
 
 class Address(msgspec.Struct, frozen=True, array_like=True):
@@ -394,6 +369,8 @@ class GossipReport(Letter, frozen=True, kw_only=True, tag="gossip_report"):
         return (self.value,)
 
 
+Order = WorkOrder | EdgeTask | GossipTask
+"""What begins a role at its receiver: it says what the run is."""
 AnyLetter = (
     WorkOrder | UpdateReport | WorkFailed | EdgeTask | SumReport | RunEnded | GossipTask | PeerShare | GossipReport
 )

@@ -11,7 +11,8 @@ from enum import StrEnum
 import msgspec
 
 from edgewise.core.ids import ClientId, Digest, Generation, NodeId, RoundNumber, RunId
-from edgewise.training.protocols.letters import Address, AnyLetter, BlobName, RunSpec, WorkOrder
+from edgewise.training.protocols.letters import Address, AnyLetter, BlobName, WorkOrder
+from edgewise.training.protocols.run_spec import RunSpec
 
 
 class RunConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,7 +78,11 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 class Refusal(StrEnum):
-    """Why a letter does not count. `duplicate` means it was counted before: its sender hears yes."""
+    """Why a letter does not count.
+
+    `duplicate` means it was counted before: its sender hears yes. `run_unknown`: the order has only the run's name, its
+    receiver needs the whole spec.
+    """
 
     DUPLICATE = "duplicate"
     LATE = "late"
@@ -88,6 +93,7 @@ class Refusal(StrEnum):
     QUARANTINED = "quarantined"
     INVALID = "invalid"
     NO_EXAMPLES = "no_examples"
+    RUN_UNKNOWN = "run_unknown"
 
 
 class SeenClient(msgspec.Struct, frozen=True):
