@@ -33,6 +33,7 @@ LETTER_TIMEOUT_S = 600.0
 
 Locate = Callable[[RoleDriver, Address, bool], Awaitable[NodeId | None]]
 """(driver, address, whether the place it told before was wrong) -> node; None while it is not there."""
+Inline = dict[str, np.ndarray[Any, Any]]
 
 
 @dataclass(slots=True)
@@ -98,8 +99,8 @@ class LetterDelivery:
         return any(name == driver.log for name, _, _ in self._pending)
 
     def digests(self) -> set[Digest]:
-        """Blobs of letters that are under way."""
-        return {blob.digest for pending in self._pending.values() for blob in pending.letter.blobs}
+        """Blobs of letters that are under way; any thread."""
+        return {blob.digest for pending in tuple(self._pending.values()) for blob in pending.letter.blobs}
 
     async def _deliver(self, driver: RoleDriver, key: tuple[str, Address, str]) -> None:
         _, to, name = key
@@ -132,10 +133,11 @@ class LetterDelivery:
             node = await self._locate(driver, to, is_again)
             if node is None:
                 return None
-            for blob in letter.blobs:
-                if not self._node.blobs.has(blob.digest):
+            inline = self._inline(letter)
+            for place, blob in enumerate(letter.blobs):
+                if str(place) not in inline and not self._node.blobs.has(blob.digest):
                     await self._fetches.begin(blob, driver.server, wanted=lambda: not driver.is_closed)
-            ack = await self._ask(driver, node, to, letter)
+            ack = await self._ask(driver, node, to, letter, inline)
         except EdgewiseError as error:
             if is_passing(error):
                 log.info("%s of %s waits: %s", letter.key, driver.run, error)
@@ -146,7 +148,7 @@ class LetterDelivery:
             log.info("%s does not take %s of %s: %s", node, letter.key, driver.run, ack.text)
         return ack
 
-    async def _ask(self, driver: RoleDriver, node: NodeId, to: Address, letter: AnyLetter) -> LetterAck:
+    async def _ask(self, driver: RoleDriver, node: NodeId, to: Address, letter: AnyLetter, inline: Inline) -> LetterAck:
         """What a node says to a letter; of an order it gets the run's whole spec until it has taken one."""
         said = letter
         if isinstance(letter, Order) and node in self._informed.get(driver.log, ()):
@@ -157,23 +159,23 @@ class LetterDelivery:
             "report" if inward else "control",
             RunLetter(to, said),
             LetterAck,
-            self._inline(letter),
+            inline,
             purpose=Purpose.TRAINING,
             run=driver.run,
             timeout_s=LETTER_TIMEOUT_S,
         )
         if said is not letter and ack.refusal is Refusal.RUN_UNKNOWN:  # it began anew since
             self._informed.get(driver.log, set()).discard(node)
-            return await self._ask(driver, node, to, letter)
+            return await self._ask(driver, node, to, letter, inline)
         if isinstance(letter, Order) and ack.accepted:
             self._informed.setdefault(driver.log, set()).add(node)
         return ack
 
-    def _inline(self, letter: AnyLetter) -> dict[str, np.ndarray[Any, Any]]:
-        """Small blobs, by their place in the letter."""
+    def _inline(self, letter: AnyLetter) -> Inline:
+        """Small blobs that are here, by their place in the letter."""
         tensors, room = {}, INLINE_BYTES
         for place, blob in enumerate(letter.blobs):
-            if blob.size_bytes <= room and self._node.blobs.has(blob.digest):
-                tensors[str(place)] = np.frombuffer(self._node.blobs.read(blob.digest), np.uint8)
+            if blob.size_bytes <= room and (data := self._node.blobs.find(blob.digest)) is not None:
+                tensors[str(place)] = np.frombuffer(data, np.uint8)
                 room -= blob.size_bytes
         return tensors

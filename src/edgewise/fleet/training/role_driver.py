@@ -18,7 +18,7 @@ import msgspec
 from edgewise.core.errors import StoreError
 from edgewise.core.ids import ClientId, Digest, NodeId, RunId
 from edgewise.fleet.store.events import EventLog
-from edgewise.fleet.training.role_log import SNAPSHOT, Snapshot, log_name
+from edgewise.fleet.training.role_log import SNAPSHOT, Snapshot, log_name, state_in
 from edgewise.fleet.training.run_blobs import Incoming, MappedBlobs
 from edgewise.training.algorithm import FederatedAlgorithm
 from edgewise.training.protocols.event_log import decode_event, encode_event
@@ -105,9 +105,12 @@ class RoleDriver:
     _folding: asyncio.Task[None] | None = None
     _spared: set[Digest] = field(default_factory=set)
     _is_logged: bool = False
+    _is_quick: bool = False
 
     def __post_init__(self) -> None:
         self._is_logged = self.role.needs_log is None
+        # A client's step reads no blob and its log waits for no disk: a thread would cost more than it does.
+        self._is_quick = self.role_name == CLIENT and self.spec.num_entries < QUICK_ENTRIES
         self._step = self.role.make_step(self.algorithm, MappedBlobs(self.blobs))
 
     @property
@@ -142,11 +145,23 @@ class RoleDriver:
         Raises:
             StoreError: If it cannot be logged; then nothing of it counts.
         """
+        if self._is_quick and self._folding is None and not self._waiting:
+            (result,) = self._fold([event])
+            if isinstance(result, BaseException):
+                raise result
+            self.carry_out(self, result)
+            self.folded(self)
+            if self._spared:
+                self._fold_beside()
+            return result
         waiting = _Waiting(event, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
-        if self._folding is None or self._folding.done():
-            self._folding = asyncio.get_running_loop().create_task(self._fold_all(), name=f"fold {self.log}")
+        self._fold_beside()
         return await asyncio.shield(waiting.taken)
+
+    def _fold_beside(self) -> None:
+        if self._folding is None:
+            self._folding = asyncio.get_running_loop().create_task(self._fold_all(), name=f"fold {self.log}")
 
     async def settled(self) -> None:
         """Returns when every event so far is folded, or the folding has failed."""
@@ -184,27 +199,32 @@ class RoleDriver:
             self.folded(self)
 
     async def _fold_all(self) -> None:
-        while self._waiting:
-            batch, self._waiting = self._waiting, []
-            self.has_carried_out = False
-            try:
-                events = [waiting.event for waiting in batch]
-                # A client's step reads no blob and its log waits for no disk: a thread would cost more than it does.
-                is_quick = self.role_name == CLIENT and self.spec.num_entries < QUICK_ENTRIES
-                results = self._fold(events) if is_quick else await asyncio.to_thread(self._fold, events)
-            except BaseException as error:
-                results = [error] * len(batch)
-            for waiting, result in zip(batch, results, strict=True):
-                if isinstance(result, BaseException):
-                    waiting.taken.set_exception(result)
-                    waiting.taken.exception()  # looked at, also if whoever asked has left
-                    continue
-                waiting.taken.set_result(result)
-                self.carry_out(self, result)
-            self.has_carried_out = True
-            self.folded(self)
-            if self._spared and not self._waiting:
-                await asyncio.to_thread(self._drop_spared)
+        try:
+            while self._waiting or self._spared:
+                if self._waiting:
+                    await self._fold_waiting()
+                else:
+                    await asyncio.to_thread(self._drop_spared)
+        finally:
+            self._folding = None
+
+    async def _fold_waiting(self) -> None:
+        batch, self._waiting = self._waiting, []
+        self.has_carried_out = False
+        try:
+            events = [waiting.event for waiting in batch]
+            results = self._fold(events) if self._is_quick else await asyncio.to_thread(self._fold, events)
+        except BaseException as error:
+            results = [error] * len(batch)
+        for waiting, result in zip(batch, results, strict=True):
+            if isinstance(result, BaseException):
+                waiting.taken.set_exception(result)
+                waiting.taken.exception()  # looked at, also if whoever asked has left
+                continue
+            waiting.taken.set_result(result)
+            self.carry_out(self, result)
+        self.has_carried_out = True
+        self.folded(self)
 
     def _fold(self, events: list[Event]) -> list[tuple[Action, ...] | BaseException]:
         """On a thread: the results of some events, all of them durable."""
@@ -277,26 +297,32 @@ class RoleDriver:
             return self.blobs.put(data, durable=self.role_name == COORDINATOR)
         return self.blobs.hold(data)
 
-    def drop(self, digests: Iterable[Digest]) -> None:
-        """Deletes blobs."""
-        for digest in digests:
+    def drop(self, judge: Callable[[], set[Digest]]) -> set[Digest]:
+        """Deletes blobs, on a thread.
+
+        Args:
+            judge: Says which nobody names; see `Incoming.drop`.
+
+        Returns:
+            Which are gone.
+        """
+
+        def delete(digest: Digest) -> None:
             self.blobs.drop(digest)
             if self.private is not None:
                 self.private.drop(digest)
 
+        return self.incoming.drop(judge, delete)
+
     def _drop_spared(self) -> None:
         """On a thread, beside: deletes what fell free; what is left when the process ends falls free again."""
         spared, self._spared = self._spared, set()
-        with self.incoming.lock:
-            spared -= self.holds(self) | self.incoming.digests() | set(self.role.needs(self.state))
-            self.drop(spared)
-            self.mentioned -= spared
+        self.mentioned -= self.drop(lambda: spared - self.holds(self) - set(self.role.needs(self.state)))
 
     def _store(self, actions: Iterable[Action]) -> None:
         for action in actions:
             if isinstance(action, Store):
-                with self.incoming.lock:
-                    self.mentioned.update(action.blobs)
+                self.incoming.name(action.blobs, self.mentioned)
                 for digest, data in action.blobs.items():
                     if not self.blobs.has(digest):
                         self.put(data)
@@ -342,7 +368,8 @@ class RoleDriver:
 
     def _spare(self, state: Any, folded: list[tuple[Event, tuple[Action, ...]]]) -> set[Digest]:
         """Blobs that nobody needs any more; a coordinator looks for them when a round has closed."""
-        if self.role.state is None or not self.mentioned:
+        is_over = any(isinstance(action, EndRun) for _, actions in folded for action in actions)
+        if self.role.state is None or not self.mentioned or (self._is_little(self.mentioned) and not is_over):
             return set()
         if self.role_name == COORDINATOR and not any(
             isinstance(action, AnnounceRound | EndRun) for _, actions in folded for action in actions
@@ -356,9 +383,10 @@ class RoleDriver:
             for blob in action.letter.blobs
         }
         spare = self.mentioned - self._spared - set(self.role.needs(state)) - sent - self.holds(self)
-        is_over = any(isinstance(action, EndRun) for _, actions in folded for action in actions)
-        is_little = len(spare) < MOST_SPARE and 4 * self.spec.num_entries * len(spare) < SPARE_BYTES
-        return set() if is_little and not is_over else spare
+        return set() if self._is_little(spare) and not is_over else spare
+
+    def _is_little(self, digests: set[Digest]) -> bool:
+        return len(digests) < MOST_SPARE and 4 * self.spec.num_entries * len(digests) < SPARE_BYTES
 
     def _snapshot(self, state: Any) -> bytes:
         encoded = msgspec.Raw(msgspec.msgpack.encode(state))
@@ -367,12 +395,5 @@ class RoleDriver:
         )
 
     def _restore(self, found: Snapshot) -> None:
-        try:
-            self.state = msgspec.msgpack.decode(found.state, type=self.role.state)
-        except (msgspec.MsgspecError, TypeError) as error:
-            raise StoreError(
-                f"the state of run {self.run!r} in this node's log cannot be read: {error}. "
-                "Cancel the run, or go back to the version of Edgewise that wrote it.",
-                run=self.run,
-            ) from error
+        self.state = state_in(found, self.role.state)
         self.server, self.seen, self.mentioned = found.server, set(found.seen), set(found.mentioned)

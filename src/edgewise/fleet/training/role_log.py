@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
+from edgewise.core.errors import StoreError
 from edgewise.core.ids import ClientId, Digest, NodeId, RunId
 from edgewise.fleet.store.events import EventLog
 from edgewise.training.protocols.event_log import decode_event
@@ -34,6 +37,22 @@ class Snapshot(msgspec.Struct, frozen=True):
 def log_name(role_name: str, run: RunId) -> str:
     """Name of a role's log in its node's database: `client/digits-1`."""
     return f"{role_name}/{run}"
+
+
+def state_in(found: Snapshot, state_type: Any) -> Any:
+    """The state of a role that a snapshot holds.
+
+    Raises:
+        StoreError: If another version of Edgewise wrote it.
+    """
+    try:
+        return msgspec.msgpack.decode(found.state, type=state_type)
+    except (msgspec.MsgspecError, TypeError) as error:
+        raise StoreError(
+            f"the state of run {found.spec.run!r} in this node's log cannot be read: {error}. "
+            "Cancel the run, or go back to the version of Edgewise that wrote it.",
+            run=found.spec.run,
+        ) from error
 
 
 def spec_in_log(events: EventLog, log: str) -> RunSpec | None:

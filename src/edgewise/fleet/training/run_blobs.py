@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from edgewise.core.ids import Digest
 from edgewise.transport.bulk.blobs import FolderBlobs
@@ -42,17 +42,19 @@ class Incoming:
     """Blobs of a node that are being stored and that no state names yet, so that nobody drops them meanwhile.
 
     Attributes:
-        lock: Held while something is added, and while anything is dropped.
+        lock: Held while it is judged what may go, and while any one blob goes: never for longer, the event loop waits for it.
     """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self._digests: Counter[Digest] = Counter()
+        self._doomed: list[set[Digest]] = []
 
     def add(self, *digests: Digest) -> None:
         """Blobs that are about to be stored; any thread, before it looks whether they are there."""
         with self.lock:
             self._digests.update(digests)
+            self._save(digests)
 
     def release(self, *digests: Digest) -> None:
         """The event that names them is folded, or they do not matter any more."""
@@ -60,6 +62,39 @@ class Incoming:
             self._digests.subtract(digests)
             self._digests += Counter()
 
-    def digests(self) -> set[Digest]:
-        """All of them; with the lock held."""
-        return set(self._digests)
+    def name(self, digests: Iterable[Digest], mentioned: set[Digest]) -> None:
+        """Blobs that a role is about to store and names from here on; any thread.
+
+        Args:
+            digests: Which.
+            mentioned: The role's names; they are added to it.
+        """
+        with self.lock:
+            mentioned.update(digests)
+            self._save(digests)
+
+    def drop(self, judge: Callable[[], set[Digest]], delete: Callable[[Digest], None]) -> set[Digest]:
+        """Deletes what fell free, blob by blob; one that comes in meanwhile stays.
+
+        Args:
+            judge: Called with the lock held: what nobody names.
+            delete: Deletes one.
+
+        Returns:
+            What is gone.
+        """
+        with self.lock:
+            doomed = judge() - set(self._digests)
+            self._doomed.append(doomed)
+        gone: set[Digest] = set()
+        while True:
+            with self.lock:
+                if not doomed:
+                    self._doomed = [other for other in self._doomed if other is not doomed]
+                    return gone
+                gone.add(digest := doomed.pop())
+                delete(digest)
+
+    def _save(self, digests: Iterable[Digest]) -> None:
+        for doomed in self._doomed:
+            doomed.difference_update(digests)

@@ -298,8 +298,7 @@ class RunRoles:
             if ended.layout == driver.spec.layout and ended.log.startswith(f"{driver.role_name}/")
             for digest in ended.kept
         }
-        with self._incoming.lock:
-            spare = (driver.mentioned | former) - kept - self._holds(driver) - self._incoming.digests()
+        spare = (driver.mentioned | former) - kept
         ended = self._ended[driver.log] = _Ended(driver.log, driver.spec.layout, tuple(sorted(kept)))
         self._drivers.pop((driver.role_name, driver.run), None)
         await asyncio.to_thread(self._forget, driver, ended, spare)
@@ -308,7 +307,7 @@ class RunRoles:
     def _forget(self, driver: RoleDriver, ended: _Ended, spare: set[Digest]) -> None:
         self._events.append(ENDED, "ended", msgspec.msgpack.encode(ended))
         self._events.forget(ended.log)
-        driver.drop(spare)
+        driver.drop(lambda: spare - self._holds(driver))
 
     async def _locate(self, driver: RoleDriver, to: Address, is_again: bool) -> NodeId | None:
         if to.role == EDGE and to.name and (self.presence is None or self.presence.is_there(NodeId(to.name))):

@@ -138,6 +138,15 @@ class FolderBlobs:
         except FileNotFoundError as error:
             raise _missing(digest) from error
 
+    def find(self, digest: Digest) -> bytes | None:
+        """Reads a small blob; None if it is not here."""
+        if (held := self._held.get(digest)) is not None:
+            return held
+        try:
+            return self.path(digest).read_bytes()
+        except FileNotFoundError:
+            return None
+
     async def read_coming(self, digest: Digest, offset: int, size: int) -> bytes:
         """Reads a part of a blob that may still be in transfer; its digest is checked only at the end.
 
