@@ -234,22 +234,25 @@ class Verifier:
         return subject
 
     def _judge_validity(self, certificate: x509.Certificate) -> None:
-        name, now = _name(certificate), self._now()
+        now = self._now()
         if now > certificate.not_valid_after_utc:
             raise _refusal(
                 Reason.EXPIRED,
-                f"the certificate of {name} expired {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC. "
+                f"the certificate of {_name(certificate)} expired {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC. "
                 "Issue a new one with 'edgewise ca issue'.",
             )
         if now < certificate.not_valid_before_utc:
             raise _refusal(
                 Reason.NOT_YET_VALID,
-                f"the certificate of {name} is valid from {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC, "
+                f"the certificate of {_name(certificate)} is valid from {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC, "
                 f"this node's clock says {now:%Y-%m-%d %H:%M}. Set the clock.",
             )
         self._reload()
         if certificate.serial_number in self._revoked:
-            raise _refusal(Reason.REVOKED, f"the certificate of {name} was revoked. Issue a new one if it may return.")
+            raise _refusal(
+                Reason.REVOKED,
+                f"the certificate of {_name(certificate)} was revoked. Issue a new one if it may return.",
+            )
 
     def _reload(self) -> None:
         if self._list_file is None:

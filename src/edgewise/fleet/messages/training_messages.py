@@ -52,7 +52,7 @@ def with_hard_examples(spec: RunSpec, hard: HardExamples | None) -> RunSpec:
     return msgspec.structs.replace(spec, extra=extra)
 
 
-class RunLetter(Message, frozen=True, omit_defaults=True):
+class RunLetter(Message, frozen=True, array_like=True):
     """A letter of a run, for one role of it on the receiving node.
 
     Blob number i of `letter.blobs` is the frame's tensor `i`, or its sender holds it.

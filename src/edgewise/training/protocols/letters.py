@@ -15,14 +15,14 @@ SERVER = "server"
 """Author of what both a coordinator and an edge may write."""
 
 
-class BlobName(msgspec.Struct, frozen=True):
+class BlobName(msgspec.Struct, frozen=True, array_like=True):
     """Bytes by their digest."""
 
     digest: Digest
     size_bytes: int
 
 
-class SectionBlob(msgspec.Struct, frozen=True, omit_defaults=True):
+class SectionBlob(msgspec.Struct, frozen=True, array_like=True):
     """A section on its way down, as a blob of its own: a model that all get is stored and sent by one name.
 
     Attributes:
