@@ -6,8 +6,8 @@ Each name is imported when it is first asked for, so that `import edgewise` stay
 torch. `docs/reference/python.md` has them all; what they are made of is in the packages below.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False
+"""For a type checker it is true; `typing` itself costs more than the rest of this import."""
 
 if TYPE_CHECKING:
     from edgewise.api.federated_run import FederatedRun, simulate
@@ -72,9 +72,11 @@ __all__ = [
 
 if not TYPE_CHECKING:  # else any misspelt name would be known to a type checker, as Any
 
-    def __getattr__(name: str) -> Any:
+    def __getattr__(name: str) -> object:
         if name not in _PLACES:
             raise AttributeError(f"module 'edgewise' has no attribute {name!r}")
+        import importlib
+
         value = getattr(importlib.import_module(_PLACES[name]), name)
         globals()[name] = value  # asked once
         return value
