@@ -27,6 +27,10 @@ PRIORITY = {purpose: getattr(zenoh.Priority, name) for purpose, name in PRIORITI
 EXPRESS = frozenset((Purpose.SERVING, Purpose.CONTROL))
 
 
+def _nobody(_: object) -> None:
+    """Stands for who asked, once the query is dropped."""
+
+
 class Query:
     """Tracks an open query on the event loop.
 
@@ -67,6 +71,7 @@ class Query:
         if self.is_dropped:
             return
         self.is_dropped = True
+        self.on_reply = self.on_end = _nobody  # who asked holds this query: no circle, or large answers outlive it
         self._forget(self)
         if not (self.one and self.is_answered):  # once answered, Zenoh forgets it by itself
             self.cancellation.cancel()  # type: ignore[no-untyped-call]
