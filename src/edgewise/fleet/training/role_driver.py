@@ -1,9 +1,9 @@
 """One role of one run on one node: event → step → log → actions. The same for every protocol and every role.
 
 A step is pure, so it is computed first; what it stores and the event are on the disk before its state counts and before
-anybody hears of its actions. An event that changes nothing is not logged. Old events make way for a snapshot of the state
-whenever blobs fall free that neither the state nor a letter under way needs: the space of a run is bounded. A role that has nothing to lose yet has no log (`Role.needs_log`). Read `run_roles.py`
-next: it carries out the actions.
+anybody hears of its actions. An event that changes nothing is not logged. A snapshot takes the place of old events when
+blobs fall free: the space of a run is bounded. A role that has nothing to lose yet has no log (`Role.needs_log`). Read
+`run_roles.py` next: it carries out the actions.
 """
 
 from __future__ import annotations
@@ -103,6 +103,7 @@ class RoleDriver:
     _step: Any = None
     _waiting: list[_Waiting] = field(default_factory=list)
     _folding: asyncio.Task[None] | None = None
+    _dropping: asyncio.Task[None] | None = None
     _spared: set[Digest] = field(default_factory=set)
     _is_logged: bool = False
     _is_quick: bool = False
@@ -151,22 +152,18 @@ class RoleDriver:
                 raise result
             self.carry_out(self, result)
             self.folded(self)
-            if self._spared:
-                self._fold_beside()
+            self._drop_beside()
             return result
         waiting = _Waiting(event, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
-        self._fold_beside()
-        return await asyncio.shield(waiting.taken)
-
-    def _fold_beside(self) -> None:
         if self._folding is None:
             self._folding = asyncio.get_running_loop().create_task(self._fold_all(), name=f"fold {self.log}")
+        return await asyncio.shield(waiting.taken)
 
     async def settled(self) -> None:
         """Returns when every event so far is folded, or the folding has failed."""
-        if self._folding is not None:
-            await asyncio.wait({self._folding})
+        while tasks := {task for task in (self._folding, self._dropping) if task is not None}:
+            await asyncio.wait(tasks)
 
     def replay(self) -> None:
         """Folds what the log has.
@@ -200,13 +197,11 @@ class RoleDriver:
 
     async def _fold_all(self) -> None:
         try:
-            while self._waiting or self._spared:
-                if self._waiting:
-                    await self._fold_waiting()
-                else:
-                    await asyncio.to_thread(self._drop_spared)
+            while self._waiting:
+                await self._fold_waiting()
         finally:
             self._folding = None
+        self._drop_beside()
 
     async def _fold_waiting(self) -> None:
         batch, self._waiting = self._waiting, []
@@ -298,14 +293,7 @@ class RoleDriver:
         return self.blobs.hold(data)
 
     def drop(self, judge: Callable[[], set[Digest]]) -> set[Digest]:
-        """Deletes blobs, on a thread.
-
-        Args:
-            judge: Says which nobody names; see `Incoming.drop`.
-
-        Returns:
-            Which are gone.
-        """
+        """Deletes blobs, on a thread, as `Incoming.drop` does."""
 
         def delete(digest: Digest) -> None:
             self.blobs.drop(digest)
@@ -314,10 +302,22 @@ class RoleDriver:
 
         return self.incoming.drop(judge, delete)
 
-    def _drop_spared(self) -> None:
-        """On a thread, beside: deletes what fell free; what is left when the process ends falls free again."""
-        spared, self._spared = self._spared, set()
-        self.mentioned -= self.drop(lambda: spared - self.holds(self) - set(self.role.needs(self.state)))
+    def _drop_beside(self) -> None:
+        """Begins to delete what fell free; what is left when the process ends falls free again."""
+        if self._spared and self._dropping is None:
+            self._dropping = asyncio.get_running_loop().create_task(self._drop_spared(), name=f"drop {self.log}")
+
+    async def _drop_spared(self) -> None:
+        try:
+            while spared := frozenset(self._spared):
+                await asyncio.to_thread(self._drop, spared)
+        finally:
+            self._dropping = None
+
+    def _drop(self, spared: frozenset[Digest]) -> None:
+        """On a thread: events are folded meanwhile, and what they name stays."""
+        self.mentioned -= self.drop(lambda: set(spared) - self.holds(self) - set(self.role.needs(self.state)))
+        self._spared -= spared
 
     def _store(self, actions: Iterable[Action]) -> None:
         for action in actions:
