@@ -77,9 +77,10 @@ class ServingEndpoint(Protocol):
 
 
 OpenEndpoint = Callable[
-    [Mapping[str, ModelServer], str, int, Callable[[], Iterable[Metric]]], Awaitable[ServingEndpoint]
+    [Mapping[str, ModelServer], str, int, Callable[[], Iterable[Metric]], Callable[[], bool] | None],
+    Awaitable[ServingEndpoint],
 ]
-"""(models by name, host, port, the node's metrics) -> the open endpoint."""
+"""(models by name, host, port, the node's metrics, whether it is ready if models do not say it) -> the open endpoint."""
 
 
 class Serving:
@@ -90,12 +91,16 @@ class Serving:
         models: What a device serves, by name.
         host: Runs stages on another node.
         compute_s: Seconds this node has computed answers.
+        is_started: Whether the node has begun its other roles; one without models of its own is ready then.
+        more_metrics: What another role of this node adds to its metrics.
     """
 
     def __init__(self, node: Node, settings: AgentSettings, open_endpoint: OpenEndpoint | None = None) -> None:
         self.node = node
         self.http_port = 0
         self.compute_s = 0.0
+        self.is_started = False
+        self.more_metrics: Callable[[], Iterable[Metric]] = tuple
         self.models: dict[str, DeviceModel] = {}
         self.host: StageHost | None = None
         self._settings = settings
@@ -143,13 +148,17 @@ class Serving:
     async def _open_http(self, models: Mapping[str, ModelServer]) -> None:
         if self._settings.http and self._open_endpoint is not None:
             host, _, port = self._settings.http.rpartition(":")
-            self._endpoint = await self._open_endpoint(models, host or "127.0.0.1", int(port), self.metrics)
+            ready = None if self.host is None else lambda: self.is_started
+            self._endpoint = await self._open_endpoint(models, host or "127.0.0.1", int(port), self.metrics, ready)
             self.http_port = self._endpoint.port
 
     def metrics(self) -> list[Metric]:
         """What this node's `/metrics` says beside its models' own."""
         node, settings = self.node, self._settings
-        of_node = node_metrics(node.name, settings.tier, node.counter.entries(), settings.dilation)
+        of_node = [
+            *node_metrics(node.name, settings.tier, node.counter.entries(), settings.dilation),
+            *self.more_metrics(),
+        ]
         if self.host is not None:
             return [*of_node, *host_metrics(self.host, {name: row.version for name, row in self.in_force().items()})]
         return [*of_node, *(worker_metrics(self._device.worker) if self._device is not None else ())]

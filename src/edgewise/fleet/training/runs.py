@@ -26,7 +26,6 @@ from edgewise.fleet.messages import (
     NodeInfo,
     ResumeRun,
     RoundRecord,
-    RunRow,
     RunStatus,
     SubmitRun,
     hard_examples_of,
@@ -225,9 +224,9 @@ class Runs:
             if live.view is not None and live.view.outcome is None and self.roles.presence is not None:
                 await self.roles.presence.catch_up(live.driver)
 
-    def rows(self) -> tuple[RunRow, ...]:
+    def all(self) -> tuple[LiveRun, ...]:
         """All runs, oldest first."""
-        return tuple(live.row for live in self._runs.values())
+        return tuple(self._runs.values())
 
     def status(self, run: RunId) -> RunStatus:
         """How a run stands.
