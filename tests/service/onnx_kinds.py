@@ -189,6 +189,23 @@ def sampling_rate() -> onnx.ModelProto:
     return made(nodes, inputs, [value("y", T.FLOAT, ["n", 2])], initial)
 
 
+def optional_type(element: onnx.TypeProto, *, is_needed: bool = False) -> onnx.ModelProto:
+    """y = x + mask where a mask is given, else −x; or just what is given."""
+    given = h.make_value_info("mask", h.make_optional_type_proto(element))
+    kind = element.tensor_type.elem_type
+    get = NODE("OptionalGetElement", ["mask"], ["m"])
+    then = h.make_graph([get, NODE("Add", ["x", "m"], ["t"])], "then", [], [value("t", kind, None)])
+    other = h.make_graph([NODE("Neg", ["x"], ["e"])], "else", [], [value("e", kind, None)])
+    ends = [value("x", kind, ["n", 2]), given], [value("y", kind, ["n", 2]), value("has", T.BOOL, [])]
+    nodes = [
+        NODE("OptionalHasElement", ["mask"], ["has"]),
+        get if is_needed else NODE("If", ["has"], ["y"], then_branch=then, else_branch=other),
+    ]
+    if is_needed:
+        nodes.append(NODE("Add", ["x", "m"], ["y"]))
+    return made(nodes, *ends, opset=18)
+
+
 def own_function() -> onnx.ModelProto:
     """A function of the file itself, in half precision."""
     half = const("two", np.float16(2))
@@ -327,6 +344,26 @@ def kinds() -> dict[str, Kind]:
                 [const("threshold", np.float32([1]))],
             ),
             [{"x": X}, {"x": X, "threshold": np.float32([2])}],
+        ),
+        "optional_type": Kind(
+            "Inputs of an optional type",
+            "absent where the request leaves them out or says `null`; `optional` in `/config`",
+            optional_type(h.make_tensor_type_proto(T.FLOAT, ["n", 2])),
+            [{"x": X}, {"x": X, "mask": 2 * X}],
+        ),
+        "optional_half": Kind(
+            "Optional inputs of float16, without a shape",
+            "likewise",
+            optional_type(h.make_tensor_type_proto(T.FLOAT16, None)),
+            [{"x": X.astype("f2")}, {"x": X.astype("f2"), "mask": np.float16([[2, 3]])}],
+            tolerance=2e-3,
+        ),
+        "optional_needed": Kind(
+            "Inputs of an optional type that the model cannot do without",
+            "400 with the model's reason where they are absent",
+            optional_type(h.make_tensor_type_proto(T.FLOAT, ["n", 2]), is_needed=True),
+            [{"x": X, "mask": 2 * X}],
+            bad=[{"x": X}],
         ),
         "weights_as_inputs": Kind(
             "Initializers listed as inputs (IR 3)",
@@ -483,7 +520,7 @@ def refused() -> dict[str, tuple[str, Callable[[], onnx.ModelProto], str]]:
     tensor = h.make_tensor_type_proto(T.FLOAT, [None])
     x, y = value("x", T.FLOAT, ["n", 2]), value("y", T.FLOAT, ["n", 2])
     sequence = h.make_value_info("rows", h.make_sequence_type_proto(tensor))
-    optional = h.make_value_info("x", h.make_optional_type_proto(tensor))
+    optional = h.make_value_info("x", h.make_optional_type_proto(h.make_sequence_type_proto(tensor)))
     mapping = h.make_value_info("m", h.make_map_type_proto(T.STRING, tensor))
     words = {"string_vocabulary": ["a", "b"], "domain": "ai.onnx.ml"}
     vectors = [NODE("DictVectorizer", ["m"], ["y"], **words)]
@@ -503,10 +540,10 @@ def refused() -> dict[str, tuple[str, Callable[[], onnx.ModelProto], str]]:
             "input 'rows', which is a sequence",
         ),
         "map_input": ("An input that is a map", lambda: made(vectors, [mapping], [y]), "input 'm', which is a map"),
-        "optional_type": (
-            "An input of an optional type",
+        "optional_sequence": (
+            "An input that is an optional sequence",
             lambda: made([NODE("OptionalHasElement", ["x"], ["y"])], [optional], [value("y", T.BOOL, [])], opset=18),
-            "input 'x', which is an optional value",
+            "input 'x', which is an optional sequence",
         ),
         "float8": (
             "Element types without a word in the protocol",

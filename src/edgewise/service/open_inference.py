@@ -41,7 +41,7 @@ from edgewise.models.graph.graph import Graph, PlainTensor
 from edgewise.planning.plan import ActivePlan
 from edgewise.service.connection import OnePacketProtocol
 from edgewise.service.model_config import describe_config
-from edgewise.service.open_inference_format import describe, read_feedback, read_request, write_answer
+from edgewise.service.open_inference_format import check_absent, describe, read_feedback, read_request, write_answer
 from edgewise.service.request_body import LENGTH, BodyTooLarge, decompressed, header_length, read_body
 
 log = logging.getLogger(__name__)
@@ -387,6 +387,7 @@ def make_app(
         model, _ = find(name, version)
         body = decompressed(await read_body(receive, max_body_bytes), headers, max_body_bytes)
         request, made = read_request(body, header_length(headers)), {tensor.name: tensor for tensor in model.outputs}
+        check_absent(request, model.graph.optional if model.graph is not None else ())
         for wanted in request.outputs:
             if wanted not in made:
                 raise InputError(f"the model has no output {wanted!r}.{nearest(wanted, made)}")
