@@ -447,7 +447,7 @@ def kinds() -> dict[str, Kind]:
         "branches": Kind("If on a tensor", "as it is", branching(T.FLOAT, np.float32), [{"x": X}, {"x": -X}]),
         "sampling_rate": Kind(
             "If on an input, which fails on zeros",
-            "served; to plan it, `--data` gives examples that it runs on",
+            "served; to plan it, also over a fleet, `--data` gives an example that it runs on",
             sampling_rate(),
             [{"x": np.ones((1, 6), "f4"), "sr": np.array(16000)}, {"x": np.ones((2, 3), "f4"), "sr": np.array(8000)}],
             bad=[{"x": np.ones((1, 6), "f4"), "sr": np.array(0)}],
