@@ -206,6 +206,21 @@ def optional_type(element: onnx.TypeProto, *, is_needed: bool = False) -> onnx.M
     return made(nodes, *ends, opset=18)
 
 
+def negative_sizes() -> onnx.ModelProto:
+    """A batch axis of size −1 instead of one without a size."""
+    model = made([NODE("Neg", ["x"], ["y"])], [value("x", T.FLOAT, [1, 2])], [value("y", T.FLOAT, [1, 2])])
+    for end in (model.graph.input[0], model.graph.output[0]):
+        end.type.tensor_type.shape.dim[0].dim_value = -1
+    return model
+
+
+def labelled(text: str) -> onnx.ModelProto:
+    """A model with something in its metadata where labels are read."""
+    model = arithmetic(T.FLOAT, np.ones((2, 2), "f4"))
+    model.metadata_props.add(key="edgewise.labels", value=text)
+    return model
+
+
 def own_function() -> onnx.ModelProto:
     """A function of the file itself, in half precision."""
     half = const("two", np.float16(2))
@@ -269,6 +284,25 @@ def kinds() -> dict[str, Kind]:
             ),
             [{"x": np.ones((1, 3), "f4"), "z": np.ones((3, 5), "f4")}],
             bad=[{"x": np.ones((1, 3), "f4"), "z": np.ones((4, 5), "f4")}],
+        ),
+        "negative_sizes": Kind(
+            "Axes of size −1, as older exporters write",
+            "any size",
+            negative_sizes(),
+            [{"x": X}, {"x": X[:1]}],
+        ),
+        "four_bits": Kind(
+            "Weights of 4 bits",
+            "as they are",
+            made(
+                [NODE("DequantizeLinear", ["w", "s"], ["wf"]), NODE("MatMul", ["x", "wf"], ["y"])],
+                [x],
+                [y],
+                [h.make_tensor("w", T.INT4, [2, 2], [1, -2, 3, 4]), const("s", np.float32(0.5))],
+                opset=21,
+                ir=10,
+            ),
+            [{"x": X}],
         ),
         "no_shape": Kind(
             "Inputs and outputs without a shape",
@@ -549,6 +583,11 @@ def refused() -> dict[str, tuple[str, Callable[[], onnx.ModelProto], str]]:
             "Element types without a word in the protocol",
             lambda: made([NODE("Identity", ["x"], ["y"])], float8[:1], float8[1:], opset=21, ir=10),
             "of element type FLOAT8E4M3FN",
+        ),
+        "odd_metadata": (
+            "Metadata under our keys that is something else",
+            lambda: labelled("cat, dog"),
+            "metadata has 'edgewise.labels' with 'cat, dog', which is not what is read there",
         ),
         "own_operators": (
             "Operators that the runtime does not have",

@@ -133,7 +133,7 @@ def _servable(model: Any, where: str) -> tuple[Any, bool]:
     """The model with what no protocol or processor knows turned into what they know, and whether anything was."""
     import onnx
 
-    changed = any([without_zip_maps(model), leave_out_optional(model)])
+    changed = any([_free_negative_sizes(model), without_zip_maps(model), leave_out_optional(model)])
     _check_kinds(model, where)
     wide = onnx.ModelProto()
     wide.CopyFrom(model)
@@ -144,6 +144,15 @@ def _servable(model: Any, where: str) -> tuple[Any, bool]:
     if widen(wide) and not refusal_of(wide):
         return wide, True
     return model, changed
+
+
+def _free_negative_sizes(model: Any) -> bool:
+    """Turns sizes below 0, as older exporters write where any will do, into axes without a size."""
+    values = [*model.graph.input, *model.graph.output, *model.graph.value_info]
+    found = [dim for value in values for dim in value.type.tensor_type.shape.dim if dim.dim_value < 0]
+    for dim in found:
+        dim.ClearField("dim_value")
+    return bool(found)
 
 
 def _check_kinds(model: Any, where: str) -> None:

@@ -10,6 +10,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from edgewise.models.graph.metadata import read_metadata
+
 KEY = "edgewise.optional"
 """Of the ONNX model's metadata: JSON, the element type of each such input to the outside, numpy's word."""
 
@@ -86,6 +88,4 @@ def with_optional(model: bytes) -> bytes:
 
 
 def _written(model: Any) -> Mapping[str, str]:
-    text = next((prop.value for prop in model.metadata_props if prop.key == KEY), "{}")
-    found: dict[str, str] = json.loads(text)
-    return found
+    return read_metadata(model, KEY, dict[str, str], '{"mask": "float32"}') or {}
