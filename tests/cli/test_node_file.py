@@ -83,7 +83,9 @@ def test_a_coordinator_has_its_own_defaults(home: Path, started: list[AgentSetti
     first, second = started
     assert (first.coordinator, first.tier, first.listen) == (True, Tier.CLOUD, ("tls/127.0.0.1:7447",))
     assert (first.holdout, first.max_models) == (f"digits={home / 'digits.npz'}", 3)
-    assert second.listen == ("tls/127.0.0.1:1",)
+    assert (second.listen, second.http) == (("tls/127.0.0.1:1",), "")
+    assert run(["coordinator", "--config", written(home, text), "--http", "8001"]) == 0
+    assert started[-1].http == "8001"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 from edgewise.cli.infer import ask_all, show_answers, summarise
 from edgewise.cli.output import Output
-from edgewise.cli.readings import ModelFacts, class_output, found_rows
+from edgewise.cli.readings import ModelFacts, class_output, facts_of, found_rows, in_short, said_class
 from edgewise.core.errors import InputError
 from edgewise.inference.serving_node import local_server
 from edgewise.models.graph.graph import Graph, graph_from
@@ -120,3 +120,23 @@ def test_boxes_scores_and_classes_of_one_length_are_rows() -> None:
     assert rows is not None
     assert [list(row) for row in rows] == [["boxes[0]", "boxes[1]", "boxes[2]", "boxes[3]", "scores", "kinds"]] * 3
     assert class_output(outputs, ModelFacts()) == ""
+
+
+def test_what_varies_or_stands_beside_an_answer_is_not_called_found() -> None:
+    config = {
+        "input": [{"dims": [2, -1]}],
+        "output": [
+            {"name": "y", "dims": [2, -1]},
+            {"name": "rows", "dims": [-1, 6]},
+            {"name": "one", "dims": [1, -1, 6]},
+        ],
+    }
+    assert facts_of(config).varying == {"rows", "one"}
+    anchors = {"anchors": np.zeros((2, 2), "f4"), "y": np.zeros((1, 2), "f4")}
+    assert found_rows(anchors, ModelFacts()) is None
+
+
+def test_the_best_of_scores_that_are_no_numbers_is_no_class() -> None:
+    assert said_class(np.float32([[np.nan, np.inf]])) is None
+    assert said_class(np.float32([[-np.inf, np.inf]])) == 1
+    assert in_short(np.float32([np.nan, 1]), ["a", "b"]) == "[nan, 1]"

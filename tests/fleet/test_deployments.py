@@ -51,7 +51,7 @@ class FakeVersions:
     def graph_size(self, number: int) -> int:
         return 1
 
-    def codec_gate(self, number: int, plan: Plan) -> None:
+    def codec_gate(self, number: int, plan: Plan, hints: Any) -> None:
         return None
 
     def comparison(self, number: int, serves: int) -> tuple[None, str]:

@@ -7,24 +7,28 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from edgewise.core.errors import InputError, RemoteError, StoreError
+from edgewise.core.errors import IdentityRefused, InputError, RemoteError, StoreError
 from edgewise.core.ids import Generation, NodeId, Tier
 from edgewise.fleet import agent as agents
 from edgewise.fleet.agent import Agent
-from edgewise.fleet.messages import Ack, LogRequest, TakeOver
+from edgewise.fleet.messages import Ack, LogRequest, NodeInfo, TakeOver
 from edgewise.fleet.node import sole_process
 from edgewise.fleet.node.connect import open_node
 from edgewise.fleet.node.settings import AgentSettings
 from edgewise.fleet.node.sole_process import LOCK, StateLock
 from edgewise.fleet.operator.operator import Operator, connect_operator
 from edgewise.security.authority import Authority, create_authority
+from edgewise.security.identity import Identity
 from tests.inference.tiny import two_exit_graph
 
 DEVICE = NodeId("device-1")
@@ -107,6 +111,95 @@ def test_who_takes_over_tells_the_first_which_stops_even_if_its_clock_is_ahead(m
         operator = await machine.operator("one")
         rows = await operator.wait_for_nodes(lambda rows: any(r.info.generation == ahead + 1 for r in rows), 20.0)
         assert {row.info.node for row in rows if row.state == "alive"} >= {DEVICE}
+
+    machine.run(scene)
+
+
+def test_a_renewed_certificate_is_the_same_node(machine: Machine) -> None:
+    """Refused beside the first; with `--take-over` the first is told, though it has never seen that certificate."""
+
+    async def scene() -> None:
+        first = await machine.device()
+        Authority.load(machine.folder / "ca").issue(DEVICE, Tier.DEVICE, folder=machine.folder / DEVICE)
+        assert first.node.identity.certificate_pem != Identity.load(machine.folder / DEVICE).certificate_pem
+        with pytest.raises(InputError, match=r"a node of the name 'device-1' is running already, since 20"):
+            await machine.device("other-state")
+        operator = await machine.operator("one")
+        await operator.wait_for_nodes(lambda rows: any(r.info.node == DEVICE for r in rows), 20.0)
+
+        async def leaves() -> None:
+            await first.stopped.wait()
+            await first.close()
+
+        leaving = asyncio.create_task(leaves())
+        second = await machine.device("other-state", take_over=True)
+        await leaving
+        assert first.stop_cause == "another process of this name takes over"
+        newer = second.node.generation
+        rows = await operator.wait_for_nodes(lambda rows: any(r.info.generation == newer for r in rows), 20.0)
+        assert DEVICE in {row.info.node for row in rows if row.state == "alive"}
+        await operator.logs(DEVICE, LogRequest(most=1))  # what it signs counts, and what is asked of it reaches it
+
+    machine.run(scene)
+
+
+def test_one_of_the_old_certificate_that_was_cut_off_learns_of_its_successor(machine: Machine) -> None:
+    async def scene() -> None:
+        first = await machine.device()
+        cloud = machine.cloud.node
+        await first.node.ask(cloud.name, "control", TakeOver(), Ack)
+        Authority.load(machine.folder / "ca").issue(DEVICE, Tier.DEVICE, folder=machine.folder / DEVICE)
+        newer = await open_node(device_settings(machine), second_info(machine, first))
+        machine.stack.push_async_callback(newer.close)
+        await first.node.detach()  # it is away
+        await newer.attach(0)
+        assert not (await newer.ask(cloud.name, "control", TakeOver(), Ack)).accepted
+        with pytest.raises(RemoteError, match="generation"):
+            await first.node.ask(cloud.name, "control", TakeOver(), Ack)
+        assert first.stop_cause == "cloud hears a newer process of this name"
+
+    machine.run(scene)
+
+
+def device_settings(machine: Machine) -> AgentSettings:
+    return AgentSettings(
+        name=DEVICE,
+        tier=Tier.DEVICE,
+        fleet="home",
+        identity=str(machine.folder / DEVICE),
+        state=str(machine.folder / "other"),
+        connect=(machine.cloud.endpoint,),
+    )
+
+
+def second_info(machine: Machine, first: Agent) -> Callable[[], NodeInfo]:
+    """How the holder of the certificate that is in the folder now describes itself."""
+    certificate = Identity.load(machine.folder / DEVICE).certificate_pem.decode()
+    newer = Generation(time.time_ns())
+    return lambda: msgspec.structs.replace(first._describe(), certificate=certificate, generation=newer)
+
+
+@pytest.mark.parametrize("who", ["another authority", "another name", "no key"])
+def test_a_stolen_name_takes_nothing_over(who: str, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        first = await machine.device()
+        create_authority(machine.folder / "other-ca", "home")
+        folder = machine.folder / "other-ca" if who == "another authority" else machine.folder / "ca"
+        name, tier = (
+            "device-2" if who == "another name" else DEVICE,
+            Tier.EDGE if who == "another tier" else Tier.DEVICE,
+        )
+        forged = Identity.load(Authority.load(folder).issue(name, tier).write(machine.folder / "forged"))
+        own = Identity.load(machine.folder / DEVICE)
+        shown = own.certificate_pem if who == "no key" else forged.certificate_pem
+        signs = replace(own, _key=forged._key)  # the session is let in by TLS, what it says is signed by the other key
+        monkeypatch.setattr(Identity, "load", lambda _: signs)
+        newer = await open_node(device_settings(machine), first._describe)
+        machine.stack.push_async_callback(newer.close)
+        with pytest.raises((RemoteError, IdentityRefused)):
+            await newer.ask(DEVICE, "control", TakeOver(shown.decode()), Ack)
+        assert not first.stopped.is_set()
+        assert first.node.refused == {"take_over in the name of device-1": 1}
 
     machine.run(scene)
 

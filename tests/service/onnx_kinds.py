@@ -189,6 +189,38 @@ def sampling_rate() -> onnx.ModelProto:
     return made(nodes, inputs, [value("y", T.FLOAT, ["n", 2])], initial)
 
 
+def optional_type(element: onnx.TypeProto, *, is_needed: bool = False) -> onnx.ModelProto:
+    """y = x + mask where a mask is given, else −x; or just what is given."""
+    given = h.make_value_info("mask", h.make_optional_type_proto(element))
+    kind = element.tensor_type.elem_type
+    get = NODE("OptionalGetElement", ["mask"], ["m"])
+    then = h.make_graph([get, NODE("Add", ["x", "m"], ["t"])], "then", [], [value("t", kind, None)])
+    other = h.make_graph([NODE("Neg", ["x"], ["e"])], "else", [], [value("e", kind, None)])
+    ends = [value("x", kind, ["n", 2]), given], [value("y", kind, ["n", 2]), value("has", T.BOOL, [])]
+    nodes = [
+        NODE("OptionalHasElement", ["mask"], ["has"]),
+        get if is_needed else NODE("If", ["has"], ["y"], then_branch=then, else_branch=other),
+    ]
+    if is_needed:
+        nodes.append(NODE("Add", ["x", "m"], ["y"]))
+    return made(nodes, *ends, opset=18)
+
+
+def negative_sizes() -> onnx.ModelProto:
+    """A batch axis of size −1 instead of one without a size."""
+    model = made([NODE("Neg", ["x"], ["y"])], [value("x", T.FLOAT, [1, 2])], [value("y", T.FLOAT, [1, 2])])
+    for end in (model.graph.input[0], model.graph.output[0]):
+        end.type.tensor_type.shape.dim[0].dim_value = -1
+    return model
+
+
+def labelled(text: str) -> onnx.ModelProto:
+    """A model with something in its metadata where labels are read."""
+    model = arithmetic(T.FLOAT, np.ones((2, 2), "f4"))
+    model.metadata_props.add(key="edgewise.labels", value=text)
+    return model
+
+
 def own_function() -> onnx.ModelProto:
     """A function of the file itself, in half precision."""
     half = const("two", np.float16(2))
@@ -252,6 +284,25 @@ def kinds() -> dict[str, Kind]:
             ),
             [{"x": np.ones((1, 3), "f4"), "z": np.ones((3, 5), "f4")}],
             bad=[{"x": np.ones((1, 3), "f4"), "z": np.ones((4, 5), "f4")}],
+        ),
+        "negative_sizes": Kind(
+            "Axes of size −1, as older exporters write",
+            "any size",
+            negative_sizes(),
+            [{"x": X}, {"x": X[:1]}],
+        ),
+        "four_bits": Kind(
+            "Weights of 4 bits",
+            "as they are",
+            made(
+                [NODE("DequantizeLinear", ["w", "s"], ["wf"]), NODE("MatMul", ["x", "wf"], ["y"])],
+                [x],
+                [y],
+                [h.make_tensor("w", T.INT4, [2, 2], [1, -2, 3, 4]), const("s", np.float32(0.5))],
+                opset=21,
+                ir=10,
+            ),
+            [{"x": X}],
         ),
         "no_shape": Kind(
             "Inputs and outputs without a shape",
@@ -327,6 +378,26 @@ def kinds() -> dict[str, Kind]:
                 [const("threshold", np.float32([1]))],
             ),
             [{"x": X}, {"x": X, "threshold": np.float32([2])}],
+        ),
+        "optional_type": Kind(
+            "Inputs of an optional type",
+            "absent where the request leaves them out or says `null`; `optional` in `/config`",
+            optional_type(h.make_tensor_type_proto(T.FLOAT, ["n", 2])),
+            [{"x": X}, {"x": X, "mask": 2 * X}],
+        ),
+        "optional_half": Kind(
+            "Optional inputs of float16, without a shape",
+            "likewise",
+            optional_type(h.make_tensor_type_proto(T.FLOAT16, None)),
+            [{"x": X.astype("f2")}, {"x": X.astype("f2"), "mask": np.float16([[2, 3]])}],
+            tolerance=2e-3,
+        ),
+        "optional_needed": Kind(
+            "Inputs of an optional type that the model cannot do without",
+            "400 with the model's reason where they are absent",
+            optional_type(h.make_tensor_type_proto(T.FLOAT, ["n", 2]), is_needed=True),
+            [{"x": X, "mask": 2 * X}],
+            bad=[{"x": X}],
         ),
         "weights_as_inputs": Kind(
             "Initializers listed as inputs (IR 3)",
@@ -410,7 +481,7 @@ def kinds() -> dict[str, Kind]:
         "branches": Kind("If on a tensor", "as it is", branching(T.FLOAT, np.float32), [{"x": X}, {"x": -X}]),
         "sampling_rate": Kind(
             "If on an input, which fails on zeros",
-            "served; to plan it, `--data` gives examples that it runs on",
+            "served; to plan it, also over a fleet, `--data` gives an example that it runs on",
             sampling_rate(),
             [{"x": np.ones((1, 6), "f4"), "sr": np.array(16000)}, {"x": np.ones((2, 3), "f4"), "sr": np.array(8000)}],
             bad=[{"x": np.ones((1, 6), "f4"), "sr": np.array(0)}],
@@ -483,7 +554,7 @@ def refused() -> dict[str, tuple[str, Callable[[], onnx.ModelProto], str]]:
     tensor = h.make_tensor_type_proto(T.FLOAT, [None])
     x, y = value("x", T.FLOAT, ["n", 2]), value("y", T.FLOAT, ["n", 2])
     sequence = h.make_value_info("rows", h.make_sequence_type_proto(tensor))
-    optional = h.make_value_info("x", h.make_optional_type_proto(tensor))
+    optional = h.make_value_info("x", h.make_optional_type_proto(h.make_sequence_type_proto(tensor)))
     mapping = h.make_value_info("m", h.make_map_type_proto(T.STRING, tensor))
     words = {"string_vocabulary": ["a", "b"], "domain": "ai.onnx.ml"}
     vectors = [NODE("DictVectorizer", ["m"], ["y"], **words)]
@@ -503,15 +574,20 @@ def refused() -> dict[str, tuple[str, Callable[[], onnx.ModelProto], str]]:
             "input 'rows', which is a sequence",
         ),
         "map_input": ("An input that is a map", lambda: made(vectors, [mapping], [y]), "input 'm', which is a map"),
-        "optional_type": (
-            "An input of an optional type",
+        "optional_sequence": (
+            "An input that is an optional sequence",
             lambda: made([NODE("OptionalHasElement", ["x"], ["y"])], [optional], [value("y", T.BOOL, [])], opset=18),
-            "input 'x', which is an optional value",
+            "input 'x', which is an optional sequence",
         ),
         "float8": (
             "Element types without a word in the protocol",
             lambda: made([NODE("Identity", ["x"], ["y"])], float8[:1], float8[1:], opset=21, ir=10),
             "of element type FLOAT8E4M3FN",
+        ),
+        "odd_metadata": (
+            "Metadata under our keys that is something else",
+            lambda: labelled("cat, dog"),
+            "metadata has 'edgewise.labels' with 'cat, dog', which is not what is read there",
         ),
         "own_operators": (
             "Operators that the runtime does not have",

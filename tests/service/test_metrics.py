@@ -12,7 +12,8 @@ import httpx
 import numpy as np
 import pytest
 
-from edgewise.core.ids import NodeId, Tier
+from edgewise.core.ids import ClientId, NodeId, Tier
+from edgewise.fleet.fleet_metrics import version_metrics
 from edgewise.fleet.node.settings import AgentSettings
 from edgewise.fleet.serving.serving_role import Serving
 from edgewise.inference.serving_metrics import host_metrics
@@ -22,6 +23,8 @@ from edgewise.ledger.metric import metric, metrics_text, node_metrics
 from edgewise.service.client import InferenceClient
 from edgewise.service.endpoint import open_endpoint
 from edgewise.service.open_inference import serve_http
+from edgewise.testing import LoopbackFleet
+from edgewise.training.protocols.protocol import RunView
 from tests.inference.loopback_world import world
 from tests.inference.tiny import images, split_plan, two_exit_graph
 
@@ -124,3 +127,43 @@ def test_every_node_with_an_endpoint_serves_its_metrics(tier: Tier, tmp_path: Pa
     assert found["edgewise_node_info", f'node="node-1",tier="{tier}",dilation="3"'] == 1
     assert found["edgewise_bytes_total", 'purpose="training",direction="received"'] == 11
     assert found["edgewise_queue_jobs", ""] == 0
+
+
+def long_run(fleet: LoopbackFleet) -> RunView:
+    (view,) = [live.view for live in fleet.coordinator.runs.all() if live.submitted.run == "long"]
+    assert view is not None
+    return view
+
+
+def test_a_coordinator_tells_of_runs_versions_and_nodes(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with LoopbackFleet(tmp_path, edge_of={"a": "edge-1", "b": "edge-1"}, engine="sequential") as fleet:
+            coordinator, is_started = fleet.coordinator, False
+            server = await serve_http({}, metrics=coordinator.metrics, ready=lambda: is_started)
+            async with httpx.AsyncClient(base_url=server.url) as client:
+                live, ready = [await client.get(f"/v2/health/{word}") for word in ("live", "ready")]
+                assert (live.status_code, ready.status_code, ready.json()) == (200, 503, {"ready": False})
+                is_started = True
+                assert (await client.get("/v2/health/ready")).status_code == 200
+                await fleet.train("fed_avg", num_rounds=2, register=True)
+                await fleet.submit("fed_avg", num_rounds=10**6, name="long")
+                await fleet.kill("b")
+                await fleet.until(lambda: not long_run(fleet).members[ClientId("b")].can_work)
+                found = parsed((await client.get("/metrics")).text)
+            await server.close()
+            assert found["edgewise_runs", 'state="completed"'] == 1
+            assert found["edgewise_runs", 'state="running"'] == 1
+            about = 'run="tiny-1",task="tiny",protocol="hierarchical",state="completed"'
+            assert found["edgewise_run_info", about] == 1
+            closed = found["edgewise_run_rounds_closed", 'run="tiny-1"'], found["edgewise_run_rounds", 'run="tiny-1"']
+            assert closed == (2, 2)
+            clients = {s: found["edgewise_run_clients", f'run="long",state="{s}"'] for s in ("listed", "present")}
+            assert clients == {"listed": 2, "present": 1}
+            assert ("edgewise_run_clients", 'run="tiny-1",state="present"') not in found
+            assert found["edgewise_nodes", 'tier="device",state="alive"'] == 1
+            assert found["edgewise_nodes", 'tier="device",state="gone"'] == 1
+            assert found["edgewise_nodes", 'tier="edge",state="alive"'] == 1
+
+    asyncio.run(run())
+    served = parsed(metrics_text(version_metrics({"digits": 4, "faces": 1})))
+    assert served == {("edgewise_version_in_force", f'model="{m}"'): v for m, v in (("digits", 4), ("faces", 1))}

@@ -158,6 +158,30 @@ def test_what_cannot_be_served_is_refused_at_the_start_with_the_reason(name: str
         asyncio.run(local_server(graph_from(make())))
 
 
+def test_an_optional_input_is_absent_where_its_data_are_null_and_only_there() -> None:
+    kind = KINDS["optional_type"]
+
+    def check(endpoint: HttpServer) -> None:
+        config = httpx.get(f"{endpoint.url}/v2/models/model/config").json()
+        assert [(each["name"], each["dims"], each["optional"]) for each in config["input"]] == [
+            ("x", [-1, 2], False),
+            ("mask", [-1, 2], True),
+        ]
+        assert np.array_equal(by_our_client(endpoint, {"x": X, "mask": None})["y"], -X)  # type: ignore[dict-item]
+        for given, status in ((["x"], 200), (["mask"], 400), ([], 400)):
+            inputs = [
+                {"name": n, "shape": [2, 2], "datatype": "FP32", "data": X.ravel().tolist() if n in given else None}
+                for n in ("x", "mask")
+            ]
+            reply = httpx.post(f"{endpoint.url}/v2/models/model/infer", json={"inputs": inputs})
+            assert reply.status_code == status
+            assert reply.json().get("error", "input 'x' has neither").startswith("input 'x' has neither")
+
+    graph = graph_from(kind.model)
+    assert graph_from(graph.model).optional == graph.optional  # as another node gets it
+    served(graph, check)
+
+
 def test_what_draws_random_numbers_draws_them_at_each_request() -> None:
     nodes = [NODE("RandomNormal", [], ["noise"], shape=[1, 2]), NODE("Add", ["x", "noise"], ["y"])]
     model = made(

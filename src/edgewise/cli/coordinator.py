@@ -47,6 +47,12 @@ def command(
             "several with commas between.",
         ),
     ] = "",
+    http: Annotated[
+        str,
+        typer.Option(
+            "--http", help="Port, or host:port, of /metrics and the health routes; port 0 picks one, without it none."
+        ),
+    ] = "",
     dilation: Dilation = 1.0,
     power: Power = 60.0,
     raw_may_reach: RawMayReach = "device",
@@ -82,6 +88,7 @@ def command(
         listen=listen,
         fleet=fleet,
         holdout=holdout,
+        http=http,
         dilation=dilation,
         active_power_w=power,
         raw_may_reach=raw_may_reach,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,12 @@ from edgewise.core.errors import GateRefused, PlanInfeasible, RemoteError
 from edgewise.core.units import parse_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from edgewise.fleet.messages import NodeInfo, NodeRow
     from edgewise.fleet.operator.operator import Operator
     from edgewise.models.graph.graph import Graph
+    from edgewise.models.graph.input_hints import InputHints
     from edgewise.models.version import ModelVersion
     from edgewise.planning.levels import Recommendation
     from edgewise.planning.policy import Policy
@@ -47,6 +48,7 @@ class FleetPlanRequest:
         share: The model's weight on a node that serves several; None for the one in force, and without one 1.
         force: Whether to serve a version that is worse than the one in force, or lacks its clients' own tensors.
         ungated: Whether to serve one that was compared with nothing.
+        input_shapes: Sizes of free axes, by input; without, those of the first example of `data`.
     """
 
     connect: str
@@ -64,6 +66,7 @@ class FleetPlanRequest:
     share: float | None = None
     force: bool = False
     ungated: bool = False
+    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 async def plan_on_fleet(out: Output, request: FleetPlanRequest) -> None:
@@ -144,7 +147,7 @@ async def plan_and_deploy(
         RemoteError: If the rollout was refused or halted; with the cause.
     """
     from edgewise.fleet.serving.fleet_planning import choose_chain, measure, search_of, with_evidence
-    from edgewise.models.graph.graph import Graph
+    from edgewise.models.graph.input_hints import hints_of
     from edgewise.planning.levels import recommend
 
     if request.deploy:
@@ -152,27 +155,30 @@ async def plan_and_deploy(
     rows = (await operator.nodes()).nodes
     chain = choose_chain(rows, request.device)
     asked, kept, held = await keeping(operator, version.task, policy, rows)
-    graph = Graph.load(await operator.graph(version.number))
+    graph = _loaded(await operator.graph(version.number), request)
+    graph.check_sizes()
+    hints = hints_of(graph)
     meaning = "measured on the coordinator's held-out data"
     if request.data is not None:
         evidence, meaning = _evaluated(graph, request.data)
         version = with_evidence(version, evidence)
     with out.progress(f"version {version.number}: measuring", len(chain)) as advance:
         measured = await measure(
-            operator, graph.model_bytes, chain, budget_s=parse_duration(request.budget), done=advance
+            operator, graph.model_bytes, chain, budget_s=parse_duration(request.budget), hints=hints, done=advance
         )
     search = search_of(graph, measured, kept, version.evidence, version.training_domain)
     try:
         recommended = recommend(search)
     except PlanInfeasible as error:
         raise PlanInfeasible(" ".join([error.message, *held.values()]), **error.fields) from error
-    meaning = meaning if version.evidence else "unknown: no held-out data; give --data, or the coordinator --holdout"
+    if request.data is None and not version.evidence:
+        meaning = "unknown: no held-out data; give --data, or the coordinator --holdout"
     found = show_plan(out, version, search, recommended, chain, meaning)
     for sentence in held.values():
         out.line(sentence)
     found["policy"] = {"asked": asked, "kept": kept, **held}
     if request.deploy:
-        found["deployed"] = await deploy_plan(out, request, operator, version, search, recommended, asked)
+        found["deployed"] = await deploy_plan(out, request, operator, version, search, recommended, asked, hints)
     return found
 
 
@@ -229,6 +235,7 @@ async def deploy_plan(
     search: Search,
     recommended: Recommendation,
     policy: Policy | None = None,
+    hints: InputHints | None = None,
 ) -> dict[str, Any]:
     """Puts a plan in force, device by device.
 
@@ -240,6 +247,7 @@ async def deploy_plan(
         search: What the plan was made from.
         recommended: The plan.
         policy: What was asked for, if the search's is narrower.
+        hints: What the graph was planned with.
 
     Returns:
         Version, revision, devices, deadline, names of the plans.
@@ -248,9 +256,10 @@ async def deploy_plan(
         RemoteError: If the rollout was refused or halted; with the cause.
     """
     from edgewise.fleet.serving.fleet_planning import deployment
+    from edgewise.models.graph.input_hints import NO_HINTS
 
     deadline_s = parse_duration(request.deadline) if request.deadline else None
-    order = deployment(version, search, recommended.plan, deadline_s, policy)
+    order = deployment(version, search, recommended.plan, deadline_s, policy, hints or NO_HINTS)
     share = request.share or (await operator.versions()).shares.get(version.task, 1.0)
     order = msgspec.structs.replace(
         order,
@@ -336,6 +345,20 @@ def show_plan(
         "accuracy_means": meaning,
         "caution": version.caution,
     }
+
+
+def _loaded(data: bytes, request: FleetPlanRequest) -> Graph:
+    """A version's graph with the sizes that were given, and the first of a user's examples where it needs one."""
+    from edgewise.api.source import read_source
+    from edgewise.models.graph.graph import Graph
+
+    graph = Graph.load(data, request.input_shapes)
+    needs_sizes = any(tensor.free or tensor.has_any_rank for tensor in graph.inputs)
+    if request.data is None or not (graph.unmeasured or needs_sizes):
+        return graph
+    example = read_source(request.data, graph.inputs).example(0)
+    shapes = {name: array.shape for name, array in example.items()} if needs_sizes else {}
+    return Graph.load(data, {**shapes, **request.input_shapes}, examples=example if graph.unmeasured else None)
 
 
 def _evaluated(graph: Graph, data: Path) -> tuple[tuple[Any, ...], str]:

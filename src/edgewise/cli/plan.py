@@ -24,7 +24,7 @@ from edgewise.cli.fleet_plan import FleetPlanRequest, plan_on_fleet
 from edgewise.cli.operator_options import AsOperator, ModelName, ToFleet
 from edgewise.cli.output import AsJson, Output
 from edgewise.cli.running import run_async
-from edgewise.cli.serve import Exits, Shapes, load_with_examples
+from edgewise.cli.serve import Exits, Shapes, load_with_examples, parse_shapes
 from edgewise.core.errors import InputError, PlanInfeasible
 from edgewise.core.files import write_atomic
 from edgewise.core.ids import Tier
@@ -125,6 +125,7 @@ def command(
             force=force,
             ungated=ungated,
             share=share,
+            input_shapes=parse_shapes(input_shape),
         )
         run_async(plan_on_fleet(out, request))
         return

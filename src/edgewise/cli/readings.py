@@ -28,7 +28,7 @@ class ModelFacts(msgspec.Struct, frozen=True):
     Attributes:
         labels: Names of the classes by output.
         exits: Outputs that are exits, the end last.
-        varying: Outputs with an axis of any size behind the first, or whose first is no batch: rows of what was found.
+        varying: Outputs with as many rows as were found: their first axis may have any size, or the one behind the batch.
     """
 
     labels: Mapping[str, Sequence[str]] = {}
@@ -48,8 +48,13 @@ def facts_of(config: Mapping[str, Any]) -> ModelFacts:
     return ModelFacts(
         {output["name"]: output.get("labels", ()) for output in outputs},
         tuple(name for name in named.split(",") if name),
-        frozenset(o["name"] for o in outputs if -1 in (o["dims"][1:] if has_batch else o["dims"])),
+        frozenset(o["name"] for o in outputs if -1 in _rows(o["dims"], has_batch)),
     )
+
+
+def _rows(dims: Sequence[int], has_batch: bool) -> Sequence[int]:
+    """The axis of an output that counts what was found; others may vary, too, and are no rows."""
+    return dims[1:2] if has_batch or dims[:1] == [1] else dims[:1]
 
 
 def class_output(outputs: Outputs, facts: ModelFacts, asked: str = "") -> str:
@@ -91,12 +96,12 @@ def said_class(array: NDArray[Any]) -> int | str | None:
         array: Of the class output, for one example.
 
     Returns:
-        The label or number it is, or the index of the highest score; None for anything else.
+        The label or number it is, or the index of the highest score; None for anything else, and where a score is no number.
     """
     if array.size == 1 and array.dtype.kind in "Oiu":
         value = array.ravel()[0]
         return value if isinstance(value, str) else int(value)
-    return int(array.argmax()) if is_scores(array) else None
+    return int(array.argmax()) if is_scores(array) and not (array != array).any() else None
 
 
 def label_of(said: int | str | None, labels: Sequence[str]) -> str:
@@ -117,12 +122,14 @@ def found_rows(outputs: Outputs, facts: ModelFacts) -> list[dict[str, Any]] | No
         A row per thing found, by output (and number, where an output has several entries a row); None if this is no
         table.
     """
-    columns = {name: array[0] if array.ndim > 1 and len(array) == 1 else array for name, array in outputs.items()}
+    is_batch = {name: array.ndim > 1 and len(array) == 1 for name, array in outputs.items()}
+    columns = {name: array[0] if is_batch[name] else array for name, array in outputs.items()}
     is_varying = any(name in facts.varying for name in columns)
     columns = {name: array for name, array in columns.items() if array.ndim in (1, 2)}
     counts = {len(array) for array in columns.values()}
     is_table = len(columns) == len(outputs) and len(counts) == 1 and any(array.ndim == 2 for array in columns.values())
-    if not is_table or not (is_varying or (len(columns) > 1 and counts != {1})):
+    is_alike = len({is_batch[name] for name in columns}) == 1  # a table of anchors is no row of what was found
+    if not is_table or not (is_varying or (len(columns) > 1 and counts != {1} and is_alike)):
         return None
     rows: list[dict[str, Any]] = [{} for _ in range(counts.pop())]
     for name, array in columns.items():
@@ -139,7 +146,7 @@ def in_short(array: NDArray[Any], labels: Sequence[str] = ()) -> str:
         array: For one example.
         labels: Names of its classes, if it has any.
     """
-    if labels and is_scores(array):
+    if labels and said_class(array) is not None:
         best = int(array.argmax())
         return f"{label_of(best, labels)} ({array.ravel()[best]:.3g})"
     values = array.ravel().tolist()

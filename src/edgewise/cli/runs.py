@@ -86,8 +86,8 @@ def resume(
 ) -> None:
     """Go on with a run that ended early, as a new run from its last closed round.
 
-    It does the rounds that are left, with the same job. What clients and server keep between rounds begins anew. A run whose
-    coordinator was started again goes on by itself.
+    It does the rounds that are left, with the same job and what server and clients kept; a client whose kept state is gone is
+    named, and begins anew. A run whose coordinator was started again goes on by itself.
 
     Example:
       edgewise runs resume digits-1 --connect tls/127.0.0.1:7447 --identity nodes/operator

@@ -100,6 +100,7 @@ def command(
             model=name,
             force=force,
             ungated=ungated,
+            input_shapes=parse_shapes(input_shape),
         )
         if keep:
             raise InputError("--keep is for a model served on this machine alone; on a fleet a plan says what is kept.")

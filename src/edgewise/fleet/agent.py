@@ -162,7 +162,7 @@ class Agent:
 
     async def _start(self) -> None:
         node, settings = self.node, self.settings
-        node.progress = self._progress
+        node.progress = lambda: self.worker.progress() if self.worker else Progress(0, False)
         node.on_overtaken = self._overtaken
         node.route("control", LedgerRequest, self._ledger, Tier.CLOUD)
         node.route("control", StopOrder, self._stop, Tier.CLOUD)
@@ -190,6 +190,7 @@ class Agent:
             from edgewise.fleet.coordinator import Coordinator
 
             self.coordinator = Coordinator(node, settings, self.serving.host_here, self.worker)
+            self.serving.more_metrics = self.coordinator.metrics
         await self.serving.open()
         self.uplinks = uplink.Uplinks((True,) * len(node.uplinks))
         for index in range(len(node.uplinks)):
@@ -204,6 +205,7 @@ class Agent:
         for role in (self.training, self.coordinator):
             if role is not None:
                 await role.start()
+        self.serving.is_started = True
 
     def _describe(self) -> NodeInfo:
         worker = self.worker
@@ -230,9 +232,6 @@ class Agent:
         """Hard examples of the model that is trained here, which is called after its task."""
         assert self.worker is not None
         return await self.serving.labelled(self.worker.task_name, wanted)
-
-    def _progress(self) -> Progress:
-        return self.worker.progress() if self.worker else Progress(0, False)
 
     async def _ledger(self, *_: Any) -> LedgerAnswer:
         used = read_resources(self.node.name, self.node.identity.tier)

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from edgewise.core.ids import NodeId, Tier
+from edgewise.fleet.fleet_metrics import node_state_metrics, run_metrics, version_metrics
 from edgewise.fleet.membership.watch import Watch
 from edgewise.fleet.messages import (
     Ack,
@@ -54,6 +55,7 @@ from edgewise.fleet.serving.versions import VersionStore, load_holdouts
 from edgewise.fleet.store.events import EventLog, Registry
 from edgewise.fleet.training.local_worker import LocalWorker
 from edgewise.fleet.training.runs import Runs
+from edgewise.ledger.metric import Metric
 from edgewise.transport.frame import Frame
 
 log = logging.getLogger("edgewise.fleet")
@@ -97,6 +99,12 @@ class Coordinator:
         await self.runs.roles.close()
         self.events.close()
         self.registry.close()
+
+    def metrics(self) -> list[Metric]:
+        """What `/metrics` says of the fleet: runs, versions in force, nodes."""
+        members = [m for m in self.watch.members.members.values() if m.info is None or not _is_operator(m.info)]
+        in_force = {name: now.deploy.version for name, now in self.deployments.in_force().items()}
+        return [*run_metrics(self.runs.all()), *version_metrics(in_force), *node_state_metrics(members)]
 
     def _routes(self) -> None:
         node, cloud = self.node, Tier.CLOUD
@@ -159,7 +167,7 @@ class Coordinator:
         return self.runs.status(request.run)
 
     async def _runs_there(self, *_: Any) -> RunList:
-        return RunList(self.runs.rows())
+        return RunList(tuple(live.row for live in self.runs.all()))
 
     async def _resume(self, order: ResumeRun, *_: Any) -> RunSubmitted:
         return RunSubmitted(await self.runs.go_on(order))

@@ -33,6 +33,7 @@ from edgewise.inference.warm_up import warm_up, zeros
 from edgewise.inference.worker import BRIEF_S
 from edgewise.ledger.entry import Purpose
 from edgewise.models.graph.graph import Graph, PlainTensor
+from edgewise.models.graph.optional_inputs import with_optional
 from edgewise.planning.plan import ActivePlan, Gate, Handover, Plan, Site
 from edgewise.transport.frame import Frame, make_frame
 
@@ -222,7 +223,7 @@ class PreparedPlan:
                 f"are constants. Leave out {sorted({t.name for t in graph.optional} & set(given))}."
             )
         if self._whole_session is None:
-            self._whole_session = make_session(graph.model_bytes)
+            self._whole_session = make_session(with_optional(graph.model_bytes))
         if self.streams is not None:
             tensors |= self.streams.before(step)
         wanted = dict.fromkeys((*graph.constants, *end.tensors, *(output for _, output in self.stages.keeps)))

@@ -32,10 +32,12 @@ def check_inputs(
         InputError: If a name, dtype or shape is wrong.
     """
     wanted = {t.name: t for t in tensors}
-    offered = {t.name: t for t in optional if t.name in inputs} if len(inputs) > len(wanted) else {}
+    may_be_given = {t.name: t for t in optional}
+    inputs = {n: array for n, array in inputs.items() if array is not None or n not in may_be_given}
+    offered = {n: t for n, t in may_be_given.items() if n in inputs}
     for name in inputs:
         if name not in wanted and name not in offered:
-            raise InputError(f"the model has no input {name!r}.{nearest(name, (*wanted, *(t.name for t in optional)))}")
+            raise InputError(f"the model has no input {name!r}.{nearest(name, (*wanted, *may_be_given))}")
     found: Tensors = {}
     for name, tensor in {**wanted, **offered}.items():
         if name not in inputs:

@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.core.errors import GraphError, InputError, PlanInfeasible
-from edgewise.core.ids import Digest
 from edgewise.core.provenance import derived, origins_of, traced
 from edgewise.models.graph.graph import Graph
 from edgewise.models.graph.runtime import first_line
@@ -29,7 +28,7 @@ Tensors = dict[str, NDArray[Any]]
 
 # Below this the wait is spun, for `time.sleep` returns late by about as much.
 _SPIN_S = 150e-6
-_SESSIONS: WeakValueDictionary[tuple[Digest, tuple[str, ...], tuple[str, ...]], Any] = WeakValueDictionary()
+_SESSIONS: WeakValueDictionary[tuple[Any, ...], Any] = WeakValueDictionary()
 """Of this process, by graph and boundary; a session runs on several threads at once."""
 _BURSTS = 3
 _BURST_RUNS = 7
@@ -367,7 +366,9 @@ def make_stage(graph: Graph, inputs: Sequence[str], outputs: Sequence[str], *, d
 
 def _session_of(graph: Graph, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Any:
     """The session of a piece, shared by all stages that run it: plans of one version have most weights in common."""
-    key = (graph.digest, inputs, outputs)
+    # A model with free axes may be loaded with other sizes, which then stand in its pieces.
+    sizes = tuple(graph.tensor(name).open_shape for name in (*inputs, *outputs))
+    key = (graph.digest, inputs, outputs, sizes)
     session = _SESSIONS.get(key)
     if session is None:
         try:

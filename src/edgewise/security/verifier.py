@@ -86,6 +86,7 @@ class Verifier:
         self._ca = _read_certificate(ca_pem, "the authority")
         self._now = now
         self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._former: dict[str, _Known] = {}
         self._windows = dict(windows or {})
         self._refused: Counter[tuple[str, str, str]] = Counter()
         self._lock = threading.RLock()
@@ -115,7 +116,8 @@ class Verifier:
             expected: The name under which it was shown; None where there was none.
 
         Returns:
-            Name and tier it proves. A newer certificate of the same name replaces the older.
+            Name and tier it proves. Beside another certificate of the same name, e.g. a renewed one, the one before counts
+            as long as it is valid: which process is heard is said by its generation.
 
         Raises:
             IdentityRefused: With the reason; counted and logged.
@@ -137,6 +139,9 @@ class Verifier:
         key = certificate.public_key()
         assert isinstance(key, ec.EllipticCurvePublicKey)
         with self._lock:
+            before = self._known.get(subject.node)
+            if before is not None and before.certificate != certificate:
+                self._former[subject.node] = before
             self._known[subject.node] = _Known(subject, certificate, key)
             self._known.move_to_end(subject.node)
         return subject.node, subject.tier
@@ -169,8 +174,7 @@ class Verifier:
         Raises:
             IdentityRefused: With the reason; counted and logged with the claimed and the proven name.
         """
-        with self._lock:
-            known = self._known.get(sender)
+        known = self._signed_by(sender, signature, signed_bytes)
         error, proven = self._judge_frame(known, sender, signature, signed_bytes, tiers)
         if error is None:
             assert known is not None
@@ -188,8 +192,7 @@ class Verifier:
             signature: A frame's signature.
             signed_bytes: What it covers.
         """
-        with self._lock:
-            known = self._known.get(sender)
+        known = self._signed_by(sender, signature, signed_bytes)
         return known is not None and _is_signed(known, signature, signed_bytes)
 
     def knows(self, node: str) -> bool:
@@ -208,6 +211,13 @@ class Verifier:
         """Returns how many were refused, by (claimed name, proven name or link, reason)."""
         with self._lock:
             return dict(self._refused)
+
+    def _signed_by(self, sender: str, signature: bytes, signed_bytes: bytes) -> _Known | None:
+        """The certificate of a name that a frame is signed by, or the last learned of it."""
+        with self._lock:
+            known, former = self._known.get(sender), self._former.get(sender)
+        is_former = former is not None and bool(signature) and _is_signed(former, signature, signed_bytes)
+        return former if is_former else known
 
     def _judge(self, certificate: x509.Certificate) -> Subject:
         try:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
@@ -70,7 +70,7 @@ class InferenceClient:
     async def infer(
         self,
         model: str,
-        inputs: dict[str, NDArray[Any]],
+        inputs: Mapping[str, NDArray[Any] | None],
         *,
         request_id: str = "",
         parameters: dict[str, Any] | None = None,
@@ -79,7 +79,7 @@ class InferenceClient:
 
         Args:
             model: Model name at the endpoint.
-            inputs: Arrays by input name.
+            inputs: Arrays by input name; None for an optional one that is absent.
             request_id: Identifies the request, e.g. for feedback.
             parameters: Request parameters.
 
@@ -92,7 +92,7 @@ class InferenceClient:
         """
         start = time.monotonic()
         path = f"/v2/models/{quote(model, safe='')}/infer"
-        head, body = _request_body(inputs, request_id, parameters or {})
+        head, body = _request_body({n: a for n, a in inputs.items() if a is not None}, request_id, parameters or {})
         extra = f"Inference-Header-Content-Length: {len(head)}\r\nContent-Type: application/octet-stream\r\n"
         status, headers, content = await self.call("POST", path, head + body, extra)
         if status != 200:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from statistics import median
 from typing import Any
 
@@ -70,15 +70,20 @@ class NodeEndpoint:
 
 
 async def open_endpoint(
-    models: Model | Mapping[str, Model], host: str, port: int, metrics: Metrics = tuple
+    models: Model | Mapping[str, Model],
+    host: str,
+    port: int,
+    metrics: Metrics = tuple,
+    ready: Callable[[], bool] | None = None,
 ) -> NodeEndpoint:
-    """Opens a device's endpoint.
+    """Opens a node's endpoint.
 
     Args:
         models: What is served; by name, it may change while the endpoint is open.
         host: Address to listen on.
         port: Port; 0 takes a free one.
         metrics: What `/metrics` says beside the models' own.
+        ready: As in `serve_http`.
 
     Returns:
         The endpoint.
@@ -87,7 +92,7 @@ async def open_endpoint(
         ConfigError: As `serve_http`.
         SecurityError: As `serve_http`.
     """
-    return NodeEndpoint(await serve_http(models, host, port, metrics=metrics))
+    return NodeEndpoint(await serve_http(models, host, port, metrics=metrics, ready=ready))
 
 
 class _AtOnce:

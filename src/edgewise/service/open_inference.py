@@ -41,7 +41,7 @@ from edgewise.models.graph.graph import Graph, PlainTensor
 from edgewise.planning.plan import ActivePlan
 from edgewise.service.connection import OnePacketProtocol
 from edgewise.service.model_config import describe_config
-from edgewise.service.open_inference_format import describe, read_feedback, read_request, write_answer
+from edgewise.service.open_inference_format import check_absent, describe, read_feedback, read_request, write_answer
 from edgewise.service.request_body import LENGTH, BodyTooLarge, decompressed, header_length, read_body
 
 log = logging.getLogger(__name__)
@@ -161,6 +161,7 @@ async def serve_http(
     tls: tuple[Path, Path] | None = None,
     insecure: bool = False,
     metrics: Metrics = tuple,
+    ready: Callable[[], bool] | None = None,
 ) -> HttpServer:
     """Opens the endpoint on the running event loop.
 
@@ -172,6 +173,7 @@ async def serve_http(
         tls: Certificate and key files, PEM.
         insecure: Lets a non-loopback address be served without TLS.
         metrics: What `/metrics` says beside the models' own.
+        ready: Whether this process is; without it, once there are models and each has a plan in force.
 
     Returns:
         The endpoint, listening.
@@ -189,7 +191,7 @@ async def serve_http(
             f"{host}:{port} is not a loopback address and there is no TLS; anybody on the network could use it. "
             "Give a certificate and a key, or say --insecure."
         )
-    app = make_app(served, max_body_bytes=max_body_bytes, metrics=metrics)
+    app = make_app(served, max_body_bytes=max_body_bytes, metrics=metrics, ready=ready)
     listener = _listen(host, port)
     config = uvicorn.Config(
         app,
@@ -243,13 +245,20 @@ def _is_loopback(host: str) -> bool:
     return False
 
 
-def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTES, metrics: Metrics = tuple) -> ASGIApp:
+def make_app(
+    models: Mapping[str, Model],
+    *,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    metrics: Metrics = tuple,
+    ready: Callable[[], bool] | None = None,
+) -> ASGIApp:
     """The routes as an application, e.g. to be mounted elsewhere.
 
     Args:
         models: What is served, by name; looked up at each request, so it may change.
         max_body_bytes: Longer bodies are refused.
         metrics: What `/metrics` says beside the models' own.
+        ready: As in `serve_http`.
 
     Returns:
         An ASGI application.
@@ -270,8 +279,8 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
         return Response({"live": True})
 
     @get(["/v2/health/ready"], sync_to_thread=False)
-    def ready() -> Response[dict[str, bool]]:
-        is_ready = bool(models) and all(m.active is not None for m in models.values())
+    def server_ready() -> Response[dict[str, bool]]:
+        is_ready = ready() if ready else bool(models) and all(m.active is not None for m in models.values())
         return Response({"ready": is_ready}, status_code=200 if is_ready else 503)
 
     @get("/v2", sync_to_thread=False)
@@ -378,6 +387,7 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
         model, _ = find(name, version)
         body = decompressed(await read_body(receive, max_body_bytes), headers, max_body_bytes)
         request, made = read_request(body, header_length(headers)), {tensor.name: tensor for tensor in model.outputs}
+        check_absent(request, model.graph.optional if model.graph is not None else ())
         for wanted in request.outputs:
             if wanted not in made:
                 raise InputError(f"the model has no output {wanted!r}.{nearest(wanted, made)}")
@@ -410,7 +420,7 @@ def make_app(models: Mapping[str, Model], *, max_body_bytes: int = MAX_BODY_BYTE
     routes = Litestar(
         [
             live,
-            ready,
+            server_ready,
             server_metadata,
             index,
             model_metadata,

@@ -7,7 +7,7 @@ routes are in `open_inference.py`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,6 +61,7 @@ class InferRequest:
             without.
         deadline_s: From `parameters.timeout` (µs, as `tritonclient` sends it) or `parameters.deadline_ms`; None without.
         num_classes: Of outputs that are wanted as their best classes: how many.
+        absent: Inputs that are named with `null` for data.
     """
 
     id: str
@@ -70,6 +71,7 @@ class InferRequest:
     deadline_s: float | None
     stream: StreamStep | None = None
     num_classes: Mapping[str, int] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
 
 
 def read_request(body: bytes, header_length: int | None) -> InferRequest:
@@ -92,10 +94,13 @@ def read_request(body: bytes, header_length: int | None) -> InferRequest:
             "It must be the length of the JSON part."
         )
     header = _header(memoryview(body)[:cut])
-    offset, inputs = cut, dict[str, NDArray[Any]]()
+    offset, inputs, absent = cut, dict[str, NDArray[Any]](), dict[str, None]()
     for item in header.inputs:
-        if item.name in inputs:
+        if item.name in inputs or item.name in absent:
             raise InputError(f"input {item.name!r} is given twice. Send it once.")
+        if item.data is None and "binary_data_size" not in _given(item.parameters):
+            absent[item.name] = None
+            continue
         array, offset = _read_input(item, body, offset)
         inputs[item.name] = traced(array, RAW)
     if offset != len(body):
@@ -116,7 +121,23 @@ def read_request(body: bytes, header_length: int | None) -> InferRequest:
         is_binary[wanted.name] = bool(given.get("binary_data", is_binary[""]))
     names = tuple(dict.fromkeys(o.name for o in outputs))
     deadline_s, stream = _deadline_s(parameters), _stream(parameters)
-    return InferRequest(header.id or "", inputs, names, is_binary, deadline_s, stream, num_classes)
+    return InferRequest(header.id or "", inputs, names, is_binary, deadline_s, stream, num_classes, tuple(absent))
+
+
+def check_absent(request: InferRequest, optional: Iterable[PlainTensor]) -> None:
+    """Refuses a request that leaves out what the model needs.
+
+    Args:
+        request: As read.
+        optional: Inputs of the model that may be absent.
+
+    Raises:
+        InputError: If an input without data is none of them.
+    """
+    known = {tensor.name for tensor in optional}
+    for name in request.absent:
+        if name not in known:
+            raise InputError(f"input {name!r} has neither data nor binary_data_size. Send one of them.")
 
 
 def _given(parameters: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -166,8 +187,6 @@ def _read_input(item: _InputHeader, body: bytes, offset: int) -> tuple[NDArray[A
     if any(n < 0 for n in item.shape):
         raise InputError(f"input {item.name!r} has shape {list(item.shape)}, sizes cannot be negative.")
     size, left = _given(item.parameters).get("binary_data_size"), len(body) - offset
-    if size is None and item.data is None:
-        raise InputError(f"input {item.name!r} has neither data nor binary_data_size. Send one of them.")
     needed = size if size is None else size_of(item.shape, item.datatype)
     is_size = isinstance(size, int) and not isinstance(size, bool) and 0 <= size <= left
     if size is not None and (not is_size or needed not in (size, None)):

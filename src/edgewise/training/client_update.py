@@ -86,6 +86,16 @@ def received_bundle(order: WorkOrder, exchange: Exchange, blobs: Blobs, num_entr
     return found
 
 
+def keeps_on_clients(exchange: Exchange) -> bool:
+    """Whether clients keep something from one of their updates to the next: of a rule, or of a codec.
+
+    Args:
+        exchange: Local work, uplink.
+    """
+    states = (state_to_arrays(codec.init((1,))) for codec in exchange.uplink.values())
+    return bool(exchange.local.keeps) or any(states)
+
+
 def client_update(
     exchange: Exchange,
     engine: LocalEngine,

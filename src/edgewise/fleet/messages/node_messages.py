@@ -196,7 +196,13 @@ class LogAnswer(Message, frozen=True):
 
 
 class TakeOver(Message, frozen=True):
-    """Tells a process that another one of the same node, by its certificate and newer, takes its place; it stops."""
+    """Tells a process that another one of the same node, by its certificate and newer, takes its place; it stops.
+
+    Attributes:
+        certificate: Of whoever takes over, PEM: one that was renewed is not the one that the first process knows.
+    """
+
+    certificate: str = ""
 
 
 class StopOrder(Message, frozen=True):

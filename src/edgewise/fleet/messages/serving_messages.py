@@ -10,6 +10,7 @@ import msgspec
 
 from edgewise.core.ids import Digest, NodeId, Revision, digest_of
 from edgewise.fleet.messages.message import Ack, BlobRef, Message
+from edgewise.models.graph.input_hints import NO_HINTS, InputHints
 from edgewise.models.version import ExitEvidence, GateResult, ModelVersion
 from edgewise.planning.plan import Plan, Site
 from edgewise.planning.policy import Policy
@@ -27,6 +28,7 @@ class ProfileOrder(Message, frozen=True):
         endpoint_overhead_s: Seconds a request spends at the node's HTTP endpoint, as measured by whoever asks; 0 lets a node
             that has one measure it.
         measures_memory: Whether to measure the session's memory too, which takes a process of its own.
+        hints: What the graph is loaded with.
     """
 
     graph: BlobRef
@@ -35,6 +37,7 @@ class ProfileOrder(Message, frozen=True):
     link_to: NodeId = NodeId("")
     endpoint_overhead_s: float = 0.0
     measures_memory: bool = True
+    hints: InputHints = NO_HINTS
 
 
 class ProfileAnswer(Message, frozen=True):
@@ -82,6 +85,7 @@ class InstallOrder(Message, frozen=True):
         deadline_s: Deadline of a request under these plans.
         inputs: What the plans were made from; a device given them may switch among the plans by what it observes.
         share: The model's weight among those of the node, for computing time and open requests.
+        hints: What the graph is loaded with.
     """
 
     model: str
@@ -93,6 +97,7 @@ class InstallOrder(Message, frozen=True):
     deadline_s: float = 1.0
     inputs: PlanInputs | None = None
     share: float = 1.0
+    hints: InputHints = NO_HINTS
 
     @property
     def digest(self) -> Digest:
@@ -138,6 +143,7 @@ class Deploy(Message, frozen=True):
         ungated: Serve it although nothing says whether it is worse than the one in force.
         policy: What the operator asked for, to which plans of this model keep until another is given; None leaves the one
             in force. `inputs.policy` is what is left of it under the grants of the devices.
+        hints: What the graph was planned with, and is loaded with on every node.
     """
 
     version: int
@@ -151,6 +157,7 @@ class Deploy(Message, frozen=True):
     force: bool = False
     ungated: bool = False
     policy: Policy | None = None
+    hints: InputHints = NO_HINTS
 
 
 class AdmissionRequest(Message, frozen=True):

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 
 from edgewise.core.errors import (
@@ -28,7 +29,7 @@ from edgewise.core.errors import (
 )
 from edgewise.core.ids import Digest, Generation, NodeId, Tier
 from edgewise.core.provenance import Origins
-from edgewise.fleet.messages import BLOB, InfoRequest, Message, NodeInfo, Progress, kind_of
+from edgewise.fleet.messages import BLOB, InfoRequest, Message, NodeInfo, Progress, TakeOver, kind_of
 from edgewise.ledger.entry import FrameCounter, Purpose
 from edgewise.security.data_policy import DataPolicy, EgressAudit
 from edgewise.security.identity import Identity
@@ -415,6 +416,8 @@ class Node:
 
     async def _prove(self, node: NodeId, frame: Frame, key: str) -> NodeInfo:
         """Verifies that a node signed this frame for this key in this incarnation, and returns its info."""
+        if node == self.name and frame.kind == kind_of(TakeOver):
+            return self._prove_successor(frame, key)
         known = self._known.get(node)
         # An operator's sessions come and go under one certificate, and the one that answers may be leaving: what is
         # known of its name stands as long as its signature does.
@@ -425,6 +428,22 @@ class Node:
             frame.sender, frame.generation, frame.sequence, frame.signature, addressed(frame.signed_bytes, key)
         )
         return info
+
+    def _prove_successor(self, frame: Frame, key: str) -> NodeInfo:
+        """Verifies that a process of this node's name and tier signed a frame, by a certificate of its own where it was renewed.
+
+        Nobody else could be asked for that certificate: to this node's name this process answers.
+        """
+        certificate, verifier = frame.read(TakeOver).certificate, self.identity.verifier()
+        _, tier = verifier.learn(certificate.encode() or self.identity.certificate_pem, expected=self.name)
+        if tier != self.identity.tier or not verifier.is_signed(
+            self.name, frame.signature, addressed(frame.signed_bytes, key)
+        ):
+            raise IdentityRefused(
+                f"a process is to take over {self.name!r} and does not prove that it is one. It was refused.",
+                reason=Reason.FORGED.value,
+            )
+        return msgspec.structs.replace(self.describe(), generation=frame.generation)
 
     async def _prove_answer(self, node: NodeId, key: str, answer: Frame) -> None:
         try:

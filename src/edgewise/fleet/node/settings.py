@@ -30,7 +30,8 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             one model, several with commas between.
         dilation: Factor by which inference compute is stretched.
         active_power_w: Modelled power while computing.
-        http: Host:port of the inference endpoint; "" for none, port 0 picks a free one.
+        http: Host:port, or a port of loopback, of the inference endpoint, which has /metrics too; "" for none, port 0 picks
+            a free one.
         model_name: Another name of its only model at the inference endpoint; each is known by its own.
         engine: Local engine, or "" to choose by a short timing.
         buffer_bytes: Bound of each model's hard-example buffer.

@@ -151,7 +151,8 @@ async def take_place_of(first: NodeInfo, node: Node) -> None:
         InputError: If it does not leave.
     """
     with contextlib.suppress(EdgewiseError):  # it may leave before its answer is here
-        await node.ask(node.name, "control", TakeOver(), Ack, timeout_s=ASK_TIMEOUT_S)
+        order = TakeOver(node.identity.certificate_pem.decode())
+        await node.ask(node.name, "control", order, Ack, timeout_s=ASK_TIMEOUT_S)
     end = time.monotonic() + LEAVE_TIMEOUT_S
     while (still := await first_of(node)) is not None and still.generation == first.generation:
         if time.monotonic() > end:

@@ -90,7 +90,7 @@ async def check_deployment(
             return DeployCheck(refusal)
     reasons = []
     for plan in wanted.plans:
-        gate = await asyncio.to_thread(versions.codec_gate, wanted.version, plan)
+        gate = await asyncio.to_thread(versions.codec_gate, wanted.version, plan, wanted.hints)
         if gate is None:
             continue
         on_event("codec_gate", {"model": version.task, "plan": plan.name, "passed": gate.passed, "reason": gate.reason})

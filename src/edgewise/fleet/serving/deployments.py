@@ -275,7 +275,7 @@ class Deployments:
             return ack.reason
         edges = [m.node for m in self.watch.members.alive(Tier.EDGE)]
         acks = await asyncio.gather(*(self._ask_to_install(edge, now) for edge in edges))
-        return next((ack.reason for ack in acks if ack is not None and not ack.accepted), "")
+        return next((ack.reason for ack in acks if isinstance(ack, Ack) and not ack.accepted), "")
 
     async def _withdraw_from_hosts(self, model: str) -> None:
         await self.host_here(UninstallOrder(model))
@@ -283,8 +283,7 @@ class Deployments:
 
     async def _roll_out(self, of: ModelDeployments, now: Deployment, before: Deployment | None) -> str:
         """Rolls out device by device; returns why it was halted, "" if it completed."""
-        devices = [m.node for m in self.watch.members.alive(Tier.DEVICE)]
-        if not devices:
+        if not (devices := [m.node for m in self.watch.members.alive(Tier.DEVICE)]):
             return ""
         stages = _stages(now.deploy, devices)
         limits = HealthLimits(min_requests=now.deploy.min_requests, max_latency_ratio=3.0)
@@ -304,18 +303,18 @@ class Deployments:
     async def _install(self, node: NodeId, what: Deployment) -> str:
         """Installs on one node; returns why not, "" if it did."""
         ack = await self._ask_to_install(node, what)
-        if ack is None:
-            return f"{node} could not be asked to install version {what.deploy.version}"
+        if isinstance(ack, EdgewiseError):
+            return f"{node} could not install version {what.deploy.version}: {ack.message}"
         return "" if ack.accepted else ack.reason
 
-    async def _ask_to_install(self, node: NodeId, what: Deployment) -> Ack | None:
+    async def _ask_to_install(self, node: NodeId, what: Deployment) -> Ack | EdgewiseError:
         try:
             order = self._order(what, node, self.watch.members.members[node].tier)
             timeout_s = INSTALL_TIMEOUT_S + order.graph.size_bytes / SLOWEST_BYTES_PER_S
             return await self.node.ask(node, "control", order, Ack, timeout_s=timeout_s)
         except EdgewiseError as error:
             log.warning("%s could not install version %d: %s", node, what.deploy.version, error)
-            return None
+            return error
 
     async def _uninstall(self, node: NodeId, model: str) -> str:
         order: Message = UninstallOrder(model)
@@ -347,6 +346,7 @@ class Deployments:
             deadline_s=deploy.deadline_s,
             inputs=deploy.inputs if tier is Tier.DEVICE else None,
             share=deploy.share,
+            hints=deploy.hints,
         )
 
     def _nodes_at(self, site: Site, near: NodeId) -> tuple[NodeId, ...]:

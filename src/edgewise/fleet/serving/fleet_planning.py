@@ -21,6 +21,7 @@ from edgewise.fleet.messages import Deploy, NodeInfo, NodeRow, PlanInputs, Profi
 from edgewise.fleet.operator.operator import Operator
 from edgewise.inference.evidence import CODECS
 from edgewise.models.graph.graph import Graph
+from edgewise.models.graph.input_hints import NO_HINTS, InputHints
 from edgewise.models.model_choice import choose_model
 from edgewise.models.version import ExitEvidence, ModelVersion
 from edgewise.planning.choose import make_search
@@ -88,6 +89,7 @@ async def measure(
     budget_s: float = 3.0,
     cadence_s: float = 0.0,
     endpoint_overhead_s: float = 0.0,
+    hints: InputHints = NO_HINTS,
     done: Callable[[str], None] = lambda _: None,
 ) -> Measured:
     """Lets the nodes of a chain measure a graph and the links between them, one after the other.
@@ -99,6 +101,7 @@ async def measure(
         budget_s: Seconds of measuring per node.
         cadence_s: Gap between a device's runs, as between requests in serving.
         endpoint_overhead_s: Seconds a request spends at the device's HTTP endpoint.
+        hints: What the graph is loaded with.
         done: Takes each node that is done.
 
     Returns:
@@ -109,7 +112,7 @@ async def measure(
     profiles, links = {}, []
     for info in chain:
         served = (cadence_s, endpoint_overhead_s) if info.tier is Tier.DEVICE else (0.0, 0.0)
-        order = ProfileOrder(ref, budget_s, served[0], upward.get(info.node, NodeId("")), served[1])
+        order = ProfileOrder(ref, budget_s, served[0], upward.get(info.node, NodeId("")), served[1], hints=hints)
         answer = await operator.profile(info.node, order)
         profiles[info.tier] = answer.profile
         links += [answer.link] if answer.link is not None else []
@@ -165,6 +168,7 @@ def deployment(
     plan: Plan,
     deadline_s: float | None = None,
     policy: Policy | None = None,
+    hints: InputHints = NO_HINTS,
 ) -> Deploy:
     """The order that puts a plan in force.
 
@@ -174,6 +178,7 @@ def deployment(
         plan: The plan.
         deadline_s: Of a request; None takes `DEADLINE_FACTOR` times the predicted 95th percentile.
         policy: What was asked for, where the search's is narrower by what devices grant; None for the search's.
+        hints: What the graph was planned with.
 
     Returns:
         The order.
@@ -184,7 +189,7 @@ def deployment(
     )
     limit_s = max(LEAST_DEADLINE_S, DEADLINE_FACTOR * plan.predicted.latency_p95_s)
     policy = policy or search.policy
-    return Deploy(version.number, alternatives(search, plan), deadline_s or limit_s, inputs, policy=policy)
+    return Deploy(version.number, alternatives(search, plan), deadline_s or limit_s, inputs, policy=policy, hints=hints)
 
 
 def choose_version(versions: Sequence[ModelVersion], number: int = 0, model: str = "") -> ModelVersion:

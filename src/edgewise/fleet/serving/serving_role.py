@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import msgspec
 
 from edgewise.core.errors import EdgewiseError, StoreError, TransportError, Unreachable
-from edgewise.core.ids import NodeId, Revision, Tier
+from edgewise.core.ids import Digest, NodeId, Revision, Tier, digest_of
 from edgewise.core.process import keep_for_good
 from edgewise.fleet.messages import (
     Ack,
@@ -51,6 +51,7 @@ from edgewise.inference.stage_messages import STAGE
 from edgewise.inference.stage_server import StageHost
 from edgewise.ledger.metric import Metric, node_metrics
 from edgewise.models.graph.graph import Graph
+from edgewise.models.graph.input_hints import NO_HINTS, InputHints, load_with
 from edgewise.models.model_choice import choose_model
 from edgewise.models.task import Examples
 from edgewise.planning.plan import ActivePlan, Site
@@ -77,9 +78,10 @@ class ServingEndpoint(Protocol):
 
 
 OpenEndpoint = Callable[
-    [Mapping[str, ModelServer], str, int, Callable[[], Iterable[Metric]]], Awaitable[ServingEndpoint]
+    [Mapping[str, ModelServer], str, int, Callable[[], Iterable[Metric]], Callable[[], bool] | None],
+    Awaitable[ServingEndpoint],
 ]
-"""(models by name, host, port, the node's metrics) -> the open endpoint."""
+"""(models by name, host, port, the node's metrics, whether it is ready if models do not say it) -> the open endpoint."""
 
 
 class Serving:
@@ -90,19 +92,23 @@ class Serving:
         models: What a device serves, by name.
         host: Runs stages on another node.
         compute_s: Seconds this node has computed answers.
+        is_started: Whether the node has begun its other roles; one without models of its own is ready then.
+        more_metrics: What another role of this node adds to its metrics.
     """
 
     def __init__(self, node: Node, settings: AgentSettings, open_endpoint: OpenEndpoint | None = None) -> None:
         self.node = node
         self.http_port = 0
         self.compute_s = 0.0
+        self.is_started = False
+        self.more_metrics: Callable[[], Iterable[Metric]] = tuple
         self.models: dict[str, DeviceModel] = {}
         self.host: StageHost | None = None
         self._settings = settings
         self._open_endpoint = open_endpoint
         self._endpoint: ServingEndpoint | None = None
         self._device: ServingNode | None = None
-        self._graphs: dict[str, Graph] = {}
+        self._graphs: dict[tuple[Digest, Digest], Graph] = {}
         self._changing = asyncio.Lock()
         self._away: set[NodeId] = set()
         self._installed = InstalledModels(
@@ -143,13 +149,17 @@ class Serving:
     async def _open_http(self, models: Mapping[str, ModelServer]) -> None:
         if self._settings.http and self._open_endpoint is not None:
             host, _, port = self._settings.http.rpartition(":")
-            self._endpoint = await self._open_endpoint(models, host or "127.0.0.1", int(port), self.metrics)
+            ready = None if self.host is None else lambda: self.is_started
+            self._endpoint = await self._open_endpoint(models, host or "127.0.0.1", int(port), self.metrics, ready)
             self.http_port = self._endpoint.port
 
     def metrics(self) -> list[Metric]:
         """What this node's `/metrics` says beside its models' own."""
         node, settings = self.node, self._settings
-        of_node = node_metrics(node.name, settings.tier, node.counter.entries(), settings.dilation)
+        of_node = [
+            *node_metrics(node.name, settings.tier, node.counter.entries(), settings.dilation),
+            *self.more_metrics(),
+        ]
         if self.host is not None:
             return [*of_node, *host_metrics(self.host, {name: row.version for name, row in self.in_force().items()})]
         return [*of_node, *(worker_metrics(self._device.worker) if self._device is not None else ())]
@@ -276,7 +286,7 @@ class Serving:
         return Ack()
 
     async def _serve(self, order: InstallOrder) -> None:
-        graph = await self._load(order.graph, order.model)
+        graph = await self._load(order.graph, order.model, order.hints)
         targets = self._targets(order)
         if self.host is not None:
             for index, plan in enumerate(order.plans):
@@ -339,9 +349,9 @@ class Serving:
         first = order.nodes_at[0].nodes[0]
         return await probe_once(self.node.uplink_to(first), self.node.keys.service(first, PROBE), size_bytes)
 
-    async def _load(self, graph: BlobRef, model: str = "a model") -> Graph:
-        digest = graph.digest
-        if digest not in self._graphs:
+    async def _load(self, graph: BlobRef, model: str = "a model", hints: InputHints = NO_HINTS) -> Graph:
+        digest, key = graph.digest, _loaded_as(graph, hints)
+        if key not in self._graphs:
             if (
                 self.node.blobs.has(digest)
                 and not await self._is_whole(model, graph)
@@ -352,19 +362,19 @@ class Serving:
                     "model again, with `edgewise serve MODEL.onnx --connect …`, or deploy another version."
                 )
             data = await self.node.fetch(graph)
-            served = {order.graph.digest for order in self._installed.orders.values()}
+            served = {_loaded_as(order.graph, order.hints) for order in self._installed.orders.values()}
             others = [item for item in self._graphs.items() if item[0] not in served][-3:]
             self._graphs = {
                 **{known: value for known, value in self._graphs.items() if known in served},
                 **dict(others),
-                digest: await asyncio.to_thread(Graph.load, data),
+                key: await asyncio.to_thread(load_with, data, hints),
             }
-        return self._graphs[digest]
+        return self._graphs[key]
 
     async def _profile(self, order: ProfileOrder, *_: Any) -> ProfileAnswer:
         from edgewise.inference.profiler import profile_graph
 
-        graph = await self._load(order.graph)
+        graph = await self._load(order.graph, hints=order.hints)
         overhead_s = order.endpoint_overhead_s
         if overhead_s == 0.0 and self._endpoint is not None:
             overhead_s = await self._endpoint.overhead_s(graph, order.cadence_s)
@@ -425,3 +435,7 @@ class Serving:
     async def _publish(self, kind: str, fields: dict[str, Any]) -> None:
         frame = event_frame(event_of(kind, {"node": self.node.name, **fields}))
         await self.node.transport.publish(self.node.keys.event(self.node.name), frame)
+
+
+def _loaded_as(graph: BlobRef, hints: InputHints) -> tuple[Digest, Digest]:
+    return graph.digest, digest_of(msgspec.msgpack.encode(hints))

@@ -24,6 +24,7 @@ from edgewise.inference.gates.exit import confidence
 from edgewise.lifecycle.change import DriftAnswer
 from edgewise.lifecycle.version_gate import compare
 from edgewise.models.graph.graph import Graph
+from edgewise.models.graph.input_hints import NO_HINTS, InputHints, load_with
 from edgewise.models.graph.weights import with_weights
 from edgewise.models.model_choice import check_model_name
 from edgewise.models.version import ExitEvidence, GateResult, ModelVersion
@@ -160,12 +161,13 @@ class VersionStore:
         """Bytes of its graph."""
         return self.blobs.size(self.get(number).graph)
 
-    def codec_gate(self, number: int, plan: Plan) -> GateResult | None:
+    def codec_gate(self, number: int, plan: Plan, hints: InputHints = NO_HINTS) -> GateResult | None:
         """A plan with its codecs against itself without, on the gate's examples.
 
         Args:
             number: Version.
             plan: With coded cuts.
+            hints: What it was planned with.
 
         Returns:
             The comparison; None for lossless plans, and without held-out data.
@@ -174,7 +176,7 @@ class VersionStore:
         holdout = self._holdout_for(self.get(number).task, data)
         if holdout is None:
             return None
-        return codec_gate(Graph.load(data), plan, holdout.gate_x, holdout.gate_y)
+        return codec_gate(load_with(data, hints), plan, holdout.gate_x, holdout.gate_y)
 
     def promote(self, number: int, *, note: str = "") -> None:
         """Makes a version the current one; a note says why it is to serve whatever its gate said."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -13,7 +14,8 @@ from edgewise.core.ids import Digest, RunId
 from edgewise.fleet.messages import RoundRecord, RunRow, RunStatus, SubmitRun
 from edgewise.fleet.training.presence import view_of
 from edgewise.fleet.training.role_driver import RoleDriver
-from edgewise.training.protocols.messages import OutcomeKind, RoundSummary, RunConfig
+from edgewise.training.algorithm import MODEL
+from edgewise.training.protocols.messages import FORMER_RUNS, FormerRun, OutcomeKind, RoundSummary, RunConfig
 from edgewise.training.protocols.protocol import RunView
 
 
@@ -135,17 +137,17 @@ class LiveRun:
             submitted_s=self.submitted_s,
         )
 
-    def going_on(self, name: str) -> tuple[SubmitRun, Digest]:
+    def going_on(self, name: str) -> tuple[SubmitRun, Digest, FormerRun | None]:
         """What a new run does that goes on where this one ended early.
 
-        Seeds are other ones than those of its rounds so far, or the same examples would be drawn again. What clients and server
-        keep between rounds begins anew.
+        Rounds are numbered on, so that its draws are those of an undisturbed run; what clients and server keep between rounds
+        stands.
 
         Args:
             name: Of the new run; "" lets the coordinator name it.
 
         Returns:
-            The request, and the digest of the model it starts from.
+            The request, the digest of the model it starts from, and what it goes on with; None where no round has closed.
 
         Raises:
             InputError: If the run goes on, or has done all it was to do.
@@ -161,16 +163,36 @@ class LiveRun:
                 f"run {run!r} has done all of its {config.num_rounds} rounds. Go on from its version: edgewise train JOB "
                 f"--start-version {status.version or 'N'}"
             )
-        spec = msgspec.structs.replace(config.spec, run=RunId(name), seed=config.spec.seed + done)
+        view = self.view
+        former = None
+        if view is not None and done:
+            former = FormerRun(sections=view.sections, records=view.records, rounds=view.rounds)
+        runs = (run, *config.spec.extra.get(FORMER_RUNS, ()))
+        spec = msgspec.structs.replace(config.spec, run=RunId(name), extra={**config.spec.extra, FORMER_RUNS: runs})
         request = msgspec.structs.replace(
-            self.submitted.request, spec=spec, num_rounds=config.num_rounds - done, clients=config.clients
+            self.submitted.request, spec=spec, num_rounds=config.num_rounds, clients=config.clients
         )
-        return request, self.view.model if self.view is not None and done else config.initial_model
+        return request, former.sections[MODEL].blob.digest if former is not None else config.initial_model, former
 
     def _waits_for(self, view: RunView) -> str:
         if self.waiting or not view.outstanding:
             return self.waiting
         return f"round {view.round} waits for {', '.join(view.outstanding)}"
+
+
+def with_former(rounds: Iterable[RoundSummary], known: Iterable[RoundRecord]) -> list[RoundRecord]:
+    """Records of closed rounds: those that are known, e.g. of a former run, and of the others what their summaries say.
+
+    Args:
+        rounds: As the protocol knows them.
+        known: Records.
+    """
+    records = {record.round: record for record in known}
+    return [
+        records.get(summary.round)
+        or record_of(summary, accuracy=float("nan"), seconds=0.0, uplink_bytes=0, downlink_bytes=0)
+        for summary in rounds
+    ]
 
 
 def record_of(

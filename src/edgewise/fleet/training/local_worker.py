@@ -32,7 +32,7 @@ from edgewise.models.task import Examples, Task, described, load_task
 from edgewise.models.task_code import TASK_CODE, code_digest, difference
 from edgewise.training.protocols.client_role import is_long
 from edgewise.training.protocols.letters import BlobName
-from edgewise.training.protocols.messages import Work, WorkDone, WorkGivenUp
+from edgewise.training.protocols.messages import FORMER_RUNS, Work, WorkDone, WorkGivenUp
 from edgewise.transport.bulk.blobs import FolderBlobs
 
 if TYPE_CHECKING:
@@ -294,7 +294,7 @@ class LocalWorker:
         return sent_name, kept, update.num_examples, {**update.metrics, "seconds": seconds}
 
     def _update(self, driver: RoleDriver, work: Work, job: _Job) -> ClientUpdate:
-        from edgewise.training.client_update import client_seeds, client_update, received_bundle
+        from edgewise.training.client_update import client_seeds, client_update, keeps_on_clients, received_bundle
 
         assert self._task is not None
         assert self._examples is not None
@@ -321,9 +321,14 @@ class LocalWorker:
         blobs, num_entries = MappedBlobs(self.node.blobs), order.spec.num_entries
         received = received_bundle(order, exchange, blobs, num_entries)
         seeds = client_seeds(order.spec.seed, order.round, self.client, order.exchange)
-        return client_update(exchange, engine, received, self._kept(work), examples, seeds, progress=stepped)
+        kept = self._kept(work, is_needed=keeps_on_clients(exchange))
+        return client_update(exchange, engine, received, kept, examples, seeds, progress=stepped)
 
-    def _kept(self, work: Work) -> Bundle:
+    def _kept(self, work: Work, *, is_needed: bool) -> Bundle:
+        former = work.order.spec.extra.get(FORMER_RUNS)
+        is_gone = work.kept is None or not self.private.has(work.kept)
+        if former and is_gone and is_needed and work.order.counted:
+            raise KeptLost(f"what {self.client} kept in {former[0]} is gone from its disk, it begins anew")
         if work.kept is None:
             return {}
         if not self.private.has(work.kept):

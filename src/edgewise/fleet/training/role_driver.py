@@ -343,7 +343,8 @@ class RoleDriver:
             case WorkDone(update=update, kept=kept):
                 self.mentioned.update((update.digest, *(() if kept is None else (kept,))))
             case RunStarted(config=config):
-                self.mentioned.add(config.initial_model)
+                former = () if config.former is None else config.former.sections.values()
+                self.mentioned.update((config.initial_model, *(section.blob.digest for section in former)))
             case ClientLost(client=client):
                 self.awaited.discard(client)
             case ClientReturned(client=client):

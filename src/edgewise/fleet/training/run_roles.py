@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from edgewise.core.errors import EdgewiseError, StoreError
-from edgewise.core.ids import ClientId, Digest, NodeId, RunId, Tier
+from edgewise.core.ids import ClientId, Digest, Generation, NodeId, RunId, Tier
 from edgewise.fleet.membership.watch import Watch
 from edgewise.fleet.messages import (
     ClientPlace,
@@ -37,8 +37,17 @@ from edgewise.fleet.training.reception import Reception
 from edgewise.fleet.training.role_driver import RoleDriver
 from edgewise.fleet.training.role_log import log_name, spec_in_log
 from edgewise.fleet.training.run_blobs import Incoming
-from edgewise.training.protocols.letters import Address, AnyLetter, BlobName, Order
-from edgewise.training.protocols.messages import Action, Refusal, Send, SetTimer, TimerFired, Work
+from edgewise.training.protocols.letters import Address, AnyLetter, BlobName, Order, RunEnded, WorkOrder
+from edgewise.training.protocols.messages import (
+    FORMER_RUNS,
+    Action,
+    Received,
+    Refusal,
+    Send,
+    SetTimer,
+    TimerFired,
+    Work,
+)
 from edgewise.training.protocols.protocol import CLIENT, COORDINATOR, EDGE
 from edgewise.training.protocols.run_spec import RunSpec
 
@@ -234,7 +243,25 @@ class RunRoles:
             return LetterAck(False, Refusal.RUN_UNKNOWN, f"{self._node.name} does not know run {run} yet.")
         if role_name == CLIENT and self._worker is not None and self._worker.refusal:
             return LetterAck(False, Refusal.NO_EXAMPLES, self._worker.refusal)
-        return self.add(role_name, spec)
+        former = await self._kept_in_former(spec, letter) if role_name == CLIENT else None
+        driver = self.add(role_name, spec)
+        if former is not None and driver.role.after is not None:
+            driver.state = driver.role.after(former)
+        return driver
+
+    async def _kept_in_former(self, spec: RunSpec, letter: AnyLetter) -> Digest | None:
+        """What this client kept in the run that a run goes on with; None without one, or where it is gone."""
+        for run in map(RunId, spec.extra.get(FORMER_RUNS, ())):
+            running = self._drivers.get((CLIENT, run))
+            if running is not None and isinstance(letter, WorkOrder):  # its end is still on the way: this says the same
+                end = RunEnded(run=run, counted=letter.counted)
+                await running.dispatch(Received(letter=end, sender=running.server, generation=Generation(0)))
+            kept = (
+                tuple(running.role.needs(running.state)) if running is not None and running.is_over else self.kept(run)
+            )
+            if kept is not None:
+                return next(iter(kept), None)
+        return None
 
     async def _taken(self, driver: RoleDriver, letter: AnyLetter) -> None:
         """After a letter was dispatched: what the protocol does not know of."""

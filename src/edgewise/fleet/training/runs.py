@@ -26,7 +26,6 @@ from edgewise.fleet.messages import (
     NodeInfo,
     ResumeRun,
     RoundRecord,
-    RunRow,
     RunStatus,
     SubmitRun,
     hard_examples_of,
@@ -35,7 +34,7 @@ from edgewise.fleet.messages import (
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.serving.versions import VersionStore
 from edgewise.fleet.store.events import EventLog
-from edgewise.fleet.training.live_run import LiveRun, Registered, RoundClosed, Submitted, record_of
+from edgewise.fleet.training.live_run import LiveRun, Registered, RoundClosed, Submitted, record_of, with_former
 from edgewise.fleet.training.local_worker import LocalWorker
 from edgewise.fleet.training.role_driver import RoleDriver
 from edgewise.fleet.training.run_roles import RunRoles
@@ -129,13 +128,15 @@ class Runs:
             InputError: If there is no such run, it has not ended or is complete, or what it needs is not here any more.
         """
         live = self._live(order.run)
-        request, start = live.going_on(order.name)
+        request, start, former = live.going_on(order.name)
         layout = msgspec.msgpack.decode(request.layout, type=Layout)
         self._check(request, layout)
-        for digest, what in ((start, "the model of its last round"), (live.submitted.template, "its graph")):
+        needed = [(start, "the model of its last round"), (live.submitted.template, "its graph")]
+        needed += [(s.blob.digest, f"{s.name!r} of its server") for s in (former.sections.values() if former else ())]
+        for digest, what in needed:
             if not self._node.blobs.has(digest):
                 raise InputError(f"run {order.run!r} cannot go on: {what} is not here any more. Start it anew.")
-        return await self._begin(request, layout, live.submitted.template, start)
+        return await self._begin(request, layout, live.submitted.template, start, former)
 
     def _check(self, request: SubmitRun, layout: Layout) -> None:
         """Refuses what no node could carry out."""
@@ -152,7 +153,9 @@ class Runs:
         if cause := difference(request.task, request.task_code, there):
             raise InputError(cause)
 
-    async def _begin(self, request: SubmitRun, layout: Layout, template: Digest, start: Digest) -> RunId:
+    async def _begin(
+        self, request: SubmitRun, layout: Layout, template: Digest, start: Digest, former: m.FormerRun | None = None
+    ) -> RunId:
         from edgewise.training.protocols import make_protocol
 
         algorithm, protocol = make_algorithm(request.spec.algorithm), make_protocol(request.spec.protocol)
@@ -179,6 +182,7 @@ class Runs:
             quorum=quorum_of(algorithm, candidates, request.spec.seed, request.quorum),
             initial_model=start,
             round_deadline_s=request.round_deadline_s,
+            former=former,
         )
         first = self._first_event(config, held)
         submitted = Submitted(
@@ -202,10 +206,7 @@ class Runs:
                 live = self._add(msgspec.msgpack.decode(entry.payload, type=Submitted))
                 live.submitted_s = entry.time_s
                 live.driver.replay()
-                live.rounds = [
-                    record_of(s, accuracy=float("nan"), seconds=0.0, uplink_bytes=0, downlink_bytes=0)
-                    for s in (live.view.rounds if live.view is not None else ())
-                ]
+                live.rounds = with_former(live.view.rounds if live.view is not None else (), live.rounds)
             elif entry.kind == "round":
                 closed = msgspec.msgpack.decode(entry.payload, type=RoundClosed)
                 live = self._runs[closed.run]
@@ -225,9 +226,9 @@ class Runs:
             if live.view is not None and live.view.outcome is None and self.roles.presence is not None:
                 await self.roles.presence.catch_up(live.driver)
 
-    def rows(self) -> tuple[RunRow, ...]:
+    def all(self) -> tuple[LiveRun, ...]:
         """All runs, oldest first."""
-        return tuple(live.row for live in self._runs.values())
+        return tuple(self._runs.values())
 
     def status(self, run: RunId) -> RunStatus:
         """How a run stands.
@@ -279,6 +280,8 @@ class Runs:
 
     def _add(self, submitted: Submitted) -> LiveRun:
         live = self._runs[submitted.run] = LiveRun(submitted, self.roles.add(COORDINATOR, submitted.config.spec))
+        for former in submitted.config.spec.extra.get(m.FORMER_RUNS, ())[:1]:
+            live.rounds = list(self._runs[former].rounds)
         return live
 
     def _on_action(self, driver: RoleDriver, action: m.Action) -> None:
@@ -303,10 +306,10 @@ class Runs:
         """A round below its quorum asks those again who are missing but there: a late worker, a lost order."""
         live.retries += 1
         await asyncio.sleep(min(RETRY_BASE_S * 2.0**live.retries, RETRY_MOST_S))
-        view = live.view
-        if view is None or view.outcome is not None or view.round != number or self.roles.presence is None:
+        view, presence = live.view, self.roles.presence
+        if view is None or view.outcome is not None or view.round != number or presence is None:
             return
-        seen = self.roles.presence.clients()
+        seen = presence.clients()
         for client in [c for c in view.missing if c in seen]:
             await live.driver.dispatch(m.ClientReturned(client, seen[client]))
 
@@ -363,8 +366,7 @@ class Runs:
         if known:  # registered before a crash, its entry in the log was not written
             return known[0].number
         layout = msgspec.msgpack.decode(submitted.request.layout, type=Layout)
-        view = live.view
-        num_examples = view.rounds[-1].num_examples if view is not None and view.rounds else {}
+        num_examples = live.view.rounds[-1].num_examples if live.view is not None and live.view.rounds else {}
         version = self._versions.register_vector(
             submitted.template,
             layout,

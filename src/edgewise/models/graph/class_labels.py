@@ -11,6 +11,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from edgewise.models.graph.metadata import read_metadata
+
 KEY = "edgewise.labels"
 """Of the ONNX model's metadata: JSON, a list of labels by output."""
 
@@ -50,6 +52,9 @@ def labels_of(model: Any) -> Mapping[str, tuple[str, ...]]:
 
     Returns:
         Labels by output, in the order of its last axis.
+
+    Raises:
+        GraphError: If they are not readable.
     """
-    text = next((prop.value for prop in model.metadata_props if prop.key == KEY), "{}")
-    return {name: tuple(str(label) for label in labels) for name, labels in json.loads(text).items()}
+    found = read_metadata(model, KEY, dict[str, list[str | int]], '{"label": ["cat", "dog"]}') or {}
+    return {name: tuple(map(str, labels)) for name, labels in found.items()}

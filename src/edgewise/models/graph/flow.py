@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from math import prod
 from typing import Any
 
@@ -15,18 +15,19 @@ _DRAWS = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLik
 """Operators that give something new each time, whatever they read."""
 
 
-def constants_of(graph: Any) -> set[str]:
+def constants_of(graph: Any, flowing: Container[str] = ()) -> set[str]:
     """Names that do not depend on any input: initializers and what is computed from them alone.
 
     Args:
         graph: An `onnx.GraphProto`.
+        flowing: Names that are none, though no input is read for them.
 
     Returns:
         Names, "" for an absent input of a node among them.
     """
     constants = initial_names(graph) | {""}
     for node in graph.node:
-        if set(reads(node)) <= constants and not draws(node):
+        if set(reads(node)) <= constants and not draws(node) and not any(name in flowing for name in node.output):
             constants.update(node.output)
     return constants
 

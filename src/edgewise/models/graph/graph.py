@@ -25,6 +25,7 @@ from edgewise.models.graph.condense import Condensed, condense
 from edgewise.models.graph.extract import extract_model
 from edgewise.models.graph.load import load_graph
 from edgewise.models.graph.plain import PlainGraph, PlainNode, PlainTensor
+from edgewise.models.graph.runtime import refusal_of_bytes
 
 
 @dataclass(frozen=True)
@@ -65,14 +66,14 @@ class Graph(PlainGraph):
         """The graph of fusion groups."""
         return condense(self)
 
-    def extract(self, inputs: Iterable[str], outputs: Iterable[str], *, has_sizes: bool = True) -> bytes:
+    def extract(self, inputs: Iterable[str], outputs: Iterable[str], *, has_sizes: bool | None = None) -> bytes:
         """Cuts out the part that computes some tensors from others; nothing is recomputed differently.
 
         Args:
             inputs: Tensors that will be given.
             outputs: Tensors wanted.
             has_sizes: Whether the sizes that are known stand in the piece; the runtime refuses some models with them, e.g.
-                where a branch that is not taken does not fit.
+                where a branch that is not taken does not fit. By default they do unless it refuses the whole with them.
 
         Returns:
             ONNX bytes of a model with exactly these inputs and outputs.
@@ -80,7 +81,15 @@ class Graph(PlainGraph):
         Raises:
             GraphError: If a tensor does not exist, or the outputs need something that is not given.
         """
-        return extract_model(self, tuple(inputs), tuple(outputs), has_sizes)
+        return extract_model(self, tuple(inputs), tuple(outputs), self._takes_sizes if has_sizes is None else has_sizes)
+
+    @cached_property
+    def _takes_sizes(self) -> bool:
+        """Whether the runtime loads the whole with the sizes that are known; asked where there are branches."""
+        if not any(node.op in ("If", "Loop", "Scan") for node in self.nodes):
+            return True
+        ends = [t.name for t in self.inputs], [t.name for t in self.outputs]
+        return not refusal_of_bytes(self.extract(*ends, has_sizes=True))
 
     @cached_property
     def whole(self) -> bytes:

@@ -66,8 +66,8 @@ def settle_tensors(
             return Settled(given, tensors, "")
         if not has_free or all(name in examples for name in given):
             return Settled(given, tensors, failed)
-    names = ", ".join(name for name in given if name not in input_shapes)
-    example = "; ".join(f"--input-shape {name}={','.join(map(str, given[name]))}" for name in given)
+    names = ", ".join(name for name, sizes in given.items() if sizes and name not in input_shapes)
+    example = "; ".join(f"--input-shape {name}={','.join(map(str, sizes))}" for name, sizes in given.items() if sizes)
     failed = (
         f"it has axes without a fixed size in its inputs {names}, and runs with none of the sizes "
         f"{', '.join(map(str, _SIZES))} there. Give the sizes, e.g. {example}. The last try: {failed}"

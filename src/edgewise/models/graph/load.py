@@ -15,8 +15,9 @@ from edgewise.models.graph.class_labels import labels_of, without_zip_maps
 from edgewise.models.graph.flow import constants_of, flowing_nodes, initial_names, reads, with_flops
 from edgewise.models.graph.infer_shapes import Examples, Shapes, settle_tensors
 from edgewise.models.graph.named_exits import exits_of, name_exits
+from edgewise.models.graph.optional_inputs import leave_out_optional, left_out
 from edgewise.models.graph.plain import PlainGraph, PlainTensor
-from edgewise.models.graph.runtime import OPSET_SURE, probe_session, refusal_of, runtime_opset
+from edgewise.models.graph.runtime import OPSET_SURE, first_line, probe_session, refusal_of, runtime_opset
 from edgewise.models.graph.widen import brain_floats_of, has_brain_floats, widen, widen_brain_floats
 
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
@@ -34,7 +35,7 @@ def load_graph(
     _check(model, where)
     model, is_servable = _servable(model, where)
     changed = name_exits(model, exits, where) or is_servable or changed
-    constants = constants_of(model.graph)
+    constants, fixed = _fixed(model, where)
     if all(output.name in constants for output in model.graph.output):
         constants = initial_names(model.graph) | {
             ""
@@ -60,7 +61,7 @@ def load_graph(
         tensors=tensors,
         input_shapes=dict(given),
         exits=exits_of(model, [tensor.name for tensor in outputs]),
-        constants=_constant_outputs(model, constants),
+        constants=fixed,
         optional=_optional_inputs(model),
         labels=labels_of(model),
         examples=dict(examples or {}),
@@ -132,7 +133,7 @@ def _servable(model: Any, where: str) -> tuple[Any, bool]:
     """The model with what no protocol or processor knows turned into what they know, and whether anything was."""
     import onnx
 
-    changed = without_zip_maps(model)
+    changed = any([_free_negative_sizes(model), without_zip_maps(model), leave_out_optional(model)])
     _check_kinds(model, where)
     wide = onnx.ModelProto()
     wide.CopyFrom(model)
@@ -145,6 +146,15 @@ def _servable(model: Any, where: str) -> tuple[Any, bool]:
     return model, changed
 
 
+def _free_negative_sizes(model: Any) -> bool:
+    """Turns sizes below 0, as older exporters write where any will do, into axes without a size."""
+    values = [*model.graph.input, *model.graph.output, *model.graph.value_info]
+    found = [dim for value in values for dim in value.type.tensor_type.shape.dim if dim.dim_value < 0]
+    for dim in found:
+        dim.ClearField("dim_value")
+    return bool(found)
+
+
 def _check_kinds(model: Any, where: str) -> None:
     """Refuses inputs and outputs that no inference protocol carries, with the reason."""
     import onnx
@@ -155,7 +165,7 @@ def _check_kinds(model: Any, where: str) -> None:
         for value in values:
             kind = value.type.WhichOneof("value") or "no type"
             if kind != "tensor_type":
-                what = {"sequence_type": "a sequence", "map_type": "a map", "optional_type": "an optional value"}
+                what = {"sequence_type": "a sequence", "map_type": "a map", "optional_type": "an optional sequence"}
                 raise GraphError(
                     f"{where} has the {side} {value.name!r}, which is {what.get(kind, kind.replace('_', ' '))}; an inference "
                     "endpoint carries tensors. Export the model with tensors there, e.g. stacked by ConcatFromSequence, "
@@ -179,12 +189,13 @@ def _declared(tensors: Mapping[str, PlainTensor], brain_floats: tuple[str, ...])
 
 
 def _optional_inputs(model: Any) -> tuple[PlainTensor, ...]:
-    """Inputs that have a default in the file."""
+    """Inputs that have a default in the file, or may be absent."""
     import onnx
 
+    found = [_optional_tensor(name, kind, outside) for name, (kind, outside) in left_out(model).items()]
     if model.ir_version < _OVERRIDABLE_SINCE:
-        return ()
-    initial, found = {i.name: i for i in model.graph.initializer}, []
+        return tuple(found)
+    initial = {i.name: i for i in model.graph.initializer}
     for value in model.graph.input:
         default = initial.get(value.name)
         if default is not None:
@@ -193,6 +204,30 @@ def _optional_inputs(model: Any) -> tuple[PlainTensor, ...]:
             free = tuple(axis for axis, dim in enumerate(dims) if dim is None or dim.dim_value <= 0)
             found.append(PlainTensor(value.name, tuple(default.dims), dtype, False, free))
     return tuple(found)
+
+
+def _optional_tensor(name: str, kind: Any, outside: str) -> PlainTensor:
+    import onnx
+
+    dtype, dims = str(onnx.helper.tensor_dtype_to_np_dtype(kind.tensor_type.elem_type)), kind.tensor_type.shape.dim
+    free = tuple(axis for axis, dim in enumerate(dims) if dim.dim_value <= 0)
+    shape, has_rank = tuple(dim.dim_value or 1 for dim in dims), kind.tensor_type.HasField("shape")
+    declared = outside if outside != dtype else ""
+    return PlainTensor(name, shape, dtype, False, free, declared=declared, has_any_rank=not has_rank)
+
+
+def _fixed(model: Any, where: str) -> tuple[set[str], dict[str, NDArray[Any]]]:
+    """What no input changes, and the outputs among it."""
+    constants = constants_of(model.graph)
+    try:
+        return constants, _constant_outputs(model, constants)
+    except Exception as error:
+        absent = left_out(model)
+        if not absent:
+            raise GraphError(f"{where} cannot be run: {first_line(error)}. Export it again.") from error
+    # It cannot be run without an optional input: that is said to each request, as the runtime says it.
+    constants = constants_of(model.graph, absent)
+    return constants, _constant_outputs(model, constants)
 
 
 def _constant_outputs(model: Any, constants: set[str]) -> dict[str, NDArray[Any]]:

@@ -103,8 +103,8 @@ class PlainGraph:
         input_shapes: Shape of each input, symbolic axes settled.
         exits: Outputs at which a request may end, first exit first; the last is the model's end.
         constants: Outputs that no input changes.
-        optional: Inputs that have a default in the file. They count as constants here: a request that brings another
-            value is computed by the whole model.
+        optional: Inputs that have a default in the file, or are absent unless they are given. They count as constants
+            here: a request that brings another value is computed by the whole model.
         labels: Names of the classes, by output, where the file has them.
         examples: Inputs that the model is known to run on; without, zeros are tried.
         unmeasured: Why the shapes inside are not all known; "" if they are. Such a model can be served, but not planned.

@@ -37,8 +37,20 @@ def refusal_of(model: Any) -> str:
     Returns:
         Its first line; "" if it loads.
     """
+    return refusal_of_bytes(model.SerializeToString())
+
+
+def refusal_of_bytes(model: bytes) -> str:
+    """Why the runtime does not load a model.
+
+    Args:
+        model: ONNX bytes.
+
+    Returns:
+        Its first line; "" if it loads.
+    """
     try:
-        probe_session(model.SerializeToString())
+        probe_session(model)
     except Exception as error:
         return first_line(error)
     return ""

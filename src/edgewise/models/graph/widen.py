@@ -129,6 +129,8 @@ def _widen_inside(model: Any, narrow: int) -> None:
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 _widen_tensor(attribute.t, narrow)
+            if attribute.HasField("tp"):
+                _widen_type(attribute.tp, narrow)
             if attribute.HasField("sparse_tensor"):
                 _widen_tensor(attribute.sparse_tensor.values, narrow)
         for attribute in _naming(node):

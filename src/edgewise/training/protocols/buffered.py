@@ -322,6 +322,9 @@ def _failed(parts: _BufferParts, state: BufferedState, event: Received) -> Resul
         collection = c.quarantined(state.run.collection, letter.client, letter.cause)
         without = _with(state, collection, tickets=_without(state, letter.client))
         return _filled(parts, without, (Accept(), Quarantine(letter.client, letter.cause)))
+    if letter.has_lost:  # it is asked again as one that never counted
+        records = {**state.run.records, letter.client: ClientRecord()}
+        state = msgspec.structs.replace(state, run=r.change(state.run, records=records))
     return _given_up(parts, state, letter.client, letter.cause, (Accept(),))
 
 

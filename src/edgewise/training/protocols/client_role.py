@@ -309,4 +309,14 @@ TABLE = Table(("idle", "working", "reporting", "over"), {
 })  # fmt: skip
 """Work that was replaced may still end: its `WorkDone` is ignored. Sightings of others are no business of a client."""
 
-CLIENT_ROLE = Role(make_step, resume, wants, is_over, needs, ClientState, needs_log=needs_log)
+
+def after(kept: Digest) -> ClientState:
+    """A client that begins a run which goes on with another.
+
+    Args:
+        kept: What it kept at the end of that.
+    """
+    return ClientState(kept=kept)
+
+
+CLIENT_ROLE = Role(make_step, resume, wants, is_over, needs, ClientState, needs_log=needs_log, after=after)

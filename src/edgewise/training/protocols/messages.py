@@ -11,8 +11,26 @@ from enum import StrEnum
 import msgspec
 
 from edgewise.core.ids import ClientId, Digest, Generation, NodeId, RoundNumber, RunId
-from edgewise.training.protocols.letters import Address, AnyLetter, BlobName, WorkOrder
+from edgewise.training.algorithm import ClientRecord
+from edgewise.training.protocols.letters import Address, AnyLetter, BlobName, SectionBlob, WorkOrder
 from edgewise.training.protocols.run_spec import RunSpec
+
+FORMER_RUNS = "former_runs"
+"""In `RunSpec.extra`: names of the runs that a run goes on with, the last first, whose kept state stands on its clients."""
+
+
+class FormerRun(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run goes on from: the state of one that ended early, after its last closed round.
+
+    Attributes:
+        sections: What its server kept, each section as a blob; `model` among them.
+        records: What it knew of each client; what a client kept from its last update that counted stands.
+        rounds: Its closed rounds; the next number is theirs.
+    """
+
+    sections: dict[str, SectionBlob]
+    records: dict[ClientId, ClientRecord]
+    rounds: tuple[RoundSummary, ...]
 
 
 class RunConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +43,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True):
         quorum: Updates a round needs, at least 1.
         initial_model: Digest of the first model's bytes (float32, little-endian).
         round_deadline_s: Seconds a round may take; None waits for its cohort without limit.
+        former: The run that it goes on with; None begins anew.
     """
 
     spec: RunSpec
@@ -33,6 +52,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True):
     quorum: int
     initial_model: Digest
     round_deadline_s: float | None = None
+    former: FormerRun | None = None
 
     @property
     def run(self) -> RunId:

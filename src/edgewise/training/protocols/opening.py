@@ -27,7 +27,7 @@ from edgewise.training.protocols.run_state import Phase, Result, RunState, chang
 
 
 def started(algorithm: FederatedAlgorithm, blobs: Blobs, event: RunStarted) -> Result:
-    """The state before the first round; ended at once where the config cannot work.
+    """The state before the first round, or before the next of a former run; ended at once where the config cannot work.
 
     Args:
         algorithm: The parts.
@@ -38,9 +38,11 @@ def started(algorithm: FederatedAlgorithm, blobs: Blobs, event: RunStarted) -> R
         The state, and what to store.
     """
     config = event.config
-    members = {client: _member(event, client) for client in config.clients}
+    members, former = {client: _member(event, client) for client in config.clients}, config.former
     model = vector_from_bytes(blob(blobs, config.initial_model), config.num_entries)
     sections, data = {MODEL: SectionBlob(MODEL, BlobName(config.initial_model, model.nbytes))}, {}
+    if former is not None:
+        sections |= former.sections
     fault = ""
     for exchange in algorithm.exchanges:
         try:
@@ -54,8 +56,10 @@ def started(algorithm: FederatedAlgorithm, blobs: Blobs, event: RunStarted) -> R
     state = RunState(
         config=config,
         phase=Phase.WAITING,
-        collection=c.Collection(members, RoundNumber(1)),
+        collection=c.Collection(members, RoundNumber(1 if former is None else former.rounds[-1].round + 1)),
         sections=sections,
+        records={} if former is None else former.records,
+        rounds=() if former is None else former.rounds,
         deadline_s=None if config.round_deadline_s is None else config.round_deadline_s / len(algorithm.exchanges),
     )
     actions: tuple[Action, ...] = (Store({sections[n].blob.digest: d for n, d in data.items()}),) if data else ()

@@ -18,8 +18,8 @@ import msgspec
 from edgewise.core.errors import MisfitError
 from edgewise.core.ids import ClientId, Digest, RoundNumber
 from edgewise.core.spec import Spec
-from edgewise.training.algorithm import FederatedAlgorithm, Kind
-from edgewise.training.protocols.letters import Address, AnyLetter
+from edgewise.training.algorithm import ClientRecord, FederatedAlgorithm, Kind
+from edgewise.training.protocols.letters import Address, AnyLetter, SectionBlob
 from edgewise.training.protocols.messages import Action, Event, Member, Outcome, RoundSummary, Store
 
 State = Any
@@ -41,6 +41,8 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
         members: What is known of each client.
         edges: What is known of each edge, by name.
         missing: Cause by client of the current round's cohort that is not expected to answer.
+        sections: What the server keeps, each section as a blob, the model among them.
+        records: What it knows of each client that was ever asked.
     """
 
     round: RoundNumber
@@ -51,6 +53,8 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
     members: dict[ClientId, Member] = {}
     edges: dict[str, Member] = {}
     missing: dict[ClientId, str] = {}
+    sections: dict[str, SectionBlob] = {}
+    records: dict[ClientId, ClientRecord] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,7 @@ class Role:
         ignores_yes: Letters of its own whose acceptance changes nothing for it: a driver need not report `Delivered` then.
         needs_log: event -> whether its log must begin with it at the latest: what happened before, its server asks for
             again after a crash, for little. None logs every event from the first on, as all others do from there on.
+        after: What a client kept in a former run -> the state in which it begins one that goes on with it.
         state: Type of its state, a msgspec struct; with it a driver replaces old events by a snapshot and drops blobs that
             the state names no more. None keeps every event.
     """
@@ -77,6 +82,7 @@ class Role:
     state: Any = None
     ignores_yes: frozenset[type] = frozenset()
     needs_log: Callable[[Event], bool] | None = None
+    after: Callable[[Digest], State] | None = None
 
 
 @dataclass(frozen=True, slots=True)

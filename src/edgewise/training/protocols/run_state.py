@@ -174,6 +174,8 @@ def view(state: RunState) -> RunView:
         outstanding=collection.outstanding if state.phase is Phase.OPEN else (),
         members=collection.members,
         missing={**state.dropouts, **collection.missing},
+        sections=state.sections,
+        records=state.records,
     )
 
 
