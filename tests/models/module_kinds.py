@@ -299,7 +299,7 @@ optimiser per client, the same batches, dropout by the same seed): the largest d
 {bar:.0e} in float32. *Engines* are those that hold this bar; one that does not, or refuses the module, is never chosen by
 itself, and `sequential`, plain torch, holds every row. *ONNX* says that the model can be served: the export is compared with
 the module before the first round. What torch cannot export is refused there with the cure, or trains all the same with
-`edgewise simulate job.toml --weights model.npz`.
+`--weights model.npz` of `edgewise simulate` and `edgewise train`.
 
 | module, targets or loss | engines | ONNX | to know |
 |---|---|---|---|

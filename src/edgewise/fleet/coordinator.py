@@ -41,6 +41,8 @@ from edgewise.fleet.messages import (
     RunStatus,
     RunSubmitted,
     SubmitRun,
+    TrainedModel,
+    TrainedModelRequest,
     Versions,
 )
 from edgewise.fleet.messages.fleet_events import event_frame, event_of
@@ -103,6 +105,7 @@ class Coordinator:
         node.route("control", FleetRequest, self._fleet, cloud)
         node.route("control", SubmitRun, self._submit, cloud)
         node.route("control", RunRequest, self._status, cloud)
+        node.route("control", TrainedModelRequest, self._trained, cloud)
         node.route("control", ListRuns, self._runs_there, cloud)
         node.route("control", ResumeRun, self._resume, cloud)
         node.route("control", CancelRun, self._cancel, cloud)
@@ -157,6 +160,9 @@ class Coordinator:
 
     async def _status(self, request: RunRequest, *_: Any) -> RunStatus:
         return self.runs.status(request.run)
+
+    async def _trained(self, request: TrainedModelRequest, *_: Any) -> TrainedModel:
+        return self.runs.trained(request.run)
 
     async def _runs_there(self, *_: Any) -> RunList:
         return RunList(self.runs.rows())

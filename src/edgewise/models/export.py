@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,7 +81,8 @@ def _exported(task: Task, module: nn.Module, example: Any, *, folds: bool, prese
     if len(set(names)) < len(names):
         raise TaskError(f"inputs and outputs of task {task.name!r} share names: {names}. Give each a name of its own.")
     try:
-        with warnings.catch_warnings(), torch.no_grad(), _traceable(module, inputs):
+        # Where it fails torch prints the whole graph, into what a program reads as our answer.
+        with warnings.catch_warnings(), torch.no_grad(), _traceable(module, inputs), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 module,

@@ -106,7 +106,8 @@ class SubmitRun(Message, frozen=True, kw_only=True):
         start_version: Version to start from; 0 for `model`.
         register: Whether the result becomes a model version.
         teacher_version: Version whose graph labels the hard examples; 0 for none.
-        template: ONNX graph whose initializers are the layout's slots; the operator holds it.
+        template: ONNX graph whose initializers are the layout's slots; the operator holds it. None where the model cannot be
+            exported, then nothing is registered.
         model: First model, float32[d] little-endian; the operator holds it.
         task_code: Digest of the operator's code of the task; "" where it has none.
     """
@@ -136,6 +137,28 @@ class RunRequest(Message, frozen=True):
     """Asks how a run stands."""
 
     run: RunId
+
+
+class TrainedModelRequest(Message, frozen=True):
+    """Asks for the model of a run's last closed round, also while it goes on and where it ended early."""
+
+    run: RunId
+
+
+class TrainedModel(Message, frozen=True):
+    """The model of a run's last closed round.
+
+    Attributes:
+        model: float32[d] little-endian; the coordinator holds it.
+        layout: msgpack of its `Layout`.
+        rounds_done: Closed rounds; at 0 it is the first model.
+        own: Tensors that each client keeps to itself; they have their first values in it.
+    """
+
+    model: BlobRef
+    layout: bytes
+    rounds_done: int
+    own: tuple[str, ...] = ()
 
 
 class RoundRecord(msgspec.Struct, frozen=True):

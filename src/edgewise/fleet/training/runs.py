@@ -9,13 +9,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import mmap
 import time
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from edgewise.core.errors import EdgewiseError, InputError
 from edgewise.core.ids import ClientId, Digest, NodeId, RunId
@@ -29,6 +27,7 @@ from edgewise.fleet.messages import (
     RunRow,
     RunStatus,
     SubmitRun,
+    TrainedModel,
     hard_examples_of,
     with_hard_examples,
 )
@@ -38,6 +37,7 @@ from edgewise.fleet.store.events import EventLog
 from edgewise.fleet.training.live_run import LiveRun, Registered, RoundClosed, Submitted, record_of
 from edgewise.fleet.training.local_worker import LocalWorker
 from edgewise.fleet.training.role_driver import RoleDriver
+from edgewise.fleet.training.run_blobs import mapped_model
 from edgewise.fleet.training.run_roles import RunRoles
 from edgewise.models.task_code import TASK_CODE, difference
 from edgewise.training.algorithm import Candidate
@@ -110,8 +110,9 @@ class Runs:
                 "The task does not match the fleet's version; install the same task file everywhere."
             )
         most_bytes = TEMPLATE_BYTES_PER_ENTRY * layout.size + TEMPLATE_SPARE_BYTES
-        pull = self._node.pull_announced
-        template = await pull(request.template, sender, "the run's graph", most_bytes=most_bytes)
+        pull, template = self._node.pull_announced, Digest("")
+        if request.template is not None or request.register:
+            template = await pull(request.template, sender, "the run's graph", most_bytes=most_bytes)
         if request.model is not None and not request.start_version:
             await pull(request.model, sender, "the run's first model", most_bytes=size_bytes)
         return await self._begin(request, layout, template, start)
@@ -133,7 +134,7 @@ class Runs:
         layout = msgspec.msgpack.decode(request.layout, type=Layout)
         self._check(request, layout)
         for digest, what in ((start, "the model of its last round"), (live.submitted.template, "its graph")):
-            if not self._node.blobs.has(digest):
+            if digest and not self._node.blobs.has(digest):
                 raise InputError(f"run {order.run!r} cannot go on: {what} is not here any more. Start it anew.")
         return await self._begin(request, layout, live.submitted.template, start)
 
@@ -237,6 +238,10 @@ class Runs:
         """
         return self._live(run).status
 
+    def trained(self, run: RunId) -> TrainedModel:
+        """The model of a run's last closed round, however it ended; InputError if there is no such run or model."""
+        return self._live(run).trained(self._node.blobs, self._node.name)
+
     def had_hard_examples(self, run: RunId) -> bool:
         """Whether a run learned, or learns, from hard examples beside the clients' own; False for an unknown run."""
         return run in self._runs and hard_examples_of(self._runs[run].submitted.config.spec) is not None
@@ -322,7 +327,8 @@ class Runs:
         )
         live.waiting, live.retries, live.opened_s = "", 0, now
         name = f"record of round {summary.round} of {live.submitted.run}"
-        evaluated = self._map(summary.model) if self._versions.holdout is not None else None
+        is_judged = self._versions.holdout is not None and live.submitted.template
+        evaluated = mapped_model(self._node.blobs, summary.model) if is_judged else None
         live.recording = self._node.spawn(self._record(live, evaluated, record, live.recording), name)
 
     async def _record(
@@ -368,7 +374,7 @@ class Runs:
         version = self._versions.register_vector(
             submitted.template,
             layout,
-            self._map(outcome.model),
+            mapped_model(self._node.blobs, outcome.model),
             task=submitted.request.task,
             run=submitted.run,
             parent=submitted.parent,
@@ -378,11 +384,6 @@ class Runs:
         if version.own:
             log.warning("%s", version.caution)
         return version.number
-
-    def _map(self, model: Digest) -> Vector:
-        """A model's entries as they are on disk; still readable when the blob is dropped."""
-        with self._node.blobs.path(model).open("rb") as file:
-            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), "<f4")
 
     def _live(self, run: RunId) -> LiveRun:
         live = self._runs.get(run)
