@@ -26,6 +26,7 @@ from edgewise.models.task import Examples, Task
 from edgewise.simulation.costs import FREE
 from edgewise.simulation.simulate import SimulationOptions, simulate_rounds
 from edgewise.training.algorithms import fed_avg
+from edgewise.training.batch_norm import AVERAGED, FROZEN, LOCAL, with_batch_norm
 from edgewise.training.client_update import client_seeds
 from edgewise.training.local import sgd
 from edgewise.training.local.batches import batches
@@ -149,6 +150,8 @@ class Kind:
     loss: Callable[[Any, Any], Any] = cross_entropy
     note: str = ""
     objective: str = ""
+    batch_norm: str = AVERAGED
+    rounds: int = 1
 
 
 SEQUENCE, IMAGE = (5, 6), (2, 6, 6)
@@ -173,8 +176,10 @@ KINDS = (
     Kind("Embedding, integer inputs", lambda: nn.Sequential(nn.Embedding(11, 6), nn.Flatten(), nn.Linear(24, 3)), (4,), ("",)),
     Kind("MultiheadAttention", Attention, SEQUENCE),
     Kind("TransformerEncoderLayer", lambda: over_sequence(nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0, batch_first=True), 6), SEQUENCE),
-    Kind("BatchNorm, averaged", lambda: over_image(nn.BatchNorm2d(4), nn.ReLU()), IMAGE, note="running statistics are averaged; `fed_bn` keeps the layer local"),
-    Kind("BatchNorm, frozen", lambda: Called(lambda m, x: m.end(m.norm.eval()(x)), norm=nn.BatchNorm1d(6).requires_grad_(False), end=nn.Linear(6, 3)), note="`.eval()` in forward, `requires_grad_(False)`"),
+    Kind("BatchNorm, averaged", lambda: over_image(nn.BatchNorm2d(4), nn.ReLU()), IMAGE, note="`batch_norm = \"averaged\"`, the default: running statistics are averaged, too"),
+    Kind("BatchNorm, kept local", lambda: over_image(nn.BatchNorm2d(4), nn.ReLU()), IMAGE, note="`batch_norm = \"local\"`, FedBN: each client's own over two rounds", batch_norm=LOCAL, rounds=2),
+    Kind("BatchNorm, frozen", lambda: over_image(nn.BatchNorm2d(4), nn.ReLU()), IMAGE, note="`batch_norm = \"frozen\"`: as received, running statistics used in training, nothing sent; two rounds", batch_norm=FROZEN, rounds=2),
+    Kind("BatchNorm, frozen in the module", lambda: Called(lambda m, x: m.end(m.norm.eval()(x)), norm=nn.BatchNorm1d(6).requires_grad_(False), end=nn.Linear(6, 3)), note="`.eval()` in forward, `requires_grad_(False)`"),
     Kind("BatchNorm without running statistics", lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8, track_running_stats=False), nn.ReLU(), nn.Linear(8, 3)), note="serves with the statistics of the request's batch"),
     Kind("GroupNorm", lambda: over_image(nn.GroupNorm(2, 4)), IMAGE),
     Kind("LayerNorm", lambda: nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 3))),
@@ -227,22 +232,42 @@ class KindTask(Task):
         return Examples.of(made if isinstance(self.kind.shape, dict) else made[""], self.kind.targets(rng, n))
 
 
-def plain_fed_avg(task: Task, start: Any) -> Any:
-    """One round of FedAvg by torch alone: an optimiser per client, the mean of all tensors by examples.
+def plain_fed_avg(task: KindTask, start: Any) -> Any:
+    """FedAvg by torch alone: an optimiser per client, the mean of all tensors by examples; batch norm as the kind says.
 
     Args:
         task: What is learned.
-        start: float32[d], the model everyone receives.
+        start: float32[d], the model everyone receives first.
 
     Returns:
         float32[d].
     """
+    own: dict[Any, Any] = {}
+    for number in range(1, task.kind.rounds + 1):
+        start = plain_round(task, start, number, own)
+    return start
+
+
+def norms(module: nn.Module) -> dict[str, nn.Module]:
+    return {name: m for name, m in module.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+
+
+def plain_round(task: KindTask, start: Any, number: int, own: dict[Any, Any]) -> Any:
     given = load_vector(task.model(), start)
-    total = np.zeros(len(start), np.float64)
+    named_tensors = {**parameters_of(given), **buffers_of(given)}
+    is_own = np.concatenate(
+        [np.full(t.numel(), n.rpartition(".")[0] in norms(given)) for n, t in named_tensors.items()]
+    )
+    total, mode = np.zeros(len(start), np.float64), task.kind.batch_norm
     for client in task.clients():
         local, held = copy.deepcopy(given).train(), task.data(client)
+        for name, norm in norms(local).items() if mode != AVERAGED else ():
+            if mode == FROZEN:
+                norm.eval().requires_grad_(False)
+            elif client in own:
+                norm.load_state_dict(own[client][name])
         optimiser = torch.optim.SGD([p for p in local.parameters() if p.requires_grad], lr=0.05)
-        place = client_seeds(0, RoundNumber(1), client).at("local")
+        place = client_seeds(0, RoundNumber(number), client).at("local")
         x, y = (map_arrays(lambda a: torch.tensor(np.array(a)), tree) for tree in (held.inputs, held.targets))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(place.at("torch").integer() % 2**63)
@@ -252,8 +277,10 @@ def plain_fed_avg(task: Task, start: Any) -> Any:
                 optimiser.zero_grad()
                 task.loss(outputs, map_arrays(lambda a, part=part: a[part], y)).backward()
                 optimiser.step()
-        tensors = {**parameters_of(local), **buffers_of(local)}
-        total += len(held) * np.concatenate([t.detach().numpy().ravel().astype(np.float64) for t in tensors.values()])
+        own[client] = {name: copy.deepcopy(norm.state_dict()) for name, norm in norms(local).items()}
+        tensors = {**dict(local.named_parameters()), **dict(local.named_buffers())}
+        found = np.concatenate([tensors[name].detach().numpy().ravel().astype(np.float64) for name in named_tensors])
+        total += len(held) * (np.where(is_own, start, found) if mode == LOCAL else found)
     return (total / sum(SIZES.values())).astype(np.float32)
 
 
@@ -267,7 +294,7 @@ class Found:
 
 
 def tried(kind: Kind) -> Found:
-    """Trains a kind for one round in every engine that takes it, and exports it.
+    """Trains a kind in every engine that takes it, and exports it.
 
     Args:
         kind: Of the table.
@@ -281,7 +308,8 @@ def tried(kind: Kind) -> Found:
     for engine in ENGINES:
         options = SimulationOptions(engine=engine, costs=FREE)
         try:
-            run = simulate_rounds(task, fed_avg(local=WORK), rounds=1, options=options)
+            algorithm = with_batch_norm(fed_avg(local=WORK), kind.batch_norm)
+            run = simulate_rounds(task, algorithm, rounds=kind.rounds, options=options)
         except EdgewiseError:
             continue
         gaps[engine] = float(np.abs(run.vector - wanted).max())
@@ -294,9 +322,9 @@ HEAD = """# Modules that train
 
 <!-- Written by `python -m tests.models.module_kinds`; a test compares it. -->
 
-Each row is a small task that a test trains for one round on two clients and compares with FedAvg written in plain torch (an
+Each row is a small task that a test trains for a round on two clients and compares with FedAvg written in plain torch (an
 optimiser per client, the same batches, dropout by the same seed): the largest difference of any tensor must be at most
-{bar:.0e} in float32. *Engines* are those that hold this bar; one that does not, or refuses the module, is never chosen by
+{bar:.0e} in float32. What is frozen, by `requires_grad_(False)`, by the rule `frozen` or as what `only` leaves, is sent by nobody. *Engines* are those that hold this bar; one that does not, or refuses the module, is never chosen by
 itself, and `sequential`, plain torch, holds every row. *ONNX* says that the model can be served: the export is compared with
 the module before the first round. What torch cannot export is refused there with the cure, or trains all the same with
 `--weights model.npz` of `edgewise simulate` and `edgewise train`.

@@ -34,6 +34,7 @@ from edgewise.training.protocols.letters import RunSpec
 from edgewise.training.protocols.messages import AnnounceWaiting, Outcome, OutcomeKind, RunConfig
 from edgewise.training.protocols.opening import cohort_of, quorum_of
 from edgewise.training.protocols.protocol import EDGE
+from edgewise.training.unsent import without_unsent
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,8 @@ def simulate_rounds(
     journal = None if options.journal is None else Journal.open(options.journal)
     pinned = options.engine or ("" if journal is None else journal.engine)
     engine = choose_engine(task, works, sample, pinned=pinned).engine
-    data = vector_to_bytes(model)
+    words, data = str(algorithm.spec), vector_to_bytes(model)
+    algorithm = without_unsent(algorithm, engine.layout)
     config = RunConfig(
         spec=run_spec(algorithm, chosen, engine.layout, seed),
         clients=holding,
@@ -150,7 +152,7 @@ def simulate_rounds(
         raise
     if journal is not None:
         journal.close(is_done=True)
-    words, outcome = str(algorithm.spec), run.outcome or _stuck(run)
+    outcome = run.outcome or _stuck(run)
     return SimulatedRun(
         RunRecord(task.name, words, str(chosen.spec.name), engine.name, seed, tuple(run.records), outcome), vector
     )
@@ -177,7 +179,6 @@ def _stuck(run: VirtualRun) -> Outcome:
 
 def run_spec(algorithm: FederatedAlgorithm, protocol: Protocol, layout: Layout, seed: int) -> RunSpec:
     """What every node of a simulated run knows of it."""
-    buffers = ((layout.num_trained, layout.size - layout.num_trained),) if layout.num_trained < layout.size else ()
     return RunSpec(
         run=RunId("simulated"),
         algorithm=algorithm.spec.to_dict(),
@@ -185,7 +186,7 @@ def run_spec(algorithm: FederatedAlgorithm, protocol: Protocol, layout: Layout, 
         seed=seed,
         layout=layout.digest,
         num_entries=layout.size,
-        buffers=buffers,
+        buffers=layout.buffers,
     )
 
 

@@ -47,6 +47,7 @@ from edgewise.training.protocols import messages as m
 from edgewise.training.protocols.event_log import decode_event, encode_event
 from edgewise.training.protocols.opening import quorum_of
 from edgewise.training.protocols.protocol import COORDINATOR, check_carries
+from edgewise.training.unsent import without_unsent
 
 log = logging.getLogger("edgewise.fleet")
 INDEX = RunId("runs")
@@ -156,7 +157,8 @@ class Runs:
     async def _begin(self, request: SubmitRun, layout: Layout, template: Digest, start: Digest) -> RunId:
         from edgewise.training.protocols import make_protocol
 
-        algorithm, protocol = make_algorithm(request.spec.algorithm), make_protocol(request.spec.protocol)
+        algorithm = without_unsent(make_algorithm(request.spec.algorithm), layout)
+        protocol = make_protocol(request.spec.protocol)
         held = self._holders(request.task)
         clients = request.clients or tuple(sorted(held))
         spec = msgspec.structs.replace(
@@ -167,9 +169,7 @@ class Runs:
             layout=layout.digest,
             num_entries=layout.size,
             extra={**request.spec.extra, TASK_CODE: request.task_code} if request.task_code else request.spec.extra,
-            buffers=()
-            if layout.num_trained == layout.size
-            else ((layout.num_trained, layout.size - layout.num_trained),),
+            buffers=layout.buffers,
         )
         request = msgspec.structs.replace(request, spec=self._with_teacher(spec, request.teacher_version))
         candidates = [Candidate(client, held[client].num_examples if client in held else 0) for client in clients]

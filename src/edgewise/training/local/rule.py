@@ -63,6 +63,9 @@ class Oracle(Protocol):
     def entries(self, patterns: Sequence[str]) -> Array:
         """bool[d]: entries of the layout's slots that match (`Layout.entries`)."""
 
+    def hold(self, patterns: Sequence[str]) -> Array:
+        """As `entries`; a layer whose running statistics are among them uses these until the client's work is done."""
+
     def rng(self, *names: str | int) -> Any:
         """A numpy generator at that place below the client's own in the seed tree; for a cohort it draws [clients, ...]."""
 

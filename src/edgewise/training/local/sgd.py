@@ -11,6 +11,7 @@ from edgewise.core.spec import Spec
 from edgewise.training.local.accumulated import accumulated
 from edgewise.training.local.descent import descent
 from edgewise.training.local.directions import DIRECTIONS, StepDirection
+from edgewise.training.local.frozen import frozen
 from edgewise.training.local.only import only
 from edgewise.training.local.optimisers import adam_step, momentum_step
 from edgewise.training.local.personal import personal
@@ -224,6 +225,7 @@ RULES: dict[str, Callable[..., Rule]] = {
     "accumulated": accumulated,
     "adam_step": adam_step,
     "descent": descent,
+    "frozen": frozen,
     "momentum_step": momentum_step,
     "only": only,
     "personal": personal,

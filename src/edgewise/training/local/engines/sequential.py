@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +23,7 @@ from edgewise.training.local.engines.engine import LocalEngine, LocalResult, Pro
 from edgewise.training.local.local_loop import kept_of, run_rules
 from edgewise.training.local.rule import ALONE, GRADIENT, HVP, LOSS, OUTPUTS, Array, Arrays, LocalWork
 
+_MEAN = "running_mean"
 PIECE = 4096
 """Examples that a question about all of a client's is put to at a time."""
 
@@ -90,9 +91,24 @@ class _FlatModel:
         for tensor, view in zip([*every, *floating.values()], views, strict=True):
             tensor.data = view
         self.views = views[: len(self.parameters)]
+        self._held: list[torch.nn.Module] = []
+
+    def train(self) -> None:
+        """The module as it trains, but for what is held."""
+        self.module.train()
+        for norm in self._held:
+            norm.eval()
+
+    def hold(self, names: Collection[str]) -> None:
+        """Layers with these running statistics use them until `reset`."""
+        self._held += [m for name, m in self.module.named_modules() if f"{name}.{_MEAN}".lstrip(".") in names]
+        self.train()
 
     def reset(self) -> None:
-        """Sets what is beside the vector to its first values."""
+        """Sets what is beside the vector to its first values, and holds nothing any more."""
+        if self._held:
+            self._held = []
+            self.train()
         for buffer, first in self._counters:
             buffer.copy_(first)
 
@@ -166,12 +182,19 @@ class _ClientOracle:
             try:
                 made = call(module.eval(), map_arrays(self.like, inputs))
             finally:
-                module.train()
+                self._model.train()
         return tuple(named_outputs(made).values())
 
     def entries(self, patterns: Sequence[str]) -> Tensor:
         """As in `Oracle`."""
         return torch.from_numpy(self._model.layout.entries(patterns))
+
+    def hold(self, patterns: Sequence[str]) -> Tensor:
+        """As in `Oracle`."""
+        layout = self._model.layout
+        held = layout.entries(patterns)
+        self._model.hold({slot.name for slot in layout.slots if slot.size and held[slot.offset]})
+        return torch.from_numpy(held)
 
     def rng(self, *names: str | int) -> np.random.Generator:
         """As in `Oracle`."""
