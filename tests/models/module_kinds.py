@@ -28,13 +28,19 @@ from edgewise.simulation.simulate import SimulationOptions, simulate_rounds
 from edgewise.training.algorithms import fed_avg
 from edgewise.training.batch_norm import AVERAGED, FROZEN, LOCAL, with_batch_norm
 from edgewise.training.client_update import client_seeds
-from edgewise.training.local import sgd
+from edgewise.training.local import LocalWork, sgd
 from edgewise.training.local.batches import batches
 
 BAR = 1e-5
 ENGINES = ("sequential", "stacked", "dense")
 SIZES = {"a": 12, "b": 5}
-WORK = sgd(learning_rate=0.05, epochs=2, batch_size=8)
+
+
+def work(precision: str = "float32") -> LocalWork:
+    return sgd(learning_rate=0.05, epochs=2, batch_size=8, precision=precision)
+
+
+LOOP = work().loop
 
 
 class Last(nn.Module):
@@ -152,6 +158,7 @@ class Kind:
     objective: str = ""
     batch_norm: str = AVERAGED
     rounds: int = 1
+    precision: str = "float32"
 
 
 SEQUENCE, IMAGE = (5, 6), (2, 6, 6)
@@ -199,6 +206,7 @@ KINDS = (
     Kind("targets: multi-label", lambda: nn.Linear(6, 4), targets=lambda rng, n: rng.integers(0, 2, (n, 4)).astype("f4"), loss=lambda o, t: functional.binary_cross_entropy_with_logits(o, t)),
     Kind("targets: masks", lambda: nn.Conv2d(2, 3, 3, padding=1), IMAGE, targets=lambda rng, n: rng.integers(0, 3, (n, 6, 6)), loss=per_pixel),
     Kind("targets: sequences", lambda: Called(lambda m, x: m.end(m.rnn(x)[0]), rnn=nn.GRU(6, 8, batch_first=True), end=nn.Linear(8, 3)), SEQUENCE, targets=lambda rng, n: rng.integers(0, 3, (n, 5)), loss=per_step, note="−100 marks steps that do not count"),
+    Kind("precision bf16", lambda: over_image(nn.GroupNorm(2, 4), nn.ReLU()), IMAGE, note="`precision = \"bf16\"` of `sgd`, `adam`, `adam_w`: torch's autocast around forward, weights in float32", precision="bf16"),
     Kind("loss that is no mean of examples' losses", lambda: nn.Linear(6, 3), loss=with_class_weights, note="`stacked` needs such a mean"),
 )  # fmt: skip
 
@@ -271,9 +279,11 @@ def plain_round(task: KindTask, start: Any, number: int, own: dict[Any, Any]) ->
         x, y = (map_arrays(lambda a: torch.tensor(np.array(a)), tree) for tree in (held.inputs, held.targets))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(place.at("torch").integer() % 2**63)
-            for part in batches(len(held), WORK.loop, place):
+            for part in batches(len(held), LOOP, place):
                 some = map_arrays(lambda a, part=part: a[part], x)
-                outputs = local(**some) if isinstance(some, dict) else local(some)
+                with torch.autocast("cpu", torch.bfloat16, enabled=task.kind.precision == "bf16"):
+                    outputs = local(**some) if isinstance(some, dict) else local(some)
+                outputs = outputs.float() if task.kind.precision == "bf16" else outputs
                 optimiser.zero_grad()
                 task.loss(outputs, map_arrays(lambda a, part=part: a[part], y)).backward()
                 optimiser.step()
@@ -308,7 +318,7 @@ def tried(kind: Kind) -> Found:
     for engine in ENGINES:
         options = SimulationOptions(engine=engine, costs=FREE)
         try:
-            algorithm = with_batch_norm(fed_avg(local=WORK), kind.batch_norm)
+            algorithm = with_batch_norm(fed_avg(local=work(kind.precision)), kind.batch_norm)
             run = simulate_rounds(task, algorithm, rounds=kind.rounds, options=options)
         except EdgewiseError:
             continue

@@ -21,7 +21,7 @@ from edgewise.models.task import Examples, Task
 from edgewise.training.local.batches import batches
 from edgewise.training.local.engines.engine import LocalEngine, LocalResult, Progress, bundle_of
 from edgewise.training.local.local_loop import kept_of, run_rules
-from edgewise.training.local.rule import ALONE, GRADIENT, HVP, LOSS, OUTPUTS, Array, Arrays, LocalWork
+from edgewise.training.local.rule import ALONE, GRADIENT, HVP, LOSS, OUTPUTS, PRECISIONS, Array, Arrays, LocalWork
 
 _MEAN = "running_mean"
 PIECE = 4096
@@ -36,7 +36,7 @@ class SequentialEngine(LocalEngine):
     """
 
     name = "sequential"
-    offers = frozenset((ALONE, GRADIENT, LOSS, HVP, OUTPUTS))
+    offers = frozenset((ALONE, GRADIENT, LOSS, HVP, OUTPUTS, *PRECISIONS))
 
     def __init__(self, task: Task) -> None:
         module = task.model()
@@ -66,7 +66,9 @@ class SequentialEngine(LocalEngine):
         with one_thread(), torch.random.fork_rng(devices=[]):
             for client, (held, stays, place) in enumerate(zip(examples, kept, seeds, strict=True)):
                 torch.manual_seed(place.at("torch").integer() % 2**63)
-                oracle = _ClientOracle(self._model, held, batches(len(held), work.loop, place), place)
+                oracle = _ClientOracle(
+                    self._model, held, batches(len(held), work.loop, place), place, work.loop.precision
+                )
                 arrays = to_arrays(bundle_of(received, client)) if shared is None else shared
                 sent, keeps, losses = run_rules(work, oracle, arrays, to_arrays(kept_of(stays, work)), tick)
                 results.append(LocalResult(sent[0], keeps[0], losses[0], oracle.longest, len(held)))
@@ -123,8 +125,9 @@ class _FlatModel:
 class _ClientOracle:
     """Answers for one client (`local_loop.Driven`)."""
 
-    def __init__(self, model: _FlatModel, held: Examples, parts: list[Any], seeds: Seeds) -> None:
+    def __init__(self, model: _FlatModel, held: Examples, parts: list[Any], seeds: Seeds, precision: str) -> None:
         self._model, self._parts, self._seeds = model, parts, seeds
+        self._is_mixed = precision != PRECISIONS[0]
         self._inputs, self._targets = to_tensors(held)
         self.longest = len(parts)
         self.num_steps = torch.tensor([float(len(parts))])
@@ -231,7 +234,8 @@ class _ClientOracle:
         inputs, targets = take(self._inputs, chosen), take(self._targets, chosen)
         num = count(targets)
         try:
-            outputs = call(self._model.module, inputs)
+            with torch.autocast("cpu", torch.bfloat16, enabled=self._is_mixed):
+                outputs = call(self._model.module, inputs)
         except ValueError as error:
             if num > 1 or "more than 1 value per channel" not in str(error):
                 raise
@@ -239,7 +243,7 @@ class _ClientOracle:
                 f"a batch of a single example has no variance for batch norm: {error}. Choose a batch_size that leaves no "
                 f"single example of this client's {count(self._targets)}, batch_size=0 for all at once, or group norm."
             ) from error
-        loss = self._model.task.loss(outputs, targets)
+        loss = self._model.task.loss(_widened(outputs) if self._is_mixed else outputs, targets)
         if batch is not None or not self.longest:
             self._total += loss.detach() * num
             self._seen += num
@@ -264,6 +268,15 @@ class _ClientOracle:
         if batch is not None and buffers is not None:
             weights[buffers] = own[buffers]
         own.copy_(before)
+
+
+def _widened(outputs: Any) -> Any:
+    """What a module gave, in float32 again: losses are written for it."""
+    if isinstance(outputs, Mapping):
+        return {name: _widened(value) for name, value in outputs.items()}
+    if isinstance(outputs, (tuple, list)):
+        return type(outputs)(_widened(value) for value in outputs)
+    return outputs.float() if isinstance(outputs, Tensor) and outputs.is_floating_point() else outputs
 
 
 def to_array(array: Any) -> Tensor:
