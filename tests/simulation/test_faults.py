@@ -54,6 +54,31 @@ def test_a_quorum_that_can_no_longer_be_met_ends_the_run_with_its_cause(edge_of,
     assert "The client has diverged: lower its learning rate" in found.outcome.sentence
 
 
+@pytest.mark.parametrize("uplink", UPLINKS, ids=str)
+@pytest.mark.parametrize("who", ["b", "abce"])
+def test_gossip_with_a_client_that_diverges_ends_with_its_cause_or_goes_on_without_it(edge_of, uplink, who):
+    whole = run(Diverging(who=who), None, uplink=uplink, protocol="gossip").record
+    part = run(Diverging(who=who), None, uplink=uplink, quorum=3, protocol="gossip")
+    assert whole.outcome.kind is OutcomeKind.TOO_FEW_CLIENTS
+    assert whole.rounds == ()
+    assert part.record.outcome.kind is (OutcomeKind.COMPLETED if who == "b" else OutcomeKind.TOO_FEW_CLIENTS)
+    for found in (whole, part.record):
+        assert "The client has diverged: lower its learning rate" in found.outcome.sentence
+    assert [set(row.missing) for row in part.record.rounds] == ([{"b"}] if who == "b" else [])
+    assert np.isfinite(part.vector).all()
+
+
+@pytest.mark.parametrize("protocol", ["synchronous", "gossip"])
+def test_a_model_of_ones_own_that_diverges_is_as_bad_as_the_shared_one(protocol):
+    rate = {"name": "drawn", "learning_rate": 1e30, "pull": 1e8}
+    rules = {"name": "local_work", "rules": ["descent", rate], "epochs": 4}
+    found = simulate_rounds(
+        BlobsTask(), make_algorithm({"name": "fed_avg", "local": rules}), rounds=2, protocol=protocol, options=ENGINE
+    ).record
+    assert found.outcome.kind is OutcomeKind.TOO_FEW_CLIENTS
+    assert "what it keeps has a" in found.outcome.sentence
+
+
 class Raising(BlobsTask):
     """Its loss fails on batches of nine, which only client e has."""
 

@@ -143,6 +143,12 @@ def test_settings_out_of_range_are_refused(words, message):
         work_of(words)
 
 
+def test_rules_are_written_by_name_and_what_is_none_is_refused():
+    assert [rule.spec.name for rule in work_of({"name": "local_work", "rules": ["descent"]}).rules] == ["descent"]
+    with pytest.raises(InputError, match=r"local_work takes rules, 'decent' is none\. Did you mean 'descent'\?"):
+        work_of({"name": "local_work", "rules": ["decent"]})
+
+
 def test_bf16_is_a_word_of_every_optimiser_that_engines_without_it_refuse():
     for name in ("sgd", "adam", "adam_w"):
         words = {"name": name, "precision": "bf16", "accumulate": 2}

@@ -38,6 +38,9 @@ def local_work(
     Raises:
         InputError: If a number is out of range.
     """
+    for rule in rules:
+        if not isinstance(rule, Rule):
+            raise InputError(f"local_work takes rules, {rule!r} is none.{nearest(str(rule), RULES)}")
     loop = _loop_params(epochs, batch_size, max_steps, precision)
     params = {"rules": tuple(rule.spec for rule in rules), **loop}
     return LocalWork(Spec("local_work", params), Loop(epochs, batch_size, max_steps, precision), rules)
