@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from edgewise.core.errors import InputError, TaskError
 from edgewise.models.task import Examples
 from edgewise.simulation.costs import VirtualCosts
+from edgewise.simulation.journal import Journal
 from edgewise.simulation.simulate import SimulationOptions, simulate_rounds
 from edgewise.simulation.virtual_clients import VirtualClients
 from edgewise.training.algorithms import make_algorithm
@@ -129,9 +133,13 @@ def work(monkeypatch):
 
 @pytest.mark.parametrize("protocol", [*LOCKSTEP, {"name": "buffered", "concurrency": 3, "buffer_size": 2}], ids=str)
 @pytest.mark.parametrize("num_torn", [0, 3])
-def test_a_killed_simulation_goes_on_to_the_model_it_would_have_had(tmp_path, work, edge_of, protocol, num_torn):
+def test_a_killed_simulation_goes_on_to_the_model_it_would_have_had(
+    tmp_path, work, edge_of, protocol, num_torn, monkeypatch
+):
     words = {"protocol": protocol, "rounds": 6, "uplink": UPLINKS[2]}
     path, (calls, dies_at) = tmp_path / "run.journal", work
+    if num_torn:  # a snapshot is never torn
+        monkeypatch.setattr(Journal, "is_long", lambda *_: False)
     whole = run(BlobsTask(), edge_of, **words)
     num_calls = len(calls)
     calls.clear()
@@ -147,6 +155,56 @@ def test_a_killed_simulation_goes_on_to_the_model_it_would_have_had(tmp_path, wo
     assert again.vector.tobytes() == whole.vector.tobytes()
     assert again.record == whole.record
     assert num_calls - 3 <= len(calls) <= num_calls - 3 + bool(num_torn)  # what is torn may be a round's metrics
+    assert not path.exists()
+
+
+PROTOCOLS = [*LOCKSTEP, {"name": "buffered", "concurrency": 3, "buffer_size": 2}, "gossip"]
+SCAFFOLD = {"name": "scaffold", "uplink": {"model": "int8", "control": "int8"}}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS, ids=str)
+def test_a_simulation_that_is_killed_in_every_round_and_while_it_compacts_ends_as_if_it_were_not(
+    tmp_path, work, edge_of, protocol, monkeypatch
+):
+    words = {"rounds": 6, "protocol": protocol, "edge_of": edge_of, "round_deadline_s": 100.0}
+    algorithm = make_algorithm(SCAFFOLD if protocol in LOCKSTEP else {"name": "fed_avg", "uplink": UPLINKS[2]})
+    costs = VirtualCosts(slowdown={"b": 2.3, "c": 1.7})
+    whole = simulate_rounds(BlobsTask(), algorithm, **words, options=replace(ENGINE, costs=costs))
+    path, (calls, dies_at), kills, replaced = tmp_path / "run.journal", work, [], os.replace
+    rounds = []
+    options = replace(ENGINE, costs=costs, journal=path, on_round=lambda record: rounds.append(record.round))
+
+    def dying(source, target):
+        kills.append(1)
+        if len(kills) % 3 == 1:
+            raise Killed  # before the file is the new one
+        replaced(source, target)
+        if len(kills) % 3 == 2:
+            raise Killed  # right after
+
+    monkeypatch.setattr(os, "replace", dying)
+    again = None
+    for _ in range(200):
+        calls.clear()
+        rounds.clear()
+        dies_at[:] = [2]
+        try:
+            again = simulate_rounds(BlobsTask(), algorithm, **words, options=options)
+            break
+        except Killed:
+            pass
+    assert again is not None
+    assert again.vector.tobytes() == whole.vector.tobytes()
+    assert again.record == whole.record
+    assert rounds == [record.round for record in whole.record.rounds]
+    assert len(kills) > 6
+
+
+def test_a_journal_holds_what_the_run_is_and_not_what_it_was(tmp_path, edge_of):
+    path, sizes = tmp_path / "run.journal", []
+    options = replace(ENGINE, journal=path, on_round=lambda _: sizes.append(path.stat().st_size))
+    run(BlobsTask(), None, rounds=40, uplink=UPLINKS[2], options=options)
+    assert max(sizes) < 4 * max(sizes[:3])
     assert not path.exists()
 
 

@@ -23,6 +23,7 @@ from edgewise.models.task import Examples, Task, user_code
 from edgewise.simulation.costs import VirtualCosts, costs_of
 from edgewise.simulation.journal import Journal, JournaledWorkers, journaled
 from edgewise.simulation.record import RunRecord, SimulatedRun
+from edgewise.simulation.snapshot import restore, snapshot_of
 from edgewise.simulation.virtual_clients import VirtualClients, Workers
 from edgewise.simulation.virtual_run import Evaluate, Fails, OnRound, VirtualRun, never
 from edgewise.training.algorithm import Candidate, FederatedAlgorithm
@@ -145,7 +146,7 @@ def simulate_rounds(
         options.on_round,
     )
     try:
-        vector = run.run()
+        vector = run.run() if journal is None else _journaled_run(run, journal, options.on_round)
     except BaseException:
         if journal is not None:
             journal.close(is_done=False)
@@ -156,6 +157,31 @@ def simulate_rounds(
     return SimulatedRun(
         RunRecord(task.name, words, str(chosen.spec.name), engine.name, seed, tuple(run.records), outcome), vector
     )
+
+
+def _journaled_run(run: VirtualRun, journal: Journal, on_round: OnRound | None) -> Vector:
+    """Runs to the terminal state, from where the journal's snapshot stands; closed rounds are told again."""
+    if journal.snapshot:
+        restore(run, journal.snapshot)
+        told = (lambda _: None) if on_round is None else on_round
+        for record in run.records:
+            told(record)
+    num_closed = len(run.records)
+
+    def until() -> bool:
+        nonlocal num_closed
+        if len(run.records) > num_closed and run.outcome is None:
+            num_closed = len(run.records)
+            if journal.is_long(sum(map(len, run.blobs.values()))):
+                journal.compact(snapshot_of(run))
+        return False
+
+    if journal.snapshot:
+        run.carry_on(until)
+    else:
+        run.start()
+        run.go(until)
+    return run.model
 
 
 def _job_digest(task: Task, config: RunConfig, *more: Any) -> str:
