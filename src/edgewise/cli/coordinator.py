@@ -47,6 +47,9 @@ def command(
             "several with commas between.",
         ),
     ] = "",
+    judge: Annotated[
+        str, typer.Option("--judge", help="Task file whose own metrics are told of held-out data in each round.")
+    ] = "",
     dilation: Dilation = 1.0,
     power: Power = 60.0,
     raw_may_reach: RawMayReach = "device",
@@ -82,6 +85,7 @@ def command(
         listen=listen,
         fleet=fleet,
         holdout=holdout,
+        judge=judge,
         dilation=dilation,
         active_power_w=power,
         raw_may_reach=raw_may_reach,

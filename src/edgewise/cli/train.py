@@ -288,7 +288,10 @@ class TrainingSession:
         return status
 
     def _round(self, done: RoundRecord, advance: Any) -> None:
-        words = f"loss {done.loss:.4f} accuracy {done.accuracy:.4f} updates {done.num_updates} {done.seconds:.2f} s"
+        own = "".join(f" {name} {value:.4f}" for name, value in done.metrics.items() if name != "accuracy")
+        words = (
+            f"loss {done.loss:.4f} accuracy {done.accuracy:.4f}{own} updates {done.num_updates} {done.seconds:.2f} s"
+        )
         if self.out.as_json:
             self.out.event("round", **{"run": self.run, **_fields(done)})
         elif advance is None:

@@ -162,7 +162,18 @@ class TrainedModel(Message, frozen=True):
 
 
 class RoundRecord(msgspec.Struct, frozen=True):
-    """One closed round, as people and reports see it."""
+    """One closed round, as people and reports see it.
+
+    Attributes:
+        round: Its number.
+        loss: Mean over the participants, of the model they received.
+        accuracy: Share of the coordinator's held-out examples that its model answers rightly; NaN where nothing can be judged.
+        num_updates: Updates that were folded.
+        missing: Cause by client that gave none.
+        seconds: What it took.
+        uplink_bytes, downlink_bytes: Payloads, as far as one process saw them.
+        metrics: The task's own, of held-out examples, where the coordinator has a judge (`--judge`).
+    """
 
     round: int
     loss: float
@@ -172,6 +183,7 @@ class RoundRecord(msgspec.Struct, frozen=True):
     seconds: float
     uplink_bytes: int = 0
     downlink_bytes: int = 0
+    metrics: dict[str, float] = {}
 
 
 class RunStatus(Message, frozen=True):

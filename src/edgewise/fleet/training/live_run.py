@@ -10,6 +10,7 @@ import msgspec
 
 from edgewise.core.errors import InputError
 from edgewise.core.ids import Digest, NodeId, RunId
+from edgewise.core.layout import Layout
 from edgewise.fleet.messages import BlobRef, RoundRecord, RunRow, RunStatus, SubmitRun, TrainedModel
 from edgewise.fleet.training.presence import view_of
 from edgewise.fleet.training.role_driver import RoleDriver
@@ -41,6 +42,11 @@ class Submitted(msgspec.Struct, frozen=True, kw_only=True):
     def run(self) -> RunId:
         """Its id."""
         return self.config.run
+
+    @property
+    def layout(self) -> Layout:
+        """Of its model."""
+        return msgspec.msgpack.decode(self.request.layout, type=Layout)
 
 
 class RoundClosed(msgspec.Struct, frozen=True):

@@ -103,7 +103,7 @@ class Runs:
             MisfitError: If the protocol does not carry the algorithm.
         """
         layout = msgspec.msgpack.decode(request.layout, type=Layout)
-        self._check(request, layout)
+        self._check(request)
         start, size_bytes = self._start_of(request)
         if size_bytes != 4 * layout.size:
             raise InputError(
@@ -132,14 +132,13 @@ class Runs:
         """
         live = self._live(order.run)
         request, start = live.going_on(order.name)
-        layout = msgspec.msgpack.decode(request.layout, type=Layout)
-        self._check(request, layout)
+        self._check(request)
         for digest, what in ((start, "the model of its last round"), (live.submitted.template, "its graph")):
             if digest and not self._node.blobs.has(digest):
                 raise InputError(f"run {order.run!r} cannot go on: {what} is not here any more. Start it anew.")
-        return await self._begin(request, layout, live.submitted.template, start)
+        return await self._begin(request, live.submitted.layout, live.submitted.template, start)
 
-    def _check(self, request: SubmitRun, layout: Layout) -> None:
+    def _check(self, request: SubmitRun) -> None:
         """Refuses what no node could carry out."""
         from edgewise.training.protocols import make_protocol
 
@@ -327,8 +326,7 @@ class Runs:
         )
         live.waiting, live.retries, live.opened_s = "", 0, now
         name = f"record of round {summary.round} of {live.submitted.run}"
-        is_judged = self._versions.holdout is not None and live.submitted.template
-        evaluated = mapped_model(self._node.blobs, summary.model) if is_judged else None
+        evaluated = mapped_model(self._node.blobs, summary.model) if live.submitted.template else None
         live.recording = self._node.spawn(self._record(live, evaluated, record, live.recording), name)
 
     async def _record(
@@ -337,11 +335,9 @@ class Runs:
         if before is not None:  # records keep the order of rounds
             await asyncio.wait({before})
         if model is not None:
-            layout = msgspec.msgpack.decode(live.submitted.request.layout, type=Layout)
-            accuracy = await asyncio.to_thread(
-                self._versions.calibration_accuracy, live.submitted.template, layout, model
-            )
-            record = msgspec.structs.replace(record, accuracy=accuracy)
+            of, judge = live.submitted, self._versions.calibration_scores
+            accuracy, metrics = await asyncio.to_thread(judge, of.template, of.layout, model, of.request.task)
+            record = msgspec.structs.replace(record, accuracy=accuracy, metrics=metrics)
         live.rounds.append(record)
         closed = msgspec.msgpack.encode(RoundClosed(live.submitted.run, record))
         await asyncio.to_thread(self._events.append, INDEX, "round", closed)
@@ -368,12 +364,11 @@ class Runs:
         known = [v for v in self._versions.registry.versions() if v.run == submitted.run]
         if known:  # registered before a crash, its entry in the log was not written
             return known[0].number
-        layout = msgspec.msgpack.decode(submitted.request.layout, type=Layout)
         view = live.view
         num_examples = view.rounds[-1].num_examples if view is not None and view.rounds else {}
         version = self._versions.register_vector(
             submitted.template,
-            layout,
+            submitted.layout,
             mapped_model(self._node.blobs, outcome.model),
             task=submitted.request.task,
             run=submitted.run,
