@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -64,6 +64,11 @@ class Called(nn.Module):
 
     def forward(self, *inputs: Any, **named_inputs: Any) -> Any:
         return self.function(self, *inputs, **named_inputs)
+
+
+class Pair(NamedTuple):
+    kind: Any
+    size: Any
 
 
 class TwoInputs(nn.Module):
@@ -124,6 +129,10 @@ def of_two(outputs: Any, targets: Any) -> Any:
     )
 
 
+def of_pair(outputs: Any, targets: Any) -> Any:
+    return of_two({"kind": outputs.kind, "size": outputs.size}, targets)
+
+
 def per_pixel(outputs: Any, targets: Any) -> Any:
     return functional.cross_entropy(outputs, targets)
 
@@ -181,6 +190,7 @@ KINDS = (
     Kind("GRU", lambda: over_sequence(nn.GRU(6, 8, batch_first=True), 8), SEQUENCE),
     Kind("RNN", lambda: over_sequence(nn.RNN(6, 8, batch_first=True), 8), SEQUENCE),
     Kind("Embedding, integer inputs", lambda: nn.Sequential(nn.Embedding(11, 6), nn.Flatten(), nn.Linear(24, 3)), (4,), ("",)),
+    Kind("EmbeddingBag, sparse gradients", lambda: nn.Sequential(nn.EmbeddingBag(11, 6, sparse=True), nn.Linear(6, 3)), (4,), ("",)),
     Kind("MultiheadAttention", Attention, SEQUENCE),
     Kind("TransformerEncoderLayer", lambda: over_sequence(nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0, batch_first=True), 6), SEQUENCE),
     Kind("BatchNorm, averaged", lambda: over_image(nn.BatchNorm2d(4), nn.ReLU()), IMAGE, note="`batch_norm = \"averaged\"`, the default: running statistics are averaged, too"),
@@ -202,6 +212,7 @@ KINDS = (
     Kind("several inputs", TwoInputs, {"image": (6,), "words": (4,)}, ("words",), note="`input_shape` is a dict by forward's arguments"),
     Kind("several exits", lambda: Called(lambda m, x: (m.near(x), m.far(torch.relu(m.body(x)))), near=nn.Linear(6, 3), body=nn.Linear(6, 8), far=nn.Linear(8, 3)), loss=of_exits, note="forward gives a tuple, first exit first"),
     Kind("several outputs and targets, as dicts", lambda: Called(lambda m, x: {"kind": m.kind(x), "size": m.size(x)}, kind=nn.Linear(6, 3), size=nn.Linear(6, 1)), targets=two_targets, loss=of_two, note="the served outputs have the dict's names"),
+    Kind("several outputs, as a named tuple", lambda: Called(lambda m, x: Pair(m.kind(x), m.size(x)), kind=nn.Linear(6, 3), size=nn.Linear(6, 1)), targets=two_targets, loss=of_pair, note="the served outputs have its fields' names"),
     Kind("targets: regression", lambda: nn.Linear(6, 2), targets=lambda rng, n: rng.normal(size=(n, 2)).astype("f4"), loss=lambda o, t: functional.mse_loss(o, t)),
     Kind("targets: multi-label", lambda: nn.Linear(6, 4), targets=lambda rng, n: rng.integers(0, 2, (n, 4)).astype("f4"), loss=lambda o, t: functional.binary_cross_entropy_with_logits(o, t)),
     Kind("targets: masks", lambda: nn.Conv2d(2, 3, 3, padding=1), IMAGE, targets=lambda rng, n: rng.integers(0, 3, (n, 6, 6)), loss=per_pixel),

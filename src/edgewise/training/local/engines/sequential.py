@@ -16,7 +16,7 @@ from edgewise.core.provenance import derived
 from edgewise.core.seeds import Seeds
 from edgewise.models.examples import count, map_arrays, take
 from edgewise.models.flat import buffers_of, layout_of, parameters_of
-from edgewise.models.forward import call, named_outputs
+from edgewise.models.forward import call, like_tuple, named_outputs
 from edgewise.models.task import Examples, Task
 from edgewise.training.local.batches import batches
 from edgewise.training.local.engines.engine import LocalEngine, LocalResult, Progress, bundle_of
@@ -241,7 +241,7 @@ class _ClientOracle:
                 raise
             raise DataError(
                 f"a batch of a single example has no variance for batch norm: {error}. Choose a batch_size that leaves no "
-                f"single example of this client's {count(self._targets)}, batch_size=0 for all at once, or group norm."
+                f"single example of this client's {count(self._targets)}, batch_size=0 for all at once, batch_norm = 'frozen', or group norm."
             ) from error
         loss = self._model.task.loss(_widened(outputs) if self._is_mixed else outputs, targets)
         if batch is not None or not self.longest:
@@ -253,7 +253,7 @@ class _ClientOracle:
         made: Sequence[Tensor] = torch.autograd.grad(
             loss, self._model.parameters, create_graph=create_graph, allow_unused=True, materialize_grads=True
         )
-        return made
+        return [slope.to_dense() if slope.is_sparse else slope for slope in made]
 
     @contextmanager
     def _at(self, weights: Tensor, batch: int | None) -> Iterator[None]:
@@ -275,7 +275,7 @@ def _widened(outputs: Any) -> Any:
     if isinstance(outputs, Mapping):
         return {name: _widened(value) for name, value in outputs.items()}
     if isinstance(outputs, (tuple, list)):
-        return type(outputs)(_widened(value) for value in outputs)
+        return like_tuple(outputs, [_widened(value) for value in outputs])
     return outputs.float() if isinstance(outputs, Tensor) and outputs.is_floating_point() else outputs
 
 
