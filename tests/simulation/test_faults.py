@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from edgewise.core.errors import InputError, TaskError
+from edgewise.models.flat import vector_of
 from edgewise.models.task import Examples
 from edgewise.simulation.costs import VirtualCosts
 from edgewise.simulation.journal import Journal
@@ -110,6 +113,44 @@ def test_work_that_takes_longer_than_a_buffered_round_is_not_lost():
     options = SimulationOptions(engine="sequential", costs=costs)
     found = run(BlobsTask(), None, rounds=8, protocol=protocol, options=options)
     assert found.record.outcome.kind is OutcomeKind.COMPLETED
+
+
+class Odd(BlobsTask):
+    """Has one of the faults that its settings name."""
+
+    def clients(self):
+        return self.settings.get("clients") or super().clients()
+
+    def loss(self, outputs, targets):
+        return super().loss(outputs.detach() if "detached" in self.settings else outputs, targets)
+
+    def metrics(self, outputs, targets):
+        return {"each": np.ones(3)} if "array" in self.settings else {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"clients": ["a", "b", "a"]}, r"names 'a' twice\. Name each once"),
+        ({"clients": range(3)}, r"gives 0, a int; a client's name is text"),
+        ({"detached": True}, "the loss does not depend on what is trained: outputs are detached"),
+        ({"array": True}, r"metric 'each' is an array of shape \(3,\), a number is needed"),
+    ],
+)
+def test_an_odd_task_is_told_in_a_sentence(settings, text):
+    with pytest.raises(TaskError, match=text):
+        run(Odd(**settings), None)
+
+
+def test_a_task_that_gives_the_same_module_each_time_trains_as_one_that_makes_it_anew():
+    class Same(BlobsTask):
+        def model(self):
+            made = vars(self).setdefault("made", torch.nn.Sequential(torch.nn.Dropout(0.5), super().model()))
+            return made if self.settings["same"] else copy.deepcopy(made)
+
+    initial = np.zeros_like(vector_of(Same(same=True).model()))
+    anew, same = (run(Same(same=same), None, initial=initial).vector for same in (False, True))
+    assert anew.tobytes() == same.tobytes()
 
 
 class Killed(Exception):

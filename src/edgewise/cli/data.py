@@ -31,12 +31,11 @@ def command(
     """
     from edgewise.datasets.audit import audit
     from edgewise.models.data_check import DataCheck
-    from edgewise.models.task import user_code
+    from edgewise.models.task import clients_of
 
     out = Output(as_json)
     loaded = open_task(task, parse_settings(settings))
-    with user_code(f"task {loaded.name!r} does not name its clients"):
-        clients = list(loaded.clients())
+    clients = clients_of(loaded)
     check = DataCheck(loaded)
     held = {client: check.data(client) for client in clients}
     found = audit(

@@ -80,12 +80,11 @@ def print_audit(out: Output, file: JobFile, folder: Path) -> Any:
     """
     from edgewise.datasets.audit import audit
     from edgewise.models.data_check import DataCheck
-    from edgewise.models.task import user_code
+    from edgewise.models.task import clients_of
     from edgewise.training.job import make_task
 
     task = make_task(file.task.file, file.task.settings, folder=folder)
-    with user_code(f"task {task.name!r} does not name its clients"):
-        clients = list(task.clients())
+    clients = clients_of(task)
     check = DataCheck(task)
     held = {str(client): check.data(client) for client in clients}
     out.line(str(audit({c: h.examples.targets for c, h in held.items()}, notes={c: h.notes for c, h in held.items()})))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-__all__ = ["Examples", "Task", "load_task", "user_code"]
+__all__ = ["Examples", "Task", "clients_of", "load_task", "user_code"]
 
 
 class Task(ABC):
@@ -133,6 +133,31 @@ def user_code(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise TaskError(f"{what}: {described(error)}. Fix the task and try again.") from error
+
+
+def clients_of(task: Task) -> tuple[ClientId, ...]:
+    """Who holds data of a task.
+
+    Args:
+        task: Names them.
+
+    Returns:
+        Their names, each once.
+
+    Raises:
+        TaskError: If its code raises, or gives what cannot be names of clients.
+    """
+    with user_code(f"task {task.name!r} does not name its clients"):
+        found = tuple(task.clients())
+    for place, client in enumerate(found):
+        if not isinstance(client, str):
+            raise TaskError(
+                f"clients() of task {task.name!r} gives {client!r}, a {type(client).__name__}; a client's name is text, and its "
+                "device asks for its data by it. Give str(…)."
+            )
+        if client in found[:place]:
+            raise TaskError(f"clients() of task {task.name!r} names {client!r} twice. Name each once.")
+    return found
 
 
 def described(error: BaseException) -> str:

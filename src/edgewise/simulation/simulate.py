@@ -19,7 +19,7 @@ from edgewise.core.seeds import Seeds
 from edgewise.core.units import parse_duration
 from edgewise.models.data_check import DataCheck
 from edgewise.models.flat import initial_vector
-from edgewise.models.task import Examples, Task, user_code
+from edgewise.models.task import Examples, Task, clients_of, user_code
 from edgewise.simulation.costs import VirtualCosts, costs_of
 from edgewise.simulation.journal import Journal, JournaledWorkers, journaled
 from edgewise.simulation.record import RunRecord, SimulatedRun
@@ -103,8 +103,7 @@ def simulate_rounds(
     check_carries(chosen, algorithm)
     if EDGE in chosen.roles and not edge_of:
         raise InputError(f"{chosen.spec} needs to know the edge of each client. Give edge_of, or take synchronous.")
-    with user_code(f"task {task.name!r} does not name its clients"):
-        named = tuple(clients) or tuple(task.clients())
+    named = tuple(clients) or clients_of(task)
     checked = DataCheck(task)
     sizes = {client: len(checked.data(client).examples) for client in named}
     holding = tuple(client for client in named if sizes[client])
@@ -252,7 +251,7 @@ def simulate(
         seed=training.seed,
         quorum=training.quorum,
         protocol=protocol,
-        edge_of=edge_of_clients(job, task.clients()) if EDGE in protocol.roles else None,
+        edge_of=edge_of_clients(job, clients_of(task)) if EDGE in protocol.roles else None,
         round_deadline_s=parse_duration(training.round_deadline) if training.round_deadline else None,
         fails=drawn_dropouts(job.virtual.dropout_fraction, training.seed),
         options=used,

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from edgewise.core.errors import TaskError
 from edgewise.core.layout import Vector
 from edgewise.core.provenance import derived
 from edgewise.models.examples import count, map_arrays, take
@@ -57,11 +58,11 @@ class Evaluator:
             loss = self._task.loss(made, targets)
             answers = _each(made, lambda tensor: tensor.numpy())
             scores = self._task.metrics(answers, map_arrays(lambda tensor: tensor.numpy(), targets))
-            return {"loss": float(loss), **{name: float(value) for name, value in scores.items()}}
+            return {"loss": float(loss), **{name: _number(name, value) for name, value in scores.items()}}
 
     def _forward(self, vector: Vector, examples: Examples) -> Any:
         """What forward gives of all examples, in its own form."""
-        load_vector(self._module, vector)
+        load_vector(self._module.eval(), vector)
         inputs, _ = to_tensors(examples)
         starts = range(0, count(inputs), self._batch_size)
         with torch.no_grad(), one_thread():
@@ -71,6 +72,14 @@ class Evaluator:
         if isinstance(parts[0], torch.Tensor):
             return _joined(parts)
         return like_tuple(parts[0], [_joined(list(exit_)) for exit_ in zip(*parts, strict=True)])
+
+
+def _number(name: str, value: Any) -> float:
+    if getattr(value, "size", 1) != 1 if not isinstance(value, torch.Tensor) else value.numel() != 1:
+        raise TaskError(
+            f"metric {name!r} is an array of shape {tuple(value.shape)}, a number is needed. Give each a name."
+        )
+    return float(value)
 
 
 def _joined(tensors: list[torch.Tensor]) -> torch.Tensor:

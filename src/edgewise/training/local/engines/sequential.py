@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from edgewise.codecs.bundle import Bundle
-from edgewise.core.errors import DataError
+from edgewise.core.errors import DataError, TaskError
 from edgewise.core.provenance import derived
 from edgewise.core.seeds import Seeds
 from edgewise.models.examples import count, map_arrays, take
@@ -63,6 +63,7 @@ class SequentialEngine(LocalEngine):
             if progress is not None:
                 progress(done)
 
+        self._model.train()  # a task may give the same module to whoever evaluates it
         with one_thread(), torch.random.fork_rng(devices=[]):
             for client, (held, stays, place) in enumerate(zip(examples, kept, seeds, strict=True)):
                 torch.manual_seed(place.at("torch").integer() % 2**63)
@@ -250,6 +251,11 @@ class _ClientOracle:
         return loss
 
     def _slopes(self, loss: Tensor, *, create_graph: bool = False) -> Sequence[Tensor]:
+        if not loss.requires_grad:
+            raise TaskError(
+                "the loss does not depend on what is trained: outputs are detached, rounded or left out of it. Write it with "
+                "tensor operations on the outputs, or train by zeroth_order, which needs no gradient."
+            )
         made: Sequence[Tensor] = torch.autograd.grad(
             loss, self._model.parameters, create_graph=create_graph, allow_unused=True, materialize_grads=True
         )
