@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from edgewise.api.in_memory_task import InMemoryTask, split_examples
     from edgewise.api.local_endpoint import LocalEndpoint, serve
     from edgewise.api.model_plan import ModelPlan, plan
-    from edgewise.core.errors import EdgewiseError
+    from edgewise.core.errors import EdgewiseError, RunEndedEarly
     from edgewise.models.graph.graph import Graph
     from edgewise.models.task import Examples, Task, load_task
     from edgewise.planning.policy import Policy
@@ -34,6 +34,7 @@ _PLACES = {
     "LocalEndpoint": "edgewise.api.local_endpoint",
     "ModelPlan": "edgewise.api.model_plan",
     "Policy": "edgewise.planning.policy",
+    "RunEndedEarly": "edgewise.core.errors",
     "Task": "edgewise.models.task",
     "fed_avg": "edgewise.training.algorithms.fed_avg",
     "fed_prox": "edgewise.training.algorithms.fed_prox",
@@ -56,6 +57,7 @@ __all__ = [
     "LocalEndpoint",
     "ModelPlan",
     "Policy",
+    "RunEndedEarly",
     "Task",
     "__version__",
     "fed_avg",

@@ -20,6 +20,7 @@ from edgewise import (
     InMemoryTask,
     LocalEndpoint,
     ModelPlan,
+    RunEndedEarly,
     fed_avg,
     plan,
     scaffold,
@@ -94,10 +95,24 @@ def test_a_regression_has_its_error_and_a_module_starts_from_its_weights() -> No
 
 def test_a_run_that_ends_early_says_so() -> None:
     task = InMemoryTask(lambda: nn.Linear(4, 3), PARTS, loss=lambda outputs, targets: outputs.sum() * float("nan"))
-    with pytest.warns(UserWarning, match="client-0 .*has diverged: lower its learning rate"):
-        run = simulate(task, rounds=2)
+    with pytest.raises(RunEndedEarly, match=r"client-0 .*has diverged: lower its learning rate") as error:
+        simulate(task, rounds=2)
+    assert "Closed rounds: 0 of 2; what there is, is the error's `run`, with the untrained model." in str(error.value)
+    assert error.value.to_dict()["fields"] == {"kind": "too_few_clients", "rounds": 0}
+    run = error.value.run
     assert "no round closed" in str(run)
     assert "has diverged" in run._repr_html_()
+
+
+def test_batch_norm_is_said_in_a_word_also_beside_parts() -> None:
+    def make() -> nn.Module:
+        return nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 3))
+
+    for algorithm in (None, fed_avg(), {"name": "scaffold"}):
+        run = simulate(InMemoryTask(make, PARTS), algorithm, rounds=1, batch_norm="frozen")
+        norm = run.module()[0]  # type: ignore[index]
+        assert not norm.running_mean.any()
+        assert (norm.weight == 1).all()
 
 
 GIVEN: dict[str, Any] = {

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+import numpy as np
 import pytest
 
 from edgewise.cli.main import run
@@ -16,8 +17,9 @@ from edgewise.cli.nodes import COLUMNS, cautions, cells, changes, show
 from edgewise.cli.output import Output
 from edgewise.cli.rollback import roll_back
 from edgewise.cli.train import TrainingSession, print_end, read_job
-from edgewise.core.errors import RemoteError
+from edgewise.core.errors import RemoteError, TaskError
 from edgewise.core.ids import ClientId, Generation, NodeId, Revision, RunId, Tier, digest_of
+from edgewise.core.seeds import Seeds
 from edgewise.fleet.messages import (
     Capability,
     DriftStatus,
@@ -30,6 +32,7 @@ from edgewise.fleet.messages import (
     Versions,
 )
 from edgewise.fleet.operator.operator import connect_operator
+from edgewise.models.flat import initial_vector, layout_of
 from edgewise.models.version import ModelVersion
 from edgewise.security.access import access_control
 from edgewise.security.authority import Authority, create_authority
@@ -37,6 +40,21 @@ from edgewise.testing import LoopbackFleet, tiny_task
 from edgewise.transport.zenoh.zenoh_transport import TlsFiles, ZenohSettings, open_zenoh
 
 T = TypeVar("T")
+UNEXPORTABLE = """
+import numpy as np
+import torch
+from edgewise.models.task import Examples, Task
+
+class Net(torch.nn.Linear):
+    def forward(self, x): return torch.linalg.eigvals(super().forward(x).reshape(-1, 2, 2)).real
+
+class Own(Task):
+    name, input_shape = "own", (3,)
+    def model(self): return Net(3, 4)
+    def loss(self, outputs, targets): return (outputs ** 2).mean()
+    def clients(self): return ["a", "b"]
+    def data(self, client): return Examples.of(np.eye(3, dtype="f4"), np.zeros(3, "i8"))
+"""
 NOWHERE = "tls/127.0.0.1:1"
 EDGE_OF = {"a": "edge-1", "b": "edge-1"}
 JOB = f"""
@@ -197,6 +215,54 @@ def test_a_cancelled_run_ends_with_its_cause(home: Path, tmp_path: Path, capsys:
     assert "cancelled: " in capsys.readouterr().out
 
 
+def test_the_tensors_of_a_live_run_are_written_also_where_it_ends_early(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def work(fleet: LoopbackFleet) -> None:
+        job = read_job(home / "job.toml", ["training.rounds=1000"])
+        session = TrainingSession(Output(), weights=tmp_path / "w.npz")
+        running = asyncio.create_task(session.train(fleet.operator, job))
+        async with asyncio.timeout(20):
+            await session.submitted.wait()
+            async for status in fleet.operator.watch(session.run):
+                if len(status.rounds) >= 2:
+                    break
+            await TrainingSession(Output(), session.run, tmp_path / "again.safetensors").cancel(fleet.operator)
+            ended = await running
+        layout, trained = layout_of(fleet.task.model()), fleet.model(ended)
+        arrays = np.load(tmp_path / "w.npz")
+        assert layout.flatten(dict(arrays)).tolist() == trained.tolist()
+        assert not np.array_equal(trained, initial_vector(fleet.task, Seeds(0)))
+        assert trained.tobytes() in (tmp_path / "again.safetensors").read_bytes()
+        assert f"wrote {tmp_path / 'w.npz'}, of round {len(ended.rounds)} of 1000" in capsys.readouterr().out
+
+    asyncio.run(on_loopback(tmp_path / "fleet", work))
+
+
+def test_a_model_that_cannot_be_exported_trains_live_and_leaves_its_tensors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own.py").write_text(UNEXPORTABLE)
+    (tmp_path / "job.toml").write_text('[task]\nfile = "own.py"\n[training]\nrounds = 2\n')
+    job = read_job(tmp_path / "job.toml", [])
+
+    async def work() -> None:
+        async with LoopbackFleet(tmp_path / "fleet", edge_of=EDGE_OF, task_file=tmp_path / "own.py") as fleet:
+            with pytest.raises(TaskError, match=r"cannot be exported to ONNX.*--weights FILE\.npz"):
+                await TrainingSession(Output()).train(fleet.operator, job)
+            session = TrainingSession(Output(as_json=True), weights=tmp_path / "w.npz")
+            ended = await session.train(fleet.operator, job)
+            assert (ended.state, ended.version, len(ended.rounds)) == ("completed", 0, 2)
+            assert np.load(tmp_path / "w.npz")["weight"].tobytes() == fleet.model(ended)[:12].tobytes()
+
+    asyncio.run(work())
+    shown = capsys.readouterr().out.splitlines()
+    assert not any("IR graph" in line for line in shown)
+    events = {event["event"]: event for event in (json.loads(line) for line in shown if line[:1] == "{")}
+    assert "cannot be exported" in events["no_version"]["cause"]
+    assert events["weights"]["path"] == str(tmp_path / "w.npz")
+
+
 def test_interrupted_it_says_how_to_look_again(capsys: pytest.CaptureFixture[str]) -> None:
     assert TrainingSession(Output(), "tiny-1").left("--connect tls/h:1 --identity me") == 130
     assert "edgewise train --follow tiny-1 --connect tls/h:1 --identity me" in capsys.readouterr().out
@@ -284,6 +350,7 @@ def test_a_job_that_cannot_be_read_says_where(
         (["train"], "say what to train, a job file, or which run to look at"),
         (["train", "job.toml", "--follow", "digits-1"], "say what to train, a job file, or which run to look at"),
         (["train", "nofile.toml"], "nofile.toml does not exist"),
+        (["train", "{home}/job.toml", "--weights", "w.pt"], "End the name in .npz or .safetensors"),
         (["rollback"], "no fleet given"),
         (["plan"], "give a model and --data with real inputs, or --connect"),
         (["plan", "--connect", NOWHERE, "--stages", "0.1,x"], "'0.1,x' are no stages. Write them like '0.1,0.5,1'"),

@@ -20,6 +20,7 @@ from edgewise.codecs import (
     payload_to_bytes,
     payload_to_tensors,
     png,
+    skip_zeros,
     top_k,
     zstd,
 )
@@ -43,6 +44,9 @@ EXAMPLES = [
     chain(int8(), zstd()),
     chain(zstd()),
     error_feedback(top_k(0.25)),
+    skip_zeros(chain(int8(), zstd()), [(2, 3), (20, 15)]),
+    skip_zeros(error_feedback(top_k(1)), [(0, 1)]),
+    skip_zeros(none(), [(1, 4)]),
     error_feedback(chain(top_k(0.1), cast(), zstd())),
 ]
 SHAPES = [(40,), (3, 40), (2, 3, 5, 4), (1, 1), (1,), (0,), (0, 4)]

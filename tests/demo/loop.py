@@ -25,7 +25,8 @@ from edgewise.fleet.messages import Capability, NodeInfo
 from edgewise.fleet.serving.drift_reference import drift_reference
 from edgewise.fleet.serving.drift_watch import CollectOrder, DriftWatch
 from edgewise.fleet.serving.example_collector import ExampleCollector
-from edgewise.fleet.serving.versions import Holdout, VersionStore, outputs_of
+from edgewise.fleet.serving.holdout import Holdout
+from edgewise.fleet.serving.versions import VersionStore, outputs_of
 from edgewise.fleet.store.registry import Registry
 from edgewise.fleet.training.local_worker import joined
 from edgewise.inference.gates.exit import confidence

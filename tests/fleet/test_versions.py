@@ -13,7 +13,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgewise.core.errors import GraphError, InputError
-from edgewise.fleet.serving.versions import Holdout, VersionStore
+from edgewise.fleet.serving.holdout import Holdout
+from edgewise.fleet.serving.versions import VersionStore
 from edgewise.fleet.store.registry import Registry
 from edgewise.inference.gates.exit import confidence
 from edgewise.inference.serving_node import local_server

@@ -83,3 +83,10 @@ def test_half_precision_is_refused():
 def test_a_model_without_parameters_is_refused():
     with pytest.raises(TaskError, match="has no parameters, so there is nothing to train"):
         layout_of(nn.ReLU())
+
+
+def test_a_lazy_layer_is_refused_with_the_cure():
+    with pytest.raises(
+        TaskError, match=r"'1\.weight' of the task's model has no shape yet.*call the module once on zeros"
+    ):
+        layout_of(nn.Sequential(nn.Flatten(), nn.LazyLinear(3)))

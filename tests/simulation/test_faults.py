@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import os
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
 from edgewise.core.errors import InputError, TaskError
+from edgewise.models.flat import vector_of
 from edgewise.models.task import Examples
 from edgewise.simulation.costs import VirtualCosts
+from edgewise.simulation.journal import Journal
 from edgewise.simulation.simulate import SimulationOptions, simulate_rounds
 from edgewise.simulation.virtual_clients import VirtualClients
 from edgewise.training.algorithms import make_algorithm
@@ -54,6 +61,31 @@ def test_a_quorum_that_can_no_longer_be_met_ends_the_run_with_its_cause(edge_of,
     assert "The client has diverged: lower its learning rate" in found.outcome.sentence
 
 
+@pytest.mark.parametrize("uplink", UPLINKS, ids=str)
+@pytest.mark.parametrize("who", ["b", "abce"])
+def test_gossip_with_a_client_that_diverges_ends_with_its_cause_or_goes_on_without_it(edge_of, uplink, who):
+    whole = run(Diverging(who=who), None, uplink=uplink, protocol="gossip").record
+    part = run(Diverging(who=who), None, uplink=uplink, quorum=3, protocol="gossip")
+    assert whole.outcome.kind is OutcomeKind.TOO_FEW_CLIENTS
+    assert whole.rounds == ()
+    assert part.record.outcome.kind is (OutcomeKind.COMPLETED if who == "b" else OutcomeKind.TOO_FEW_CLIENTS)
+    for found in (whole, part.record):
+        assert "The client has diverged: lower its learning rate" in found.outcome.sentence
+    assert [set(row.missing) for row in part.record.rounds] == ([{"b"}] if who == "b" else [])
+    assert np.isfinite(part.vector).all()
+
+
+@pytest.mark.parametrize("protocol", ["synchronous", "gossip"])
+def test_a_model_of_ones_own_that_diverges_is_as_bad_as_the_shared_one(protocol):
+    rate = {"name": "drawn", "learning_rate": 1e30, "pull": 1e8}
+    rules = {"name": "local_work", "rules": ["descent", rate], "epochs": 4}
+    found = simulate_rounds(
+        BlobsTask(), make_algorithm({"name": "fed_avg", "local": rules}), rounds=2, protocol=protocol, options=ENGINE
+    ).record
+    assert found.outcome.kind is OutcomeKind.TOO_FEW_CLIENTS
+    assert "what it keeps has a" in found.outcome.sentence
+
+
 class Raising(BlobsTask):
     """Its loss fails on batches of nine, which only client e has."""
 
@@ -83,6 +115,44 @@ def test_work_that_takes_longer_than_a_buffered_round_is_not_lost():
     assert found.record.outcome.kind is OutcomeKind.COMPLETED
 
 
+class Odd(BlobsTask):
+    """Has one of the faults that its settings name."""
+
+    def clients(self):
+        return self.settings.get("clients") or super().clients()
+
+    def loss(self, outputs, targets):
+        return super().loss(outputs.detach() if "detached" in self.settings else outputs, targets)
+
+    def metrics(self, outputs, targets):
+        return {"each": np.ones(3)} if "array" in self.settings else {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"clients": ["a", "b", "a"]}, r"names 'a' twice\. Name each once"),
+        ({"clients": range(3)}, r"gives 0, a int; a client's name is text"),
+        ({"detached": True}, "the loss does not depend on what is trained: outputs are detached"),
+        ({"array": True}, r"metric 'each' is an array of shape \(3,\), a number is needed"),
+    ],
+)
+def test_an_odd_task_is_told_in_a_sentence(settings, text):
+    with pytest.raises(TaskError, match=text):
+        run(Odd(**settings), None)
+
+
+def test_a_task_that_gives_the_same_module_each_time_trains_as_one_that_makes_it_anew():
+    class Same(BlobsTask):
+        def model(self):
+            made = vars(self).setdefault("made", torch.nn.Sequential(torch.nn.Dropout(0.5), super().model()))
+            return made if self.settings["same"] else copy.deepcopy(made)
+
+    initial = np.zeros_like(vector_of(Same(same=True).model()))
+    anew, same = (run(Same(same=same), None, initial=initial).vector for same in (False, True))
+    assert anew.tobytes() == same.tobytes()
+
+
 class Killed(Exception):
     pass
 
@@ -104,9 +174,13 @@ def work(monkeypatch):
 
 @pytest.mark.parametrize("protocol", [*LOCKSTEP, {"name": "buffered", "concurrency": 3, "buffer_size": 2}], ids=str)
 @pytest.mark.parametrize("num_torn", [0, 3])
-def test_a_killed_simulation_goes_on_to_the_model_it_would_have_had(tmp_path, work, edge_of, protocol, num_torn):
+def test_a_killed_simulation_goes_on_to_the_model_it_would_have_had(
+    tmp_path, work, edge_of, protocol, num_torn, monkeypatch
+):
     words = {"protocol": protocol, "rounds": 6, "uplink": UPLINKS[2]}
     path, (calls, dies_at) = tmp_path / "run.journal", work
+    if num_torn:  # a snapshot is never torn
+        monkeypatch.setattr(Journal, "is_long", lambda *_: False)
     whole = run(BlobsTask(), edge_of, **words)
     num_calls = len(calls)
     calls.clear()
@@ -122,6 +196,56 @@ def test_a_killed_simulation_goes_on_to_the_model_it_would_have_had(tmp_path, wo
     assert again.vector.tobytes() == whole.vector.tobytes()
     assert again.record == whole.record
     assert num_calls - 3 <= len(calls) <= num_calls - 3 + bool(num_torn)  # what is torn may be a round's metrics
+    assert not path.exists()
+
+
+PROTOCOLS = [*LOCKSTEP, {"name": "buffered", "concurrency": 3, "buffer_size": 2}, "gossip"]
+SCAFFOLD = {"name": "scaffold", "uplink": {"model": "int8", "control": "int8"}}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS, ids=str)
+def test_a_simulation_that_is_killed_in_every_round_and_while_it_compacts_ends_as_if_it_were_not(
+    tmp_path, work, edge_of, protocol, monkeypatch
+):
+    words = {"rounds": 6, "protocol": protocol, "edge_of": edge_of, "round_deadline_s": 100.0}
+    algorithm = make_algorithm(SCAFFOLD if protocol in LOCKSTEP else {"name": "fed_avg", "uplink": UPLINKS[2]})
+    costs = VirtualCosts(slowdown={"b": 2.3, "c": 1.7})
+    whole = simulate_rounds(BlobsTask(), algorithm, **words, options=replace(ENGINE, costs=costs))
+    path, (calls, dies_at), kills, replaced = tmp_path / "run.journal", work, [], os.replace
+    rounds = []
+    options = replace(ENGINE, costs=costs, journal=path, on_round=lambda record: rounds.append(record.round))
+
+    def dying(source, target):
+        kills.append(1)
+        if len(kills) % 3 == 1:
+            raise Killed  # before the file is the new one
+        replaced(source, target)
+        if len(kills) % 3 == 2:
+            raise Killed  # right after
+
+    monkeypatch.setattr(os, "replace", dying)
+    again = None
+    for _ in range(200):
+        calls.clear()
+        rounds.clear()
+        dies_at[:] = [2]
+        try:
+            again = simulate_rounds(BlobsTask(), algorithm, **words, options=options)
+            break
+        except Killed:
+            pass
+    assert again is not None
+    assert again.vector.tobytes() == whole.vector.tobytes()
+    assert again.record == whole.record
+    assert rounds == [record.round for record in whole.record.rounds]
+    assert len(kills) > 6
+
+
+def test_a_journal_holds_what_the_run_is_and_not_what_it_was(tmp_path, edge_of):
+    path, sizes = tmp_path / "run.journal", []
+    options = replace(ENGINE, journal=path, on_round=lambda _: sizes.append(path.stat().st_size))
+    run(BlobsTask(), None, rounds=40, uplink=UPLINKS[2], options=options)
+    assert max(sizes) < 4 * max(sizes[:3])
     assert not path.exists()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edgewise.api.shown import Drawing, draw, html_table, text_table
-from edgewise.core.errors import InputError
+from edgewise.core.errors import InputError, RunEndedEarly
 from edgewise.core.units import format_bytes
 
 if TYPE_CHECKING:
@@ -164,6 +163,7 @@ def simulate(
     rounds: int | None = None,
     clients_per_round: int | None = None,
     protocol: str | Mapping[str, Any] | None = None,
+    batch_norm: str | None = None,
     seed: int | None = None,
     on_round: Callable[[SimulatedRound], None] | None = None,
 ) -> FederatedRun:
@@ -175,13 +175,15 @@ def simulate(
         rounds: Rounds to do; default 10.
         clients_per_round: Size of a uniformly drawn cohort; 0, the default, takes everyone or what the algorithm says.
         protocol: `synchronous` (default), `hierarchical`, `gossip`, or a table, e.g. `{"name": "buffered", …}`.
+        batch_norm: `averaged` (default), `local` or `frozen`, as in a job file.
         seed: Draws first weights, cohorts and batches; default 0.
         on_round: Called with each closed round, e.g. to show progress.
 
     Returns:
-        The run. One that ended early has its last good model, a warning is raised, and it says why.
+        The run.
 
     Raises:
+        RunEndedEarly: If it closed fewer rounds than asked for, with the cause; its `run` has the last good model.
         TaskError: If the task cannot be used.
         ConfigError: If a number is out of range.
         InputError: If a word is unknown, or `task` is none.
@@ -201,6 +203,7 @@ def simulate(
     from edgewise.simulation.simulate import SimulationOptions
     from edgewise.simulation.simulate import simulate as run_job
     from edgewise.training.algorithm import FederatedAlgorithm
+    from edgewise.training.batch_norm import with_batch_norm
     from edgewise.training.job import check_job, make_task
     from edgewise.training.local import own_patterns
     from edgewise.training.protocols.messages import OutcomeKind
@@ -213,19 +216,28 @@ def simulate(
         "rounds": rounds,
         "clients_per_round": clients_per_round,
         "protocol": protocol,
+        "batch_norm": batch_norm,
         "seed": seed,
     }
     changed = {key: value for key, value in given.items() if value is not None}
     job = check_job(msgspec.structs.replace(job, training=msgspec.structs.replace(job.training, **changed)))
     if parts is not None and job.training.clients_per_round:
         parts = replace(parts, select=uniform(job.training.clients_per_round))
-    parts = parts or job.algorithm()
+    parts = job.algorithm() if parts is None else with_batch_norm(parts, job.training.batch_norm)
     own = own or make_task(job.task.file, job.task.settings, folder=folder)
     done = run_job(job, options=SimulationOptions(on_round=on_round), task=own, algorithm=parts)
-    if done.record.outcome.kind is not OutcomeKind.COMPLETED:
-        warnings.warn(f"{done.record.outcome.sentence} {done.record.outcome.cure}".rstrip(), stacklevel=2)
     caution = caution_of("the model of this run", own_patterns(parts.exchanges[-1].local))
-    return FederatedRun(own, done.record, done.vector, caution)
+    run, outcome = FederatedRun(own, done.record, done.vector, caution), done.record.outcome
+    if outcome.kind is not OutcomeKind.COMPLETED:
+        num = len(done.record.rounds)
+        raise RunEndedEarly(
+            f"{outcome.sentence} {outcome.cure} Closed rounds: {num} of {job.training.rounds}; what there is, is the "
+            f"error's `run`{', with the untrained model' * (not num)}.",
+            run,
+            kind=str(outcome.kind),
+            rounds=num,
+        )
+    return run
 
 
 def _job_of(task: Any) -> tuple[JobFile, Task | None, Path]:

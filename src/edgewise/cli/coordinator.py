@@ -53,6 +53,9 @@ def command(
             "--http", help="Port, or host:port, of /metrics and the health routes; port 0 picks one, without it none."
         ),
     ] = "",
+    judge: Annotated[
+        str, typer.Option("--judge", help="Task file whose own metrics are told of held-out data in each round.")
+    ] = "",
     dilation: Dilation = 1.0,
     power: Power = 60.0,
     raw_may_reach: RawMayReach = "device",
@@ -89,6 +92,7 @@ def command(
         fleet=fleet,
         holdout=holdout,
         http=http,
+        judge=judge,
         dilation=dilation,
         active_power_w=power,
         raw_may_reach=raw_may_reach,

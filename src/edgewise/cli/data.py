@@ -31,12 +31,11 @@ def command(
     """
     from edgewise.datasets.audit import audit
     from edgewise.models.data_check import DataCheck
-    from edgewise.models.task import user_code
+    from edgewise.models.task import clients_of
 
     out = Output(as_json)
     loaded = open_task(task, parse_settings(settings))
-    with user_code(f"task {loaded.name!r} does not name its clients"):
-        clients = list(loaded.clients())
+    clients = clients_of(loaded)
     check = DataCheck(loaded)
     held = {client: check.data(client) for client in clients}
     found = audit(
@@ -67,16 +66,22 @@ def write_holdout(task: Any, path: Path) -> tuple[int, int]:
     """
     import numpy as np
 
+    from edgewise.fleet.serving.holdout import arrays_of
+    from edgewise.models.data_check import DataCheck
+
     parts = task.held_out()
     if parts is None:
         raise DataError(
             f"task {task.name!r} keeps no examples back: its test_data() gives fewer than two. Return some that no client holds."
         )
-    (calibration_x, calibration_y), (x, y) = ((np.asarray(p.inputs), np.asarray(p.targets)) for p in parts)
+    calibration, gate = (DataCheck(task).check(part).examples for part in parts)
     path.parent.mkdir(parents=True, exist_ok=True)
+    trees = {"calibration_x": calibration.inputs, "calibration_y": calibration.targets}
+    trees |= {"gate_x": gate.inputs, "gate_y": gate.targets, "x": gate.inputs, "y": gate.targets}
+    arrays = {key: array for name, tree in trees.items() for key, array in arrays_of(name, tree).items()}
     with naming(path), path.open("wb") as file:
-        np.savez(file, calibration_x=calibration_x, calibration_y=calibration_y, gate_x=x, gate_y=y, x=x, y=y)
-    return len(calibration_y), len(y)
+        np.savez(file, allow_pickle=False, **arrays)
+    return len(calibration), len(gate)
 
 
 def parse_settings(text: str) -> dict[str, Any]:

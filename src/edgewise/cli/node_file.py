@@ -15,12 +15,12 @@ from typing import Any
 
 from edgewise.core.errors import ConfigError, nearest
 
-PATHS = ("identity", "state", "capture", "task", "holdout")
+PATHS = ("identity", "state", "capture", "task", "holdout", "judge")
 NEEDED = {"name": "node", "tier": "device", "identity": "node", "state": "node"}
 """Stand in, while a file is checked, for what an option may give."""
 FOR_OTHERS = {
     "coordinator": "the verb says it: `edgewise coordinator` decides, `edgewise agent` does not",
-    "holdout": "only a coordinator has held-out data",
+    **dict.fromkeys(("holdout", "judge"), "only a coordinator has held-out data"),
     **dict.fromkeys(("task", "task_settings", "client", "engine"), "only an agent trains"),
     **dict.fromkeys(("http", "model_name", "buffer_bytes"), "only an agent answers requests"),
 }
@@ -62,7 +62,7 @@ def _beside(folder: Path, key: str, text: str, place: str) -> str:
     """A path that the file names, from where this process stands; what must be there already is looked for."""
     from edgewise.training.job import BUILT_IN_TASKS
 
-    if key == "task" and text in BUILT_IN_TASKS:
+    if key in ("task", "judge") and text in BUILT_IN_TASKS:
         return text
     if key == "holdout":
         parts = (part.rpartition("=") for part in text.split(","))
@@ -70,6 +70,6 @@ def _beside(folder: Path, key: str, text: str, place: str) -> str:
     found = folder / text
     if key == "identity" and not found.is_dir():
         raise ConfigError(f"{place}: there is no folder {str(found)!r}. Paths are relative to the file; correct it.")
-    if key in ("task", "file") and not found.is_file():
+    if key in ("task", "judge", "file") and not found.is_file():
         raise ConfigError(f"{place}: there is no file {str(found)!r}. Paths are relative to the file; correct it.")
     return str(found)

@@ -37,6 +37,7 @@ def command(
     Example:
       edgewise simulate job.toml --set training.rounds=3
     """
+    from edgewise.cli.model_files import ModelFiles
     from edgewise.core.config import load_toml
     from edgewise.core.files import check_writable
     from edgewise.models.saved_weights import check_weights_path
@@ -60,64 +61,10 @@ def command(
         options = SimulationOptions(on_round=lambda record: advance(_words(record)), journal=journal)
         run = simulate(file, folder=str(job.parent), options=options)
     print_run(out, file, run.record)
-    files.write(run.vector, file)
+    files.write(run.vector, file, len(run.record.rounds))
     out.result(run.record)
     if files.cause or run.record.outcome.kind is not OutcomeKind.COMPLETED:
         raise typer.Exit(1)
-
-
-class ModelFiles:
-    """What a run leaves behind: an ONNX file, the tensors, or both. An export that fails is told before the first round.
-
-    Attributes:
-        cause: Why no ONNX file is written though one was asked for; "" if it is.
-
-    Args:
-        out: Where to print.
-        task: Of the job.
-        model: ONNX file, or None.
-        weights: File of the tensors, or None; with one, training goes on though the export fails.
-
-    Raises:
-        TaskError: If the model cannot be exported and `weights` is not given.
-    """
-
-    def __init__(self, out: Output, task: Any, model: Path | None, weights: Path | None) -> None:
-        from edgewise.core.errors import TaskError
-        from edgewise.models.export import export_template
-
-        self._out, self._task, self._model, self._weights, self.cause = out, task, model, weights, ""
-        if model is not None:
-            try:
-                self._template = export_template(task)
-            except TaskError as error:
-                if weights is None:
-                    raise
-                self.cause = error.message
-                out.line(f"caution: {model} will not be written: {self.cause}")
-
-    def write(self, vector: Any, job: JobFile) -> None:
-        """Writes the files.
-
-        Args:
-            vector: The model.
-            job: As read.
-        """
-        from edgewise.core.files import write_atomic
-        from edgewise.models.flat import layout_of
-        from edgewise.models.graph.weights import with_weights
-        from edgewise.models.saved_weights import save_weights
-        from edgewise.models.version import caution_of
-        from edgewise.training.local import own_patterns
-
-        if self._weights is not None:
-            save_weights(self._weights, layout_of(self._task.model()), vector)
-            self._out.line(f"wrote {self._weights}")
-        if self._model is not None and not self.cause:
-            write_atomic(self._model, with_weights(*self._template, vector))
-            self._out.line(f"wrote {self._model}")
-            if caution := caution_of(f"the model in {self._model}", own_patterns(job.algorithm().exchanges[-1].local)):
-                self._out.line(f"caution: {caution}")
 
 
 def print_audit(out: Output, file: JobFile, folder: Path) -> Any:
@@ -133,12 +80,11 @@ def print_audit(out: Output, file: JobFile, folder: Path) -> Any:
     """
     from edgewise.datasets.audit import audit
     from edgewise.models.data_check import DataCheck
-    from edgewise.models.task import user_code
+    from edgewise.models.task import clients_of
     from edgewise.training.job import make_task
 
     task = make_task(file.task.file, file.task.settings, folder=folder)
-    with user_code(f"task {task.name!r} does not name its clients"):
-        clients = list(task.clients())
+    clients = clients_of(task)
     check = DataCheck(task)
     held = {str(client): check.data(client) for client in clients}
     out.line(str(audit({c: h.examples.targets for c, h in held.items()}, notes={c: h.notes for c, h in held.items()})))

@@ -43,6 +43,13 @@ def command(
         typer.Option("--labels", help="Who labels them: feedback, or teacher (the model in force). Says --collected."),
     ] = "",
     teacher: Annotated[int, typer.Option("--teacher", min=0, help="This version labels them, on the devices.")] = 0,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            "--weights",
+            help="Write the trained tensors here, .npz or .safetensors, also where ONNX fails or the run ends early.",
+        ),
+    ] = None,
     name: Annotated[str, typer.Option("--name", help="The run's name; by default the task's and a number.")] = "",
     follow: Annotated[str, typer.Option("--follow", help="Look at this run again, start none.")] = "",
     cancel: Annotated[str, typer.Option("--cancel", help="Stop this run; its rounds so far stay.")] = "",
@@ -55,6 +62,9 @@ def command(
     Example:
       edgewise train job.toml --connect tls/127.0.0.1:7447 --identity nodes/operator
     """
+    from edgewise.core.files import check_writable
+    from edgewise.models.saved_weights import check_weights_path
+
     out, known = Output(as_json), follow or cancel
     source = source_of(collected, labels, teacher)
     if (job is None) == (not known):
@@ -63,7 +73,10 @@ def command(
     if read is not None and dry_run:
         print_job(out, *read)
         return
-    session = TrainingSession(out, known)
+    if weights is not None:
+        check_weights_path(weights)
+        check_writable(weights)
+    session = TrainingSession(out, known, weights)
 
     async def speak() -> RunStatus:
         async with operator_of(connect, identity, fleet) as operator:
@@ -76,7 +89,8 @@ def command(
     try:
         ended = run_async(speak())
     except KeyboardInterrupt:
-        raise typer.Exit(session.left(f"--connect {connect} --identity {identity}")) from None
+        kept = "" if weights is None else f" --weights {weights}"
+        raise typer.Exit(session.left(f"--connect {connect} --identity {identity}{kept}")) from None
     if not cancel and ended.state != "completed":
         raise typer.Exit(1)
 
@@ -162,10 +176,12 @@ class TrainingSession:
     Args:
         out: Where to print.
         run: The run, if it is known already.
+        weights: Where the tensors of its last closed round go, however it ends; None for nowhere.
     """
 
-    def __init__(self, out: Output, run: str = "") -> None:
+    def __init__(self, out: Output, run: str = "", weights: Path | None = None) -> None:
         self.out = out
+        self.weights = weights
         self.run = RunId(run)
         self.submitted = asyncio.Event()
 
@@ -187,6 +203,7 @@ class TrainingSession:
         status = await self._follow(operator, rounds)
         versions = (await operator.versions()).versions if status.version else ()
         print_end(self.out, status, next((v for v in versions if v.number == status.version), None))
+        await self._write(operator, rounds)
         return status
 
     async def cancel(self, operator: Operator) -> RunStatus:
@@ -203,6 +220,7 @@ class TrainingSession:
             if status.state != "running":
                 break
         print_end(self.out, status, None)
+        await self._write(operator, 0)
         return status
 
     def left(self, where: str) -> int:
@@ -225,7 +243,11 @@ class TrainingSession:
         held = participants((await operator.nodes()).nodes, task.name)
         found = audit_of(held)
         self.out.line(str(found))
-        request, files = make_request(job, task, held, **options)
+        request, files = make_request(job, task, held, **options, needs_graph=self.weights is None)
+        if files.no_template:
+            self.out.line(f"caution: this run will make no version: {files.no_template}")
+            if self.out.as_json:
+                self.out.event("no_version", cause=files.no_template)
         self.run = await operator.submit(request, files)
         self.submitted.set()
         if self.out.as_json:
@@ -233,6 +255,23 @@ class TrainingSession:
         self.out.event(
             "submitted", run=self.run, task=task.name, clients=len(request.clients), rounds=request.num_rounds
         )
+
+    async def _write(self, operator: Operator, num_rounds: int) -> None:
+        import msgspec
+
+        from edgewise.cli.model_files import say_own, write_weights
+        from edgewise.core.layout import Layout
+
+        if self.weights is None:
+            return
+        model, vector = await operator.trained(self.run)
+        layout, rounds = msgspec.msgpack.decode(model.layout, type=Layout), (model.rounds_done, num_rounds)
+        is_written = write_weights(self.out, self.weights, layout, vector, rounds)
+        if is_written:
+            say_own(self.out, self.weights, model.own)
+        if self.out.as_json:
+            written = str(self.weights) if is_written else ""
+            self.out.event("weights", run=self.run, path=written, rounds=model.rounds_done)
 
     async def _follow(self, operator: Operator, num_rounds: int) -> RunStatus:
         shown, waits, moved_s = 0, "", time.monotonic()
@@ -249,7 +288,10 @@ class TrainingSession:
         return status
 
     def _round(self, done: RoundRecord, advance: Any) -> None:
-        words = f"loss {done.loss:.4f} accuracy {done.accuracy:.4f} updates {done.num_updates} {done.seconds:.2f} s"
+        own = "".join(f" {name} {value:.4f}" for name, value in done.metrics.items() if name != "accuracy")
+        words = (
+            f"loss {done.loss:.4f} accuracy {done.accuracy:.4f}{own} updates {done.num_updates} {done.seconds:.2f} s"
+        )
         if self.out.as_json:
             self.out.event("round", **{"run": self.run, **_fields(done)})
         elif advance is None:

@@ -23,6 +23,7 @@ from edgewise.codecs.int8 import int8
 from edgewise.codecs.kept import state_from_arrays, state_to_arrays
 from edgewise.codecs.none import none
 from edgewise.codecs.png import png
+from edgewise.codecs.skip_zeros import skip_zeros
 from edgewise.codecs.top_k import top_k
 from edgewise.codecs.wire import payload_from_bytes, payload_from_tensors, payload_to_bytes, payload_to_tensors
 from edgewise.codecs.zstd import zstd
@@ -44,6 +45,7 @@ __all__ = [
     "payload_to_bytes",
     "payload_to_tensors",
     "png",
+    "skip_zeros",
     "state_from_arrays",
     "state_to_arrays",
     "top_k",
@@ -58,6 +60,7 @@ CODECS: dict[str, Callable[..., Codec]] = {
     "int8": int8,
     "none": none,
     "png": png,
+    "skip_zeros": skip_zeros,
     "top_k": top_k,
     "zstd": zstd,
 }

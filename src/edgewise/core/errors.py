@@ -9,6 +9,7 @@
     │   └── GraphError            input.graph       an ONNX model cannot be used
     ├── MisfitError               parts.misfit      parts that cannot be joined
     ├── PartFailed                parts.failed      a part of an algorithm raised, or gave what nobody can use
+    ├── RunEndedEarly             run.ended         a simulated run closed fewer rounds than asked; carries what there is
     ├── PlanInfeasible            plan.infeasible   no plan meets the policy
     ├── TransportError            transport
     │   ├── Unreachable           transport.unreachable   nobody answers; says which cause
@@ -94,6 +95,20 @@ class PartFailed(EdgewiseError):
     """Reports a part of an algorithm that raised, or gave what nobody can use; a run ends with it."""
 
     code = "parts.failed"
+
+
+class RunEndedEarly(EdgewiseError):
+    """Reports a run of a program that closed fewer rounds than it was asked for.
+
+    Attributes:
+        run: What came of it: the rounds that closed and the last good model, which may be the untrained one.
+    """
+
+    code = "run.ended"
+
+    def __init__(self, message: str, run: Any = None, **fields: Any) -> None:
+        super().__init__(message, **fields)
+        self.run = run
 
 
 class PlanInfeasible(EdgewiseError):

@@ -158,6 +158,11 @@ class Layout(msgspec.Struct, frozen=True, dict=True):
         for pattern in patterns:
             matching = [slot for slot in self.slots if _matches(slot, pattern, normed)]
             if not matching:
+                if pattern == BATCH_NORM:
+                    raise InputError(
+                        "batch norm is named, and no layer of the model keeps running statistics (a running_mean). "
+                        "Leave it out, or name tensors (`norm.*`)."
+                    )
                 raise InputError(
                     f"no tensor of the model matches {pattern!r}.{nearest(pattern, [s.name for s in self.slots])} "
                     "Give names as in the layout (`head.*`), a kind, or 'batch_norm'."
@@ -168,9 +173,11 @@ class Layout(msgspec.Struct, frozen=True, dict=True):
 
 
 _MEAN = "running_mean"
+BATCH_NORM = "batch_norm"
+"""Of patterns: every tensor that stands beside a `running_mean`."""
 
 
 def _matches(slot: Slot, pattern: str, normed: set[str]) -> bool:
-    if pattern == "batch_norm":
+    if pattern == BATCH_NORM:
         return slot.name[: slot.name.rfind(".") + 1] in normed
     return slot.kind == pattern or fnmatchcase(slot.name, pattern)

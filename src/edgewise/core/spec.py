@@ -191,7 +191,10 @@ def build(kind: str, registry: Mapping[str, Callable[..., P]], value: Any) -> P:
             raise InputError(f"{spec.name} takes no {key!r}.{nearest(key, accepted)}")
     if variadic is not None and variadic in params:
         of_kind = accepted[variadic].annotation == made
-        args = [_built(kind, registry, Spec(v) if of_kind and isinstance(v, str) else v) for v in params.pop(variadic)]
+        args = [
+            _built(kind, registry, Spec(v) if isinstance(v, str) and (of_kind or v in builders) else v)
+            for v in params.pop(variadic)
+        ]
     for key, value in params.items():
         annotation = accepted[key].annotation if key in accepted else None
         if annotation == made and isinstance(value, str):

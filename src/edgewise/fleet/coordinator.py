@@ -42,6 +42,8 @@ from edgewise.fleet.messages import (
     RunStatus,
     RunSubmitted,
     SubmitRun,
+    TrainedModel,
+    TrainedModelRequest,
     Versions,
 )
 from edgewise.fleet.messages.fleet_events import event_frame, event_of
@@ -51,7 +53,8 @@ from edgewise.fleet.serving.deploy_checks import admission_of
 from edgewise.fleet.serving.deployments import Deployments
 from edgewise.fleet.serving.drift_reference import drift_reference
 from edgewise.fleet.serving.drift_watch import CollectOrder, Confidences, DriftWatch, Judged
-from edgewise.fleet.serving.versions import VersionStore, load_holdouts
+from edgewise.fleet.serving.holdout import load_holdouts, load_judge
+from edgewise.fleet.serving.versions import VersionStore
 from edgewise.fleet.store.events import EventLog, Registry
 from edgewise.fleet.training.local_worker import LocalWorker
 from edgewise.fleet.training.runs import Runs
@@ -79,7 +82,9 @@ class Coordinator:
         state = Path(settings.state)
         self.events = EventLog.open(state / "events.db", crash_after=settings.crash_after)
         self.registry = Registry.open(state / "registry.db")
-        self.versions = VersionStore(self.registry, node.blobs, load_holdouts(settings.holdout))
+        self.versions = VersionStore(
+            self.registry, node.blobs, load_holdouts(settings.holdout), load_judge(settings.judge)
+        )
         self.watch = Watch(node, ready=self._ready, lost=self._lost)
         self.runs = Runs(node, self.events, self.versions, self.watch, self._on_event, worker)
         self.deployments = Deployments(node, self.versions, self.watch, self.events, host_here, self._on_event)
@@ -111,6 +116,7 @@ class Coordinator:
         node.route("control", FleetRequest, self._fleet, cloud)
         node.route("control", SubmitRun, self._submit, cloud)
         node.route("control", RunRequest, self._status, cloud)
+        node.route("control", TrainedModelRequest, self._trained, cloud)
         node.route("control", ListRuns, self._runs_there, cloud)
         node.route("control", ResumeRun, self._resume, cloud)
         node.route("control", CancelRun, self._cancel, cloud)
@@ -165,6 +171,9 @@ class Coordinator:
 
     async def _status(self, request: RunRequest, *_: Any) -> RunStatus:
         return self.runs.status(request.run)
+
+    async def _trained(self, request: TrainedModelRequest, *_: Any) -> TrainedModel:
+        return self.runs.trained(request.run)
 
     async def _runs_there(self, *_: Any) -> RunList:
         return RunList(tuple(live.row for live in self.runs.all()))

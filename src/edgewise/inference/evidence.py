@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,13 +50,13 @@ def narrowest_cut(graph: Graph) -> Frontier | None:
 
 
 def plan_evidence(
-    source: bytes | Graph, inputs: NDArray[Any], targets: NDArray[Any], codecs: Sequence[str] = CODECS
+    source: bytes | Graph, inputs: Any, targets: NDArray[Any], codecs: Sequence[str] = CODECS
 ) -> tuple[ExitEvidence, ...]:
     """Measures every exit policy of a graph on calibration data.
 
     Args:
         source: ONNX bytes or the graph.
-        inputs: float32[n, …].
+        inputs: float32[n, …] of its only input, or a dict of arrays by input.
         targets: int[n]; without labels give the whole model's own answers, then accuracy means agreement.
         codecs: Spec texts of the codecs to try at the cut; `none` is always measured.
 
@@ -64,13 +64,13 @@ def plan_evidence(
         Rows for `ModelVersion.evidence`.
     """
     graph = source if isinstance(source, Graph) else Graph.load(source)
-    name = graph.inputs[0].name
+    feeds = dict(inputs) if isinstance(inputs, Mapping) else {graph.inputs[0].name: inputs}
     exits = list(graph.exits)
-    logits = {"none": _flat(run_graph(graph.whole, {name: inputs}, exits))}
+    logits = {"none": _flat(run_graph(graph.whole, feeds, exits))}
     cut = narrowest_cut(graph)
     for codec in codecs:
         if codec != "none" and cut is not None:
-            logits[codec] = _coded(graph, cut, codec, {name: inputs}, logits["none"], exits)
+            logits[codec] = _coded(graph, cut, codec, feeds, logits["none"], exits)
     return measure_exits(logits, np.asarray(targets))
 
 

@@ -15,6 +15,7 @@ from edgewise.core.errors import DataError, EdgewiseError, TaskError
 from edgewise.core.ids import ClientId
 from edgewise.core.provenance import RAW, traced
 from edgewise.models.examples import Examples, map_arrays, named, take
+from edgewise.models.flat import layout_of
 from edgewise.models.forward import call
 from edgewise.models.task import Task, user_code
 
@@ -200,6 +201,7 @@ class DataCheck:
         if self._module is None:
             with user_code(f"task {task.name!r} makes no model"):
                 self._module = task.model().eval()
+            layout_of(self._module)  # what can never train is said before what it does not take
         x, y = (map_arrays(lambda a: torch.from_numpy(np.array(a)), tree) for tree in (inputs, targets))
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             with user_code(f"the model does not take {_words(inputs)}"):

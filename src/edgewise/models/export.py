@@ -81,7 +81,7 @@ def _exported(task: Task, module: nn.Module, example: Any, *, folds: bool, prese
     if len(set(names)) < len(names):
         raise TaskError(f"inputs and outputs of task {task.name!r} share names: {names}. Give each a name of its own.")
     try:
-        with warnings.catch_warnings(), torch.no_grad(), _traceable(module, inputs):
+        with warnings.catch_warnings(), torch.no_grad(), _traceable(module, inputs), _silent():
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 module,
@@ -102,6 +102,23 @@ def _exported(task: Task, module: nn.Module, example: Any, *, folds: bool, prese
             f"Use operations that torch.onnx.export supports. {_KEEP}"
         ) from error
     return onnx.load_from_string(file.getvalue())
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Where an export fails torch prints the whole graph, past `sys.stdout` into what a program reads as our answer."""
+    import torch
+
+    place: Any = torch._C
+    before = getattr(place, "_jit_onnx_log", None)  # its own switch does not turn it off
+    if before is None:
+        yield
+        return
+    place._jit_onnx_log = lambda *_: None
+    try:
+        yield
+    finally:
+        place._jit_onnx_log = before
 
 
 @contextmanager

@@ -30,11 +30,18 @@ def layout_of(module: nn.Module) -> Layout:
     Raises:
         TaskError: If a tensor is not float32, or there is no parameter that is trained.
     """
+    from torch.nn.parameter import is_lazy
+
     named, buffers = parameters_of(module), buffers_of(module)
     if not any(parameter.requires_grad for parameter in named.values()):
         raise TaskError(
             f"the task's model has no parameters{' that require a gradient' * bool(named)}, so there is nothing to train. "
             "Give it at least one."
+        )
+    if lazy := [name for name, tensor in module.state_dict(keep_vars=True).items() if is_lazy(tensor)]:
+        raise TaskError(
+            f"{lazy[0]!r} of the task's model has no shape yet: a lazy layer learns it from its first input. Give its size, or "
+            "call the module once on zeros of input_shape in model()."
         )
     for what, tensors in (("parameter", named), ("buffer", buffers)):
         for name, tensor in tensors.items():

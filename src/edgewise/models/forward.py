@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -27,14 +27,19 @@ def call(module: nn.Module, inputs: Any) -> Any:
     return module(**inputs) if isinstance(inputs, Mapping) else module(inputs)
 
 
+def like_tuple(outputs: Any, values: Sequence[Any]) -> Any:
+    """Other values in the kind of tuple or list that a forward gave, a named tuple among them."""
+    return type(outputs)(*values) if hasattr(outputs, "_fields") else type(outputs)(values)
+
+
 def named_outputs(outputs: Any) -> dict[str, Tensor]:
     """What a module gave, by the names that a served model gives it.
 
     Args:
-        outputs: A tensor, a tuple of one tensor an exit, or a dict.
+        outputs: A tensor, a tuple of one tensor an exit, or a dict or named tuple.
 
     Returns:
-        By name, in order: `exit_0`, … or the dict's own keys.
+        By name, in order: `exit_0`, … or the names that the dict or named tuple has.
 
     Raises:
         TaskError: If something in it is no tensor.
@@ -42,9 +47,11 @@ def named_outputs(outputs: Any) -> dict[str, Tensor]:
     import torch
 
     if isinstance(outputs, Mapping):
-        found = {str(name): value for name, value in outputs.items()}
+        found = {str(name): value for name, value in outputs.items() if value is not None}
     elif isinstance(outputs, torch.Tensor):
         found = {exit_name(0): outputs}
+    elif hasattr(outputs, "_fields"):
+        found = dict(zip(outputs._fields, outputs, strict=True))
     elif isinstance(outputs, (tuple, list)):
         found = {exit_name(index): value for index, value in enumerate(outputs)}
     else:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-__all__ = ["Examples", "Task", "load_task", "user_code"]
+__all__ = ["Examples", "Task", "clients_of", "load_task", "user_code"]
 
 
 class Task(ABC):
@@ -57,7 +57,7 @@ class Task(ABC):
 
         Returns:
             A module whose forward takes the inputs (one tensor, or several by name) and returns one tensor, a tuple of one
-            logits tensor per exit, first exit first, or a dict of tensors; these names are the outputs of the served model.
+            logits tensor per exit, first exit first, or a dict or named tuple of tensors; these names are the outputs of the served model.
             What does not require a gradient stays as it is.
         """
 
@@ -101,7 +101,7 @@ class Task(ABC):
         """Numbers that tell how good outputs are; by default the accuracy of each exit, where targets are labels.
 
         Args:
-            outputs: Per exit float32[n, num_classes], as a tuple; a dict of arrays where forward returns a dict.
+            outputs: Per exit float32[n, num_classes], as a tuple; a dict or named tuple of arrays where forward returns one.
             targets: int64[n], float32[n, ...], or a dict of such arrays.
 
         Returns:
@@ -109,7 +109,8 @@ class Task(ABC):
             outputs or targets are named or targets are no labels of an example.
         """
         labels = not isinstance(targets, Mapping) and targets.ndim == 1 and targets.dtype.kind in "iu"
-        if isinstance(outputs, Mapping) or not labels or outputs[-1].ndim != 2 or outputs[-1].shape[1] < 2:
+        is_named = isinstance(outputs, Mapping) or hasattr(outputs, "_fields")
+        if is_named or not labels or outputs[-1].ndim != 2 or outputs[-1].shape[1] < 2:
             return {}
         scores = [float((o.argmax(-1) == targets).mean()) for o in outputs]
         named = {f"accuracy_exit_{i}": s for i, s in enumerate(scores)} if len(scores) > 1 else {}
@@ -132,6 +133,31 @@ def user_code(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise TaskError(f"{what}: {described(error)}. Fix the task and try again.") from error
+
+
+def clients_of(task: Task) -> tuple[ClientId, ...]:
+    """Who holds data of a task.
+
+    Args:
+        task: Names them.
+
+    Returns:
+        Their names, each once.
+
+    Raises:
+        TaskError: If its code raises, or gives what cannot be names of clients.
+    """
+    with user_code(f"task {task.name!r} does not name its clients"):
+        found = tuple(task.clients())
+    for place, client in enumerate(found):
+        if not isinstance(client, str):
+            raise TaskError(
+                f"clients() of task {task.name!r} gives {client!r}, a {type(client).__name__}; a client's name is text, and its "
+                "device asks for its data by it. Give str(…)."
+            )
+        if client in found[:place]:
+            raise TaskError(f"clients() of task {task.name!r} names {client!r} twice. Name each once.")
+    return found
 
 
 def described(error: BaseException) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 Call = tuple[Callable[..., None], tuple[Any, ...]]
@@ -30,6 +30,24 @@ class Agenda:
             calls = self._calls[time] = deque()
             heapq.heappush(self._times, time)
         calls.append((call, args))
+
+    def calls(self) -> Iterator[tuple[float, Callable[..., None], tuple[Any, ...]]]:
+        """What is on it: time, call and arguments, in the order they would run."""
+        for time in sorted(self._times):
+            for call, args in self._calls[time]:
+                yield time, call, args
+
+    def load(self, now: float, calls: Iterable[tuple[float, Callable[..., None], tuple[Any, ...]]]) -> None:
+        """Makes it what `calls` said at a time.
+
+        Args:
+            now: Virtual seconds since the start.
+            calls: In their order.
+        """
+        self.now, self._calls = now, {}
+        for time, call, args in calls:
+            self._calls.setdefault(time, deque()).append((call, args))
+        self._times = sorted(self._calls)
 
     def step(self, at_rest: Callable[[], None]) -> bool:
         """Runs one call; where an instant has none left, what is done at its end.

@@ -1,9 +1,10 @@
 """What clients of a simulation did, on the disk: a killed simulation does the same again from it, without the work.
 
-    header (job, engine) │ work of an instant │ metrics of a round │ …        each: length, crc32, msgpack
+    header (job, engine) │ snapshot │ work of an instant │ metrics of a round │ …        each: length, crc32, msgpack
 
 Everything else of a simulation is decided by the seed, so it ends in the model, to the last bit, in which it would have
-ended. A torn entry at the end is dropped. The file grows by every update, and is removed when the run has ended.
+ended. A torn entry at the end is dropped. When a round has closed and the entries have outgrown what the run is then
+(`snapshot.py`), the file becomes that, in one step; it is removed when the run has ended.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from edgewise.core.errors import InputError
+from edgewise.core.files import write_atomic
 from edgewise.core.ids import RoundNumber
 from edgewise.core.layout import Vector
 from edgewise.simulation.virtual_clients import Worked, Workers
@@ -26,8 +28,10 @@ from edgewise.simulation.virtual_run import Evaluate
 from edgewise.training.protocols.letters import WorkOrder
 from edgewise.training.protocols.protocol import Blobs
 
-_WORK, _METRICS = "work", "metrics"
+_WORK, _METRICS, _SNAPSHOT = "work", "metrics", "snapshot"
 _PREFIX = 8
+_MOST_BYTES = 2**31
+"""Of a snapshot; a larger run keeps its entries."""
 
 
 @dataclass(slots=True)
@@ -38,11 +42,15 @@ class Journal:
         path: The file.
         engine: Local engine of the run that wrote it; "" if it is new.
         num_read: Entries that were there.
+        snapshot: Where the run was when the entries begin; b"" at its start.
     """
 
     path: Path
     engine: str = ""
     num_read: int = 0
+    snapshot: bytes = b""
+    _header: Any = None
+    _grown_bytes: int = 0
     _read: deque[Any] = field(default_factory=deque)
     _file: BinaryIO | None = None
 
@@ -86,17 +94,16 @@ class Journal:
             raise InputError(
                 f"journal {str(self.path)!r} is of another job, task or seed. Remove it to begin anew, or name another file."
             )
-        kept = list(self._read)
+        entries = list(self._read) or [{"job": job, "engine": engine}]
         try:
-            self._file = self.path.open("wb")
-            for entry in kept or [{"job": job, "engine": engine}]:
-                self._append(entry)
+            self._replace(entries)
         except OSError as error:
             raise InputError(
                 f"journal {str(self.path)!r} cannot be written: {error.strerror}. Name another file."
             ) from error
-        if self._read:
-            self._read.popleft()
+        self._header = self._read.popleft() if self._read else entries[0]
+        if self._read and self._read[0].get("kind") == _SNAPSHOT:
+            self.snapshot = self._read.popleft()["content"]
 
     def next(self, kind: str, key: Any) -> Any:
         """The next entry that was read, or None if there are no more.
@@ -125,6 +132,21 @@ class Journal:
         """Appends an entry; it is in the operating system's hands when this returns."""
         self._append({"kind": kind, "key": key, "content": content})
 
+    def is_long(self, run_bytes: int) -> bool:
+        """Whether its new entries have outgrown the run, and nothing that was read is still to be given."""
+        return not self._read and run_bytes <= min(self._grown_bytes, _MOST_BYTES)
+
+    def compact(self, snapshot: bytes) -> None:
+        """Puts a snapshot in the place of all entries; killed at any time, the file is the old one or the new one.
+
+        Args:
+            snapshot: Of the run as it is.
+
+        Raises:
+            OSError: If the disk refuses; the old file is still there.
+        """
+        self._replace([self._header, {"kind": _SNAPSHOT, "key": None, "content": snapshot}])
+
     def close(self, *, is_done: bool) -> None:
         """Closes the file; removes it if the run has ended."""
         if self._file is not None:
@@ -135,10 +157,22 @@ class Journal:
 
     def _append(self, entry: Any) -> None:
         assert self._file is not None
-        data = msgspec.msgpack.encode(entry)
-        self._file.write(len(data).to_bytes(4, "little") + zlib.crc32(data).to_bytes(4, "little") + data)
+        data = _framed(entry)
+        self._grown_bytes += len(data)
+        self._file.write(data)
         self._file.flush()
         os.fsync(self._file.fileno()) if entry.get("kind") == _METRICS else None
+
+    def _replace(self, entries: Sequence[Any]) -> None:
+        write_atomic(self.path, b"".join(map(_framed, entries)))
+        if self._file is not None:
+            self._file.close()
+        self._file, self._grown_bytes = self.path.open("ab"), 0
+
+
+def _framed(entry: Any) -> bytes:
+    data = msgspec.msgpack.encode(entry)
+    return len(data).to_bytes(4, "little") + zlib.crc32(data).to_bytes(4, "little") + data
 
 
 def _entries(data: bytes) -> Any:

@@ -19,10 +19,11 @@ from edgewise.core.seeds import Seeds
 from edgewise.core.units import parse_duration
 from edgewise.models.data_check import DataCheck
 from edgewise.models.flat import initial_vector
-from edgewise.models.task import Examples, Task, user_code
+from edgewise.models.task import Examples, Task, clients_of, user_code
 from edgewise.simulation.costs import VirtualCosts, costs_of
 from edgewise.simulation.journal import Journal, JournaledWorkers, journaled
 from edgewise.simulation.record import RunRecord, SimulatedRun
+from edgewise.simulation.snapshot import restore, snapshot_of
 from edgewise.simulation.virtual_clients import VirtualClients, Workers
 from edgewise.simulation.virtual_run import Evaluate, Fails, OnRound, VirtualRun, never
 from edgewise.training.algorithm import Candidate, FederatedAlgorithm
@@ -34,6 +35,7 @@ from edgewise.training.protocols.messages import AnnounceWaiting, Outcome, Outco
 from edgewise.training.protocols.opening import cohort_of, quorum_of
 from edgewise.training.protocols.protocol import EDGE
 from edgewise.training.protocols.run_spec import RunSpec
+from edgewise.training.unsent import without_unsent
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +103,7 @@ def simulate_rounds(
     check_carries(chosen, algorithm)
     if EDGE in chosen.roles and not edge_of:
         raise InputError(f"{chosen.spec} needs to know the edge of each client. Give edge_of, or take synchronous.")
-    with user_code(f"task {task.name!r} does not name its clients"):
-        named = tuple(clients) or tuple(task.clients())
+    named = tuple(clients) or clients_of(task)
     checked = DataCheck(task)
     sizes = {client: len(checked.data(client).examples) for client in named}
     holding = tuple(client for client in named if sizes[client])
@@ -115,7 +116,8 @@ def simulate_rounds(
     journal = None if options.journal is None else Journal.open(options.journal)
     pinned = options.engine or ("" if journal is None else journal.engine)
     engine = choose_engine(task, works, sample, pinned=pinned).engine
-    data = vector_to_bytes(model)
+    words, data = str(algorithm.spec), vector_to_bytes(model)
+    algorithm = without_unsent(algorithm, engine.layout)
     config = RunConfig(
         spec=run_spec(algorithm, chosen, engine.layout, seed),
         clients=holding,
@@ -143,17 +145,42 @@ def simulate_rounds(
         options.on_round,
     )
     try:
-        vector = run.run()
+        vector = run.run() if journal is None else _journaled_run(run, journal, options.on_round)
     except BaseException:
         if journal is not None:
             journal.close(is_done=False)
         raise
     if journal is not None:
         journal.close(is_done=True)
-    words, outcome = str(algorithm.spec), run.outcome or _stuck(run)
+    outcome = run.outcome or _stuck(run)
     return SimulatedRun(
         RunRecord(task.name, words, str(chosen.spec.name), engine.name, seed, tuple(run.records), outcome), vector
     )
+
+
+def _journaled_run(run: VirtualRun, journal: Journal, on_round: OnRound | None) -> Vector:
+    """Runs to the terminal state, from where the journal's snapshot stands; closed rounds are told again."""
+    if journal.snapshot:
+        restore(run, journal.snapshot)
+        told = (lambda _: None) if on_round is None else on_round
+        for record in run.records:
+            told(record)
+    num_closed = len(run.records)
+
+    def until() -> bool:
+        nonlocal num_closed
+        if len(run.records) > num_closed and run.outcome is None:
+            num_closed = len(run.records)
+            if journal.is_long(sum(map(len, run.blobs.values()))):
+                journal.compact(snapshot_of(run))
+        return False
+
+    if journal.snapshot:
+        run.carry_on(until)
+    else:
+        run.start()
+        run.go(until)
+    return run.model
 
 
 def _job_digest(task: Task, config: RunConfig, *more: Any) -> str:
@@ -177,7 +204,6 @@ def _stuck(run: VirtualRun) -> Outcome:
 
 def run_spec(algorithm: FederatedAlgorithm, protocol: Protocol, layout: Layout, seed: int) -> RunSpec:
     """What every node of a simulated run knows of it."""
-    buffers = ((layout.num_trained, layout.size - layout.num_trained),) if layout.num_trained < layout.size else ()
     return RunSpec(
         run=RunId("simulated"),
         algorithm=algorithm.spec.to_dict(),
@@ -185,7 +211,7 @@ def run_spec(algorithm: FederatedAlgorithm, protocol: Protocol, layout: Layout, 
         seed=seed,
         layout=layout.digest,
         num_entries=layout.size,
-        buffers=buffers,
+        buffers=layout.buffers,
     )
 
 
@@ -225,7 +251,7 @@ def simulate(
         seed=training.seed,
         quorum=training.quorum,
         protocol=protocol,
-        edge_of=edge_of_clients(job, task.clients()) if EDGE in protocol.roles else None,
+        edge_of=edge_of_clients(job, clients_of(task)) if EDGE in protocol.roles else None,
         round_deadline_s=parse_duration(training.round_deadline) if training.round_deadline else None,
         fails=drawn_dropouts(job.virtual.dropout_fraction, training.seed),
         options=used,

@@ -149,6 +149,10 @@ class VirtualRun:
     def go(self, until: Callable[[], bool] = lambda: False) -> None:
         """Works the agenda off."""
         self._work()
+        self.carry_on(until)
+
+    def carry_on(self, until: Callable[[], bool] = lambda: False) -> None:
+        """Works the agenda off from between two instants, where `until` is asked."""
         self.agenda.run(self._work, until)
         self._sweep()
 

@@ -68,6 +68,7 @@ class LoopbackFleet:
         engine: str = "sequential",
         tap: Tap | None = None,
         holdout: str = "",
+        judge: str = "",
         homes: Mapping[str, str] | None = None,
     ) -> None:
         """Says what the fleet is made of; nothing runs yet.
@@ -80,6 +81,7 @@ class LoopbackFleet:
             engine: Does every device's local work; "" lets each choose by a short timing.
             tap: Sees the bytes of every frame any node sends.
             holdout: Held-out data of the coordinator, as in `AgentSettings`.
+            judge: As in `AgentSettings`.
             homes: The former word for `edge_of`; taken in this release.
 
         Raises:
@@ -100,7 +102,7 @@ class LoopbackFleet:
         self._settings = dict(settings or {})
         self._engine = engine
         self._tap = tap
-        self._holdout = holdout
+        self._holdout, self._judge = holdout, judge
         self._authority: Authority | None = None
         self._generations: dict[NodeId, Generation] = {}
 
@@ -251,6 +253,7 @@ class LoopbackFleet:
             state=str(self._state(CLOUD)),
             coordinator=True,
             holdout=self._holdout,
+            judge=self._judge,
         )
         self.coordinator = Coordinator(node, settings, _serves_nothing)
         await node.attach(0)

@@ -144,6 +144,10 @@ class _Oracle:
     def entries(self, patterns: Sequence[str]) -> Any:
         return self._engine.layout.entries(patterns)
 
+    def hold(self, patterns: Sequence[str]) -> Any:
+        """As in `Oracle`; least squares have no running statistics."""
+        return self.entries(patterns)
+
     def rng(self, *names: str | int) -> np.random.Generator:
         return self._seeds.at(*names).rng()
 

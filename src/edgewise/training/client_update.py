@@ -185,21 +185,27 @@ def client_updates_or_causes(
         try:
             made.append(_coded(exchange, result, before, place))
         except InputError as error:
-            made.append(_diverged(result) or error)
+            made.append(error if error.fields.get("has_diverged") else _diverged(result) or error)
     return made
 
 
 def _diverged(result: LocalResult) -> InputError | None:
     """The error of a client whose update is not finite, if that is it; its server need not ask again."""
-    for name, array in result.sent.items():
+    return _not_finite("its update has", result.sent)
+
+
+def _not_finite(what: str, bundle: Bundle) -> InputError | None:
+    for name, array in bundle.items():
         if num := int(np.size(array) - np.count_nonzero(np.isfinite(array))):
-            text = f"its update has a {name} with {num:,} of {np.size(array):,} entries not finite"
+            text = f"{what} a {name} with {num:,} of {np.size(array):,} entries not finite"
             return InputError(f"{text}. The client has diverged: lower its learning rate.", has_diverged=True)
     return None
 
 
 def _coded(exchange: Exchange, result: LocalResult, kept: Bundle, seeds: Seeds) -> ClientUpdate:
     """The part after local work: prepare, encode, and what is kept."""
+    if (error := _not_finite("what it keeps has", result.kept)) is not None:
+        raise error  # a model of its own, which no server would ever see
     prepared = {}
     for name, array in result.sent.items():
         place = seeds.at("prepare") if name == MODEL else seeds.at("prepare", name)

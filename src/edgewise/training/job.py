@@ -28,6 +28,7 @@ from edgewise.core.units import parse_duration, parse_rate
 from edgewise.models.task import Task, load_task
 from edgewise.training.algorithm import FederatedAlgorithm
 from edgewise.training.algorithms import make_algorithm
+from edgewise.training.batch_norm import AVERAGED, with_batch_norm
 from edgewise.training.protocols import Protocol, check_carries, make_protocol
 
 BUILT_IN_TASKS = ("digits",)
@@ -56,6 +57,7 @@ class TrainingTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         protocol: Spec of the protocol; a name or a table, e.g. `synchronous`, `hierarchical`.
         edges: Which clients stand under which edge, for simulation; by default two edges take turns.
         seed: The job's seed.
+        batch_norm: What becomes of batch norm: `averaged`, `local` (each client's own, FedBN) or `frozen`.
         engine: Local engine by name; "" chooses by timing.
         round_deadline: e.g. "30 s"; "" waits for the cohort as long as it makes progress.
     """
@@ -67,6 +69,7 @@ class TrainingTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     protocol: str | dict[str, Any] = "synchronous"
     edges: dict[str, tuple[str, ...]] = {}
     seed: int = 0
+    batch_norm: str = AVERAGED
     engine: str = ""
     round_deadline: str = ""
 
@@ -119,7 +122,7 @@ class JobFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         table = Spec.of(given).to_dict() if isinstance(given, str) else dict(given)
         if self.training.clients_per_round:
             table = {"select": {"name": "uniform", "cohort_size": self.training.clients_per_round}, **table}
-        return make_algorithm(table)
+        return with_batch_norm(make_algorithm(table), self.training.batch_norm)
 
     def protocol(self) -> Protocol:
         """The protocol.

@@ -141,3 +141,19 @@ def test_what_does_not_train_does_not_decay():
 def test_settings_out_of_range_are_refused(words, message):
     with pytest.raises(InputError, match=message):
         work_of(words)
+
+
+def test_rules_are_written_by_name_and_what_is_none_is_refused():
+    assert [rule.spec.name for rule in work_of({"name": "local_work", "rules": ["descent"]}).rules] == ["descent"]
+    with pytest.raises(InputError, match=r"local_work takes rules, 'decent' is none\. Did you mean 'descent'\?"):
+        work_of({"name": "local_work", "rules": ["decent"]})
+
+
+def test_bf16_is_a_word_of_every_optimiser_that_engines_without_it_refuse():
+    for name in ("sgd", "adam", "adam_w"):
+        words = {"name": name, "precision": "bf16", "accumulate": 2}
+        assert work_of(work_of(words).spec.to_dict()).loop.precision == "bf16"
+    with pytest.raises(MisfitError, match=r"asks an engine for \['bf16'\], engine 'dense' answers"):
+        make_engine("dense", DenseTask()).check(work_of({"name": "sgd", "precision": "bf16"}), {})
+    with pytest.raises(InputError, match="precision is one of float32, bf16, found 'fp16'"):
+        work_of({"name": "sgd", "precision": "fp16"})

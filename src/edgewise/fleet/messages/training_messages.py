@@ -107,7 +107,8 @@ class SubmitRun(Message, frozen=True, kw_only=True):
         start_version: Version to start from; 0 for `model`.
         register: Whether the result becomes a model version.
         teacher_version: Version whose graph labels the hard examples; 0 for none.
-        template: ONNX graph whose initializers are the layout's slots; the operator holds it.
+        template: ONNX graph whose initializers are the layout's slots; the operator holds it. None where the model cannot be
+            exported, then nothing is registered.
         model: First model, float32[d] little-endian; the operator holds it.
         task_code: Digest of the operator's code of the task; "" where it has none.
     """
@@ -139,8 +140,41 @@ class RunRequest(Message, frozen=True):
     run: RunId
 
 
+class TrainedModelRequest(Message, frozen=True):
+    """Asks for the model of a run's last closed round, also while it goes on and where it ended early."""
+
+    run: RunId
+
+
+class TrainedModel(Message, frozen=True):
+    """The model of a run's last closed round.
+
+    Attributes:
+        model: float32[d] little-endian; the coordinator holds it.
+        layout: msgpack of its `Layout`.
+        rounds_done: Closed rounds; at 0 it is the first model.
+        own: Tensors that each client keeps to itself; they have their first values in it.
+    """
+
+    model: BlobRef
+    layout: bytes
+    rounds_done: int
+    own: tuple[str, ...] = ()
+
+
 class RoundRecord(msgspec.Struct, frozen=True):
-    """One closed round, as people and reports see it."""
+    """One closed round, as people and reports see it.
+
+    Attributes:
+        round: Its number.
+        loss: Mean over the participants, of the model they received.
+        accuracy: Share of the coordinator's held-out examples that its model answers rightly; NaN where nothing can be judged.
+        num_updates: Updates that were folded.
+        missing: Cause by client that gave none.
+        seconds: What it took.
+        uplink_bytes, downlink_bytes: Payloads, as far as one process saw them.
+        metrics: The task's own, of held-out examples, where the coordinator has a judge (`--judge`).
+    """
 
     round: int
     loss: float
@@ -150,6 +184,7 @@ class RoundRecord(msgspec.Struct, frozen=True):
     seconds: float
     uplink_bytes: int = 0
     downlink_bytes: int = 0
+    metrics: dict[str, float] = {}
 
 
 class RunStatus(Message, frozen=True):

@@ -26,8 +26,9 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         task: Task file installed on this node, or `digits`; "" trains nothing.
         task_settings: Passed to the task.
         client: Which client's data it holds; "" means its own name.
-        holdout: npz with calibration_x, calibration_y, gate_x, gate_y, for evidence and gate (coordinator); `MODEL=FILE` for
-            one model, several with commas between.
+        holdout: npz with calibration_x, calibration_y, gate_x, gate_y (`gate_x/NAME` where there are several), for evidence and gate
+            (coordinator); `MODEL=FILE` for one model, several with commas between.
+        judge: Task file whose own metrics are told of held-out data (coordinator); "" for none.
         dilation: Factor by which inference compute is stretched.
         active_power_w: Modelled power while computing.
         http: Host:port, or a port of loopback, of the inference endpoint, which has /metrics too; "" for none, port 0 picks
@@ -57,6 +58,7 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     task_settings: dict[str, Any] = {}
     client: str = ""
     holdout: str = ""
+    judge: str = ""
     dilation: Annotated[float, msgspec.Meta(ge=1)] = 1.0
     active_power_w: Annotated[float, msgspec.Meta(ge=0)] = 3.0
     http: str = ""

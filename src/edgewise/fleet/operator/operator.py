@@ -58,6 +58,8 @@ from edgewise.fleet.messages import (
     RunStatus,
     RunSubmitted,
     SubmitRun,
+    TrainedModel,
+    TrainedModelRequest,
     Versions,
 )
 from edgewise.fleet.node.connect import open_node
@@ -89,12 +91,14 @@ class RunFiles:
     """What a run begins with.
 
     Attributes:
-        template: ONNX graph whose initializers are the layout's slots; their content does not matter.
+        template: ONNX graph whose initializers are the layout's slots; their content does not matter. None if there is none.
         model: First model, float32[d]; None where the run goes on from a version.
+        no_template: Why there is no graph, where it is left out.
     """
 
-    template: bytes
+    template: bytes | None
     model: Vector | None = None
+    no_template: str = ""
 
 
 class Operator:
@@ -173,9 +177,9 @@ class Operator:
         Returns:
             Its id.
         """
-        template = self.offer(files.template)
+        template = None if files.template is None else self.offer(files.template)
         model = None if files.model is None else self.offer(np.ascontiguousarray(files.model, "<f4").data.cast("B"))
-        size_bytes = template.size_bytes + (0 if model is None else model.size_bytes)
+        size_bytes = sum(ref.size_bytes for ref in (template, model) if ref is not None)
         request = msgspec.structs.replace(request, template=template, model=model)
         return (await self._ask(request, RunSubmitted, timeout_s=_timeout_s(size_bytes))).run
 
@@ -254,6 +258,12 @@ class Operator:
         """A version's ONNX bytes."""
         answer = await self._ask(GraphRequest(version), GraphAnswer)
         return await self._renewed(lambda: self.node.fetch(answer.graph))
+
+    async def trained(self, run: RunId) -> tuple[TrainedModel, Vector]:
+        """The model of a run's last closed round, float32[d], and what is known of it; also where the run ended early."""
+        answer = await self._ask(TrainedModelRequest(run), TrainedModel)
+        data = await self._renewed(lambda: self.node.fetch(answer.model))
+        return answer, np.frombuffer(data, "<f4")
 
     async def register(self, graph: bytes, *, task: str, origin: str = "imported", parent: int = 0) -> RegisterAck:
         """Offers a model version; the gate decides."""

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from edgewise.core.errors import InputError
+from edgewise.core.errors import InputError, TaskError
 from edgewise.core.ids import RunId
 from edgewise.core.layout import Layout
 from edgewise.core.seeds import Seeds
@@ -77,6 +77,7 @@ def make_request(
     name: str = "",
     labels: str = "",
     teacher_version: int = 0,
+    needs_graph: bool = True,
 ) -> tuple[SubmitRun, RunFiles]:
     """Turns a job into what `Operator.submit` takes. Imports torch, for the template and the first model.
 
@@ -90,11 +91,13 @@ def make_request(
         name: The run's name; "" lets the coordinator name it.
         labels: Words of the source of labels for the hard examples that join; "" trains without them.
         teacher_version: Version that labels, for the source `teacher`; 0 for the one in force.
+        needs_graph: As in `run_files`; without a graph the result does not become a version.
 
     Returns:
         The request, and what travels beside it.
 
     Raises:
+        TaskError: If the model cannot be exported and a graph is needed.
         InputError: If nobody holds examples, or more updates are asked for than there are clients.
     """
     training, algorithm = job.training, job.algorithm()
@@ -107,7 +110,7 @@ def make_request(
             f"training.quorum is {training.quorum}, only {len(candidates)} nodes hold data of task {task.name!r}. "
             "Lower it, or start more devices."
         )
-    layout, files = run_files(task, seed=None if start_version else training.seed)
+    layout, files = run_files(task, seed=None if start_version else training.seed, needs_graph=needs_graph)
     request = SubmitRun(
         spec=run_spec(
             algorithm.spec.to_dict(),
@@ -126,6 +129,7 @@ def make_request(
         start_version=start_version,
         teacher_version=teacher_version,
         task_code=code_digest(task),
+        register=files.template is not None,
     )
     return request, files
 
@@ -162,23 +166,34 @@ def task_request(
     return SubmitRun(spec=spec, **{"task_code": code_digest(task), **known, **fields}), files
 
 
-def run_files(task: Task, *, seed: int | None) -> tuple[Layout, RunFiles]:
+def run_files(task: Task, *, seed: int | None, needs_graph: bool = True) -> tuple[Layout, RunFiles]:
     """What a run of a task begins with. Imports torch.
 
     Args:
         task: What is learned.
         seed: The job's seed, for the first model; None where the run goes on from a version.
+        needs_graph: Whether a model that cannot be exported is refused; otherwise the files say why there is no graph.
 
     Returns:
         The model's layout, and the files.
+
+    Raises:
+        TaskError: If the model cannot be exported and a graph is needed.
     """
     from edgewise.models.export import export_template
-    from edgewise.models.flat import initial_vector
+    from edgewise.models.flat import initial_vector, layout_of
 
+    template, cause = None, ""
     with user_code(f"task {task.name!r} makes no model"):
-        graph, layout = export_template(task)
+        layout = layout_of(task.model())
         model = None if seed is None else initial_vector(task, Seeds(seed))
-    return layout, RunFiles(without_weights(graph, layout), model)
+    try:
+        template = without_weights(*export_template(task))
+    except TaskError as error:
+        if needs_graph:
+            raise
+        cause = error.message
+    return layout, RunFiles(template, model, cause)
 
 
 def run_spec(

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
-from math import prod
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,10 +13,10 @@ from numpy.typing import NDArray
 from edgewise.core.errors import DataError, InputError
 from edgewise.core.ids import Digest, RunId
 from edgewise.core.layout import Layout, Vector
-from edgewise.core.provenance import traced
+from edgewise.fleet.serving.holdout import Holdout, evidence_of, feeds_of, is_right, misfit, own_metrics
 from edgewise.fleet.serving.plan_gate import codec_gate
 from edgewise.fleet.store.events import Registry
-from edgewise.inference.evidence import plan_evidence, run_graph
+from edgewise.inference.evidence import run_graph
 from edgewise.inference.gates.exit import confidence
 from edgewise.lifecycle.change import DriftAnswer
 from edgewise.lifecycle.version_gate import compare
@@ -27,78 +24,28 @@ from edgewise.models.graph.graph import Graph
 from edgewise.models.graph.input_hints import NO_HINTS, InputHints, load_with
 from edgewise.models.graph.weights import with_weights
 from edgewise.models.model_choice import check_model_name
+from edgewise.models.task import Task, described
 from edgewise.models.version import ExitEvidence, GateResult, ModelVersion
 from edgewise.planning.plan import Plan
 from edgewise.transport.bulk.blobs import FolderBlobs
 
 log = logging.getLogger("edgewise.fleet")
-PUBLIC = "public"
-"""Data class of held-out data that its owner gave to the coordinator; it may be anywhere."""
 IMPORTED_DOMAIN = "cloud"
 """A model that was trained elsewhere counts as trained in the cloud, here as in `edgewise plan FILE`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Holdout:
-    """What the coordinator evaluates versions of a model on.
-
-    Attributes:
-        calibration_x, calibration_y: Choose thresholds and give plan evidence.
-        gate_x, gate_y: Decide whether a version may serve.
-    """
-
-    calibration_x: NDArray[np.float32]
-    calibration_y: NDArray[np.int64]
-    gate_x: NDArray[np.float32]
-    gate_y: NDArray[np.int64]
-
-    @staticmethod
-    def load(path: str | Path) -> Holdout:
-        """Reads an npz with these four arrays.
-
-        Raises:
-            DataError: If the file or an array is missing.
-        """
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                return Holdout(*(traced(file[name], PUBLIC) for name in Holdout.__slots__))
-        except (OSError, KeyError, ValueError) as error:
-            raise DataError(
-                f"held-out data {str(path)!r} cannot be used: {error}. Needed is an npz with {', '.join(Holdout.__slots__)}."
-            ) from error
-
-
-def load_holdouts(text: str) -> dict[str, Holdout]:
-    """Reads the files of held-out data that an operator names.
-
-    Args:
-        text: `FILE` for every model that has none of its own, `MODEL=FILE` for one; several with commas between.
-
-    Returns:
-        By model; under "" what is for the others.
-
-    Raises:
-        DataError: As `Holdout.load`.
-    """
-    found = {}
-    for item in filter(None, text.split(",")):
-        name, _, path = item.rpartition("=")
-        found[name] = Holdout.load(path)
-    return found
-
-
-def outputs_of(graph: bytes, inputs: NDArray[Any]) -> list[NDArray[np.float32]]:
+def outputs_of(graph: bytes, inputs: Any) -> list[NDArray[np.float32]]:
     """Runs a graph on a batch.
 
     Args:
         graph: ONNX bytes.
-        inputs: [n, …], of its only input.
+        inputs: [n, …] of its only input, or a dict of them.
 
     Returns:
         Per exit, first exit first, [n, classes]; other outputs are left out.
     """
     known = Graph.load(graph)
-    return run_graph(graph, {known.inputs[0].name: inputs}, known.exits)
+    return run_graph(graph, feeds_of(known, inputs), known.exits)
 
 
 class VersionStore:
@@ -109,12 +56,20 @@ class VersionStore:
         blobs: Where graphs and weights are.
         holdout: Held-out data, or by model with "" for the others; versions without have no evidence and no gate, and
             say so.
+        judge: A task whose own metrics are taken of held-out data, too.
     """
 
-    def __init__(self, registry: Registry, blobs: FolderBlobs, holdout: Holdout | Mapping[str, Holdout] | None) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        blobs: FolderBlobs,
+        holdout: Holdout | Mapping[str, Holdout] | None,
+        judge: Task | None = None,
+    ) -> None:
         self.registry = registry
         self.blobs = blobs
         self._holdouts = {"": holdout} if isinstance(holdout, Holdout) else dict(holdout or {})
+        self._judge = judge
         self._answers: dict[int, dict[int, tuple[DriftAnswer, ...]]] = {}
 
     @property
@@ -134,7 +89,7 @@ class VersionStore:
         holdout = self.holdout_of(model)
         if holdout is None:
             return None, "there is no held-out data for it"
-        text = _misfit(Graph.load(graph), holdout.calibration_x, model)
+        text = misfit(Graph.load(graph), holdout.calibration_x, holdout.calibration_y, model)
         if not text:
             return holdout, ""
         if model in self._holdouts:
@@ -174,7 +129,7 @@ class VersionStore:
         """
         data = self.graph(number)
         holdout = self._holdout_for(self.get(number).task, data)
-        if holdout is None:
+        if holdout is None or not _is_plain(holdout):
             return None
         return codec_gate(load_with(data, hints), plan, holdout.gate_x, holdout.gate_y)
 
@@ -212,10 +167,10 @@ class VersionStore:
         return gate, missing
 
     def calibration_answers(self, number: int) -> dict[int, tuple[DriftAnswer, ...]]:
-        """Confidences and classes on the calibration data by exit, without labels; {} without held-out data."""
+        """Confidences and classes on the calibration data by exit, without labels; {} without, or where they are named."""
         graph = self.graph(number)
         holdout = self._holdout_for(self.get(number).task, graph)
-        if holdout is None:
+        if holdout is None or not _is_plain(holdout):
             return {}
         if number not in self._answers:
             outputs = outputs_of(graph, holdout.calibration_x)
@@ -226,14 +181,33 @@ class VersionStore:
             }
         return self._answers[number]
 
-    def calibration_accuracy(self, template: Digest, layout: Layout, vector: Vector, model: str = "") -> float:
-        """Accuracy of a vector's last exit on a model's calibration data; NaN without held-out data."""
+    def calibration_scores(
+        self, template: Digest, layout: Layout, vector: Vector, model: str = ""
+    ) -> tuple[float, dict[str, float]]:
+        """How good a vector is on a model's calibration data.
+
+        Args:
+            template: Digest of the template graph.
+            layout: Its slots.
+            vector: float32[d].
+            model: Whose.
+
+        Returns:
+            The share of examples that it answers rightly, NaN where nothing can be judged; and the task's metrics.
+        """
         holdout = self.holdout_of(model)
         if holdout is None:
-            return float("nan")
-        graph = with_weights(self.blobs.read(template), layout, vector)
-        last = outputs_of(graph, holdout.calibration_x)[-1]
-        return float((last.argmax(-1) == np.asarray(holdout.calibration_y)).mean())
+            return float("nan"), {}
+        graph = Graph.load(with_weights(self.blobs.read(template), layout, vector))
+        inputs, targets = holdout.calibration_x, holdout.calibration_y
+        fits = not misfit(graph, inputs, targets, model)
+        accuracy = float(is_right(graph, inputs, targets).mean()) if fits else float("nan")
+        try:
+            has_own = self._judge is not None and self._judge.name == model
+            return accuracy, own_metrics(self._judge, graph, inputs, targets) if has_own else {}
+        except Exception as error:  # a user's code; the run goes on without
+            log.warning("the metrics of task %r cannot be taken of held-out data: %s", model, described(error))
+            return accuracy, {}
 
     def register_vector(
         self,
@@ -285,7 +259,7 @@ class VersionStore:
         gate: GateResult | None = None
         holdout = self._holdout_for(version.task, graph)
         if holdout is not None:
-            evidence = plan_evidence(graph, holdout.calibration_x, np.asarray(holdout.calibration_y))
+            evidence = evidence_of(Graph.load(graph), holdout.calibration_x, holdout.calibration_y)
             gate, _ = self._gate(graph, self._reference(version.task), version.task, holdout)
         version = msgspec.structs.replace(version, graph=digest, evidence=evidence, gate=gate)
         return self.registry.add(version)
@@ -302,33 +276,18 @@ class VersionStore:
         if not serves:
             return None, "it is the first"
         reference = self.graph(serves)
-        if misfit := _misfit(Graph.load(reference), holdout.gate_x, model):
-            return None, f"version {serves} cannot be asked about the held-out data: {misfit.removesuffix('.')}"
-        result = compare(_is_right(reference, holdout), _is_right(graph, holdout))
+        known, other = Graph.load(reference), Graph.load(graph)
+        if text := misfit(known, holdout.gate_x, holdout.gate_y, model):
+            return None, f"version {serves} cannot be asked about the held-out data: {text.removesuffix('.')}"
+        right = [is_right(each, holdout.gate_x, holdout.gate_y) for each in (known, other)]
+        result = compare(right[0], right[1])
         return msgspec.structs.replace(result, reference=serves), ""
 
 
-def _is_right(graph: bytes, holdout: Holdout) -> NDArray[np.bool_]:
-    """bool[n], whether a model's end answers each of the gate's examples rightly."""
-    targets = np.asarray(holdout.gate_y)
-    answers = outputs_of(graph, holdout.gate_x)[-1].reshape(len(targets), -1).argmax(-1)
-    return np.asarray(answers == targets)
+def _is_plain(holdout: Holdout) -> bool:
+    """Whether inputs and targets are an array each."""
+    return not any(isinstance(tree, Mapping) for tree in (holdout.calibration_x, holdout.calibration_y))
 
 
 def _same_model(number: int) -> GateResult:
     return GateResult(True, 0, 0, 0, 0.0, 0.0, f"passed: it is the same model as version {number}.", number)
-
-
-def _misfit(graph: Graph, examples: NDArray[Any], model: str) -> str:
-    """Why a model cannot be evaluated on labelled examples; "" if it can: it takes them, and its exits score classes."""
-    takes, given = graph.inputs, f"held-out examples {examples.dtype}{list(examples.shape[1:])}"
-    fits = len(takes) == 1 and len(takes[0].shape) == examples.ndim and takes[0].dtype == str(examples.dtype)
-    if not fits or any(w not in (None, n) for w, n in zip(takes[0].open_shape[1:], examples.shape[1:], strict=True)):
-        wanted = ", ".join(f"{t.name} {t.dtype}{list(t.shape[1:])}" for t in takes)
-        return f"{given} are not what model {model!r} takes: {wanted}."
-    for name in graph.exits:
-        tensor = graph.tensor(name)
-        sizes = tensor.shape[1:]
-        if not sizes or not tensor.dtype.startswith("float") or max(sizes) != prod(sizes):
-            return f"exit {name!r} of model {model!r} gives {tensor.dtype}{list(tensor.shape)}, no scores of classes."
-    return ""

@@ -10,13 +10,17 @@ from dataclasses import dataclass, field
 import msgspec
 
 from edgewise.core.errors import InputError
-from edgewise.core.ids import Digest, RunId
-from edgewise.fleet.messages import RoundRecord, RunRow, RunStatus, SubmitRun
+from edgewise.core.ids import Digest, NodeId, RunId
+from edgewise.core.layout import Layout
+from edgewise.fleet.messages import BlobRef, RoundRecord, RunRow, RunStatus, SubmitRun, TrainedModel
 from edgewise.fleet.training.presence import view_of
 from edgewise.fleet.training.role_driver import RoleDriver
 from edgewise.training.algorithm import MODEL
+from edgewise.training.algorithms import make_algorithm
+from edgewise.training.local import own_patterns
 from edgewise.training.protocols.messages import FORMER_RUNS, FormerRun, OutcomeKind, RoundSummary, RunConfig
 from edgewise.training.protocols.protocol import RunView
+from edgewise.transport.bulk.blobs import FolderBlobs
 
 
 class Submitted(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,7 +29,7 @@ class Submitted(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         request: What was asked for.
         config: The protocol's.
-        template: Digest of the template graph.
+        template: Digest of the template graph; "" where the model cannot be exported.
         parent: Version it starts from; 0 for none.
         first: Its first event, encoded: who was there when it was submitted, also if the process ends right after.
     """
@@ -40,6 +44,11 @@ class Submitted(msgspec.Struct, frozen=True, kw_only=True):
     def run(self) -> RunId:
         """Its id."""
         return self.config.run
+
+    @property
+    def layout(self) -> Layout:
+        """Of its model."""
+        return msgspec.msgpack.decode(self.request.layout, type=Layout)
 
 
 class RoundClosed(msgspec.Struct, frozen=True):
@@ -173,6 +182,28 @@ class LiveRun:
             self.submitted.request, spec=spec, num_rounds=config.num_rounds, clients=config.clients
         )
         return request, former.sections[MODEL].blob.digest if former is not None else config.initial_model, former
+
+    def trained(self, blobs: FolderBlobs, holder: NodeId) -> TrainedModel:
+        """The model of its last closed round, while it goes on and however it ended.
+
+        Args:
+            blobs: Where models are.
+            holder: Who gives them.
+
+        Returns:
+            What is known of it.
+
+        Raises:
+            InputError: If the model is not here any more.
+        """
+        view, config = self.view, self.submitted.config
+        done = 0 if view is None else len(view.rounds)
+        digest = config.initial_model if view is None or not done else view.model
+        if not blobs.has(digest):
+            raise InputError(f"the model of run {config.run!r} is not here any more. Export the version that it made.")
+        own = own_patterns(make_algorithm(config.spec.algorithm).exchanges[-1].local)
+        ref = BlobRef(digest, blobs.size(digest), holder)
+        return TrainedModel(ref, self.submitted.request.layout, done, own)
 
     def _waits_for(self, view: RunView) -> str:
         if self.waiting or not view.outstanding:

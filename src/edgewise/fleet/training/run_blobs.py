@@ -7,7 +7,10 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+import numpy as np
+
 from edgewise.core.ids import Digest
+from edgewise.core.layout import Vector
 from edgewise.transport.bulk.blobs import FolderBlobs
 
 MAPPED_BYTES = 2**20
@@ -36,6 +39,12 @@ class MappedBlobs(Mapping[Digest, bytes]):
 
     def __len__(self) -> int:
         raise TypeError("a blob folder is read by digest")
+
+
+def mapped_model(blobs: FolderBlobs, digest: Digest) -> Vector:
+    """A model's entries, float32[d], as they are on disk; still readable when the blob is dropped."""
+    with blobs.path(digest).open("rb") as file:
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), "<f4")
 
 
 class Incoming:

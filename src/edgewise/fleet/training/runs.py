@@ -9,13 +9,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import mmap
 import time
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from edgewise.core.errors import EdgewiseError, InputError
 from edgewise.core.ids import ClientId, Digest, NodeId, RunId
@@ -28,6 +26,7 @@ from edgewise.fleet.messages import (
     RoundRecord,
     RunStatus,
     SubmitRun,
+    TrainedModel,
     hard_examples_of,
     with_hard_examples,
 )
@@ -37,6 +36,7 @@ from edgewise.fleet.store.events import EventLog
 from edgewise.fleet.training.live_run import LiveRun, Registered, RoundClosed, Submitted, record_of, with_former
 from edgewise.fleet.training.local_worker import LocalWorker
 from edgewise.fleet.training.role_driver import RoleDriver
+from edgewise.fleet.training.run_blobs import mapped_model
 from edgewise.fleet.training.run_roles import RunRoles
 from edgewise.models.task_code import TASK_CODE, difference
 from edgewise.training.algorithm import Candidate
@@ -46,6 +46,7 @@ from edgewise.training.protocols import messages as m
 from edgewise.training.protocols.event_log import decode_event, encode_event
 from edgewise.training.protocols.opening import quorum_of
 from edgewise.training.protocols.protocol import COORDINATOR, check_carries
+from edgewise.training.unsent import without_unsent
 
 log = logging.getLogger("edgewise.fleet")
 INDEX = RunId("runs")
@@ -101,7 +102,7 @@ class Runs:
             MisfitError: If the protocol does not carry the algorithm.
         """
         layout = msgspec.msgpack.decode(request.layout, type=Layout)
-        self._check(request, layout)
+        self._check(request)
         start, size_bytes = self._start_of(request)
         if size_bytes != 4 * layout.size:
             raise InputError(
@@ -109,8 +110,9 @@ class Runs:
                 "The task does not match the fleet's version; install the same task file everywhere."
             )
         most_bytes = TEMPLATE_BYTES_PER_ENTRY * layout.size + TEMPLATE_SPARE_BYTES
-        pull = self._node.pull_announced
-        template = await pull(request.template, sender, "the run's graph", most_bytes=most_bytes)
+        pull, template = self._node.pull_announced, Digest("")
+        if request.template is not None or request.register:
+            template = await pull(request.template, sender, "the run's graph", most_bytes=most_bytes)
         if request.model is not None and not request.start_version:
             await pull(request.model, sender, "the run's first model", most_bytes=size_bytes)
         return await self._begin(request, layout, template, start)
@@ -129,16 +131,15 @@ class Runs:
         """
         live = self._live(order.run)
         request, start, former = live.going_on(order.name)
-        layout = msgspec.msgpack.decode(request.layout, type=Layout)
-        self._check(request, layout)
+        self._check(request)
         needed = [(start, "the model of its last round"), (live.submitted.template, "its graph")]
         needed += [(s.blob.digest, f"{s.name!r} of its server") for s in (former.sections.values() if former else ())]
         for digest, what in needed:
-            if not self._node.blobs.has(digest):
+            if digest and not self._node.blobs.has(digest):
                 raise InputError(f"run {order.run!r} cannot go on: {what} is not here any more. Start it anew.")
-        return await self._begin(request, layout, live.submitted.template, start, former)
+        return await self._begin(request, live.submitted.layout, live.submitted.template, start, former)
 
-    def _check(self, request: SubmitRun, layout: Layout) -> None:
+    def _check(self, request: SubmitRun) -> None:
         """Refuses what no node could carry out."""
         from edgewise.training.protocols import make_protocol
 
@@ -158,7 +159,8 @@ class Runs:
     ) -> RunId:
         from edgewise.training.protocols import make_protocol
 
-        algorithm, protocol = make_algorithm(request.spec.algorithm), make_protocol(request.spec.protocol)
+        algorithm = without_unsent(make_algorithm(request.spec.algorithm), layout)
+        protocol = make_protocol(request.spec.protocol)
         held = self._holders(request.task)
         clients = request.clients or tuple(sorted(held))
         spec = msgspec.structs.replace(
@@ -169,9 +171,7 @@ class Runs:
             layout=layout.digest,
             num_entries=layout.size,
             extra={**request.spec.extra, TASK_CODE: request.task_code} if request.task_code else request.spec.extra,
-            buffers=()
-            if layout.num_trained == layout.size
-            else ((layout.num_trained, layout.size - layout.num_trained),),
+            buffers=layout.buffers,
         )
         request = msgspec.structs.replace(request, spec=self._with_teacher(spec, request.teacher_version))
         candidates = [Candidate(client, held[client].num_examples if client in held else 0) for client in clients]
@@ -237,6 +237,10 @@ class Runs:
             InputError: If there is no such run.
         """
         return self._live(run).status
+
+    def trained(self, run: RunId) -> TrainedModel:
+        """The model of a run's last closed round, however it ended; InputError if there is no such run or model."""
+        return self._live(run).trained(self._node.blobs, self._node.name)
 
     def had_hard_examples(self, run: RunId) -> bool:
         """Whether a run learned, or learns, from hard examples beside the clients' own; False for an unknown run."""
@@ -325,7 +329,7 @@ class Runs:
         )
         live.waiting, live.retries, live.opened_s = "", 0, now
         name = f"record of round {summary.round} of {live.submitted.run}"
-        evaluated = self._map(summary.model) if self._versions.holdout is not None else None
+        evaluated = mapped_model(self._node.blobs, summary.model) if live.submitted.template else None
         live.recording = self._node.spawn(self._record(live, evaluated, record, live.recording), name)
 
     async def _record(
@@ -334,11 +338,9 @@ class Runs:
         if before is not None:  # records keep the order of rounds
             await asyncio.wait({before})
         if model is not None:
-            layout = msgspec.msgpack.decode(live.submitted.request.layout, type=Layout)
-            accuracy = await asyncio.to_thread(
-                self._versions.calibration_accuracy, live.submitted.template, layout, model
-            )
-            record = msgspec.structs.replace(record, accuracy=accuracy)
+            of, judge = live.submitted, self._versions.calibration_scores
+            accuracy, metrics = await asyncio.to_thread(judge, of.template, of.layout, model, of.request.task)
+            record = msgspec.structs.replace(record, accuracy=accuracy, metrics=metrics)
         live.rounds.append(record)
         closed = msgspec.msgpack.encode(RoundClosed(live.submitted.run, record))
         await asyncio.to_thread(self._events.append, INDEX, "round", closed)
@@ -365,12 +367,11 @@ class Runs:
         known = [v for v in self._versions.registry.versions() if v.run == submitted.run]
         if known:  # registered before a crash, its entry in the log was not written
             return known[0].number
-        layout = msgspec.msgpack.decode(submitted.request.layout, type=Layout)
         num_examples = live.view.rounds[-1].num_examples if live.view is not None and live.view.rounds else {}
         version = self._versions.register_vector(
             submitted.template,
-            layout,
-            self._map(outcome.model),
+            submitted.layout,
+            mapped_model(self._node.blobs, outcome.model),
             task=submitted.request.task,
             run=submitted.run,
             parent=submitted.parent,
@@ -380,11 +381,6 @@ class Runs:
         if version.own:
             log.warning("%s", version.caution)
         return version.number
-
-    def _map(self, model: Digest) -> Vector:
-        """A model's entries as they are on disk; still readable when the blob is dropped."""
-        with self._node.blobs.path(model).open("rb") as file:
-            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), "<f4")
 
     def _live(self, run: RunId) -> LiveRun:
         live = self._runs.get(run)

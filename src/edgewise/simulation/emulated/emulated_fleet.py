@@ -228,6 +228,7 @@ def agent_arguments(settings: AgentSettings) -> list[str]:
         "--task": settings.task,
         "--client": settings.client,
         "--holdout": settings.holdout,
+        "--judge": settings.judge,
         "--http": settings.http,
         "--model-name": settings.model_name if settings.http else "",
         "--engine": settings.engine,

@@ -14,6 +14,7 @@ from edgewise.training.local.descent import descent
 from edgewise.training.local.directions import DIRECTIONS, StepDirection, clipped, gradient, proximal
 from edgewise.training.local.engines.choice import ENGINES, EngineChoice, choose_engine, make_engine
 from edgewise.training.local.engines.engine import LocalEngine, LocalResult, Progress
+from edgewise.training.local.frozen import frozen
 from edgewise.training.local.local_loop import descend
 from edgewise.training.local.only import only
 from edgewise.training.local.optimisers import adam_step, momentum_step
@@ -52,6 +53,7 @@ __all__ = [
     "descend",
     "descent",
     "exponential",
+    "frozen",
     "gradient",
     "linear",
     "local_work",

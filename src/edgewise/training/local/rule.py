@@ -27,6 +27,7 @@ Arrays = Mapping[str, Array]
 
 GRADIENT, LOSS, HVP, OUTPUTS = "gradient", "loss", "hvp", "outputs"
 """Questions a rule may ask an engine."""
+PRECISIONS = ("float32", "bf16")
 ALONE = "alone"
 """In `needs`: the rule works one client at a time, its arrays have no leading axis."""
 ENTRIES = -1
@@ -63,6 +64,9 @@ class Oracle(Protocol):
     def entries(self, patterns: Sequence[str]) -> Array:
         """bool[d]: entries of the layout's slots that match (`Layout.entries`)."""
 
+    def hold(self, patterns: Sequence[str]) -> Array:
+        """As `entries`; a layer whose running statistics are among them uses these until the client's work is done."""
+
     def rng(self, *names: str | int) -> Any:
         """A numpy generator at that place below the client's own in the seed tree; for a cohort it draws [clients, ...]."""
 
@@ -78,11 +82,14 @@ class Loop:
         epochs: Passes over the client's data; 0 takes no step.
         batch_size: Examples per step; the last batch of an epoch may be smaller. 0 takes all at once, in their own order.
         max_steps: Steps at most; None for as many as epochs give.
+        precision: What the forward pass of a step computes in, and with it the gradient: `float32`, or `bf16` where torch's
+            autocast finds that it may. Weights, loss and update are float32 in both.
     """
 
     epochs: int = 1
     batch_size: int = 16
     max_steps: int | None = None
+    precision: str = "float32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +166,8 @@ class LocalWork:
     @property
     def needs(self) -> frozenset[str]:
         """Questions it asks an engine."""
-        return frozenset().union(*(rule.needs for rule in self.rules))
+        mixed = {self.loop.precision} - {PRECISIONS[0]}
+        return frozenset().union(mixed, *(rule.needs for rule in self.rules))
 
     def sections(self, num_entries: int) -> tuple[Section, ...]:
         """What a server accepts from a client: `sends` with d filled in."""

@@ -6,19 +6,22 @@ from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from edgewise.core.errors import InputError, MisfitError
+from edgewise.core.errors import InputError, MisfitError, nearest
 from edgewise.core.spec import Spec
 from edgewise.training.local.accumulated import accumulated
 from edgewise.training.local.descent import descent
 from edgewise.training.local.directions import DIRECTIONS, StepDirection
+from edgewise.training.local.frozen import frozen
 from edgewise.training.local.only import only
 from edgewise.training.local.optimisers import adam_step, momentum_step
 from edgewise.training.local.personal import personal
-from edgewise.training.local.rule import LocalWork, Loop, Rule
+from edgewise.training.local.rule import PRECISIONS, LocalWork, Loop, Rule
 from edgewise.training.local.schedules import SCHEDULES, RateSchedule
 
 
-def local_work(*rules: Rule, epochs: int = 1, batch_size: int = 16, max_steps: int | None = None) -> LocalWork:
+def local_work(
+    *rules: Rule, epochs: int = 1, batch_size: int = 16, max_steps: int | None = None, precision: str = PRECISIONS[0]
+) -> LocalWork:
     """Rules, one after the other on the same batches.
 
     Args:
@@ -26,6 +29,8 @@ def local_work(*rules: Rule, epochs: int = 1, batch_size: int = 16, max_steps: i
         epochs: Passes over the client's data, E; 0 takes no step.
         batch_size: Examples per step, B; 0 takes all at once.
         max_steps: Steps at most; None for as many as the epochs give.
+        precision: `float32`, or `bf16`: forward passes and gradients of steps in it where torch's autocast finds that it may,
+            everything else in float32. Faster on processors that compute in it (`python -m benchmarks.precision`).
 
     Returns:
         The local work.
@@ -33,8 +38,12 @@ def local_work(*rules: Rule, epochs: int = 1, batch_size: int = 16, max_steps: i
     Raises:
         InputError: If a number is out of range.
     """
-    params = {"rules": tuple(rule.spec for rule in rules), **_loop_params(epochs, batch_size, max_steps)}
-    return LocalWork(Spec("local_work", params), Loop(epochs, batch_size, max_steps), rules)
+    for rule in rules:
+        if not isinstance(rule, Rule):
+            raise InputError(f"local_work takes rules, {rule!r} is none.{nearest(str(rule), RULES)}")
+    loop = _loop_params(epochs, batch_size, max_steps, precision)
+    params = {"rules": tuple(rule.spec for rule in rules), **loop}
+    return LocalWork(Spec("local_work", params), Loop(epochs, batch_size, max_steps, precision), rules)
 
 
 def sgd(
@@ -48,6 +57,7 @@ def sgd(
     weight_decay: float = 0.0,
     schedule: RateSchedule | None = None,
     accumulate: int = 1,
+    precision: str = PRECISIONS[0],
 ) -> LocalWork:
     """Local descent: `epochs` passes in batches, w ← w − η·direction; with momentum where asked.
 
@@ -63,6 +73,7 @@ def sgd(
         weight_decay: As in `momentum_step`.
         schedule: As in `momentum_step`: `cosine(steps)`, `linear(steps)`, `exponential(factor)`.
         accumulate: Batches a step.
+        precision: As in `local_work`.
 
     Returns:
         The local work.
@@ -78,7 +89,7 @@ def sgd(
         rule = momentum_step(learning_rate, momentum, nesterov, weight_decay, direction, schedule)
     else:
         rule = descent(learning_rate, direction)
-    params = {"learning_rate": learning_rate, **_loop_params(epochs, batch_size, max_steps)}
+    params = {"learning_rate": learning_rate, **_loop_params(epochs, batch_size, max_steps, precision)}
     if "direction" in rule.spec.params:
         params["direction"] = rule.spec.params["direction"]
     return _named("sgd", rule, params | more, accumulate)
@@ -95,6 +106,7 @@ def adam(
     schedule: RateSchedule | None = None,
     max_steps: int | None = None,
     accumulate: int = 1,
+    precision: str = PRECISIONS[0],
 ) -> LocalWork:
     """Local Adam; its moments begin anew in every round.
 
@@ -109,6 +121,7 @@ def adam(
         schedule: As in `sgd`.
         max_steps: As in `sgd`.
         accumulate: As in `sgd`.
+        precision: As in `local_work`.
 
     Returns:
         The local work.
@@ -120,7 +133,9 @@ def adam(
         Kingma & Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, algorithm 1.
     """
     rule = adam_step(learning_rate, beta_1, beta_2, epsilon, weight_decay, False, schedule)
-    return _named("adam", rule, dict(rule.spec.params) | _loop_params(epochs, batch_size, max_steps), accumulate)
+    return _named(
+        "adam", rule, dict(rule.spec.params) | _loop_params(epochs, batch_size, max_steps, precision), accumulate
+    )
 
 
 def adam_w(
@@ -134,6 +149,7 @@ def adam_w(
     schedule: RateSchedule | None = None,
     max_steps: int | None = None,
     accumulate: int = 1,
+    precision: str = PRECISIONS[0],
 ) -> LocalWork:
     """Local AdamW; its moments begin anew in every round.
 
@@ -148,6 +164,7 @@ def adam_w(
         schedule: As in `sgd`.
         max_steps: As in `sgd`.
         accumulate: As in `sgd`.
+        precision: As in `local_work`.
 
     Returns:
         The local work.
@@ -160,11 +177,12 @@ def adam_w(
     """
     rule = adam_step(learning_rate, beta_1, beta_2, epsilon, weight_decay, True, schedule)
     params = {n: v for n, v in rule.spec.params.items() if n != "decoupled"} | {"weight_decay": weight_decay}
-    return _named("adam_w", rule, params | _loop_params(epochs, batch_size, max_steps), accumulate)
+    return _named("adam_w", rule, params | _loop_params(epochs, batch_size, max_steps, precision), accumulate)
 
 
 def _named(name: str, rule: Rule, params: dict[str, Any], accumulate: int) -> LocalWork:
-    loop = Loop(params["epochs"], params["batch_size"], params.get("max_steps"))
+    words = {name: params[name] for name in ("epochs", "batch_size", "max_steps", "precision") if name in params}
+    loop = Loop(**words)
     if loop.epochs < 1:
         raise InputError(f"{name} takes epochs >= 1, found {loop.epochs!r}.")
     if accumulate != 1:
@@ -208,22 +226,32 @@ def with_each(work: LocalWork, wrap: Callable[[Rule], Rule]) -> LocalWork:
 
 def _same_loop(work: LocalWork, rules: Iterable[Rule]) -> LocalWork:
     loop = work.loop
-    return local_work(*rules, epochs=loop.epochs, batch_size=loop.batch_size, max_steps=loop.max_steps)
+    return local_work(
+        *rules, epochs=loop.epochs, batch_size=loop.batch_size, max_steps=loop.max_steps, precision=loop.precision
+    )
 
 
-def _loop_params(epochs: int, batch_size: int, max_steps: int | None) -> dict[str, Any]:
+def _loop_params(epochs: int, batch_size: int, max_steps: int | None, precision: str) -> dict[str, Any]:
     if epochs < 0 or batch_size < 0 or (max_steps is not None and max_steps < 1):
         raise InputError(
             f"a loop takes epochs >= 0, batch_size >= 0 (0 takes all) and max_steps >= 1, found {epochs!r}, "
             f"{batch_size!r} and {max_steps!r}."
         )
-    return {"epochs": epochs, "batch_size": batch_size} | ({} if max_steps is None else {"max_steps": max_steps})
+    if precision not in PRECISIONS:
+        raise InputError(
+            f"precision is one of {', '.join(PRECISIONS)}, found {precision!r}.{nearest(precision, PRECISIONS)}"
+        )
+    most = {} if max_steps is None else {"max_steps": max_steps}
+    return {"epochs": epochs, "batch_size": batch_size, **most} | (
+        {"precision": precision} if precision != PRECISIONS[0] else {}
+    )
 
 
 RULES: dict[str, Callable[..., Rule]] = {
     "accumulated": accumulated,
     "adam_step": adam_step,
     "descent": descent,
+    "frozen": frozen,
     "momentum_step": momentum_step,
     "only": only,
     "personal": personal,

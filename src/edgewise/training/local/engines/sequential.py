@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,18 +11,19 @@ import torch
 from torch import Tensor
 
 from edgewise.codecs.bundle import Bundle
-from edgewise.core.errors import DataError
+from edgewise.core.errors import DataError, TaskError
 from edgewise.core.provenance import derived
 from edgewise.core.seeds import Seeds
 from edgewise.models.examples import count, map_arrays, take
 from edgewise.models.flat import buffers_of, layout_of, parameters_of
-from edgewise.models.forward import call, named_outputs
+from edgewise.models.forward import call, like_tuple, named_outputs
 from edgewise.models.task import Examples, Task
 from edgewise.training.local.batches import batches
 from edgewise.training.local.engines.engine import LocalEngine, LocalResult, Progress, bundle_of
 from edgewise.training.local.local_loop import kept_of, run_rules
-from edgewise.training.local.rule import ALONE, GRADIENT, HVP, LOSS, OUTPUTS, Array, Arrays, LocalWork
+from edgewise.training.local.rule import ALONE, GRADIENT, HVP, LOSS, OUTPUTS, PRECISIONS, Array, Arrays, LocalWork
 
+_MEAN = "running_mean"
 PIECE = 4096
 """Examples that a question about all of a client's is put to at a time."""
 
@@ -35,7 +36,7 @@ class SequentialEngine(LocalEngine):
     """
 
     name = "sequential"
-    offers = frozenset((ALONE, GRADIENT, LOSS, HVP, OUTPUTS))
+    offers = frozenset((ALONE, GRADIENT, LOSS, HVP, OUTPUTS, *PRECISIONS))
 
     def __init__(self, task: Task) -> None:
         module = task.model()
@@ -62,10 +63,13 @@ class SequentialEngine(LocalEngine):
             if progress is not None:
                 progress(done)
 
+        self._model.train()  # a task may give the same module to whoever evaluates it
         with one_thread(), torch.random.fork_rng(devices=[]):
             for client, (held, stays, place) in enumerate(zip(examples, kept, seeds, strict=True)):
                 torch.manual_seed(place.at("torch").integer() % 2**63)
-                oracle = _ClientOracle(self._model, held, batches(len(held), work.loop, place), place)
+                oracle = _ClientOracle(
+                    self._model, held, batches(len(held), work.loop, place), place, work.loop.precision
+                )
                 arrays = to_arrays(bundle_of(received, client)) if shared is None else shared
                 sent, keeps, losses = run_rules(work, oracle, arrays, to_arrays(kept_of(stays, work)), tick)
                 results.append(LocalResult(sent[0], keeps[0], losses[0], oracle.longest, len(held)))
@@ -90,9 +94,24 @@ class _FlatModel:
         for tensor, view in zip([*every, *floating.values()], views, strict=True):
             tensor.data = view
         self.views = views[: len(self.parameters)]
+        self._held: list[torch.nn.Module] = []
+
+    def train(self) -> None:
+        """The module as it trains, but for what is held."""
+        self.module.train()
+        for norm in self._held:
+            norm.eval()
+
+    def hold(self, names: Collection[str]) -> None:
+        """Layers with these running statistics use them until `reset`."""
+        self._held += [m for name, m in self.module.named_modules() if f"{name}.{_MEAN}".lstrip(".") in names]
+        self.train()
 
     def reset(self) -> None:
-        """Sets what is beside the vector to its first values."""
+        """Sets what is beside the vector to its first values, and holds nothing any more."""
+        if self._held:
+            self._held = []
+            self.train()
         for buffer, first in self._counters:
             buffer.copy_(first)
 
@@ -107,8 +126,9 @@ class _FlatModel:
 class _ClientOracle:
     """Answers for one client (`local_loop.Driven`)."""
 
-    def __init__(self, model: _FlatModel, held: Examples, parts: list[Any], seeds: Seeds) -> None:
+    def __init__(self, model: _FlatModel, held: Examples, parts: list[Any], seeds: Seeds, precision: str) -> None:
         self._model, self._parts, self._seeds = model, parts, seeds
+        self._is_mixed = precision != PRECISIONS[0]
         self._inputs, self._targets = to_tensors(held)
         self.longest = len(parts)
         self.num_steps = torch.tensor([float(len(parts))])
@@ -166,12 +186,19 @@ class _ClientOracle:
             try:
                 made = call(module.eval(), map_arrays(self.like, inputs))
             finally:
-                module.train()
+                self._model.train()
         return tuple(named_outputs(made).values())
 
     def entries(self, patterns: Sequence[str]) -> Tensor:
         """As in `Oracle`."""
         return torch.from_numpy(self._model.layout.entries(patterns))
+
+    def hold(self, patterns: Sequence[str]) -> Tensor:
+        """As in `Oracle`."""
+        layout = self._model.layout
+        held = layout.entries(patterns)
+        self._model.hold({slot.name for slot in layout.slots if slot.size and held[slot.offset]})
+        return torch.from_numpy(held)
 
     def rng(self, *names: str | int) -> np.random.Generator:
         """As in `Oracle`."""
@@ -208,25 +235,31 @@ class _ClientOracle:
         inputs, targets = take(self._inputs, chosen), take(self._targets, chosen)
         num = count(targets)
         try:
-            outputs = call(self._model.module, inputs)
+            with torch.autocast("cpu", torch.bfloat16, enabled=self._is_mixed):
+                outputs = call(self._model.module, inputs)
         except ValueError as error:
             if num > 1 or "more than 1 value per channel" not in str(error):
                 raise
             raise DataError(
                 f"a batch of a single example has no variance for batch norm: {error}. Choose a batch_size that leaves no "
-                f"single example of this client's {count(self._targets)}, batch_size=0 for all at once, or group norm."
+                f"single example of this client's {count(self._targets)}, batch_size=0 for all at once, batch_norm = 'frozen', or group norm."
             ) from error
-        loss = self._model.task.loss(outputs, targets)
+        loss = self._model.task.loss(_widened(outputs) if self._is_mixed else outputs, targets)
         if batch is not None or not self.longest:
             self._total += loss.detach() * num
             self._seen += num
         return loss
 
     def _slopes(self, loss: Tensor, *, create_graph: bool = False) -> Sequence[Tensor]:
+        if not loss.requires_grad:
+            raise TaskError(
+                "the loss does not depend on what is trained: outputs are detached, rounded or left out of it. Write it with "
+                "tensor operations on the outputs, or train by zeroth_order, which needs no gradient."
+            )
         made: Sequence[Tensor] = torch.autograd.grad(
             loss, self._model.parameters, create_graph=create_graph, allow_unused=True, materialize_grads=True
         )
-        return made
+        return [slope.to_dense() if slope.is_sparse else slope for slope in made]
 
     @contextmanager
     def _at(self, weights: Tensor, batch: int | None) -> Iterator[None]:
@@ -241,6 +274,15 @@ class _ClientOracle:
         if batch is not None and buffers is not None:
             weights[buffers] = own[buffers]
         own.copy_(before)
+
+
+def _widened(outputs: Any) -> Any:
+    """What a module gave, in float32 again: losses are written for it."""
+    if isinstance(outputs, Mapping):
+        return {name: _widened(value) for name, value in outputs.items()}
+    if isinstance(outputs, (tuple, list)):
+        return like_tuple(outputs, [_widened(value) for value in outputs])
+    return outputs.float() if isinstance(outputs, Tensor) and outputs.is_floating_point() else outputs
 
 
 def to_array(array: Any) -> Tensor:

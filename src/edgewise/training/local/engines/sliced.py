@@ -120,6 +120,10 @@ class CohortOracle(Driven):
         """As in `Oracle`."""
         return self.like(self.layout.entries(patterns))
 
+    def hold(self, patterns: Sequence[str]) -> Array:
+        """As in `Oracle`; what these engines take has no running statistics."""
+        return self.entries(patterns)
+
     def rng(self, *names: str | int) -> CohortRng:
         """As in `Oracle`."""
         return CohortRng([place.at(*names).rng() for place in self.seeds])

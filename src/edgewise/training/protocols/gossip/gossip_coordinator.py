@@ -173,11 +173,8 @@ def _settled(parts: _GossipParts, state: RunState, actions: tuple[Action, ...]) 
     if len(collection.answers) < config.quorum:
         return state, (*actions, r.waiting(state))
     answers = {client: collection.answers[client] for client in collection.cohort if client in collection.answers}
-    if state.dropouts and not any(answer.metrics.get("brought", 0.0) for answer in answers.values()):
-        causes = {client: state.dropouts[client] for client in answers if client in state.dropouts}
-        fault = f"nobody has anything to average, the work of all failed: {c.named(causes)}"
-        state, end = ending.failed(state, fault)
-        return state, (*actions, *end, *ending.endings(state))
+    if len(answers.keys() - state.dropouts.keys()) < config.quorum:  # who mixes and has not trained is no help
+        return _fruitless(state, actions)
     first = section_from_blob(state.sections[MODEL], blob(parts.blobs, state.model))
     values = [vector_from_bytes(blob(parts.blobs, a.update), config.num_entries) for a in answers.values()]
     model = np.mean([value.astype(np.float64) for value in values], axis=0).astype(np.float32)
@@ -187,7 +184,7 @@ def _settled(parts: _GossipParts, state: RunState, actions: tuple[Action, ...]) 
         model=section.blob.digest,
         num_examples={client: a.num_examples for client, a in answers.items()},
         metrics=mean_metrics((a.metrics, max(1, a.num_examples)) for a in answers.values()),
-        missing=collection.missing,
+        missing={**state.dropouts, **collection.missing},
         update_norm=float(np.linalg.norm(model.astype(np.float64) - first)),
     )
     records = {client: ClientRecord(RoundNumber(config.num_rounds), 1, a.metrics) for client, a in answers.items()}
@@ -205,15 +202,28 @@ def _settled(parts: _GossipParts, state: RunState, actions: tuple[Action, ...]) 
     )
 
 
+def _fruitless(state: RunState, actions: tuple[Action, ...]) -> Result:
+    """The end of a run in which the work of too many failed, though they took part in mixing."""
+    quorum, num = state.config.quorum, len(state.collection.answers.keys() - state.dropouts.keys())
+    sentence = (
+        f"run {state.config.run} needs {quorum} clients whose work succeeds, {num} reported so; the work of these failed: "
+        f"{c.named(state.dropouts)}"
+    )
+    cure = "Mend why it failed, or lower the quorum, then start again."
+    state, end = ending.ended(state, OutcomeKind.TOO_FEW_CLIENTS, sentence, cure)
+    return state, (*actions, *end, *ending.endings(state))
+
+
 def _lost_mass(parts: _GossipParts, state: RunState) -> str:
     collection, weigh = state.collection, parts.algorithm.exchanges[0].aggregate[MODEL].weigh
+    failed = f"; the last work of these failed: {c.named(state.dropouts)}" if state.dropouts else ""
     if not collection.missing:
-        return "all the mass is there"
+        return f"all the mass is there{failed}"
     metrics = [answer.metrics for answer in collection.answers.values()]
     held = {client: collection.members[client].num_examples for client in collection.missing}
     brought = sum(m.get("brought", 0.0) for m in metrics) + sum(weigh.weight(Counted(n)) for n in held.values())
     left = sum(m.get("weight", 0.0) for m in metrics)
-    return f"lost with {c.named(collection.missing)}: {1 - left / brought if brought else 0.0:.1%} of the mass"
+    return f"lost with {c.named(collection.missing)}: {1 - left / brought if brought else 0.0:.1%} of the mass{failed}"
 
 
 def _lost(parts: _GossipParts, state: RunState, event: ClientLost) -> Result:

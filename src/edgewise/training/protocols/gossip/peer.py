@@ -210,6 +210,7 @@ def _done(parts: StepParts, state: PeerState, event: WorkDone) -> PeerResult:
     exchange = parts.algorithm.exchanges[0]
     try:
         update = decode_update(exchange, blob(parts.blobs, event.update.digest), _size(state))[MODEL]
+        exchange.aggregate[MODEL].check(update)
         metrics = finite(event.metrics)
         if state.mass:
             mass = _read(parts, state, state.mass, ())
@@ -222,7 +223,7 @@ def _done(parts: StepParts, state: PeerState, event: WorkDone) -> PeerResult:
         raise
     except EdgewiseError as error:
         return _given_up(parts, state, WorkGivenUp(event.round, event.exchange, error.message))
-    state, store = _stored(_change(state, kept=event.kept, metrics=metrics), mass)
+    state, store = _stored(_change(state, kept=event.kept, metrics=metrics, fault=""), mass)
     return _mixed(parts, state, store)
 
 
