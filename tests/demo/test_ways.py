@@ -15,7 +15,7 @@ from edgewise.core.errors import InputError, RemoteError
 from edgewise.core.ids import Tier
 from edgewise.core.units import parse_speed
 from edgewise.demo import ways as measuring
-from edgewise.demo.candidates import merged
+from edgewise.demo.candidates import did_not_wait, merged
 from edgewise.demo.comparing import others_to_measure
 from edgewise.demo.host_watch import HostSample, HostWatch
 from edgewise.demo.planning import ALONE_MARGIN, QUESTIONS, ask, deadline_of
@@ -150,6 +150,18 @@ def test_several_links_of_a_class_stand_for_one_by_their_medians() -> None:
     ]
     found = merged(links)
     assert (found.rtt_s, found.rtt_p95_s, found.bytes_per_s) == (0.006, 0.012, 2e6)
+
+
+def test_what_a_request_takes_beside_computing_is_measured_where_none_waits_for_another() -> None:
+    """A device that answers more slowly than requests come let 80 ms of waiting count as handling, in every plan."""
+    quick, slow = (Reply(scheduled_s=t, latency_s=0.1) for t in (0.0, 0.03)), [0.3, 0.36, 0.42, 0.48]
+    replies = [*quick]
+    for turn in range(1, 5):
+        due = 0.24 * turn
+        replies += [Reply(scheduled_s=due, latency_s=0.1), Reply(scheduled_s=due + 0.03, latency_s=slow[turn - 1])]
+    kept = did_not_wait(replies, 2)
+    assert [r.latency_s for r in kept] == [0.1, 0.1, 0.1]
+    assert did_not_wait(replies[:3], 2) == []
 
 
 def test_a_late_request_is_explained_by_what_was_seen_of_the_machine() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,19 @@ import pytest
 
 from edgewise.core.errors import Unreachable
 from edgewise.fleet.node import probe
-from edgewise.fleet.node.probe import MAX_BYTES, PROBE, SMALL_BYTES, Probed, answer_probe, probe_link, probe_once
+from edgewise.fleet.node.probe import (
+    LATE_S,
+    MAX_BYTES,
+    PROBE,
+    SMALL_BYTES,
+    WINDOW_ROUND_TRIPS,
+    Probed,
+    RoundTrip,
+    answer_probe,
+    on_time,
+    probe_link,
+    probe_once,
+)
 from edgewise.ledger.entry import Purpose
 from edgewise.transport.frame import Frame
 from edgewise.transport.keys import Keys
@@ -35,6 +48,7 @@ class Link:
 
 def measured(link: Link, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(probe, "time", SimpleNamespace(perf_counter=lambda: link.now_s))
+    monkeypatch.setattr(probe, "LATE_S", 60.0)  # the link's clock counts here, not this machine's
     transport: Any = link
     return asyncio.run(probe_link(transport, "key"))
 
@@ -53,6 +67,31 @@ def test_round_trip_and_bandwidth_are_told_apart(
 def test_a_slow_answer_among_the_small_ones_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     link = Link(1e6, 0.01, jitter=(1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 30.0))
     assert measured(link, monkeypatch).rtt_s == pytest.approx(0.01 + SMALL_BYTES / 1e6)
+
+
+def test_late_answers_of_one_bad_moment_are_no_jitter_of_the_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three late probes of a busy moment were the 95th percentile, and so every request's: 114 ms predicted, 45 came."""
+    moment = (*[1.0] * (WINDOW_ROUND_TRIPS - 3), 9.0, 9.0, 9.0)
+    link = Link(1e6, 0.01, jitter=(*moment, *[1.0, 1.2] * 100))
+    assert measured(link, monkeypatch).rtt_p95_s == pytest.approx(0.012 + SMALL_BYTES / 1e6)
+    always = Link(1e6, 0.01, jitter=(1.0, 1.0, 3.0))
+    assert measured(always, monkeypatch).rtt_p95_s == pytest.approx(0.03 + SMALL_BYTES / 1e6)
+
+
+def test_round_trips_while_this_process_woke_late_are_the_machines_not_the_links() -> None:
+    late_s = [0.0, 0.05, 0.001, 0.0]
+    window = [RoundTrip(0.02, 0, 0), RoundTrip(0.09, 0, 1), RoundTrip(0.021, 2, 2), RoundTrip(0.04, 3, 4)]
+    assert on_time(window, late_s) == [0.02, 0.021, 0.04]
+    assert on_time(window, [0.05, 0.05, 0.05, 0.05]) == [0.02, 0.09, 0.021, 0.04]  # always so: what a request meets
+
+    async def stall() -> list[float]:
+        async with probe._lateness() as ticks:
+            await asyncio.sleep(0.02)
+            time.sleep(0.2)  # noqa: ASYNC251 -- as if the host had taken this process away
+            await asyncio.sleep(0.02)
+        return ticks
+
+    assert max(asyncio.run(stall())) > LATE_S
 
 
 def test_frames_grow_until_they_take_long_enough_and_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
