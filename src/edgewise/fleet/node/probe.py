@@ -12,9 +12,11 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
+from edgewise.core.ids import NodeId
+from edgewise.inference.stage_messages import empty_frame_bytes
 from edgewise.ledger.entry import Purpose
 from edgewise.planning.profile import LinkState
-from edgewise.transport.frame import Frame, make_frame
+from edgewise.transport.frame import Frame, encode_frame, make_frame
 from edgewise.transport.transport import Transport
 
 PROBE = "probe"
@@ -56,7 +58,26 @@ async def answer_probe(frame: Frame) -> Frame:
     return make_frame("probed", Probed(size), purpose=frame.purpose)
 
 
-async def probe_link(transport: Transport, key: str, *, gap_s: float = 0.0, timeout_s: float = 20.0) -> LinkState:
+class Crossing(NamedTuple):
+    """One frame there and its answer back.
+
+    Attributes:
+        seconds: It took.
+        wire_bytes: Of both on the wire.
+    """
+
+    seconds: float
+    wire_bytes: int
+
+
+async def probe_link(
+    transport: Transport,
+    key: str,
+    *,
+    gap_s: float = 0.0,
+    timeout_s: float = 20.0,
+    names: tuple[NodeId, NodeId] = (NodeId(""), NodeId("")),
+) -> LinkState:
     """Measures round trip and bandwidth towards a node.
 
     Args:
@@ -64,10 +85,12 @@ async def probe_link(transport: Transport, key: str, *, gap_s: float = 0.0, time
         key: Its `probe` service.
         gap_s: Idle time before each round trip, as between requests: both ends answer later from a longer sleep.
         timeout_s: Deadline of one probe.
+        names: Of the node that asks and of the one that answers: frames say them.
 
     Returns:
-        The link; bandwidth from the difference between a large and a small frame, so the round trip is not in it. The
-        95th percentile is that of a usual window of time, without what this machine itself was late.
+        The link; bandwidth from the difference between a large and a small frame, so the round trip is not in it, and
+        without the time that its small frame's own bytes took. The 95th percentile is that of a usual window of time,
+        without what this machine itself was late.
 
     Raises:
         TransportError: If the node does not answer.
@@ -79,22 +102,32 @@ async def probe_link(transport: Transport, key: str, *, gap_s: float = 0.0, time
             for _ in range(WINDOW_ROUND_TRIPS):
                 await asyncio.sleep(gap_s)
                 first = len(late_s)
-                taken_s = await probe_once(transport, key, SMALL_BYTES, timeout_s)
-                window.append(RoundTrip(taken_s, first, len(late_s)))
+                empty = await probe_once(transport, key, SMALL_BYTES, timeout_s)
+                window.append(RoundTrip(empty.seconds, first, len(late_s)))
             await asyncio.sleep(TICK_S)
             seconds = on_time(window, late_s)
             small += seconds
             p95s.append(float(np.quantile(seconds, 0.95)))
-    rtt_s = median(small)
-    size = 2048
+    small_s, size = median(small), 2048
     while True:
-        once_s = await probe_once(transport, key, size, timeout_s)
-        if once_s - rtt_s > ENOUGH_S or size >= MAX_BYTES:
+        large = await probe_once(transport, key, size, timeout_s)
+        if large.seconds - small_s > ENOUGH_S or size >= MAX_BYTES:
             break
         size = min(4 * size, MAX_BYTES)
-    again = [once_s] + [await probe_once(transport, key, size, timeout_s) for _ in range(2)]
-    bytes_per_s = (size - SMALL_BYTES) / max(median(again) - rtt_s, 1e-6)
-    return LinkState(bytes_per_s, rtt_s, joules_per_byte=JOULES_PER_BYTE, source="probed", rtt_p95_s=median(p95s))
+    again = [large] + [await probe_once(transport, key, size, timeout_s) for _ in range(2)]
+    large_s = median(each.seconds for each in again)
+    bytes_per_s = (large.wire_bytes - empty.wire_bytes) / max(large_s - small_s, 1e-6)
+    own_s = empty.wire_bytes / bytes_per_s
+    beside, frames = transport.bytes_beside_frames(key), empty_frame_bytes(*names)
+    return LinkState(
+        bytes_per_s,
+        max(0.0, small_s - own_s),
+        frame_overhead_bytes=beside[0] + frames[0],
+        joules_per_byte=JOULES_PER_BYTE,
+        source="probed",
+        rtt_p95_s=max(0.0, median(p95s) - own_s),
+        answer_overhead_bytes=beside[1] + frames[1],
+    )
 
 
 @asynccontextmanager
@@ -130,11 +163,14 @@ def on_time(window: Sequence[RoundTrip], late_s: Sequence[float]) -> list[float]
     return kept if 2 * len(kept) > len(window) else [each.seconds for each in window]
 
 
-async def probe_once(transport: Transport, key: str, size_bytes: int, timeout_s: float = 20.0) -> float:
-    """Returns the seconds one frame of that size takes, including its small answer."""
+async def probe_once(transport: Transport, key: str, size_bytes: int, timeout_s: float = 20.0) -> Crossing:
+    """Sends one frame with so many bytes of content; what it took includes its small answer."""
     # Random bytes: nothing on the way may compress them.
     payload = np.random.default_rng(size_bytes).integers(0, 256, size_bytes, np.uint8)
     frame = make_frame("probe", Probed(size_bytes), {"data": payload}, purpose=Purpose.SERVING)
     start = time.perf_counter()
-    await transport.query(key, frame, timeout_s=timeout_s)
-    return time.perf_counter() - start
+    answer = await transport.query(key, frame, timeout_s=timeout_s)
+    seconds = time.perf_counter() - start
+    small = make_frame("probe", Probed(size_bytes), {"data": payload[:0]}, purpose=Purpose.SERVING)
+    frames = len(encode_frame(small)) + size_bytes + len(encode_frame(answer))
+    return Crossing(seconds, frames + sum(transport.bytes_beside_frames(key)))

@@ -35,7 +35,7 @@ DEADLINE_FACTOR = 3.0
 """A request may take so many times the plan's predicted 95th percentile."""
 LEAST_DEADLINE_S = 0.1
 """Below this a deadline would measure the operating system, not the plan."""
-_NO_LINK = LinkState(bytes_per_s=1e15, rtt_s=0.0, frame_overhead_bytes=0)
+_NO_LINK = LinkState(bytes_per_s=1e15, rtt_s=0.0, frame_overhead_bytes=0, answer_overhead_bytes=0)
 """Between two tiers that are one machine: where no edge stands between a device and the cloud."""
 
 
