@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
 import pytest
 
-from benchmarks.demos import bars_of, concluded
+from benchmarks import demos
+from benchmarks.demos import DemoRow, bars_of, concluded
 from edgewise.core.errors import InputError, RemoteError
 from edgewise.core.ids import Tier
 from edgewise.core.units import parse_speed
@@ -199,3 +201,26 @@ def test_the_table_of_demos_counts_what_is_promised() -> None:
     assert [bar.holds for bar in bars_of([one, *rows[1:]])] == [True, True, True, True], "nine of ten are enough"
     assert [bar.holds for bar in bars_of([one, two, *rows[2:]])] == [False, True, True, True]
     assert [bar.holds for bar in bars_of([concluded(late, 0, True, 1.0), *rows[1:]])] == [True, True, True, False]
+
+
+def test_many_demos_go_on_after_those_that_are_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[int] = []
+
+    def run_once(seed: int, busy: bool, short: bool, folder: Path) -> DemoRow:
+        ran.append(seed)
+        failed = "the machine was switched off" if len(ran) == 2 else ""
+        row = concluded(made_up_report(), seed, busy, 1.0)
+        return msgspec.structs.replace(row, is_short=short, failed=failed)
+
+    monkeypatch.setattr(demos, "run_once", run_once)
+    monkeypatch.setattr("sys.argv", ["demos", "--short", "--keep", str(tmp_path)])
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            demos.main()
+    assert ran == [0, 1, 1]
+    said = capsys.readouterr().out
+    assert "demo 1 of 2, seed 0, a calm core: finished before" in said
+    assert "failed: the machine was switched off" in said
+    assert "near enough of 1 with a busy core: mean " in said
