@@ -7,6 +7,7 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from edgewise.core.errors import Unreachable
@@ -16,13 +17,14 @@ from edgewise.fleet.node.probe import (
     LATE_S,
     MAX_BYTES,
     PROBE,
-    WINDOW_ROUND_TRIPS,
+    WINDOW,
     Probed,
     RoundTrip,
     answer_probe,
     on_time,
     probe_link,
     probe_once,
+    usual_p95,
 )
 from edgewise.ledger.entry import FrameCounter, Purpose
 from edgewise.transport.frame import Frame, encode_frame
@@ -77,11 +79,21 @@ def test_a_slow_answer_among_the_small_ones_does_not_count(monkeypatch: pytest.M
 
 def test_late_answers_of_one_bad_moment_are_no_jitter_of_the_link(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three late probes of a busy moment were the 95th percentile, and so every request's: 114 ms predicted, 45 came."""
-    moment = (*[1.0] * (WINDOW_ROUND_TRIPS - 3), 9.0, 9.0, 9.0)
+    moment = (*[1.0] * (WINDOW - 3), 9.0, 9.0, 9.0)
     link = Link(1e6, 0.01, jitter=(*moment, *[1.0, 1.2] * 100))
     assert measured(link, monkeypatch).rtt_p95_s == pytest.approx(0.012, rel=0.01)
     always = Link(1e6, 0.01, jitter=(1.0, 1.0, 3.0))
     assert measured(always, monkeypatch).rtt_p95_s == pytest.approx(0.03, rel=0.01)
+
+
+def test_the_usual_95th_percentile_is_neither_that_of_a_bad_moment_nor_too_low() -> None:
+    draws = np.random.default_rng(0).lognormal(0.0, 1.0, (400, 8 * WINDOW))
+    found = np.asarray([usual_p95(row.tolist()) for row in draws])
+    true = np.exp(1.645)
+    assert np.mean(found > true) == pytest.approx(0.5, abs=0.08)  # three deviations of 400 coins
+    draws[:, : 2 * WINDOW] *= 20.0
+    assert np.median([usual_p95(row.tolist()) for row in draws]) < 1.5 * true
+    assert usual_p95([3.0, 1.0]) == 3.0
 
 
 def test_round_trips_while_this_process_woke_late_are_the_machines_not_the_links() -> None:
