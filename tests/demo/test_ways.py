@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
 import pytest
 
-from benchmarks.demos import bars_of, concluded
+from benchmarks import demos
+from benchmarks.demos import DemoRow, bars_of, concluded
 from edgewise.core.errors import InputError, RemoteError
 from edgewise.core.ids import Tier
 from edgewise.core.units import parse_speed
 from edgewise.demo import ways as measuring
-from edgewise.demo.candidates import merged
+from edgewise.demo.candidates import did_not_wait, merged
 from edgewise.demo.comparing import others_to_measure
 from edgewise.demo.host_watch import HostSample, HostWatch
 from edgewise.demo.planning import ALONE_MARGIN, QUESTIONS, ask, deadline_of
@@ -152,6 +154,18 @@ def test_several_links_of_a_class_stand_for_one_by_their_medians() -> None:
     assert (found.rtt_s, found.rtt_p95_s, found.bytes_per_s) == (0.006, 0.012, 2e6)
 
 
+def test_what_a_request_takes_beside_computing_is_measured_where_none_waits_for_another() -> None:
+    """A device that answers more slowly than requests come let 80 ms of waiting count as handling, in every plan."""
+    quick, slow = (Reply(scheduled_s=t, latency_s=0.1) for t in (0.0, 0.03)), [0.3, 0.36, 0.42, 0.48]
+    replies = [*quick]
+    for turn in range(1, 5):
+        due = 0.24 * turn
+        replies += [Reply(scheduled_s=due, latency_s=0.1), Reply(scheduled_s=due + 0.03, latency_s=slow[turn - 1])]
+    kept = did_not_wait(replies, 2)
+    assert [r.latency_s for r in kept] == [0.1, 0.1, 0.1]
+    assert did_not_wait(replies[:3], 2) == []
+
+
 def test_a_late_request_is_explained_by_what_was_seen_of_the_machine() -> None:
     watch = HostWatch()
     assert watch.between(0.0, 1.0) == "this client itself did not run meanwhile"
@@ -187,3 +201,26 @@ def test_the_table_of_demos_counts_what_is_promised() -> None:
     assert [bar.holds for bar in bars_of([one, *rows[1:]])] == [True, True, True, True], "nine of ten are enough"
     assert [bar.holds for bar in bars_of([one, two, *rows[2:]])] == [False, True, True, True]
     assert [bar.holds for bar in bars_of([concluded(late, 0, True, 1.0), *rows[1:]])] == [True, True, True, False]
+
+
+def test_many_demos_go_on_after_those_that_are_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[int] = []
+
+    def run_once(seed: int, busy: bool, short: bool, folder: Path) -> DemoRow:
+        ran.append(seed)
+        failed = "the machine was switched off" if len(ran) == 2 else ""
+        row = concluded(made_up_report(), seed, busy, 1.0)
+        return msgspec.structs.replace(row, is_short=short, failed=failed)
+
+    monkeypatch.setattr(demos, "run_once", run_once)
+    monkeypatch.setattr("sys.argv", ["demos", "--short", "--keep", str(tmp_path)])
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            demos.main()
+    assert ran == [0, 1, 1]
+    said = capsys.readouterr().out
+    assert "demo 1 of 2, seed 0, a calm core: finished before" in said
+    assert "failed: the machine was switched off" in said
+    assert "near enough of 1 with a busy core: mean " in said

@@ -13,13 +13,16 @@ import pytest
 
 from edgewise.cli.fleet_plan import FleetPlanRequest, plan_and_deploy, serve_on_fleet
 from edgewise.cli.output import Output
-from edgewise.core.errors import GateRefused, PlanInfeasible
+from edgewise.core.errors import GateRefused, InputError, PlanInfeasible
 from edgewise.core.ids import NodeId, Tier
 from edgewise.fleet.messages import Deploy, DeployAck, NodeInfo
+from edgewise.fleet.serving import fleet_planning
+from edgewise.fleet.serving.fleet_planning import Measured
 from edgewise.fleet.serving.raw_grants import granted
 from edgewise.inference.evidence import run_graph
 from edgewise.models.graph.graph import Graph
 from edgewise.planning.policy import Policy
+from edgewise.planning.profile import Profile
 from edgewise.testing import LoopbackFleet
 from edgewise.testing.serving_fleet import ServingFleet
 from tests.inference.tiny import images, raw_plan, split_plan, two_exit_graph
@@ -238,6 +241,69 @@ def test_a_users_own_model_goes_the_same_way(tmp_path: Path, holdout: str) -> No
 
     with pytest.MonkeyPatch.context() as patch:
         on_fleet(tmp_path, lambda fleet: scene(fleet, patch), holdout=holdout, http_ports=PORTS)
+
+
+def test_a_versions_int8_is_planned_on_the_fleet_and_deployed_as_a_version_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Local plans had int8 among their candidates, those of a fleet had not."""
+    data, out, held = tmp_path / "real.npz", tmp_path / "int8.onnx", tmp_path / "held.npz"
+    logits = run_graph(GOOD.whole, {"x": (x := images(4 * NUM))}, ["end"])[0]
+    best, second = np.sort(logits, axis=1)[:, :-3:-1].T
+    sure = np.argsort(second - best)[:NUM]  # of these int8 loses none
+    x, y = x[sure], logits[sure].argmax(-1)
+    np.savez(data, x=x[:60], y=y[:60])
+    np.savez(held, calibration_x=x, calibration_y=y, gate_x=x, gate_y=y)
+    (narrow := tmp_path / "narrow.onnx").write_bytes(OTHER.model_bytes)
+
+    async def scene(fleet: ServingFleet, monkeypatch: pytest.MonkeyPatch) -> None:
+        await fleet.register(GOOD.model_bytes, "digits")
+        with pytest.raises(InputError, match="how accurate a variant is cannot be told without inputs"):
+            await plan(fleet, 1, has_stand_ins=True, variants=(narrow,))
+        found = await plan(fleet, 1, has_stand_ins=True, deploy=False)
+        assert (
+            "int8 is no candidate: what its activations' ranges are is told by real inputs" in capsys.readouterr().out
+        )
+        assert [row.name for row in found["one_node"] if row.plan is None] == ["int8 on device"]
+
+        measured = fleet_planning.measure
+
+        async def measure(operator: Any, graph: bytes, *rest: Any, **how: Any) -> Measured:
+            """Whatever this machine says: the variants are many times as fast as the model on every node."""
+            taken, faster = await measured(operator, graph, *rest, **how), 1.0 if graph == GOOD.model_bytes else 0.01
+            return Measured({t: scaled(p, faster) for t, p in taken.profiles.items()}, taken.links)
+
+        monkeypatch.setattr(fleet_planning, "measure", measure)
+        here = Policy(features_may_reach=Tier.DEVICE, raw_may_reach=Tier.DEVICE)
+        wanted = {"has_stand_ins": True, "data": data, "variants": (narrow,), "int8": out}
+        found = await plan(fleet, 1, here, **wanted)
+        chosen = found["recommendation"].plan
+        assert (chosen.variant, chosen.tiers) == ("int8", (Tier.DEVICE,))
+        rows = {row.name: row for row in found["one_node"]}
+        assert rows["int8 on device"].allowed
+        assert rows["narrow on device"].reason.startswith("accuracy would be 0.")
+        assert Graph.load(out.read_bytes()).digest == chosen.graph
+        versions = (await fleet.operator.versions()).versions
+        assert [(v.number, v.parent, v.origin) for v in versions[1:]] == [(2, 1, "int8 of version 1")]
+        assert versions[1].gate is not None
+        assert fleet.versions(DEVICE) == {"digits": 2}
+        assert (await fleet.infer(DEVICE, "digits", {"x": images()})).observation.version == 2
+        assert "int8 of version 1 is version 2" in capsys.readouterr().out
+        await plan(fleet, 1, here, **wanted)  # known already
+        assert len((await fleet.operator.versions()).versions) == 2
+
+    with pytest.MonkeyPatch.context() as patch:
+        on_fleet(tmp_path, lambda fleet: scene(fleet, patch), holdout=str(held), http_ports=PORTS)
+
+
+def scaled(profile: Profile, factor: float) -> Profile:
+    change = msgspec.structs.replace
+    return change(
+        profile,
+        groups=tuple(change(g, seconds=factor * 1e-3, p95_seconds=factor * 1e-3) for g in profile.groups),
+        segments=(),
+        call_s=0.0,
+    )
 
 
 # What devices grant

@@ -9,14 +9,14 @@ import pytest
 
 from edgewise.core.errors import InputError, PlanInfeasible
 from edgewise.core.provenance import RAW, origins_of, traced
+from edgewise.inference import stages
+from edgewise.inference.dilated_time import MEASUREMENTS, undisturbed_s, wait_precisely
 from edgewise.inference.serving_node import device_only_plan
 from edgewise.inference.stages import (
     LoadedStage,
     build_stages,
     make_session,
     make_stage,
-    undisturbed_s,
-    wait_precisely,
 )
 from edgewise.planning.plan import ENTRY, EXIT, Gate, Plan, Site
 from tests.inference.tiny import E, images, rescaling_graph, split_plan, two_exit_graph
@@ -91,6 +91,21 @@ def test_undisturbed_is_the_least_burst_of_what_was_seen(monkeypatch: pytest.Mon
     assert undisturbed_s(lambda: None) == pytest.approx(3e-5)
 
 
+def test_a_dilated_stage_that_was_measured_in_a_busy_moment_is_measured_again_while_it_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A neighbour on the processor made one of eight emulated devices half as slow again, for as long as it served."""
+    measured, waits = iter([1.5e-3, 1.4e-3, 1e-3, *[1.2e-3] * 99]), list[float]()
+    monkeypatch.setattr(stages, "undisturbed_s", lambda run: next(measured))
+    monkeypatch.setattr(stages, "wait_precisely", waits.append)
+    monkeypatch.setattr(stages.time, "perf_counter", lambda: 7.0)  # no time passes but by waiting
+    stage = make_stage(two_exit_graph(), ["x"], ["end"], dilation=200.0)
+    for _ in range(20):
+        stage.run({"x": images()})
+    assert waits == pytest.approx([0.28, *[0.2] * 19])
+    assert len(list(measured)) == 99 - (MEASUREMENTS - 3)
+
+
 @pytest.mark.live
 def test_the_precise_wait_is_never_short_and_rarely_long() -> None:
     late = []
@@ -124,8 +139,8 @@ def test_what_was_not_traced_stays_untraced() -> None:
 @pytest.mark.parametrize(("exit_on_device", "has_tail"), [(True, False), (False, True)])
 def test_a_device_without_an_own_exit_gets_a_local_tail(exit_on_device: bool, has_tail: bool) -> None:
     graph = two_exit_graph()
-    stages = asyncio.run(build_stages(graph, split_plan(graph, exit_on_device=exit_on_device), ENTRY))
-    assert (stages.tail is not None) == has_tail
+    built = asyncio.run(build_stages(graph, split_plan(graph, exit_on_device=exit_on_device), ENTRY))
+    assert (built.tail is not None) == has_tail
     edge = asyncio.run(build_stages(graph, split_plan(graph), Site(E)))
     assert edge.tail is None
     ((_, loaded),) = edge.stages

@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edgewise.api.own_evidence import evaluate
+from edgewise.api.stand_ins import StandIns
 from edgewise.cli.fleet_options import parse_shares
+from edgewise.cli.fleet_stand_ins import Beside, make_stand_ins, measure_beside, version_of
 from edgewise.cli.operator_options import operator_of
 from edgewise.cli.output import Output
 from edgewise.core.errors import GateRefused, PlanInfeasible, RemoteError
+from edgewise.core.files import write_atomic
 from edgewise.core.units import parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from edgewise.api.source import Source
     from edgewise.fleet.messages import NodeInfo, NodeRow
     from edgewise.fleet.operator.operator import Operator
     from edgewise.models.graph.graph import Graph
@@ -49,6 +53,9 @@ class FleetPlanRequest:
         force: Whether to serve a version that is worse than the one in force, or lacks its clients' own tensors.
         ungated: Whether to serve one that was compared with nothing.
         input_shapes: Sizes of free axes, by input; without, those of the first example of `data`.
+        variants: Other ONNX files that may stand in for the version.
+        int8: Where to write the version in int8.
+        has_stand_ins: Whether the version in int8 and the variants are candidates.
     """
 
     connect: str
@@ -67,6 +74,9 @@ class FleetPlanRequest:
     force: bool = False
     ungated: bool = False
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    variants: tuple[Path, ...] = ()
+    int8: Path | None = None
+    has_stand_ins: bool = False
 
 
 async def plan_on_fleet(out: Output, request: FleetPlanRequest) -> None:
@@ -159,26 +169,38 @@ async def plan_and_deploy(
     graph.check_sizes()
     hints = hints_of(graph)
     meaning = "measured on the coordinator's held-out data"
-    if request.data is not None:
-        evidence, meaning = _evaluated(graph, request.data)
+    source = None if request.data is None else _source(graph, request.data)
+    if source is not None:
+        evidence, meaning = evaluate(graph, source)
         version = with_evidence(version, evidence)
-    with out.progress(f"version {version.number}: measuring", len(chain)) as advance:
-        measured = await measure(
-            operator, graph.model_bytes, chain, budget_s=parse_duration(request.budget), hints=hints, done=advance
+    others = await make_stand_ins(graph, source, request.variants) if request.has_stand_ins else StandIns()
+    budget_s = parse_duration(request.budget)
+    with out.progress(f"version {version.number}: measuring", len(chain) * (1 + len(others.graphs))) as advance:
+        measured = await measure(operator, graph.model_bytes, chain, budget_s=budget_s, hints=hints, done=advance)
+        search = search_of(graph, measured, kept, version.evidence, version.training_domain)
+        beside = await measure_beside(
+            operator, graph, others, source, chain, (search, measured), budget_s=budget_s, done=advance
         )
-    search = search_of(graph, measured, kept, version.evidence, version.training_domain)
     try:
-        recommended = recommend(search)
+        recommended = recommend(search, beside.searches)
     except PlanInfeasible as error:
         raise PlanInfeasible(" ".join([error.message, *held.values()]), **error.fields) from error
-    if request.data is None and not version.evidence:
-        meaning = "unknown: no held-out data; give --data, or the coordinator --holdout"
-    found = show_plan(out, version, search, recommended, chain, meaning)
+    meaning = meaning if version.evidence else "unknown: no held-out data; give --data, or the coordinator --holdout"
+    found = show_plan(out, version, search, recommended, chain, meaning, beside)
     for sentence in held.values():
         out.line(sentence)
     found["policy"] = {"asked": asked, "kept": kept, **held}
+    if request.int8 is not None and beside.int8_bytes:
+        out.line(f"wrote version {version.number} in int8: {write_atomic(request.int8, beside.int8_bytes)}")
     if request.deploy:
-        found["deployed"] = await deploy_plan(out, request, operator, version, search, recommended, asked, hints)
+        hints = hints_of(beside.graphs.get(recommended.plan.variant, graph))
+        served = await version_of(operator, version, recommended.plan, beside)
+        if served.number != version.number:
+            out.line(f"{recommended.plan.variant} of version {version.number} is version {served.number}")
+            await check_admission(out, request, operator, served)
+        planned = next(s for s in (search, *beside.searches) if s.table.graph.digest == recommended.plan.graph)
+        served = with_evidence(served, beside.evidence.get(recommended.plan.variant, version.evidence))
+        found["deployed"] = await deploy_plan(out, request, operator, served, planned, recommended, asked, hints)
     return found
 
 
@@ -299,6 +321,7 @@ def show_plan(
     recommended: Recommendation,
     chain: tuple[NodeInfo, ...],
     meaning: str,
+    beside: Beside | None = None,
 ) -> dict[str, Any]:
     """Prints links, levels and the answer.
 
@@ -309,12 +332,14 @@ def show_plan(
         recommended: The answer.
         chain: Who was measured.
         meaning: What accuracy means here.
+        beside: Other candidates; None says nothing of any.
 
     Returns:
         The same for `--json`.
     """
     from edgewise.api.own_evidence import quality_of
-    from edgewise.planning.explain import explain, level_cells, level_columns
+    from edgewise.planning.baselines import baselines
+    from edgewise.planning.explain import explain, level_cells, level_columns, one_node_cells, one_node_columns
     from edgewise.planning.levels import plan_levels
 
     rows = plan_levels(search, {version.training_domain: version.evidence})
@@ -330,6 +355,11 @@ def show_plan(
     out.table(
         f"version {version.number}: levels of edge intelligence, predicted", level_columns(quality), level_cells(rows)
     )
+    alone = [] if beside is None else baselines(search, beside.searches)
+    if alone:
+        out.table("the whole model on one node, and its variants", one_node_columns(quality), one_node_cells(alone))
+    for sentence in () if beside is None else beside.notes:
+        out.line(sentence)
     out.line(meaning if quality in meaning else f"{quality} is {meaning}")
     if version.caution:
         out.line(f"caution: {version.caution}")
@@ -344,6 +374,7 @@ def show_plan(
         "recommendation": recommended,
         "accuracy_means": meaning,
         "caution": version.caution,
+        "one_node": alone,
     }
 
 
@@ -361,7 +392,7 @@ def _loaded(data: bytes, request: FleetPlanRequest) -> Graph:
     return Graph.load(data, {**shapes, **request.input_shapes}, examples=example if graph.unmeasured else None)
 
 
-def _evaluated(graph: Graph, data: Path) -> tuple[tuple[Any, ...], str]:
+def _source(graph: Graph, data: Path) -> Source:
     from edgewise.api.source import read_source
 
-    return evaluate(graph, read_source(data, graph.inputs).first(500))
+    return read_source(data, graph.inputs).first(500)

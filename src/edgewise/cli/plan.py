@@ -82,8 +82,8 @@ def command(
 
     Of an ONNX file: tiers without a profile of their own are this machine's, stretched to the fleet file's speeds. The
     model in int8, and each --variant, is a candidate as well. Without labels there is no accuracy, only the agreement
-    with the whole model. With --connect: of a version of a running fleet,
-    measured on its own nodes and links.
+    with the whole model. With --connect: of a version of a running fleet, measured on its own nodes and links; with --data
+    its variants are candidates there too, and the one recommended becomes a version of its own when it is deployed.
 
     Example:
       edgewise plan model.onnx --data test.npz --policy policy.toml --fleet fleet.toml
@@ -126,6 +126,9 @@ def command(
             ungated=ungated,
             share=share,
             input_shapes=parse_shapes(input_shape),
+            variants=tuple(variant or ()),
+            int8=int8,
+            has_stand_ins=True,
         )
         run_async(plan_on_fleet(out, request))
         return
@@ -175,16 +178,12 @@ def _other_plan(planner: str, search: Search, evidence: tuple[ExitEvidence, ...]
 
 def _print(out: Output, found: ModelPlan, other: Plan | None = None) -> None:
     from edgewise.planning.baselines import baselines
-    from edgewise.planning.explain import explain, level_cells, level_columns
+    from edgewise.planning.explain import explain, level_cells, level_columns, one_node_cells, one_node_columns
 
     chosen, quality, said = found.recommendation, found.quality, dict[str, Any]()
     alone = baselines(found.search, found.variants)
     out.table("levels of edge intelligence, predicted", level_columns(quality), level_cells(found.levels))
-    out.table(
-        "the whole model on one node, and its variants",
-        ("way", "mean ms", quality, "allowed"),
-        [(row.name, *_numbers(row.plan), row.reason or "yes") for row in alone],
-    )
+    out.table("the whole model on one node, and its variants", one_node_columns(quality), one_node_cells(alone))
     out.line(found.accuracy_means if quality in found.accuracy_means else f"{quality} is {found.accuracy_means}")
     for sentence in found.assumed:
         out.line(f"assumed, {sentence}")
@@ -206,12 +205,6 @@ def _print(out: Output, found: ModelPlan, other: Plan | None = None) -> None:
             "recommendation": _with_old_words(chosen),
         }
     )
-
-
-def _numbers(plan: Plan | None) -> tuple[str, str]:
-    if plan is None:
-        return "–", "–"
-    return f"{plan.predicted.latency_mean_s * 1e3:.2f}", f"{plan.predicted.accuracy:.3f}"
 
 
 def _with_old_words(chosen: Recommendation) -> dict[str, Any]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import msgspec
 
 from edgewise.codecs.bundle import CodedSection
-from edgewise.core.ids import Digest, NodeId, RequestId, Revision
+from edgewise.core.ids import Digest, Generation, NodeId, RequestId, Revision, Tier
 from edgewise.inference.streams import StreamStep
+from edgewise.ledger.entry import Purpose
 from edgewise.planning.plan import Site
+from edgewise.transport.frame import encode_frame, make_frame, stamped
 
 STAGE = "stage"
 """The service's name in `Keys.service`."""
@@ -76,3 +78,32 @@ class StageAnswer(msgspec.Struct, frozen=True):
     cause: str = ""
     confidence: float | None = None
     predicted: int | None = None
+
+
+def empty_frame_bytes(inner: NodeId, outer: NodeId) -> tuple[int, int]:
+    """Bytes of a stage request's frame and of its answer's, as two nodes write them, without any tensor.
+
+    Args:
+        inner: Who asks.
+        outer: Who runs the stages.
+
+    Returns:
+        Of the request, of the answer.
+    """
+    request = StageRequest(
+        plan=Digest("0" * 64),
+        revision=Revision(2**10),
+        version=1,
+        site=Site(Tier.EDGE),
+        request=RequestId("0" * 16),
+        sections=(),
+    )
+    answer = StageAnswer(0, (outer,), (("edge decode", 0.1), ("edge compute", 0.1)), confidence=0.1, predicted=1)
+    run, generation = "version-1", Generation(2**60)
+    asked = make_frame(STAGE_REQUEST, request, purpose=Purpose.SERVING, deadline_s=0.1, run=run)
+    answered = make_frame(STAGE_ANSWER, answer, purpose=Purpose.SERVING, run=run)
+    frames = (
+        stamped(asked, sender=inner, generation=generation),
+        stamped(answered, sender=outer, generation=generation),
+    )
+    return len(encode_frame(frames[0])), len(encode_frame(frames[1]))

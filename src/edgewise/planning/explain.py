@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from edgewise.core.units import format_bytes
+from edgewise.planning.baselines import BaselineRow
 from edgewise.planning.levels import LevelRow
 from edgewise.planning.plan import FILTERED, Plan
 
@@ -83,3 +84,33 @@ def _cells(row: LevelRow) -> Sequence[str]:
         f"{row.accuracy:.3f}",
         row.plan.name,
     )
+
+
+def one_node_columns(quality: str = ACCURACY) -> tuple[str, ...]:
+    """Heads of the table of the plain ways.
+
+    Args:
+        quality: `ACCURACY` or `AGREEMENT`.
+
+    Returns:
+        Four.
+    """
+    return ("way", "mean ms", quality, "allowed")
+
+
+def one_node_cells(rows: Iterable[BaselineRow]) -> list[Sequence[str]]:
+    """The plain ways as text cells.
+
+    Args:
+        rows: From `baselines`.
+
+    Returns:
+        One row of `one_node_columns` per way.
+    """
+    return [(row.name, *_mean_and_accuracy(row.plan), row.reason or "yes") for row in rows]
+
+
+def _mean_and_accuracy(plan: Plan | None) -> tuple[str, str]:
+    if plan is None:
+        return "–", "–"
+    return f"{plan.predicted.latency_mean_s * 1e3:.2f}", f"{plan.predicted.accuracy:.3f}"

@@ -96,16 +96,18 @@ class LinkState(msgspec.Struct, frozen=True):
 
     Attributes:
         bytes_per_s: Bandwidth, from real transfers or a probe.
-        rtt_s: Round trip of a small frame.
-        frame_overhead_bytes: Bytes a stage request and its answer add to the payload.
+        rtt_s: Round trip of an empty frame.
+        frame_overhead_bytes: Bytes of a stage request on the wire beside its tensors: the frame's, the transport's, TLS'.
         joules_per_byte: Modelled radio energy at the inner end.
         rtt_p95_s: 95th percentile of the round trips; 0 where only their median is known.
         source: `measured`, `probed` or `declared`.
+        answer_overhead_bytes: As `frame_overhead_bytes`, of the answer.
     """
 
     bytes_per_s: float
     rtt_s: float
-    frame_overhead_bytes: int = 400
+    frame_overhead_bytes: int = 320
     joules_per_byte: float = 0.0
     source: str = "declared"
     rtt_p95_s: float = 0.0
+    answer_overhead_bytes: int = 300

@@ -250,7 +250,7 @@ class Search:
             or (not raw and codec in ("uint8", "png"))
         ):
             return inf
-        size = self.table.coded_bytes(codec, name)
+        size = self.table.coded_bytes(codec, name) + self.table.header_bytes(codec, name)
         seconds = self.table.transfer_s(source, target, size)
         seconds += self.table.codec_seconds(source, codec, name) + self.table.codec_seconds(target, codec, name)
         sent = prices.sent_bytes + prices.joules * self.table.energy.joules_per_byte
@@ -264,7 +264,17 @@ class Search:
         size = self.table.links[0].frame_overhead_bytes if source is Tier.DEVICE else 0
         joules = (energy.radio_tail_j if source is Tier.DEVICE else 0.0) + energy.joules_per_byte * size
         price = prices.seconds * self.table.fixed_s(source, target) + prices.joules * joules + prices.sent_bytes * size
-        return choice.reached[boundary + 1] * price
+        return choice.reached[boundary + 1] * price + prices.seconds * self._answer_s(choice, source, target)
+
+    def _answer_s(self, choice: Choice, source: Tier, target: Tier) -> float:
+        """Expected seconds that answers take back over a boundary: those of the exits beyond it."""
+        point = choice.operating_point
+        ends = zip(choice.exit_tiers, point.fractions, self.outputs(point.policy), strict=True)
+        return sum(
+            fraction * self.table.answer_s(target, source, tensors)
+            for tier, fraction, tensors in ends
+            if tier.rank >= target.rank
+        )
 
     def solve(self, choice: Choice, prices: Prices) -> Plan | None:
         """The best placement of a choice.

@@ -93,6 +93,17 @@ class Transport(ABC):
 
         return cancel
 
+    def bytes_beside_frames(self, key: str) -> tuple[int, int]:
+        """Bytes that a query and its answer take on the wire beside their frames, for whoever predicts a slow link.
+
+        Args:
+            key: Where the query goes.
+
+        Returns:
+            Of the query, of the answer; none where frames do not cross a wire.
+        """
+        return 0, 0
+
     @abstractmethod
     async def query_all(self, key: str, frame: Frame, *, timeout_s: float) -> list[Frame]:
         """Queries every node that serves a matching key; leaves out refusals and failures."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from edgewise.core.ids import Revision
 from edgewise.fleet.messages import ExampleCounts, Health, HealthRequest, InForce, InstallOrder
+from edgewise.fleet.node.probe import Crossing
 from edgewise.fleet.serving.drift_watch import Confidences, Judged
 from edgewise.fleet.serving.example_collector import ExampleCollector
 from edgewise.fleet.serving.replanner import Replanner
@@ -99,7 +100,7 @@ class DeviceModel:
     def follow_link(
         self,
         graph: Graph,
-        probe: Callable[[int], Awaitable[float]],
+        probe: Callable[[int], Awaitable[Crossing]],
         on_switch: Callable[[str, Revision, str], None],
         spawn: Callable[[Any, str], asyncio.Task[Any]],
     ) -> None:
@@ -107,7 +108,7 @@ class DeviceModel:
 
         Args:
             graph: The order's graph.
-            probe: Sends so many bytes to the next tier; seconds it took.
+            probe: Sends so many bytes to the next tier.
             on_switch: Takes (model, revision, why).
             spawn: Runs something beside, under a name.
         """

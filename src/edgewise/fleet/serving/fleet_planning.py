@@ -26,7 +26,7 @@ from edgewise.models.model_choice import choose_model
 from edgewise.models.version import ExitEvidence, ModelVersion
 from edgewise.planning.choose import make_search
 from edgewise.planning.levels import single_node_plans
-from edgewise.planning.plan import Plan
+from edgewise.planning.plan import FLOAT32, Plan
 from edgewise.planning.policy import Policy
 from edgewise.planning.profile import LinkState, Profile
 from edgewise.planning.replan.plan_map import plan_map
@@ -36,7 +36,7 @@ DEADLINE_FACTOR = 3.0
 """A request may take so many times the plan's predicted 95th percentile."""
 LEAST_DEADLINE_S = 0.1
 """Below this a deadline would measure the operating system, not the plan."""
-_NO_LINK = LinkState(bytes_per_s=1e15, rtt_s=0.0, frame_overhead_bytes=0)
+_NO_LINK = LinkState(bytes_per_s=1e15, rtt_s=0.0, frame_overhead_bytes=0, answer_overhead_bytes=0)
 """Between two tiers that are one machine: where no edge stands between a device and the cloud."""
 
 
@@ -90,6 +90,7 @@ async def measure(
     cadence_s: float = 0.0,
     endpoint_overhead_s: float = 0.0,
     hints: InputHints = NO_HINTS,
+    probes_links: bool = True,
     done: Callable[[str], None] = lambda _: None,
 ) -> Measured:
     """Lets the nodes of a chain measure a graph and the links between them, one after the other.
@@ -102,13 +103,14 @@ async def measure(
         cadence_s: Gap between a device's runs, as between requests in serving.
         endpoint_overhead_s: Seconds a request spends at the device's HTTP endpoint.
         hints: What the graph is loaded with.
+        probes_links: Whether to measure the links too.
         done: Takes each node that is done.
 
     Returns:
         Profiles and links.
     """
     ref = operator.offer(graph)
-    upward = {inner.node: outer.node for inner, outer in pairwise(chain)}
+    upward = {inner.node: outer.node for inner, outer in pairwise(chain)} if probes_links else {}
     profiles, links = {}, []
     for info in chain:
         served = (cadence_s, endpoint_overhead_s) if info.tier is Tier.DEVICE else (0.0, 0.0)
@@ -123,7 +125,12 @@ async def measure(
 
 
 def search_of(
-    graph: Graph, measured: Measured, policy: Policy, evidence: Sequence[ExitEvidence], training_domain: str
+    graph: Graph,
+    measured: Measured,
+    policy: Policy,
+    evidence: Sequence[ExitEvidence],
+    training_domain: str,
+    variant: str = FLOAT32,
 ) -> Search:
     """What plans are made from.
 
@@ -133,13 +140,21 @@ def search_of(
         policy: Objective and limits.
         evidence: Of the version; without any the model runs to its end, uncoded.
         training_domain: Of the version.
+        variant: What the graph is of the version's model.
 
     Returns:
         The search.
     """
     codecs = CODECS if evidence else CODECS[:1]
     return make_search(
-        graph, measured.profiles, measured.links, policy, evidence, codecs=codecs, training_domain=training_domain
+        graph,
+        measured.profiles,
+        measured.links,
+        policy,
+        evidence,
+        codecs=codecs,
+        training_domain=training_domain,
+        variant=variant,
     )
 
 

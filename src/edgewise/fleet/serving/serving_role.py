@@ -36,7 +36,7 @@ from edgewise.fleet.messages import (
 )
 from edgewise.fleet.messages.fleet_events import event_frame, event_of
 from edgewise.fleet.node.node import Node
-from edgewise.fleet.node.probe import PROBE, answer_probe, probe_link, probe_once
+from edgewise.fleet.node.probe import PROBE, Crossing, answer_probe, probe_link, probe_once
 from edgewise.fleet.node.settings import AgentSettings
 from edgewise.fleet.serving.device_model import DeviceModel, EndpointModels
 from edgewise.fleet.serving.drift_watch import CollectOrder, Confidences, Judged
@@ -343,7 +343,7 @@ class Serving:
 
         return {at.site: [target(name) for name in at.nodes] for at in order.nodes_at}
 
-    async def _probe(self, order: InstallOrder, size_bytes: int) -> float:
+    async def _probe(self, order: InstallOrder, size_bytes: int) -> Crossing:
         if not order.nodes_at or not order.nodes_at[0].nodes:
             raise Unreachable("no node beyond this one to probe.")
         first = order.nodes_at[0].nodes[0]
@@ -393,7 +393,10 @@ class Serving:
         link = None
         if order.link_to:
             link = await probe_link(
-                self.node.uplink_to(order.link_to), self.node.keys.service(order.link_to, PROBE), gap_s=order.cadence_s
+                self.node.uplink_to(order.link_to),
+                self.node.keys.service(order.link_to, PROBE),
+                gap_s=order.cadence_s,
+                names=(self.node.name, order.link_to),
             )
         return ProfileAnswer(profile, link)
 

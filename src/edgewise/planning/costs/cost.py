@@ -18,8 +18,10 @@ from edgewise.codecs import make_codec
 from edgewise.core.errors import InputError
 from edgewise.core.ids import TIERS, Digest, Tier, digest_of
 from edgewise.models.graph.graph import Graph
+from edgewise.planning.plan import Handover
 from edgewise.planning.profile import LinkState, Profile
 
+_write = msgspec.msgpack.Encoder().encode
 KEEPS_THE_INPUT = frozenset({"none", "uint8", "png"})
 """Codecs that give an 8-bit input back as it came, so that no accuracy is lost by sending it."""
 
@@ -165,7 +167,25 @@ class CostTable:
         """
         if (codec, tensor) in self.sizes:
             return self.sizes[codec, tensor]
-        return _noise_bytes(codec, self.graph.tensor(tensor).shape, self.graph.tensor(tensor).dtype)
+        known = self.graph.tensor(tensor)
+        return _noise(codec, known.shape, known.dtype)[0]
+
+    def header_bytes(self, codec: str, tensor: str) -> int:
+        """Bytes on the wire that say a coded tensor's name, dtypes and shapes."""
+        known = self.graph.tensor(tensor)
+        return _header_bytes(tensor, known.shape, _noise(codec, known.shape, known.dtype)[1])
+
+    def sent_bytes(self, handover: Handover, link: int) -> float:
+        """Bytes of a hand-over on the wire of a link: its payload, what names it, and the frame around both."""
+        named = sum(self.header_bytes(handover.codec, tensor) for tensor in handover.tensors)
+        return float(handover.payload_bytes + named + self.links[link].frame_overhead_bytes)
+
+    def answered_bytes(self, tensors: Iterable[str]) -> int:
+        """Bytes of an answer's tensors on the wire; they travel as they are."""
+        return sum(
+            known.size_bytes + len(_write((known.name, known.dtype, known.shape, ())))
+            for known in map(self.graph.tensor, tensors)
+        )
 
     def codec_seconds(self, tier: Tier, codec: str, tensor: str) -> float:
         """Seconds of one end of a codec; a profile holds seconds per uncoded byte of both ends together."""
@@ -180,6 +200,11 @@ class CostTable:
     def transfer_s(self, source: Tier, target: Tier, size_bytes: float) -> float:
         """Seconds to send bytes over every link between two tiers, one link after the other."""
         return sum(size_bytes / link.bytes_per_s for link in self.hops(source, target))
+
+    def answer_s(self, source: Tier, target: Tier, tensors: Iterable[str]) -> float:
+        """Seconds that an answer takes from a tier back to one further in, beside the round trips."""
+        size = self.answered_bytes(tensors)
+        return sum((size + link.answer_overhead_bytes) / link.bytes_per_s for link in self.hops(target, source))
 
     def fixed_s(self, source: Tier, target: Tier) -> float:
         """Cost of handing over at all: round trips, frame bytes, relays between, overhead and call at the target."""
@@ -211,13 +236,27 @@ def _runs(indices: Sequence[int]) -> list[tuple[int, int]]:
     return [(indices[a], indices[b]) for a, b in zip(starts, ends, strict=True)]
 
 
+_Parts = tuple[tuple[str, str, tuple[int, ...]], ...]
+"""Of a coded tensor: name, dtype and shape of each array that travels."""
+
+
 @lru_cache(maxsize=65536)
-def _noise_bytes(codec: str, shape: tuple[int, ...], dtype: str) -> int:
+def _noise(codec: str, shape: tuple[int, ...], dtype: str) -> tuple[int, _Parts]:
+    """Coded bytes of noise, and the arrays it travels as."""
     entries = int(np.prod(shape))
     if codec == "uint8" or codec == "png":
-        return entries + (67 + shape[-2] if codec == "png" and len(shape) > 1 else 0)
+        size = entries + (67 + shape[-2] if codec == "png" and len(shape) > 1 else 0)
+        return size, (("values", "uint8", shape),)
     if dtype != "float32" or codec == "none":
-        return entries * int(np.dtype(dtype).itemsize)
+        return entries * int(np.dtype(dtype).itemsize), (("values", dtype, shape),)
     built = make_codec(codec)
     noise = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    return built.encode(noise, built.init(shape), np.random.default_rng(0))[0].size_bytes
+    payload = built.encode(noise, built.init(shape), np.random.default_rng(0))[0]
+    return payload.size_bytes, tuple((n, str(a.dtype), a.shape) for n, a in payload.arrays.items())
+
+
+@lru_cache(maxsize=65536)
+def _header_bytes(name: str, shape: tuple[int, ...], parts: _Parts) -> int:
+    """Bytes that name a tensor and its arrays in a message and in its frame's header, as msgpack writes them."""
+    headers = sum(len(_write((f"{name}/{part}", dtype, size, ()))) for part, dtype, size in parts)
+    return len(_write((name, shape))) + headers

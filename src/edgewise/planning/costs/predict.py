@@ -207,16 +207,17 @@ def predict(table: CostTable, placement: Placement, route: Sequence[Tier], hando
     steps, spreads = _steps(table, placement, route, handovers)
     reached = {tier: _reach(placement, tier) for tier in route}
     paths = []
-    for (index, _), tier, fraction in zip(
-        placement.operating_point.policy, placement.exit_tiers, placement.operating_point.fractions, strict=True
-    ):
+    point = placement.operating_point
+    ends = zip(point.policy, placement.exit_tiers, point.fractions, placement.outputs, strict=True)
+    for (index, _), tier, fraction, outputs in ends:
         rows = [row for stop in route if stop.rank <= tier.rank for row in steps[stop]]
+        rows += _answer(table, tier, outputs)
         p50 = sum(seconds for _, seconds in rows)
         spread = sqrt(sum(spreads[stop] ** 2 for stop in route if stop.rank <= tier.rank))
         paths.append(Path(index, fraction, p50, p50 + spread, tuple(rows)))
     ways = list(zip(pairwise(route), handovers, strict=True))
-    sent = sum(reached[b] * _wire_bytes(table, h, 0) for (a, b), h in ways if a is Tier.DEVICE)
-    wan = sum(reached[b] * _wire_bytes(table, h, 1) for (_, b), h in ways if b is Tier.CLOUD)
+    sent = sum(reached[b] * table.sent_bytes(h, 0) for (a, b), h in ways if a is Tier.DEVICE)
+    wan = sum(reached[b] * table.sent_bytes(h, 1) for (_, b), h in ways if b is Tier.CLOUD)
     mean = sum(p.fraction * p.p50_s for p in paths)
     return Prediction(
         mean,
@@ -256,16 +257,17 @@ def _hand_over(table: CostTable, source: Tier, handover: Handover, target: Tier)
     rows = [(f"{source} encode", encode)]
     for tier in TIERS[source.rank : target.rank]:
         link, outer = table.links[tier.rank], TIERS[tier.rank + 1]
-        size = handover.payload_bytes + link.frame_overhead_bytes
-        rows.append((f"{tier}→{outer} transfer", size / link.bytes_per_s))
+        rows.append((f"{tier}→{outer} transfer", table.sent_bytes(handover, tier.rank) / link.bytes_per_s))
         rows.append((f"{tier}→{outer} round trip", link.rtt_s))
         if outer is not target:
             rows.append((f"{outer} relay", table.overhead_s(outer)))
     return [*rows, (f"{target} decode", decode)]
 
 
-def _wire_bytes(table: CostTable, handover: Handover, link: int) -> float:
-    return float(handover.payload_bytes + table.links[link].frame_overhead_bytes)
+def _answer(table: CostTable, source: Tier, tensors: Sequence[str]) -> list[tuple[str, float]]:
+    """The way of an answer back to the device, by link."""
+    ways = [(outer, inner) for inner, outer in pairwise(TIERS[: source.rank + 1])]
+    return [(f"{outer}→{inner} answer", table.answer_s(outer, inner, tensors)) for outer, inner in reversed(ways)]
 
 
 def _reach(placement: Placement, tier: Tier) -> float:

@@ -72,6 +72,7 @@ class _Laid:
         self.graph, self.sites, self.evidence, self.codec = graph, sites, evidence, codec
         self.route, self.ends = route, ends
         self.crossing = [_crossing(graph, end) for end in ends[:-1]]
+        self.table = CostTable(graph, {}, (), evidence.sizes)
         self.steps = list(self._steps())
 
     def _steps(self) -> Iterator[tuple[str, float]]:
@@ -84,12 +85,19 @@ class _Laid:
                 yield f"{site} compute", compute + profile.overhead_s
             if place + 1 < len(self.route):
                 link, way = self.sites.links[site, self.route[place + 1]], f"{site}→{self.route[place + 1]}"
-                yield f"{way} transfer", (self.bytes_at(place) + link.frame_overhead_bytes) / link.bytes_per_s
+                sent = self.bytes_at(place) + self.named_bytes_at(place) + link.frame_overhead_bytes
+                yield f"{way} transfer", sent / link.bytes_per_s
                 yield f"{way} round trip", link.rtt_s
+        answered = self.table.answered_bytes(tensor.name for tensor in self.graph.outputs)
+        for source, target in reversed(list(pairwise(self.route))):
+            link = self.sites.links[source, target]
+            yield f"{target}→{source} answer", (answered + link.answer_overhead_bytes) / link.bytes_per_s
 
     def bytes_at(self, place: int) -> int:
-        table = CostTable(self.graph, {}, (), self.evidence.sizes)
-        return sum(table.coded_bytes(self.codec, name) for name in self.crossing[place])
+        return sum(self.table.coded_bytes(self.codec, name) for name in self.crossing[place])
+
+    def named_bytes_at(self, place: int) -> int:
+        return sum(self.table.header_bytes(self.codec, name) for name in self.crossing[place])
 
     def latency_s(self) -> float:
         return sum(seconds for _, seconds in self.steps)
@@ -124,7 +132,7 @@ class _Laid:
         codec = "none" if self.codec in KEEPS_THE_INPUT else self.codec
         known = rows.get((len(graph.exits) - 1, codec))
         link, device = self.sites.links[self.route[0], self.route[1]], self.sites.profiles.get(ENTRY)
-        sent, latency_s = float(self.bytes_at(0) + link.frame_overhead_bytes), self.latency_s()
+        sent, latency_s = float(self.bytes_at(0) + self.named_bytes_at(0) + link.frame_overhead_bytes), self.latency_s()
         energy = default_energy({} if device is None else {Tier.DEVICE: device}, (link,))
         busy_s = self.steps[0][1] - device.overhead_s if device is not None and self.ends[0] else 0.0
         path = Path(len(graph.exits) - 1, 1.0, latency_s, latency_s, tuple(self.steps))

@@ -1,6 +1,6 @@
 """Which plan is best at which bandwidth: the whole answer from a handful of min-cuts.
 
-The mean latency of a plan is a line in λ = 1/bandwidth, its slope the expected bytes over the link. The best plan's
+The mean latency of a plan is a line in λ = 1/bandwidth, its slope the expected bytes over the link, both ways. The best plan's
 latency is the lower envelope of those lines, concave and piecewise linear, so its corners are found by solving where
 two known lines meet, until nothing better appears there.
 """
@@ -14,6 +14,7 @@ import msgspec
 
 from edgewise.core.errors import InputError, PlanInfeasible
 from edgewise.planning.choose import find_best
+from edgewise.planning.costs.predict import repriced
 from edgewise.planning.plan import Plan
 from edgewise.planning.search import Search
 
@@ -97,7 +98,9 @@ class _Line(msgspec.Struct, frozen=True):
         plan = find_best(replace(search, table=replace(search.table, links=tuple(links))))
         if plan is None:
             raise PlanInfeasible("no plan meets the policy at any bandwidth of this link. Ask `plan` for the limit.")
-        slope = plan.predicted.egress_bytes if boundary == 0 else plan.predicted.wan_bytes
+        links[boundary] = msgspec.structs.replace(links[boundary], bytes_per_s=1.0)
+        slowest = repriced(replace(search.table, links=tuple(links)), plan).predicted
+        slope = (slowest.latency_mean_s - plan.predicted.latency_mean_s) / (1.0 - inverse_rate)
         return _Line(plan, plan.predicted.latency_mean_s - slope * inverse_rate, slope)
 
     def value(self, inverse_rate: float) -> float:

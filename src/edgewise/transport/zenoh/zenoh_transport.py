@@ -47,6 +47,10 @@ from edgewise.transport.zenoh.session_config import TlsFiles, ZenohSettings, res
 __all__ = ["TlsFiles", "ZenohSettings", "ZenohTransport", "open_zenoh"]
 
 _LISTEN_ATTEMPTS = 5
+_QUERY_BYTES, _ANSWER_BYTES = 23, 36
+"""What Zenoh writes around a frame, some bytes more or less by its counters, beside the key: all of it stands in a
+client's query and in every answer."""
+_TLS_RECORD_BYTES = 22
 _DIAGNOSE_AFTER_S = 0.7
 
 
@@ -223,6 +227,11 @@ class ZenohTransport(Transport):
         query = self._queries.ask(key, data, frame.purpose, timeout_s, on_reply=settle, on_end=ended, one=True)
         timer = self._loop.call_later(timeout_s, expire)
         return cancel
+
+    def bytes_beside_frames(self, key: str) -> tuple[int, int]:
+        record = _TLS_RECORD_BYTES if any(each.startswith("tls/") for each in self.settings.connect) else 0
+        named = len(key) + 1 if self.settings.mode == "client" else 0
+        return _QUERY_BYTES + named + record, _ANSWER_BYTES + len(key) + record
 
     async def query_all(self, key: str, frame: Frame, *, timeout_s: float) -> list[Frame]:
         replies: list[bytes] = []
