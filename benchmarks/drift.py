@@ -154,7 +154,9 @@ def harm_run(recording: Recording, shift: str, plan: str, labelled: str, limit: 
             state = harm.unlabelled(state, float(of.unsure[index]))
             continue
         labels += request >= CHANGE_AT
-        state, alarms = harm.labelled(state, LabelArrived(int(of.labels[index]), bool(of.wrong[index])), rng)
+        state, alarms = harm.labelled(
+            state, LabelArrived(int(of.labels[index]), bool(of.wrong[index]), 0.0, request), rng
+        )
         if alarms:
             found = labels if labels else None
             break
@@ -231,7 +233,9 @@ def stable_stream(number: int, length: int, recordings: Sequence[Recording]) -> 
         for request, has_label in events(share, length, rng):
             row = rows[request]
             if has_label:
-                state, _ = harm.labelled(state, LabelArrived(int(clean.labels[row]), bool(clean.wrong[row])), rng)
+                state, _ = harm.labelled(
+                    state, LabelArrived(int(clean.labels[row]), bool(clean.wrong[row]), 0.0, request), rng
+                )
             else:
                 state = harm.unlabelled(state, float(clean.unsure[row]))
             if state.num_alarms:
