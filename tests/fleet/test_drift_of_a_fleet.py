@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from numpy.typing import NDArray
+from onnx import numpy_helper
 
+from edgewise.core.ids import NodeId
 from edgewise.fleet.messages import Deploy, DriftStatus, Feedback
+from edgewise.fleet.operator import retraining
+from edgewise.fleet.operator.retraining import RetrainingLoop
+from edgewise.inference.evidence import run_graph
 from edgewise.inference.serving_node import device_only_plan
 from edgewise.lifecycle.change import BLOCK
+from edgewise.lifecycle.loop import LoopSettings, LoopState
+from edgewise.models.graph.graph import Graph, graph_from
 from edgewise.testing.serving_fleet import ServingFleet
 from tests.fleet.test_many_models import DEVICE, holdout
 from tests.inference.tiny import images, split_plan, two_exit_graph
@@ -64,3 +74,64 @@ def test_harm_is_proved_by_feedback_whatever_the_plan(plan: str, tmp_path: Path)
             assert await alarms_of(fleet) == ["harm"]
 
     asyncio.run(scene())
+
+
+def another_like(graph: Graph) -> Graph:
+    """A model that gives the same answer to half of the inputs."""
+    model = onnx.load_from_string(graph.model_bytes)
+    (weights,) = (w for w in model.graph.initializer if w.name == "end.w")
+    values = numpy_helper.to_array(weights)
+    moved = values + np.random.default_rng(1).normal(0, 0.05, values.shape).astype(np.float32)
+    weights.CopyFrom(numpy_helper.from_array(moved, weights.name))
+    return graph_from(model, exits=("early", "end"))
+
+
+def answers(graph: Graph, inputs: NDArray[Any]) -> NDArray[Any]:
+    return np.asarray(run_graph(graph.whole, {"x": inputs}, ["end"])[0].argmax(-1))
+
+
+def test_an_old_version_comes_back_when_its_drift_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Version 2 is right wherever held-out data are; then come inputs about which only version 1 is.
+    for name in ("COUNT_EVERY_S", "LOOK_EVERY_S"):
+        monkeypatch.setattr(retraining, name, 0.05)
+    newer, inputs = another_like(GRAPH), np.random.default_rng(0).normal(size=(1200, 1, 8, 8)).astype(np.float32)
+    labels, new = answers(GRAPH, inputs), answers(newer, inputs)
+    x, y, only_old = inputs[labels == new], labels[labels == new], np.flatnonzero(labels != new)[:60]
+    np.savez(tmp_path / "held.npz", calibration_x=x, calibration_y=y, gate_x=x, gate_y=y)
+    trained: list[int] = []
+
+    async def scene() -> LoopState:
+        how: dict[str, Any] = {"holdout": str(tmp_path / "held.npz"), "http_ports": {DEVICE: 80}}
+        async with ServingFleet(tmp_path, **how) as fleet:
+            for number, graph in enumerate((GRAPH, newer), 1):
+                await fleet.register(graph.model_bytes, "tiny", parent=number - 1)
+                assert (await fleet.operator.deploy(Deploy(number, (split_plan(graph),), deadline_s=20.0))).accepted
+
+            async def train(parent: int) -> tuple[int, str]:
+                trained.append(parent)
+                return 0, "nothing is trained here"
+
+            async def roll_out(number: int, why: str) -> None:
+                await fleet.operator.deploy(Deploy(number, (split_plan(GRAPH),), deadline_s=20.0, why=why))
+
+            said: dict[str, int] = {}
+            for index in only_old:
+                served = await fleet.infer(DEVICE, "tiny", {"x": inputs[index][None]})
+                said[served.observation.request] = int(labels[index])
+            await fleet.operator.feedback(NodeId(DEVICE), Feedback("tiny", said))
+            loop = RetrainingLoop(
+                fleet.operator, "tiny", LoopSettings(min_labels=40), labels="feedback", train=train, roll_out=roll_out,
+                on_note=lambda _: None,
+            )  # fmt: skip
+            state = await asyncio.wait_for(loop.run(1), 60)
+            last = (await fleet.operator.versions()).history[-1]
+            assert (last.version, last.note) == (1, "tried old version v1 first: drift returned")
+            assert fleet.versions(DEVICE) == {"tiny": 1}
+            return state
+
+    state = asyncio.run(scene())
+    assert (state.outcomes, state.version, trained) == (("done",), 1, [])
+    assert any(
+        "version 1, made earlier, is tried first: of 60 fresh examples it loses 0 and gains 60" in note.text
+        for note in state.timeline
+    )

@@ -47,6 +47,7 @@ class FleetPlanRequest:
         share: The model's weight on a node that serves several; None for the one in force, and without one 1.
         force: Whether to serve a version that is worse than the one in force, or lacks its clients' own tensors.
         ungated: Whether to serve one that was compared with nothing.
+        why: What it is deployed for, for the history; "" where an operator just asks for it.
     """
 
     connect: str
@@ -64,6 +65,7 @@ class FleetPlanRequest:
     share: float | None = None
     force: bool = False
     ungated: bool = False
+    why: str = ""
 
 
 async def plan_on_fleet(out: Output, request: FleetPlanRequest) -> None:
@@ -259,6 +261,7 @@ async def deploy_plan(
         share=share,
         force=request.force,
         ungated=request.ungated,
+        why=request.why,
     )
     ack = await operator.deploy(order)
     if not ack.accepted:

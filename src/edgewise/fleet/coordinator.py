@@ -24,6 +24,8 @@ from edgewise.fleet.messages import (
     DeployAck,
     FleetAnswer,
     FleetRequest,
+    FormerAnswer,
+    FormerRequest,
     GraphAnswer,
     GraphRequest,
     ListRuns,
@@ -50,6 +52,7 @@ from edgewise.fleet.serving.deploy_checks import admission_of
 from edgewise.fleet.serving.deployments import Deployments
 from edgewise.fleet.serving.drift_reference import drift_reference
 from edgewise.fleet.serving.drift_watch import CollectOrder, Confidences, DriftWatch, Judged
+from edgewise.fleet.serving.former_trial import FormerTrial
 from edgewise.fleet.serving.versions import VersionStore, load_holdouts
 from edgewise.fleet.store.events import EventLog, Registry
 from edgewise.fleet.training.local_worker import LocalWorker
@@ -112,6 +115,7 @@ class Coordinator:
         node.route("control", AdmissionRequest, self._admission, cloud)
         node.route("control", Deploy, self._deploy, cloud)
         node.route("control", Rollback, self._rollback, cloud)
+        node.route("control", FormerRequest, self._former, cloud)
         node.route("report", Confidences, self._confidences, Tier.DEVICE)
         node.route("report", Judged, self._judged, Tier.DEVICE)
 
@@ -210,6 +214,10 @@ class Coordinator:
 
     async def _deploy(self, request: Deploy, *_: Any) -> DeployAck:
         return await self.deployments.deploy(request)
+
+    async def _former(self, request: FormerRequest, *_: Any) -> FormerAnswer:
+        in_force = self.deployments.version_of(request.model)
+        return await FormerTrial(self.node, self.versions).find(request, in_force, self._devices())
 
     async def _rollback(self, request: Rollback, *_: Any) -> RollbackAck:
         return await self.deployments.rollback(request.model)

@@ -30,6 +30,8 @@ from edgewise.fleet.messages import (
     HealthRequest,
     InForce,
     InstallOrder,
+    PairsAnswer,
+    PairsOrder,
     ProfileAnswer,
     ProfileOrder,
     UninstallOrder,
@@ -41,7 +43,7 @@ from edgewise.fleet.node.settings import AgentSettings
 from edgewise.fleet.serving.device_model import DeviceModel, EndpointModels
 from edgewise.fleet.serving.drift_watch import CollectOrder, Confidences, Judged
 from edgewise.fleet.serving.installed import InstalledModels, edge_first
-from edgewise.fleet.serving.labelling import label_help
+from edgewise.fleet.serving.labelling import label_help, pair_counts
 from edgewise.inference.model_server import ModelServer
 from edgewise.inference.observation import Observation
 from edgewise.inference.peers import Target
@@ -50,6 +52,7 @@ from edgewise.inference.serving_node import ServingNode
 from edgewise.inference.stage_messages import STAGE
 from edgewise.inference.stage_server import StageHost
 from edgewise.ledger.metric import Metric, node_metrics
+from edgewise.lifecycle.former import PairCounts
 from edgewise.models.graph.graph import Graph
 from edgewise.models.model_choice import choose_model
 from edgewise.models.task import Examples
@@ -137,6 +140,7 @@ class Serving:
         self.node.route("control", Feedback, self._feedback, Tier.CLOUD)
         self.node.route("control", CollectOrder, self._collect, Tier.CLOUD)
         self.node.route("control", ExampleCountsRequest, self._counts, Tier.CLOUD)
+        self.node.route("control", PairsOrder, self._pairs, Tier.CLOUD)
         if self._device is not None:
             await self._open_http(EndpointModels(self._device.models, self._settings.model_name))
 
@@ -400,6 +404,14 @@ class Serving:
 
     async def _counts(self, request: ExampleCountsRequest, *_: Any) -> ExampleCounts:
         return self._model(request.model).counts()
+
+    async def _pairs(self, order: PairsOrder, *_: Any) -> PairsAnswer:
+        model = self._model(order.model)
+        examples, now = model.collector.judges(), model.served.graph
+        if examples is None or now is None or model.order is None or model.order.version != order.in_force:
+            return PairsAnswer(PairCounts())
+        former = await self._load(order.graph, order.model)
+        return PairsAnswer(await asyncio.to_thread(pair_counts, former, now, examples))
 
     async def _health(self, request: HealthRequest, *_: Any) -> Health:
         return self._model(request.model).health(request)
