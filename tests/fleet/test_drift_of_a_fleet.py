@@ -50,6 +50,14 @@ async def alarms_of(fleet: ServingFleet) -> list[str]:
             await asyncio.sleep(0.02)
 
 
+async def told(fleet: ServingFleet, node: str) -> dict[str, float]:
+    """What `/metrics` of a node says of drift: name, values of its labels, value."""
+    samples = [row for family in await fleet.serving[node].metrics() for row in family.samples]
+    mine = [(name.removeprefix("edgewise_"), labels, value) for name, labels, value in samples if "_drift_" in name]
+    assert all(labels[0] == ("model", "tiny") for _, labels, _ in mine)
+    return {" ".join([name, *(value for _, value in labels[1:])]): value for name, labels, value in mine}
+
+
 @pytest.mark.parametrize("plan", PLANS)
 def test_harm_is_proved_by_feedback_whatever_the_plan(plan: str, tmp_path: Path) -> None:
     files = holdout(tmp_path / "held.npz", GRAPH)  # on which the model is always right
@@ -68,10 +76,23 @@ def test_harm_is_proved_by_feedback_whatever_the_plan(plan: str, tmp_path: Path)
             assert (known.sentence, known.calls_for_training, known.risk, known.risk_reference) == ("", False, 0.0, 0.0)
             assert known.num_requests == NUM // BLOCK * BLOCK
             assert known.waits_for.startswith(f"labels, {len(right)} held")
+            for node in (DEVICE, "edge-1", "cloud"):  # each tells the same, also where it answers nothing
+                assert await told(fleet, node) == {
+                    "drift_statistic harm": known.harm_statistic, "drift_statistic change": known.change_statistic,
+                    "drift_threshold harm": 100.0, "drift_threshold change": 100.0, "drift_labels": len(right),
+                    "drift_labels_needed 30": known.labels_needed[0][1],
+                    "drift_labels_needed 10": known.labels_needed[1][1],
+                    "drift_harm": 0.0, "drift_wrong_ratio labels": 0.0, "drift_wrong_ratio held out": 0.0,
+                    "drift_info 1 none labels": 1.0,
+                }  # fmt: skip
             await fleet.operator.feedback(fleet.nodes[DEVICE].name, Feedback("tiny", wrong))  # type: ignore[index]
             known = await status_of(fleet, NUM)
             assert (known.calls_for_training, known.kind, known.risk) == (True, "concept", 0.5)
             assert await alarms_of(fleet) == ["harm"]
+            last = await told(fleet, "edge-1")
+            assert (last["drift_harm"], last["drift_labels"], last["drift_info 1 concept examples"]) == (1.0, NUM, 1.0)
+            fleet.fabric.cut("cloud")
+            assert await told(fleet, DEVICE) == {}  # nothing rather than what was true once
 
     asyncio.run(scene())
 

@@ -162,8 +162,7 @@ class Agent:
 
     async def _start(self) -> None:
         node, settings = self.node, self.settings
-        node.progress = self._progress
-        node.on_overtaken = self._overtaken
+        node.progress, node.on_overtaken = self._progress, self._overtaken
         node.route("control", LedgerRequest, self._ledger, Tier.CLOUD)
         node.route("control", StopOrder, self._stop, Tier.CLOUD)
         node.route("control", TakeOver, self._taken_over)
@@ -190,6 +189,7 @@ class Agent:
             from edgewise.fleet.coordinator import Coordinator
 
             self.coordinator = Coordinator(node, settings, self.serving.host_here, self.worker)
+            self.serving.monitors = self.coordinator.monitors
         await self.serving.open()
         self.uplinks = uplink.Uplinks((True,) * len(node.uplinks))
         for index in range(len(node.uplinks)):

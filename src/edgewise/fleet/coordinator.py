@@ -22,6 +22,7 @@ from edgewise.fleet.messages import (
     CancelRun,
     Deploy,
     DeployAck,
+    DriftStatus,
     FleetAnswer,
     FleetRequest,
     FormerAnswer,
@@ -30,6 +31,8 @@ from edgewise.fleet.messages import (
     GraphRequest,
     ListRuns,
     ListVersions,
+    MonitorsAnswer,
+    MonitorsRequest,
     NodeInfo,
     NodeRow,
     PutInForce,
@@ -118,6 +121,7 @@ class Coordinator:
         node.route("control", FormerRequest, self._former, cloud)
         node.route("report", Confidences, self._confidences, Tier.DEVICE)
         node.route("report", Judged, self._judged, Tier.DEVICE)
+        node.route("report", MonitorsRequest, self._monitors_asked)
 
     def _ready(self, info: NodeInfo) -> None:
         if _is_operator(info):
@@ -146,9 +150,15 @@ class Coordinator:
         rows = [r for r in rows if not _is_operator(r.info)]
         rows.sort(key=lambda r: r.info.node)
         drift = {name: watch.sentence for name, watch in sorted(self.drift.items()) if watch.sentence}
-        monitors = {name: watch.status for name, watch in sorted(self.drift.items())}
-        known = {name: status for name, status in monitors.items() if status is not None}
-        return FleetAnswer((own, *rows), dict(self.node.refused), drift, known)
+        return FleetAnswer((own, *rows), dict(self.node.refused), drift, self.monitors())
+
+    def monitors(self) -> dict[str, DriftStatus]:
+        """What the drift monitors know, by model; without those that know nothing yet."""
+        found = {name: watch.status for name, watch in sorted(self.drift.items())}
+        return {name: status for name, status in found.items() if status is not None}
+
+    async def _monitors_asked(self, request: MonitorsRequest, *_: Any) -> MonitorsAnswer:
+        return MonitorsAnswer({name: status for name, status in self.monitors().items() if name in request.models})
 
     def _unserved(self, node: NodeId) -> str:
         """Why an alive node does not serve what is in force as it was planned; "" if it does."""

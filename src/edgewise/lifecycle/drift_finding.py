@@ -19,6 +19,7 @@ class DriftFinding(msgspec.Struct, frozen=True):
         threshold: Of both, 1/α; 0 without either.
         num_labels: Labels held.
         num_requests: Requests looked at.
+        labels_needed: The same as numbers: points of accuracy, and labels; a fall that cannot be proved is left out.
         risk: Share of wrong answers among the labels; None without any.
         risk_reference: The same on held-out data.
     """
@@ -33,5 +34,13 @@ class DriftFinding(msgspec.Struct, frozen=True):
     threshold: float = 0.0
     num_labels: int = 0
     num_requests: int = 0
+    labels_needed: tuple[tuple[int, int], ...] = ()
     risk: float | None = None
     risk_reference: float | None = None
+
+    @property
+    def waits(self) -> str:
+        """What is waited for, in a word or two."""
+        if self.calls_for_training:
+            return "examples"
+        return "held-out data" if self.harm_statistic is None else "labels"

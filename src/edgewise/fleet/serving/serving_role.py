@@ -21,6 +21,7 @@ from edgewise.core.process import keep_for_good
 from edgewise.fleet.messages import (
     Ack,
     BlobRef,
+    DriftStatus,
     ExampleCounts,
     ExampleCountsRequest,
     Feedback,
@@ -30,6 +31,8 @@ from edgewise.fleet.messages import (
     HealthRequest,
     InForce,
     InstallOrder,
+    MonitorsAnswer,
+    MonitorsRequest,
     PairsAnswer,
     PairsOrder,
     ProfileAnswer,
@@ -41,6 +44,7 @@ from edgewise.fleet.node.node import Node
 from edgewise.fleet.node.probe import PROBE, answer_probe, probe_link, probe_once
 from edgewise.fleet.node.settings import AgentSettings
 from edgewise.fleet.serving.device_model import DeviceModel, EndpointModels
+from edgewise.fleet.serving.drift_metrics import drift_metrics
 from edgewise.fleet.serving.drift_watch import CollectOrder, Confidences, Judged
 from edgewise.fleet.serving.installed import InstalledModels, edge_first
 from edgewise.fleet.serving.labelling import label_help, pair_counts
@@ -61,6 +65,8 @@ from edgewise.planning.policy import Policy
 from edgewise.transport.frame import Frame
 
 log = logging.getLogger("edgewise.fleet")
+METRICS_TIMEOUT_S = 2.0
+"""How long `/metrics` waits for the coordinator."""
 MAX_IN_FLIGHT = 64
 """Open requests of all models of a device; each may have its share of them."""
 
@@ -80,7 +86,7 @@ class ServingEndpoint(Protocol):
 
 
 OpenEndpoint = Callable[
-    [Mapping[str, ModelServer], str, int, Callable[[], Iterable[Metric]]], Awaitable[ServingEndpoint]
+    [Mapping[str, ModelServer], str, int, Callable[[], Awaitable[Iterable[Metric]]]], Awaitable[ServingEndpoint]
 ]
 """(models by name, host, port, the node's metrics) -> the open endpoint."""
 
@@ -92,6 +98,7 @@ class Serving:
         http_port: Port of the endpoint; 0 without one.
         models: What a device serves, by name.
         host: Runs stages on another node.
+        monitors: On the coordinator's own node, what the drift monitors know; others ask it.
         compute_s: Seconds this node has computed answers.
     """
 
@@ -101,6 +108,7 @@ class Serving:
         self.compute_s = 0.0
         self.models: dict[str, DeviceModel] = {}
         self.host: StageHost | None = None
+        self.monitors: Callable[[], Mapping[str, DriftStatus]] | None = None
         self._settings = settings
         self._open_endpoint = open_endpoint
         self._endpoint: ServingEndpoint | None = None
@@ -150,13 +158,30 @@ class Serving:
             self._endpoint = await self._open_endpoint(models, host or "127.0.0.1", int(port), self.metrics)
             self.http_port = self._endpoint.port
 
-    def metrics(self) -> list[Metric]:
+    async def metrics(self) -> list[Metric]:
         """What this node's `/metrics` says beside its models' own."""
         node, settings = self.node, self._settings
         of_node = node_metrics(node.name, settings.tier, node.counter.entries(), settings.dilation)
+        of_node += drift_metrics(await self._drift())
         if self.host is not None:
             return [*of_node, *host_metrics(self.host, {name: row.version for name, row in self.in_force().items()})]
         return [*of_node, *(worker_metrics(self._device.worker) if self._device is not None else ())]
+
+    async def _drift(self) -> Mapping[str, DriftStatus]:
+        """What the monitors know of the models served here; nothing while the coordinator is away."""
+        if self.monitors is not None:
+            return self.monitors()
+        served = tuple(self.in_force())
+        if self.node.coordinator is None or not served:
+            return {}
+        try:
+            asked, timeout_s = MonitorsRequest(served), METRICS_TIMEOUT_S
+            return (
+                await self.node.ask(self.node.coordinator, "report", asked, MonitorsAnswer, timeout_s=timeout_s)
+            ).monitors
+        except EdgewiseError as error:
+            log.info("%s tells nothing of drift: %s", self.node.name, error)
+            return {}
 
     async def resume(self, edge: NodeId | None = None) -> None:
         """Serves again what was served before a restart, if all of it is here; the coordinator may order otherwise.
