@@ -160,8 +160,9 @@ class HarmState:
     @property
     def statistic(self) -> float:
         """Evidence: about 1 or less while all is well, an alarm at the threshold."""
-        found = self.evidence.sum(axis=0)
-        starts = (1.0 - BY_CLASS) * float(found[0].mean()) + BY_CLASS * float(found[1:].mean()) + self.unspent
+        on_all, *on_classes = self.evidence.sum(axis=(0, 2)).tolist()
+        by_class = BY_CLASS * sum(on_classes) / len(on_classes)
+        starts = float((1.0 - BY_CLASS) * on_all + by_class) / len(BETS) + self.unspent
         return (1.0 - HINTED) * starts + HINTED * (float(self.from_hints.mean()) + self.unhinted)
 
     @property
