@@ -34,7 +34,11 @@ from edgewise.lifecycle.harm import LabelArrived
 ROOT = Path(__file__).resolve().parent.parent
 PEER = ROOT / ".venvs/river/bin/python"
 KEPT = ROOT / "bench-out/drift.jsonl"
-SOURCES = sorted([*ROOT.glob("benchmarks/drift*.py"), *ROOT.glob("src/edgewise/lifecycle/*.py")])
+MONITORS = ("change", "covariates", "drift", "harm", "shift_kind", "unknown_start")
+SOURCES = [
+    *sorted(ROOT.glob("benchmarks/drift*.py")),
+    *(ROOT / f"src/edgewise/lifecycle/{name}.py" for name in MONITORS),
+]
 """What results depend on: where one of them is another, what is kept is done again."""
 ALPHA = 0.01
 STREAM = 10_000
@@ -350,6 +354,14 @@ def _print_harm(runs: list[HarmRun]) -> None:
             f"{found[len(found) // 2]:5} {found[-1]:5}   {half:5} {most:5}   ({len(of)} runs)",
             flush=True,
         )
+
+    for r in runs:
+        if r.shift not in OF_MIX and (r.labels is None or r.labels > 2 * r.needed):
+            print(
+                f"  late: {r.data} {r.seed}, {r.shift}, {r.plan}, {r.labelled} labelled, fall {100 * r.fall:.0f} points: "
+                f"{r.labels or 'no alarm in'} labels, allowed are 2 x {r.needed}",
+                flush=True,
+            )
 
 
 def _print_change(runs: list[ChangeRun]) -> None:

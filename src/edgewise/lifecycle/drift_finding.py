@@ -19,9 +19,9 @@ class DriftFinding(msgspec.Struct, frozen=True):
         threshold: Of both, 1/α; 0 without either.
         num_labels: Labels held.
         num_requests: Requests looked at.
-        labels_needed: The same as numbers: points of accuracy, and labels; a fall that cannot be proved is left out.
         risk: Share of wrong answers among the labels; None without any.
         risk_reference: The same on held-out data.
+        labels_needed: The price as numbers: points of accuracy, and labels; a fall that cannot be proved is left out.
     """
 
     sentence: str = ""
@@ -34,9 +34,9 @@ class DriftFinding(msgspec.Struct, frozen=True):
     threshold: float = 0.0
     num_labels: int = 0
     num_requests: int = 0
-    labels_needed: tuple[tuple[int, int], ...] = ()
     risk: float | None = None
     risk_reference: float | None = None
+    labels_needed: tuple[tuple[int, int], ...] = ()
 
     @property
     def waits(self) -> str:
