@@ -120,6 +120,16 @@ def test_late_labels_cost_few_more_where_their_requests_are_known() -> None:
     assert max(found[True]) <= 100
 
 
+@pytest.mark.parametrize(("classes", "starts", "apart"), [(10, 40, 10), (1000, 4, 100)])
+def test_evidence_does_not_grow_with_labels_and_hardly_with_classes(classes: int, starts: int, apart: int) -> None:
+    rng = np.random.default_rng(0)
+    state = harm_monitor([(index % classes, False) for index in range(2 * classes + 60)])
+    for request in range(900):
+        state, _ = labelled(state, LabelArrived(request % classes, False, 0.0, request), rng)
+    assert state.evidence.shape[:2] == (starts, 1 + classes)
+    assert set(np.diff(state.starts[1:])) == {apart}
+
+
 def test_another_mix_of_classes_is_no_harm() -> None:
     rng = np.random.default_rng(0)
     state, alarms = feed(monitor(rng), np.full(1500, 8), rng)  # the class that is answered worst

@@ -4,7 +4,7 @@
     state = unlabelled(state, 1 - confidence)                  # a request whose label does not come any more
     state, alarm = labelled(state, LabelArrived(3, True, now, request), rng)
 
-What a label costs a fleet is more than what it costs this: some microseconds and no memory.
+What a label costs a fleet is more than what it costs this: a tenth of a millisecond, and no memory that grows.
 """
 
 from __future__ import annotations
@@ -41,8 +41,10 @@ BY_CLASS = 0.3
 """Of the rest, the share that bets on one class alone each, for a fall that one class has; what is left bets on all."""
 NUM_STARTS = 40
 """Requests before which answers may have become worse that are told apart, the last ones; older starts bet on every label."""
-START_EVERY = 10
-"""Requests between two of them; what comes later than both together is as if in order."""
+LATEST = 400
+"""Requests by which a label may be late and still not count for a start after its request; starts lie evenly over them."""
+MOST_EVIDENCE = 4000
+"""Starts times classes; with many classes there are fewer starts."""
 HINT_WINDOW = 100
 """Last unlabelled requests whose confidences are held against all before them."""
 HINT_DEVIATIONS = 4.0
@@ -142,7 +144,7 @@ class HarmState:
     threshold: float
     reference: NDArray[np.float64]
     bag: NDArray[np.float64]
-    starts: NDArray[np.int64] = field(default_factory=lambda: np.full(1, -START_EVERY))
+    starts: NDArray[np.int64] = field(default_factory=lambda: np.full(1, -LATEST))
     evidence: NDArray[np.float64] = field(default_factory=lambda: np.zeros((1, 2, len(BETS))))
     unspent: float = 1.0
     newest: int = -1
@@ -328,11 +330,12 @@ def _started(state: HarmState, event: LabelArrived) -> tuple[NDArray[np.int64], 
     if event.request is None:  # in order: a start bets on all that comes
         evidence[0] += state.unspent - left
         return starts, evidence, left
-    if begins - starts[-1] < START_EVERY:
+    num_starts = max(4, min(NUM_STARTS, MOST_EVIDENCE // evidence.shape[1]))
+    if begins - starts[-1] < LATEST // num_starts:
         return starts, evidence, state.unspent
     fresh = np.full((1, *evidence.shape[1:]), state.unspent - left)
     starts, evidence = np.append(starts, begins), np.concatenate((evidence, fresh))
-    if len(starts) > NUM_STARTS:
+    if len(starts) > num_starts:
         evidence[0] += evidence[1]
         starts, evidence = np.delete(starts, 1), np.delete(evidence, 1, axis=0)
     return starts, evidence, left
