@@ -1,22 +1,21 @@
-"""Drift monitors on recorded stage outputs, without processes: python -m benchmarks.drift [--short] [--json] [--seeds N] [--streams N]
+"""Drift monitors on recorded stage outputs, without a fleet: python -m benchmarks.drift [--short] [--json] [--processes N]
 
 *Harm*: labels from the change to the alarm, beside those that a likelihood-ratio test needs that knows both rates (Shiryaev-Roberts at the
 same error over 10,000 requests). *Change*: requests to the alarm. *False alarms* of stable streams of 10,000 requests: resampled, in
 bursts of a class, ordered by class; beside river's detectors (`make bench-peers`) and a row that always fires. UCI HAR is read from
-EDGEWISE_DATA; without it there are the digits alone.
+EDGEWISE_DATA; without it there are the digits alone. Killed, it goes on from the last finished model or streams (--kept FILE).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
 from math import log
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.drift_recordings import OF_MIX, PLANS, SHIFTS, Recorded, Recording, record
+from benchmarks.kept import Kept, digest_of, do_pieces
 from benchmarks.report import Bar, close
 from edgewise.core.seeds import Seeds
 from edgewise.lifecycle import change, harm
@@ -33,6 +33,13 @@ from edgewise.lifecycle.harm import LabelArrived
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER = ROOT / ".venvs/river/bin/python"
+KEPT = ROOT / "bench-out/drift.jsonl"
+MONITORS = ("change", "covariates", "drift", "harm", "shift_kind", "unknown_start")
+SOURCES = [
+    *sorted(ROOT.glob("benchmarks/drift*.py")),
+    *(ROOT / f"src/edgewise/lifecycle/{name}.py" for name in MONITORS),
+]
+"""What results depend on: where one of them is another, what is kept is done again."""
 ALPHA = 0.01
 STREAM = 10_000
 CHANGE_AT = 1000
@@ -154,7 +161,9 @@ def harm_run(recording: Recording, shift: str, plan: str, labelled: str, limit: 
             state = harm.unlabelled(state, float(of.unsure[index]))
             continue
         labels += request >= CHANGE_AT
-        state, alarms = harm.labelled(state, LabelArrived(int(of.labels[index]), bool(of.wrong[index])), rng)
+        state, alarms = harm.labelled(
+            state, LabelArrived(int(of.labels[index]), bool(of.wrong[index]), 0.0, request), rng
+        )
         if alarms:
             found = labels if labels else None
             break
@@ -231,7 +240,9 @@ def stable_stream(number: int, length: int, recordings: Sequence[Recording]) -> 
         for request, has_label in events(share, length, rng):
             row = rows[request]
             if has_label:
-                state, _ = harm.labelled(state, LabelArrived(int(clean.labels[row]), bool(clean.wrong[row])), rng)
+                state, _ = harm.labelled(
+                    state, LabelArrived(int(clean.labels[row]), bool(clean.wrong[row]), 0.0, request), rng
+                )
             else:
                 state = harm.unlabelled(state, float(clean.unsure[row]))
             if state.num_alarms:
@@ -275,36 +286,57 @@ def peers(recordings: Sequence[Recording], streams: int, length: int) -> dict[st
         return dict(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
 
 
-def one_recording(task: tuple[str, int], limit: int) -> tuple[Recording, list[HarmRun], list[ChangeRun]]:
+recorded = lru_cache(maxsize=8)(record)
+"""The models that stable streams are of are recorded once in a process."""
+
+
+def one_recording(task: tuple[str, int]) -> dict[str, list[dict[str, Any]]]:
     """Trains one model and monitors every shift along every plan."""
-    recording = record(*task)
-    harms = [harm_run(recording, s, p, labelled, limit) for s in SHIFTS for p in PLANS for labelled in LABELS]
+    recording = recorded(*task)
+    harms = [harm_run(recording, s, p, labelled, MOST_LABELS) for s in SHIFTS for p in PLANS for labelled in LABELS]
     changes = [change_run(recording, s, p) for s in SHIFTS for p in PLANS]
-    return recording, [run for run in harms if run is not None], changes
+    return {"harm": [asdict(r) for r in harms if r is not None], "change": [asdict(r) for r in changes]}
+
+
+def stable_streams(numbers: Sequence[int], length: int, tasks: tuple[tuple[str, int], ...]) -> list[dict[str, bool]]:
+    """Stable streams, one after the other."""
+    return [stable_stream(number, length, [recorded(*task) for task in tasks]) for number in numbers]
 
 
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--short", action="store_true", help="one seed, a few short stable streams")
+    parser.add_argument("--short", action="store_true", help="one seed, a few short stable streams; nothing is kept")
     parser.add_argument("--json", action="store_true", help="only the closing JSON line")
     parser.add_argument("--seeds", type=int, default=0, help="models of each data set (20)")
     parser.add_argument("--streams", type=int, default=0, help="stable streams (1,000)")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="at work at once, one a core")
+    parser.add_argument("--kept", type=Path, default=KEPT, help=f"finished pieces ({KEPT.name} in bench-out)")
     args = parser.parse_args()
+    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # of the processes that are begun here
     seeds, streams = args.seeds or (1 if args.short else 20), args.streams or (8 if args.short else 1000)
     length = 3000 if args.short else STREAM
     sets = ["digits", *(["human activity"] if os.environ.get("EDGEWISE_DATA") else [])]
     tasks = [(data, seed) for seed in range(seeds) for data in sets]
-    with multiprocessing.get_context("spawn").Pool() as pool:
-        done = pool.map(partial(one_recording, limit=MOST_LABELS), tasks, chunksize=1)
-        recordings = [recording for recording, _, _ in done]
-        harms, changes = [run for _, runs, _ in done for run in runs], [run for _, _, runs in done for run in runs]
-        if not args.json:
-            _print_harm(harms)
-            _print_change(changes)
-        watched = partial(stable_stream, length=length, recordings=recordings[: 2 * len(sets)])
-        stable = pool.map(watched, range(streams), chunksize=max(1, streams // 40))
-    river = peers(recordings, min(streams, 100), length)
+    kept = Kept(None if args.short else args.kept, digest_of(SOURCES, length))
+    models = {f"{data} {seed}": (data, seed) for data, seed in tasks}
+    done = do_pieces(kept, models, one_recording, args.processes, what="models")
+    harms = [HarmRun(**run) for of in done for run in of["harm"]]
+    changes = [ChangeRun(**run) for of in done for run in of["change"]]
+    if not args.json:
+        _print_harm(harms)
+        _print_change(changes)
+    of_streams = tuple(tasks[: 2 * len(sets)])
+    size = max(1, min(10, streams // args.processes))
+    parts = {
+        f"streams {of_streams} {first}-{first + size}": range(streams)[first : first + size]
+        for first in range(0, streams, size)
+    }
+    watched = partial(stable_streams, length=length, tasks=of_streams)
+    stable = [
+        row for rows in do_pieces(kept, parts, watched, args.processes, what=f"x {size} stable streams") for row in rows
+    ]
+    river = peers([recorded(*task) for task in of_streams] if PEER.exists() else (), min(streams, 100), length)
     figures, bars = _judge(harms, changes, stable, river, length)
     if not args.json:
         _print_stable(figures["false_alarms"])
@@ -322,6 +354,14 @@ def _print_harm(runs: list[HarmRun]) -> None:
             f"{found[len(found) // 2]:5} {found[-1]:5}   {half:5} {most:5}   ({len(of)} runs)",
             flush=True,
         )
+
+    for r in runs:
+        if r.shift not in OF_MIX and (r.labels is None or r.labels > 2 * r.needed):
+            print(
+                f"  late: {r.data} {r.seed}, {r.shift}, {r.plan}, {r.labelled} labelled, fall {100 * r.fall:.0f} points: "
+                f"{r.labels or 'no alarm in'} labels, allowed are 2 x {r.needed}",
+                flush=True,
+            )
 
 
 def _print_change(runs: list[ChangeRun]) -> None:

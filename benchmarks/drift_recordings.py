@@ -127,6 +127,7 @@ def _activity(_: int, rng: np.random.Generator) -> tuple[Any, ...]:
 
 def _trained(x: Any, y: Any, seed: int) -> nn.Module:
     torch.manual_seed(seed)
+    torch.set_num_threads(1)  # a process a core
     x, y = torch.from_numpy(np.array(x, np.float32)), torch.from_numpy(np.array(y))
     model = TwoExits(x.shape[1], int(y.max()) + 1, x.ndim - 2)
     steps = torch.optim.Adam(model.parameters(), 3e-3)

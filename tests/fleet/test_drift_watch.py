@@ -209,3 +209,24 @@ def test_what_is_told_at_once_is_of_one_version_and_one_exit() -> None:
     assert report is not None
     assert (report.model, report.version, report.exit, len(report.values)) == ("tiny", 2, 1, BATCH)
     assert (report.version, report.exit, report.values, report.predicted) == (2, 1, (0.5,) * BATCH, (3,) * BATCH)
+
+
+def test_what_was_trained_on_judges_no_version() -> None:
+    good, inputs = ExampleCollector(NODE, "tiny", 1_000_000), {"x": np.zeros((1, 1, 8, 8), np.float32)}
+
+    def labelled(name: str) -> None:
+        one = served(1, 0)
+        good.served(inputs, Served(one.outputs, msgspec.structs.replace(one.observation, request=RequestId(name))))
+        good.label({name: 3})
+
+    labelled("before")
+    judges = good.judges()
+    assert judges is not None
+    assert len(judges.targets) == 1
+    assert good.labelled() is not None  # a run trains on it
+    assert good.judges() is None
+    labelled("after")
+    judges, trained = good.judges(), good.labelled()
+    assert judges is not None
+    assert trained is not None
+    assert (len(judges.targets), len(trained.targets)) == (1, 2)

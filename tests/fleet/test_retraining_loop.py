@@ -11,7 +11,7 @@ import pytest
 
 from edgewise.core.errors import DeadlineExceeded, InputError, RemoteError, Unreachable
 from edgewise.core.ids import Digest, NodeId, Tier
-from edgewise.fleet.messages import AdmissionAck, DriftStatus, ExampleCounts
+from edgewise.fleet.messages import AdmissionAck, DriftStatus, ExampleCounts, FormerAnswer
 from edgewise.fleet.operator import retraining
 from edgewise.fleet.operator.retraining import RetrainingLoop
 from edgewise.lifecycle.admission import admit
@@ -37,6 +37,9 @@ class World:
     away: int = 0
     labelled: int = 25
     rollout: str = ""
+    former_version: int = 0
+    why: str = ""
+    tried: int = 0
     trained: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     causes: list[str] = field(default_factory=list)
@@ -81,11 +84,17 @@ class World:
         )  # fmt: skip
         return AdmissionAck(not found.refusal, found.refusal, self.current, self.gate, found.overridden, found.note)
 
+    async def former(self, model: str, besides: tuple[int, ...]) -> FormerAnswer:
+        assert (model, besides) == ("tiny", ())
+        self.tried += 1
+        return FormerAnswer(self.former_version, "gains 9" if self.former_version else "")
+
     async def train(self, parent: int) -> tuple[int, str]:
         self.trained.append(parent)
         return len(self.trained) + 1, ""
 
-    async def roll_out(self, version: int) -> None:
+    async def roll_out(self, version: int, why: str) -> None:
+        self.why = why
         if self.rollout:
             raise RemoteError(self.rollout)
         self.current, self.drift = version, ""
@@ -118,6 +127,13 @@ def test_a_drift_that_is_there_already_becomes_a_version_that_serves() -> None:
         "version 2 is trained", "version 2 passed: loses 1 and gains 9",
         "done: version 2 serves; every device that is there has it",
     ]  # fmt: skip
+
+
+def test_an_old_version_is_tried_before_anything_is_trained() -> None:
+    world = World(former_version=7)
+    state = world.retrain()
+    assert (state.outcomes, state.version, world.trained) == (("done",), 7, [])
+    assert world.why == "tried old version v7 first: drift returned"
 
 
 def test_a_drift_is_heard_while_it_waits() -> None:
@@ -172,6 +188,7 @@ def test_a_coordinator_that_is_away_comes_back() -> None:
 def test_a_teacher_labels_whatever_is_held() -> None:
     world = World(labelled=-1000)
     assert world.retrain(labels="teacher(reads='features')", min_labels=150).outcomes == ("done",)
+    assert world.tried == 0  # a teacher's labels judge nobody
 
 
 @pytest.mark.parametrize(
@@ -192,7 +209,7 @@ def test_three_turns_without_success_end_it(world: World, outcome: str, said: st
 
 
 def test_errors_of_training_and_rollout_are_causes(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def refused(_: int) -> Any:
+    async def refused(*_: Any) -> Any:
         raise RemoteError("nobody holds data of the task.")
 
     for name, outcome in (("train", "failed"), ("roll_out", "rolled_back")):
@@ -208,7 +225,7 @@ def test_a_rollout_that_takes_longer_than_its_question_is_waited_for(
 ) -> None:
     world = World()
 
-    async def long(version: int) -> None:
+    async def long(version: int, _: str) -> None:
         asyncio.get_running_loop().call_later(0.2, setattr, world, "current", version)
         raise DeadlineExceeded("no answer on cloud/control within 120 s.")
 

@@ -9,7 +9,15 @@ from edgewise.core.errors import InputError
 from edgewise.core.ids import RequestId
 from edgewise.core.provenance import RAW, origins_of
 from edgewise.core.seeds import Seeds
-from edgewise.lifecycle.hard_examples import BufferState, ExampleDropped, HardExample, emptied, hard_examples, step
+from edgewise.lifecycle.hard_examples import (
+    BufferState,
+    ExampleDropped,
+    HardExample,
+    emptied,
+    fair_sample,
+    hard_examples,
+    step,
+)
 
 
 def example(index: int, confidence: float = 0.5, size: int = 16) -> HardExample:
@@ -50,6 +58,21 @@ def test_even_weighting_is_a_fair_sample() -> None:
         filled(hard_examples(1, weighting="even"), [0.1, 0.9], seed).examples[0].time == 0 for seed in range(1000)
     )
     assert abs(wins / 1000 - 0.5) < 4 * 0.0158
+
+
+def test_a_fair_sample_of_a_full_buffer_is_like_the_stream() -> None:
+    rng = np.random.default_rng(0)
+    stream = rng.uniform(0.0, 0.95, 2000).tolist()
+    state = filled(hard_examples(200, 10_000_000), stream)
+    fair = [e.confidence for seed in range(20) for e in fair_sample(state, np.random.default_rng(seed))]
+    error = np.std(stream) / np.sqrt(len(state.kept) / 4)  # draws share one buffer, whose sure examples are few
+    assert (
+        abs(np.mean(fair) - np.mean(stream))
+        < 3 * error
+        < np.mean(stream) - np.mean([e.confidence for e in state.examples])
+    )
+    few = filled(hard_examples(200, 10_000_000), stream[:100])
+    assert fair_sample(few, rng) == few.examples
 
 
 def test_kept_inputs_are_raw_data() -> None:

@@ -43,6 +43,28 @@ def feed(
     return state, alarms
 
 
+def feed_late(
+    state: HarmState,
+    number: int,
+    rng: np.random.Generator,
+    *,
+    latest: int = 200,
+    begins: int | None = None,
+    told: bool = True,
+) -> tuple[HarmState, int | None]:
+    """Labels late by up to so many requests; how many from a fall on until it is proved."""
+    late = np.argsort(np.arange(number) + rng.integers(latest + 1, size=number), kind="stable")
+    labels, since = rng.integers(10, size=number), 0
+    for request in late.tolist():
+        is_after = begins is not None and request >= begins
+        risk, since = RISKS[labels[request]] + 0.5 * is_after, since + is_after
+        event = LabelArrived(int(labels[request]), bool(rng.random() < risk), 0.0, request if told else None)
+        state, alarms = labelled(state, event, rng)
+        if alarms:
+            return state, since
+    return state, None
+
+
 ORDERS = {
     "as they come": lambda labels: labels,
     "ordered by class": np.sort,
@@ -61,14 +83,15 @@ def test_false_alarms_stay_within_alpha_whatever_the_order(order: str) -> None:
     assert found <= 29
 
 
-def test_evidence_is_one_on_average_while_answers_are_as_good_as_ever() -> None:
+@pytest.mark.parametrize("is_late", [False, True])
+def test_evidence_is_one_on_average_while_answers_are_as_good_as_ever(is_late: bool) -> None:
     # A bet is 1 on average whatever the model's risk: here held-out data and stream are few, and a class is new.
     finals = []
     for seed in range(400):
         rng = np.random.default_rng(seed)
         state = harm_monitor(reference(rng, 60), alpha=1e-9)
-        state, _ = feed(state, rng.integers(10, size=12), rng)
-        finals.append(state.from_starts.mean() / (1.0 - state.unspent))
+        state, _ = feed_late(state, 12, rng, latest=40) if is_late else feed(state, rng.integers(10, size=12), rng)
+        finals.append(state.evidence[:, 0].sum(axis=0).mean() / (1.0 - state.unspent))
     error = np.std(finals) / np.sqrt(len(finals))
     assert abs(np.mean(finals) - 1) < 4 * error < 0.5
 
@@ -86,6 +109,25 @@ def test_a_fall_is_proved_with_the_labels_it_says(rise: float, at_most: int) -> 
     assert np.median(delays) <= at_most
     assert needed is not None
     assert 0.3 <= np.median(delays) / needed <= 3.0
+
+
+def test_late_labels_cost_few_more_where_their_requests_are_known() -> None:
+    # Half of the first labels after a fall are of requests from before it, and speak against every start that counts them.
+    make = np.random.default_rng
+    found = {told: [feed_late(monitor(make(seed)), 900, make(seed), begins=500, told=told)[1] or 900 for seed in range(15)]
+             for told in (True, False)}  # fmt: skip
+    assert np.median(found[True]) < 0.8 * np.median(found[False])
+    assert max(found[True]) <= 100
+
+
+@pytest.mark.parametrize(("classes", "starts", "apart"), [(10, 40, 10), (1000, 4, 100)])
+def test_evidence_does_not_grow_with_labels_and_hardly_with_classes(classes: int, starts: int, apart: int) -> None:
+    rng = np.random.default_rng(0)
+    state = harm_monitor([(index % classes, False) for index in range(2 * classes + 60)])
+    for request in range(900):
+        state, _ = labelled(state, LabelArrived(request % classes, False, 0.0, request), rng)
+    assert state.evidence.shape[:2] == (starts, 1 + classes)
+    assert set(np.diff(state.starts[1:])) == {apart}
 
 
 def test_another_mix_of_classes_is_no_harm() -> None:

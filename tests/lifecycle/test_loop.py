@@ -16,6 +16,7 @@ from edgewise.lifecycle.loop import (
     EndTurn,
     EvaluateVersion,
     ExamplesCounted,
+    FormerTried,
     GateEvaluated,
     LoopAction,
     LoopEvent,
@@ -28,6 +29,7 @@ from edgewise.lifecycle.loop import (
     TimelineNote,
     TrainingFailed,
     TrainingFinished,
+    TryFormer,
 )
 
 SETTINGS = LoopSettings(min_labels=40)
@@ -36,10 +38,13 @@ SETTINGS = LoopSettings(min_labels=40)
 class Fleet:
     """A fleet in virtual time that does what the loop says, a second later; its devices collect ten labels a second."""
 
-    def __init__(self, *, gate_passes: bool = True, training_fails: bool = False, rollout_holds: bool = True) -> None:
+    def __init__(
+        self, *, gate_passes: bool = True, training_fails: bool = False, rollout_holds: bool = True, former: int = 0
+    ) -> None:
         self.clock = VirtualClock()
         self.state = loop.start(SETTINGS, 1)
         self.gate_passes, self.training_fails, self.rollout_holds = gate_passes, training_fails, rollout_holds
+        self.former = former
         self.actions: list[LoopAction] = []
         self.counted: list[int] = []
         self.next_version = 2
@@ -60,6 +65,9 @@ class Fleet:
 
     def answers(self, action: LoopAction) -> Iterable[LoopEvent]:
         match action:
+            case TryFormer(besides):
+                is_better = self.former and self.former not in besides
+                yield FormerTried(self.former, "gains 9", 0) if is_better else FormerTried(0, "", 0)
             case StartTraining():
                 if self.training_fails:
                     yield TrainingFailed("no quorum", 0)
@@ -68,7 +76,7 @@ class Fleet:
                     self.next_version += 1
             case EvaluateVersion(candidate, _):
                 yield GateEvaluated(candidate, self.gate_passes, "passed: x" if self.gate_passes else "refused: x", 0)
-            case RollOut(version):
+            case RollOut(version, _):
                 yield RolloutEnded(
                     version, self.rollout_holds, "all have it" if self.rollout_holds else "p95 tripled", 0
                 )
@@ -76,7 +84,7 @@ class Fleet:
                 yield DriftNoticed("drift: still there", 0)
 
 
-def turned(**how: bool) -> Fleet:
+def turned(**how: int) -> Fleet:
     fleet = Fleet(**how)
     fleet.tell(DriftNoticed("drift: for 80 requests", 0))
     fleet.clock.run()
@@ -96,8 +104,38 @@ def test_a_whole_turn_goes_through_every_phase_and_is_done() -> None:
     fleet = turned()
     state = fleet.state
     assert (state.outcomes, state.version, state.phase, state.candidate) == (("done",), 2, LoopPhase.SERVING, 0)
-    assert [type(a) for a in fleet.actions] == [CountExamples, StartTraining, EvaluateVersion, RollOut, EndTurn]
-    assert list(dict.fromkeys(note.phase for note in state.timeline)) == [str(phase) for phase in LoopPhase]
+    assert [type(a) for a in fleet.actions] == [
+        CountExamples, TryFormer, StartTraining, EvaluateVersion, RollOut, EndTurn,
+    ]  # fmt: skip
+    told = list(dict.fromkeys(note.phase for note in state.timeline))
+    assert told == [
+        str(phase) for phase in LoopPhase if phase is not LoopPhase.TRYING
+    ]  # nothing to try: nothing to tell
+
+
+def test_an_old_version_that_is_better_comes_back_without_training() -> None:
+    fleet = turned(former=7)
+    assert (fleet.state.outcomes, fleet.state.version, fleet.state.unfit) == (("done",), 7, ())
+    assert [type(a) for a in fleet.actions] == [CountExamples, TryFormer, EvaluateVersion, RollOut, EndTurn]
+    assert RollOut(7, "tried old version v7 first: drift returned") in fleet.actions
+    texts = [note.text for note in fleet.state.timeline]
+    assert "40 of 80 hard examples have labels; version 7, made earlier, is tried first: gains 9" in texts
+
+
+def test_an_old_version_that_the_gate_refuses_leads_to_training() -> None:
+    fleet = turned(former=7, gate_passes=False)
+    kinds = [type(a) for a in fleet.actions]
+    assert kinds[1:5] == [TryFormer, EvaluateVersion, StartTraining, EvaluateVersion]
+    assert fleet.state.outcomes == ("refused",) * 3  # of three candidates that were trained; it is not tried again
+    assert kinds.count(StartTraining) == 3
+    assert TryFormer((7,)) in fleet.actions
+    assert any("version 7 does not come back: refused: x" in note.text for note in fleet.state.timeline)
+
+
+def test_an_old_version_that_is_taken_back_is_not_tried_again() -> None:
+    fleet = turned(former=7, rollout_holds=False)
+    assert fleet.state.outcomes == ("rolled_back",) * 3
+    assert [a.besides for a in fleet.actions if isinstance(a, TryFormer)] == [(), (7,), (7,)]
 
 
 def test_the_timeline_is_in_order_and_tells_numbers() -> None:
@@ -134,7 +172,8 @@ def test_what_did_not_help_once_is_tried_again_with_more_labels_only() -> None:
     state = turned(gate_passes=False).state
     assert state.needed_labels == 4 * SETTINGS.min_labels
     starts = [note.text for note in state.timeline if note.text.endswith("training starts from version 1")]
-    assert [int(text.split()[0]) for text in starts] == [40, 80, 120]
+    held = [int(text.split()[0]) for text in starts]
+    assert [number // SETTINGS.min_labels for number in held] == [1, 2, 3]
 
 
 def test_success_forgets_failures() -> None:

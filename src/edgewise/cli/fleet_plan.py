@@ -56,6 +56,7 @@ class FleetPlanRequest:
         variants: Other ONNX files that may stand in for the version.
         int8: Where to write the version in int8.
         has_stand_ins: Whether the version in int8 and the variants are candidates.
+        why: What it is deployed for, for the history; "" where an operator just asks for it.
     """
 
     connect: str
@@ -77,6 +78,7 @@ class FleetPlanRequest:
     variants: tuple[Path, ...] = ()
     int8: Path | None = None
     has_stand_ins: bool = False
+    why: str = ""
 
 
 async def plan_on_fleet(out: Output, request: FleetPlanRequest) -> None:
@@ -290,6 +292,7 @@ async def deploy_plan(
         share=share,
         force=request.force,
         ungated=request.ungated,
+        why=request.why,
     )
     ack = await operator.deploy(order)
     if not ack.accepted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,8 +50,8 @@ def command(
     """Retrain a model of a running fleet whenever its answers become worse.
 
     The model is the one of the job's task. Waits until labels prove that answers are wrong more often, and enough hard examples have labels; a change of the inputs alone is
-    told, and trained on only with a teacher, unless it is another mix of classes. Then trains from the version in force, and, if the gate lets the
-    new one pass, plans it and rolls it out. After three turns without success it ends with exit code 1.
+    told, and trained on only with a teacher, unless it is another mix of classes. Then tries versions that served before: one that is surely better on those examples, and passes the gate, is rolled out again. Else trains from the
+    version in force, and, if the gate lets the new one pass, plans it and rolls it out. After three turns without success it ends with exit code 1.
 
     Example:
       edgewise retrain job.toml --connect tls/127.0.0.1:7447 --identity nodes/operator
@@ -107,9 +108,9 @@ async def retrain(
             status = await session.train(operator, read, start_version=parent, labels=source, teacher_version=teacher)
             return status.version, status.cause or f"run {status.run} ended as {status.state} without a version"
 
-        async def roll_out(number: int) -> None:
+        async def roll_out(number: int, why: str) -> None:
             version = next(v for v in (await operator.versions()).versions if v.number == number)
-            found = await plan_and_deploy(out, request, policy_of(request.policy), operator, version)
+            found = await plan_and_deploy(out, replace(request, why=why), policy_of(request.policy), operator, version)
             out.event("deployed", **found["deployed"])
 
         loop = RetrainingLoop(

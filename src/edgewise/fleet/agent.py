@@ -191,6 +191,7 @@ class Agent:
 
             self.coordinator = Coordinator(node, settings, self.serving.host_here, self.worker)
             self.serving.more_metrics = self.coordinator.metrics
+            self.serving.monitors = self.coordinator.monitors
         await self.serving.open()
         self.uplinks = uplink.Uplinks((True,) * len(node.uplinks))
         for index in range(len(node.uplinks)):

@@ -23,12 +23,17 @@ from edgewise.fleet.messages import (
     CancelRun,
     Deploy,
     DeployAck,
+    DriftStatus,
     FleetAnswer,
     FleetRequest,
+    FormerAnswer,
+    FormerRequest,
     GraphAnswer,
     GraphRequest,
     ListRuns,
     ListVersions,
+    MonitorsAnswer,
+    MonitorsRequest,
     NodeInfo,
     NodeRow,
     PutInForce,
@@ -53,6 +58,7 @@ from edgewise.fleet.serving.deploy_checks import admission_of
 from edgewise.fleet.serving.deployments import Deployments
 from edgewise.fleet.serving.drift_reference import drift_reference
 from edgewise.fleet.serving.drift_watch import CollectOrder, Confidences, DriftWatch, Judged
+from edgewise.fleet.serving.former_trial import FormerTrial
 from edgewise.fleet.serving.holdout import load_holdouts, load_judge
 from edgewise.fleet.serving.versions import VersionStore
 from edgewise.fleet.store.events import EventLog, Registry
@@ -126,8 +132,10 @@ class Coordinator:
         node.route("control", AdmissionRequest, self._admission, cloud)
         node.route("control", Deploy, self._deploy, cloud)
         node.route("control", Rollback, self._rollback, cloud)
+        node.route("control", FormerRequest, self._former, cloud)
         node.route("report", Confidences, self._confidences, Tier.DEVICE)
         node.route("report", Judged, self._judged, Tier.DEVICE)
+        node.route("report", MonitorsRequest, self._monitors_asked)
 
     def _ready(self, info: NodeInfo) -> None:
         if _is_operator(info):
@@ -156,9 +164,15 @@ class Coordinator:
         rows = [r for r in rows if not _is_operator(r.info)]
         rows.sort(key=lambda r: r.info.node)
         drift = {name: watch.sentence for name, watch in sorted(self.drift.items()) if watch.sentence}
-        monitors = {name: watch.status for name, watch in sorted(self.drift.items())}
-        known = {name: status for name, status in monitors.items() if status is not None}
-        return FleetAnswer((own, *rows), dict(self.node.refused), drift, known)
+        return FleetAnswer((own, *rows), dict(self.node.refused), drift, self.monitors())
+
+    def monitors(self) -> dict[str, DriftStatus]:
+        """What the drift monitors know, by model; without those that know nothing yet."""
+        found = {name: watch.status for name, watch in sorted(self.drift.items())}
+        return {name: status for name, status in found.items() if status is not None}
+
+    async def _monitors_asked(self, request: MonitorsRequest, *_: Any) -> MonitorsAnswer:
+        return MonitorsAnswer({name: status for name, status in self.monitors().items() if name in request.models})
 
     def _unserved(self, node: NodeId) -> str:
         """Why an alive node does not serve what is in force as it was planned; "" if it does."""
@@ -227,6 +241,10 @@ class Coordinator:
 
     async def _deploy(self, request: Deploy, *_: Any) -> DeployAck:
         return await self.deployments.deploy(request)
+
+    async def _former(self, request: FormerRequest, *_: Any) -> FormerAnswer:
+        in_force = self.deployments.version_of(request.model)
+        return await FormerTrial(self.node, self.versions).find(request, in_force, self._devices())
 
     async def _rollback(self, request: Rollback, *_: Any) -> RollbackAck:
         return await self.deployments.rollback(request.model)

@@ -79,17 +79,19 @@ class DriftState:
     def finding(self) -> DriftFinding:
         """What is known now."""
         harm_state, change_state = self.harm, self.change
+        needed = () if harm_state is None else _labels_needed(harm_state)
         return DriftFinding(
             _sentence(self),
             "" if self.shift is None else str(self.shift.kind),
             self.harmed is not None,
-            _waits_for(self),
-            "" if harm_state is None else _price(harm_state),
+            _waits_for(self, needed),
+            "" if harm_state is None else _price(needed),
             None if harm_state is None else harm_state.statistic,
             None if change_state is None else change_state.statistic,
             next((monitor.threshold for monitor in (harm_state, change_state) if monitor is not None), 0.0),
             num_labels=0 if harm_state is None else harm_state.num_labels,
             num_requests=0 if change_state is None else change_state.num_seen,
+            labels_needed=needed,
             risk=None if harm_state is None else harm_state.risk,
             risk_reference=None if harm_state is None else harm_state.risk_reference,
         )
@@ -199,20 +201,21 @@ def _sentence(state: DriftState) -> str:
     return ""
 
 
-def _waits_for(state: DriftState) -> str:
+def _waits_for(state: DriftState, needed: tuple[tuple[int, int], ...]) -> str:
     if state.harmed is not None:
         return "labels of new examples, to train with"
     if state.harm is None:
         return "held-out data with labels (--holdout): without it nobody knows how often answers are wrong"
-    return f"labels, {state.harm.num_labels} held: {_price(state.harm)}"
+    return f"labels, {state.harm.num_labels} held: {_price(needed)}"
 
 
-def _price(state: HarmState) -> str:
-    price = [
-        f"{number} prove a fall of {points} points"
-        for points in (30, 10)
-        if (number := harm.labels_needed(state, points / 100)) is not None
-    ]
+def _labels_needed(state: HarmState) -> tuple[tuple[int, int], ...]:
+    found = ((points, harm.labels_needed(state, points / 100)) for points in (30, 10))
+    return tuple((points, number) for points, number in found if number is not None)
+
+
+def _price(needed: tuple[tuple[int, int], ...]) -> str:
+    price = [f"{number} prove a fall of {points} points" for points, number in needed]
     return (
         f"about {' and '.join(price)}" if price else "there are too few held-out examples to prove a fall of 30 points"
     )

@@ -21,6 +21,7 @@ class DriftFinding(msgspec.Struct, frozen=True):
         num_requests: Requests looked at.
         risk: Share of wrong answers among the labels; None without any.
         risk_reference: The same on held-out data.
+        labels_needed: The price as numbers: points of accuracy, and labels; a fall that cannot be proved is left out.
     """
 
     sentence: str = ""
@@ -35,3 +36,11 @@ class DriftFinding(msgspec.Struct, frozen=True):
     num_requests: int = 0
     risk: float | None = None
     risk_reference: float | None = None
+    labels_needed: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def waits(self) -> str:
+        """What is waited for, in a word or two."""
+        if self.calls_for_training:
+            return "examples"
+        return "held-out data" if self.harm_statistic is None else "labels"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from math import log
+from math import exp, inf, log
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ from edgewise.core.provenance import RAW, traced
 
 EVEN = "even"
 UNCERTAIN = "uncertain"
+LEAST_WEIGHT = 0.02
+"""Weight, 1 − confidence, from which on a fair sample is fair."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ class BufferState:
         kept: Examples with their keys; the smallest key goes first.
         num_offered: Examples seen.
         dropped: How many by cause.
+        bar: The largest key that went; what is kept is above it.
     """
 
     max_examples: int
@@ -72,6 +75,7 @@ class BufferState:
     kept: tuple[tuple[float, HardExample], ...] = ()
     num_offered: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict)
+    bar: float = -inf
 
     @property
     def examples(self) -> tuple[HardExample, ...]:
@@ -129,17 +133,43 @@ def step(
     state = replace(state, num_offered=state.num_offered + 1)
     if event.size_bytes > state.max_bytes:
         return _dropped(state, (ExampleDropped(event.request, "too large"),))
-    weight = 1.0 if state.weighting == EVEN else max(1.0 - event.confidence, 1e-6)
+    weight = 1.0 if state.weighting == EVEN else _weight(event)
     # key u^(1/w) of the paper, as its logarithm: the same order, no underflow
     key = log(max(float(rng.random()), 1e-300)) / weight
     kept = sorted((*state.kept, (key, event)), key=lambda pair: -pair[0])
     losers = []
     while len(kept) > state.max_examples or sum(e.size_bytes for _, e in kept) > state.max_bytes:
-        losers.append(kept.pop()[1])
+        key, loser = kept.pop()
+        losers.append(loser)
+        state = replace(state, bar=max(state.bar, key))
     causes = tuple(
         ExampleDropped(e.request, "passed over" if e.request == event.request else "displaced") for e in losers
     )
     return _dropped(replace(state, kept=tuple(kept)), causes)
+
+
+def fair_sample(state: BufferState, rng: np.random.Generator) -> tuple[HardExample, ...]:
+    """Examples kept, as if each request had had the same chance: what two models are compared on.
+
+    A full buffer prefers what the version in force was unsure of, where any other model looks better than it is. An example
+    of weight w is kept with probability 1 − e^(w · bar), and is taken with the inverse of it. Examples above a
+    confidence of 1 − `LEAST_WEIGHT` are kept more seldom than that evens out; nearly all of them are answered rightly.
+
+    Args:
+        state: The buffer.
+        rng: One draw for each example.
+
+    Returns:
+        All examples where none had to go, else some of them, in the order they were seen.
+    """
+    if state.bar == -inf or state.weighting == EVEN:
+        return state.examples
+    least = 1.0 - exp(LEAST_WEIGHT * state.bar)
+    return tuple(e for e in state.examples if rng.random() * (1.0 - exp(_weight(e) * state.bar)) < least)
+
+
+def _weight(example: HardExample) -> float:
+    return max(1.0 - example.confidence, 1e-6)
 
 
 def emptied(state: BufferState) -> BufferState:

@@ -2,9 +2,9 @@
 
     state = harm_monitor([(label, is_wrong), ...])             # held-out examples under the version and plan that serve
     state = unlabelled(state, 1 - confidence)                  # a request whose label does not come any more
-    state, alarm = labelled(state, LabelArrived(3, True, now), rng)
+    state, alarm = labelled(state, LabelArrived(3, True, now, request), rng)
 
-What a label costs a fleet is more than what it costs this: some microseconds and no memory.
+What a label costs a fleet is more than what it costs this: a tenth of a millisecond, and no memory that grows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.core.errors import InputError
-from edgewise.lifecycle.unknown_start import start_weight
+from edgewise.lifecycle.unknown_start import start_weight, weight_left
 
 ALPHA = 0.01
 """Probability that answers which are as good as ever ever give an alarm."""
@@ -39,6 +39,12 @@ HINTED = 0.25
 """Share of the unit that bets only where the model's own confidences hint at a change; the rest bets from every start."""
 BY_CLASS = 0.3
 """Of the rest, the share that bets on one class alone each, for a fall that one class has; what is left bets on all."""
+NUM_STARTS = 40
+"""Requests before which answers may have become worse that are told apart, the last ones; older starts bet on every label."""
+LATEST = 400
+"""Requests by which a label may be late and still not count for a start after its request; starts lie evenly over them."""
+MOST_EVIDENCE = 4000
+"""Starts times classes; with many classes there are fewer starts."""
 HINT_WINDOW = 100
 """Last unlabelled requests whose confidences are held against all before them."""
 HINT_DEVIATIONS = 4.0
@@ -54,11 +60,14 @@ class LabelArrived:
         label: The true class.
         is_wrong: Whether the answer was another.
         time: Seconds on the caller's clock.
+        request: How many requests were answered before it, so that what comes late is known to be old; None where labels
+            come in the order of their requests.
     """
 
     label: int
     is_wrong: bool
     time: float = 0.0
+    request: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +125,10 @@ class HarmState:
         threshold: 1/α.
         reference: float64[2, classes], wrong answers and examples of the held-out data, by true class.
         bag: float64[2, classes], the same with the labels since the last alarm.
-        from_starts: float64[bets], evidence of each bet over all starts.
-        by_class: float64[classes, bets], the same of bets on the labels of one held-out class alone.
+        starts: int64[starts], the request from which on each start bets; the first stands for all older ones.
+        evidence: float64[starts, 1 + classes, bets], of each bet on all labels, and on those of one held-out class alone.
         unspent: Weight of starts still to come.
+        newest: The last request with a label.
         from_hints: float64[bets], evidence of each bet made while there was a hint.
         hint: What unlabelled requests say.
         is_hinted: Whether the last label was bet on by hint.
@@ -134,9 +144,10 @@ class HarmState:
     threshold: float
     reference: NDArray[np.float64]
     bag: NDArray[np.float64]
-    from_starts: NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(BETS)))
-    by_class: NDArray[np.float64] = field(default_factory=lambda: np.zeros((1, len(BETS))))
+    starts: NDArray[np.int64] = field(default_factory=lambda: np.full(1, -LATEST))
+    evidence: NDArray[np.float64] = field(default_factory=lambda: np.zeros((1, 2, len(BETS))))
     unspent: float = 1.0
+    newest: int = -1
     from_hints: NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(BETS)))
     unhinted: float = 1.0
     hint: Hint = Hint()
@@ -151,9 +162,9 @@ class HarmState:
     @property
     def statistic(self) -> float:
         """Evidence: about 1 or less while all is well, an alarm at the threshold."""
-        starts = (
-            (1.0 - BY_CLASS) * float(self.from_starts.mean()) + BY_CLASS * float(self.by_class.mean()) + self.unspent
-        )
+        on_all, *on_classes = self.evidence.sum(axis=(0, 2)).tolist()
+        by_class = BY_CLASS * sum(on_classes) / len(on_classes)
+        starts = float((1.0 - BY_CLASS) * on_all + by_class) / len(BETS) + self.unspent
         return (1.0 - HINTED) * starts + HINTED * (float(self.from_hints.mean()) + self.unhinted)
 
     @property
@@ -174,9 +185,9 @@ def harm_monitor(reference: Iterable[tuple[int, bool]], *, alpha: float = ALPHA)
     reference and stream, class by class. Then an alarm *ever* comes with probability at most α. Proof. Each label gets a
     p-value from how many answers of its class were wrong so far, reference included, ties broken at random: smoothed
     conformal p-values, which are independent and uniform on [0, 1] (Vovk et al.). Each bet multiplies its evidence by a
-    density on [0, 1] that is fixed, or chosen from requests that get no label; given the past its mean is 1. A mixture of
-    such products over bets, starts and classes, with weights that sum to 1, is a test martingale, and it passes 1/α with probability
-    at most α (Ville). The mean of two such mixtures under one filtration is one as well. Nothing is assumed of the model,
+    density on [0, 1] that is fixed, or chosen from requests that get no label; a start does not bet on labels of requests
+    before it, which is known before the label is. Given the past the mean is 1. A mixture of such products over bets, starts
+    and classes, with weights that sum to 1, is a test martingale, and it passes 1/α with probability at most α (Ville). The mean of two such mixtures under one filtration is one as well. Nothing is assumed of the model,
     of how confident it is, of the order of the classes, of when labels come, or of how many. What is assumed: whether a
     request gets a label, and when, does not depend on whether its answer was wrong. Users who complain about
     wrong answers only are not a sample; near copies of one example, as the frames of a film, are not exchangeable.
@@ -221,7 +232,7 @@ def harm_monitor(reference: Iterable[tuple[int, bool]], *, alpha: float = ALPHA)
 def labelled(
     state: HarmState, event: LabelArrived, rng: np.random.Generator
 ) -> tuple[HarmState, tuple[HarmDetected, ...]]:
-    """Weighs one label; labels may come in any order.
+    """Weighs one label; labels may come in any order, and a start that is told their requests bets on none from before it.
 
     Args:
         state: From `harm_monitor` or the last step.
@@ -237,19 +248,22 @@ def labelled(
     p_value = rank * (num_wrong + 1) if event.is_wrong else num_wrong + rank * (num - num_wrong + 1)
     odds = _odds(p_value / (num + 1))
     bag[:, event.label] += event.is_wrong, 1.0
-    weight, hinted = start_weight(state.num_armed), state.hint.is_given
-    from_hints, unhinted = state.from_hints, state.unhinted
+    starts, evidence, unspent = _started(state, event)
+    request = state.newest + 1 if event.request is None else event.request
+    bets = starts <= request
+    evidence[bets, 0] *= odds
+    if event.label + 1 < evidence.shape[1]:
+        evidence[bets, event.label + 1] *= odds
+    hinted, from_hints, unhinted = state.hint.is_given, state.from_hints, state.unhinted
     if hinted and not state.is_hinted:  # half of what is left begins to bet
         from_hints, unhinted = from_hints + unhinted / 2, unhinted / 2
-    by_class = state.by_class + weight
-    if event.label < len(by_class):
-        by_class[event.label] *= odds
     state = replace(
         state,
         bag=bag,
-        from_starts=(state.from_starts + weight) * odds,
-        by_class=by_class,
-        unspent=state.unspent - weight,
+        starts=starts,
+        evidence=evidence,
+        unspent=unspent,
+        newest=max(state.newest, request),
         from_hints=from_hints * odds if hinted else from_hints,
         unhinted=unhinted,
         is_hinted=hinted,
@@ -309,6 +323,24 @@ def labels_needed(state: HarmState, fall: float) -> int | None:
     return None
 
 
+def _started(state: HarmState, event: LabelArrived) -> tuple[NDArray[np.int64], NDArray[np.float64], float]:
+    """Starts, a copy of their evidence, and the weight left, with the start that is due before this label."""
+    starts, evidence, begins = state.starts, state.evidence.copy(), state.newest + 1
+    left = weight_left(state.num_armed + 1)
+    if event.request is None:  # in order: a start bets on all that comes
+        evidence[0] += state.unspent - left
+        return starts, evidence, left
+    num_starts = max(4, min(NUM_STARTS, MOST_EVIDENCE // evidence.shape[1]))
+    if begins - starts[-1] < LATEST // num_starts:
+        return starts, evidence, state.unspent
+    fresh = np.full((1, *evidence.shape[1:]), state.unspent - left)
+    starts, evidence = np.append(starts, begins), np.concatenate((evidence, fresh))
+    if len(starts) > num_starts:
+        evidence[0] += evidence[1]
+        starts, evidence = np.delete(starts, 1), np.delete(evidence, 1, axis=0)
+    return starts, evidence, left
+
+
 def _odds(p_value: float) -> NDArray[np.float64]:
     return np.asarray(_ODDS[np.searchsorted(_SHARES, p_value, "right")])
 
@@ -322,7 +354,8 @@ def _runs(state: HarmState, odds: NDArray[np.float64], time: float) -> NDArray[n
 
 
 def _alarm(state: HarmState) -> HarmDetected:
-    best = int((state.from_starts + state.from_hints + state.by_class.mean(axis=0)).argmax())
+    found = state.evidence.sum(axis=0)
+    best = int((found[0] + state.from_hints + found[1:].mean(axis=0)).argmax())
     _, before, wrong_before, since = state.runs[best]
     num_since, wrong_since = state.num_labels - int(before), state.num_wrong - int(wrong_before)
     rest = state.bag.sum(axis=1) - (wrong_since, num_since)
@@ -337,6 +370,7 @@ def _rearmed(state: HarmState, alarm: HarmDetected) -> HarmState:
     return replace(
         fresh,
         hint=state.hint,
+        newest=state.newest,
         num_labels=state.num_labels,
         num_wrong=state.num_wrong,
         detected=alarm,
@@ -345,7 +379,7 @@ def _rearmed(state: HarmState, alarm: HarmDetected) -> HarmState:
 
 
 def _armed(threshold: float, reference: NDArray[np.float64]) -> HarmState:
-    return HarmState(threshold, reference, reference, by_class=np.zeros((reference.shape[1], len(BETS))))
+    return HarmState(threshold, reference, reference, evidence=np.zeros((1, 1 + reference.shape[1], len(BETS))))
 
 
 def _grown(counts: NDArray[np.float64], index: int) -> NDArray[np.float64]:

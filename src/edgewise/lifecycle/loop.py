@@ -1,8 +1,10 @@
-"""The closed loop: serve, notice drift, collect labels, retrain, gate, roll out. One pure `step`.
+"""The closed loop: serve, notice drift, collect labels, try old versions, retrain, gate, roll out. One pure `step`.
 
-    serving ─▶ collecting ─▶ retraining ─▶ gating ─▶ rolling out ─▶ serving (done)
-       ▲                         │ failed     │ refused    │ rolled back
-       └─────────────────────────┴────────────┴────────────┘  old version serves, a drift that is still there is found again
+                                     ┌─────── an old version is better ───────┐
+    serving ─▶ collecting ─▶ trying old versions ─▶ retraining ─▶ gating ─▶ rolling out ─▶ serving (done)
+       ▲                                                 │ failed    │ refused    │ rolled back
+       └─────────────────────────────────────────────────┴───────────┴────────────┘
+    what served goes on serving, and a drift that is still there is found again; an old version that is refused leads to retraining
 
 Detection (`drift.py`), the gate and the rollout have steps of their own; here is what follows from what. Every turn ends in
 one outcome with a cause, and everything that happened is in the timeline, in words. `fleet/operator/retraining.py` drives it.
@@ -23,6 +25,7 @@ class LoopPhase(StrEnum):
 
     SERVING = "serving"
     COLLECTING = "collecting"
+    TRYING = "trying old versions"
     RETRAINING = "retraining"
     GATING = "gating"
     ROLLING_OUT = "rolling out"
@@ -77,6 +80,15 @@ class ExamplesCounted:
 
 
 @dataclass(frozen=True, slots=True)
+class FormerTried:
+    """Former versions were compared with the one in force; the one that is surely better, 0 for none, and a sentence."""
+
+    version: int
+    reason: str
+    time: float
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingFinished:
     """A federated run ended with a candidate version."""
 
@@ -113,13 +125,27 @@ class RolloutEnded:
 
 
 LoopEvent: TypeAlias = (
-    DriftNoticed | DriftWaited | ExamplesCounted | TrainingFinished | TrainingFailed | GateEvaluated | RolloutEnded
+    DriftNoticed
+    | DriftWaited
+    | ExamplesCounted
+    | FormerTried
+    | TrainingFinished
+    | TrainingFailed
+    | GateEvaluated
+    | RolloutEnded
 )
 
 
 @dataclass(frozen=True, slots=True)
 class CountExamples:
     """Ask the devices now and then what they hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class TryFormer:
+    """Compare former versions, but these, with the one in force on the examples held."""
+
+    besides: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +165,10 @@ class EvaluateVersion:
 
 @dataclass(frozen=True, slots=True)
 class RollOut:
-    """Plan the candidate and bring it to the devices, stage by stage."""
+    """Plan the candidate and bring it to the devices, stage by stage; `why` is for the history, "" where it was trained."""
 
     version: int
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +180,7 @@ class EndTurn:
     version: int
 
 
-LoopAction: TypeAlias = CountExamples | StartTraining | EvaluateVersion | RollOut | EndTurn
+LoopAction: TypeAlias = CountExamples | TryFormer | StartTraining | EvaluateVersion | RollOut | EndTurn
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +192,9 @@ class LoopState:
         version: What serves.
         phase: Where it stands.
         candidate: Version in the making; 0 if none.
+        is_former: Whether it served before.
+        held: How many examples a turn begins with, in words.
+        unfit: Former versions that the gate or a rollout refused since a candidate came through.
         num_failed: Turns that failed one after the other.
         outcomes: Of every turn, in order; the last `MAX_NOTES`.
         timeline: What happened; the last `MAX_NOTES`.
@@ -174,6 +204,9 @@ class LoopState:
     version: int
     phase: LoopPhase = LoopPhase.SERVING
     candidate: int = 0
+    is_former: bool = False
+    held: str = ""
+    unfit: tuple[int, ...] = ()
     num_failed: int = 0
     outcomes: tuple[str, ...] = ()
     timeline: tuple[TimelineNote, ...] = ()
@@ -223,8 +256,14 @@ def step(state: LoopState, event: LoopEvent) -> Outcome:
         case DriftWaited() if phase is LoopPhase.SERVING:
             return _note(state, event.time, event.text), ()
         case ExamplesCounted() if phase is LoopPhase.COLLECTING and event.num_labelled >= state.needed_labels:
-            text = f"{event.num_labelled} of {event.num} hard examples have labels; training starts from version {state.version}"
-            return _enter(state, LoopPhase.RETRAINING, event.time, text), (StartTraining(state.version),)
+            held = f"{event.num_labelled} of {event.num} hard examples have labels"
+            return replace(state, phase=LoopPhase.TRYING, held=held), (TryFormer(state.unfit),)
+        case FormerTried() if phase is LoopPhase.TRYING:
+            if not event.version:
+                return _train(state, event.time, f"{state.held}; {event.reason and f'{event.reason}; '}")
+            state = replace(state, candidate=event.version, is_former=True)
+            text = f"{state.held}; version {event.version}, made earlier, is tried first: {event.reason}"
+            return _enter(state, LoopPhase.GATING, event.time, text), (EvaluateVersion(event.version, state.version),)
         case TrainingFinished() if phase is LoopPhase.RETRAINING:
             state = replace(state, candidate=event.version)
             state = _enter(state, LoopPhase.GATING, event.time, f"version {event.version} is trained")
@@ -232,10 +271,12 @@ def step(state: LoopState, event: LoopEvent) -> Outcome:
         case TrainingFailed() if phase is LoopPhase.RETRAINING:
             return _end_unchanged(state, "failed", event.cause, event.time)
         case GateEvaluated() if phase is LoopPhase.GATING and event.version == state.candidate:
+            if not event.passed and state.is_former:
+                return _train(state, event.time, f"version {event.version} does not come back: {event.reason} ")
             if not event.passed:
                 return _end_unchanged(state, "refused", event.reason, event.time)
             text = f"version {event.version} {event.reason}"
-            return _enter(state, LoopPhase.ROLLING_OUT, event.time, text), (RollOut(event.version),)
+            return _enter(state, LoopPhase.ROLLING_OUT, event.time, text), (RollOut(event.version, _why(state)),)
         case RolloutEnded() if phase is LoopPhase.ROLLING_OUT and event.version == state.candidate:
             if not event.completed:
                 return _end_unchanged(state, "rolled_back", event.cause, event.time)
@@ -243,9 +284,25 @@ def step(state: LoopState, event: LoopEvent) -> Outcome:
     return state, ()
 
 
+def _why(state: LoopState) -> str:
+    return f"tried old version v{state.candidate} first: drift returned" if state.is_former else ""
+
+
+def _train(state: LoopState, time: float, cause: str) -> Outcome:
+    state = _enter(_without(state), LoopPhase.RETRAINING, time, f"{cause}training starts from version {state.version}")
+    return state, (StartTraining(state.version),)
+
+
+def _without(state: LoopState) -> LoopState:
+    """Gives up the candidate; a former version is not tried again until another comes through."""
+    unfit = (*state.unfit, state.candidate) if state.is_former else state.unfit
+    return replace(state, candidate=0, is_former=False, unfit=unfit)
+
+
 def _done(state: LoopState, event: RolloutEnded) -> Outcome:
     state = replace(
-        state, version=event.version, candidate=0, num_failed=0, outcomes=(*state.outcomes, "done")[-MAX_NOTES:]
+        LoopState(state.settings, event.version, timeline=state.timeline),
+        outcomes=(*state.outcomes, "done")[-MAX_NOTES:],
     )
     state = _enter(state, LoopPhase.SERVING, event.time, f"done: version {event.version} serves; {event.cause}")
     return state, (EndTurn("done", event.cause, event.version),)
@@ -255,7 +312,7 @@ def _end_unchanged(state: LoopState, outcome: str, cause: str, time: float) -> O
     """The old version goes on serving; a drift that is still there is acted on again."""
     num_failed = state.num_failed + 1
     outcomes = (*state.outcomes, outcome)[-MAX_NOTES:]
-    state = replace(state, candidate=0, num_failed=num_failed, outcomes=outcomes)
+    state = replace(_without(state), num_failed=num_failed, outcomes=outcomes)
     text = f"{outcome.replace('_', ' ')}: {cause.removeprefix('refused: ')}"
     if state.is_given_up:
         text += f" That was turn {num_failed} without success; version {state.version} serves until somebody looks"

@@ -29,3 +29,19 @@ def start_weight(index: int) -> float:
         mixture over starts gives a bound of the false alarms instead of a mean run length.
     """
     return ALIKE / ((ALIKE + index) * (ALIKE + index + 1))
+
+
+def weight_left(index: int) -> float:
+    """Weight of all starts from this step on.
+
+    Args:
+        index: Steps before it, from 0.
+
+    Returns:
+        The weight, in (0, 1].
+
+    Example:
+        >>> weight_left(500), round(weight_left(7) - weight_left(8) - start_weight(7), 9)
+        (0.5, 0.0)
+    """
+    return ALIKE / (ALIKE + index)

@@ -117,7 +117,7 @@ def improves(
     """
     kept = compare(reference_right, candidate_right, limit_points, min_examples, confidence)
     lost, gained, num = _counts(recent_reference_right, recent_candidate_right)
-    p_value = _sign_test(lost, gained)
+    p_value = gain_p_value(lost, gained)
     gain = 100.0 * (gained - lost) / num if num else 0.0
     recent = f"on {num} recent examples it loses {lost} and gains {gained} ({gain:+.1f} points, p = {p_value:.3g})"
     if num < min_recent:
@@ -171,6 +171,21 @@ def loss_upper_bound(lost: int, gained: int, num: int, confidence: float = 0.95,
         over the nuisance parameter. Differs: inverted for the bound.
     """
     return _loss_upper_bound(int(lost), int(gained), int(num), float(confidence), exact and num <= _EXACT_LIMIT)
+
+
+def gain_p_value(lost: int, gained: int) -> float:
+    """One-sided exact McNemar test of "no gain".
+
+    Args:
+        lost: Pairs only the reference has right.
+        gained: Pairs only the candidate has right.
+
+    Returns:
+        Probability of so many gained among those that differ, if neither is better.
+    """
+    from scipy.stats import binom
+
+    return float(binom.sf(gained - 1, lost + gained, 0.5)) if lost + gained else 1.0
 
 
 @cache
@@ -227,12 +242,6 @@ def _binomial(counts: NDArray[Any], num: int, shares: NDArray[Any]) -> NDArray[n
 
     ways = gammaln(num + 1) - gammaln(counts + 1) - gammaln(num - counts + 1)
     return np.asarray(np.exp(ways + xlogy(counts, shares) + xlog1py(num - counts, -shares)))
-
-
-def _sign_test(lost: int, gained: int) -> float:
-    from scipy.stats import binom
-
-    return float(binom.sf(gained - 1, lost + gained, 0.5)) if lost + gained else 1.0
 
 
 def _counts(reference_right: Any, candidate_right: Any) -> tuple[int, int, int]:

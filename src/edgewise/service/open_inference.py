@@ -17,8 +17,9 @@ import contextlib
 import ipaddress
 import logging
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from importlib.metadata import version as package_version
+from inspect import isawaitable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -48,7 +49,7 @@ log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 64 * 2**20
 _LAST_REQUESTS_S = 0.5
-Metrics = Callable[[], Iterable[Metric]]
+Metrics = Callable[[], Iterable[Metric] | Awaitable[Iterable[Metric]]]
 """Asked at each call of `/metrics`."""
 
 
@@ -184,7 +185,11 @@ async def serve_http(
     """
     if isinstance(models, ServingNode):
         node, others = models, metrics
-        models, metrics = node.models, lambda: [*others(), *worker_metrics(node.worker)]
+
+        async def with_worker() -> list[Metric]:
+            return [*await _given(others), *worker_metrics(node.worker)]
+
+        models, metrics = node.models, with_worker
     served = models if isinstance(models, Mapping) else {models.name: models}
     if tls is None and not insecure and not _is_loopback(host):
         raise SecurityError(
@@ -243,6 +248,11 @@ def _is_loopback(host: str) -> bool:
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return False
+
+
+async def _given(metrics: Metrics) -> Iterable[Metric]:
+    found = metrics()
+    return await found if isawaitable(found) else found
 
 
 def make_app(
@@ -354,9 +364,9 @@ def make_app(
         chosen = {name: find(name, request.path_params.get("version", ""))[0]} if name else models
         return {"model_stats": [describe_counts(name, model) for name, model in sorted(chosen.items())]}
 
-    @get("/metrics", sync_to_thread=False)
-    def prometheus() -> Response[bytes]:
-        found = [*metrics(), *(row for _, model in sorted(models.items()) for row in model.metrics())]
+    @get("/metrics")
+    async def prometheus() -> Response[bytes]:
+        found = [*await _given(metrics), *(row for _, model in sorted(models.items()) for row in model.metrics())]
         return Response(metrics_text(found).encode(), media_type=CONTENT_TYPE)
 
     @post(["/v2/models/{name:str}/feedback"], status_code=200)

@@ -168,6 +168,7 @@ class ServingFleet:
         )
         serving = self.serving[_CLOUD] = Serving(node, settings)
         self.coordinator = Coordinator(node, settings, serving.host_here)
+        serving.monitors = self.coordinator.monitors
         await serving.open()
         await node.attach(0)
         await node.transport.subscribe(node.keys.event(_CLOUD), self._on_message)

@@ -5,11 +5,19 @@ on `report`; both are signed. Tensors (updates, models small enough) travel besi
 
     message.py            the base and the plain answer     training_messages.py   rounds and runs
     node_messages.py      nodes and their resources         serving_messages.py    versions, plans, answers
-    events.py             what is published to watchers
+    admission_messages.py whether a version may serve       events.py              what is published to watchers
 """
 
 from __future__ import annotations
 
+from edgewise.fleet.messages.admission_messages import (
+    AdmissionAck,
+    AdmissionRequest,
+    FormerAnswer,
+    FormerRequest,
+    PairsAnswer,
+    PairsOrder,
+)
 from edgewise.fleet.messages.message import (
     BLOB,
     INLINE_BYTES,
@@ -31,6 +39,8 @@ from edgewise.fleet.messages.node_messages import (
     LogAnswer,
     LogLine,
     LogRequest,
+    MonitorsAnswer,
+    MonitorsRequest,
     NodeInfo,
     NodeRow,
     Progress,
@@ -39,8 +49,6 @@ from edgewise.fleet.messages.node_messages import (
     TakeOver,
 )
 from edgewise.fleet.messages.serving_messages import (
-    AdmissionAck,
-    AdmissionRequest,
     Deploy,
     DeployAck,
     ExampleCounts,
@@ -107,6 +115,8 @@ __all__ = [
     "FeedbackAck",
     "FleetAnswer",
     "FleetRequest",
+    "FormerAnswer",
+    "FormerRequest",
     "GraphAnswer",
     "GraphRequest",
     "HardExamples",
@@ -124,9 +134,13 @@ __all__ = [
     "LogLine",
     "LogRequest",
     "Message",
+    "MonitorsAnswer",
+    "MonitorsRequest",
     "NodeInfo",
     "NodeRow",
     "NodesAt",
+    "PairsAnswer",
+    "PairsOrder",
     "PlanInputs",
     "ProfileAnswer",
     "ProfileOrder",

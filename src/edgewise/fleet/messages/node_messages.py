@@ -145,6 +145,22 @@ class DriftStatus(DriftFinding, frozen=True, kw_only=True):
     version: int
 
 
+class MonitorsRequest(Message, frozen=True):
+    """Asks what the drift monitors know of models.
+
+    Attributes:
+        models: Which; those that are not in force are left out.
+    """
+
+    models: tuple[str, ...]
+
+
+class MonitorsAnswer(Message, frozen=True):
+    """What is known, by model."""
+
+    monitors: dict[str, DriftStatus]
+
+
 class FleetAnswer(Message, frozen=True):
     """The coordinator's view.
 

@@ -11,7 +11,7 @@ import msgspec
 from edgewise.core.ids import Digest, NodeId, Revision, digest_of
 from edgewise.fleet.messages.message import Ack, BlobRef, Message
 from edgewise.models.graph.input_hints import NO_HINTS, InputHints
-from edgewise.models.version import ExitEvidence, GateResult, ModelVersion
+from edgewise.models.version import ExitEvidence, ModelVersion
 from edgewise.planning.plan import Plan, Site
 from edgewise.planning.policy import Policy
 from edgewise.planning.profile import LinkState, Profile
@@ -141,6 +141,7 @@ class Deploy(Message, frozen=True):
         force: Serve the version whatever its gate says, and although its `caution` says that it lacks its clients' own
             tensors; what it overrides is written into the history.
         ungated: Serve it although nothing says whether it is worse than the one in force.
+        why: What it is put in force for, for the history; "" where an operator asks for it.
         policy: What the operator asked for, to which plans of this model keep until another is given; None leaves the one
             in force. `inputs.policy` is what is left of it under the grants of the devices.
         hints: What the graph was planned with, and is loaded with on every node.
@@ -158,36 +159,7 @@ class Deploy(Message, frozen=True):
     ungated: bool = False
     policy: Policy | None = None
     hints: InputHints = NO_HINTS
-
-
-class AdmissionRequest(Message, frozen=True):
-    """Asks whether a version may serve in place of the one in force; nothing is changed.
-
-    Attributes:
-        version: Which.
-        force: As `Deploy.force`.
-        ungated: As `Deploy.ungated`.
-    """
-
-    version: int
-    force: bool = False
-    ungated: bool = False
-
-
-class AdmissionAck(Ack, frozen=True):
-    """Answers `AdmissionRequest`; `reason` says why not.
-
-    Attributes:
-        serves: The version of that model in force; 0 for none.
-        gate: The comparison with it; None without.
-        overridden: What spoke against it and is overridden.
-        note: What to know of it.
-    """
-
-    serves: int = 0
-    gate: GateResult | None = None
-    overridden: str = ""
-    note: str = ""
+    why: str = ""
 
 
 class Rollback(Message, frozen=True):
@@ -257,7 +229,8 @@ class PutInForce(msgspec.Struct, frozen=True):
         model: Which model.
         version: What served from then on.
         time_s: When, seconds since 1970.
-        note: What an operator overrode for it, or from what it was rolled back; "" where there is nothing.
+        note: Why, where no operator just asked for it: what was overridden, from what it was rolled back, that a drift
+            returned.
     """
 
     model: str

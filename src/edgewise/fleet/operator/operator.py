@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,8 @@ from edgewise.fleet.messages import (
     FeedbackAck,
     FleetAnswer,
     FleetRequest,
+    FormerAnswer,
+    FormerRequest,
     GraphAnswer,
     GraphRequest,
     LedgerAnswer,
@@ -288,6 +290,18 @@ class Operator:
             The answer, and the comparison behind it.
         """
         return await self._ask(AdmissionRequest(version, force, ungated), AdmissionAck)
+
+    async def former(self, model: str, besides: Iterable[int] = ()) -> FormerAnswer:
+        """A version that served before and is better on the fresh labelled examples of the devices.
+
+        Args:
+            model: Of which model.
+            besides: Versions that are not tried.
+
+        Returns:
+            The version, 0 for none, and a sentence.
+        """
+        return await self._ask(FormerRequest(model, tuple(besides)), FormerAnswer, timeout_s=ROLLOUT_TIMEOUT_S)
 
     async def deploy(self, deploy: Deploy) -> DeployAck:
         """Serves a version along plans, device by device; answers when it is done or halted."""

@@ -46,7 +46,7 @@ class RetrainingLoop:
         ungated: Whether one serves that no held-out data can judge.
         labels: Spec of the source of labels; a teacher labels whatever devices hold, `feedback` what a label came for.
         train: Trains from a version; returns the new one, or 0 and why there is none.
-        roll_out: Plans a version and puts it in force; raises why not.
+        roll_out: Plans a version and puts it in force, with why for the history; raises why not.
         on_note: Takes what happens.
         on_unreachable: Takes why the coordinator does not answer.
     """
@@ -59,7 +59,7 @@ class RetrainingLoop:
         *,
         labels: str,
         train: Callable[[int], Awaitable[tuple[int, str]]],
-        roll_out: Callable[[int], Awaitable[None]],
+        roll_out: Callable[[int, str], Awaitable[None]],
         on_note: Callable[[TimelineNote], None],
         on_unreachable: Callable[[str], None] = lambda _: None,
         force: bool = False,
@@ -120,12 +120,14 @@ class RetrainingLoop:
         match wanted:
             case loop.CountExamples():
                 return await self._patiently(lambda: self._count(needed))
+            case loop.TryFormer(besides):
+                return await self._patiently(lambda: self._former(besides))
             case loop.StartTraining():
                 return await self._trained()
             case loop.EvaluateVersion(candidate, _):
                 return await self._patiently(lambda: self._evaluated(candidate))
-            case loop.RollOut(version):
-                return await self._rolled_out(version)
+            case loop.RollOut(version, why):
+                return await self._rolled_out(version, why)
             case _:
                 return await self._patiently(self._drift)
 
@@ -165,6 +167,12 @@ class RetrainingLoop:
             await asyncio.sleep(COUNT_EVERY_S)
         return loop.ExamplesCounted(hard, labelled, self._now())
 
+    async def _former(self, besides: tuple[int, ...]) -> loop.LoopEvent:
+        if self._has_teacher:  # its labels are another model's answers: they judge nobody
+            return loop.FormerTried(0, "", self._now())
+        found = await self._operator.former(self._model, besides)
+        return loop.FormerTried(found.version, found.reason, self._now())
+
     async def _in_force(self) -> int:
         """The version that serves, which somebody else may have changed meanwhile; 0 if none does."""
         return (await self._patiently(self._operator.versions)).in_force.get(self._model, 0)
@@ -184,10 +192,10 @@ class RetrainingLoop:
         reason = found.reason or (f"serves all the same: {found.overridden}" if found.overridden else passed)
         return loop.GateEvaluated(candidate, found.accepted, reason, self._now())
 
-    async def _rolled_out(self, candidate: int) -> loop.LoopEvent:
+    async def _rolled_out(self, candidate: int, why: str) -> loop.LoopEvent:
         await self._in_force()  # not while nobody is there to do it
         try:
-            await self._roll_out(candidate)
+            await self._roll_out(candidate, why)
         except (Unreachable, DeadlineExceeded) as error:  # a long rollout goes on without us
             self._on_unreachable(error.message)
             if not await self._comes_into_force(candidate):

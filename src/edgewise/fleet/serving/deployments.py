@@ -147,7 +147,7 @@ class Deployments:
                 await (self._withdraw_from_hosts(now.model) if before is None else self._prepare_hosts(before))
                 return DeployAck(False, cause)
             self._record(now)
-            self.versions.promote(wanted.version, note=overridden)
+            self.versions.promote(wanted.version, note=" ".join(filter(None, (wanted.why, overridden))))
             if overridden:
                 log.warning("version %d of %s serves all the same: %s", version.number, version.task, overridden)
         devices = [str(m.node) for m in self.watch.members.alive(Tier.DEVICE)]

@@ -145,7 +145,8 @@ class DriftWatch:
         self._version = 0
         self._states: dict[Exits, DriftState] = {}
         self._watched: dict[Exits, DriftReference] = {}
-        self._open: dict[tuple[NodeId, int], tuple[Exits, float]] = {}
+        self._open: dict[tuple[NodeId, int], tuple[Exits, float, int]] = {}
+        self._num_requests = 0
         self._early: set[tuple[NodeId, int]] = set()
         self._last: dict[NodeId, int] = {}
         self._rng = Seeds(0).at("drift").rng()
@@ -210,13 +211,16 @@ class DriftWatch:
         if exits is None:
             return Ack(False, f"version {report.version} is not in force")
         for number, label, is_wrong in zip(report.numbers, report.labels, report.wrong, strict=True):
+            request = self._num_requests
             if number > self._last.get(report.node, -1):
                 if len(self._early) >= PATIENCE or (report.node, number) in self._early:
                     continue
                 self._early.add((report.node, number))
-            elif self._open.pop((report.node, number), None) is None:
+            elif (waited := self._open.pop((report.node, number), None)) is None:
                 continue
-            self._judged(exits, LabelArrived(label, is_wrong, report.time))
+            else:
+                request = waited[2]
+            self._judged(exits, LabelArrived(label, is_wrong, report.time, request))
             await self._act(exits)
         return Ack()
 
@@ -264,12 +268,13 @@ class DriftWatch:
 
     def _wait_for(self, node: NodeId, number: int, exits: Exits, confidence: float) -> None:
         self._last[node] = max(number, self._last.get(node, -1))
+        self._num_requests += 1
         if (node, number) in self._early:
             self._early.discard((node, number))
             return
-        self._open[node, number] = exits, confidence
+        self._open[node, number] = exits, confidence, self._num_requests
         if len(self._open) > PATIENCE:
-            of, sure = self._open.pop(next(iter(self._open)))
+            of, sure, _ = self._open.pop(next(iter(self._open)))
             self._states[of] = drift.settled(self._states[of], sure)
 
     async def _act(self, exits: Exits) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -67,6 +67,7 @@ class ExampleCollector:
         self._seeds = Seeds(0).at("buffer", node)
         self._buffer = hard_examples.hard_examples(MAX_EXAMPLES, max_bytes)
         self._answers: dict[RequestId, int] = {}
+        self._trained_until = float("-inf")
         self._times: deque[float] = deque(maxlen=10 * MAX_EXAMPLES)
         self._unreported: dict[tuple[int, int, int], list[tuple[Any, ...]]] = {}
 
@@ -163,6 +164,15 @@ class ExampleCollector:
                 Judged(self._node, version, self._model, revision, numbers, classes, wrong, time.monotonic())
             )
 
+    def judges(self) -> Examples | None:
+        """Examples with a true label that models are compared on; None without any.
+
+        They are a fair sample of the requests since the last training: what a version has learned does not judge it.
+        """
+        fair = hard_examples.fair_sample(self._buffer, self._seeds.at("fair", self._buffer.num_offered).rng())
+        fresh = [e for e in fair if e.time > self._trained_until and e.request in self._answers]
+        return _as_examples([(e.input, self._answers[e.request]) for e in fresh])
+
     def labelled(self, source: Any = "feedback", help: LabelHelp | None = None) -> Examples | None:
         """Hard examples that have a label, as training data; a teacher may take its time: call it off the event loop.
 
@@ -178,9 +188,14 @@ class ExampleCollector:
             PolicyViolation: If the source would send what may not leave.
         """
         examples, asked = self._buffer.examples, label_source(source)
+        self._trained_until = max((e.time for e in examples), default=self._trained_until)
         labels = asked.label(examples, replace(help or LabelHelp(), answers=self._answers)).labels
         pairs = [(e.input, label) for e, label in zip(examples, labels, strict=True) if label is not None]
         log.info("%s: %d of %d hard examples have a label from %s", self._node, len(pairs), len(examples), asked.spec)
-        if not pairs:
-            return None
-        return Examples.of(np.stack([x for x, _ in pairs]), np.array([y for _, y in pairs], np.int64))
+        return _as_examples(pairs)
+
+
+def _as_examples(pairs: Sequence[tuple[Any, int]]) -> Examples | None:
+    if not pairs:
+        return None
+    return Examples.of(np.stack([x for x, _ in pairs]), np.array([y for _, y in pairs], np.int64))

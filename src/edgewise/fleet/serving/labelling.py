@@ -1,6 +1,6 @@
-"""Teachers on a live device: a larger model that runs here, or the part of the served model beyond this device.
+"""Models asked on a live device about its examples: former versions, for comparison, and teachers, which label.
 
-The second is asked along the plan in force, from the features that are handed over and with that codec, as a request is;
+A teacher is a larger model that runs here, or the part of the served model beyond this device. That is asked along the plan in force, from the features that are handed over and with that codec, as a request is;
 only the device's own exits are passed over. `lifecycle/labels.py` decides what a source may use.
 """
 
@@ -17,8 +17,10 @@ from edgewise.core.ids import Tier
 from edgewise.inference.gates.exit import probabilities
 from edgewise.inference.model_server import ModelServer
 from edgewise.inference.stages import make_session
+from edgewise.lifecycle.former import PairCounts
 from edgewise.lifecycle.labels import LabelHelp
 from edgewise.models.graph.graph import Graph
+from edgewise.models.task import Examples
 from edgewise.planning.policy import Policy
 
 
@@ -56,6 +58,22 @@ def label_help(
     return LabelHelp(
         features=features, teacher=ask, teacher_tier=active.plan.site_of(handover.target).tier, policy=policy
     )
+
+
+def pair_counts(former: Graph, in_force: Graph, examples: Examples) -> PairCounts:
+    """Two models on the same labelled examples, each to its end.
+
+    Args:
+        former: One.
+        in_force: The other.
+        examples: Inputs [n, …] and classes int64[n].
+
+    Returns:
+        The counts.
+    """
+    targets = np.asarray(examples.targets)
+    old, now = (_runs_here(graph)(examples.inputs).argmax(axis=-1) == targets for graph in (former, in_force))
+    return PairCounts(len(targets), int((now & ~old).sum()), int((old & ~now).sum()))
 
 
 def _runs_here(graph: Graph) -> Any:

@@ -21,6 +21,7 @@ from edgewise.core.process import keep_for_good
 from edgewise.fleet.messages import (
     Ack,
     BlobRef,
+    DriftStatus,
     ExampleCounts,
     ExampleCountsRequest,
     Feedback,
@@ -30,6 +31,10 @@ from edgewise.fleet.messages import (
     HealthRequest,
     InForce,
     InstallOrder,
+    MonitorsAnswer,
+    MonitorsRequest,
+    PairsAnswer,
+    PairsOrder,
     ProfileAnswer,
     ProfileOrder,
     UninstallOrder,
@@ -39,9 +44,10 @@ from edgewise.fleet.node.node import Node
 from edgewise.fleet.node.probe import PROBE, Crossing, answer_probe, probe_link, probe_once
 from edgewise.fleet.node.settings import AgentSettings
 from edgewise.fleet.serving.device_model import DeviceModel, EndpointModels
+from edgewise.fleet.serving.drift_metrics import drift_metrics
 from edgewise.fleet.serving.drift_watch import CollectOrder, Confidences, Judged
 from edgewise.fleet.serving.installed import InstalledModels, edge_first
-from edgewise.fleet.serving.labelling import label_help
+from edgewise.fleet.serving.labelling import label_help, pair_counts
 from edgewise.inference.model_server import ModelServer
 from edgewise.inference.observation import Observation
 from edgewise.inference.peers import Target
@@ -50,6 +56,7 @@ from edgewise.inference.serving_node import ServingNode
 from edgewise.inference.stage_messages import STAGE
 from edgewise.inference.stage_server import StageHost
 from edgewise.ledger.metric import Metric, node_metrics
+from edgewise.lifecycle.former import PairCounts
 from edgewise.models.graph.graph import Graph
 from edgewise.models.graph.input_hints import NO_HINTS, InputHints, load_with
 from edgewise.models.model_choice import choose_model
@@ -59,6 +66,8 @@ from edgewise.planning.policy import Policy
 from edgewise.transport.frame import Frame
 
 log = logging.getLogger("edgewise.fleet")
+METRICS_TIMEOUT_S = 2.0
+"""How long `/metrics` waits for the coordinator."""
 MAX_IN_FLIGHT = 64
 """Open requests of all models of a device; each may have its share of them."""
 
@@ -78,7 +87,7 @@ class ServingEndpoint(Protocol):
 
 
 OpenEndpoint = Callable[
-    [Mapping[str, ModelServer], str, int, Callable[[], Iterable[Metric]], Callable[[], bool] | None],
+    [Mapping[str, ModelServer], str, int, Callable[[], Awaitable[Iterable[Metric]]], Callable[[], bool] | None],
     Awaitable[ServingEndpoint],
 ]
 """(models by name, host, port, the node's metrics, whether it is ready if models do not say it) -> the open endpoint."""
@@ -91,6 +100,7 @@ class Serving:
         http_port: Port of the endpoint; 0 without one.
         models: What a device serves, by name.
         host: Runs stages on another node.
+        monitors: On the coordinator's own node, what the drift monitors know; others ask it.
         compute_s: Seconds this node has computed answers.
         is_started: Whether the node has begun its other roles; one without models of its own is ready then.
         more_metrics: What another role of this node adds to its metrics.
@@ -104,6 +114,7 @@ class Serving:
         self.more_metrics: Callable[[], Iterable[Metric]] = tuple
         self.models: dict[str, DeviceModel] = {}
         self.host: StageHost | None = None
+        self.monitors: Callable[[], Mapping[str, DriftStatus]] | None = None
         self._settings = settings
         self._open_endpoint = open_endpoint
         self._endpoint: ServingEndpoint | None = None
@@ -143,6 +154,7 @@ class Serving:
         self.node.route("control", Feedback, self._feedback, Tier.CLOUD)
         self.node.route("control", CollectOrder, self._collect, Tier.CLOUD)
         self.node.route("control", ExampleCountsRequest, self._counts, Tier.CLOUD)
+        self.node.route("control", PairsOrder, self._pairs, Tier.CLOUD)
         if self._device is not None:
             await self._open_http(EndpointModels(self._device.models, self._settings.model_name))
 
@@ -153,16 +165,33 @@ class Serving:
             self._endpoint = await self._open_endpoint(models, host or "127.0.0.1", int(port), self.metrics, ready)
             self.http_port = self._endpoint.port
 
-    def metrics(self) -> list[Metric]:
+    async def metrics(self) -> list[Metric]:
         """What this node's `/metrics` says beside its models' own."""
         node, settings = self.node, self._settings
         of_node = [
             *node_metrics(node.name, settings.tier, node.counter.entries(), settings.dilation),
+            *drift_metrics(await self._drift()),
             *self.more_metrics(),
         ]
         if self.host is not None:
             return [*of_node, *host_metrics(self.host, {name: row.version for name, row in self.in_force().items()})]
         return [*of_node, *(worker_metrics(self._device.worker) if self._device is not None else ())]
+
+    async def _drift(self) -> Mapping[str, DriftStatus]:
+        """What the monitors know of the models served here; nothing while the coordinator is away."""
+        if self.monitors is not None:
+            return self.monitors()
+        served = tuple(self.in_force())
+        if self.node.coordinator is None or not served:
+            return {}
+        try:
+            asked, timeout_s = MonitorsRequest(served), METRICS_TIMEOUT_S
+            return (
+                await self.node.ask(self.node.coordinator, "report", asked, MonitorsAnswer, timeout_s=timeout_s)
+            ).monitors
+        except EdgewiseError as error:
+            log.info("%s tells nothing of drift: %s", self.node.name, error)
+            return {}
 
     async def resume(self, edge: NodeId | None = None) -> None:
         """Serves again what was served before a restart, if all of it is here; the coordinator may order otherwise.
@@ -413,6 +442,14 @@ class Serving:
 
     async def _counts(self, request: ExampleCountsRequest, *_: Any) -> ExampleCounts:
         return self._model(request.model).counts()
+
+    async def _pairs(self, order: PairsOrder, *_: Any) -> PairsAnswer:
+        model = self._model(order.model)
+        examples, now = model.collector.judges(), model.served.graph
+        if examples is None or now is None or model.order is None or model.order.version != order.in_force:
+            return PairsAnswer(PairCounts())
+        former = await self._load(order.graph, order.model)
+        return PairsAnswer(await asyncio.to_thread(pair_counts, former, now, examples))
 
     async def _health(self, request: HealthRequest, *_: Any) -> Health:
         return self._model(request.model).health(request)
