@@ -1,7 +1,8 @@
 """What nodes of a run write to each other: typed letters with the names of the blobs that travel with them.
 
 A driver delivers a letter until it is acknowledged or its protocol wants it no more; at the other end its blobs are
-fetched, `Received` is logged, the step answers. A letter holds all that a node needs which never heard of the run before.
+fetched, `Received` is logged, the step answers. A letter holds all that a node needs which never heard of the run before;
+on the wire an order leaves that out for a node that has taken one (`letter_delivery.py`).
 """
 
 from __future__ import annotations
