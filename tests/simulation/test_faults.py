@@ -148,7 +148,7 @@ def test_a_task_that_gives_the_same_module_each_time_trains_as_one_that_makes_it
             made = vars(self).setdefault("made", torch.nn.Sequential(torch.nn.Dropout(0.5), super().model()))
             return made if self.settings["same"] else copy.deepcopy(made)
 
-    initial = np.zeros_like(vector_of(Same(same=True).model()))
+    initial = np.full_like(vector_of(Same(same=True).model()), 0.1)
     anew, same = (run(Same(same=same), None, initial=initial).vector for same in (False, True))
     assert anew.tobytes() == same.tobytes()
 
