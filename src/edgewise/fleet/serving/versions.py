@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edgewise.core.array_file import read_arrays
 from edgewise.core.errors import DataError, InputError
 from edgewise.core.ids import Digest, RunId
 from edgewise.core.layout import Layout, Vector
@@ -60,12 +61,15 @@ class Holdout:
             DataError: If the file or an array is missing.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
-                return Holdout(*(traced(file[name], PUBLIC) for name in Holdout.__slots__))
-        except (OSError, KeyError, ValueError) as error:
+            arrays = read_arrays(path)
+        except OSError as error:
+            raise DataError(f"held-out data {str(path)!r} cannot be read: {error.strerror or error}.") from error
+        missing = [name for name in Holdout.__slots__ if name not in arrays]
+        if missing:
             raise DataError(
-                f"held-out data {str(path)!r} cannot be used: {error}. Needed is an npz with {', '.join(Holdout.__slots__)}."
-            ) from error
+                f"held-out data {str(path)!r} has no {missing[0]}. Needed is an npz with {', '.join(Holdout.__slots__)}."
+            )
+        return Holdout(*(traced(arrays[name], PUBLIC) for name in Holdout.__slots__))
 
 
 def load_holdouts(text: str) -> dict[str, Holdout]:
