@@ -309,7 +309,7 @@ def test_a_dry_run_prints_the_job_and_asks_nobody(home: Path, capsys: pytest.Cap
         ('[task]\nfile = "digits"\nsettings = { client = 2 }', "task 'digits' has no setting 'client'. Did you mean"),
         ("[task\n", "bad.toml is not TOML"),
         ('[task]\nfile = "nowhere.py"', "nowhere.py' does not exist"),
-        ('[task]\nfile = "."', "does not exist. Give the path of a Python file"),
+        ('[task]\nfile = "."', "is no file. Give the path of a Python file"),
         ('[task]\nfile = "broken.py"', "broken.py' does not import: SyntaxError"),
         ('[task]\nfile = "binary.py"', "binary.py' does not import"),
         ('[task]\nfile = "two.py"', "two.py' has 2 Task classes, needed is exactly one"),

@@ -120,6 +120,7 @@ def test_what_is_wrong_in_a_file_is_said_with_its_line(
 
 
 def test_a_missing_file_folder_or_tier_is_said(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written(home, DEVICE)
     assert run(["agent", "--config", str(home / "nod.toml")]) == 1
     assert "does not exist. Did you mean 'node.toml'?" in capsys.readouterr().err
     assert run(["agent", "--config", written(home, "tier = 'edge'\nidentity = 'device-9'\n")]) == 1

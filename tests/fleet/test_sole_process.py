@@ -308,6 +308,12 @@ sys.stdin.read()
 """
 
 
+def test_a_state_that_is_a_file_is_said(tmp_path: Path) -> None:
+    (tmp_path / "state").touch()
+    with pytest.raises(StoreError, match=r"state' is a file\. Give the path of a folder"):
+        asyncio.run(StateLock.take(tmp_path / "state"))
+
+
 def test_a_process_that_holds_the_state_is_told_to_stop_and_waited_for(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

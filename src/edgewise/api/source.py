@@ -6,7 +6,6 @@ Labels are optional and called `y`, `labels` or `targets`.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgewise.core.array_file import NAMELESS, read_arrays
 from edgewise.core.errors import DataError, nearest
 from edgewise.models.graph.graph import PlainTensor
 
@@ -75,15 +75,7 @@ def read_source(
     """
     if path.is_dir():
         return _read_folder(path, wanted, scale)
-    try:
-        with path.open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            arrays = dict(loaded.items()) if isinstance(loaded, np.lib.npyio.NpzFile) else {INPUTS[0]: loaded}
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:  # numpy takes whatever is no array for a pickle
-        raise DataError(
-            f"{str(path)!r} is not an npz or npy of plain arrays of numbers. "
-            "Write it with numpy.savez(path, x=inputs, y=labels), without object arrays."
-        ) from error
+    arrays = {name or INPUTS[0]: array for name, array in read_arrays(path).items()}
     return _from_arrays(repr(str(path)), arrays, wanted, takes_texts)
 
 
@@ -214,10 +206,19 @@ def _read_folder(folder: Path, wanted: Sequence[PlainTensor], scale: float) -> S
         )
     tensor = wanted[0]
     rows = [
-        _shaped(repr(str(file)), np.load(file) if file.suffix == ".npy" else _image(file, tensor, scale), tensor)[:1]
+        _shaped(repr(str(file)), _array(file) if file.suffix == ".npy" else _image(file, tensor, scale), tensor)[:1]
         for file in files
     ]
     return Source({tensor.name: np.concatenate(rows)}, None, [file.name for file in files])
+
+
+def _array(file: Path) -> NDArray[Any]:
+    arrays = read_arrays(file)
+    if NAMELESS not in arrays:
+        raise DataError(
+            f"{str(file)!r} is an npz under the name of an npy. Write it with numpy.save, or give it alone."
+        )
+    return arrays[NAMELESS]
 
 
 def _image(file: Path, tensor: PlainTensor, scale: float) -> NDArray[np.float32]:

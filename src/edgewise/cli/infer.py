@@ -267,13 +267,12 @@ async def model_inputs(client: InferenceClient, model: str) -> tuple[PlainTensor
         RemoteError: If there is no such model.
     """
     from edgewise.models.graph.graph import PlainTensor
+    from edgewise.service.client import error_text
     from edgewise.service.tensor_data import DATATYPES
 
     status, _, body = await client.call("GET", f"/v2/models/{quote(model, safe='')}")
     if status != 200:
-        raise RemoteError(
-            f"the endpoint has no model {model!r} (status {status}): {body[:200].decode(errors='replace')}"
-        )
+        raise RemoteError(f"the endpoint has no model {model!r} (status {status}): {error_text(body)}")
     types = {datatype: dtype for dtype, datatype in DATATYPES.items()} | {"BF16": "float32"}
     return tuple(
         PlainTensor(

@@ -135,8 +135,8 @@ def check_address(http: str) -> None:
         raise InputError(f"{http!r} is not an address to answer on. Write it like '127.0.0.1:8000', port 0 for any.")
 
 
-async def _open_endpoint(server: Any, host: str, port: int, metrics: Any, ready: Any) -> Any:
+async def _open_endpoint(server: Any, host: str, port: int, metrics: Any, ready: Any, insecure: bool) -> Any:
     """Opens the inference endpoint; the web framework is imported by nodes that have one."""
     from edgewise.service.endpoint import open_endpoint
 
-    return await open_endpoint(server, host, port, metrics, ready)
+    return await open_endpoint(server, host, port, metrics, ready, insecure)

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
+from edgewise.core.array_file import read_arrays
 from edgewise.core.errors import DataError
 from edgewise.datasets.arrays import Arrays
 
@@ -127,16 +128,15 @@ def load_uci_har(folder: str | Path | None = None, *, sha256: str = "") -> tuple
 
 def _read_npz(path: Path, keys: tuple[str, ...]) -> Mapping[str, NDArray[np.generic]]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            missing = [key for key in keys if key not in archive]
-            if missing:
-                raise DataError(
-                    f"{str(path)!r} has no array {missing[0]!r}, found {sorted(archive)[:10]}. "
-                    f"Needed are {', '.join(keys)}."
-                )
-            return {key: archive[key] for key in keys}
-    except (OSError, ValueError) as error:
+        arrays = read_arrays(path)
+    except (OSError, DataError) as error:
         raise DataError(f"{str(path)!r} is not a readable npz archive: {error}. Fetch it again.") from error
+    missing = [key for key in keys if key not in arrays]
+    if missing:
+        raise DataError(
+            f"{str(path)!r} has no array {missing[0]!r}, found {sorted(arrays)[:10]}. Needed are {', '.join(keys)}."
+        )
+    return {key: arrays[key] for key in keys}
 
 
 def _check(path: Path, sha256: str) -> None:

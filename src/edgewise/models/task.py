@@ -195,7 +195,8 @@ def load_task(path: str | Path, **settings: Any) -> Task:
     """
     path = Path(path)
     if not path.is_file():
-        raise TaskError(f"task file {str(path)!r} does not exist. Give the path of a Python file with a Task class.")
+        what = "is no file" if path.exists() else "does not exist"
+        raise TaskError(f"task file {str(path)!r} {what}. Give the path of a Python file with a Task class.")
     spec = importlib.util.spec_from_file_location(f"edgewise_task_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None

@@ -96,7 +96,7 @@ class InferenceClient:
         extra = f"Inference-Header-Content-Length: {len(head)}\r\nContent-Type: application/octet-stream\r\n"
         status, headers, content = await self.call("POST", path, head + body, extra)
         if status != 200:
-            raise RemoteError(_error_text(content), status=status)
+            raise RemoteError(error_text(content), status=status)
         cut = int(headers.get("inference-header-content-length", len(content)))
         answer = json.loads(content[:cut])
         outputs = _read_outputs(answer.get("outputs", ()), content[cut:])
@@ -120,7 +120,7 @@ class InferenceClient:
         kind = "Content-Type: application/json\r\n"
         status, _, content = await self.call("POST", f"/v2/models/{quote(model, safe='')}/feedback", body, kind)
         if status != 200:
-            raise RemoteError(_error_text(content), status=status)
+            raise RemoteError(error_text(content), status=status)
         return int(json.loads(content)["taken"])
 
     async def call(
@@ -235,7 +235,12 @@ def _read_outputs(described: Sequence[dict[str, Any]], content: bytes) -> dict[s
     return outputs
 
 
-def _error_text(content: bytes) -> str:
+def error_text(content: bytes) -> str:
+    """What an answer that is an error says.
+
+    Args:
+        content: Its body.
+    """
     try:
         return str(json.loads(content)["error"])
     except (ValueError, KeyError, TypeError):

@@ -75,6 +75,7 @@ async def open_endpoint(
     port: int,
     metrics: Metrics = tuple,
     ready: Callable[[], bool] | None = None,
+    insecure: bool = False,
 ) -> NodeEndpoint:
     """Opens a node's endpoint.
 
@@ -84,6 +85,7 @@ async def open_endpoint(
         port: Port; 0 takes a free one.
         metrics: What `/metrics` says beside the models' own.
         ready: As in `serve_http`.
+        insecure: As in `serve_http`.
 
     Returns:
         The endpoint.
@@ -92,7 +94,7 @@ async def open_endpoint(
         ConfigError: As `serve_http`.
         SecurityError: As `serve_http`.
     """
-    return NodeEndpoint(await serve_http(models, host, port, metrics=metrics, ready=ready))
+    return NodeEndpoint(await serve_http(models, host, port, metrics=metrics, ready=ready, insecure=insecure))
 
 
 class _AtOnce:

@@ -17,6 +17,7 @@ import contextlib
 import ipaddress
 import logging
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from importlib.metadata import version as package_version
 from inspect import isawaitable
@@ -194,8 +195,10 @@ async def serve_http(
     if tls is None and not insecure and not _is_loopback(host):
         raise SecurityError(
             f"{host}:{port} is not a loopback address and there is no TLS; anybody on the network could use it. "
-            "Give a certificate and a key, or say --insecure."
+            "Keep it on loopback behind what knows its users, give a certificate and a key, or say --insecure."
         )
+    if tls is not None:
+        _check_tls(*tls)
     app = make_app(served, max_body_bytes=max_body_bytes, metrics=metrics, ready=ready)
     listener = _listen(host, port)
     config = uvicorn.Config(
@@ -222,6 +225,16 @@ async def serve_http(
     if task.done():
         await task
     return HttpServer(server, host, int(listener.getsockname()[1]), task)
+
+
+def _check_tls(certificate: Path, key: Path) -> None:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: "")
+    except OSError as error:  # what ssl says of a file's content is one, too
+        raise ConfigError(
+            f"TLS cannot be served with the certificate {str(certificate)!r} and the key {str(key)!r}: "
+            f"{error.strerror or error}. Give two PEM files that belong together, the key without a passphrase."
+        ) from error
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -168,7 +168,10 @@ def successor_of(first: NodeInfo, generation: Generation) -> Generation:
 
 
 def _opened(state: Path) -> IO[str]:
-    state.mkdir(parents=True, exist_ok=True)
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise StoreError(f"the state folder {str(state)!r} is a file. Give the path of a folder, --state.") from error
     return (state / LOCK).open("a+")
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgewise.core.array_file import read_arrays
 from edgewise.core.errors import DataError
 from edgewise.core.provenance import traced
 from edgewise.inference.evidence import plan_evidence, run_graph
@@ -51,12 +52,16 @@ class Holdout:
             DataError: If the file or an array is missing.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
-                return Holdout(*(_tree(file, name) for name in Holdout.__slots__))
-        except (OSError, KeyError, ValueError) as error:
+            arrays = read_arrays(path)
+        except OSError as error:
+            raise DataError(f"held-out data {str(path)!r} cannot be read: {error.strerror or error}.") from error
+        parts = {name: _tree(arrays, name) for name in Holdout.__slots__}
+        missing = [name for name, tree in parts.items() if tree is None]
+        if missing:
             raise DataError(
-                f"held-out data {str(path)!r} cannot be used: {error}. Needed is an npz with {', '.join(Holdout.__slots__)}."
-            ) from error
+                f"held-out data {str(path)!r} has no {missing[0]}. Needed is an npz with {', '.join(Holdout.__slots__)}."
+            )
+        return Holdout(**parts)
 
 
 def arrays_of(name: str, tree: Any) -> dict[str, NDArray[Any]]:
@@ -232,13 +237,11 @@ def own_metrics(task: Task | None, graph: Graph, inputs: Any, targets: Any) -> d
     return {str(name): float(value) for name, value in scores.items()}
 
 
-def _tree(file: Any, name: str) -> Any:
-    if name in file.files:
-        return traced(file[name], PUBLIC)
-    parts = {key.partition(_PARTED)[2]: key for key in file.files if key.startswith(f"{name}{_PARTED}")}
-    if not parts:
-        raise KeyError(f"{name} is not in it")
-    return {part: traced(file[key], PUBLIC) for part, key in parts.items()}
+def _tree(arrays: Mapping[str, NDArray[Any]], name: str) -> Any:
+    if name in arrays:
+        return traced(arrays[name], PUBLIC)
+    parts = {key.partition(_PARTED)[2]: key for key in arrays if key.startswith(f"{name}{_PARTED}")}
+    return {part: traced(arrays[key], PUBLIC) for part, key in parts.items()} or None
 
 
 def _takes(tensor: Any, array: NDArray[Any]) -> bool:

@@ -87,10 +87,10 @@ class ServingEndpoint(Protocol):
 
 
 OpenEndpoint = Callable[
-    [Mapping[str, ModelServer], str, int, Callable[[], Awaitable[Iterable[Metric]]], Callable[[], bool] | None],
+    [Mapping[str, ModelServer], str, int, Callable[[], Awaitable[Iterable[Metric]]], Callable[[], bool] | None, bool],
     Awaitable[ServingEndpoint],
 ]
-"""(models by name, host, port, the node's metrics, whether it is ready if models do not say it) -> the open endpoint."""
+"""(models by name, host, port, the node's metrics, whether it is ready if models do not say it, insecure) -> the open endpoint."""
 
 
 class Serving:
@@ -162,7 +162,9 @@ class Serving:
         if self._settings.http and self._open_endpoint is not None:
             host, _, port = self._settings.http.rpartition(":")
             ready = None if self.host is None else lambda: self.is_started
-            self._endpoint = await self._open_endpoint(models, host or "127.0.0.1", int(port), self.metrics, ready)
+            self._endpoint = await self._open_endpoint(
+                models, host or "127.0.0.1", int(port), self.metrics, ready, self._settings.insecure
+            )
             self.http_port = self._endpoint.port
 
     async def metrics(self) -> list[Metric]:

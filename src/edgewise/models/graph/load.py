@@ -74,7 +74,8 @@ def _read(source: bytes | str | Path) -> tuple[Any, bool, str]:
 
     where = "the ONNX bytes" if isinstance(source, bytes) else f"ONNX file {str(source)!r}"
     if not isinstance(source, bytes) and not Path(source).is_file():
-        raise GraphError(f"{where} does not exist. Give the path of a model exported to ONNX.")
+        what = "is no file" if Path(source).exists() else "does not exist"
+        raise GraphError(f"{where} {what}. Give the path of a model exported to ONNX.")
     try:
         if isinstance(source, bytes):
             model = onnx.load_model_from_string(source)

@@ -129,7 +129,8 @@ _ERRORS: tuple[tuple[str, type[EdgewiseError], str], ...] = (
 
 def _mapped(error: Exception, settings: ZenohSettings) -> EdgewiseError:
     cause = str(error).split(" at /")[0].rstrip(". ")
-    values = {"listen": settings.listen, "connect": settings.connect, "node": settings.node, "cause": cause}
+    listen, connect = ", ".join(settings.listen), ", ".join(settings.connect)
+    values = {"listen": listen, "connect": connect, "node": settings.node, "cause": cause}
     for text, kind, sentence in _ERRORS:
         if text in str(error):
             return kind(sentence.format(**values))
