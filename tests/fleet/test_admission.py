@@ -11,7 +11,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from edgewise.cli.fleet_plan import FleetPlanRequest, plan_and_deploy, serve_on_fleet
+from edgewise.cli.fleet_plan import plan_and_deploy, serve_on_fleet
+from edgewise.cli.fleet_plan_request import FleetPlanRequest
 from edgewise.cli.output import Output
 from edgewise.core.errors import GateRefused, InputError, PlanInfeasible
 from edgewise.core.ids import NodeId, Tier

@@ -12,7 +12,8 @@ import onnx
 import pytest
 from onnx import TensorProto as T
 
-from edgewise.cli.fleet_plan import FleetPlanRequest, plan_and_deploy
+from edgewise.cli.fleet_plan import plan_and_deploy
+from edgewise.cli.fleet_plan_request import FleetPlanRequest
 from edgewise.cli.output import Output
 from edgewise.core.errors import GraphError, InputError
 from edgewise.core.ids import Tier

@@ -231,10 +231,10 @@ def test_clients_that_fail_every_time_end_a_run_without_a_deadline_with_their_ca
 
 def test_gossip_of_clients_whose_work_all_failed_is_no_result():
     made = failing("gossip")
-    assert made.outcome.kind == "failed"
-    assert "the work of all failed: a (dropped out of the simulation), b (dropped" in made.outcome.sentence
+    assert made.outcome.kind == "too_few_clients"
+    assert "the work of these failed: a (dropped out of the simulation), b (dropped" in made.outcome.sentence
     assert all(node.part.is_over(node.state) for node in made.nodes["client"].values())
-    assert failing("gossip", lambda number, client: client != "a").outcome.kind == "completed"
+    assert failing("gossip", lambda number, client: client != "a").outcome.kind == "too_few_clients"
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=str)

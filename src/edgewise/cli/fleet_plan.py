@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -11,6 +9,7 @@ import msgspec
 from edgewise.api.own_evidence import evaluate
 from edgewise.api.stand_ins import StandIns
 from edgewise.cli.fleet_options import parse_shares
+from edgewise.cli.fleet_plan_request import FleetPlanRequest, first_examples, loaded_graph, policy_of
 from edgewise.cli.fleet_stand_ins import Beside, make_stand_ins, measure_beside, version_of
 from edgewise.cli.operator_options import operator_of
 from edgewise.cli.output import Output
@@ -19,9 +18,8 @@ from edgewise.core.files import write_atomic
 from edgewise.core.units import parse_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-    from edgewise.api.source import Source
     from edgewise.fleet.messages import NodeInfo, NodeRow
     from edgewise.fleet.operator.operator import Operator
     from edgewise.models.graph.graph import Graph
@@ -30,55 +28,6 @@ if TYPE_CHECKING:
     from edgewise.planning.levels import Recommendation
     from edgewise.planning.policy import Policy
     from edgewise.planning.search import Search
-
-
-@dataclass(frozen=True, slots=True)
-class FleetPlanRequest:
-    """What is asked of a fleet.
-
-    Attributes:
-        connect: Endpoint.
-        identity: The operator's folder.
-        policy: TOML file; None for the policy in force of the model, and without one no limits.
-        data: Labelled examples to evaluate on; None takes the version's own evidence.
-        version: Which version; 0 for the newest that may serve.
-        device: For which device; "" for the slowest.
-        budget: Time to measure each node for.
-        deadline: Of a request; "" follows from the plan.
-        deploy: Whether to put the plan in force.
-        model: Which model; "" for the only one there is.
-        stages: Shares of the devices, rising to 1, e.g. `0.1,0.5,1`; "" goes device by device.
-        min_requests: Requests each device of a stage serves before the next stage begins.
-        share: The model's weight on a node that serves several; None for the one in force, and without one 1.
-        force: Whether to serve a version that is worse than the one in force, or lacks its clients' own tensors.
-        ungated: Whether to serve one that was compared with nothing.
-        input_shapes: Sizes of free axes, by input; without, those of the first example of `data`.
-        variants: Other ONNX files that may stand in for the version.
-        int8: Where to write the version in int8.
-        has_stand_ins: Whether the version in int8 and the variants are candidates.
-        why: What it is deployed for, for the history; "" where an operator just asks for it.
-    """
-
-    connect: str
-    identity: str
-    policy: Path | None = None
-    data: Path | None = None
-    version: int = 0
-    device: str = ""
-    budget: str = "3 s"
-    deadline: str = ""
-    deploy: bool = False
-    model: str = ""
-    stages: str = ""
-    min_requests: int = 0
-    share: float | None = None
-    force: bool = False
-    ungated: bool = False
-    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    variants: tuple[Path, ...] = ()
-    int8: Path | None = None
-    has_stand_ins: bool = False
-    why: str = ""
 
 
 async def plan_on_fleet(out: Output, request: FleetPlanRequest) -> None:
@@ -120,24 +69,6 @@ async def serve_on_fleet(out: Output, request: FleetPlanRequest, graph: Graph, n
         out.result(await plan_and_deploy(out, request, policy, operator, version))
 
 
-def policy_of(path: Path | None) -> Policy | None:
-    """Reads a policy.
-
-    Args:
-        path: TOML; an empty file sets no limits.
-
-    Returns:
-        The policy; None without a file, which leaves the one in force.
-
-    Raises:
-        ConfigError: If the file is wrong.
-    """
-    from edgewise.core.config import load_toml
-    from edgewise.planning.policy import Policy
-
-    return None if path is None else load_toml(path, Policy)
-
-
 async def plan_and_deploy(
     out: Output, request: FleetPlanRequest, policy: Policy | None, operator: Operator, version: ModelVersion
 ) -> dict[str, Any]:
@@ -167,11 +98,11 @@ async def plan_and_deploy(
     rows = (await operator.nodes()).nodes
     chain = choose_chain(rows, request.device)
     asked, kept, held = await keeping(operator, version.task, policy, rows)
-    graph = _loaded(await operator.graph(version.number), request)
+    graph = loaded_graph(await operator.graph(version.number), request)
     graph.check_sizes()
     hints = hints_of(graph)
     meaning = "measured on the coordinator's held-out data"
-    source = None if request.data is None else _source(graph, request.data)
+    source = None if request.data is None else first_examples(graph, request.data)
     if source is not None:
         evidence, meaning = evaluate(graph, source)
         version = with_evidence(version, evidence)
@@ -379,23 +310,3 @@ def show_plan(
         "caution": version.caution,
         "one_node": alone,
     }
-
-
-def _loaded(data: bytes, request: FleetPlanRequest) -> Graph:
-    """A version's graph with the sizes that were given, and the first of a user's examples where it needs one."""
-    from edgewise.api.source import read_source
-    from edgewise.models.graph.graph import Graph
-
-    graph = Graph.load(data, request.input_shapes)
-    needs_sizes = any(tensor.free or tensor.has_any_rank for tensor in graph.inputs)
-    if request.data is None or not (graph.unmeasured or needs_sizes):
-        return graph
-    example = read_source(request.data, graph.inputs).example(0)
-    shapes = {name: array.shape for name, array in example.items()} if needs_sizes else {}
-    return Graph.load(data, {**shapes, **request.input_shapes}, examples=example if graph.unmeasured else None)
-
-
-def _source(graph: Graph, data: Path) -> Source:
-    from edgewise.api.source import read_source
-
-    return read_source(data, graph.inputs).first(500)

@@ -20,7 +20,8 @@ from edgewise.cli.fleet_options import (
     fleet_only,
     parse_shares,
 )
-from edgewise.cli.fleet_plan import FleetPlanRequest, plan_on_fleet
+from edgewise.cli.fleet_plan import plan_on_fleet
+from edgewise.cli.fleet_plan_request import FleetPlanRequest
 from edgewise.cli.operator_options import AsOperator, ModelName, ToFleet
 from edgewise.cli.output import AsJson, Output
 from edgewise.cli.running import run_async

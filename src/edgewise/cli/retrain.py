@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgewise.cli.fleet_options import Deadline, Force, Ungated
-from edgewise.cli.fleet_plan import FleetPlanRequest, plan_and_deploy, policy_of
+from edgewise.cli.fleet_plan import plan_and_deploy
+from edgewise.cli.fleet_plan_request import FleetPlanRequest, policy_of
 from edgewise.cli.operator_options import AsOperator, ToFleet, operator_of
 from edgewise.cli.output import AsJson, Output
 from edgewise.cli.running import run_async

@@ -79,7 +79,8 @@ def command(
     Example:
       edgewise serve model.onnx --connect tls/127.0.0.1:7447 --identity nodes/operator
     """
-    from edgewise.cli.fleet_plan import FleetPlanRequest, serve_on_fleet
+    from edgewise.cli.fleet_plan import serve_on_fleet
+    from edgewise.cli.fleet_plan_request import FleetPlanRequest
     from edgewise.models.model_choice import model_name_of
 
     fleet_only(connect, identity=identity, policy=policy, force=force, ungated=ungated)

@@ -207,7 +207,7 @@ def _fruitless(state: RunState, actions: tuple[Action, ...]) -> Result:
     quorum, num = state.config.quorum, len(state.collection.answers.keys() - state.dropouts.keys())
     sentence = (
         f"run {state.config.run} needs {quorum} clients whose work succeeds, {num} reported so; the work of these failed: "
-        f"{c.named(state.dropouts)}"
+        f"{c.named(dict(sorted(state.dropouts.items())))}"
     )
     cure = "Mend why it failed, or lower the quorum, then start again."
     state, end = ending.ended(state, OutcomeKind.TOO_FEW_CLIENTS, sentence, cure)
