@@ -247,6 +247,7 @@ class RunRoles:
         driver = self.add(role_name, spec)
         if former is not None and driver.role.after is not None:
             driver.state = driver.role.after(former)
+            driver.mentioned.add(former)
         return driver
 
     async def _kept_in_former(self, spec: RunSpec, letter: AnyLetter) -> Digest | None:
@@ -295,7 +296,8 @@ class RunRoles:
         # A letter may be answered between an end being folded and its own letters being sent: those are still to come.
         if is_done and driver.has_carried_out and not driver.is_closed:
             driver.is_closed = True
-            self._node.spawn(self._end(driver), f"end of {driver.log}")
+            former = self._kept_before(driver)  # now: what goes on with this run may end before its end is written
+            self._node.spawn(self._end(driver, former), f"end of {driver.log}")
         self.expect()
 
     def _set_timer(self, driver: RoleDriver, name: str, seconds: float | None) -> None:
@@ -311,7 +313,16 @@ class RunRoles:
         if not driver.is_closed:
             self._node.spawn(driver.dispatch(TimerFired(name)), f"timer {name} of {driver.run}")
 
-    async def _end(self, driver: RoleDriver) -> None:
+    def _kept_before(self, driver: RoleDriver) -> set[Digest]:
+        """What outlived earlier runs of a driver's layout."""
+        return {
+            digest
+            for ended in self._ended.values()
+            if ended.layout == driver.spec.layout and ended.log.startswith(f"{driver.role_name}/")
+            for digest in ended.kept
+        }
+
+    async def _end(self, driver: RoleDriver, former: set[Digest]) -> None:
         """Forgets a role that has ended here, but for its name."""
         await driver.settled()
         for key in [key for key in self._timers if key[0] == driver.log]:
@@ -319,12 +330,6 @@ class RunRoles:
         if driver.role_name == CLIENT and self._worker is not None:
             self._worker.forget(driver)
         kept = set(driver.role.needs(driver.state))
-        former = {
-            digest
-            for ended in self._ended.values()
-            if ended.layout == driver.spec.layout and ended.log.startswith(f"{driver.role_name}/")
-            for digest in ended.kept
-        }
         spare = (driver.mentioned | former) - kept
         ended = self._ended[driver.log] = _Ended(driver.log, driver.spec.layout, tuple(sorted(kept)))
         self._drivers.pop((driver.role_name, driver.run), None)
