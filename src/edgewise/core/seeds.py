@@ -39,27 +39,30 @@ class Seeds:
         """Returns a fresh generator, the same on every machine."""
         return np.random.Generator(np.random.PCG64(_DigestSequence(self._digest(32))))  # type: ignore[arg-type]  # the stub is narrower
 
-    def lazy_rng(self) -> np.random.Generator:
-        """The same generator, made only when something is drawn: for parts that are given one and seldom use it."""
-        return cast(np.random.Generator, _Lazy(self))
+    def lazy_rng(self, *names: str | int) -> np.random.Generator:
+        """`at(*names).rng()`, made only when something is drawn: for parts that are given one and seldom use it."""
+        return cast(np.random.Generator, _Lazy(self, names))
 
     def _digest(self, size_bytes: int) -> bytes:
         text = "\x1f".join((str(self.seed), *self.path)).encode()
         return hashlib.blake2b(text, digest_size=size_bytes).digest()
 
 
+_LITTLE: dict[Any, Any] = {np.uint32: np.dtype("<u4"), np.uint64: np.dtype("<u8")}
+
+
 class _Lazy:
     """Stands for a generator until it is asked for anything."""
 
-    __slots__ = ("_made", "_seeds")
+    __slots__ = ("_made", "_names", "_seeds")
 
-    def __init__(self, seeds: Seeds) -> None:
-        self._seeds = seeds
+    def __init__(self, seeds: Seeds, names: tuple[str | int, ...]) -> None:
+        self._seeds, self._names = seeds, names
         self._made: np.random.Generator | None = None
 
     def __getattr__(self, name: str) -> Any:
         if self._made is None:
-            self._made = self._seeds.rng()
+            self._made = self._seeds.at(*self._names).rng()
         return getattr(self._made, name)
 
 
@@ -70,4 +73,4 @@ class _DigestSequence(ISeedSequence):
         self._digest = digest
 
     def generate_state(self, n_words: int, dtype: Any = np.uint32) -> np.ndarray[Any, Any]:
-        return np.frombuffer(self._digest, np.dtype(dtype).newbyteorder("<"))[:n_words].astype(dtype)
+        return np.frombuffer(self._digest, _LITTLE[dtype], n_words).astype(dtype, copy=False)

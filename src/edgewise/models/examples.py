@@ -76,7 +76,7 @@ def map_arrays(function: Callable[..., Any], *trees: Any) -> Any:
 
 def count(tree: Any) -> int:
     """The number of examples."""
-    return len(next(iter(named(tree).values())))
+    return len(tree if isinstance(tree, np.ndarray) else next(iter(named(tree).values())))
 
 
 def take(tree: Any, rows: Any) -> Any:

@@ -208,10 +208,10 @@ def _coded(exchange: Exchange, result: LocalResult, kept: Bundle, seeds: Seeds) 
         raise error  # a model of its own, which no server would ever see
     prepared = {}
     for name, array in result.sent.items():
-        place = seeds.at("prepare") if name == MODEL else seeds.at("prepare", name)
-        prepared[name] = exchange.aggregate[name].prepare(array, place.lazy_rng())
-    states = _states(exchange, prepared, kept)
-    coded, after = encode_bundle(exchange.uplink, prepared, states, seeds.at("uplink").lazy_rng())
+        place = ("prepare",) if name == MODEL else ("prepare", name)
+        prepared[name] = exchange.aggregate[name].prepare(array, seeds.lazy_rng(*place))
+    states = _states(exchange, prepared, kept) if kept else {}
+    coded, after = encode_bundle(exchange.uplink, prepared, states, seeds.lazy_rng("uplink"))
     residuals = {
         f"{_UPLINK}/{name}/{place}": array
         for name, state in after.items()

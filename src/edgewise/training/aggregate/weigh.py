@@ -111,4 +111,6 @@ def units_of(weigh: Weigh, weights: Sequence[float]) -> NDArray[np.int64]:
             raise InputError(
                 f"weight {weight!s} of {weigh.spec} cannot be counted. A number from 0 to {int(most):,} is needed."
             )
+    if weigh.unit == 1:
+        return np.array([int(weight) for weight in weights], np.int64)
     return np.rint(np.asarray(weights, np.float64) / weigh.unit).astype(np.int64)

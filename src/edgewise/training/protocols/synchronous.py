@@ -188,7 +188,8 @@ def _update(parts: StepParts, state: RunState, event: Received) -> Result:
         collection, actions = c.validate_update(
             exchange, parts.decoder, state.collection, letter, event.generation, state.config.num_entries
         )
-    return _settled(parts, with_collection(state, collection), actions)
+    has_counted = letter.client in collection.answers  # then there is no less hope than before
+    return _settled(parts, with_collection(state, collection), actions, may_be_hopeless=not has_counted)
 
 
 def _failed(parts: StepParts, state: RunState, event: Received) -> Result:
@@ -248,8 +249,12 @@ def _cancelled(parts: StepParts, state: RunState, event: RunCancelled) -> Result
     return _with_endings(cancelled(state, event.cause)) if event.run == state.config.run else (state, ())
 
 
-def _settled(parts: StepParts, state: RunState, actions: tuple[Action, ...]) -> Result:
-    if state.phase is not Phase.ENDED and cannot_close(state, state.config.quorum, state.collection.cohort):
+def _settled(parts: StepParts, state: RunState, actions: tuple[Action, ...], *, may_be_hopeless: bool = True) -> Result:
+    if (
+        may_be_hopeless
+        and state.phase is not Phase.ENDED
+        and cannot_close(state, state.config.quorum, state.collection.cohort)
+    ):
         return _with_endings(without_hope(state, state.config.quorum), actions)
     if state.phase is not Phase.OPEN or not state.collection.is_settled:
         return state, actions
