@@ -87,6 +87,8 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=5, help="pairs of each benchmark")
     parser.add_argument("--long", action="store_true", help="the long form")
     given = parser.parse_args()
+    if given.runs < 2:
+        parser.error(f"--runs {given.runs}: one pair has no interval. Take 2 at least, better 5.")
     arguments, worse, found = [] if given.long else ["--short"], [], {}
     for benchmark in given.benchmarks:
         pairs = []
