@@ -282,16 +282,20 @@ def test_a_versions_int8_is_planned_on_the_fleet_and_deployed_as_a_version_of_it
         assert (chosen.variant, chosen.tiers) == ("int8", (Tier.DEVICE,))
         rows = {row.name: row for row in found["one_node"]}
         assert rows["int8 on device"].allowed
-        assert rows["narrow on device"].reason.startswith("accuracy would be 0.")
+        assert "narrow on device" not in rows  # else it would be recommended, and refused when it is to serve
+        said = capsys.readouterr().out
+        assert "narrow is no candidate, its gate would refuse it: refused: of" in said
+        assert "int8 of version 1 is version 2" in said
         assert Graph.load(out.read_bytes()).digest == chosen.graph
         versions = (await fleet.operator.versions()).versions
         assert [(v.number, v.parent, v.origin) for v in versions[1:]] == [(2, 1, "int8 of version 1")]
         assert versions[1].gate is not None
         assert fleet.versions(DEVICE) == {"digits": 2}
         assert (await fleet.infer(DEVICE, "digits", {"x": images()})).observation.version == 2
-        assert "int8 of version 1 is version 2" in capsys.readouterr().out
-        await plan(fleet, 1, here, **wanted)  # known already
+        found = await plan(fleet, 1, here, force=True, **wanted)  # int8 is known already
         assert len((await fleet.operator.versions()).versions) == 2
+        rows = {row.name: row for row in found["one_node"]}
+        assert rows["narrow on device"].reason.startswith("accuracy would be 0.")
 
     with pytest.MonkeyPatch.context() as patch:
         on_fleet(tmp_path, lambda fleet: scene(fleet, patch), holdout=str(held), http_ports=PORTS)

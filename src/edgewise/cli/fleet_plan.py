@@ -10,7 +10,7 @@ from edgewise.api.own_evidence import evaluate
 from edgewise.api.stand_ins import StandIns
 from edgewise.cli.fleet_options import parse_shares
 from edgewise.cli.fleet_plan_request import FleetPlanRequest, first_examples, loaded_graph, policy_of
-from edgewise.cli.fleet_stand_ins import Beside, make_stand_ins, measure_beside, version_of
+from edgewise.cli.fleet_stand_ins import Beside, make_stand_ins, measure_beside, passing, version_of
 from edgewise.cli.operator_options import operator_of
 from edgewise.cli.output import Output
 from edgewise.core.errors import GateRefused, PlanInfeasible, RemoteError
@@ -107,6 +107,7 @@ async def plan_and_deploy(
         evidence, meaning = evaluate(graph, source)
         version = with_evidence(version, evidence)
     others = await make_stand_ins(graph, source, request.variants) if request.has_stand_ins else StandIns()
+    others = others if request.force else await passing(operator, others, version.task)
     budget_s = parse_duration(request.budget)
     with out.progress(f"version {version.number}: measuring", len(chain) * (1 + len(others.graphs))) as advance:
         measured = await measure(operator, graph.model_bytes, chain, budget_s=budget_s, hints=hints, done=advance)

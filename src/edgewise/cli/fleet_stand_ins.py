@@ -6,7 +6,7 @@ A variant that is recommended becomes a version of its own, made from the one th
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,6 +67,27 @@ async def make_stand_ins(graph: Graph, source: Source | None, files: Sequence[Pa
     if files:
         raise InputError("how accurate a variant is cannot be told without inputs. Give --data too.")
     return StandIns(notes=(NO_INPUTS,))
+
+
+async def passing(operator: Operator, found: StandIns, model: str) -> StandIns:
+    """Leaves the variants that may serve: one that its gate would refuse is no candidate.
+
+    Args:
+        operator: Connection to the fleet.
+        found: As of `make_stand_ins`.
+        model: Whose variants they are.
+
+    Returns:
+        The others, with a sentence of each that is left out.
+    """
+    graphs, notes = {}, list(found.notes)
+    for name, graph in found.graphs.items():
+        gate = await operator.judge(graph.model_bytes, task=model)
+        if gate is None or gate.passed:
+            graphs[name] = graph
+        else:
+            notes.append(f"{name} is no candidate, its gate would refuse it: {gate.reason}")
+    return replace(found, graphs=graphs, notes=tuple(notes))
 
 
 async def measure_beside(

@@ -73,7 +73,7 @@ async def measured_candidates(demo: Demo, narrow: bytes) -> list[Search]:
     beside = await _beside_computing(demo)
     candidates = [
         ServableGraph(FLOAT32, graph, demo.trained.evidence),
-        *await asyncio.to_thread(_variants, demo, graph, narrow),
+        *await _passing(demo, await asyncio.to_thread(_variants, demo, graph, narrow)),
     ]
     demo.graphs = {candidate.graph.digest: candidate.graph.model_bytes for candidate in candidates}
     profiles = await _profiles(demo, candidates)
@@ -132,6 +132,18 @@ def _variants(demo: Demo, graph: Graph, narrow: bytes) -> list[ServableGraph]:
     int8 = quantised(graph, [{name: inputs[i : i + 1]} for i in range(min(100, len(inputs)))])
     graphs = {"int8": Graph.load(int8), "narrow": Graph.load(narrow)}
     return [ServableGraph(name, each, plan_evidence(each, inputs, targets)) for name, each in graphs.items()]
+
+
+async def _passing(demo: Demo, variants: Sequence[ServableGraph]) -> list[ServableGraph]:
+    """The variants that may serve: what its gate would refuse is no candidate."""
+    passing = []
+    for variant in variants:
+        gate = await demo.operator.judge(variant.graph.model_bytes, task=TASK)
+        if gate is None or gate.passed:
+            passing.append(variant)
+        else:
+            demo.happened("planning", f"{variant.name} is no candidate, its gate would refuse it: {gate.reason}")
+    return passing
 
 
 async def _profiles(demo: Demo, candidates: Sequence[ServableGraph]) -> dict[str, dict[Tier, Profile]]:

@@ -219,6 +219,8 @@ class Coordinator:
     async def _register(self, request: RegisterVersion, _: Frame, sender: NodeInfo) -> RegisterAck:
         digest = await self.node.pull_announced(request.graph, sender.node, "a graph", most_bytes=MOST_GRAPH_BYTES)
         graph = await asyncio.to_thread(self.node.blobs.read, digest)
+        if request.is_trial:
+            return RegisterAck(gate=await asyncio.to_thread(self.versions.judge, graph, request.task))
         version = await asyncio.to_thread(
             self.versions.register_graph, graph, task=request.task, origin=request.origin, parent=request.parent
         )
@@ -230,7 +232,7 @@ class Coordinator:
                 "passed": version.gate is None or version.gate.passed,
             },
         )
-        return RegisterAck(version=version.number)
+        return RegisterAck(version=version.number, gate=version.gate)
 
     async def _admission(self, request: AdmissionRequest, *_: Any) -> AdmissionAck:
         serves = self.deployments.version_of(self.versions.get(request.version).task)

@@ -11,7 +11,7 @@ import msgspec
 from edgewise.core.ids import Digest, NodeId, Revision, digest_of
 from edgewise.fleet.messages.message import Ack, BlobRef, Message
 from edgewise.models.graph.input_hints import NO_HINTS, InputHints
-from edgewise.models.version import ExitEvidence, ModelVersion
+from edgewise.models.version import ExitEvidence, GateResult, ModelVersion
 from edgewise.planning.plan import Plan, Site
 from edgewise.planning.policy import Policy
 from edgewise.planning.profile import LinkState, Profile
@@ -173,9 +173,15 @@ class Rollback(Message, frozen=True):
 
 
 class RegisterAck(Ack, frozen=True):
-    """Answers `RegisterVersion`: the version's number, whether or not it passed its gate."""
+    """Answers `RegisterVersion`.
+
+    Attributes:
+        version: The version's number, whether or not it passed its gate; 0 where it was only judged.
+        gate: What its gate said; None without held-out data, or without a version to compare it with.
+    """
 
     version: int = 0
+    gate: GateResult | None = None
 
 
 class DeployAck(Ack, frozen=True):
@@ -274,12 +280,21 @@ class GraphAnswer(Message, frozen=True):
 
 
 class RegisterVersion(Message, frozen=True):
-    """A candidate from outside a run (imported, or deliberately bad); its graph is pulled from whoever sends it."""
+    """A candidate from outside a run (imported, or deliberately bad); its graph is pulled from whoever sends it.
+
+    Attributes:
+        task: Of which model.
+        graph: ONNX.
+        origin: Where it comes from, a few words.
+        parent: Version it was made from.
+        is_trial: Whether it is only to be judged: it becomes no version.
+    """
 
     task: str
     graph: BlobRef
     origin: str = "imported"
     parent: int = 0
+    is_trial: bool = False
 
 
 class Feedback(Message, frozen=True):

@@ -69,6 +69,7 @@ from edgewise.fleet.node.node import Node
 from edgewise.fleet.node.settings import AgentSettings
 from edgewise.fleet.node.sole_process import first_of, refuse_second
 from edgewise.ledger.entry import Purpose
+from edgewise.models.version import GateResult
 from edgewise.security.identity import Identity
 from edgewise.transport.frame import Frame
 
@@ -272,6 +273,20 @@ class Operator:
         ref = self.offer(graph)
         order = RegisterVersion(task, ref, origin, parent)
         return await self._ask(order, RegisterAck, timeout_s=_timeout_s(ref.size_bytes))
+
+    async def judge(self, graph: bytes, *, task: str) -> GateResult | None:
+        """What the gate would say of a graph; nothing is registered.
+
+        Args:
+            graph: ONNX.
+            task: Of which model.
+
+        Returns:
+            The comparison with the version in force; None without held-out data, or without such a version.
+        """
+        ref = self.offer(graph)
+        order = RegisterVersion(task, ref, is_trial=True)
+        return (await self._ask(order, RegisterAck, timeout_s=_timeout_s(ref.size_bytes))).gate
 
     async def profile(self, node: NodeId, order: ProfileOrder) -> ProfileAnswer:
         """Lets a node measure a graph and its home link."""

@@ -253,6 +253,16 @@ class VersionStore:
         version = ModelVersion(0, Digest(""), Digest(""), task, parent=parent, training_domain=domain, origin=origin)
         return self._register(graph, version)
 
+    def judge(self, graph: bytes, model: str) -> GateResult | None:
+        """What the gate says of a graph that is no version; None without held-out data, or without one to compare it with.
+
+        Raises:
+            GraphError: If it cannot be served.
+        """
+        Graph.load(graph)
+        holdout = self._holdout_for(model, graph)
+        return None if holdout is None else self._gate(graph, self._reference(model), model, holdout)[0]
+
     def _register(self, graph: bytes, version: ModelVersion) -> ModelVersion:
         digest = self.blobs.put(graph)
         evidence: tuple[ExitEvidence, ...] = ()
