@@ -9,7 +9,7 @@ and with them the largest size, checked before anything is decoded. A coded bund
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -29,6 +29,7 @@ Codecs = Mapping[str, Codec]
 
 _PLAIN = "plain"
 _MOST_SECTIONS = 64
+_MOST_HEADERS, _SHORT_HEADER = 256, 1024
 
 
 class Section(msgspec.Struct, frozen=True):
@@ -55,8 +56,7 @@ class CodedSection(msgspec.Struct, frozen=True, array_like=True):
 _HEADER = msgspec.msgpack.Decoder(tuple[CodedSection, ...])
 
 
-@dataclass(frozen=True, slots=True)
-class CodedBundle:
+class CodedBundle(msgspec.Struct, frozen=True):
     """A bundle as it travels.
 
     Attributes:
@@ -166,7 +166,7 @@ def bundle_to_bytes(coded: CodedBundle) -> bytes:
     Returns:
         header_length:u32 | sections (msgpack) | the arrays as of `payload_to_bytes`.
     """
-    header = msgspec.msgpack.encode(coded.sections)
+    header = _header_of(coded.sections)
     return b"".join((len(header).to_bytes(4, "little"), header, *payload_to_buffers(Payload((), coded.arrays))))
 
 
@@ -183,15 +183,28 @@ def bundle_from_bytes(data: bytes | memoryview) -> CodedBundle:
         FrameRefused: If the bytes are not exactly a bundle.
     """
     start = 4 + int.from_bytes(data[:4], "little")
+    header = bytes(data[4:start])
+    # The clients of a round send headers that are alike; a long one may be anything and is not kept.
+    sections = (_read_header if len(header) <= _SHORT_HEADER else _read_header.__wrapped__)(header)
+    return CodedBundle(sections, payload_from_bytes(memoryview(data)[start:]).arrays)
+
+
+@lru_cache(_MOST_HEADERS)
+def _header_of(sections: tuple[CodedSection, ...]) -> bytes:
+    return msgspec.msgpack.encode(sections)
+
+
+@lru_cache(_MOST_HEADERS)
+def _read_header(data: bytes) -> tuple[CodedSection, ...]:
     try:
-        sections = _HEADER.decode(data[4:start])
+        sections = _HEADER.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise FrameRefused(f"{len(data):,} bytes are not a bundle: {error}.") from error
+        raise FrameRefused(f"{len(data):,} bytes are not a bundle's header: {error}.") from error
     if len(sections) > _MOST_SECTIONS:
         raise FrameRefused(f"a bundle has at most {_MOST_SECTIONS} sections, found {len(sections)}.")
     for section in sections:
         check_shape(section.shape)
-    return CodedBundle(sections, payload_from_bytes(memoryview(data)[start:]).arrays)
+    return sections
 
 
 def _check_sections(accepted: Sequence[Section], found: Sequence[CodedSection]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -17,6 +18,7 @@ _DTYPES = {
     name: np.dtype(name)
     for name in ("float32", "float16", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
 }
+_MOST_HEADERS, _SHORT_HEADER = 256, 1024
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
@@ -112,15 +114,18 @@ def payload_to_buffers(payload: Payload) -> list[bytes | memoryview]:
         InputError: If an array has a dtype that no receiver accepts.
     """
     named = sorted(payload.arrays.items())
-    for name, array in named:
-        if array.dtype not in _NAMES:
-            raise InputError(
-                f"{name.removesuffix('/plain')!r} has dtype {array.dtype}, which cannot travel. Make it float32, or an integer."
-            )
-    header = _ENCODER.encode(
-        _PayloadHeader(payload.shape, tuple(_Array(name, _NAMES[array.dtype], array.shape) for name, array in named))
-    )
+    header = _header_of(payload.shape, tuple([(name, array.dtype, array.shape) for name, array in named]))
     return [len(header).to_bytes(4, "little"), header, *(np.ascontiguousarray(array).data for _, array in named)]
+
+
+@lru_cache(_MOST_HEADERS)
+def _header_of(shape: Shape, named: tuple[tuple[str, np.dtype[Any], Shape], ...]) -> bytes:
+    for name, dtype, _ in named:
+        if dtype not in _NAMES:
+            raise InputError(
+                f"{name.removesuffix('/plain')!r} has dtype {dtype}, which cannot travel. Make it float32, or an integer."
+            )
+    return _ENCODER.encode(_PayloadHeader(shape, tuple(_Array(name, _NAMES[dtype], of) for name, dtype, of in named)))
 
 
 def payload_from_bytes(data: bytes | memoryview) -> Payload:
@@ -136,24 +141,35 @@ def payload_from_bytes(data: bytes | memoryview) -> Payload:
         FrameRefused: If the bytes are not exactly a payload.
     """
     start = 4 + int.from_bytes(data[:4], "little")
-    try:
-        header = _HEADER.decode(data[4:start])
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise FrameRefused(f"{len(data):,} bytes are not a payload: {error}.") from error
-    check_shape(header.shape)
+    header = bytes(data[4:start])
+    # The clients of a round send headers that are alike; a long one may be anything and is not kept.
+    shape, layout = (_read_header if len(header) <= _SHORT_HEADER else _read_header.__wrapped__)(header)
     arrays, offset = {}, start
+    for name, dtype, count, of in layout:
+        end = offset + count * dtype.itemsize
+        if end > len(data):
+            raise FrameRefused(f"array {name!r} of a payload ends at byte {end:,} of {len(data):,}.")
+        flat = np.frombuffer(data, dtype, count, offset)
+        arrays[name] = flat if len(of) == 1 else flat.reshape(of)
+        offset = end
+    if offset != len(data):
+        raise FrameRefused(f"a payload of {offset:,} bytes is followed by {len(data) - offset:,} more.")
+    return Payload(shape, arrays)
+
+
+@lru_cache(_MOST_HEADERS)
+def _read_header(data: bytes) -> tuple[Shape, tuple[tuple[str, np.dtype[Any], int, Shape], ...]]:
+    """The payload's shape, and of each array name, dtype, entries and shape."""
+    try:
+        header = _HEADER.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise FrameRefused(f"{len(data):,} bytes are not a payload's header: {error}.") from error
+    check_shape(header.shape)
+    layout = []
     for meta in header.arrays:
         dtype = _DTYPES.get(meta.dtype)
         if dtype is None:
             raise FrameRefused(f"array {meta.name!r} of a payload has dtype {meta.dtype!r}, which cannot travel.")
         check_shape(meta.shape)
-        count = prod(meta.shape)
-        end = offset + count * dtype.itemsize
-        if end > len(data):
-            raise FrameRefused(f"array {meta.name!r} of a payload ends at byte {end:,} of {len(data):,}.")
-        flat = np.frombuffer(data, dtype, count, offset)
-        arrays[meta.name] = flat if len(meta.shape) == 1 else flat.reshape(meta.shape)
-        offset = end
-    if offset != len(data):
-        raise FrameRefused(f"a payload of {offset:,} bytes is followed by {len(data) - offset:,} more.")
-    return Payload(header.shape, arrays)
+        layout.append((meta.name, dtype, prod(meta.shape), meta.shape))
+    return header.shape, tuple(layout)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
+
 from edgewise.codecs.bundle import Bundle, bundle_from_bytes, bundle_to_bytes, decode_bundle, encode_bundle
 from edgewise.core.errors import DataError, EdgewiseError, TaskError
 from edgewise.core.ids import ClientId
@@ -19,8 +21,7 @@ from edgewise.training.protocols.letters import WorkOrder
 from edgewise.training.protocols.protocol import Blobs
 
 
-@dataclass(frozen=True, slots=True)
-class Worked:
+class Worked(msgspec.Struct, frozen=True):
     """What came of one order.
 
     Attributes:

@@ -9,10 +9,10 @@ What a client keeps is one bundle: the sections of its rules, and the states of 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from edgewise.codecs import state_from_arrays, state_to_arrays
@@ -31,8 +31,7 @@ from edgewise.training.protocols.protocol import Blobs
 _UPLINK = "uplink"
 
 
-@dataclass(frozen=True, slots=True)
-class ClientUpdate:
+class ClientUpdate(msgspec.Struct, frozen=True):
     """What a client sends, and what it keeps.
 
     Attributes:

@@ -84,11 +84,9 @@ def _member(event: RunStarted, client: ClientId) -> Member:
 
 def candidates_of(state: RunState, clients: Iterable[ClientId]) -> list[Candidate]:
     """What selection sees of clients."""
-    members, records, found = state.collection.members, state.records, []
-    for client in clients:
-        record = records.get(client)
-        found.append(Candidate(client, members[client].num_examples, record if record and record.num_counted else None))
-    return found
+    members = state.collection.members
+    counted = {client: record for client, record in state.records.items() if record.num_counted}
+    return [Candidate(client, members[client].num_examples, counted.get(client)) for client in clients]
 
 
 def cohort_of(

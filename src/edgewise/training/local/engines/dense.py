@@ -119,7 +119,7 @@ class _DenseOracle(CohortOracle):
     def __init__(self, engine: DenseEngine, plan: Schedule, held: Sequence[Examples], seeds: Sequence[Seeds]) -> None:
         super().__init__(engine.layout, plan, [len(h) for h in held], seeds)
         self._engine = engine
-        self._inputs = np.concatenate([h.inputs.view(np.ndarray).reshape(len(h), -1) for h in held])
+        self._inputs = np.concatenate([h.inputs.view(np.ndarray).reshape(h.inputs.shape[0], -1) for h in held])
         self._targets = np.concatenate([h.targets.view(np.ndarray) for h in held])
         self._weights, self._slope = engine.room(len(held))
 

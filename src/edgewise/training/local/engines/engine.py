@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,8 +27,7 @@ Progress = Callable[[int], None]
 """Called after every step of the engine with a growing count; raising from it stops the work."""
 
 
-@dataclass(frozen=True, slots=True)
-class LocalResult:
+class LocalResult(msgspec.Struct, frozen=True):
     """What local work on one client gave.
 
     Attributes:
@@ -45,7 +44,7 @@ class LocalResult:
     loss: float
     num_steps: int
     num_examples: int
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = {}
 
 
 class LocalEngine(ABC):

@@ -56,9 +56,8 @@ class SlicedEngine(LocalEngine):
             sent, keeps, losses = run_rules(
                 work, oracle, _rows(oracle, mine), _rows(oracle, [stays[c] for c in order]), tick
             )
-            for row, c in enumerate(order):
-                steps = int(plan.num_steps[row])
-                results[c] = LocalResult(sent[row], keeps[row], losses[row], steps, len(examples[c]))
+            for row, (place, c) in enumerate(zip(plan.order, order, strict=True)):
+                results[c] = LocalResult(sent[row], keeps[row], losses[row], int(plan.num_steps[row]), sizes[place])
         return [results[client] for client in range(len(examples))]
 
     @abstractmethod
