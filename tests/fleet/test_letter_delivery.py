@@ -101,8 +101,8 @@ def test_a_role_does_not_end_before_the_letters_of_its_end_are_on_their_way() ->
         driver = SimpleNamespace(role_name="edge", log="edge/r", is_over=True, is_closed=False, has_carried_out=False)
         letters = SimpleNamespace(end=lambda _: None, has=lambda _: False)
         node = SimpleNamespace(spawn=lambda work, name: (work.close(), ended.append(name)))
-        roles: Any = SimpleNamespace(_letters=letters, _node=node, expect=lambda: None)
-        roles._end = lambda driver: RunRoles._end(roles, driver)
+        roles: Any = SimpleNamespace(_letters=letters, _node=node, expect=lambda: None, _kept_before=lambda _: set())
+        roles._end = lambda driver, former: RunRoles._end(roles, driver, former)
         RunRoles._folded(roles, driver)  # type: ignore[arg-type]
         assert not driver.is_closed
         driver.has_carried_out = True
