@@ -47,6 +47,20 @@ def test_a_sum_is_the_sum_of_rounded_integers():
     assert integers_of(fp.add(fp.zero(20), updates, weights)) == exact_sums(updates, weights)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf, 1.001 * fp.MAX_MAGNITUDE, -1.001 * fp.MAX_MAGNITUDE, 3e38])
+@pytest.mark.parametrize("shape", [(500,), (3, 500)])
+def test_one_entry_that_cannot_be_summed_is_found_among_many(wrong, shape):
+    update = np.random.default_rng(4).normal(size=shape).astype(np.float32)
+    for array in (update.copy(), np.array(update, order="F"), np.zeros(shape, np.float32)):
+        fp.check_update(array, 500)
+        array.flat[7] = wrong
+        with pytest.raises(InputError, match="entry 7 of the update is"):
+            fp.check_update(array, 500)
+    for most in (fp.MAX_MAGNITUDE, -fp.MAX_MAGNITUDE):
+        fp.check_update(np.full(shape, most, np.float32), 500)
+
+
 def test_entries_of_at_least_two_to_the_minus_17_are_represented_without_error():
     rng = np.random.default_rng(1)
     values = (rng.choice([-1, 1], 1000) * rng.uniform(2.0**-17, 1, 1000)).astype(np.float32)
