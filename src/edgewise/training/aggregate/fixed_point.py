@@ -123,9 +123,11 @@ def check_update(update: Vector, size: int) -> None:
     if update.ndim not in (1, 2) or update.shape[-1] != size:
         raise InputError(f"an update of this model has {size} entries, found shape {update.shape}.")
     # A sum of squares is at least each of them, whatever is rounded on the way; with a NaN or an overflow it compares false.
-    with np.errstate(over="ignore", invalid="ignore"):
-        if update.flags.c_contiguous and np.dot(flat := update.reshape(-1), flat) <= MAX_MAGNITUDE**2 / 4:
-            return
+    # A large one gains nothing by it, and would pay with a work space of the library that adds.
+    if update.size <= _SLICE_ENTRIES and update.flags.c_contiguous:
+        with np.errstate(over="ignore", invalid="ignore"):
+            if np.dot(flat := update.reshape(-1), flat) <= MAX_MAGNITUDE**2 / 4:
+                return
     # A NaN passes through min and max, and compares false.
     if update.size == 0 or (update.max() <= MAX_MAGNITUDE and update.min() >= -MAX_MAGNITUDE):
         return
