@@ -18,6 +18,7 @@ from edgewise.testing import LoopbackFleet
 from edgewise.training.algorithms import make_algorithm
 from edgewise.training.batch_norm import with_batch_norm
 from edgewise.training.job import JobFile, check_job
+from edgewise.training.local import own_patterns
 
 TASK = """
 import numpy as np
@@ -141,3 +142,13 @@ def test_a_fleet_refuses_them_when_they_are_submitted(source: Path, tmp_path: Pa
 
     with pytest.raises(EdgewiseError, match="batch norm is named, and no layer of the model keeps running statistics"):
         asyncio.run(submitted())
+
+
+def test_what_rules_inside_each_other_keep_and_leave_out_is_said_by_the_outermost(source: Path) -> None:
+    """A personal part inside `only` was not seen: its version would have served without the caution."""
+    inner = {"name": "personal", "rule": "descent", "own": ["batch_norm"]}
+    words = {"name": "local_work", "rules": [{"name": "only", "rule": inner, "trains": ["3.*", "1.*"]}]}
+    work = make_algorithm({"name": "fed_avg", "local": words}).exchanges[0].local
+    assert own_patterns(work) == ("batch_norm",)
+    layout = layout_of(load_task(source, frozen=False).model())
+    assert int(work.rules[0].unsent(layout).sum()) == WIDE + NORM

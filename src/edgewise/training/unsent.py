@@ -6,16 +6,13 @@ Both ends know it from the algorithm and the layout, so the uplink's codec leave
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.codecs import none, skip_zeros
 from edgewise.core.layout import Layout, SlotKind
-from edgewise.core.spec import Spec
 from edgewise.training.algorithm import BiasedUplink, Exchange, FederatedAlgorithm
 from edgewise.training.local import Rule
 from edgewise.training.local.rule import VECTOR
@@ -52,25 +49,10 @@ def _skipping(exchange: Exchange, layout: Layout) -> Exchange:
 
 def _unsent(rule: Rule, layout: Layout) -> NDArray[np.bool_]:
     """bool[d]: entries that are 0 in what a rule sends."""
-    found = np.zeros(layout.size, bool)
+    found = rule.unsent(layout)
     for slot in layout.slots:
-        found[slot.offset : slot.offset + slot.size] = slot.kind is SlotKind.FROZEN
-    for spec in _wrapped(rule.spec):
-        if spec.name == "personal":
-            found |= layout.entries(spec.params["own"])
-        elif spec.name == "frozen":
-            found |= layout.entries(spec.params["stays"])
-        elif spec.name == "only":
-            found |= ~layout.entries(spec.params["trains"])
+        found[slot.offset : slot.offset + slot.size] |= slot.kind is SlotKind.FROZEN
     return found
-
-
-def _wrapped(spec: Spec) -> Iterator[Spec]:
-    """A rule's spec, and those of the rules inside it."""
-    inner: Any = spec
-    while isinstance(inner, Spec):
-        yield inner
-        inner = inner.params.get("rule")
 
 
 def _runs(entries: NDArray[np.bool_]) -> tuple[tuple[int, int], ...]:

@@ -5,17 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.core.layout import Layout
 from edgewise.core.spec import Spec
 from edgewise.training.local.rule import VECTOR, Array, Arrays, Oracle, Rule
 
 
-def with_fixed(rule: Rule, spec: Spec, fixed: Callable[[Oracle], Array]) -> Rule:
+def with_fixed(
+    rule: Rule, spec: Spec, fixed: Callable[[Oracle], Array], unsent: Callable[[Layout], NDArray[np.bool_]]
+) -> Rule:
     """Any rule, on a model of which a part does not move: no gradient, and 0 in all that is sent.
 
     Args:
         rule: What trains the model.
         spec: The new rule's words.
         fixed: Asked once for each client: bool[d], what does not move.
+        unsent: The same of a layout.
 
     Returns:
         The rule.
@@ -43,4 +50,12 @@ def with_fixed(rule: Rule, spec: Spec, fixed: Callable[[Oracle], Array]) -> Rule
                 sent[section.name][..., carry[key][0]] = 0  # also what a forward pass moved
         return sent, kept
 
-    return replace(rule, spec=spec, init=init, step=step, finish=finish, plain_rate=None)
+    return replace(
+        rule,
+        spec=spec,
+        init=init,
+        step=step,
+        finish=finish,
+        plain_rate=None,
+        unsent=lambda layout: rule.unsent(layout) | unsent(layout),
+    )

@@ -23,4 +23,4 @@ def frozen(rule: Rule, stays: Sequence[str]) -> Rule:
     """
     names = (stays,) if isinstance(stays, str) else tuple(stays)
     spec = Spec("frozen", {"rule": rule.spec, "stays": names})
-    return with_fixed(rule, spec, lambda oracle: oracle.hold(names))
+    return with_fixed(rule, spec, lambda oracle: oracle.hold(names), lambda layout: layout.entries(names))

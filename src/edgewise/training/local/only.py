@@ -26,4 +26,4 @@ def only(rule: Rule, trains: Sequence[str]) -> Rule:
     """
     names = (trains,) if isinstance(trains, str) else tuple(trains)
     spec = Spec("only", {"rule": rule.spec, "trains": names})
-    return with_fixed(rule, spec, lambda oracle: ~oracle.entries(names))
+    return with_fixed(rule, spec, lambda oracle: ~oracle.entries(names), lambda layout: ~layout.entries(names))

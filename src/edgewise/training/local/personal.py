@@ -55,7 +55,16 @@ def personal(rule: Rule, own: Sequence[str]) -> Rule:
         return sent, {**kept, OWN: mine}
 
     spec = Spec("personal", {"rule": rule.spec, "own": names})
-    return replace(rule, spec=spec, init=init, step=step, finish=finish, keeps=(*rule.keeps, OWN))
+    return replace(
+        rule,
+        spec=spec,
+        init=init,
+        step=step,
+        finish=finish,
+        keeps=(*rule.keeps, OWN),
+        own=(*rule.own, *names),
+        unsent=lambda layout: rule.unsent(layout) | layout.entries(names),
+    )
 
 
 class _Shared:
@@ -77,4 +86,4 @@ def own_patterns(work: LocalWork) -> tuple[str, ...]:
     Returns:
         The patterns of its `personal` rules; empty if the server's model is whole.
     """
-    return tuple(p for rule in work.rules if rule.spec.name == "personal" for p in rule.spec.params["own"])
+    return tuple(pattern for rule in work.rules for pattern in rule.own)

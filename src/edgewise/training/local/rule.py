@@ -16,8 +16,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgewise.codecs.bundle import Section
 from edgewise.core.errors import MisfitError
+from edgewise.core.layout import Layout
 from edgewise.core.spec import Spec
 
 Array = Any
@@ -92,6 +96,10 @@ class Loop:
     precision: str = "float32"
 
 
+def _sends_all(layout: Layout) -> NDArray[np.bool_]:
+    return np.zeros(layout.size, bool)
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """One model's optimiser on a client.
@@ -107,6 +115,8 @@ class Rule:
         keeps: Sections it keeps for the next round.
         needs: Questions it asks an engine.
         plain_rate: Set where `step` is exactly w ← w − η·gradient, for engines with a short way for that; None otherwise.
+        own: Which tensors each client keeps to itself: names with `*` and `?`, or kinds.
+        unsent: layout -> bool[d], entries that are 0 in all it sends; nothing travels for them.
     """
 
     spec: Spec
@@ -118,6 +128,8 @@ class Rule:
     keeps: tuple[str, ...] = ()
     needs: frozenset[str] = frozenset((GRADIENT,))
     plain_rate: float | None = None
+    own: tuple[str, ...] = ()
+    unsent: Callable[[Layout], NDArray[np.bool_]] = _sends_all
 
 
 @dataclass(frozen=True, slots=True)
