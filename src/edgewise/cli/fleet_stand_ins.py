@@ -80,14 +80,9 @@ async def passing(operator: Operator, found: StandIns, model: str) -> StandIns:
     Returns:
         The others, with a sentence of each that is left out.
     """
-    graphs, notes = {}, list(found.notes)
-    for name, graph in found.graphs.items():
-        gate = await operator.judge(graph.model_bytes, task=model)
-        if gate is None or gate.passed:
-            graphs[name] = graph
-        else:
-            notes.append(f"{name} is no candidate, its gate would refuse it: {gate.reason}")
-    return replace(found, graphs=graphs, notes=tuple(notes))
+    refused = await operator.refusals({name: each.model_bytes for name, each in found.graphs.items()}, task=model)
+    graphs = {name: graph for name, graph in found.graphs.items() if name not in refused}
+    return replace(found, graphs=graphs, notes=(*found.notes, *refused.values()))
 
 
 async def measure_beside(

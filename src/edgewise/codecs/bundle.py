@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.codecs.codec import Codec, Payload, Shape, State, check_shape
+from edgewise.codecs.header_cache import MOST_HEADERS, remembered
 from edgewise.codecs.wire import payload_from_bytes, payload_of, payload_to_buffers
 from edgewise.core.dtypes import dtype_name
 from edgewise.core.errors import FrameRefused
@@ -29,7 +30,6 @@ Codecs = Mapping[str, Codec]
 
 _PLAIN = "plain"
 _MOST_SECTIONS = 64
-_MOST_HEADERS, _SHORT_HEADER = 256, 1024
 
 
 class Section(msgspec.Struct, frozen=True):
@@ -183,18 +183,15 @@ def bundle_from_bytes(data: bytes | memoryview) -> CodedBundle:
         FrameRefused: If the bytes are not exactly a bundle.
     """
     start = 4 + int.from_bytes(data[:4], "little")
-    header = bytes(data[4:start])
-    # The clients of a round send headers that are alike; a long one may be anything and is not kept.
-    sections = (_read_header if len(header) <= _SHORT_HEADER else _read_header.__wrapped__)(header)
-    return CodedBundle(sections, payload_from_bytes(memoryview(data)[start:]).arrays)
+    return CodedBundle(_read_header(bytes(data[4:start])), payload_from_bytes(memoryview(data)[start:]).arrays)
 
 
-@lru_cache(_MOST_HEADERS)
+@lru_cache(MOST_HEADERS)
 def _header_of(sections: tuple[CodedSection, ...]) -> bytes:
     return msgspec.msgpack.encode(sections)
 
 
-@lru_cache(_MOST_HEADERS)
+@remembered
 def _read_header(data: bytes) -> tuple[CodedSection, ...]:
     try:
         sections = _HEADER.decode(data)

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.codecs.codec import Payload, Shape, check_shape
+from edgewise.codecs.header_cache import MOST_HEADERS, remembered
 from edgewise.core.errors import FrameRefused, InputError
 
 _DTYPES = {
     name: np.dtype(name)
     for name in ("float32", "float16", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
 }
-_MOST_HEADERS, _SHORT_HEADER = 256, 1024
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
@@ -118,7 +118,7 @@ def payload_to_buffers(payload: Payload) -> list[bytes | memoryview]:
     return [len(header).to_bytes(4, "little"), header, *(np.ascontiguousarray(array).data for _, array in named)]
 
 
-@lru_cache(_MOST_HEADERS)
+@lru_cache(MOST_HEADERS)
 def _header_of(shape: Shape, named: tuple[tuple[str, np.dtype[Any], Shape], ...]) -> bytes:
     for name, dtype, _ in named:
         if dtype not in _NAMES:
@@ -141,9 +141,7 @@ def payload_from_bytes(data: bytes | memoryview) -> Payload:
         FrameRefused: If the bytes are not exactly a payload.
     """
     start = 4 + int.from_bytes(data[:4], "little")
-    header = bytes(data[4:start])
-    # The clients of a round send headers that are alike; a long one may be anything and is not kept.
-    shape, layout = (_read_header if len(header) <= _SHORT_HEADER else _read_header.__wrapped__)(header)
+    shape, layout = _read_header(bytes(data[4:start]))
     arrays, offset = {}, start
     for name, dtype, count, of in layout:
         end = offset + count * dtype.itemsize
@@ -157,7 +155,7 @@ def payload_from_bytes(data: bytes | memoryview) -> Payload:
     return Payload(shape, arrays)
 
 
-@lru_cache(_MOST_HEADERS)
+@remembered
 def _read_header(data: bytes) -> tuple[Shape, tuple[tuple[str, np.dtype[Any], int, Shape], ...]]:
     """The payload's shape, and of each array name, dtype, entries and shape."""
     try:

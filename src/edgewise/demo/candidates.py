@@ -136,14 +136,10 @@ def _variants(demo: Demo, graph: Graph, narrow: bytes) -> list[ServableGraph]:
 
 async def _passing(demo: Demo, variants: Sequence[ServableGraph]) -> list[ServableGraph]:
     """The variants that may serve: what its gate would refuse is no candidate."""
-    passing = []
-    for variant in variants:
-        gate = await demo.operator.judge(variant.graph.model_bytes, task=TASK)
-        if gate is None or gate.passed:
-            passing.append(variant)
-        else:
-            demo.happened("planning", f"{variant.name} is no candidate, its gate would refuse it: {gate.reason}")
-    return passing
+    refused = await demo.operator.refusals({v.name: v.graph.model_bytes for v in variants}, task=TASK)
+    for sentence in refused.values():
+        demo.happened("planning", sentence)
+    return [variant for variant in variants if variant.name not in refused]
 
 
 async def _profiles(demo: Demo, candidates: Sequence[ServableGraph]) -> dict[str, dict[Tier, Profile]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +69,6 @@ from edgewise.fleet.node.node import Node
 from edgewise.fleet.node.settings import AgentSettings
 from edgewise.fleet.node.sole_process import first_of, refuse_second
 from edgewise.ledger.entry import Purpose
-from edgewise.models.version import GateResult
 from edgewise.security.identity import Identity
 from edgewise.transport.frame import Frame
 
@@ -274,19 +273,24 @@ class Operator:
         order = RegisterVersion(task, ref, origin, parent)
         return await self._ask(order, RegisterAck, timeout_s=_timeout_s(ref.size_bytes))
 
-    async def judge(self, graph: bytes, *, task: str) -> GateResult | None:
-        """What the gate would say of a graph; nothing is registered.
+    async def refusals(self, graphs: Mapping[str, bytes], *, task: str) -> dict[str, str]:
+        """Which graphs the gate would refuse; nothing is registered.
 
         Args:
-            graph: ONNX.
+            graphs: ONNX by name.
             task: Of which model.
 
         Returns:
-            The comparison with the version in force; None without held-out data, or without such a version.
+            A sentence by name; those that may serve are left out, and those that can be compared with nothing.
         """
-        ref = self.offer(graph)
-        order = RegisterVersion(task, ref, is_trial=True)
-        return (await self._ask(order, RegisterAck, timeout_s=_timeout_s(ref.size_bytes))).gate
+        found = {}
+        for name, graph in graphs.items():
+            ref = self.offer(graph)
+            order = RegisterVersion(task, ref, is_trial=True)
+            gate = (await self._ask(order, RegisterAck, timeout_s=_timeout_s(ref.size_bytes))).gate
+            if gate is not None and not gate.passed:
+                found[name] = f"{name} is no candidate, its gate would refuse it: {gate.reason}"
+        return found
 
     async def profile(self, node: NodeId, order: ProfileOrder) -> ProfileAnswer:
         """Lets a node measure a graph and its home link."""
