@@ -291,6 +291,7 @@ def test_a_versions_int8_is_planned_on_the_fleet_and_deployed_as_a_version_of_it
         assert [(v.number, v.parent, v.origin) for v in versions[1:]] == [(2, 1, "int8 of version 1")]
         assert versions[1].gate is not None
         assert fleet.versions(DEVICE) == {"digits": 2}
+        assert found["deployed"]["ports"] == PORTS  # that of the cloud answers no requests
         assert (await fleet.infer(DEVICE, "digits", {"x": images()})).observation.version == 2
         found = await plan(fleet, 1, here, force=True, **wanted)  # int8 is known already
         assert len((await fleet.operator.versions()).versions) == 2
@@ -298,7 +299,7 @@ def test_a_versions_int8_is_planned_on_the_fleet_and_deployed_as_a_version_of_it
         assert rows["narrow on device"].reason.startswith("accuracy would be 0.")
 
     with pytest.MonkeyPatch.context() as patch:
-        on_fleet(tmp_path, lambda fleet: scene(fleet, patch), holdout=str(held), http_ports=PORTS)
+        on_fleet(tmp_path, lambda fleet: scene(fleet, patch), holdout=str(held), http_ports={**PORTS, "cloud": 9000})
 
 
 def scaled(profile: Profile, factor: float) -> Profile:

@@ -229,7 +229,9 @@ async def deploy_plan(
     ack = await operator.deploy(order)
     if not ack.accepted:
         raise RemoteError(f"version {version.number} was not deployed: {ack.reason}")
-    ports = {r.info.node: r.info.http_port for r in (await operator.nodes()).nodes if r.info.http_port}
+    # Edges and the cloud may have a port too: it is for their health and metrics, they answer no requests.
+    infos = [row.info for row in (await operator.nodes()).nodes]
+    ports = {info.node: info.http_port for info in infos if info.http_port and info.node in ack.devices}
     out.line(
         f"version {version.number} of {version.task} is in force on {len(ack.devices)} devices, "
         f"{len(order.plans)} plans warm, deadline {order.deadline_s * 1e3:.0f} ms"
