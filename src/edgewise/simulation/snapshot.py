@@ -14,6 +14,7 @@ from edgewise.core.ids import Digest, Generation
 from edgewise.simulation.record import SimulatedRound
 from edgewise.simulation.virtual_node import VirtualNode
 from edgewise.simulation.virtual_run import VirtualRun
+from edgewise.simulation.virtual_store import StoreContent
 from edgewise.training.protocols.event_log import decode_event, encode_event
 from edgewise.training.protocols.letters import AnyLetter, BlobName
 from edgewise.training.protocols.messages import AnnounceWaiting, Refusal, Work
@@ -55,10 +56,7 @@ class RunSnapshot(msgspec.Struct, frozen=True):
     calls: tuple[_Call, ...]
     works: tuple[tuple[NodeKey, Generation, Work], ...]
     timers: tuple[tuple[tuple[str, str, str], int], ...]
-    blobs: dict[Digest, bytes]
-    fresh: tuple[Digest, ...]
-    users: dict[Digest, int]
-    under_way: dict[Digest, int]
+    store: StoreContent
     num_put: int
     num_bytes: tuple[int, int, int]
     records: tuple[SimulatedRound, ...]
@@ -77,7 +75,6 @@ def snapshot_of(run: VirtualRun) -> bytes:
     """
     run._sweep()
     every = [node for nodes in run.nodes.values() for node in nodes.values()]
-    store = run.store
     return msgspec.msgpack.encode(
         RunSnapshot(
             run.agenda.now,
@@ -85,10 +82,7 @@ def snapshot_of(run: VirtualRun) -> bytes:
             tuple(_call(time, call.__name__, *args) for time, call, args in run.agenda.calls()),
             tuple((_key(node), generation, work) for node, generation, work in run._works),
             tuple(run._timers.items()),
-            {digest: bytes(data) for digest, data in store.blobs.items()},
-            tuple(store._fresh),
-            store._users,
-            store._under_way,
+            run.store.content(),
             run._num_put,
             (run._up_bytes, run._down_bytes, run._wan_bytes),
             tuple(run.records),
@@ -111,10 +105,7 @@ def restore(run: VirtualRun, data: bytes) -> None:
         node.state = None if each.state is None else msgspec.msgpack.decode(each.state, type=node.part.state)
         node.generation, node.is_up = each.generation, each.is_up
         node.held, node.delivered, node.needed = frozenset(each.held), set(each.delivered), frozenset(each.needed)
-    store = run.store
-    store.blobs.clear()
-    store.blobs.update(found.blobs)
-    store._fresh, store._users, store._under_way = set(found.fresh), dict(found.users), dict(found.under_way)
+    run.store.load(found.store)
     run.agenda.load(found.now_s, [(call.time_s, getattr(run, call.name), _args(run, call)) for call in found.calls])
     run._works[:] = [(_named(run, key), generation, work) for key, generation, work in found.works]
     run._timers = dict(found.timers)

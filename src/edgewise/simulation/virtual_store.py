@@ -5,12 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import msgspec
+
 from edgewise.core.ids import Digest
 from edgewise.simulation.virtual_node import VirtualNode
 from edgewise.training.protocols.letters import BlobName
 
 _MANY = 1024
 """So many new ones are looked through also where no round closes."""
+
+
+class StoreContent(msgspec.Struct, frozen=True, array_like=True):
+    """What a store is, between two instants of its run.
+
+    Attributes:
+        blobs: Held.
+        fresh: Put since the last sweep, or under way at it.
+        users: How many nodes need each.
+        under_way: How many letters carry each.
+    """
+
+    blobs: dict[Digest, bytes]
+    fresh: tuple[Digest, ...]
+    users: dict[Digest, int]
+    under_way: dict[Digest, int]
 
 
 class VirtualStore:
@@ -91,3 +109,14 @@ class VirtualStore:
             else:
                 self.blobs.pop(digest, None)
                 users.pop(digest, None)
+
+    def content(self) -> StoreContent:
+        """All that `load` needs."""
+        blobs = {digest: bytes(data) for digest, data in self.blobs.items()}
+        return StoreContent(blobs, tuple(self._fresh), self._users, self._under_way)
+
+    def load(self, content: StoreContent) -> None:
+        """Makes it what it was when `content` was taken; whoever holds `blobs` sees these from now on."""
+        self.blobs.clear()
+        self.blobs.update(content.blobs)
+        self._fresh, self._users, self._under_way = set(content.fresh), dict(content.users), dict(content.under_way)
