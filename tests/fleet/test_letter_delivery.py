@@ -8,17 +8,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import msgspec
+import pytest
 
 from edgewise.core.errors import Unreachable
-from edgewise.core.ids import ClientId, Digest, NodeId, RoundNumber, RunId
+from edgewise.core.ids import ClientId, Digest, Generation, NodeId, RoundNumber, RunId, digest_of
 from edgewise.fleet.messages import LetterAck, RunLetter
+from edgewise.fleet.store.events import EventLog
 from edgewise.fleet.training.letter_delivery import LetterDelivery
+from edgewise.fleet.training.role_driver import RoleDriver
 from edgewise.fleet.training.run_roles import RunRoles
 from edgewise.testing import LoopbackFleet
 from edgewise.training.algorithms import make_algorithm
-from edgewise.training.protocols.letters import COORDINATOR_ADDRESS, Address, WorkFailed, WorkOrder
-from edgewise.training.protocols.messages import Delivered, Refusal, Send
+from edgewise.training.protocols import make_protocol
+from edgewise.training.protocols.letters import COORDINATOR_ADDRESS, Address, BlobName, WorkFailed, WorkOrder
+from edgewise.training.protocols.messages import Accept, Delivered, Received, Refusal, Send, WorkDone
 from edgewise.training.protocols.run_spec import RunSpec
+from edgewise.transport.bulk.blobs import FolderBlobs
 
 LETTER = WorkFailed(run=RunId("r"), round=RoundNumber(1), client=ClientId("a"), cause="for the test")
 
@@ -110,6 +115,58 @@ def test_a_role_does_not_end_before_the_letters_of_its_end_are_on_their_way() ->
         return ended
 
     assert asyncio.run(scene()) == ["end of edge/r"]
+
+
+def test_a_letter_that_is_sent_again_is_asked_about_again_whatever_a_former_attempt_was_answered() -> None:
+    async def scene() -> list[Any]:
+        node, driver = Receiver(), Driver()
+        answers: list[asyncio.Future[LetterAck]] = []
+
+        async def ask(*_: Any, **__: Any) -> LetterAck:
+            answers.append(asyncio.get_running_loop().create_future())
+            node.asked.set()
+            return await answers[-1]
+
+        node.ask = ask  # type: ignore[method-assign, assignment]
+        letters = await sent(node, driver)
+        node.asked.clear()
+        letters.send(driver, Send(COORDINATOR_ADDRESS, LETTER))  # type: ignore[arg-type]
+        answers[0].set_result(LetterAck(False, Refusal.LATE, "the sum has been forwarded."))
+        await asyncio.wait_for(node.asked.wait(), 10.0)
+        answers[1].set_result(LetterAck())
+        await asyncio.wait_for(node.task, 10.0)
+        return driver.events
+
+    assert asyncio.run(scene()) == [Delivered(to=COORDINATOR_ADDRESS, key=LETTER.key)]
+
+
+@pytest.mark.parametrize("is_one_batch", [True, False])
+def test_an_answer_that_is_overtaken_by_another_order_does_not_end_the_report(
+    is_one_batch: bool, tmp_path: Path
+) -> None:
+    """A late update is refused and asked for again while the refusal is on its way; it goes out and is waited for."""
+    spec = RunSpec(RunId("r"), make_algorithm("fed_avg").spec.to_dict(), {"name": "synchronous"}, 1, Digest("l"), 4)
+    order = WorkOrder(spec=spec, round=RoundNumber(1), client=ClientId("a"), sections=())
+    done = WorkDone(round=RoundNumber(1), update=BlobName(digest_of(b"u"), 1), num_examples=1)
+    pending: set[tuple[Address, str]] = set()
+    driver = RoleDriver(
+        spec, "client", make_protocol(spec.protocol), make_algorithm(spec.algorithm), EventLog.open(tmp_path / "e.db"),
+        FolderBlobs(tmp_path), lambda *_: None, is_sent_again=lambda _, event: (event.to, event.key) in pending,
+    )  # fmt: skip
+    came = Received(letter=order, sender=NodeId("edge-1"), generation=Generation(1))
+    refused = Delivered(to=order.reply_to, key="update/a/1/0", accepted=False, reason="late")
+    (_, (sending,)) = driver._fold([came, done])
+    assert isinstance(sending, Send)
+    assert sending.letter.key == refused.key
+    if is_one_batch:
+        results = driver._fold([came, refused])
+    else:
+        results = driver._fold([came])
+        pending.add((sending.to, sending.letter.key))
+        results += driver._fold([refused])
+    driver.events.close()
+    assert [[type(action) for action in actions] for actions in results] == [[Accept, Send], []]
+    assert driver.role.wants(driver.state, sending.to, sending.letter)
 
 
 def test_an_order_names_a_run_that_its_receiver_knows_and_says_all_of_it_to_one_that_began_anew() -> None:

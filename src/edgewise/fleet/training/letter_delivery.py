@@ -1,7 +1,7 @@
 """Delivering a run's letters: sent until they are acknowledged, or until their role wants them no more.
 
-A letter to somebody who is not there waits and goes out when they return; one that is on its way already is not sent
-twice. Blobs travel in the frame while they are small, else their receiver pulls them from here.
+A letter to somebody who is not there waits and goes out when they return. One that is sent again while it is on its way
+is tried again: an answer that was given before says nothing of it. Blobs travel in the frame while they are small, else their receiver pulls them from here.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ Inline = dict[str, np.ndarray[Any, Any]]
 class _Pending:
     letter: AnyLetter
     poke: asyncio.Event = field(default_factory=asyncio.Event)
+    num_sent: int = 1
 
 
 class LetterDelivery:
@@ -68,6 +69,7 @@ class LetterDelivery:
         key = (driver.log, action.to, action.letter.key)
         if key in self._pending:
             self._pending[key].letter = action.letter
+            self._pending[key].num_sent += 1
             self._pending[key].poke.set()
             return
         self._pending[key] = _Pending(action.letter)
@@ -94,6 +96,10 @@ class LetterDelivery:
             if name == driver.log and not driver.role.wants(driver.state, to, pending.letter):
                 pending.poke.set()
 
+    def is_sent_again(self, driver: RoleDriver, answered: Delivered) -> bool:
+        """Whether a letter is under way anew since it was answered; any thread."""
+        return (driver.log, answered.to, answered.key) in self._pending
+
     def has(self, driver: RoleDriver) -> bool:
         """Whether letters of a role are under way."""
         return any(name == driver.log for name, _, _ in self._pending)
@@ -118,12 +124,12 @@ class LetterDelivery:
         """What the receiver says to a letter's newest content; None once its role wants it no more."""
         waits, is_again = Waits(), False
         while not driver.is_closed and driver.role.wants(driver.state, to, pending.letter):
-            letter = pending.letter
+            letter, num_sent = pending.letter, pending.num_sent
             ack = await self._attempt(driver, to, letter, is_again)
             if ack is None:
                 is_again = True
                 await waits.wait(pending.poke)
-            elif pending.letter is letter:
+            elif pending.num_sent == num_sent:
                 return ack
         return None
 

@@ -22,12 +22,13 @@ from edgewise.fleet.training.role_log import SNAPSHOT, Snapshot, log_name, state
 from edgewise.fleet.training.run_blobs import Incoming, MappedBlobs
 from edgewise.training.algorithm import FederatedAlgorithm
 from edgewise.training.protocols.event_log import decode_event, encode_event
-from edgewise.training.protocols.letters import Order
+from edgewise.training.protocols.letters import Address, Order
 from edgewise.training.protocols.messages import (
     Action,
     AnnounceRound,
     ClientLost,
     ClientReturned,
+    Delivered,
     EndRun,
     Event,
     Received,
@@ -65,6 +66,7 @@ class RoleDriver:
         carry_out: Takes this driver and the actions of one event, on the event loop; returns at once.
         folded: Told when all actions of the events so far are on their way.
         holds: Digests that must stay for other reasons: letters under way, other runs.
+        is_sent_again: Whether a letter is under way anew since it was answered.
         state: As folded; None before the first event.
         server: Who sent the newest order; what this node reports goes there. "" before.
         seen: Clients that were there, on an edge.
@@ -87,6 +89,7 @@ class RoleDriver:
     carry_out: Callable[[RoleDriver, tuple[Action, ...]], None]
     folded: Callable[[RoleDriver], None] = field(default=lambda _: None)
     holds: Callable[[RoleDriver], set[Digest]] = field(default=lambda _: set())
+    is_sent_again: Callable[[RoleDriver, Delivered], bool] = field(default=lambda *_: False)
     state: Any = None
     server: NodeId = NodeId("")
     seen: set[ClientId] = field(default_factory=set)
@@ -226,7 +229,11 @@ class RoleDriver:
         state, rows = self.state, []
         results: list[tuple[Action, ...] | BaseException] = []
         folded: list[tuple[Event, tuple[Action, ...]]] = []
+        called: set[tuple[Address, str]] = set()
         for event in events:
+            if isinstance(event, Delivered) and ((event.to, event.key) in called or self.is_sent_again(self, event)):
+                results.append(())  # an answer to a former attempt says nothing of the newest
+                continue
             try:
                 after, actions = self._step(state, event)
                 self._store(actions)
@@ -236,6 +243,7 @@ class RoleDriver:
             if after is not state or actions:
                 rows.append((type(event).__name__, encode_event(event)))
             state = after
+            called.update((action.to, action.letter.key) for action in actions if isinstance(action, Send))
             results.append(actions)
             folded.append((event, actions))
         for event, actions in folded:
@@ -369,20 +377,13 @@ class RoleDriver:
 
     def _spare(self, state: Any, folded: list[tuple[Event, tuple[Action, ...]]]) -> set[Digest]:
         """Blobs that nobody needs any more; a coordinator looks for them when a round has closed."""
-        is_over = any(isinstance(action, EndRun) for _, actions in folded for action in actions)
-        if self.role.state is None or not self.mentioned or (self._is_little(self.mentioned) and not is_over):
+        kinds = {type(action) for _, actions in folded for action in actions}
+        is_over = EndRun in kinds
+        must_wait = self.role_name == COORDINATOR and not kinds & {AnnounceRound, EndRun}
+        if must_wait or self.role.state is None or (self._is_little(self.mentioned) and not is_over):
             return set()
-        if self.role_name == COORDINATOR and not any(
-            isinstance(action, AnnounceRound | EndRun) for _, actions in folded for action in actions
-        ):
-            return set()
-        sent = {
-            blob.digest
-            for _, actions in folded
-            for action in actions
-            if isinstance(action, Send)
-            for blob in action.letter.blobs
-        }
+        letters = [action.letter for _, actions in folded for action in actions if isinstance(action, Send)]
+        sent = {blob.digest for letter in letters for blob in letter.blobs}
         spare = self.mentioned - self._spared - set(self.role.needs(state)) - sent - self.holds(self)
         return set() if self._is_little(spare) and not is_over else spare
 
@@ -390,10 +391,8 @@ class RoleDriver:
         return len(digests) < MOST_SPARE and 4 * self.spec.num_entries * len(digests) < SPARE_BYTES
 
     def _snapshot(self, state: Any) -> bytes:
-        encoded = msgspec.Raw(msgspec.msgpack.encode(state))
-        return msgspec.msgpack.encode(
-            Snapshot(self.spec, encoded, self.server, tuple(sorted(self.seen)), tuple(sorted(self.mentioned)))
-        )
+        encoded, seen = msgspec.Raw(msgspec.msgpack.encode(state)), tuple(sorted(self.seen))
+        return msgspec.msgpack.encode(Snapshot(self.spec, encoded, self.server, seen, tuple(sorted(self.mentioned))))
 
     def _restore(self, found: Snapshot) -> None:
         self.state = state_in(found, self.role.state)

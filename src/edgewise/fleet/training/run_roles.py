@@ -136,7 +136,7 @@ class RunRoles:
             raise StoreError(f"{protocol.spec} has no {role_name}; its roles are {', '.join(sorted(protocol.roles))}.")
         driver = RoleDriver(
             spec, role_name, protocol, make_algorithm(spec.algorithm), self._events, self._node.blobs,
-            self._carry_out, self._folded, self._holds, private=None if self._worker is None else self._worker.private,
+            self._carry_out, self._folded, self._holds, self._letters.is_sent_again, private=None if self._worker is None else self._worker.private,
             incoming=self._incoming,
         )  # fmt: skip
         self._drivers[role_name, spec.run] = driver
