@@ -73,6 +73,7 @@ class Link:
         self.port: int = listener.getsockname()[1]
         self.outage: Outage | None = None
         self.num_connections = 0
+        self.num_to_corrupt = 0
         self.counters = {"up": Counter(), "down": Counter()}
         self.courses = {
             "up": Course(spec.shape, random.Random(spec.seed)),
@@ -91,6 +92,7 @@ class Link:
         direction: Literal["up", "down"] | None = None,
         outage: Outage | Literal["keep"] | None = "keep",
         target: str | None = None,
+        corrupt: int = 0,
         **shape: Any,
     ) -> None:
         """Changes the link while it runs.
@@ -100,6 +102,7 @@ class Link:
             outage: `black_hole` stops all bytes and keeps connections, `cut` closes them and refuses new
                 ones, None heals.
             target: Where new connections lead.
+            corrupt: In so many of the next pieces that are read, either way, a bit is flipped.
             **shape: Fields of `Shape`.
 
         Raises:
@@ -108,6 +111,7 @@ class Link:
         if target is not None:
             split_address(target)
             self._target = target
+        self.num_to_corrupt += corrupt
         if outage not in (None, "keep", "black_hole", "cut"):
             raise InputError(f"outage {outage!r} is not known. Use 'black_hole', 'cut' or null.")
         for way in ("up", "down") if direction is None else (direction,):
@@ -315,6 +319,9 @@ class _Pipe:
             self._got_end = True
             self._stop_reading()
             self._pending.append((now, self._course.admit(0, now), memoryview(b"")))
+        elif self._connection.link.num_to_corrupt:
+            self._connection.link.num_to_corrupt -= 1
+            data = bytes([data[0] ^ 1]) + data[1:] if len(data) < 8 else data[:7] + bytes([data[7] ^ 1]) + data[8:]
         self._counter.read_bytes += len(data)
         self._held_bytes += len(data)
         view = memoryview(data)
