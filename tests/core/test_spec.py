@@ -82,3 +82,9 @@ def test_a_part_that_wraps_one_of_its_kind_takes_it_by_name() -> None:
     assert str(make_codec({"name": "chain", "codecs": ["int8", "zstd"]})).startswith("chain(codecs=[int8(")
     with pytest.raises(InputError, match="codecs has no 'int9'"):
         make_codec({"name": "error_feedback", "codec": "int9"})
+
+
+@pytest.mark.parametrize("word", ["buffered", {"name": "buffered", "concurrency": 2}])
+def test_a_part_whose_parameter_is_missing_says_which(word: object) -> None:
+    with pytest.raises(InputError, match=r"^buffered needs .*buffer_size\. Write it as \{ name = 'buffered', .* \}\.$"):
+        build("protocols", {"buffered": lambda *, concurrency, buffer_size: None}, word)

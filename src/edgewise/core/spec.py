@@ -17,6 +17,7 @@ from edgewise.core.errors import InputError, nearest
 from edgewise.core.ids import Digest, digest_of
 
 P = TypeVar("P")
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _SPEC_TYPE = re.compile(r"\bSpec\b")
 
 
@@ -173,7 +174,7 @@ def build(kind: str, registry: Mapping[str, Callable[..., P]], value: Any) -> P:
         The part.
 
     Raises:
-        InputError: If the name or a parameter is unknown; the nearest is suggested.
+        InputError: If the name or a parameter is unknown, where the nearest is suggested, or a parameter is missing.
     """
     spec = Spec.of(value)
     builders: dict[str, Callable[..., P]] = {**_plugins(kind), **registry}
@@ -201,6 +202,10 @@ def build(kind: str, registry: Mapping[str, Callable[..., P]], value: Any) -> P:
             params[key] = build(kind, registry, value)  # a part that wraps one of its kind, given by name
         elif key not in accepted or not _SPEC_TYPE.search(str(annotation)):
             params[key] = _built(kind, registry, value)
+    missing = [p.name for p in accepted.values() if p.default is p.empty and p.kind in _NAMED and p.name not in params]
+    if missing and not args:
+        words = ", ".join(f"{name} = …" for name in missing)
+        raise InputError(f"{spec.name} needs {' and '.join(missing)}. Write it as {{ name = {spec.name!r}, {words} }}.")
     return builder(*args, **params)
 
 

@@ -135,7 +135,7 @@ class Baseline:
     async def grown(self, scene: LiveScene) -> list[str]:
         """Processes that ended by themselves, and those that keep more descriptors or threads than before."""
         end = time.monotonic() + SETTLED_S
-        while (found := self._grown(scene)) and time.monotonic() < end:
+        while (found := self._grown(scene)) and time.monotonic() < end:  # noqa: ASYNC110 - looked at from outside
             await asyncio.sleep(0.5)
         return found
 
