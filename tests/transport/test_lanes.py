@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
 from edgewise.core.errors import Unreachable
 from edgewise.ledger.entry import Purpose
+from edgewise.transport.zenoh import lanes
 from edgewise.transport.zenoh.lanes import MAX_QUEUED_BYTES, Job, QueryThreads, Sender
 
 DEADLINE_S = 5.0
@@ -92,3 +94,27 @@ def test_lane_that_does_not_move_is_refused_instead_of_filled() -> None:
     with pytest.raises(Unreachable, match="is closed"):
         sender.submit(Purpose.BULK, "x", Job(stuck.wait, failures.append, 1))
     assert failures == []
+
+
+def test_threads_that_a_standing_link_called_for_end_when_it_moves_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes, "IDLE_S", 0.05)
+    threads, release, all_wait = QueryThreads("n", 8), threading.Event(), threading.Barrier(9)
+
+    def waiting() -> None:
+        all_wait.wait(DEADLINE_S)
+        release.wait(DEADLINE_S)
+
+    for _ in range(8):
+        threads.submit(waiting)
+    all_wait.wait(DEADLINE_S)
+    former = list(threads._threads)
+    assert len(former) == 8
+    release.set()
+    end = time.monotonic() + DEADLINE_S
+    while len(threads._threads) > 1 and time.monotonic() < end:
+        time.sleep(0.01)
+    assert len(threads._threads) == 1
+    done = threading.Event()
+    threads.submit(done.set)
+    assert done.wait(DEADLINE_S)
+    threads.close()

@@ -18,6 +18,8 @@ from edgewise.ledger.entry import Purpose
 _log = logging.getLogger(__name__)
 LANES = 4
 MAX_QUEUED_BYTES = 256 * 2**20
+IDLE_S = 5.0
+"""A thread that no query needs for so long ends: a link that stood still had called for many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,7 @@ class Sender:
 
 
 class QueryThreads:
-    """Runs each call on a thread of its own; starts more threads while all are busy. Thread-safe.
+    """Runs each call on a thread of its own; starts more while all are busy, ends those that are idle. Thread-safe.
 
     A pool of the standard library costs several times as much per call, on the way of every request.
     """
@@ -139,14 +141,27 @@ class QueryThreads:
 
     def close(self) -> None:
         """Ends each thread after the call it carries."""
-        for _ in self._threads:
+        with self._lock:
+            num_threads = len(self._threads)
+        for _ in range(num_threads):
             self._calls.put(None)
 
     def _run(self) -> None:
-        while (call := self._calls.get()) is not None:
+        while (call := self._next()) is not None:
             try:
                 call()
             except Exception:  # boundary of the thread: other calls follow
                 _log.exception("a query of %s failed", self._node)
             with self._lock:
                 self._num_open -= 1
+
+    def _next(self) -> Callable[[], object] | None:
+        """The next call; None where this thread is to end: there are enough others for the calls that are open."""
+        while True:
+            try:
+                return self._calls.get(timeout=IDLE_S)
+            except queue.Empty:
+                with self._lock:
+                    if self._num_open < len(self._threads) - 1:
+                        self._threads.remove(threading.current_thread())
+                        return None
