@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from edgewise.chaos.live.live_checks import Baseline, Request, broken_invariants, unexpected_lines
+from edgewise.chaos.live.live_checks import HeldBefore, Request, broken_invariants, unexpected_lines
 from edgewise.chaos.live.live_scene import DEADLINE_S, LiveScene
 from edgewise.chaos.live.live_schedule import DEVICES, LiveSchedule, draw
 from edgewise.core.errors import EdgewiseError
@@ -79,7 +79,7 @@ async def _on_one_fleet(
     """How many were run: a broken invariant ends a fleet, and its logs are kept beside the results."""
     scene = LiveScene(place)
     async with scene.running():
-        baseline = Baseline()
+        baseline = HeldBefore()
         for number, seed in enumerate(seeds):
             result = await _campaign(scene, draw(seed), baseline)
             on_result(result)
@@ -89,7 +89,7 @@ async def _on_one_fleet(
     return len(seeds)
 
 
-async def _campaign(scene: LiveScene, schedule: LiveSchedule, baseline: Baseline) -> LiveResult:
+async def _campaign(scene: LiveScene, schedule: LiveSchedule, baseline: HeldBefore) -> LiveResult:
     start, name = time.monotonic(), f"seed-{schedule.seed}-{time.time_ns() % 10**6}"
     requests: list[Request] = []
     logs_before = baseline.log_sizes(scene)

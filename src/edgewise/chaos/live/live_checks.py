@@ -123,7 +123,7 @@ async def _of_versions(scene: LiveScene, requests: list[Request]) -> list[str]:
 
 
 @dataclass(slots=True)
-class Baseline:
+class HeldBefore:
     """What a fleet's processes had after their first campaign, to see what grows.
 
     Attributes:
