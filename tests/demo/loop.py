@@ -18,7 +18,6 @@ import numpy as np
 from edgewise.core.ids import ClientId, Digest, Generation, NodeId, RequestId, Revision, RunId, Tier
 from edgewise.core.seeds import Seeds
 from edgewise.datasets.shifts import drifted
-from edgewise.demo.drift_and_retrain import spoiled
 from edgewise.demo.scenario import LOCAL, RETRAINING, UPLINK, DemoSettings, task_settings
 from edgewise.demo.streaming import take
 from edgewise.fleet.messages import Capability, NodeInfo
@@ -37,6 +36,7 @@ from edgewise.models.export import export_template
 from edgewise.models.task import Examples
 from edgewise.models.version import GateResult, ModelVersion
 from edgewise.simulation.simulate import SimulationOptions, simulate_rounds
+from edgewise.testing.spoiled_graph import spoiled
 from edgewise.training.algorithms import make_algorithm
 from edgewise.training.tasks.digits_task import DigitsTask
 from edgewise.transport.bulk.blobs import FolderBlobs

@@ -13,7 +13,6 @@ from onnx import numpy_helper
 
 from edgewise.core.ids import NodeId, Tier
 from edgewise.core.provenance import origins_of
-from edgewise.demo.drift_and_retrain import BAD_NOISE, spoiled
 from edgewise.demo.scenario import Demo, DemoSettings, fleet_file
 from edgewise.demo.serve_requests import alternatives, edge_users
 from edgewise.demo.streaming import Sent, otherwise, revisions_changed, take
@@ -24,6 +23,7 @@ from edgewise.planning.choose import best_plan, make_search
 from edgewise.planning.plan import ENTRY
 from edgewise.planning.policy import Policy
 from edgewise.service.client import Reply
+from edgewise.testing.spoiled_graph import BAD_NOISE, spoiled
 from tests.inference.tiny import two_exit_graph
 from tests.planning.scenario import FAST, WAN, evidence, graph, profiles
 

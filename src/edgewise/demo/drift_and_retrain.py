@@ -6,9 +6,7 @@ import asyncio
 
 import msgspec
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.ids import Digest, NodeId
@@ -28,10 +26,10 @@ from edgewise.planning.choose import make_search
 from edgewise.planning.levels import recommend
 from edgewise.service.client import Reply
 from edgewise.service.report import LabelRow, LoopSection, MonitorRow, VersionRow
+from edgewise.testing.spoiled_graph import spoiled
 from edgewise.transport.frame import Frame
 
 DETECTOR = "e-processes over all devices: wrong answers by betting (harm), ranks of confidences, classes and covariates (change)"
-BAD_NOISE = 0.5
 """Noise on the deliberately bad version's weights, in standard deviations of each tensor."""
 
 
@@ -226,18 +224,6 @@ async def _roll_back(demo: Demo, former: ModelVersion) -> bool:
     restored = ack.accepted and served == {former.number}
     demo.happened("rollback", f"rolled back: devices answer with version {', '.join(map(str, sorted(served)))}", "plan")
     return restored
-
-
-def spoiled(graph: bytes, seed: int) -> bytes:
-    """A graph with noise on every weight; the shape is kept."""
-    model = onnx.load_from_string(graph)
-    rng = Seeds(seed).at("spoiled").rng()
-    for tensor in model.graph.initializer:
-        array = numpy_helper.to_array(tensor)
-        if array.dtype == np.float32 and array.size > 1:
-            noisy = array + BAD_NOISE * array.std() * rng.standard_normal(array.shape).astype(np.float32)
-            tensor.CopyFrom(numpy_helper.from_array(noisy.astype(np.float32), tensor.name))
-    return bytes(model.SerializeToString())
 
 
 def _version_row(version: ModelVersion, what: str, outcome: str) -> VersionRow:

@@ -25,9 +25,9 @@ from edgewise.chaos.live.live_checks import HeldBefore, Request, broken_invarian
 from edgewise.chaos.live.live_scene import DEADLINE_S, LiveScene
 from edgewise.chaos.live.live_schedule import DEVICES, LiveSchedule, draw
 from edgewise.core.errors import EdgewiseError
-from edgewise.demo.drift_and_retrain import spoiled
 from edgewise.models.forward import INPUT
 from edgewise.service.client import InferenceClient, Reply
+from edgewise.testing.spoiled_graph import spoiled
 
 GAP_S = 0.05
 """Between requests to a device."""
