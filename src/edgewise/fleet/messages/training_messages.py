@@ -172,7 +172,7 @@ class RoundRecord(msgspec.Struct, frozen=True):
         num_updates: Updates that were folded.
         missing: Cause by client that gave none.
         seconds: What it took.
-        uplink_bytes, downlink_bytes: Payloads, as far as one process saw them.
+        uplink_bytes, downlink_bytes: Payloads of its letters, each once, however often one had to be sent.
         metrics: The task's own, of held-out examples, where the coordinator has a judge (`--judge`).
     """
 

@@ -15,6 +15,7 @@ from edgewise.core.layout import Layout
 from edgewise.fleet.messages import BlobRef, RoundRecord, RunRow, RunStatus, SubmitRun, TrainedModel
 from edgewise.fleet.training.presence import view_of
 from edgewise.fleet.training.role_driver import RoleDriver
+from edgewise.fleet.training.run_bytes import RunBytes
 from edgewise.training.algorithm import MODEL
 from edgewise.training.algorithms import make_algorithm
 from edgewise.training.local import own_patterns
@@ -211,31 +212,30 @@ class LiveRun:
         return f"round {view.round} waits for {', '.join(view.outstanding)}"
 
 
-def with_former(rounds: Iterable[RoundSummary], known: Iterable[RoundRecord]) -> list[RoundRecord]:
+def with_former(rounds: Iterable[RoundSummary], known: Iterable[RoundRecord], moved: RunBytes) -> list[RoundRecord]:
     """Records of closed rounds: those that are known, e.g. of a former run, and of the others what their summaries say.
 
     Args:
         rounds: As the protocol knows them.
         known: Records.
+        moved: What the run's log says of bytes.
     """
     records = {record.round: record for record in known}
     return [
         records.get(summary.round)
-        or record_of(summary, accuracy=float("nan"), seconds=0.0, uplink_bytes=0, downlink_bytes=0)
+        or record_of(summary, accuracy=float("nan"), seconds=0.0, moved=moved.of(summary.round))
         for summary in rounds
     ]
 
 
-def record_of(
-    summary: RoundSummary, *, accuracy: float, seconds: float, uplink_bytes: int, downlink_bytes: int
-) -> RoundRecord:
+def record_of(summary: RoundSummary, *, accuracy: float, seconds: float, moved: tuple[int, int]) -> RoundRecord:
     """A closed round as people and reports see it.
 
     Args:
         summary: The protocol's.
         accuracy: Of its model on held-out data; NaN without.
         seconds: How long it took; 0 if the process ended as it was closed.
-        uplink_bytes, downlink_bytes: Payloads, as far as one process saw them.
+        moved: Payloads, up and down.
 
     Returns:
         The record.
@@ -248,6 +248,5 @@ def record_of(
         len(summary.num_examples),
         missing,
         seconds,
-        uplink_bytes,
-        downlink_bytes,
+        *moved,
     )

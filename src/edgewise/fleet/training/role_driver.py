@@ -20,6 +20,7 @@ from edgewise.core.ids import ClientId, Digest, NodeId, RunId
 from edgewise.fleet.store.events import EventLog
 from edgewise.fleet.training.role_log import SNAPSHOT, Snapshot, log_name, state_in
 from edgewise.fleet.training.run_blobs import Incoming, MappedBlobs
+from edgewise.fleet.training.run_bytes import RunBytes
 from edgewise.training.algorithm import FederatedAlgorithm
 from edgewise.training.protocols.event_log import decode_event, encode_event
 from edgewise.training.protocols.letters import Address, Order
@@ -72,8 +73,7 @@ class RoleDriver:
         seen: Clients that were there, on an edge.
         awaited: Clients that were given an order and have not answered.
         mentioned: Blobs that events and actions named and that are not dropped yet.
-        uplink_bytes, downlink_bytes: Of letters since a round closed, without frames around them.
-        round_uplink_bytes, round_downlink_bytes: The same of the last closed round.
+        moved: Bytes that its letters carried.
         private: Blobs that are given to nobody: what a client keeps.
         incoming: The node's blobs that no state names yet.
         is_closed: Whether nothing is sent or folded for it any more.
@@ -95,10 +95,7 @@ class RoleDriver:
     seen: set[ClientId] = field(default_factory=set)
     awaited: set[ClientId] = field(default_factory=set)
     mentioned: set[Digest] = field(default_factory=set)
-    uplink_bytes: int = 0
-    downlink_bytes: int = 0
-    round_uplink_bytes: int = 0
-    round_downlink_bytes: int = 0
+    moved: RunBytes = field(default_factory=RunBytes)
     private: FolderBlobs | None = None
     incoming: Incoming = field(default_factory=Incoming)
     is_closed: bool = False
@@ -183,7 +180,7 @@ class RoleDriver:
             self.state, actions = self._step(self.state, event)
             self._store(actions)
             self._note(event, actions)
-        self.uplink_bytes = self.downlink_bytes = 0
+            self.moved = self.moved.after(event, actions)
         if self.role_name == COORDINATOR or self.state is None:
             return
         for digest in self.role.needs(self.state):
@@ -226,7 +223,7 @@ class RoleDriver:
 
     def _fold(self, events: list[Event]) -> list[tuple[Action, ...] | BaseException]:
         """On a thread: the results of some events, all of them durable."""
-        state, rows = self.state, []
+        state, moved, rows = self.state, self.moved, []
         results: list[tuple[Action, ...] | BaseException] = []
         folded: list[tuple[Event, tuple[Action, ...]]] = []
         called: set[tuple[Address, str]] = set()
@@ -242,6 +239,7 @@ class RoleDriver:
                 continue
             if after is not state or actions:
                 rows.append((type(event).__name__, encode_event(event)))
+                moved = moved.after(event, actions)
             state = after
             called.update((action.to, action.letter.key) for action in actions if isinstance(action, Send))
             results.append(actions)
@@ -250,14 +248,15 @@ class RoleDriver:
             self._note(event, actions)
         if rows:
             spare = self._spare(state, folded)
-            self._write(state, rows, folded, spare)
-            self.state = state
+            self._write(state, moved, rows, folded, spare)
+            self.state, self.moved = state, moved
             self._spared |= spare
         return results
 
     def _write(
         self,
         state: Any,
+        moved: RunBytes,
         rows: list[tuple[str, bytes]],
         folded: list[tuple[Event, tuple[Action, ...]]],
         spare: set[Digest],
@@ -269,7 +268,7 @@ class RoleDriver:
             return
         durable = self._is_durable(folded, spare)
         if spare or begins:
-            encoded = self._snapshot(state)
+            encoded = self._snapshot(state, moved)
             self.events.compact(self.log, SNAPSHOT, encoded, num_events=len(rows), durable=durable)
         else:
             self.events.append_many(self.log, rows, durable=durable)
@@ -342,11 +341,8 @@ class RoleDriver:
                 self.mentioned.update(blob.digest for blob in letter.blobs)
                 if letter.author.role == CLIENT:
                     self.awaited.discard(ClientId(letter.author.name))
-                    self.uplink_bytes += sum(blob.size_bytes for blob in letter.blobs)
-                else:
-                    self.uplink_bytes += getattr(letter, "uplink_bytes", 0)
-                    if letter.author.role in ("server", COORDINATOR):
-                        self.server = sender
+                elif letter.author.role in ("server", COORDINATOR):
+                    self.server = sender
                 self.seen.update(present)
             case WorkDone(update=update, kept=kept):
                 self.mentioned.update((update.digest, *(() if kept is None else (kept,))))
@@ -362,16 +358,8 @@ class RoleDriver:
                 case Store(blobs=blobs):
                     self.mentioned.update(blobs)
                 case Send(to=to, letter=letter):
-                    if isinstance(letter, Order):
-                        per_client = len(getattr(letter, "clients", "1"))
-                        own = [s.blob for sections in getattr(letter, "own", {}).values() for s in sections]
-                        shared = [blob.size_bytes for blob in letter.blobs if blob not in own]
-                        self.downlink_bytes += per_client * sum(shared) + sum(blob.size_bytes for blob in own)
-                        if to.role == CLIENT:
-                            self.awaited.add(ClientId(to.name))
-                case AnnounceRound():
-                    self.round_uplink_bytes, self.round_downlink_bytes = self.uplink_bytes, self.downlink_bytes
-                    self.uplink_bytes = self.downlink_bytes = 0
+                    if isinstance(letter, Order) and to.role == CLIENT:
+                        self.awaited.add(ClientId(to.name))
                 case EndRun():
                     self.awaited.clear()
 
@@ -390,10 +378,11 @@ class RoleDriver:
     def _is_little(self, digests: set[Digest]) -> bool:
         return len(digests) < MOST_SPARE and 4 * self.spec.num_entries * len(digests) < SPARE_BYTES
 
-    def _snapshot(self, state: Any) -> bytes:
-        encoded, seen = msgspec.Raw(msgspec.msgpack.encode(state)), tuple(sorted(self.seen))
-        return msgspec.msgpack.encode(Snapshot(self.spec, encoded, self.server, seen, tuple(sorted(self.mentioned))))
+    def _snapshot(self, state: Any, moved: RunBytes) -> bytes:
+        encoded, seen, mentioned = msgspec.Raw(msgspec.msgpack.encode(state)), sorted(self.seen), sorted(self.mentioned)
+        return msgspec.msgpack.encode(Snapshot(self.spec, encoded, self.server, tuple(seen), tuple(mentioned), moved))
 
     def _restore(self, found: Snapshot) -> None:
         self.state = state_in(found, self.role.state)
         self.server, self.seen, self.mentioned = found.server, set(found.seen), set(found.mentioned)
+        self.moved = found.moved

@@ -206,7 +206,8 @@ class Runs:
                 live = self._add(msgspec.msgpack.decode(entry.payload, type=Submitted))
                 live.submitted_s = entry.time_s
                 live.driver.replay()
-                live.rounds = with_former(live.view.rounds if live.view is not None else (), live.rounds)
+                closed = live.view.rounds if live.view is not None else ()
+                live.rounds = with_former(closed, live.rounds, live.driver.moved)
             elif entry.kind == "round":
                 closed = msgspec.msgpack.decode(entry.payload, type=RoundClosed)
                 live = self._runs[closed.run]
@@ -319,14 +320,9 @@ class Runs:
 
     def _close_round(self, live: LiveRun, summary: m.RoundSummary) -> None:
         """Notes what the round took; its model is evaluated beside, the next round does not wait for that."""
-        driver, now = live.driver, time.monotonic()
-        record = record_of(
-            summary,
-            accuracy=float("nan"),
-            seconds=now - live.opened_s,
-            uplink_bytes=driver.round_uplink_bytes,
-            downlink_bytes=driver.round_downlink_bytes,
-        )
+        now = time.monotonic()
+        moved = live.driver.moved.of(summary.round)
+        record = record_of(summary, accuracy=float("nan"), seconds=now - live.opened_s, moved=moved)
         live.waiting, live.retries, live.opened_s = "", 0, now
         name = f"record of round {summary.round} of {live.submitted.run}"
         evaluated = mapped_model(self._node.blobs, summary.model) if live.submitted.template else None
