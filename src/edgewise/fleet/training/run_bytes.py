@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from edgewise.training.protocols.letters import Order, SumReport
+from edgewise.training.protocols.letters import AnyLetter, BlobName, Order, SumReport
 from edgewise.training.protocols.messages import Action, AnnounceRound, Event, Received, Refusal, Refuse, Send
 from edgewise.training.protocols.protocol import CLIENT
 
@@ -61,7 +61,7 @@ def _up(event: Event, actions: tuple[Action, ...]) -> int:
         return 0
     if any(isinstance(action, Refuse) and action.reason is Refusal.DUPLICATE for action in actions):
         return 0
-    letter = event.letter
+    letter: AnyLetter = event.letter
     if isinstance(letter, SumReport):
         return letter.uplink_bytes
     return sum(blob.size_bytes for blob in letter.blobs) if letter.author.role == CLIENT else 0
@@ -70,6 +70,6 @@ def _up(event: Event, actions: tuple[Action, ...]) -> int:
 def _down(letter: Order) -> int:
     """What all clients behind an order are sent: to an edge it goes once, from there to each of them."""
     per_client = len(getattr(letter, "clients", "1"))
-    own = [s.blob for sections in getattr(letter, "own", {}).values() for s in sections]
+    own: list[BlobName] = [s.blob for sections in getattr(letter, "own", {}).values() for s in sections]
     shared = sum(blob.size_bytes for blob in letter.blobs if blob not in own)
     return per_client * shared + sum(blob.size_bytes for blob in own)
