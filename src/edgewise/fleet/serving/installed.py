@@ -10,6 +10,7 @@ import msgspec
 
 from edgewise.core.files import write_atomic
 from edgewise.core.ids import NodeId, Tier
+from edgewise.core.private_files import PRIVATE
 from edgewise.core.units import format_bytes
 from edgewise.fleet.messages import InForce, InstallOrder, NodesAt
 from edgewise.planning.plan import Site
@@ -68,7 +69,7 @@ class InstalledModels:
             coordinator: Who gave the last one.
         """
         data = msgspec.msgpack.encode(Installed(self.orders, coordinator))
-        await asyncio.to_thread(write_atomic, self._file, data)
+        await asyncio.to_thread(write_atomic, self._file, data, mode=PRIVATE)
 
     def refusal_of(self, order: InstallOrder) -> str:
         """Why there is no room for a model; "" if there is.

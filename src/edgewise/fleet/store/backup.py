@@ -24,6 +24,7 @@ import msgspec
 from edgewise import __version__
 from edgewise.core.errors import InputError, StoreError
 from edgewise.core.files import naming
+from edgewise.core.private_files import make_private, open_private
 from edgewise.fleet.store.registry import Registry
 
 FORMAT = 1
@@ -88,7 +89,7 @@ def _write(state: Path, file: Path) -> Manifest:
         versions = _versions_of(copies["registry.db"])
         digests: dict[str, str] = {}
         partial = Path(folder) / "backup.tar"
-        with tarfile.open(partial, "w") as tar:
+        with open_private(partial, "wb") as made_tar, tarfile.open(fileobj=made_tar, mode="w") as tar:
             for name, path in copies.items():
                 _add(tar, path, name, digests)
             for path in _others(state):
@@ -152,6 +153,7 @@ def restore(file: Path, state: Path) -> Manifest:
                     f"{name!r} in {str(file)!r} is damaged or missing. Take another backup.", path=str(file)
                 )
         (folder / MANIFEST).unlink()
+        make_private(folder)
         if state.exists():
             state.rmdir()
         folder.rename(state)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from edgewise.core.errors import StoreError
+from edgewise.core.private_files import make_private_folder, open_private
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, MetaData
@@ -57,9 +58,11 @@ class Database:
         path = Path(path)
         with _as_store_error(path):
             if not read_only:
-                path.parent.mkdir(parents=True, exist_ok=True)
+                make_private_folder(path.parent)
             lock_file = None if read_only else _take_lock(path)
             try:
+                if not read_only:
+                    open_private(path, "ab").close()  # SQLite's own files take its permissions
                 return Database(path, _connect(path, read_only), lock_file)
             except BaseException:
                 if lock_file is not None:
@@ -154,7 +157,7 @@ def _connect(path: Path, read_only: bool) -> Connection:
 
 
 def _take_lock(path: Path) -> IO[str]:
-    file = path.with_name(path.name + ".lock").open("a+")
+    file = open_private(path.with_name(path.name + ".lock"), "a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -15,6 +15,7 @@ from pathlib import Path
 from edgewise.core.errors import PolicyViolation, StoreError, Unreachable
 from edgewise.core.files import naming, write_atomic
 from edgewise.core.ids import Digest, digest_of
+from edgewise.core.private_files import PRIVATE, make_private_folder, open_private
 from edgewise.core.provenance import origins_of
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -34,8 +35,7 @@ class FolderBlobs:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder = make_private_folder(Path(folder))
         self._fetching: dict[Digest, asyncio.Lock] = {}
         self._moved: dict[Digest, asyncio.Event] = {}
         self._held: dict[Digest, bytes] = {}
@@ -62,7 +62,7 @@ class FolderBlobs:
             )
         digest = digest_of(data)
         if not self.path(digest).exists():
-            write_atomic(self.path(digest), data, durable=durable)
+            write_atomic(self.path(digest), data, mode=PRIVATE, durable=durable)
         return digest
 
     def hold(self, data: bytes) -> Digest:
@@ -205,7 +205,8 @@ class FolderBlobs:
         there = self.partial_size(digest)
         if offset > there:
             raise StoreError(f"bytes at {offset:,} of blob {digest[:12]} leave a gap: only {there:,} are here.")
-        with naming(self._partial(digest)), self._partial(digest).open("r+b" if there else "wb") as file:
+        partial = self._partial(digest)
+        with naming(partial), open_private(partial, "r+b" if there else "wb") as file:
             file.seek(offset)
             file.write(data)
 
@@ -220,7 +221,7 @@ class FolderBlobs:
         """
         partial = self._partial(digest)
         if not partial.exists():
-            partial.touch()
+            partial.touch(PRIVATE)
         found = _digest_of_file(partial)
         if found != digest:
             size = partial.stat().st_size
