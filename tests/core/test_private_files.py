@@ -55,7 +55,11 @@ def test_every_file_of_every_node_is_for_its_owner_alone(tmp_path: Path) -> None
 def test_a_part_of_a_blob_is_for_its_owner_alone(tmp_path: Path) -> None:
     blobs, digest = FolderBlobs(tmp_path / "new" / "blobs"), digest_of(b"ab")
     blobs.write_at(digest, 0, b"a")
-    assert [mode(path) for path in (*blobs.folder.iterdir(), blobs.folder, blobs.folder.parent)] == [0o600, 0o700, 0o700]
+    assert [mode(path) for path in (*blobs.folder.iterdir(), blobs.folder, blobs.folder.parent)] == [
+        0o600,
+        0o700,
+        0o700,
+    ]
     blobs.write_at(digest, 1, b"b")
     blobs.finish(digest)
     assert mode(blobs.path(digest)) == 0o600

@@ -95,6 +95,7 @@ class Coordinator:
         self.runs = Runs(node, self.events, self.versions, self.watch, self._on_event, worker)
         self.deployments = Deployments(node, self.versions, self.watch, self.events, host_here, self._on_event)
         self.drift: dict[str, DriftWatch] = {}
+        node.holders["registry.db"] = lambda: self.versions.held(self.deployments.serving())
         self._routes()
 
     async def start(self) -> None:

@@ -59,6 +59,8 @@ from edgewise.fleet.messages import (
     RunRequest,
     RunStatus,
     RunSubmitted,
+    StateAnswer,
+    StateRequest,
     SubmitRun,
     TrainedModel,
     TrainedModelRequest,
@@ -344,6 +346,10 @@ class Operator:
     async def logs(self, node: NodeId, request: LogRequest) -> LogAnswer:
         """The last lines that a node's process logged."""
         return await self._ask(request, LogAnswer, to=node)
+
+    async def state(self, node: NodeId, request: StateRequest) -> StateAnswer:
+        """What a node keeps on its disk; it may let go of what nobody needs."""
+        return await self._ask(request, StateAnswer, to=node)
 
     async def example_counts(self, node: NodeId, model: str) -> ExampleCounts:
         """How many hard examples of a model a device has collected."""

@@ -14,10 +14,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
-
 from edgewise.core.errors import EdgewiseError
-from edgewise.core.ids import Digest, NodeId, Revision, RunId, Tier
+from edgewise.core.ids import Digest, NodeId, Revision, Tier
 from edgewise.fleet.membership.watch import Watch
 from edgewise.fleet.messages import (
     SLOWEST_BYTES_PER_S,
@@ -38,7 +36,8 @@ from edgewise.fleet.messages.message import Message
 from edgewise.fleet.messages.serving_messages import deployment_digest
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.serving.deploy_checks import check_deployment
-from edgewise.fleet.serving.deployment import Deployment, ModelDeployments, Withdrawn
+from edgewise.fleet.serving.deployment import Deployment, ModelDeployments
+from edgewise.fleet.serving.deployment_log import DeploymentLog
 from edgewise.fleet.serving.raw_grants import refusal_of
 from edgewise.fleet.serving.rollout_driver import RolloutDriver
 from edgewise.fleet.serving.versions import VersionStore
@@ -50,7 +49,6 @@ from edgewise.planning.plan import Site
 from edgewise.planning.policy import Policy
 
 log = logging.getLogger("edgewise.fleet")
-LOG = RunId("deployments")
 REVISIONS_PER_DEPLOYMENT = 64
 """A deployment's plans take consecutive revisions from a multiple of this."""
 INSTALL_TIMEOUT_S = 60.0
@@ -81,17 +79,16 @@ class Deployments:
     models: dict[str, ModelDeployments] = field(default_factory=dict)
     refusals: dict[tuple[NodeId, str], str] = field(default_factory=dict)
     _last_revision: int = 0
+    _log: DeploymentLog = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._log = DeploymentLog(self.events)
 
     def replay(self) -> None:
         """Reads what was in force from the log."""
-        for entry in self.events.read(LOG):
-            if entry.kind == "begun":
-                self._last_revision = max(self._last_revision, msgspec.msgpack.decode(entry.payload, type=int))
-            elif entry.kind == "deployed":
-                deployment = msgspec.msgpack.decode(entry.payload, type=Deployment)
-                self._of(deployment.model).history.append(deployment)
-            elif entry.kind == "withdrawn":
-                self._of(msgspec.msgpack.decode(entry.payload, type=Withdrawn).model).history.pop()
+        self._last_revision, models = self._log.read()
+        for name, history in models.items():
+            self._of(name).history = history
 
     def in_force(self) -> dict[str, Deployment]:
         """What serves, by model."""
@@ -109,6 +106,10 @@ class Deployments:
         if now is None or not 0 <= index < len(now.deploy.plans):
             return ()
         return tuple((gate.index, gate.threshold) for gate in now.deploy.plans[index].exits)
+
+    def serving(self) -> dict[str, list[int]]:
+        """Versions by model that must not go: in force, the one to go back to, and on their way."""
+        return {name: of.needed for name, of in self.models.items()}
 
     async def resume(self) -> None:
         """Prepares the coordinator's own stage host after a restart."""
@@ -130,7 +131,7 @@ class Deployments:
         Raises:
             InputError: If there is no such version, it has no plan, or its share is no number above 0.
         """
-        version = self.versions.get(wanted.version)
+        version = self.versions.kept(wanted.version)
         of = self._of(version.task)
         async with of.busy:  # what serves must not change between the comparison and the rollout
             before = of.current
@@ -193,14 +194,9 @@ class Deployments:
             if cause := await self._prepare_hosts(restored):
                 return RollbackAck(False, cause)
             await asyncio.gather(*(self._install(m.node, restored) for m in self.watch.members.alive(Tier.DEVICE)))
-            withdrawn = msgspec.msgpack.encode(Withdrawn(name))
-            for kind, payload in (
-                ("withdrawn", withdrawn),
-                ("withdrawn", withdrawn),
-                ("deployed", msgspec.msgpack.encode(restored)),
-            ):
-                self.events.append(LOG, kind, payload)
+            self._log.restored(restored)
             of.history = [*of.history[:-2], restored]
+            self._log.forget_old(self._last_revision, self.models)
             self.versions.promote(former.deploy.version, note=f"rolled back from version {taken_back.deploy.version}")
         numbers = {"from": taken_back.deploy.version, "to": former.deploy.version}
         self.on_event("rolled_back", {"model": name, **numbers})
@@ -261,8 +257,7 @@ class Deployments:
     def _next_revision(self) -> Revision:
         """The first of a deployment's revisions; it is never given twice, also if the rollout is taken back."""
         self._last_revision = (self._last_revision // REVISIONS_PER_DEPLOYMENT + 1) * REVISIONS_PER_DEPLOYMENT
-        self.events.append(LOG, "begun", msgspec.msgpack.encode(self._last_revision))
-        return Revision(self._last_revision)
+        return self._log.begin(self._last_revision)
 
     def _digest(self, what: Deployment) -> Digest:
         deploy = what.deploy
@@ -358,8 +353,10 @@ class Deployments:
         return tuple(edges[(first + place) % len(edges)] for place in range(len(edges)))
 
     def _record(self, now: Deployment) -> None:
-        self.events.append(LOG, "deployed", msgspec.msgpack.encode(now))
+        self._log.deployed(now)
         self._of(now.model).history.append(now)
+        self._log.forget_old(self._last_revision, self.models)
+        self.node.spare.set()
         fields = {"model": now.model, "version": now.deploy.version, "revision": int(now.revision)}
         self.on_event("deployed", {**fields, "plan": now.deploy.plans[0].name, "overridden": now.overridden})
 

@@ -86,7 +86,7 @@ def _write(state: Path, file: Path) -> Manifest:
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as folder:
         copies = {name: _copied(state / name, Path(folder) / name) for name in _DATABASES}
-        versions = _versions_of(copies["registry.db"])
+        versions, pruned = _versions_of(copies["registry.db"])
         digests: dict[str, str] = {}
         partial = Path(folder) / "backup.tar"
         with open_private(partial, "wb") as made_tar, tarfile.open(fileobj=made_tar, mode="w") as tar:
@@ -98,7 +98,7 @@ def _write(state: Path, file: Path) -> Manifest:
                 except FileNotFoundError:
                     continue  # a run has let go of it meanwhile
             for number, blob in versions:
-                if blob and f"blobs/{blob}" not in digests:
+                if blob and number not in pruned and f"blobs/{blob}" not in digests:
                     raise StoreError(
                         f"version {number} lacks its blob {blob[:12]} in {str(state)!r}. Deploy it anew, then back up."
                     )
@@ -176,11 +176,12 @@ def _copied(source: Path, target: Path) -> Path:
     return target
 
 
-def _versions_of(path: Path) -> list[tuple[int, str]]:
-    """Number and blobs of every version."""
+def _versions_of(path: Path) -> tuple[list[tuple[int, str]], frozenset[int]]:
+    """Number and blobs of every version, and which were let go of."""
     registry = Registry.open(path, read_only=True)
     try:
-        return [(v.number, str(blob)) for v in registry.versions() for blob in (v.graph, v.weights)]
+        found = [(v.number, str(blob)) for v in registry.versions() for blob in (v.graph, v.weights)]
+        return found, registry.pruned()
     finally:
         registry.close()
 

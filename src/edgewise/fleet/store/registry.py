@@ -196,6 +196,21 @@ class Registry:
         with self._database.transaction() as connection:
             return _history(connection, task)
 
+    def prune(self, number: int) -> None:
+        """Notes that graph and weights of a version go, before they do; its record stays."""
+        t = _table("pruned")
+        with self._database.transaction() as connection:
+            if connection.execute(t.select().where(t.c.number == number)).first() is None:
+                connection.execute(t.insert(), {"number": number, "time_s": self._now()})
+
+    def pruned(self) -> frozenset[int]:
+        """Versions whose graph and weights may be gone because there was no room for them."""
+        t = _table("pruned")
+        with self._database.transaction() as connection:
+            if not connection.dialect.has_table(connection, t.name):  # a file of an earlier release that is only read
+                return frozenset()
+            return frozenset(connection.execute(t.select()).scalars())
+
     def close(self) -> None:
         """Closes the file; idempotent."""
         self._database.close()
@@ -263,4 +278,5 @@ def _tables() -> MetaData:
         Column("time_s", Float, nullable=False),
         Column("note", String, nullable=False, server_default=""),
     )
+    Table("pruned", tables, Column("number", Integer, primary_key=True), Column("time_s", Float, nullable=False))
     return tables

@@ -55,7 +55,7 @@ class BlobFetches:
         Raises:
             EdgewiseError, OSError: If it cannot even begin: refused, or no room for it.
         """
-        if self._node.blobs.has(blob.digest):
+        if self._node.blobs.claim(blob.digest):
             return
         begun = self._begun.get(blob.digest)
         if begun is None:

@@ -13,6 +13,7 @@ from edgewise.core.errors import InputError
 from edgewise.core.ids import Digest, NodeId, RunId
 from edgewise.core.layout import Layout
 from edgewise.fleet.messages import BlobRef, RoundRecord, RunRow, RunStatus, SubmitRun, TrainedModel
+from edgewise.fleet.store.retention import Hold
 from edgewise.fleet.training.presence import view_of
 from edgewise.fleet.training.role_driver import RoleDriver
 from edgewise.fleet.training.run_bytes import RunBytes
@@ -129,6 +130,19 @@ class LiveRun:
         return RunStatus(run, state, cause, rounds, self.version, view.model)
 
     @property
+    def held(self) -> Hold:
+        """Blobs that it still needs; once it is over and done with, those that a look at it, or going on with it, wants."""
+        run, view, config = self.submitted.run, self.view, self.submitted.config
+        former = () if config.former is None else (section.blob.digest for section in config.former.sections.values())
+        begins = (digest for digest in (self.submitted.template, config.initial_model, *former) if digest)
+        if view is None or view.outcome is None or not self.registered:
+            return Hold(f"run {run}", self.driver.held.union(begins))
+        if view.outcome.kind is OutcomeKind.COMPLETED and not self.failure:
+            return Hold(f"model of run {run}", frozenset({view.model}), False, self.driver.let_go)
+        needs = self.driver.role.needs(self.driver.state)
+        return Hold(f"run {run}, ended early", frozenset((*needs, *begins)), False, self.driver.let_go)
+
+    @property
     def row(self) -> RunRow:
         """The run as one line of the list of all."""
         status, config = self.status, self.submitted.config
@@ -200,7 +214,7 @@ class LiveRun:
         view, config = self.view, self.submitted.config
         done = 0 if view is None else len(view.rounds)
         digest = config.initial_model if view is None or not done else view.model
-        if not blobs.has(digest):
+        if not blobs.claim(digest):
             raise InputError(f"the model of run {config.run!r} is not here any more. Export the version that it made.")
         own = own_patterns(make_algorithm(config.spec.algorithm).exchanges[-1].local)
         ref = BlobRef(digest, blobs.size(digest), holder)

@@ -118,6 +118,7 @@ class LocalWorker:
 
     def __post_init__(self) -> None:
         self.private = FolderBlobs(self.node.blobs.folder.with_name("kept"))
+        self.node.stores.append(self.private)
 
     async def load(self) -> None:
         """Loads the task and this client's data, in the worker thread.

@@ -206,7 +206,7 @@ class Reception:
         data = array.tobytes()
         if len(data) != blob.size_bytes or digest_of(data) != blob.digest:
             raise FrameRefused(f"{len(data):,} bytes came as blob {blob.digest[:12]}, which they are not.")
-        if not self._node.blobs.has(blob.digest):
+        if not self._node.blobs.claim(blob.digest):
             if driver.role_name == COORDINATOR:
                 await asyncio.to_thread(driver.put, data)
             else:

@@ -17,6 +17,7 @@ import msgspec
 
 from edgewise.core.errors import StoreError
 from edgewise.core.ids import ClientId, Digest, NodeId, RunId
+from edgewise.fleet.messages import hard_examples_of
 from edgewise.fleet.store.events import EventLog
 from edgewise.fleet.training.role_log import SNAPSHOT, Snapshot, log_name, state_in
 from edgewise.fleet.training.run_blobs import Incoming, MappedBlobs
@@ -187,6 +188,18 @@ class RoleDriver:
             if not (self.blobs.is_whole(digest) or (self.private is not None and self.private.is_whole(digest))):
                 raise StoreError(f"blob {digest[:12]} of {self.log} is missing or spoiled; this node begins it anew.")
 
+    @property
+    def held(self) -> frozenset[Digest]:
+        """Blobs that this role still reads, sends or names; on the event loop."""
+        needed = () if self.state is None else self.role.needs(self.state)
+        hard = hard_examples_of(self.spec)
+        teacher = () if hard is None or hard.teacher is None else (hard.teacher.digest,)
+        return frozenset((*set(self.mentioned), *needed, *teacher))
+
+    def let_go(self) -> None:
+        """Before blobs of a run that is over go: its log says how it ended, nothing of it is folded again. On a thread."""
+        self.events.compact(self.log, SNAPSHOT, self._snapshot(self.state, self.moved), num_events=0)
+
     def resume(self) -> None:
         """After a replay: goes on with what is outstanding."""
         if self.state is not None:
@@ -331,7 +344,7 @@ class RoleDriver:
             if isinstance(action, Store):
                 self.incoming.name(action.blobs, self.mentioned)
                 for digest, data in action.blobs.items():
-                    if not self.blobs.has(digest):
+                    if not self.blobs.claim(digest):
                         self.put(data)
 
     def _note(self, event: Event | None, actions: Iterable[Action]) -> None:

@@ -65,6 +65,12 @@ class Incoming:
             self._digests.update(digests)
             self._save(digests)
 
+    @property
+    def digests(self) -> frozenset[Digest]:
+        """What is being stored now; any thread."""
+        with self.lock:
+            return frozenset(self._digests)
+
     def release(self, *digests: Digest) -> None:
         """The event that names them is folded, or they do not matter any more."""
         with self.lock:

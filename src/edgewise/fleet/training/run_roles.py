@@ -29,6 +29,7 @@ from edgewise.fleet.messages import (
 )
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.store.events import EventLog
+from edgewise.fleet.store.retention import Hold
 from edgewise.fleet.training.blob_fetches import BlobFetches
 from edgewise.fleet.training.letter_delivery import LetterDelivery
 from edgewise.fleet.training.local_worker import LocalWorker
@@ -54,6 +55,8 @@ from edgewise.training.protocols.run_spec import RunSpec
 log = logging.getLogger("edgewise.fleet")
 ENDED = "ended"
 """Log of the names of roles that have ended on this node."""
+KEPT_OF_LAST = 2
+"""Runs of one layout whose kept blobs stay: the newest, and one whose end is told late, after the run that goes on with it."""
 
 
 class _Ended(msgspec.Struct, frozen=True):
@@ -83,6 +86,7 @@ class RunRoles:
         worker: Its hands, where a task is installed.
         is_edge: Whether it gathers for a coordinator.
         on_action: Told of a coordinator's announcements and ends.
+        also_held: Blobs that stay for other reasons than runs, e.g. of versions; any thread.
     """
 
     def __init__(
@@ -94,12 +98,14 @@ class RunRoles:
         worker: LocalWorker | None = None,
         is_edge: bool = False,
         on_action: OnAction = lambda *_: None,
+        also_held: Callable[[], set[Digest]] = set,
     ) -> None:
         self._node = node
         self._events = events
         self._worker = worker
         self._is_edge = is_edge
         self._on_action = on_action
+        self._also_held = also_held
         self._drivers: dict[tuple[str, RunId], RoleDriver] = {}
         self._ended: dict[str, _Ended] = {}
         self._timers: dict[tuple[str, str], asyncio.TimerHandle] = {}
@@ -150,6 +156,21 @@ class RunRoles:
         """What outlives a client's part in a run, e.g. what its personal model is made of; None while it takes part."""
         ended = self._ended.get(log_name(CLIENT, run))
         return None if ended is None else ended.kept
+
+    def held(self) -> list[Hold]:
+        """What an edge's and a client's part in runs holds, and every letter under way; on the event loop.
+
+        Of runs that have ended, it is what a client kept.
+        """
+        holds = [Hold("letters under way", frozenset(self._letters.digests()) | self._incoming.digests)]
+        roles = (driver for driver in self._drivers.values() if driver.role_name != COORDINATOR)
+        holds += [Hold(f"run {driver.run}", driver.held) for driver in roles]
+        newest: dict[tuple[str, Digest], list[_Ended]] = {}
+        for ended in self._ended.values():
+            newest.setdefault((ended.log.partition("/")[0], ended.layout), []).append(ended)
+        last = [ended for of in newest.values() for ended in of[-KEPT_OF_LAST:]]
+        kept = ((f"kept of run {ended.log.partition('/')[2]}", frozenset(ended.kept)) for ended in last if ended.kept)
+        return [*holds, *(Hold(*of) for of in kept)]
 
     def replay(self) -> None:
         """After a restart: folds the logs of an edge's and a client's roles. Call it before the watch begins."""
@@ -218,7 +239,7 @@ class RunRoles:
 
     def _holds(self, driver: RoleDriver) -> set[Digest]:
         others = (other.mentioned for other in tuple(self._drivers.values()) if other is not driver)
-        return self._letters.digests().union(*others)
+        return self._letters.digests().union(self._also_held(), *others)
 
     async def _find(self, run: RunId, to: Address, letter: AnyLetter) -> RoleDriver | LetterAck:
         """The role that a letter is for; a letter that says what the run is begins it."""
@@ -334,6 +355,7 @@ class RunRoles:
         ended = self._ended[driver.log] = _Ended(driver.log, driver.spec.layout, tuple(sorted(kept)))
         self._drivers.pop((driver.role_name, driver.run), None)
         await asyncio.to_thread(self._forget, driver, ended, spare)
+        self._node.spare.set()
         self.expect()
 
     def _forget(self, driver: RoleDriver, ended: _Ended, spare: set[Digest]) -> None:

@@ -33,6 +33,7 @@ from edgewise.fleet.messages import (
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.serving.versions import VersionStore
 from edgewise.fleet.store.events import EventLog
+from edgewise.fleet.store.retention import Hold
 from edgewise.fleet.training.live_run import LiveRun, Registered, RoundClosed, Submitted, record_of, with_former
 from edgewise.fleet.training.local_worker import LocalWorker
 from edgewise.fleet.training.role_driver import RoleDriver
@@ -84,7 +85,10 @@ class Runs:
         self._versions = versions
         self._on_event = on_event
         self._runs: dict[RunId, LiveRun] = {}
-        self.roles = RunRoles(node, events, watch=watch, worker=worker, on_action=self._on_action)
+        self.roles = RunRoles(
+            node, events, watch=watch, worker=worker, on_action=self._on_action, also_held=versions.digests
+        )
+        node.holders["events.db"] = self.held
         self._watch = watch
 
     async def submit(self, request: SubmitRun, sender: NodeId) -> RunId:
@@ -135,7 +139,7 @@ class Runs:
         needed = [(start, "the model of its last round"), (live.submitted.template, "its graph")]
         needed += [(s.blob.digest, f"{s.name!r} of its server") for s in (former.sections.values() if former else ())]
         for digest, what in needed:
-            if digest and not self._node.blobs.has(digest):
+            if digest and not self._node.blobs.claim(digest):
                 raise InputError(f"run {order.run!r} cannot go on: {what} is not here any more. Start it anew.")
         return await self._begin(request, live.submitted.layout, live.submitted.template, start, former)
 
@@ -227,6 +231,10 @@ class Runs:
             if live.view is not None and live.view.outcome is None and self.roles.presence is not None:
                 await self.roles.presence.catch_up(live.driver)
 
+    def held(self) -> list[Hold]:
+        """What all runs hold; on the event loop."""
+        return [*self.roles.held(), *(live.held for live in self._runs.values())]
+
     def all(self) -> tuple[LiveRun, ...]:
         """All runs, oldest first."""
         return tuple(self._runs.values())
@@ -255,13 +263,13 @@ class Runs:
         hard = hard_examples_of(spec)
         if hard is None or not version:
             return spec
-        graph = BlobRef(self._versions.get(version).graph, self._versions.graph_size(version), self._node.name)
+        graph = BlobRef(self._versions.kept(version).graph, self._versions.graph_size(version), self._node.name)
         return with_hard_examples(spec, msgspec.structs.replace(hard, teacher=graph))
 
     def _start_of(self, request: SubmitRun) -> tuple[Digest, int]:
         """Digest and bytes of the first model."""
         if request.start_version:
-            weights = self._versions.get(request.start_version).weights
+            weights = self._versions.kept(request.start_version).weights
             if not weights:
                 raise InputError(
                     f"version {request.start_version} was imported: its weights are not known apart from its graph. "
@@ -320,8 +328,7 @@ class Runs:
 
     def _close_round(self, live: LiveRun, summary: m.RoundSummary) -> None:
         """Notes what the round took; its model is evaluated beside, the next round does not wait for that."""
-        now = time.monotonic()
-        moved = live.driver.moved.of(summary.round)
+        now, moved = time.monotonic(), live.driver.moved.of(summary.round)
         record = record_of(summary, accuracy=float("nan"), seconds=now - live.opened_s, moved=moved)
         live.waiting, live.retries, live.opened_s = "", 0, now
         name = f"record of round {summary.round} of {live.submitted.run}"
@@ -355,6 +362,7 @@ class Runs:
         registered = Registered(run, live.version, live.failure)
         await asyncio.to_thread(self._events.append, INDEX, "registered", msgspec.msgpack.encode(registered))
         live.registered = True
+        self._node.spare.set()
         status = live.status
         self._on_event("run_ended", {"run": run, "state": status.state, "cause": status.cause, "version": live.version})
 

@@ -10,6 +10,9 @@ import asyncio
 import hashlib
 import os
 import re
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from edgewise.core.errors import PolicyViolation, StoreError, Unreachable
@@ -39,6 +42,8 @@ class FolderBlobs:
         self._fetching: dict[Digest, asyncio.Lock] = {}
         self._moved: dict[Digest, asyncio.Event] = {}
         self._held: dict[Digest, bytes] = {}
+        self._claims: dict[Digest, float] = {}
+        self._claiming = threading.Lock()
 
     def put(self, data: bytes | memoryview, *, durable: bool = True) -> Digest:
         """Stores a blob atomically.
@@ -61,6 +66,7 @@ class FolderBlobs:
                 data_class=sorted(origins)[0],
             )
         digest = digest_of(data)
+        self.claim(digest)
         if not self.path(digest).exists():
             write_atomic(self.path(digest), data, mode=PRIVATE, durable=durable)
         return digest
@@ -86,6 +92,54 @@ class FolderBlobs:
     def has(self, digest: Digest) -> bool:
         """Returns whether the complete blob is stored."""
         return digest in self._held or self.path(digest).exists()
+
+    def claim(self, digest: Digest) -> bool:
+        """As `has`, for whoever is about to name it: for a while nobody lets go of it, also if it is still to come.
+
+        Args:
+            digest: Which.
+
+        Returns:
+            Whether the complete blob is stored.
+        """
+        with self._claiming:
+            self._claims[digest] = time.monotonic()
+        return self.has(digest)
+
+    def let_go(self, digest: Digest, grace_s: float) -> bool:
+        """Deletes a blob that nobody holds, complete or partial, unless it was just claimed or is being fetched; any thread.
+
+        Args:
+            digest: Which.
+            grace_s: How long a claim stands.
+
+        Returns:
+            Whether it is gone.
+        """
+        with self._claiming:
+            fetching = self._fetching.get(digest)
+            is_claimed = time.monotonic() - self._claims.get(digest, float("-inf")) < grace_s
+            if is_claimed or (fetching is not None and fetching.locked()):
+                return False
+            self.drop(digest)
+        return True
+
+    def forget_claims(self, grace_s: float) -> None:
+        """Forgets claims that stand no more; any thread."""
+        with self._claiming:
+            now = time.monotonic()
+            self._claims = {digest: at for digest, at in self._claims.items() if now - at < grace_s}
+
+    def stored(self) -> Iterator[tuple[Digest, bool, os.stat_result]]:
+        """What is in the folder: name, whether it is complete, and what the file system says of it."""
+        with os.scandir(self.folder) as entries:
+            for entry in entries:
+                name, _, suffix = entry.name.partition(".")
+                if _DIGEST.fullmatch(name) and suffix in ("", "part"):
+                    try:
+                        yield Digest(name), not suffix, entry.stat(follow_symlinks=False)
+                    except FileNotFoundError:
+                        continue  # a run has let go of it meanwhile
 
     def is_whole(self, digest: Digest) -> bool:
         """Whether the blob is on disk and is what its name says; reads all of it."""
@@ -232,6 +286,7 @@ class FolderBlobs:
             )
         with partial.open("rb") as file:
             os.fsync(file.fileno())
+        self.claim(digest)
         os.replace(partial, self.path(digest))
 
     def fetching(self, digest: Digest) -> asyncio.Lock:
@@ -241,6 +296,7 @@ class FolderBlobs:
     def drop(self, digest: Digest) -> None:
         """Deletes a blob, complete or partial; idempotent."""
         self._held.pop(digest, None)
+        self._claims.pop(digest, None)
         self.path(digest).unlink(missing_ok=True)
         self._partial(digest).unlink(missing_ok=True)
 

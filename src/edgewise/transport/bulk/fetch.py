@@ -102,7 +102,7 @@ async def fetch_blob(
         StoreError: If what came has another digest.
     """
     async with blobs.fetching(digest):
-        if blobs.has(digest):
+        if blobs.claim(digest):
             return
         try:
             await _Fetch(transport, key, digest, size_bytes, blobs, run, progress).run()
