@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,11 +13,14 @@ from typing import Any
 
 import pytest
 
+from edgewise.cli import state
+from edgewise.cli.output import Output
 from edgewise.core.errors import InputError, RemoteError, StoreError
-from edgewise.core.ids import Digest, NodeId
+from edgewise.core.ids import Digest, NodeId, digest_of
 from edgewise.fleet.messages import Deploy, StateRequest
 from edgewise.fleet.node import upkeep
 from edgewise.fleet.node.upkeep import Upkeep
+from edgewise.fleet.operator import operator
 from edgewise.fleet.store.backup import restore, write_backup
 from edgewise.fleet.store.retention import Hold, Stored, judge
 from edgewise.testing import LoopbackFleet, ServingFleet
@@ -78,6 +84,11 @@ def forgetful(looking: Upkeep) -> Iterator[Upkeep]:
     looking._grace_s = grace_s
 
 
+def has_ended(fleet: LoopbackFleet, node: NodeId) -> bool:
+    """Whether a node has forgotten the runs so far, but for what it keeps of them."""
+    return not fleet.training[node].roles._drivers and not fleet.training[node].events.runs()[1:]
+
+
 async def pruned(fleet: Any) -> dict[str, Any]:
     found = {}
     for node in (node for node in fleet.upkeep if node != "operator"):
@@ -92,7 +103,7 @@ def test_after_runs_only_what_clients_keep_and_what_can_be_asked_for_is_there(tm
             for seed in range(3):
                 last = await fleet.train("scaffold", num_rounds=4, seed=seed, protocol="hierarchical")
                 assert fleet.model(last).size
-            await fleet.until(lambda: all(t.roles.held()[1:] for t in fleet.training.values() if t.watch is None))
+            await fleet.until(lambda: all(has_ended(fleet, node) for node in fleet.training))
             everything = await fleet.upkeep[CLOUD].look(StateRequest())
             wanted = [row.what for row in everything.rows if not row.is_needed]
             assert [what.partition(" run ")[0] for what in wanted] == ["model of"] * 3
@@ -110,12 +121,12 @@ def test_after_runs_only_what_clients_keep_and_what_can_be_asked_for_is_there(tm
 def test_a_run_ends_as_undisturbed_where_all_that_can_goes_all_the_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upkeep, "SETTLE_S", 0.0)
-    monkeypatch.setattr(upkeep, "EVERY_S", 0.0)
+    monkeypatch.setattr(upkeep, "SETTLE_S", 0.02)
+    monkeypatch.setattr(upkeep, "EVERY_S", 0.05)
 
     async def run(folder: Path, **least: Any) -> tuple[Any, int]:
-        async with LoopbackFleet(folder, edge_of=EDGE_OF, settings={"hidden": 3000}, **least) as fleet:
-            status = await fleet.train("scaffold", num_rounds=6, protocol="hierarchical")
+        async with LoopbackFleet(folder, edge_of=EDGE_OF, settings={"hidden": 1000}, **least) as fleet:
+            status = await fleet.train("scaffold", num_rounds=4, protocol="hierarchical")
             return status.model, sum(len(on_disk(fleet, node)) for node in (CLOUD, EDGE))
 
     model, _ = asyncio.run(run(tmp_path / "undisturbed"))
@@ -157,30 +168,45 @@ async def killed_at(looking: Upkeep, step: int, monkeypatch: pytest.MonkeyPatch)
 def test_a_coordinator_killed_at_any_step_of_pruning_finds_all_it_needs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    folder, before = tmp_path / "state" / "cloud", tmp_path / "before"
+
+    async def restarted(fleet: LoopbackFleet) -> None:
+        await fleet.kill("cloud")
+        if before.exists():
+            shutil.rmtree(folder)
+            shutil.copytree(before, folder)
+        await fleet.restart("cloud")
+
+    def finds_all(fleet: LoopbackFleet, newest: int) -> None:
+        versions, runs = fleet.coordinator.versions, fleet.coordinator.runs
+        assert [live.status.state for live in runs.all()] == ["completed", "completed", "cancelled"]
+        for version in versions.registry.versions():
+            is_here = all(map(versions.blobs.has, (version.graph, version.weights)))
+            assert is_here or (version.number < newest and version.number in versions.registry.pruned())
+
     async def scene() -> int:
         async with LoopbackFleet(tmp_path, edge_of=EDGE_OF) as fleet:
+            for seed in range(2):
+                done = await fleet.train("fed_avg", num_rounds=2, seed=seed, protocol="synchronous", register=True)
+            run = await fleet.submit("fed_avg", num_rounds=1000, protocol="synchronous")
+            await fleet.operator.cancel(run)
+            await fleet.until(lambda: fleet.coordinator.runs.status(run).state == "cancelled")
+            fleet.nodes[CLOUD].blobs.put(b"nobody names it")
+            await fleet.kill("cloud")
+            shutil.copytree(folder, before)
             for step in range(100):
-                for seed in range(2):  # two versions and two runs that can go, and what nobody names
-                    done = await fleet.train(
-                        "fed_avg", num_rounds=2, seed=10 * step + seed, protocol="synchronous", register=True
-                    )
-                fleet.nodes[CLOUD].blobs.put(b"%d" % step)
+                await restarted(fleet)
+                finds_all(fleet, done.version)
                 is_killed = await killed_at(fleet.upkeep[CLOUD], step, monkeypatch)
                 await fleet.kill("cloud")
                 await fleet.restart("cloud")
-                await fleet._all_known()
-                versions = fleet.coordinator.versions
-                assert versions.graph(done.version)
-                assert versions.blobs.has(versions.get(done.version).weights)
-                assert fleet.coordinator.runs.status(done.run).state == "completed"
-                for older in range(1, done.version):
-                    is_here = all(map(versions.blobs.has, (versions.get(older).graph, versions.get(older).weights)))
-                    assert is_here or older in versions.registry.pruned()
+                finds_all(fleet, done.version)
                 if not is_killed:
+                    assert not fleet.coordinator.versions.blobs.has(digest_of(b"nobody names it"))
                     return step
         raise AssertionError("pruning without an end")
 
-    assert asyncio.run(scene()) >= 6
+    assert asyncio.run(scene()) >= 8
 
 
 def graph(seed: int) -> Any:
@@ -221,6 +247,7 @@ def test_nothing_goes_where_a_part_that_knows_does_not_run(tmp_path: Path) -> No
     async def scene() -> None:
         async with LoopbackFleet(tmp_path, edge_of=EDGE_OF) as fleet:
             await fleet.train("scaffold", num_rounds=2, protocol="hierarchical")
+            await fleet.until(lambda: has_ended(fleet, DEVICE))
             node, before = fleet.nodes[DEVICE], on_disk(fleet, DEVICE)
             assert before
             node.holders.clear()
@@ -242,13 +269,13 @@ def test_what_a_killed_process_had_begun_to_write_goes_at_the_start(tmp_path: Pa
     async def scene() -> None:
         async with LoopbackFleet(tmp_path, edge_of=EDGE_OF) as fleet:
             await fleet.kill("edge-1")
-            state = tmp_path / "state" / "edge-1"
-            left = [state / ".generation.7.0", state / "blobs" / f".{'a' * 64}.7.12"]
-            for path in (*left, state / ".bashrc"):
+            folder = tmp_path / "state" / "edge-1"
+            left = [folder / ".generation.7.0", folder / "blobs" / f".{'a' * 64}.7.12"]
+            for path in (*left, folder / ".bashrc"):
                 path.touch()
             await fleet.restart("edge-1")
             await fleet.until(lambda: not any(path.exists() for path in left))
-            assert (state / ".bashrc").exists()
+            assert (folder / ".bashrc").exists()
 
     asyncio.run(scene())
 
@@ -270,6 +297,41 @@ def test_a_deployment_goes_back_far_enough_and_its_log_stays_short(tmp_path: Pat
     assert (last, found["digits"]) == (64 * number, models["digits"].history)
     assert len(found["digits"]) >= HISTORY
     events.close()
+
+
+def test_an_operator_sees_who_holds_what_and_has_the_rest_let_go_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def scene() -> list[dict[str, Any]]:
+        async with LoopbackFleet(tmp_path, edge_of=EDGE_OF) as fleet:
+            await fleet.train("fed_avg", num_rounds=2, protocol="synchronous", register=True, name="first")
+            told = []
+            with forgetful(fleet.upkeep[CLOUD]):
+                for prune in (False, True, False):
+                    await state.show(Output(True), fleet.operator, prune=prune, keep_bytes=LEAST)
+                    told.append(json.loads(capsys.readouterr().out))
+                    await state.show(Output(False), fleet.operator, prune=False, keep_bytes=LEAST)
+                    told[-1]["text"] = capsys.readouterr().out
+            return told
+
+    before, while_it_goes, after = asyncio.run(scene())
+    assert before["node"] == "cloud"
+    assert {row["what"]: row["stays"] for row in before["rows"]} == {"version 1 of tiny": True}
+    assert before["num_going"] == while_it_goes["num_gone"] > 0 == before["num_gone"] == after["num_going"]
+    assert "can go: `edgewise state --prune`" in before["text"]
+    assert "nothing is there that could go" in after["text"]
+
+
+def test_what_an_operator_offered_long_ago_goes_but_not_what_a_node_keeps(tmp_path: Path) -> None:
+    for is_node in (False, True):
+        folder = tmp_path / str(is_node)
+        blobs = FolderBlobs(folder / "blobs")
+        old, new = blobs.put(b"old"), blobs.put(b"new")
+        os.utime(blobs.path(old), (0, 0))
+        if is_node:
+            (folder / "events.db").touch()
+        operator._forget_offered(blobs, folder)
+        assert [blobs.has(old), blobs.has(new)] == [is_node, True]
 
 
 def test_an_unknown_version_is_still_unknown(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def in_a_fleet(folder: Path, settings: Any, scene: Any, tap: Any = None) -> Any:
 def test_bytes_of_a_run_are_those_of_one_that_nobody_killed(protocol: str, victim: str, tmp_path: Path) -> None:
     async def scene(fleet: LoopbackFleet) -> tuple[list[Any], Any]:
         undisturbed, killed = await fleet.train("fed_avg", num_rounds=ROUNDS, seed=7, protocol=protocol), []
-        for num_events in range(1 if victim == "edge-1" else 2, 100, 2):
+        for num_events in range(1 if victim == "edge-1" else 2, 100, 3):
             status = await run_with_a_kill(fleet, victim, num_events, "fed_avg", protocol)
             if status is None:
                 break
@@ -56,7 +56,7 @@ def test_bytes_of_a_run_are_those_of_one_that_nobody_killed(protocol: str, victi
         return killed, moved(undisturbed)
 
     killed, undisturbed = in_a_fleet(tmp_path, NARROW, scene)
-    assert len(killed) >= 2 * ROUNDS
+    assert len(killed) >= ROUNDS
     assert killed == [undisturbed] * len(killed)
 
 
@@ -65,7 +65,7 @@ def test_bytes_of_a_run_are_those_that_its_devices_sent_whoever_was_killed(tmp_p
 
     async def scene(fleet: LoopbackFleet) -> list[tuple[int, int]]:
         found = []
-        for victim, num_events in (("cloud", 4), ("edge-1", 3), ("cloud", 7)):
+        for victim, num_events in (("cloud", 4), ("edge-1", 3)):
             before = sent.size_bytes
             status = await run_with_a_kill(fleet, victim, num_events, "fed_avg", "hierarchical")
             assert status is not None, (victim, num_events)
