@@ -5,15 +5,18 @@ WAL with `synchronous=FULL`: when a transaction returns, it is on the disk, what
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from edgewise.core.errors import StoreError
+from edgewise.core.errors import StoreDamaged, StoreError
+from edgewise.core.files import storing, unavailable
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, MetaData
@@ -28,6 +31,23 @@ _CURES = {
     "readonly": "Give this user the right to write there, or choose another state folder.",
     "unable to open": "Check that the folder exists and this user may write there.",
 }
+
+
+_LOCKED_S = 0.5
+"""How long one attempt waits for another program; then it is *not now*, and whoever asked tries again."""
+_UNAVAILABLE = {
+    sqlite3.SQLITE_BUSY: "is locked",
+    sqlite3.SQLITE_LOCKED: "is locked",
+    sqlite3.SQLITE_PROTOCOL: "is locked",
+    sqlite3.SQLITE_FULL: "is full",
+    sqlite3.SQLITE_READONLY: "is read-only",
+    sqlite3.SQLITE_PERM: "may not be written",
+    sqlite3.SQLITE_CANTOPEN: "cannot be opened",
+    sqlite3.SQLITE_IOERR: "takes nothing",
+    sqlite3.SQLITE_NOMEM: "finds no memory",
+}
+"""What SQLite says of a file that may take the same later."""
+_DAMAGED = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
 
 
 class Database:
@@ -55,7 +75,7 @@ class Database:
             StoreError: If another process writes it, it is damaged, of a newer format, or cannot be opened.
         """
         path = Path(path)
-        with _as_store_error(path):
+        with _as_store_error(path, is_opening=True):
             if not read_only:
                 path.parent.mkdir(parents=True, exist_ok=True)
             lock_file = None if read_only else _take_lock(path)
@@ -75,7 +95,9 @@ class Database:
                 makes it durable, too.
 
         Raises:
-            StoreError: For what the disk or SQLite says.
+            StoreUnavailable: If the file takes nothing now: it is full, locked or read-only. Nothing of it is written.
+            StoreDamaged: If the file is no whole database any more.
+            StoreError: For what else the disk or SQLite says.
         """
         with self._lock, _as_store_error(self.path):
             if durable is not self._is_durable:
@@ -125,7 +147,7 @@ def _connect(path: Path, read_only: bool) -> Connection:
     engine = create_engine(
         f"sqlite:///file:{path.absolute()}{mode}",
         poolclass=StaticPool,
-        connect_args={"check_same_thread": False, "timeout": 5.0},
+        connect_args={"check_same_thread": False, "timeout": _LOCKED_S},
     )
     connection = engine.connect()
     try:
@@ -173,17 +195,22 @@ def _take_lock(path: Path) -> IO[str]:
 
 
 @contextmanager
-def _as_store_error(path: Path) -> Iterator[None]:
+def _as_store_error(path: Path, *, is_opening: bool = False) -> Iterator[None]:
     try:
-        yield
+        with contextlib.nullcontext() if is_opening else storing(path):
+            yield
     except StoreError:
         raise
     except Exception as error:
         if not _is_storage(error):
             raise
-        text = str(getattr(error, "orig", error))
-        cure = next((cure for word, cure in _CURES.items() if word in text), "Check disk and permissions.")
-        raise StoreError(f"the store {str(path)!r} failed: {text}. {cure}", path=str(path)) from error
+        orig = getattr(error, "orig", error)
+        code = (getattr(orig, "sqlite_errorcode", None) or 0) & 0xFF
+        if not is_opening and code in _UNAVAILABLE:
+            raise unavailable(path, _UNAVAILABLE[code], str(orig)) from error
+        kind = StoreDamaged if code in _DAMAGED else StoreError
+        cure = next((cure for word, cure in _CURES.items() if word in str(orig)), "Check disk and permissions.")
+        raise kind(f"the store {str(path)!r} failed: {orig}. {cure}", path=str(path)) from error
 
 
 def _is_storage(error: Any) -> bool:
