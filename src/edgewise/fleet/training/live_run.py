@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -93,6 +93,9 @@ class LiveRun:
         retries: How often missing clients were asked again in this round.
         recording: Evaluates and keeps the record of the last closed round.
         submitted_s: When it was submitted, seconds since 1970.
+        stores: Says which stores it waits for, and why; "" for none.
+        ending: Why it was told to end; the store takes that only later. "" otherwise.
+        damage: What of its record on disk cannot be read any more; such a run is looked at, not driven. "" for nothing.
     """
 
     submitted: Submitted
@@ -106,6 +109,9 @@ class LiveRun:
     retries: int = 0
     recording: asyncio.Task[None] | None = None
     submitted_s: float = field(default_factory=time.time)
+    stores: Callable[[], str] = field(default=str)
+    ending: str = ""
+    damage: str = ""
 
     @property
     def view(self) -> RunView | None:
@@ -116,8 +122,15 @@ class LiveRun:
     def status(self) -> RunStatus:
         """How it stands, for people: one terminal state with its cause, else what it waits for."""
         run, view, rounds = self.submitted.run, self.view, tuple(self.rounds)
+        if self.damage:
+            made = f" Version {self.version}, which it made, is not touched." if self.version else ""
+            state = str(OutcomeKind.COMPLETED if self.version else OutcomeKind.FAILED)
+            return RunStatus(run, state, f"its record cannot be read: {self.damage}{made}", rounds, self.version)
+        if self.ending and not self.registered:
+            model = Digest("") if view is None else view.model
+            return RunStatus(run, str(OutcomeKind.CANCELLED), self.ending, rounds, self.version, model)
         if view is None:
-            return RunStatus(run, "running", self.waiting or "not started", rounds, self.version)
+            return RunStatus(run, "running", self.stores() or self.waiting or "not started", rounds, self.version)
         if view.outcome is None:
             return RunStatus(run, "running", self._waits_for(view), rounds, self.version, view.model)
         if self.failure:
@@ -125,6 +138,7 @@ class LiveRun:
         # Terminal only once its end is in the log: before, rounds and version may still be on their way here.
         cause = f"{view.outcome.sentence} {view.outcome.cure}".strip()
         state = str(view.outcome.kind) if self.registered else "running"
+        cause = cause if self.registered else f"{cause} {self.stores()}".strip()
         return RunStatus(run, state, cause, rounds, self.version, view.model)
 
     @property
@@ -162,7 +176,9 @@ class LiveRun:
             InputError: If the run goes on, or has done all it was to do.
         """
         run, status, config = self.submitted.run, self.status, self.submitted.config
-        if status.state == "running":
+        if self.damage:
+            raise InputError(f"run {run!r} cannot go on: {status.cause}")
+        if status.state == "running" or (self.ending and not self.registered):
             raise InputError(
                 f"run {run!r} has not ended: {status.cause or 'it goes on'}. Look at it: edgewise train --follow {run}"
             )
@@ -206,9 +222,10 @@ class LiveRun:
         return TrainedModel(ref, self.submitted.request.layout, done, own)
 
     def _waits_for(self, view: RunView) -> str:
-        if self.waiting or not view.outstanding:
-            return self.waiting
-        return f"round {view.round} waits for {', '.join(view.outstanding)}"
+        stores, awaited = self.stores(), self.waiting
+        if not awaited and view.outstanding:
+            awaited = f"round {view.round} waits for {', '.join(view.outstanding)}"
+        return f"{awaited}: {stores}" if awaited and stores else awaited or stores
 
 
 def with_former(rounds: Iterable[RoundSummary], known: Iterable[RoundRecord]) -> list[RoundRecord]:

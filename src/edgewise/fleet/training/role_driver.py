@@ -153,6 +153,11 @@ class RoleDriver:
         return log_name(self.role_name, self.run)
 
     @property
+    def is_waiting(self) -> bool:
+        """Whether its store took nothing when it was asked last."""
+        return self._refusal is not None
+
+    @property
     def is_over(self) -> bool:
         """Whether this node has nothing more to do with the run."""
         return self.state is not None and self.role.is_over(self.state)

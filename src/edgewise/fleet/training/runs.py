@@ -11,11 +11,12 @@ import itertools
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
 
-from edgewise.core.errors import EdgewiseError, InputError
+from edgewise.core.errors import EdgewiseError, InputError, StoreUnavailable
 from edgewise.core.ids import ClientId, Digest, NodeId, RunId
 from edgewise.core.layout import Layout, Vector
 from edgewise.fleet.membership.watch import Watch
@@ -33,6 +34,7 @@ from edgewise.fleet.messages import (
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.serving.versions import VersionStore
 from edgewise.fleet.store.events import EventLog
+from edgewise.fleet.store.patience import until_taken
 from edgewise.fleet.training.live_run import LiveRun, Registered, RoundClosed, Submitted, record_of, with_former
 from edgewise.fleet.training.local_worker import LocalWorker
 from edgewise.fleet.training.role_driver import RoleDriver
@@ -53,6 +55,8 @@ INDEX = RunId("runs")
 """Log of what was submitted and what became of it; each run has a log of its own beside."""
 RETRY_BASE_S = 0.5
 RETRY_MOST_S = 30.0
+CANCEL_S = 2.0
+"""How long the store may take to take the end of a run that is cancelled; then the run ends without it."""
 TEMPLATE_BYTES_PER_ENTRY = 8
 """Bound of a template graph per entry of its model, beside `TEMPLATE_SPARE_BYTES`."""
 TEMPLATE_SPARE_BYTES = 64 * 2**20
@@ -247,8 +251,23 @@ class Runs:
         return run in self._runs and hard_examples_of(self._runs[run].submitted.config.spec) is not None
 
     async def cancel(self, run: RunId) -> None:
-        """Stops a run; what is done stays."""
-        await self._live(run).driver.dispatch(m.RunCancelled(run, "cancelled by an operator"))
+        """Stops a run; what is done stays. Where a store takes nothing it ends all the same, and is written down later."""
+        live = self._live(run)
+        if live.damage:
+            return
+        cause = self.roles.stores.of(run)
+        reason = f"cancelled by an operator while it waited: {cause}" if cause else "cancelled by an operator"
+        cancelled = live.driver.dispatch(m.RunCancelled(run, reason), is_urgent=True)
+        task = self._node.spawn(cancelled, f"cancel {run}")
+        done, _ = await asyncio.wait({task}, timeout=CANCEL_S)
+        if done:
+            await task
+        elif live.view is None or live.view.outcome is None:
+            live.ending = (
+                f"cancelled by an operator; {self.roles.stores.of(run) or cause}. Its end is written down when the store "
+                "takes it; a coordinator that is started again before that goes on with the run."
+            )
+            self._say_ended(live)
 
     def _with_teacher(self, spec: Any, version: int) -> Any:
         hard = hard_examples_of(spec)
@@ -284,13 +303,14 @@ class Runs:
 
     def _add(self, submitted: Submitted) -> LiveRun:
         live = self._runs[submitted.run] = LiveRun(submitted, self.roles.add(COORDINATOR, submitted.config.spec))
+        live.stores = partial(self.roles.stores.of, submitted.run)
         for former in submitted.config.spec.extra.get(m.FORMER_RUNS, ())[:1]:
             live.rounds = list(self._runs[former].rounds)
         return live
 
     def _on_action(self, driver: RoleDriver, action: m.Action) -> None:
         live = self._runs.get(driver.run)
-        if live is None or driver is not live.driver:
+        if live is None or driver is not live.driver or live.damage:
             return
         match action:
             case m.AnnounceRound():
@@ -342,8 +362,7 @@ class Runs:
             accuracy, metrics = await asyncio.to_thread(judge, of.template, of.layout, model, of.request.task)
             record = msgspec.structs.replace(record, accuracy=accuracy, metrics=metrics)
         live.rounds.append(record)
-        closed = msgspec.msgpack.encode(RoundClosed(live.submitted.run, record))
-        await asyncio.to_thread(self._events.append, INDEX, "round", closed)
+        await self._written(live, "round", RoundClosed(live.submitted.run, record))
         self._on_event("round_closed", {"run": live.submitted.run, "round": record.round, "loss": record.loss})
 
     async def _end(self, live: LiveRun, outcome: m.Outcome) -> None:
@@ -352,15 +371,28 @@ class Runs:
             await asyncio.wait({live.recording})
         if outcome.kind is m.OutcomeKind.COMPLETED and submitted.request.register and not live.version:
             try:
-                live.version = await asyncio.to_thread(self._register, live, outcome)
+                live.version = await until_taken(partial(self._register, live, outcome), self._met(live))
             except EdgewiseError as error:
                 log.error("run %s is complete but makes no version: %s", run, error)
                 live.failure = f"the run is complete but makes no version: {error.message}"
         registered = Registered(run, live.version, live.failure)
-        await asyncio.to_thread(self._events.append, INDEX, "registered", msgspec.msgpack.encode(registered))
+        await self._written(live, "registered", registered)
         live.registered = True
+        if not live.ending:
+            self._say_ended(live)
+
+    def _say_ended(self, live: LiveRun) -> None:
         status = live.status
-        self._on_event("run_ended", {"run": run, "state": status.state, "cause": status.cause, "version": live.version})
+        fields = {"run": status.run, "state": status.state, "cause": status.cause, "version": live.version}
+        self._on_event("run_ended", fields)
+
+    def _met(self, live: LiveRun) -> Callable[[StoreUnavailable], None]:
+        return partial(self.roles.stores.met, live.driver)
+
+    async def _written(self, live: LiveRun, kind: str, entry: msgspec.Struct) -> None:
+        """Writes what is kept beside a run's own events, as soon as the store takes it."""
+        data = msgspec.msgpack.encode(entry)
+        await until_taken(partial(self._events.append, INDEX, kind, data), self._met(live))
 
     def _register(self, live: LiveRun, outcome: m.Outcome) -> int:
         submitted = live.submitted
