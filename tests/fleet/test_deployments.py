@@ -69,8 +69,11 @@ class FakeLog:
         self.entries: list[Any] = []
 
     def append(self, run: RunId, kind: str, payload: bytes) -> None:
+        self.append_many(run, [(kind, payload)])
+
+    def append_many(self, run: RunId, events: list[tuple[str, bytes]]) -> None:
         assert run == LOG
-        self.entries.append(SimpleNamespace(kind=kind, payload=payload))
+        self.entries += [SimpleNamespace(kind=kind, payload=payload) for kind, payload in events]
 
     def read(self, run: RunId) -> list[Any]:
         assert run == LOG

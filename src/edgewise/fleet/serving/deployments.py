@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from edgewise.core.errors import EdgewiseError
+from edgewise.core.errors import EdgewiseError, StoreUnavailable
 from edgewise.core.ids import Digest, NodeId, Revision, RunId, Tier
 from edgewise.fleet.membership.watch import Watch
 from edgewise.fleet.messages import (
@@ -43,6 +43,7 @@ from edgewise.fleet.serving.raw_grants import refusal_of
 from edgewise.fleet.serving.rollout_driver import RolloutDriver
 from edgewise.fleet.serving.versions import VersionStore
 from edgewise.fleet.store.events import EventLog
+from edgewise.fleet.store.patience import until_taken
 from edgewise.lifecycle import rollout
 from edgewise.lifecycle.health import HealthLimits
 from edgewise.models.model_choice import choose_model
@@ -53,6 +54,8 @@ log = logging.getLogger("edgewise.fleet")
 LOG = RunId("deployments")
 REVISIONS_PER_DEPLOYMENT = 64
 """A deployment's plans take consecutive revisions from a multiple of this."""
+STORE_AGAIN_S = 5.0
+"""Between attempts to install on a node whose store takes nothing."""
 INSTALL_TIMEOUT_S = 60.0
 """For an order to prepare a version, beside the time that its graph may take to get there."""
 
@@ -81,6 +84,7 @@ class Deployments:
     models: dict[str, ModelDeployments] = field(default_factory=dict)
     refusals: dict[tuple[NodeId, str], str] = field(default_factory=dict)
     _last_revision: int = 0
+    _to_try_again: set[tuple[NodeId, str]] = field(default_factory=set)
 
     def replay(self) -> None:
         """Reads what was in force from the log."""
@@ -146,8 +150,9 @@ class Deployments:
             if cause:
                 await (self._withdraw_from_hosts(now.model) if before is None else self._prepare_hosts(before))
                 return DeployAck(False, cause)
-            self._record(now)
-            self.versions.promote(wanted.version, note=" ".join(filter(None, (wanted.why, overridden))))
+            await self._record(now)
+            note = " ".join(filter(None, (wanted.why, overridden)))
+            await self._written(lambda: self.versions.promote(wanted.version, note=note))
             if overridden:
                 log.warning("version %d of %s serves all the same: %s", version.number, version.task, overridden)
         devices = [str(m.node) for m in self.watch.members.alive(Tier.DEVICE)]
@@ -194,14 +199,15 @@ class Deployments:
                 return RollbackAck(False, cause)
             await asyncio.gather(*(self._install(m.node, restored) for m in self.watch.members.alive(Tier.DEVICE)))
             withdrawn = msgspec.msgpack.encode(Withdrawn(name))
-            for kind, payload in (
+            entries = [
                 ("withdrawn", withdrawn),
                 ("withdrawn", withdrawn),
                 ("deployed", msgspec.msgpack.encode(restored)),
-            ):
-                self.events.append(LOG, kind, payload)
+            ]
+            await self._written(lambda: self.events.append_many(LOG, entries))
             of.history = [*of.history[:-2], restored]
-            self.versions.promote(former.deploy.version, note=f"rolled back from version {taken_back.deploy.version}")
+            note = f"rolled back from version {taken_back.deploy.version}"
+            await self._written(lambda: self.versions.promote(former.deploy.version, note=note))
         numbers = {"from": taken_back.deploy.version, "to": former.deploy.version}
         self.on_event("rolled_back", {"model": name, **numbers})
         return RollbackAck(
@@ -314,7 +320,20 @@ class Deployments:
             return await self.node.ask(node, "control", order, Ack, timeout_s=timeout_s)
         except EdgewiseError as error:
             log.warning("%s could not install version %d: %s", node, what.deploy.version, error)
+            is_passing = error.fields.get("remote_code", error.code) == StoreUnavailable.code
+            if is_passing and (node, what.model) not in self._to_try_again:
+                self._to_try_again.add((node, what.model))
+                self.node.spawn(self._try_again(node, what.model), f"install on {node} again")
             return error
+
+    async def _try_again(self, node: NodeId, name: str) -> None:
+        """A node whose store took nothing gets what is in force when it may have room again."""
+        await asyncio.sleep(STORE_AGAIN_S)
+        self._to_try_again.discard((node, name))
+        if any(member.node == node for member in self.watch.members.alive()):
+            async with self._of(name).busy:
+                with contextlib.suppress(EdgewiseError):
+                    await self._catch_up(await self.node.info_of(node, fresh=True), name)
 
     async def _uninstall(self, node: NodeId, model: str) -> str:
         order: Message = UninstallOrder(model)
@@ -357,8 +376,17 @@ class Deployments:
         first = (edges.index(near) if near in edges else 0) + site.ordinal
         return tuple(edges[(first + place) % len(edges)] for place in range(len(edges)))
 
-    def _record(self, now: Deployment) -> None:
-        self.events.append(LOG, "deployed", msgspec.msgpack.encode(now))
+    async def _written(self, store: Callable[[], object]) -> None:
+        """Writes what the fleet does already, as soon as the store takes it: until then the deployment is not over."""
+
+        def met(error: StoreUnavailable) -> None:
+            log.warning("%s cannot write down what is in force: %s", self.node.name, error.message)
+
+        await until_taken(store, met)
+
+    async def _record(self, now: Deployment) -> None:
+        entry = ("deployed", msgspec.msgpack.encode(now))
+        await self._written(lambda: self.events.append_many(LOG, [entry]))
         self._of(now.model).history.append(now)
         fields = {"model": now.model, "version": now.deploy.version, "revision": int(now.revision)}
         self.on_event("deployed", {**fields, "plan": now.deploy.plans[0].name, "overridden": now.overridden})

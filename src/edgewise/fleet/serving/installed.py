@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from edgewise.core.files import write_atomic
+from edgewise.core.files import storing, write_atomic
 from edgewise.core.ids import NodeId, Tier
 from edgewise.core.units import format_bytes
 from edgewise.fleet.messages import InForce, InstallOrder, NodesAt
@@ -66,9 +66,13 @@ class InstalledModels:
 
         Args:
             coordinator: Who gave the last one.
+
+        Raises:
+            StoreUnavailable: If the disk takes nothing now.
         """
         data = msgspec.msgpack.encode(Installed(self.orders, coordinator))
-        await asyncio.to_thread(write_atomic, self._file, data)
+        with storing(self._file):
+            await asyncio.to_thread(write_atomic, self._file, data)
 
     def refusal_of(self, order: InstallOrder) -> str:
         """Why there is no room for a model; "" if there is.
