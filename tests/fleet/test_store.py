@@ -201,7 +201,7 @@ def test_a_newer_format_is_refused(path: Path, log: EventLog) -> None:
     with sqlite3.connect(path) as raw:
         raw.execute("PRAGMA user_version=99")
     raw.close()
-    with pytest.raises(StoreError, match=r"has format 99, this Edgewise reads up to 2. Update Edgewise"):
+    with pytest.raises(StoreError, match=r"has format 99, this Edgewise reads up to 3. Update Edgewise"):
         EventLog.open(path)
 
 

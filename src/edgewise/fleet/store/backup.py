@@ -176,7 +176,7 @@ def _copied(source: Path, target: Path) -> Path:
 
 def _versions_of(path: Path) -> list[tuple[int, str]]:
     """Number and blobs of every version."""
-    registry = Registry.open(path, read_only=True)
+    registry = Registry.open(path)  # the copy: what an earlier Edgewise wrote is sealed
     try:
         return [(v.number, str(blob)) for v in registry.versions() for blob in (v.graph, v.weights)]
     finally:

@@ -21,8 +21,10 @@ from edgewise.core.files import storing, unavailable
 if TYPE_CHECKING:
     from sqlalchemy import Connection, MetaData
 
-FORMAT = 2
-"""Of our tables and of what stands in them; kept in SQLite's `user_version`. 1 is Edgewise 0.1.0."""
+FORMAT = 3
+"""Of our tables and of what stands in them; kept in SQLite's `user_version`. 1 is Edgewise 0.1.0, which is not read; 2 has no
+seals in the registry, which are added when it is opened for writing."""
+_OLDEST = 2
 _CURES = {
     "full": "Free some space on that disk, then start the node again; nothing that was acknowledged is lost.",
     "not a database": "It is another kind of file or was overwritten. Restore a copy, or move it away to begin anew.",
@@ -59,6 +61,11 @@ class Database:
         self._lock_file = lock_file
         self._lock = threading.RLock()
         self._is_durable = True
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether it was opened for writing."""
+        return self._lock_file is not None
 
     @staticmethod
     def open(path: str | Path, *, read_only: bool = False) -> Database:
@@ -117,6 +124,17 @@ class Database:
             self.close()
             raise
 
+    def check_has(self, tables: MetaData) -> None:
+        """Refuses a file that an earlier Edgewise wrote and that is only read here, so that nothing is added to it."""
+        with self.transaction() as connection:
+            for table in tables.tables.values():
+                there = {row[1] for row in connection.exec_driver_sql(f"PRAGMA table_info({table.name})")}
+                if any(column.name not in there for column in table.columns):
+                    raise StoreError(
+                        f"{str(self.path)!r} was written by an earlier Edgewise. Start its node once with this one, then look "
+                        "into it."
+                    )
+
     def _create(self, tables: MetaData) -> None:
         with self.transaction() as connection:
             tables.create_all(connection)
@@ -152,7 +170,7 @@ def _connect(path: Path, read_only: bool) -> Connection:
     connection = engine.connect()
     try:
         found = int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
-        if 0 < found < FORMAT:
+        if 0 < found < _OLDEST:
             raise StoreError(
                 f"{str(path)!r} was written by Edgewise 0.1.0, whose runs and versions this one does not read. "
                 "Give this node a new state folder, or go on with 0.1.0; versions can be taken over: download their "
@@ -166,7 +184,8 @@ def _connect(path: Path, read_only: bool) -> Connection:
         if not read_only:
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
             connection.exec_driver_sql("PRAGMA synchronous=FULL")
-            connection.exec_driver_sql(f"PRAGMA user_version={FORMAT}")
+            if found != FORMAT:  # else nothing is written: another program may hold the file for a moment
+                connection.exec_driver_sql(f"PRAGMA user_version={FORMAT}")
         connection.commit()
     except BaseException:
         connection.close()
