@@ -75,7 +75,7 @@ class FakeLog:
         assert run == LOG
         self.entries += [SimpleNamespace(kind=kind, payload=payload) for kind, payload in events]
 
-    def read(self, run: RunId) -> list[Any]:
+    def read(self, run: RunId, damaged: Any = None) -> list[Any]:
         assert run == LOG
         return self.entries
 

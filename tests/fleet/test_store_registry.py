@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from edgewise.core.errors import GateRefused, StoreDamaged, StoreError
-from edgewise.fleet.store.chain import seal_of
 from edgewise.fleet.store.registry import Registry
+from edgewise.fleet.store.seal_chain import seal_of
 from edgewise.models.version import GateResult, ModelVersion
 
 

@@ -88,14 +88,17 @@ class Deployments:
 
     def replay(self) -> None:
         """Reads what was in force from the log."""
-        for entry in self.events.read(LOG):
+        damaged: list[str] = []
+        for entry in self.events.read(LOG, damaged=damaged):
             if entry.kind == "begun":
                 self._last_revision = max(self._last_revision, msgspec.msgpack.decode(entry.payload, type=int))
             elif entry.kind == "deployed":
                 deployment = msgspec.msgpack.decode(entry.payload, type=Deployment)
                 self._of(deployment.model).history.append(deployment)
             elif entry.kind == "withdrawn":
-                self._of(msgspec.msgpack.decode(entry.payload, type=Withdrawn).model).history.pop()
+                del self._of(msgspec.msgpack.decode(entry.payload, type=Withdrawn).model).history[-1:]
+        for sentence in damaged:
+            log.error("%s: what was in force before or after is served: %s", self.node.name, sentence)
 
     def in_force(self) -> dict[str, Deployment]:
         """What serves, by model."""

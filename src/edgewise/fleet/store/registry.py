@@ -10,7 +10,7 @@ Example:
     1
     >>> registry.close()
 
-Each row seals the one before it (`chain.py`): one that was changed or removed is named, and what needs it stops; the others stand.
+Each row seals the one before it (`seal_chain.py`): one that was changed or removed is named, and what needs it stops; the others stand.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edgewise.core.errors import GateRefused, StoreDamaged, StoreError
-from edgewise.fleet.store.chain import broken_rows, chained
 from edgewise.fleet.store.database import Database
 from edgewise.fleet.store.registry_tables import (
     change_content,
@@ -37,6 +36,7 @@ from edgewise.fleet.store.registry_tables import (
     table_of,
     version_content,
 )
+from edgewise.fleet.store.seal_chain import broken_rows, chained
 from edgewise.models.version import GateResult, ModelVersion
 
 if TYPE_CHECKING:

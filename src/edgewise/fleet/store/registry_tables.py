@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from edgewise.fleet.store.chain import SealedRow, chained
+from edgewise.fleet.store.seal_chain import SealedRow, chained
 
 if TYPE_CHECKING:
     from sqlalchemy import Column, Connection, MetaData, Table

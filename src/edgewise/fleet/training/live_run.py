@@ -96,6 +96,7 @@ class LiveRun:
         stores: Says which stores it waits for, and why; "" for none.
         ending: Why it was told to end; the store takes that only later. "" otherwise.
         damage: What of its record on disk cannot be read any more; such a run is looked at, not driven. "" for nothing.
+        lost: Blob that its record lacks; "" where that is not what is wrong.
     """
 
     submitted: Submitted
@@ -112,6 +113,7 @@ class LiveRun:
     stores: Callable[[], str] = field(default=str)
     ending: str = ""
     damage: str = ""
+    lost: Digest = Digest("")
 
     @property
     def view(self) -> RunView | None:
@@ -123,9 +125,7 @@ class LiveRun:
         """How it stands, for people: one terminal state with its cause, else what it waits for."""
         run, view, rounds = self.submitted.run, self.view, tuple(self.rounds)
         if self.damage:
-            made = f" Version {self.version}, which it made, is not touched." if self.version else ""
-            state = str(OutcomeKind.COMPLETED if self.version else OutcomeKind.FAILED)
-            return RunStatus(run, state, f"its record cannot be read: {self.damage}{made}", rounds, self.version)
+            return RunStatus(run, *self._of_damage(), rounds, self.version)
         if self.ending and not self.registered:
             model = Digest("") if view is None else view.model
             return RunStatus(run, str(OutcomeKind.CANCELLED), self.ending, rounds, self.version, model)
@@ -140,6 +140,15 @@ class LiveRun:
         state = str(view.outcome.kind) if self.registered else "running"
         cause = cause if self.registered else f"{cause} {self.stores()}".strip()
         return RunStatus(run, state, cause, rounds, self.version, view.model)
+
+    def _of_damage(self) -> tuple[str, str]:
+        """State and cause of a run whose record cannot be read."""
+        text = f"its record cannot be read: {self.damage}"
+        if not self.registered:
+            return "running" if self.lost else str(OutcomeKind.FAILED), text
+        if not self.version:
+            return str(OutcomeKind.FAILED), f"{self.failure} {text}".strip()
+        return str(OutcomeKind.COMPLETED), f"{text} Version {self.version}, which it made, is not touched."
 
     @property
     def row(self) -> RunRow:
@@ -215,7 +224,7 @@ class LiveRun:
         view, config = self.view, self.submitted.config
         done = 0 if view is None else len(view.rounds)
         digest = config.initial_model if view is None or not done else view.model
-        if not blobs.has(digest):
+        if self.damage or not blobs.has(digest):
             raise InputError(f"the model of run {config.run!r} is not here any more. Export the version that it made.")
         own = own_patterns(make_algorithm(config.spec.algorithm).exchanges[-1].local)
         ref = BlobRef(digest, blobs.size(digest), holder)

@@ -114,10 +114,14 @@ class Reception:
                 try:
                     return await self._take(driver, letter, frame, sender)
                 except StoreDamaged as error:  # the disk has changed what came: it is fetched once more
-                    if error.fields.get("digest") not in digests:
-                        raise
+                    if (
+                        error.fields.get("digest") not in digests
+                    ):  # another's, which is sought: this one is not to blame
+                        raise StoreUnavailable(error.message, **error.fields) from error
                     return await self._take(driver, letter, frame, sender)
         except StoreUnavailable as error:  # not now: its sender keeps it
+            if letter.author.role in ("server", COORDINATOR):
+                driver.server = driver.server or sender.node  # who is told why, also of a run that has not begun here
             driver.met(driver, error)
             raise
         except EdgewiseError as error:

@@ -106,6 +106,7 @@ class RunRoles:
         self._ended: dict[str, _Ended] = {}
         self._timers: dict[tuple[str, str], asyncio.TimerHandle] = {}
         self._places: dict[ClientId, NodeId] = {}
+        self._unreadable: dict[RunId, str] = {}
         self._has_begun = asyncio.Event()
         self._fetches = BlobFetches(node)
         self._incoming = Incoming()
@@ -146,7 +147,13 @@ class RunRoles:
             incoming=self._incoming,
         )  # fmt: skip
         self._drivers[role_name, spec.run] = driver
+        self._unreadable.pop(spec.run, None)
         return driver
+
+    def set_aside(self, run: RunId, damage: str) -> None:
+        """A coordinator's run whose record cannot be read: nothing drives it, and whoever reports to it keeps the report."""
+        self._drivers.pop((COORDINATOR, run), None)
+        self._unreadable[run] = damage
 
     def driver(self, role_name: str, run: RunId) -> RoleDriver | None:
         """The driver of a role; None if this node does not have it."""
@@ -239,6 +246,8 @@ class RunRoles:
         found = self._drivers.get((role_name, run))
         if found is not None:
             return found
+        if run in self._unreadable:
+            raise StoreUnavailable(self._unreadable[run])
         if log_name(role_name, run) in self._ended:
             is_end = not isinstance(letter, Order) and letter.key == "ended"
             return LetterAck(is_end, Refusal.LATE, f"run {run} has ended on {self._node.name}.")

@@ -205,26 +205,65 @@ class Runs:
 
     def replay(self) -> None:
         """After a restart: folds every run's log to where it was. Call it before the watch begins."""
-        for entry in self._events.read(INDEX):
+        damaged: list[str] = []
+        for entry in self._events.read(INDEX, damaged=damaged):
             if entry.kind == "submitted":
                 live = self._add(msgspec.msgpack.decode(entry.payload, type=Submitted))
                 live.submitted_s = entry.time_s
-                live.driver.replay()
+                self._replay(live)
                 live.rounds = with_former(live.view.rounds if live.view is not None else (), live.rounds)
             elif entry.kind == "round":
                 closed = msgspec.msgpack.decode(entry.payload, type=RoundClosed)
-                live = self._runs[closed.run]
-                live.rounds = [closed.record if r.round == closed.record.round else r for r in live.rounds]
+                if (known := self._runs.get(closed.run)) is not None:
+                    others = [r for r in known.rounds if r.round != closed.record.round]
+                    known.rounds = sorted([*others, closed.record], key=lambda record: record.round)
             else:
                 registered = msgspec.msgpack.decode(entry.payload, type=Registered)
-                live = self._runs[registered.run]
-                live.version, live.failure, live.registered = registered.version, registered.failure, True
+                if (known := self._runs.get(registered.run)) is not None:
+                    known.version, known.failure, known.registered = registered.version, registered.failure, True
+        for sentence in damaged:
+            log.error("%s: what it says of a run is not known any more: %s", self._node.name, sentence)
         self.roles.replay()
+
+    def _replay(self, live: LiveRun) -> None:
+        """Folds a run's log; one that cannot be read stops that run alone."""
+        try:
+            live.driver.replay()
+        except StoreUnavailable:
+            raise
+        except Exception as error:  # whatever a step makes of bytes that are not what was written
+            known = isinstance(error, EdgewiseError)
+            live.damage = error.message if isinstance(error, EdgewiseError) else f"{type(error).__name__}: {error}."
+            live.lost = Digest(error.fields.get("digest", "")) if isinstance(error, EdgewiseError) else Digest("")
+            live.driver.state = None
+            run = live.submitted.run
+            self.roles.set_aside(run, f"the record of run {run!r} cannot be read: {live.damage}")
+            log.error("%s cannot read run %s: %s", self._node.name, run, live.damage, exc_info=None if known else error)
+
+    async def _mend(self, live: LiveRun) -> None:
+        """Looks for the blob that a run lost, until a node has it; then the run goes on."""
+        for attempt in itertools.count():
+            await asyncio.sleep(min(RETRY_BASE_S * 2.0**attempt, RETRY_MOST_S))
+            if not await self.roles.stores.find(live.lost):
+                continue
+            live.driver, live.damage = self.roles.add(COORDINATOR, live.submitted.config.spec), ""
+            self._replay(live)
+            if not live.damage:
+                break
+            if not live.lost:
+                return
+        live.driver.resume()
+        assert self.roles.presence is not None
+        await self.roles.presence.catch_up(live.driver)
 
     async def resume(self) -> None:
         """After a restart: unfinished runs go on where they were, whoever was not told of an end is told."""
         self.roles.resume()
         for live in self._runs.values():
+            if live.damage:
+                if live.lost and not live.registered:
+                    self._node.spawn(self._mend(live), f"mend {live.submitted.run}")
+                continue
             if live.driver.state is None:
                 await live.driver.dispatch(decode_event(live.submitted.first))
             if live.view is not None and live.view.outcome is None and self.roles.presence is not None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 
 from edgewise.core.errors import EdgewiseError, StoreDamaged, StoreError
 from edgewise.core.ids import Digest, NodeId, RunId
-from edgewise.fleet.messages import Ack, NodeInfo, StoreNotice
+from edgewise.fleet.messages import BLOB, Ack, NodeInfo, StoreNotice
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.store.patience import StoreTroubles, what_waits
 from edgewise.fleet.training.role_driver import RoleDriver
@@ -23,6 +23,7 @@ from edgewise.transport.bulk.fetch import fetch_unsized
 from edgewise.transport.frame import Frame
 
 log = logging.getLogger("edgewise.fleet")
+NOBODY = NodeId("")
 TELL_EVERY_S = 3.0
 """Well below the time that a store's sentence stands (`NEWS_S`)."""
 
@@ -100,14 +101,27 @@ class StoreNotices:
 
     async def _seek(self, driver: RoleDriver, digest: Digest) -> None:
         try:
-            for holder in dict.fromkeys([*filter(None, [driver.server]), *self._others()]):
-                try:
-                    key = self._node.keys.service(holder, self._node.blob_service)
-                    await fetch_unsized(self._node.transport, key, digest, self._node.blobs)
-                except EdgewiseError as error:
-                    log.info("%s does not give blob %s: %s", holder, digest[:12], error)
-                else:
-                    log.warning("%s has fetched blob %s again, from %s", self._node.name, digest[:12], holder)
-                    return
+            await self.find(digest, driver.server)
         finally:
             self._sought.discard(digest)
+
+    async def find(self, digest: Digest, first: NodeId = NOBODY) -> bool:
+        """Fetches a blob from whoever of the nodes in sight has it.
+
+        Args:
+            digest: Which.
+            first: Who is asked first.
+
+        Returns:
+            Whether it is here now.
+        """
+        for holder in dict.fromkeys([*filter(None, [first]), *self._others()]):
+            try:
+                key = self._node.keys.service(holder, BLOB)
+                await fetch_unsized(self._node.transport, key, digest, self._node.blobs)
+            except EdgewiseError as error:
+                log.info("%s does not give blob %s: %s", holder, digest[:12], error)
+            else:
+                log.warning("%s has fetched blob %s again, from %s", self._node.name, digest[:12], holder)
+                return True
+        return self._node.blobs.has(digest)
