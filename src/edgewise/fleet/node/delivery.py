@@ -15,6 +15,7 @@ from edgewise.core.errors import (
     EdgewiseError,
     IdentityRefused,
     RemoteError,
+    StoreDamaged,
     StoreUnavailable,
     Unreachable,
 )
@@ -24,7 +25,7 @@ T = TypeVar("T")
 
 RETRY = Backoff(0.05, most_s=2.0)
 """Waits between attempts."""
-_PASSING = frozenset(kind.code for kind in (Unreachable, DeadlineExceeded, Busy, StoreUnavailable))
+_PASSING = frozenset(kind.code for kind in (Unreachable, DeadlineExceeded, Busy, StoreUnavailable, StoreDamaged))
 
 
 class Waits:
@@ -59,7 +60,7 @@ def is_passing(error: EdgewiseError) -> bool:
 
     Returns:
         True where a way was lost, here or between the other node and a third, where a store takes nothing now, here or
-        there, and where an answer was forged; False where the other node refused.
+        there, where the other node's was damaged, which it mends, and where an answer was forged; False where the other node refused.
     """
     if isinstance(error, RemoteError):
         return error.fields.get("remote_code") in _PASSING

@@ -22,6 +22,7 @@ from edgewise.core.errors import (
     RemoteError,
     StoreDamaged,
     StoreUnavailable,
+    Unreachable,
 )
 from edgewise.core.files import storing
 from edgewise.core.ids import ClientId, RoundNumber, RunId, Tier, digest_of
@@ -125,6 +126,8 @@ class Reception:
             driver.met(driver, error)
             raise
         except EdgewiseError as error:
+            if isinstance(error, RemoteError) and is_passing(error):  # of a third node's, which the sender cannot tell
+                raise Unreachable(error.message) from error
             if is_passing(error) or not isinstance(letter, UpdateReport):
                 raise
             cause = error.message

@@ -242,15 +242,15 @@ class Runs:
 
     async def _mend(self, live: LiveRun) -> None:
         """Looks for the blob that a run lost, until a node has it; then the run goes on."""
-        for attempt in itertools.count():
-            await asyncio.sleep(min(RETRY_BASE_S * 2.0**attempt, RETRY_MOST_S))
+        attempt = 0
+        while live.damage:
             if not await self.roles.stores.find(live.lost):
+                await asyncio.sleep(min(RETRY_BASE_S * 2.0**attempt, RETRY_MOST_S))
+                attempt += 1
                 continue
             live.driver, live.damage = self.roles.add(COORDINATOR, live.submitted.config.spec), ""
             self._replay(live)
-            if not live.damage:
-                break
-            if not live.lost:
+            if live.damage and not live.lost:
                 return
         live.driver.resume()
         assert self.roles.presence is not None

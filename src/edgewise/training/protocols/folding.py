@@ -56,11 +56,16 @@ def blob(blobs: Blobs, digest: Digest) -> bytes:
     try:
         return blobs[digest]
     except KeyError:
-        raise StoreDamaged(
-            f"blob {digest[:12]} is not in the store, and the run needs it. It is fetched again where a node has it: "
-            "`edgewise repair` looks for one.",
-            digest=str(digest),
-        ) from None
+        raise lost_blob(digest) from None
+
+
+def lost_blob(digest: Digest) -> StoreDamaged:
+    """The error of a blob that a run needs and that is gone."""
+    return StoreDamaged(
+        f"blob {digest[:12]} is not in the store, and the run needs it. It is fetched again where a node has it: "
+        "`edgewise repair` looks for one.",
+        digest=str(digest),
+    )
 
 
 def vector_to_bytes(vector: Vector) -> bytes:

@@ -284,7 +284,10 @@ class FolderBlobs:
             self._partial(digest).unlink(missing_ok=True)
 
     def _is_checked(self, digest: Digest) -> bool:
-        return self._checked.get(digest) == _stamp(self.path(digest))
+        try:
+            return digest in self._held or self._checked.get(digest) == _stamp(self.path(digest))
+        except FileNotFoundError:
+            return False
 
     def _is_as_named(self, digest: Digest) -> bool:
         path = self.path(digest)
