@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,3 +76,35 @@ def test_a_run_waits_says_why_and_ends_as_if_nothing_had_been(world: World, node
     assert status.state == "completed", status.cause
     assert [round.num_updates for round in status.rounds] == [2, 2, 2]
     assert status.model == digest_of(world.simulated("hierarchical", 3))
+
+
+def repaired(state: Path) -> tuple[int, dict[str, Any]]:
+    """What `edgewise repair` says of a folder whose node runs."""
+    words = [sys.executable, "-m", "edgewise", "repair", "--state", str(state), "--json"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=100, check=False)
+    return done.returncode, json.loads(done.stdout)
+
+
+def test_every_blob_of_ended_runs_is_damaged_and_the_coordinator_starts_and_leads_the_next(world: World) -> None:
+    async def scene() -> None:
+        await world.all_here()
+        await world.submit("before", num_rounds=2)
+        assert (await world.end_of("before")).state == "completed"
+        await world.fleet.children[CLOUD].kill()
+        blobs = Path(world.fleet.settings[CLOUD].state) / "blobs"
+        for path in blobs.iterdir():
+            data = bytearray(path.read_bytes())
+            data[len(data) // 2] ^= 1
+            path.write_bytes(bytes(data))
+        await world.restart(CLOUD)
+        await world.all_here()
+        assert (await world.end_of("before")).state == "completed"
+        code, found = repaired(blobs.parent)
+        assert code == 1
+        assert found["damages"]
+        assert all(damage["path"].startswith(str(blobs)) and damage["cure"] for damage in found["damages"])
+        await world.submit("after", num_rounds=2)
+        assert (await world.end_of("after")).state == "completed"
+
+    world.run(scene())
+    assert repaired(Path(world.fleet.settings[EDGE].state))[0] == 0
