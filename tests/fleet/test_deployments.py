@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -73,15 +72,15 @@ class FakeLog:
     def __init__(self) -> None:
         self.entries: list[Any] = []
 
-    def append_many(self, run: RunId, events: Iterable[tuple[str, bytes]]) -> None:
-        assert run == LOG
-        self.entries += [SimpleNamespace(kind=kind, payload=payload) for kind, payload in events]
-
     def compact(self, run: RunId, kind: str, payload: bytes, *, num_events: int) -> None:
         self.entries.clear()
         self.append_many(run, [(kind, payload)])
 
-    def read(self, run: RunId) -> list[Any]:
+    def append_many(self, run: RunId, events: list[tuple[str, bytes]]) -> None:
+        assert run == LOG
+        self.entries += [SimpleNamespace(kind=kind, payload=payload) for kind, payload in events]
+
+    def read(self, run: RunId, damaged: Any = None) -> list[Any]:
         assert run == LOG
         return self.entries
 

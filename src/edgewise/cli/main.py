@@ -43,6 +43,7 @@ VERBS: dict[str, str] = {
     "state": "Print what a node keeps on its disk, and let go of what nobody needs.",
     "backup": "Copy a coordinator's state into one file, also while it runs.",
     "restore": "Make a state folder of a backup.",
+    "repair": "Check a node's state folder, and fetch again what is damaged.",
     "doctor": "Check that this machine has what Edgewise needs.",
 }
 """Verb -> one line. A verb whose file is not part of this installation is not listed."""

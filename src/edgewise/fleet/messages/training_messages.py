@@ -80,6 +80,20 @@ class LetterAck(Message, frozen=True, omit_defaults=True):
     text: str = ""
 
 
+class StoreNotice(Message, frozen=True):
+    """Tells a run's server why the run waits on a node: a store there takes nothing now, or has lost something.
+
+    Attributes:
+        run: The run.
+        node: Whose store.
+        sentence: What the store says.
+    """
+
+    run: RunId
+    node: NodeId
+    sentence: str
+
+
 class WhereIs(Message, frozen=True):
     """Asks which node holds a client's data; a client that writes to another one does not see the fleet itself."""
 

@@ -42,10 +42,14 @@ class DeploymentLog:
         self._events = events
         self._num_entries = 0
 
-    def read(self) -> tuple[int, dict[str, list[Deployment]]]:
-        """The last revision that was given, and by model what was in force, newest last."""
+    def read(self, damaged: list[str] | None = None) -> tuple[int, dict[str, list[Deployment]]]:
+        """The last revision that was given, and by model what was in force, newest last.
+
+        Args:
+            damaged: As of `EventLog.read`.
+        """
         last, models = 0, dict[str, list[Deployment]]()
-        entries = self._events.read(LOG)
+        entries = self._events.read(LOG, damaged=damaged)
         self._num_entries = len(entries)
         for entry in entries:
             if entry.kind == _SNAPSHOT:
@@ -57,7 +61,7 @@ class DeploymentLog:
                 deployment = msgspec.msgpack.decode(entry.payload, type=Deployment)
                 models.setdefault(deployment.model, []).append(deployment)
             elif entry.kind == "withdrawn":
-                models[msgspec.msgpack.decode(entry.payload, type=_Withdrawn).model].pop()
+                del models.setdefault(msgspec.msgpack.decode(entry.payload, type=_Withdrawn).model, [])[-1:]
         return last, models
 
     def begin(self, revision: int) -> Revision:

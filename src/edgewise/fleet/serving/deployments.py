@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgewise.core.errors import EdgewiseError
+from edgewise.core.errors import EdgewiseError, StoreUnavailable
 from edgewise.core.ids import Digest, NodeId, Revision, Tier
 from edgewise.fleet.membership.watch import Watch
 from edgewise.fleet.messages import (
@@ -42,6 +42,7 @@ from edgewise.fleet.serving.raw_grants import refusal_of
 from edgewise.fleet.serving.rollout_driver import RolloutDriver
 from edgewise.fleet.serving.versions import VersionStore
 from edgewise.fleet.store.events import EventLog
+from edgewise.fleet.store.patience import until_taken
 from edgewise.lifecycle import rollout
 from edgewise.lifecycle.health import HealthLimits
 from edgewise.models.model_choice import choose_model
@@ -51,6 +52,8 @@ from edgewise.planning.policy import Policy
 log = logging.getLogger("edgewise.fleet")
 REVISIONS_PER_DEPLOYMENT = 64
 """A deployment's plans take consecutive revisions from a multiple of this."""
+STORE_AGAIN_S = 5.0
+"""Between attempts to install on a node whose store takes nothing."""
 INSTALL_TIMEOUT_S = 60.0
 """For an order to prepare a version, beside the time that its graph may take to get there."""
 
@@ -79,6 +82,7 @@ class Deployments:
     models: dict[str, ModelDeployments] = field(default_factory=dict)
     refusals: dict[tuple[NodeId, str], str] = field(default_factory=dict)
     _last_revision: int = 0
+    _to_try_again: set[tuple[NodeId, str]] = field(default_factory=set)
     _log: DeploymentLog = field(init=False)
 
     def __post_init__(self) -> None:
@@ -86,9 +90,12 @@ class Deployments:
 
     def replay(self) -> None:
         """Reads what was in force from the log."""
-        self._last_revision, models = self._log.read()
+        damaged: list[str] = []
+        self._last_revision, models = self._log.read(damaged)
         for name, history in models.items():
             self._of(name).history = history
+        for sentence in damaged:
+            log.error("%s: what was in force before or after is served: %s", self.node.name, sentence)
 
     def in_force(self) -> dict[str, Deployment]:
         """What serves, by model."""
@@ -147,8 +154,9 @@ class Deployments:
             if cause:
                 await (self._withdraw_from_hosts(now.model) if before is None else self._prepare_hosts(before))
                 return DeployAck(False, cause)
-            self._record(now)
-            self.versions.promote(wanted.version, note=" ".join(filter(None, (wanted.why, overridden))))
+            await self._record(now)
+            note = " ".join(filter(None, (wanted.why, overridden)))
+            await self._written(lambda: self.versions.promote(wanted.version, note=note))
             if overridden:
                 log.warning("version %d of %s serves all the same: %s", version.number, version.task, overridden)
         devices = [str(m.node) for m in self.watch.members.alive(Tier.DEVICE)]
@@ -194,10 +202,11 @@ class Deployments:
             if cause := await self._prepare_hosts(restored):
                 return RollbackAck(False, cause)
             await asyncio.gather(*(self._install(m.node, restored) for m in self.watch.members.alive(Tier.DEVICE)))
-            self._log.restored(restored)
+            await self._written(lambda: self._log.restored(restored))
             of.history = [*of.history[:-2], restored]
-            self._log.forget_old(self._last_revision, self.models)
-            self.versions.promote(former.deploy.version, note=f"rolled back from version {taken_back.deploy.version}")
+            note = f"rolled back from version {taken_back.deploy.version}"
+            await self._written(lambda: self.versions.promote(former.deploy.version, note=note))
+            await self._written(lambda: self._log.forget_old(self._last_revision, self.models))
         numbers = {"from": taken_back.deploy.version, "to": former.deploy.version}
         self.on_event("rolled_back", {"model": name, **numbers})
         return RollbackAck(
@@ -309,7 +318,20 @@ class Deployments:
             return await self.node.ask(node, "control", order, Ack, timeout_s=timeout_s)
         except EdgewiseError as error:
             log.warning("%s could not install version %d: %s", node, what.deploy.version, error)
+            is_passing = error.fields.get("remote_code", error.code) == StoreUnavailable.code
+            if is_passing and (node, what.model) not in self._to_try_again:
+                self._to_try_again.add((node, what.model))
+                self.node.spawn(self._try_again(node, what.model), f"install on {node} again")
             return error
+
+    async def _try_again(self, node: NodeId, name: str) -> None:
+        """A node whose store took nothing gets what is in force when it may have room again."""
+        await asyncio.sleep(STORE_AGAIN_S)
+        self._to_try_again.discard((node, name))
+        if any(member.node == node for member in self.watch.members.alive()):
+            async with self._of(name).busy:
+                with contextlib.suppress(EdgewiseError):
+                    await self._catch_up(await self.node.info_of(node, fresh=True), name)
 
     async def _uninstall(self, node: NodeId, model: str) -> str:
         order: Message = UninstallOrder(model)
@@ -352,10 +374,18 @@ class Deployments:
         first = (edges.index(near) if near in edges else 0) + site.ordinal
         return tuple(edges[(first + place) % len(edges)] for place in range(len(edges)))
 
-    def _record(self, now: Deployment) -> None:
-        self._log.deployed(now)
+    async def _written(self, store: Callable[[], object]) -> None:
+        """Writes what the fleet does already, as soon as the store takes it: until then the deployment is not over."""
+
+        def met(error: StoreUnavailable) -> None:
+            log.warning("%s cannot write down what is in force: %s", self.node.name, error.message)
+
+        await until_taken(store, met)
+
+    async def _record(self, now: Deployment) -> None:
+        await self._written(lambda: self._log.deployed(now))
         self._of(now.model).history.append(now)
-        self._log.forget_old(self._last_revision, self.models)
+        await self._written(lambda: self._log.forget_old(self._last_revision, self.models))
         self.node.spare.set()
         fields = {"model": now.model, "version": now.deploy.version, "revision": int(now.revision)}
         self.on_event("deployed", {**fields, "plan": now.deploy.plans[0].name, "overridden": now.overridden})

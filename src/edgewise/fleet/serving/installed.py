@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from edgewise.core.files import write_atomic
+from edgewise.core.files import storing, write_atomic
 from edgewise.core.ids import NodeId, Tier
 from edgewise.core.private_files import PRIVATE
 from edgewise.core.units import format_bytes
@@ -76,9 +76,13 @@ class InstalledModels:
 
         Args:
             coordinator: Who gave the last one.
+
+        Raises:
+            StoreUnavailable: If the disk takes nothing now.
         """
         written = Installed(dict(self.orders), coordinator, dict(self.former))
-        await asyncio.to_thread(write_atomic, self._file, msgspec.msgpack.encode(written), mode=PRIVATE)
+        with storing(self._file):
+            await asyncio.to_thread(write_atomic, self._file, msgspec.msgpack.encode(written), mode=PRIVATE)
         self._on_disk = written
 
     def put(self, order: InstallOrder) -> None:

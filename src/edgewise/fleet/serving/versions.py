@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.core.errors import DataError, InputError
+from edgewise.core.errors import DataError, InputError, StoreDamaged
 from edgewise.core.ids import Digest, RunId
 from edgewise.core.layout import Layout, Vector
 from edgewise.fleet.serving.holdout import Holdout, evidence_of, feeds_of, is_right, misfit, own_metrics
@@ -105,8 +105,11 @@ class VersionStore:
 
         Raises:
             InputError: If there is none.
+            StoreDamaged: If its row in the registry is not as it was written.
         """
         known = {v.number: v for v in self.registry.versions()}
+        if number in self.registry.damaged:
+            return self.registry.get(number)
         if number not in known:
             raise InputError(f"there is no model version {number}. Known: {sorted(known) or 'none; train one first'}.")
         return known[number]
@@ -141,7 +144,12 @@ class VersionStore:
 
         Returns:
             A hold for each.
+
+        Raises:
+            StoreDamaged: If the row of one cannot be read: what it needs is not known.
         """
+        for sentence in self.registry.damaged.values():
+            raise StoreDamaged(sentence)
         versions = self.registry.versions()
         newest = {version.task: version.number for version in versions}
         current = {task: self.registry.current(task) for task in newest}
@@ -156,7 +164,11 @@ class VersionStore:
         return holds
 
     def graph(self, number: int) -> bytes:
-        """A version's ONNX bytes."""
+        """A version's ONNX bytes, checked.
+
+        Raises:
+            StoreDamaged: If they are not what was registered; the file is named.
+        """
         return self.blobs.read(self.kept(number).graph)
 
     def graph_size(self, number: int) -> int:

@@ -178,7 +178,7 @@ def _copied(source: Path, target: Path) -> Path:
 
 def _versions_of(path: Path) -> tuple[list[tuple[int, str]], frozenset[int]]:
     """Number and blobs of every version, and which were let go of."""
-    registry = Registry.open(path, read_only=True)
+    registry = Registry.open(path)  # the copy: what an earlier Edgewise wrote is sealed
     try:
         found = [(v.number, str(blob)) for v in registry.versions() for blob in (v.graph, v.weights)]
         return found, registry.pruned()

@@ -2,23 +2,29 @@
 
 A step is pure, so it is computed first; what it stores and the event are on the disk before its state counts and before
 anybody hears of its actions. An event that changes nothing is not logged. A snapshot takes the place of old events when
-blobs fall free: the space of a run is bounded. A role that has nothing to lose yet has no log (`Role.needs_log`). Read
-`run_roles.py` next: it carries out the actions.
+blobs fall free: the space of a run is bounded. A role that has nothing to lose yet has no log (`Role.needs_log`).
+
+A store that takes nothing now stops a role, it loses nothing: a letter is refused for now, its sender keeps it and sends it
+again; an event of this node's own waits here and is folded when the store is back. Read `run_roles.py` next: it carries out
+the actions.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
-from edgewise.core.errors import StoreError
+from edgewise.core.errors import StoreError, StoreUnavailable
+from edgewise.core.files import storing
 from edgewise.core.ids import ClientId, Digest, NodeId, RunId
 from edgewise.fleet.messages import hard_examples_of
 from edgewise.fleet.store.events import EventLog
+from edgewise.fleet.store.patience import PASSING, RETRY
 from edgewise.fleet.training.role_log import SNAPSHOT, Snapshot, log_name, state_in
 from edgewise.fleet.training.run_blobs import Incoming, MappedBlobs
 from edgewise.fleet.training.run_bytes import RunBytes
@@ -33,6 +39,7 @@ from edgewise.training.protocols.messages import (
     Delivered,
     EndRun,
     Event,
+    LetterInvalid,
     Received,
     RunStarted,
     Send,
@@ -49,10 +56,19 @@ QUICK_ENTRIES = 2**18
 """Of a model whose letters are folded on the event loop, on a client."""
 
 
+_LETTERS = (Received, LetterInvalid)
+"""Events that somebody else keeps until they count; all others are known to this node alone."""
+
+
 @dataclass(slots=True)
 class _Waiting:
     event: Event
     taken: asyncio.Future[tuple[Action, ...]]
+
+    def fail(self, error: BaseException) -> None:
+        if not self.taken.done():
+            self.taken.set_exception(error)
+            self.taken.exception()  # looked at, also if whoever asked has left
 
 
 @dataclass(slots=True)
@@ -67,6 +83,7 @@ class RoleDriver:
         blobs: The node's.
         carry_out: Takes this driver and the actions of one event, on the event loop; returns at once.
         folded: Told when all actions of the events so far are on their way.
+        met: Told of a store that takes nothing now, or has lost what is needed.
         holds: Digests that must stay for other reasons: letters under way, other runs.
         is_sent_again: Whether a letter is under way anew since it was answered.
         state: As folded; None before the first event.
@@ -89,6 +106,7 @@ class RoleDriver:
     blobs: FolderBlobs
     carry_out: Callable[[RoleDriver, tuple[Action, ...]], None]
     folded: Callable[[RoleDriver], None] = field(default=lambda _: None)
+    met: Callable[[RoleDriver, StoreError], None] = field(default=lambda *_: None)
     holds: Callable[[RoleDriver], set[Digest]] = field(default=lambda _: set())
     is_sent_again: Callable[[RoleDriver, Delivered], bool] = field(default=lambda *_: False)
     state: Any = None
@@ -108,6 +126,8 @@ class RoleDriver:
     _spared: set[Digest] = field(default_factory=set)
     _is_logged: bool = False
     _is_quick: bool = False
+    _nudge: asyncio.Event = field(default_factory=asyncio.Event)
+    _refusal: StoreError | None = None
 
     def __post_init__(self) -> None:
         self._is_logged = self.role.needs_log is None
@@ -131,35 +151,53 @@ class RoleDriver:
         return log_name(self.role_name, self.run)
 
     @property
+    def is_waiting(self) -> bool:
+        """Whether its store took nothing when it was asked last."""
+        return self._refusal is not None
+
+    @property
     def is_over(self) -> bool:
         """Whether this node has nothing more to do with the run."""
         return self.state is not None and self.role.is_over(self.state)
 
-    async def dispatch(self, event: Event) -> tuple[Action, ...]:
+    async def dispatch(self, event: Event, *, is_urgent: bool = False) -> tuple[Action, ...]:
         """Takes one event; those that come while one is folded are folded together, in order, and logged as one.
 
         Args:
             event: What happened.
+            is_urgent: Whether it goes before those that wait for the store.
 
         Returns:
-            The actions; they are on their way.
+            The actions; they are on their way. An event that is no letter waits for a store that takes nothing now.
 
         Raises:
-            StoreError: If it cannot be logged; then nothing of it counts.
+            StoreUnavailable: If a letter cannot be logged now; then nothing of it counts, and its sender sends it again.
+            StoreError: If it cannot be logged for good.
         """
+        if isinstance(self._refusal, StoreUnavailable) and self._folding is not None and isinstance(event, _LETTERS):
+            raise self._refusal
         if self._is_quick and self._folding is None and not self._waiting:
-            (result,) = self._fold([event])
-            if isinstance(result, BaseException):
-                raise result
-            self.carry_out(self, result)
-            self.folded(self)
-            self._drop_beside()
-            return result
+            (result,) = results = self._fold([event])
+            self._note_refusal(results)
+            if not _is_left(event, result):
+                if isinstance(result, BaseException):
+                    raise result
+                self.carry_out(self, result)
+                self.folded(self)
+                self._drop_beside()
+                return result
         waiting = _Waiting(event, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiting)
+        self._waiting.insert(0 if is_urgent else len(self._waiting), waiting)
+        if is_urgent:
+            self._nudge.set()
         if self._folding is None:
             self._folding = asyncio.get_running_loop().create_task(self._fold_all(), name=f"fold {self.log}")
         return await asyncio.shield(waiting.taken)
+
+    def close(self) -> None:
+        """Folds and sends nothing more; what waits for the store is given up, as if the process had ended."""
+        self.is_closed = True
+        self._nudge.set()
 
     async def settled(self) -> None:
         """Returns when every event so far is folded, or the folding has failed."""
@@ -209,30 +247,59 @@ class RoleDriver:
             self.folded(self)
 
     async def _fold_all(self) -> None:
+        attempt = 0
         try:
             while self._waiting:
-                await self._fold_waiting()
+                has_left = await self._fold_waiting()
+                attempt = attempt + 1 if has_left else 0
+                if has_left:
+                    await self._wait_for_store(attempt)
         finally:
             self._folding = None
         self._drop_beside()
 
-    async def _fold_waiting(self) -> None:
+    async def _wait_for_store(self, attempt: int) -> None:
+        """Until it is worth another attempt; gives up what waits where this node ends."""
+        self._nudge.clear()
+        if not self.is_closed:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RETRY.delay_s(attempt)):
+                    await self._nudge.wait()
+        if self.is_closed:
+            given_up, self._waiting = self._waiting, []
+            for waiting in given_up:
+                assert self._refusal is not None
+                waiting.fail(self._refusal)
+
+    def _note_refusal(self, results: list[tuple[Action, ...] | BaseException]) -> None:
+        self._refusal = next((result for result in results if isinstance(result, PASSING)), None)
+        if self._refusal is not None:
+            self.met(self, self._refusal)
+
+    async def _fold_waiting(self) -> bool:
+        """Folds what waits; returns whether something of it is to be folded again."""
         batch, self._waiting = self._waiting, []
         self.has_carried_out = False
         try:
             events = [waiting.event for waiting in batch]
-            results = self._fold(events) if self._is_quick else await asyncio.to_thread(self._fold, events)
+            is_quick = self._is_quick and self._refusal is None  # a store that hangs would hold up the event loop
+            results = self._fold(events) if is_quick else await asyncio.to_thread(self._fold, events)
         except BaseException as error:
             results = [error] * len(batch)
+        self._note_refusal(results)
+        left = []
         for waiting, result in zip(batch, results, strict=True):
-            if isinstance(result, BaseException):
-                waiting.taken.set_exception(result)
-                waiting.taken.exception()  # looked at, also if whoever asked has left
-                continue
-            waiting.taken.set_result(result)
-            self.carry_out(self, result)
+            if _is_left(waiting.event, result):
+                left.append(waiting)
+            elif isinstance(result, BaseException):
+                waiting.fail(result)
+            else:
+                waiting.taken.set_result(result)
+                self.carry_out(self, result)
+        self._waiting[:0] = left
         self.has_carried_out = True
         self.folded(self)
+        return bool(left)
 
     def _fold(self, events: list[Event]) -> list[tuple[Action, ...] | BaseException]:
         """On a thread: the results of some events, all of them durable."""
@@ -245,8 +312,12 @@ class RoleDriver:
                 results.append(())  # an answer to a former attempt says nothing of the newest
                 continue
             try:
-                after, actions = self._step(state, event)
-                self._store(actions)
+                with storing(self.blobs.folder):
+                    after, actions = self._step(state, event)
+                    self._store(actions)
+            except StoreUnavailable as error:
+                results += [error] * (len(events) - len(results))  # those after it may depend on it
+                break
             except Exception as error:  # a step that cannot judge an event leaves it out; its sender hears why
                 results.append(error)
                 continue
@@ -261,7 +332,11 @@ class RoleDriver:
             self._note(event, actions)
         if rows:
             spare = self._spare(state, folded)
-            self._write(state, moved, rows, folded, spare)
+            try:
+                with storing(self.blobs.folder):
+                    self._write(state, moved, rows, folded, spare)
+            except StoreUnavailable as error:  # none of them counts
+                return [error] * len(events)
             self.state, self.moved = state, moved
             self._spared |= spare
         return results
@@ -316,9 +391,10 @@ class RoleDriver:
         """Deletes blobs, on a thread, as `Incoming.drop` does."""
 
         def delete(digest: Digest) -> None:
-            self.blobs.drop(digest)
-            if self.private is not None:
-                self.private.drop(digest)
+            with contextlib.suppress(StoreUnavailable):  # it lies about until the folder can be written
+                self.blobs.drop(digest)
+                if self.private is not None:
+                    self.private.drop(digest)
 
         return self.incoming.drop(judge, delete)
 
@@ -399,3 +475,8 @@ class RoleDriver:
         self.state = state_in(found, self.role.state)
         self.server, self.seen, self.mentioned = found.server, set(found.seen), set(found.mentioned)
         self.moved = found.moved
+
+
+def _is_left(event: Event, result: tuple[Action, ...] | BaseException) -> bool:
+    """Whether an event is folded again, because its store does not take it now and nobody else has it."""
+    return isinstance(result, PASSING) and not isinstance(event, _LETTERS)

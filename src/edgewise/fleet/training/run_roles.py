@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from edgewise.core.errors import EdgewiseError, StoreError
+from edgewise.core.errors import EdgewiseError, StoreError, StoreUnavailable
 from edgewise.core.ids import ClientId, Digest, Generation, NodeId, RunId, Tier
 from edgewise.fleet.membership.watch import Watch
 from edgewise.fleet.messages import (
@@ -29,6 +29,7 @@ from edgewise.fleet.messages import (
 )
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.store.events import EventLog
+from edgewise.fleet.store.patience import until_taken
 from edgewise.fleet.store.retention import Hold
 from edgewise.fleet.training.blob_fetches import BlobFetches
 from edgewise.fleet.training.letter_delivery import LetterDelivery
@@ -38,6 +39,7 @@ from edgewise.fleet.training.reception import Reception
 from edgewise.fleet.training.role_driver import RoleDriver
 from edgewise.fleet.training.role_log import log_name, spec_in_log
 from edgewise.fleet.training.run_blobs import Incoming
+from edgewise.fleet.training.store_notices import StoreNotices
 from edgewise.training.protocols.letters import Address, AnyLetter, BlobName, Order, RunEnded, WorkOrder
 from edgewise.training.protocols.messages import (
     FORMER_RUNS,
@@ -110,11 +112,15 @@ class RunRoles:
         self._ended: dict[str, _Ended] = {}
         self._timers: dict[tuple[str, str], asyncio.TimerHandle] = {}
         self._places: dict[ClientId, NodeId] = {}
+        self._unreadable: dict[RunId, str] = {}
         self._has_begun = asyncio.Event()
         self._fetches = BlobFetches(node)
         self._incoming = Incoming()
         self._letters = LetterDelivery(node, self._fetches, self._locate)
         self.presence = None if watch is None else Presence(node, watch, self._servers)
+        self.stores = StoreNotices(
+            node, self._of_run, lambda: () if watch is None else [m.node for m in watch.members.alive()]
+        )
         reception = Reception(node, self._fetches, self._find, self._present, self._taken)
         node.route("control", RunLetter, reception.take)
         node.route("report", RunLetter, reception.take)
@@ -142,11 +148,18 @@ class RunRoles:
             raise StoreError(f"{protocol.spec} has no {role_name}; its roles are {', '.join(sorted(protocol.roles))}.")
         driver = RoleDriver(
             spec, role_name, protocol, make_algorithm(spec.algorithm), self._events, self._node.blobs,
-            self._carry_out, self._folded, self._holds, self._letters.is_sent_again, private=None if self._worker is None else self._worker.private,
+            self._carry_out, self._folded, self.stores.met, self._holds, self._letters.is_sent_again,
+            private=None if self._worker is None else self._worker.private,
             incoming=self._incoming,
         )  # fmt: skip
         self._drivers[role_name, spec.run] = driver
+        self._unreadable.pop(spec.run, None)
         return driver
+
+    def set_aside(self, run: RunId, damage: str) -> None:
+        """A coordinator's run whose record cannot be read: nothing drives it, and whoever reports to it keeps the report."""
+        self._drivers.pop((COORDINATOR, run), None)
+        self._unreadable[run] = damage
 
     def driver(self, role_name: str, run: RunId) -> RoleDriver | None:
         """The driver of a role; None if this node does not have it."""
@@ -185,6 +198,8 @@ class RunRoles:
                 continue
             try:
                 self.add(role_name, spec).replay()
+            except StoreUnavailable:  # what is there must not be taken for lost
+                raise
             except EdgewiseError as error:
                 log.error("%s cannot go on with %s: %s", self._node.name, name, error)
                 self._drivers.pop((role_name, spec.run), None)
@@ -220,7 +235,7 @@ class RunRoles:
         for timer in self._timers.values():
             timer.cancel()
         for driver in tuple(self._drivers.values()):
-            driver.is_closed = True
+            driver.close()
             await driver.settled()
 
     async def _tell(self, tell: Callable[..., Awaitable[None]], *sighting: Any) -> None:
@@ -252,6 +267,8 @@ class RunRoles:
         found = self._drivers.get((role_name, run))
         if found is not None:
             return found
+        if run in self._unreadable:
+            raise StoreUnavailable(self._unreadable[run])
         if log_name(role_name, run) in self._ended:
             is_end = not isinstance(letter, Order) and letter.key == "ended"
             return LetterAck(is_end, Refusal.LATE, f"run {run} has ended on {self._node.name}.")
@@ -310,7 +327,12 @@ class RunRoles:
                     # Answers are given where letters arrived, blobs are stored by the driver.
                     self._on_action(driver, action)
 
+    def _of_run(self, run: RunId) -> list[RoleDriver]:
+        return [driver for driver in self._drivers.values() if driver.run == run]
+
     def _folded(self, driver: RoleDriver) -> None:
+        if not driver.is_waiting:
+            self.stores.over(driver)
         if driver.is_over:
             self._letters.end(driver)
         is_done = driver.role_name != COORDINATOR and driver.is_over and not self._letters.has(driver)
@@ -354,7 +376,8 @@ class RunRoles:
         spare = (driver.mentioned | former) - kept
         ended = self._ended[driver.log] = _Ended(driver.log, driver.spec.layout, tuple(sorted(kept)))
         self._drivers.pop((driver.role_name, driver.run), None)
-        await asyncio.to_thread(self._forget, driver, ended, spare)
+        await until_taken(partial(self._forget, driver, ended, spare), partial(self.stores.met, driver))
+        self.stores.forget(driver.run)
         self._node.spare.set()
         self.expect()
 
