@@ -137,9 +137,7 @@ class Agent:
     async def close(self) -> None:
         """Ends tasks, roles and sessions, in this order: nothing is written to a log that is closed."""
         await self.node.quiet()
-        if self.upkeep is not None:
-            await self.upkeep.close()
-        for role in (self.coordinator, self.training, getattr(self, "serving", None)):
+        for role in (self.upkeep, self.coordinator, self.training, getattr(self, "serving", None)):
             if role is not None:
                 with contextlib.suppress(EdgewiseError):
                     await role.close()
