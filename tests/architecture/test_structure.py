@@ -28,9 +28,15 @@ HEAVY = {
 }
 LONG_LINES, MOST_LINES = 400, 600
 LONG_FILES: dict[str, str] = {
+    "fleet/agent.py": "one idea: the process of a node, from opening its roles to its stop",
     "fleet/node/node.py": "one idea: what a node serves and how it asks, from opening to closing",
     "fleet/operator/operator.py": "one idea: what an operator may ask of a fleet, a method each",
+    "fleet/serving/deployments.py": "one idea: what serves where, from a deployment to a node that returns",
     "fleet/serving/serving_role.py": "one idea: the serving role of a node, order by order",
+    "fleet/training/local_worker.py": "one idea: an order's way over the user's task to a stored result",
+    "fleet/training/role_driver.py": "one idea: an event's way from the queue over the step to the log, also while a store waits",
+    "fleet/training/run_roles.py": "one idea: a node's part in all runs, from a letter to what is kept of it",
+    "fleet/training/runs.py": "one idea: a coordinator's runs, from the request to the version",
     "inference/model_server.py": "one idea: a model that serves, from its first plan over requests and streams to its end",
     "service/open_inference.py": "one idea: the Open Inference Protocol as an HTTP service, route by route",
     "simulation/virtual_run.py": "one idea: every action of a role carried out in virtual time",

@@ -25,7 +25,8 @@ from edgewise.fleet.messages import (
     UninstallOrder,
 )
 from edgewise.fleet.serving.deployment import Deployment
-from edgewise.fleet.serving.deployments import LOG, REVISIONS_PER_DEPLOYMENT, Deployments, _stages
+from edgewise.fleet.serving.deployment_log import LOG
+from edgewise.fleet.serving.deployments import REVISIONS_PER_DEPLOYMENT, Deployments, _stages
 from edgewise.models.version import ModelVersion
 from edgewise.planning.plan import Plan, Site, Stage
 from tests.inference.tiny import split_plan, two_exit_graph
@@ -48,6 +49,9 @@ class FakeVersions:
         own = self.own.get(number, ())
         return ModelVersion(number, f"graph of {number}", "", TASKS[number], own=own)  # type: ignore[arg-type]
 
+    def kept(self, number: int) -> Any:
+        return self.get(number)
+
     def graph_size(self, number: int) -> int:
         return 1
 
@@ -68,11 +72,15 @@ class FakeLog:
     def __init__(self) -> None:
         self.entries: list[Any] = []
 
-    def append(self, run: RunId, kind: str, payload: bytes) -> None:
-        assert run == LOG
-        self.entries.append(SimpleNamespace(kind=kind, payload=payload))
+    def compact(self, run: RunId, kind: str, payload: bytes, *, num_events: int) -> None:
+        self.entries.clear()
+        self.append_many(run, [(kind, payload)])
 
-    def read(self, run: RunId) -> list[Any]:
+    def append_many(self, run: RunId, events: list[tuple[str, bytes]]) -> None:
+        assert run == LOG
+        self.entries += [SimpleNamespace(kind=kind, payload=payload) for kind, payload in events]
+
+    def read(self, run: RunId, damaged: Any = None) -> list[Any]:
         assert run == LOG
         return self.entries
 
@@ -87,6 +95,7 @@ class FakeNode:
         self.serves: dict[str, InForce] = {}
         self.requests = 0
         self.slow: dict[str, asyncio.Event] = {}
+        self.spare = asyncio.Event()
         self.refuses: dict[NodeId, str] = {}
 
     async def info_of(self, node: NodeId, *, fresh: bool) -> NodeInfo:

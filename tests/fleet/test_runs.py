@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -317,7 +318,8 @@ def test_a_model_an_edge_has_no_room_for_is_what_the_run_waits_for(tmp_path: Pat
         raise AssertionError(status)
 
     settings = {"hidden": INLINE_BYTES // 32}
-    assert "waits for edge edge-1 (it refuses the order" in in_a_fleet(tmp_path, scene, settings=settings)
+    said = in_a_fleet(tmp_path, scene, settings=settings)
+    assert re.search(r"edge-1 waits: the store '.*/edge-1/blobs' is full \(No space left on device\)", said), said
 
 
 def test_an_edges_state_folder_of_0_1_0_is_refused(tmp_path: Path) -> None:

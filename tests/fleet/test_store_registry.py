@@ -7,8 +7,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edgewise.core.errors import GateRefused, StoreError
+from edgewise.core.errors import GateRefused, StoreDamaged, StoreError
 from edgewise.fleet.store.registry import Registry
+from edgewise.fleet.store.seal_chain import seal_of
 from edgewise.models.version import GateResult, ModelVersion
 
 
@@ -126,10 +127,96 @@ def test_the_current_version_survives_a_restart(tmp_path: Path, registry: Regist
     again.close()
 
 
-def test_a_damaged_record_is_named(tmp_path: Path, registry: Registry) -> None:
-    registry.add(version("a"))
+DAMAGES = {
+    "content": ("UPDATE versions SET record = CAST(replace(CAST(record AS BLOB), 'x', 'x') || x'00' AS BLOB) WHERE number = 2", {2}, "was changed on disk"),
+    "task": ("UPDATE versions SET task = 'other' WHERE number = 2", {2}, "was changed on disk"),
+    "seal": ("UPDATE versions SET seal = 'f' WHERE number = 2", {2}, "was changed on disk"),
+    "gone": ("DELETE FROM versions WHERE number = 2", {2}, "is missing"),
+    "last gone": ("DELETE FROM versions WHERE number = 3", {3}, "is missing"),
+    "swapped": ("UPDATE versions SET record = (SELECT record FROM versions WHERE number = 1) WHERE number = 2", {2}, "was changed"),
+    "added": ("INSERT INTO versions SELECT 4, task, record, former, seal FROM versions WHERE number = 1", {4}, "was not written by Edgewise"),
+    "unsealed": ("UPDATE versions SET seal = '', former = '' WHERE number = 2", {2}, "was changed on disk"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", sorted(DAMAGES))
+def test_a_row_that_is_not_as_it_was_written_is_named_and_all_others_stand(damage, tmp_path, registry):
+    statement, numbers, what = DAMAGES[damage]
+    for graph in "abc":
+        registry.add(version(graph))
+    registry.close()
     with sqlite3.connect(tmp_path / "registry.sqlite") as raw:
-        raw.execute("UPDATE versions SET record = ?", (b"\x80",))
+        raw.execute(statement)
     raw.close()
-    with pytest.raises(StoreError, match="the record of version 1 is damaged"):
-        registry.get(1)
+    again = Registry.open(tmp_path / "registry.sqlite")
+    assert set(again.damaged) == numbers
+    (number,) = numbers
+    assert [v.number for v in again.versions()] == [n for n in (1, 2, 3) if n != number]
+    with pytest.raises(
+        StoreDamaged, match=f"the row of version {number} in .*registry.sqlite' {what}.*edgewise restore"
+    ):
+        again.get(number)
+    with pytest.raises(StoreDamaged):
+        again.set_gate(number, gate(True))
+    added = again.add(version("d"))
+    assert added.number == (5 if damage == "added" else 4)
+    assert again.get(added.number) == added
+    again.set_gate(1, gate(True))  # does not bless what is broken
+    assert set(again.damaged) == numbers
+    again.close()
+
+
+def test_a_digest_changed_with_its_own_seal_is_found_by_the_row_after_it(tmp_path, registry):
+    for graph in "abc":
+        registry.add(version(graph))
+    registry.close()
+    forged = msgspec.msgpack.encode(msgspec.structs.replace(version("evil"), number=2))
+    with sqlite3.connect(tmp_path / "registry.sqlite") as raw:
+        (former,) = raw.execute("SELECT former FROM versions WHERE number = 2").fetchone()
+        seal = seal_of(former, 2, b"digits\x1f" + forged)
+        raw.execute("UPDATE versions SET record = ?, seal = ? WHERE number = 2", (forged, seal))
+    raw.close()
+    again = Registry.open(tmp_path / "registry.sqlite")
+    assert set(again.damaged) == {2}
+    again.close()
+
+
+def test_rows_without_seals_are_sealed_once_as_another_edgewise_wrote_them(tmp_path, registry):
+    for graph in "abc":
+        registry.promote(registry.add(version(graph)).number)
+    kept = registry.versions(), registry.history("digits")
+    registry.close()
+    with sqlite3.connect(tmp_path / "registry.sqlite") as raw:  # as format 2 was
+        for table in ("versions", "promotions"):
+            raw.execute(f"ALTER TABLE {table} DROP COLUMN seal")
+            raw.execute(f"ALTER TABLE {table} DROP COLUMN former")
+        raw.execute("DROP TABLE heads")
+        raw.execute("PRAGMA user_version=2")
+    raw.close()
+    with pytest.raises(StoreError, match=r"was written by an earlier Edgewise\. Start its node once"):
+        Registry.open(tmp_path / "registry.sqlite", read_only=True)
+    again = Registry.open(tmp_path / "registry.sqlite")
+    assert (again.versions(), again.history("digits")) == kept
+    assert again.damaged == {} == again.damaged_history
+    again.close()
+    with sqlite3.connect(tmp_path / "registry.sqlite") as raw:
+        assert raw.execute("PRAGMA user_version").fetchone() == (3,)
+        raw.execute("UPDATE versions SET task = 'x' WHERE number = 3")
+    raw.close()
+    reopened = Registry.open(tmp_path / "registry.sqlite")
+    assert set(reopened.damaged) == {3}
+    reopened.close()
+
+
+def test_a_changed_history_is_named_and_nothing_is_rolled_back_by_it(tmp_path, registry):
+    for graph in "abc":
+        registry.promote(registry.add(version(graph)).number)
+    registry.close()
+    with sqlite3.connect(tmp_path / "registry.sqlite") as raw:
+        raw.execute("UPDATE promotions SET number = 1 WHERE place = 2")
+    raw.close()
+    again = Registry.open(tmp_path / "registry.sqlite")
+    assert again.damaged_history == {2: "was changed on disk"}
+    with pytest.raises(StoreDamaged, match="change 2 of what serves was changed on disk"):
+        again.rollback("digits")
+    again.close()

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from edgewise.core.errors import GraphError, InputError
+from edgewise.core.errors import GraphError, InputError, StoreDamaged, StoreError
 from edgewise.fleet.serving.holdout import Holdout
 from edgewise.fleet.serving.versions import VersionStore
 from edgewise.fleet.store.registry import Registry
@@ -126,3 +126,25 @@ def test_a_model_that_labels_cannot_judge_becomes_a_version_without_evidence(
     assert (second.evidence, second.gate) == ((), None)
     assert versions.calibration_answers(second.number) == {}
     assert "give it its own with --holdout other=FILE" in caplog.text
+
+
+def test_a_damaged_graph_is_named_with_its_file_and_the_other_versions_stand(
+    opened: Callable[[Graph], VersionStore],
+) -> None:
+    graph = turned(("end",))
+    versions = opened(graph)
+    first, second = (
+        versions.register_graph(data, task="tiny", origin="test", parent=0)
+        for data in (graph.model_bytes, turned(("end",), seed=1).model_bytes)
+    )
+    path = versions.blobs.path(first.graph)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(
+        StoreDamaged, match=f"blob {first.graph[:12]} is damaged on disk: '{path}' is not what its name says"
+    ):
+        versions.graph(first.number)
+    with pytest.raises(StoreError, match="is not in this node's store"):  # it waits beside to be fetched again
+        versions.graph_size(first.number)
+    assert Graph.load(versions.graph(second.number)).digest == Graph.load(turned(("end",), seed=1).model_bytes).digest

@@ -5,16 +5,20 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import shlex
 import shutil
 import socket
 import sys
 import tempfile
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import typer
 
 from edgewise.cli.output import AsJson, Output
+from edgewise.core.environment import setting
+from edgewise.core.private_files import exposed
 
 _NEEDED = (
     "numpy",
@@ -46,10 +50,16 @@ class Finding(msgspec.Struct, frozen=True):
     cure: str = ""
 
 
-def command(as_json: AsJson = False) -> None:
-    """Check that this machine has what Edgewise needs.
+def command(
+    state: Annotated[
+        list[Path] | None,
+        typer.Option("--state", help="State folder of a node; again for more. By default all below EDGEWISE_STATE."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check that this machine has what Edgewise needs, and that nodes' states are theirs alone.
 
-    Exits with 1 if something that every node needs is missing.
+    Exits with 1 if something that every node needs is missing, or others may read what a node keeps.
 
     Example:
       edgewise doctor
@@ -62,6 +72,7 @@ def command(as_json: AsJson = False) -> None:
         _loopback(),
         _space(),
         _data(),
+        *map(_state, state or _states()),
     ]
     out.table("edgewise doctor", ["", "what", "found", "do"], [_row(finding) for finding in findings])
     out.result(findings)
@@ -118,3 +129,20 @@ def _data() -> Finding:
         return Finding("EDGEWISE_DATA", "not set", True, "only for examples on larger data; digits need nothing")
     exists = Path(folder).is_dir()
     return Finding("EDGEWISE_DATA", folder, exists, "" if exists else "no such folder; set it to the data's folder")
+
+
+def _states() -> list[Path]:
+    """State folders of nodes that ran here with no `--state` of their own."""
+    root = Path(str(setting("state")))
+    return sorted(path for path in root.glob("*") if path.is_dir())
+
+
+def _state(folder: Path) -> Finding:
+    what = f"state {folder}"
+    if not folder.is_dir():
+        return Finding(what, "no such folder", False, "give the folder that a node's --state names")
+    if not (open_to_others := exposed(folder)):
+        return Finding(what, "for its owner alone", True)
+    more = f" and {len(open_to_others) - 1:,} more" if len(open_to_others) > 1 else ""
+    found = f"others may read or enter {open_to_others[0]}{more}"
+    return Finding(what, found, False, f"chmod -R go-rwx {shlex.quote(str(folder))}; a node does it as it starts")

@@ -40,8 +40,10 @@ VERBS: dict[str, str] = {
     "report": "Write the page and the JSON of a finished run.",
     "rollback": "Restore the version that served before.",
     "logs": "Print what a node of a running fleet logged last.",
+    "state": "Print what a node keeps on its disk, and let go of what nobody needs.",
     "backup": "Copy a coordinator's state into one file, also while it runs.",
     "restore": "Make a state folder of a backup.",
+    "repair": "Check a node's state folder, and fetch again what is damaged.",
     "doctor": "Check that this machine has what Edgewise needs.",
 }
 """Verb -> one line. A verb whose file is not part of this installation is not listed."""

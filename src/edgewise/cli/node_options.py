@@ -33,6 +33,14 @@ MaxModels = Annotated[int, typer.Option("--max-models", min=1, help="Models it s
 ModelsBytes = Annotated[
     int, typer.Option("--models-bytes", min=0, help="Bound of what its models take; 0 for half of the memory.")
 ]
+KeepBytes = Annotated[
+    int,
+    typer.Option(
+        "--keep-bytes",
+        min=0,
+        help="What its blobs may take before older versions and ended runs go; 0 for a tenth of the disk.",
+    ),
+]
 Scout = Annotated[bool, typer.Option("--scout", help="Look for other nodes by multicast and gossip.")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Allow a non-loopback address without TLS.")]
 TakeOver = Annotated[

@@ -57,11 +57,20 @@ def show(out: Output, known: Versions, model: str = "") -> None:
         for text in (version.gate.reason if version.gate is not None else "", version.caution):
             if text:
                 out.line(f"version {version.number}: {text}")
+    for text in known.damaged.values():
+        out.line(f"damaged: {text}")
     for line in history:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(line.time_s))
         note = f"; {line.note}" if line.note else ""
         out.line(f"{when}  version {line.version} of {line.model} came into force{note}")
-    out.result({"versions": [plain(v, known) for v in versions], "history": history, "policies": known.policies})
+    out.result(
+        {
+            "versions": [plain(v, known) for v in versions],
+            "history": history,
+            "policies": known.policies,
+            "damaged": known.damaged,
+        }
+    )
 
 
 def cells(version: ModelVersion, known: Versions) -> tuple[str, ...]:

@@ -21,6 +21,8 @@
     │   ├── IdentityRefused       security.identity  certificate or signature is not acceptable
     │   └── PolicyViolation       security.policy    data that may not leave its tier
     ├── StoreError                store             log, registry or blobs
+    │   ├── StoreUnavailable      store.unavailable not now: full, locked or read-only; what was to be stored is kept and tried again
+    │   └── StoreDamaged          store.damaged     what is on the disk is not what was written; names the file and the cure
     └── GateRefused               lifecycle.gate    a version that is not good enough
 
 Expected outcomes (too few clients, fell back to the device's exit) are values, not exceptions.
@@ -175,6 +177,21 @@ class StoreError(EdgewiseError):
     """Reports a failure of the event log, registry or blob store."""
 
     code = "store"
+
+
+class StoreUnavailable(StoreError):
+    """Reports a store that takes nothing now: full, locked, read-only. Whoever asked keeps it and tries again.
+
+    `fields['path']` is the store, `fields['reason']` what it says, e.g. `is full: No space left on device`.
+    """
+
+    code = "store.unavailable"
+
+
+class StoreDamaged(StoreError):
+    """Reports a file or row whose content is not what was written; `fields['path']` is the file."""
+
+    code = "store.damaged"
 
 
 class GateRefused(EdgewiseError):

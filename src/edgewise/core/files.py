@@ -9,7 +9,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from edgewise.core.errors import StoreUnavailable
+
 _SERIAL = itertools.count()
+_SAYS = {
+    errno.ENOSPC: "is full",
+    errno.EDQUOT: "is full",
+    errno.EFBIG: "may not grow",
+    errno.EROFS: "is read-only",
+    errno.EACCES: "may not be written",
+    errno.EPERM: "may not be written",
+    errno.EIO: "takes nothing",
+    errno.EMFILE: "cannot be opened",
+    errno.ENFILE: "cannot be opened",
+}
+CURES = {
+    "is full": "Free some space there.",
+    "may not grow": "Raise the limit of file sizes of this process.",
+    "is read-only": "Mount it for writing.",
+    "may not be written": "Give this user the right to write there.",
+    "is locked": "Close the program that holds it; copy the file if you want to look into it.",
+    "cannot be opened": "Raise the limit of open files, or see that the folder exists and this user may write there.",
+}
+"""What to do about a store that takes nothing, by what it says."""
 
 
 def write_atomic(path: str | Path, data: bytes | memoryview, *, mode: int = 0o644, durable: bool = True) -> Path:
@@ -68,6 +90,41 @@ def naming(path: str | Path) -> Iterator[None]:
         if error.errno is None:
             raise
         raise type(error)(error.errno, error.strerror, str(path)) from error
+
+
+@contextmanager
+def storing(path: str | Path) -> Iterator[None]:
+    """Has a store whose disk refuses say *not now*: what was to be stored is kept by whoever brought it.
+
+    Args:
+        path: The store's file or folder.
+
+    Raises:
+        StoreUnavailable: For whatever the disk said. It may take the same later.
+    """
+    try:
+        yield
+    except OSError as error:
+        code = -1 if error.errno is None else error.errno
+        text = error.strerror or str(error)
+        raise unavailable(path, _SAYS.get(code, "takes nothing"), text) from error
+
+
+def unavailable(path: str | Path, says: str, text: str) -> StoreUnavailable:
+    """The error of a store that takes nothing now.
+
+    Args:
+        path: The store.
+        says: One of the keys of `CURES`, or another predicate.
+        text: What the disk or the database said.
+    """
+    cure = CURES.get(says, "See what the disk says.")
+    reason = f"{says} ({text})"
+    return StoreUnavailable(
+        f"the store {str(path)!r} {reason}. {cure} Nothing that was acknowledged is lost; what waits for it goes on by itself.",
+        path=str(path),
+        reason=reason,
+    )
 
 
 def _write(path: Path, data: bytes | memoryview, mode: int, durable: bool) -> Path:

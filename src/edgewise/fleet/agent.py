@@ -42,6 +42,7 @@ from edgewise.fleet.node.node import Node
 from edgewise.fleet.node.recent_log import RecentLog
 from edgewise.fleet.node.settings import AgentSettings
 from edgewise.fleet.node.sole_process import StateLock, first_of, refuse_second, successor_of, take_place_of
+from edgewise.fleet.node.upkeep import Upkeep
 from edgewise.fleet.serving.serving_role import OpenEndpoint, Serving
 from edgewise.fleet.training.local_worker import LocalWorker
 from edgewise.ledger.resources import read_resources
@@ -81,6 +82,7 @@ class Agent:
         self.worker: LocalWorker | None = None
         self.training: NodeTraining | None = None
         self.coordinator: Coordinator | None = None
+        self.upkeep: Upkeep | None = None
         self.stopped = asyncio.Event()
         self.uplinks = uplink.Uplinks((True,))
         self._parents: dict[int, NodeId] = {}
@@ -135,7 +137,7 @@ class Agent:
     async def close(self) -> None:
         """Ends tasks, roles and sessions, in this order: nothing is written to a log that is closed."""
         await self.node.quiet()
-        for role in (self.coordinator, self.training, getattr(self, "serving", None)):
+        for role in (self.upkeep, self.coordinator, self.training, getattr(self, "serving", None)):
             if role is not None:
                 with contextlib.suppress(EdgewiseError):
                     await role.close()
@@ -169,6 +171,7 @@ class Agent:
         node.route("control", TakeOver, self._taken_over)
         node.route("control", LogRequest, self._recent, Tier.CLOUD)
         self.serving = Serving(node, settings, self._open_endpoint)
+        self.upkeep = Upkeep(node, Path(settings.state), keep_bytes=settings.keep_bytes)
         if settings.task:
             self.worker = LocalWorker(
                 node=node,
@@ -206,6 +209,7 @@ class Agent:
         for role in (self.training, self.coordinator):
             if role is not None:
                 await role.start()
+        self.upkeep.begin()
         self.serving.is_started = True
 
     def _describe(self) -> NodeInfo:

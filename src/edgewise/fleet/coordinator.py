@@ -95,10 +95,13 @@ class Coordinator:
         self.runs = Runs(node, self.events, self.versions, self.watch, self._on_event, worker)
         self.deployments = Deployments(node, self.versions, self.watch, self.events, host_here, self._on_event)
         self.drift: dict[str, DriftWatch] = {}
+        node.holders["registry.db"] = lambda: self.versions.held(self.deployments.serving())
         self._routes()
 
     async def start(self) -> None:
         """Replays the log, begins to watch, goes on with what was interrupted."""
+        for sentence in self.registry.damaged.values():
+            log.error("%s: %s", self.node.name, sentence)
         self.runs.replay()
         self.deployments.replay()
         await self.deployments.resume()
@@ -210,6 +213,7 @@ class Coordinator:
             {name: of.policy for name, of in now.items()},
             {name: of.deploy.share for name, of in now.items()},
             tuple(PutInForce(line.task, line.number, line.time_s, line.note) for line in lines),
+            self.registry.damaged,
         )
 
     async def _graph(self, request: GraphRequest, *_: Any) -> GraphAnswer:

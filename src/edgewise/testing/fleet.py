@@ -20,6 +20,7 @@ from edgewise.fleet.coordinator import Coordinator
 from edgewise.fleet.messages import Ack, Capability, NodeInfo, RunStatus
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.node.settings import AgentSettings
+from edgewise.fleet.node.upkeep import GRACE_S, Upkeep
 from edgewise.fleet.operator.operator import Operator, RunFiles
 from edgewise.fleet.operator.submission import task_request
 from edgewise.fleet.training.local_worker import LocalWorker
@@ -50,6 +51,7 @@ class LoopbackFleet:
         fabric: `cut` and `heal` nodes here.
         nodes: By name; a device is called `device-CLIENT`.
         workers: The local worker of each client's device.
+        upkeep: What keeps each node's disk small, by node.
         training: What each edge and device does in training, by node.
         coordinator: The deciding role.
         operator: Speaks to it.
@@ -70,6 +72,8 @@ class LoopbackFleet:
         holdout: str = "",
         judge: str = "",
         homes: Mapping[str, str] | None = None,
+        keep_bytes: int = 0,
+        grace_s: float = GRACE_S,
     ) -> None:
         """Says what the fleet is made of; nothing runs yet.
 
@@ -83,6 +87,8 @@ class LoopbackFleet:
             holdout: Held-out data of the coordinator, as in `AgentSettings`.
             judge: As in `AgentSettings`.
             homes: The former word for `edge_of`; taken in this release.
+            keep_bytes: Budget of every node's blobs, as in `AgentSettings`.
+            grace_s: As in `Upkeep`.
 
         Raises:
             InputError: If nobody is named.
@@ -96,6 +102,7 @@ class LoopbackFleet:
         self.nodes: dict[NodeId, Node] = {}
         self.workers: dict[ClientId, LocalWorker] = {}
         self.training: dict[NodeId, NodeTraining] = {}
+        self.upkeep: dict[NodeId, Upkeep] = {}
         self._folder = folder
         self._edge_of = {ClientId(client): NodeId(edge) for client, edge in edge_of.items()}
         self._task_file = str(task_file)
@@ -103,6 +110,7 @@ class LoopbackFleet:
         self._engine = engine
         self._tap = tap
         self._holdout, self._judge = holdout, judge
+        self._keep_bytes, self._grace_s = keep_bytes, grace_s
         self._authority: Authority | None = None
         self._generations: dict[NodeId, Generation] = {}
 
@@ -132,6 +140,8 @@ class LoopbackFleet:
         """Stops every node and closes the logs."""
         for node in reversed(self.nodes.values()):
             await node.close()
+        for upkeep in self.upkeep.values():
+            await upkeep.close()
         for worker in self.workers.values():
             worker.close()
         for training in self.training.values():
@@ -216,6 +226,7 @@ class LoopbackFleet:
         for task in tuple(node._tasks):
             task.cancel()
         await asyncio.gather(*node._tasks, return_exceptions=True)
+        await self.upkeep[node.name].close()
         for transport in node.uplinks:
             await transport.close()
         training, worker = self.training.pop(node.name, None), self.workers.pop(ClientId(name), None)
@@ -255,15 +266,19 @@ class LoopbackFleet:
             holdout=self._holdout,
             judge=self._judge,
         )
+        upkeep = self._upkeep(node)
         self.coordinator = Coordinator(node, settings, _serves_nothing)
         await node.attach(0)
         await self.coordinator.start()
+        upkeep.begin()
 
     async def _start_edge(self, name: NodeId) -> None:
         node = self._node(name, Tier.EDGE, parent=CLOUD)
+        upkeep = self._upkeep(node)
         training = self.training[name] = NodeTraining(node, self._state(name), is_edge=True)
         await node.attach(0)
         await training.start()
+        upkeep.begin()
 
     async def _start_device(self, client: ClientId) -> None:
         edge = self._edge_of[client] or CLOUD
@@ -274,8 +289,16 @@ class LoopbackFleet:
         training = self.training[node.name] = NodeTraining(node, self._state(node.name), worker=worker)
         node.describe = _describer(node, edge, worker)
         node.progress = worker.progress
+        upkeep = self._upkeep(node)
         await node.attach(0)
         await training.start()
+        upkeep.begin()
+
+    def _upkeep(self, node: Node) -> Upkeep:
+        made = self.upkeep[node.name] = Upkeep(
+            node, self._state(node.name), keep_bytes=self._keep_bytes, grace_s=self._grace_s
+        )
+        return made
 
     def _node(self, name: NodeId, tier: Tier, parent: NodeId = NOBODY) -> Node:
         assert self._authority is not None

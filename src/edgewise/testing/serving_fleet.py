@@ -26,6 +26,7 @@ from edgewise.fleet.coordinator import Coordinator
 from edgewise.fleet.messages import Capability, NodeInfo
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.node.settings import AgentSettings
+from edgewise.fleet.node.upkeep import GRACE_S, Upkeep
 from edgewise.fleet.operator.operator import Operator
 from edgewise.fleet.serving.serving_role import Serving
 from edgewise.inference.request_driver import Served
@@ -52,6 +53,7 @@ class ServingFleet:
         serving: Their serving roles, by name.
         coordinator: The deciding role.
         operator: Speaks to it.
+        upkeep: What keeps each node's disk small, by name.
         events: What the coordinator published, as (kind, fields).
     """
 
@@ -66,6 +68,7 @@ class ServingFleet:
         devices: Mapping[str, str] | None = None,
         holdout: str = "",
         http_ports: Mapping[str, int] | None = None,
+        grace_s: float = GRACE_S,
         **settings: Any,
     ) -> None:
         """Says what the fleet is made of; nothing runs yet.
@@ -76,6 +79,7 @@ class ServingFleet:
             devices: Edge by device; `device-1` at the first edge if None.
             holdout: As `AgentSettings.holdout`, of the coordinator.
             http_ports: Port of its inference endpoint that a device tells, by device; nothing listens there.
+            grace_s: As in `Upkeep`.
             **settings: Other fields of every device's `AgentSettings`, e.g. `dilation`.
         """
         self.fabric = LoopbackFabric()
@@ -85,7 +89,8 @@ class ServingFleet:
         self._folder, self._edges = folder, edges
         self._devices = {"device-1": edges[0]} if devices is None else devices
         self._holdout, self._settings = holdout, settings
-        self._http_ports = dict(http_ports or {})
+        self._http_ports, self._grace_s = dict(http_ports or {}), grace_s
+        self.upkeep: dict[NodeId, Upkeep] = {}
 
     async def __aenter__(self) -> ServingFleet:
         """Starts it; the coordinator knows everybody when this returns."""
@@ -113,6 +118,8 @@ class ServingFleet:
         """Stops every node and closes the logs."""
         for node in reversed(self.nodes.values()):
             await node.close()
+        for upkeep in self.upkeep.values():
+            await upkeep.close()
         for role in self.serving.values():
             await role.close()
         if hasattr(self, "coordinator"):
@@ -152,6 +159,7 @@ class ServingFleet:
         name = NodeId(device)
         before = self.nodes.pop(name)
         await before.close()
+        await self.upkeep[name].close()
         await self.serving.pop(device).close()
         edge = NodeId(self._devices[device])
         await self._start(name, Tier.DEVICE, edge, incarnation=before.generation + 1, **self._settings)
@@ -173,6 +181,7 @@ class ServingFleet:
         await node.attach(0)
         await node.transport.subscribe(node.keys.event(_CLOUD), self._on_message)
         await self.coordinator.start()
+        self.upkeep[_CLOUD].begin()
 
     async def _start(self, name: NodeId, tier: Tier, parent: NodeId, *, incarnation: int = 1, **settings: Any) -> None:
         node = self._node(name, tier, parent, Generation(incarnation))
@@ -183,6 +192,7 @@ class ServingFleet:
         await serving.open()
         await serving.resume(parent if tier is Tier.DEVICE else None)
         await node.attach(0)
+        self.upkeep[name].begin()
 
     def _node(self, name: NodeId, tier: Tier, parent: NodeId, generation: Generation) -> Node:
         identity = Identity.load(self._authority.issue(name, tier).write(self._folder / "identities" / name))
@@ -200,6 +210,7 @@ class ServingFleet:
         )
         node.uplinks.append(self.fabric.open(name, generation, counter=counter, sign=identity.sign, allow=node.allow))
         self.nodes[name] = node
+        self.upkeep[name] = Upkeep(node, self._state(name), grace_s=self._grace_s)
         return node
 
     def _describe(self, node: Node, parent: NodeId) -> NodeInfo:

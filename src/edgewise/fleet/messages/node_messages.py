@@ -177,6 +177,57 @@ class FleetAnswer(Message, frozen=True):
     monitors: dict[str, DriftStatus] = msgspec.field(default_factory=dict)
 
 
+class StateRequest(Message, frozen=True):
+    """Asks a node what it keeps on its disk, and may have it let go of what nobody needs.
+
+    Attributes:
+        prune: Whether what can go goes now.
+        keep_bytes: Budget to judge by; 0 for the node's own.
+    """
+
+    prune: bool = False
+    keep_bytes: int = 0
+
+
+class StateRow(msgspec.Struct, frozen=True):
+    """What one part of a node keeps.
+
+    Attributes:
+        what: Why: `run digits-3`, `version 2 of digits`, …
+        num_blobs: Blobs that nobody named before it holds.
+        size_bytes: What they take.
+        is_needed: Whether they stay whatever they take.
+        stays: Whether they do.
+    """
+
+    what: str
+    num_blobs: int
+    size_bytes: int
+    is_needed: bool
+    stays: bool
+
+
+class StateAnswer(Message, frozen=True):
+    """Answers `StateRequest`.
+
+    Attributes:
+        rows: What is needed first, then what is wanted, newest first.
+        keep_bytes: The budget.
+        records_bytes: Logs, registry and other small files.
+        num_going, going_bytes: Blobs that can go: nobody holds them, or they do not fit.
+        num_gone: Of these, how many went.
+        cause: Why nothing can be judged; "" where it can.
+    """
+
+    rows: tuple[StateRow, ...] = ()
+    keep_bytes: int = 0
+    records_bytes: int = 0
+    num_going: int = 0
+    going_bytes: int = 0
+    num_gone: int = 0
+    cause: str = ""
+
+
 class LogRequest(Message, frozen=True):
     """Asks for the last lines that a node's process logged.
 

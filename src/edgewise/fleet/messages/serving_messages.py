@@ -258,6 +258,7 @@ class Versions(Message, frozen=True):
         policies: What plans of a model in force keep to, as its operator asked for.
         shares: Weight of a model in force where a node serves several.
         history: What came into force, oldest first.
+        damaged: What is wrong with versions whose rows are not as they were written, by number; they are in no other field.
     """
 
     versions: tuple[ModelVersion, ...]
@@ -265,6 +266,7 @@ class Versions(Message, frozen=True):
     policies: dict[str, Policy] = msgspec.field(default_factory=dict)
     shares: dict[str, float] = msgspec.field(default_factory=dict)
     history: tuple[PutInForce, ...] = ()
+    damaged: dict[int, str] = msgspec.field(default_factory=dict)
 
 
 class GraphRequest(Message, frozen=True):

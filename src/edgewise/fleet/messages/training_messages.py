@@ -80,6 +80,20 @@ class LetterAck(Message, frozen=True, omit_defaults=True):
     text: str = ""
 
 
+class StoreNotice(Message, frozen=True):
+    """Tells a run's server why the run waits on a node: a store there takes nothing now, or has lost something.
+
+    Attributes:
+        run: The run.
+        node: Whose store.
+        sentence: What the store says.
+    """
+
+    run: RunId
+    node: NodeId
+    sentence: str
+
+
 class WhereIs(Message, frozen=True):
     """Asks which node holds a client's data; a client that writes to another one does not see the fleet itself."""
 
@@ -172,7 +186,7 @@ class RoundRecord(msgspec.Struct, frozen=True):
         num_updates: Updates that were folded.
         missing: Cause by client that gave none.
         seconds: What it took.
-        uplink_bytes, downlink_bytes: Payloads, as far as one process saw them.
+        uplink_bytes, downlink_bytes: Payloads of its letters, each once, however often one had to be sent.
         metrics: The task's own, of held-out examples, where the coordinator has a judge (`--judge`).
     """
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from edgewise.core.errors import InputError, Unreachable
 from edgewise.core.ids import Generation, Tier
+from edgewise.core.private_files import make_private_folder, open_private
 from edgewise.fleet.messages import NodeInfo
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.node.settings import AgentSettings
@@ -119,8 +120,8 @@ def _capture(settings: AgentSettings) -> Callable[[bytes], None] | None:
     if not settings.capture:
         return None
     folder = Path(settings.capture)
-    folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / f"{settings.name}-{time.time_ns()}.frames").open("ab", buffering=0)
+    make_private_folder(folder)
+    file = open_private(folder / f"{settings.name}-{time.time_ns()}.frames", "ab", buffering=0)
     numbers = itertools.count()
 
     def tap(data: bytes) -> None:

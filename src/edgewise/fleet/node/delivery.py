@@ -9,14 +9,23 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from edgewise.core.backoff import Backoff
-from edgewise.core.errors import Busy, DeadlineExceeded, EdgewiseError, IdentityRefused, RemoteError, Unreachable
+from edgewise.core.errors import (
+    Busy,
+    DeadlineExceeded,
+    EdgewiseError,
+    IdentityRefused,
+    RemoteError,
+    StoreDamaged,
+    StoreUnavailable,
+    Unreachable,
+)
 
 log = logging.getLogger("edgewise.fleet")
 T = TypeVar("T")
 
 RETRY = Backoff(0.05, most_s=2.0)
 """Waits between attempts."""
-_PASSING = frozenset(kind.code for kind in (Unreachable, DeadlineExceeded, Busy))
+_PASSING = frozenset(kind.code for kind in (Unreachable, DeadlineExceeded, Busy, StoreUnavailable, StoreDamaged))
 
 
 class Waits:
@@ -50,12 +59,12 @@ def is_passing(error: EdgewiseError) -> bool:
         error: What `Node.ask` raised.
 
     Returns:
-        True where a way was lost, here or between the other node and a third, and where an answer was forged;
-        False where the other node refused.
+        True where a way was lost, here or between the other node and a third, where a store takes nothing now, here or
+        there, where the other node's was damaged, which it mends, and where an answer was forged; False where the other node refused.
     """
     if isinstance(error, RemoteError):
         return error.fields.get("remote_code") in _PASSING
-    return isinstance(error, Unreachable | DeadlineExceeded | Busy | IdentityRefused)
+    return isinstance(error, Unreachable | DeadlineExceeded | Busy | IdentityRefused | StoreUnavailable)
 
 
 async def deliver(

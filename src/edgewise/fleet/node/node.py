@@ -30,6 +30,7 @@ from edgewise.core.errors import (
 from edgewise.core.ids import Digest, Generation, NodeId, Tier
 from edgewise.core.provenance import Origins
 from edgewise.fleet.messages import BLOB, InfoRequest, Message, NodeInfo, Progress, TakeOver, kind_of
+from edgewise.fleet.store.retention import Holder
 from edgewise.ledger.entry import FrameCounter, Purpose
 from edgewise.security.data_policy import DataPolicy, EgressAudit
 from edgewise.security.identity import Identity
@@ -89,6 +90,9 @@ class Node:
         extra_services: Handlers of services that are not messages, by service.
         sync_services: The same for services that answer on a thread of their own.
         refused: How often what was refused here, by a sentence without numbers.
+        stores: Its folders of blobs: `blobs`, and what is given to nobody.
+        holders: What its parts hold of these, by the file of the state folder that they read and write.
+        spare: Set where blobs may have fallen free.
         on_overtaken: Told who refuses this process, because a newer one of its name speaks to it.
         blob_service: Where it gives what it offers, beside `blob`: an operator's own session, of which there may be several.
     """
@@ -119,8 +123,12 @@ class Node:
     on_overtaken: Callable[[NodeId], None] | None = None
     audit: EgressAudit = field(init=False)
     _uplink_of: dict[NodeId, int] = field(default_factory=dict)
+    stores: list[FolderBlobs] = field(init=False)
+    holders: dict[str, Holder] = field(default_factory=dict)
+    spare: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
+        self.stores = [self.blobs]
         self.audit = EgressAudit(self.policy)
 
     @property
@@ -256,7 +264,7 @@ class Node:
 
     async def pull(self, ref: Any, *, progress: Callable[[int, int], None] | None = None) -> None:
         """As `fetch`, for what is too large to be read at once: it is in `blobs` when this returns."""
-        if not self.blobs.has(ref.digest):
+        if not self.blobs.claim(ref.digest):
             if not _BLOB_SERVICE.fullmatch(ref.service):
                 raise InputError(f"{ref.service!r} is no service that gives blobs. Announce one on {BLOB!r}.")
             key = self.keys.service(ref.holder, ref.service)

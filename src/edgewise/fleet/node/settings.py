@@ -38,6 +38,8 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         buffer_bytes: Bound of each model's hard-example buffer.
         max_models: Models it serves at once; one more is refused.
         models_bytes: Bound of what all its models take; 0 for half of the machine's memory.
+        keep_bytes: What its blobs on disk may take before older versions and ended runs go; 0 for a tenth of the disk. What is needed
+            stays whatever it takes.
         raw_may_reach: Outermost tier raw data of this node may reach.
         scout: Whether to look for other nodes by multicast and gossip.
         insecure: Whether to go without TLS on a non-loopback address.
@@ -67,6 +69,7 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     buffer_bytes: _Count = 4 * 2**20
     max_models: Annotated[int, msgspec.Meta(ge=1)] = 8
     models_bytes: _Count = 0
+    keep_bytes: _Count = 0
     raw_may_reach: Tier = Tier.DEVICE
     scout: bool = False
     insecure: bool = False

@@ -20,6 +20,7 @@ from typing import IO
 from edgewise.core.errors import EdgewiseError, InputError, StoreError
 from edgewise.core.files import write_atomic
 from edgewise.core.ids import Generation
+from edgewise.core.private_files import PRIVATE, make_private, make_private_folder, open_private
 from edgewise.fleet.messages import Ack, InfoRequest, NodeInfo, TakeOver, kind_of
 from edgewise.fleet.node.node import Node
 from edgewise.transport.frame import make_frame
@@ -90,7 +91,7 @@ class StateLock:
 
     def keep(self, generation: Generation) -> Generation:
         """Notes the generation of this process."""
-        write_atomic(self._generation, str(generation).encode())
+        write_atomic(self._generation, str(generation).encode(), mode=PRIVATE)
         return generation
 
     def close(self) -> None:
@@ -169,10 +170,11 @@ def successor_of(first: NodeInfo, generation: Generation) -> Generation:
 
 def _opened(state: Path) -> IO[str]:
     try:
-        state.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
+        make_private_folder(state)
+    except (FileExistsError, NotADirectoryError) as error:
         raise StoreError(f"the state folder {str(state)!r} is a file. Give the path of a folder, --state.") from error
-    return (state / LOCK).open("a+")
+    make_private(state)
+    return open_private(state / LOCK, "a+")
 
 
 def _is_taken(file: IO[str]) -> bool:

@@ -59,6 +59,8 @@ from edgewise.fleet.messages import (
     RunRequest,
     RunStatus,
     RunSubmitted,
+    StateAnswer,
+    StateRequest,
     SubmitRun,
     TrainedModel,
     TrainedModelRequest,
@@ -67,9 +69,11 @@ from edgewise.fleet.messages import (
 from edgewise.fleet.node.connect import open_node
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.node.settings import AgentSettings
-from edgewise.fleet.node.sole_process import first_of, refuse_second
+from edgewise.fleet.node.sole_process import LOCK, first_of, refuse_second
+from edgewise.fleet.node.upkeep import RECORDS
 from edgewise.ledger.entry import Purpose
 from edgewise.security.identity import Identity
+from edgewise.transport.bulk.blobs import FolderBlobs
 from edgewise.transport.frame import Frame
 
 M = TypeVar("M", bound=Message)
@@ -84,6 +88,8 @@ FRESH_AT_ONCE = 64
 RETRY = Backoff(0.1, factor=3.0, most_s=1.0)
 RETRIES = 3
 """Waits before a question is asked again that an operator's second session got in the way of, or a node's moving."""
+OFFERED_S = 86_400.0
+"""What an operator offered stays so long where the next session would find it."""
 STALE = "stale_generation"
 """Refusal of a frame whose sender has appeared again under the same name."""
 
@@ -345,6 +351,10 @@ class Operator:
         """The last lines that a node's process logged."""
         return await self._ask(request, LogAnswer, to=node)
 
+    async def state(self, node: NodeId, request: StateRequest) -> StateAnswer:
+        """What a node keeps on its disk; it may let go of what nobody needs."""
+        return await self._ask(request, StateAnswer, to=node)
+
     async def example_counts(self, node: NodeId, model: str) -> ExampleCounts:
         """How many hard examples of a model a device has collected."""
         return await self._ask(ExampleCountsRequest(model), ExampleCounts, to=node)
@@ -359,7 +369,10 @@ class Operator:
 
     def offer(self, data: bytes | memoryview) -> BlobRef:
         """Puts bytes where nodes can pull them from this operator."""
-        return BlobRef(self.node.blobs.put(data), len(data), self.node.name, self.node.blob_service)
+        digest = self.node.blobs.put(data)
+        if self.node.blobs.path(digest).exists():  # also what was offered long ago is new again
+            self.node.blobs.path(digest).touch()
+        return BlobRef(digest, len(data), self.node.name, self.node.blob_service)
 
     async def close(self) -> None:
         """Leaves the fleet."""
@@ -449,6 +462,7 @@ async def connect_operator(identity: Path, endpoint: str, state: Path, fleet: st
 
     node = await open_session()
     try:
+        _forget_offered(node.blobs, state)
         operator = Operator(node, await _find_coordinator(node, endpoint, fleet), open_session)
     except BaseException:
         await node.close()
@@ -457,6 +471,15 @@ async def connect_operator(identity: Path, endpoint: str, state: Path, fleet: st
         yield operator
     finally:
         await operator.close()
+
+
+def _forget_offered(blobs: FolderBlobs, state: Path) -> None:
+    """What this operator's earlier sessions offered and fetched; not where a node of its name has its state."""
+    if any((state / name).exists() for name in (*RECORDS, LOCK)):
+        return
+    for digest, _, stat in blobs.stored():
+        if time.time() - stat.st_mtime > OFFERED_S:
+            blobs.drop(digest)
 
 
 async def _find_coordinator(node: Node, endpoint: str, fleet: str) -> NodeId:

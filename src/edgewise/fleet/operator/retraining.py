@@ -14,9 +14,9 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from edgewise.core.errors import DeadlineExceeded, EdgewiseError, Unreachable
+from edgewise.core.errors import DeadlineExceeded, EdgewiseError, StoreUnavailable, Unreachable
 from edgewise.core.ids import Tier
 from edgewise.fleet.messages import ExampleCounts
 from edgewise.fleet.operator.operator import Operator
@@ -177,9 +177,20 @@ class RetrainingLoop:
         """The version that serves, which somebody else may have changed meanwhile; 0 if none does."""
         return (await self._patiently(self._operator.versions)).in_force.get(self._model, 0)
 
+    async def _once_stored(self, order: Callable[..., Awaitable[A]], *words: Any) -> A:
+        """Gives an order again while the coordinator's store takes nothing: nothing of it has begun."""
+        while True:
+            try:
+                return await order(*words)
+            except EdgewiseError as error:
+                if error.fields.get("remote_code", error.code) != StoreUnavailable.code:
+                    raise
+                self._on_unreachable(error.message)
+                await asyncio.sleep(AGAIN_S)
+
     async def _trained(self) -> loop.LoopEvent:
         try:
-            version, cause = await self._train(await self._in_force())
+            version, cause = await self._once_stored(self._train, await self._in_force())
         except EdgewiseError as error:
             version, cause = 0, error.message
         if version:
@@ -195,7 +206,7 @@ class RetrainingLoop:
     async def _rolled_out(self, candidate: int, why: str) -> loop.LoopEvent:
         await self._in_force()  # not while nobody is there to do it
         try:
-            await self._roll_out(candidate, why)
+            await self._once_stored(self._roll_out, candidate, why)
         except (Unreachable, DeadlineExceeded) as error:  # a long rollout goes on without us
             self._on_unreachable(error.message)
             if not await self._comes_into_force(candidate):

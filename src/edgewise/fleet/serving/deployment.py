@@ -31,12 +31,6 @@ class Deployment(msgspec.Struct, frozen=True):
     overridden: str = ""
 
 
-class Withdrawn(msgspec.Struct, frozen=True):
-    """The last deployment of a model is no longer in its history."""
-
-    model: str
-
-
 @dataclass(slots=True)
 class ModelDeployments:
     """One model: what served, what serves, and the rollout in progress.
@@ -57,3 +51,9 @@ class ModelDeployments:
     def current(self) -> Deployment | None:
         """What is in force; None before the first deployment."""
         return self.history[-1] if self.history else None
+
+    @property
+    def needed(self) -> list[int]:
+        """Versions that must not go: in force, the one to go back to, and the one on its way."""
+        coming = [] if self.rolling_out is None else [self.rolling_out]
+        return [deployment.deploy.version for deployment in (*self.history[-2:], *coming)]

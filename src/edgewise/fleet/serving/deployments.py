@@ -14,10 +14,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
-
-from edgewise.core.errors import EdgewiseError
-from edgewise.core.ids import Digest, NodeId, Revision, RunId, Tier
+from edgewise.core.errors import EdgewiseError, StoreUnavailable
+from edgewise.core.ids import Digest, NodeId, Revision, Tier
 from edgewise.fleet.membership.watch import Watch
 from edgewise.fleet.messages import (
     SLOWEST_BYTES_PER_S,
@@ -38,11 +36,13 @@ from edgewise.fleet.messages.message import Message
 from edgewise.fleet.messages.serving_messages import deployment_digest
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.serving.deploy_checks import check_deployment
-from edgewise.fleet.serving.deployment import Deployment, ModelDeployments, Withdrawn
+from edgewise.fleet.serving.deployment import Deployment, ModelDeployments
+from edgewise.fleet.serving.deployment_log import DeploymentLog
 from edgewise.fleet.serving.raw_grants import refusal_of
 from edgewise.fleet.serving.rollout_driver import RolloutDriver
 from edgewise.fleet.serving.versions import VersionStore
 from edgewise.fleet.store.events import EventLog
+from edgewise.fleet.store.patience import until_taken
 from edgewise.lifecycle import rollout
 from edgewise.lifecycle.health import HealthLimits
 from edgewise.models.model_choice import choose_model
@@ -50,9 +50,10 @@ from edgewise.planning.plan import Site
 from edgewise.planning.policy import Policy
 
 log = logging.getLogger("edgewise.fleet")
-LOG = RunId("deployments")
 REVISIONS_PER_DEPLOYMENT = 64
 """A deployment's plans take consecutive revisions from a multiple of this."""
+STORE_AGAIN_S = 5.0
+"""Between attempts to install on a node whose store takes nothing."""
 INSTALL_TIMEOUT_S = 60.0
 """For an order to prepare a version, beside the time that its graph may take to get there."""
 
@@ -81,17 +82,20 @@ class Deployments:
     models: dict[str, ModelDeployments] = field(default_factory=dict)
     refusals: dict[tuple[NodeId, str], str] = field(default_factory=dict)
     _last_revision: int = 0
+    _to_try_again: set[tuple[NodeId, str]] = field(default_factory=set)
+    _log: DeploymentLog = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._log = DeploymentLog(self.events)
 
     def replay(self) -> None:
         """Reads what was in force from the log."""
-        for entry in self.events.read(LOG):
-            if entry.kind == "begun":
-                self._last_revision = max(self._last_revision, msgspec.msgpack.decode(entry.payload, type=int))
-            elif entry.kind == "deployed":
-                deployment = msgspec.msgpack.decode(entry.payload, type=Deployment)
-                self._of(deployment.model).history.append(deployment)
-            elif entry.kind == "withdrawn":
-                self._of(msgspec.msgpack.decode(entry.payload, type=Withdrawn).model).history.pop()
+        damaged: list[str] = []
+        self._last_revision, models = self._log.read(damaged)
+        for name, history in models.items():
+            self._of(name).history = history
+        for sentence in damaged:
+            log.error("%s: what was in force before or after is served: %s", self.node.name, sentence)
 
     def in_force(self) -> dict[str, Deployment]:
         """What serves, by model."""
@@ -109,6 +113,10 @@ class Deployments:
         if now is None or not 0 <= index < len(now.deploy.plans):
             return ()
         return tuple((gate.index, gate.threshold) for gate in now.deploy.plans[index].exits)
+
+    def serving(self) -> dict[str, list[int]]:
+        """Versions by model that must not go: in force, the one to go back to, and on their way."""
+        return {name: of.needed for name, of in self.models.items()}
 
     async def resume(self) -> None:
         """Prepares the coordinator's own stage host after a restart."""
@@ -130,7 +138,7 @@ class Deployments:
         Raises:
             InputError: If there is no such version, it has no plan, or its share is no number above 0.
         """
-        version = self.versions.get(wanted.version)
+        version = self.versions.kept(wanted.version)
         of = self._of(version.task)
         async with of.busy:  # what serves must not change between the comparison and the rollout
             before = of.current
@@ -146,8 +154,9 @@ class Deployments:
             if cause:
                 await (self._withdraw_from_hosts(now.model) if before is None else self._prepare_hosts(before))
                 return DeployAck(False, cause)
-            self._record(now)
-            self.versions.promote(wanted.version, note=" ".join(filter(None, (wanted.why, overridden))))
+            await self._record(now)
+            note = " ".join(filter(None, (wanted.why, overridden)))
+            await self._written(lambda: self.versions.promote(wanted.version, note=note))
             if overridden:
                 log.warning("version %d of %s serves all the same: %s", version.number, version.task, overridden)
         devices = [str(m.node) for m in self.watch.members.alive(Tier.DEVICE)]
@@ -193,15 +202,11 @@ class Deployments:
             if cause := await self._prepare_hosts(restored):
                 return RollbackAck(False, cause)
             await asyncio.gather(*(self._install(m.node, restored) for m in self.watch.members.alive(Tier.DEVICE)))
-            withdrawn = msgspec.msgpack.encode(Withdrawn(name))
-            for kind, payload in (
-                ("withdrawn", withdrawn),
-                ("withdrawn", withdrawn),
-                ("deployed", msgspec.msgpack.encode(restored)),
-            ):
-                self.events.append(LOG, kind, payload)
+            await self._written(lambda: self._log.restored(restored))
             of.history = [*of.history[:-2], restored]
-            self.versions.promote(former.deploy.version, note=f"rolled back from version {taken_back.deploy.version}")
+            note = f"rolled back from version {taken_back.deploy.version}"
+            await self._written(lambda: self.versions.promote(former.deploy.version, note=note))
+            await self._written(lambda: self._log.forget_old(self._last_revision, self.models))
         numbers = {"from": taken_back.deploy.version, "to": former.deploy.version}
         self.on_event("rolled_back", {"model": name, **numbers})
         return RollbackAck(
@@ -261,8 +266,7 @@ class Deployments:
     def _next_revision(self) -> Revision:
         """The first of a deployment's revisions; it is never given twice, also if the rollout is taken back."""
         self._last_revision = (self._last_revision // REVISIONS_PER_DEPLOYMENT + 1) * REVISIONS_PER_DEPLOYMENT
-        self.events.append(LOG, "begun", msgspec.msgpack.encode(self._last_revision))
-        return Revision(self._last_revision)
+        return self._log.begin(self._last_revision)
 
     def _digest(self, what: Deployment) -> Digest:
         deploy = what.deploy
@@ -314,7 +318,20 @@ class Deployments:
             return await self.node.ask(node, "control", order, Ack, timeout_s=timeout_s)
         except EdgewiseError as error:
             log.warning("%s could not install version %d: %s", node, what.deploy.version, error)
+            is_passing = error.fields.get("remote_code", error.code) == StoreUnavailable.code
+            if is_passing and (node, what.model) not in self._to_try_again:
+                self._to_try_again.add((node, what.model))
+                self.node.spawn(self._try_again(node, what.model), f"install on {node} again")
             return error
+
+    async def _try_again(self, node: NodeId, name: str) -> None:
+        """A node whose store took nothing gets what is in force when it may have room again."""
+        await asyncio.sleep(STORE_AGAIN_S)
+        self._to_try_again.discard((node, name))
+        if any(member.node == node for member in self.watch.members.alive()):
+            async with self._of(name).busy:
+                with contextlib.suppress(EdgewiseError):
+                    await self._catch_up(await self.node.info_of(node, fresh=True), name)
 
     async def _uninstall(self, node: NodeId, model: str) -> str:
         order: Message = UninstallOrder(model)
@@ -357,9 +374,19 @@ class Deployments:
         first = (edges.index(near) if near in edges else 0) + site.ordinal
         return tuple(edges[(first + place) % len(edges)] for place in range(len(edges)))
 
-    def _record(self, now: Deployment) -> None:
-        self.events.append(LOG, "deployed", msgspec.msgpack.encode(now))
+    async def _written(self, store: Callable[[], object]) -> None:
+        """Writes what the fleet does already, as soon as the store takes it: until then the deployment is not over."""
+
+        def met(error: StoreUnavailable) -> None:
+            log.warning("%s cannot write down what is in force: %s", self.node.name, error.message)
+
+        await until_taken(store, met)
+
+    async def _record(self, now: Deployment) -> None:
+        await self._written(lambda: self._log.deployed(now))
         self._of(now.model).history.append(now)
+        await self._written(lambda: self._log.forget_old(self._last_revision, self.models))
+        self.node.spare.set()
         fields = {"model": now.model, "version": now.deploy.version, "revision": int(now.revision)}
         self.on_event("deployed", {**fields, "plan": now.deploy.plans[0].name, "overridden": now.overridden})
 

@@ -45,7 +45,8 @@ class FormerTrial:
         """
         registry = self.versions.registry
         served = [line.number for line in registry.history(request.model)]
-        tried = former_versions(registry.versions(request.model), served, in_force, request.besides)
+        here = [v for v in registry.versions(request.model) if self.versions.blobs.claim(v.graph)]
+        tried = former_versions(here, served, in_force, request.besides)
         nodes = list(devices)
         pairs = {version.number: await self._pairs(version, in_force, nodes) for version in tried}
         return FormerAnswer(*choose_former({number: of for number, of in pairs.items() if of.num}))

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import msgspec
 
-from edgewise.core.files import write_atomic
+from edgewise.core.files import storing, write_atomic
 from edgewise.core.ids import NodeId, Tier
+from edgewise.core.private_files import PRIVATE
 from edgewise.core.units import format_bytes
-from edgewise.fleet.messages import InForce, InstallOrder, NodesAt
+from edgewise.fleet.messages import BlobRef, InForce, InstallOrder, NodesAt
+from edgewise.fleet.store.retention import Hold
 from edgewise.planning.plan import Site
 
 
@@ -21,10 +23,12 @@ class Installed(msgspec.Struct, frozen=True):
     Attributes:
         orders: What was installed, by model.
         coordinator: Who ordered it.
+        former: Graph of each model that was installed before, which a rollout that is taken back asks for again.
     """
 
     orders: dict[str, InstallOrder]
     coordinator: NodeId
+    former: dict[str, BlobRef] = {}
 
 
 class InstalledModels:
@@ -32,6 +36,7 @@ class InstalledModels:
 
     Attributes:
         orders: By model.
+        former: As `Installed.former`.
     """
 
     def __init__(self, node: NodeId, file: Path, *, max_models: int, max_bytes: int = 0) -> None:
@@ -44,6 +49,8 @@ class InstalledModels:
             max_bytes: What they may take together; 0 for half of the machine's memory.
         """
         self.orders: dict[str, InstallOrder] = {}
+        self.former: dict[str, BlobRef] = {}
+        self._on_disk = Installed({}, NodeId(""))
         self._node, self._file, self._max_models = node, file, max_models
         self._max_bytes = max_bytes or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
@@ -59,16 +66,44 @@ class InstalledModels:
             OSError: If there is nothing, or it cannot be read.
             MsgspecError: If it is something else.
         """
-        return msgspec.msgpack.decode(await asyncio.to_thread(self._file.read_bytes), type=Installed)
+        data = await asyncio.to_thread(self._file.read_bytes)
+        self._on_disk = msgspec.msgpack.decode(data, type=Installed)
+        self.former = dict(self._on_disk.former)
+        return self._on_disk
 
     async def write(self, coordinator: NodeId) -> None:
         """Writes the orders; they are on disk when this returns.
 
         Args:
             coordinator: Who gave the last one.
+
+        Raises:
+            StoreUnavailable: If the disk takes nothing now.
         """
-        data = msgspec.msgpack.encode(Installed(self.orders, coordinator))
-        await asyncio.to_thread(write_atomic, self._file, data)
+        written = Installed(dict(self.orders), coordinator, dict(self.former))
+        with storing(self._file):
+            await asyncio.to_thread(write_atomic, self._file, msgspec.msgpack.encode(written), mode=PRIVATE)
+        self._on_disk = written
+
+    def put(self, order: InstallOrder) -> None:
+        """Takes an order in the place of the model's last one, whose graph stays."""
+        before = self.orders.get(order.model)
+        if before is not None and before.graph.digest != order.graph.digest:
+            self.former[order.model] = before.graph
+        self.orders[order.model] = order
+
+    def drop(self, model: str) -> None:
+        """Takes a model back."""
+        self.orders.pop(model, None)
+        self.former.pop(model, None)
+
+    def held(self) -> list[Hold]:
+        """Graphs that this node serves, served before, or is to serve once it can."""
+        graphs = {
+            (name, order.graph.digest) for of in (self.orders, self._on_disk.orders) for name, order in of.items()
+        }
+        graphs |= {(name, ref.digest) for of in (self.former, self._on_disk.former) for name, ref in of.items()}
+        return [Hold(f"graphs of {name}", frozenset({digest})) for name, digest in sorted(graphs)]
 
     def refusal_of(self, order: InstallOrder) -> str:
         """Why there is no room for a model; "" if there is.

@@ -68,6 +68,8 @@ from edgewise.transport.frame import Frame
 log = logging.getLogger("edgewise.fleet")
 METRICS_TIMEOUT_S = 2.0
 """How long `/metrics` waits for the coordinator."""
+INSTALLED = "serving.msgpack"
+"""What a node serves, in its state folder."""
 MAX_IN_FLIGHT = 64
 """Open requests of all models of a device; each may have its share of them."""
 
@@ -124,10 +126,11 @@ class Serving:
         self._away: set[NodeId] = set()
         self._installed = InstalledModels(
             node.name,
-            Path(settings.state) / "serving.msgpack",
+            Path(settings.state) / INSTALLED,
             max_models=settings.max_models,
             max_bytes=settings.models_bytes,
         )
+        node.holders[INSTALLED] = self._installed.held
         if settings.tier is Tier.DEVICE:
             self._device = ServingNode(node.name, dilation=settings.dilation, max_in_flight=MAX_IN_FLIGHT)
         else:
@@ -306,7 +309,7 @@ class Serving:
             Yes, also if it was not served.
         """
         async with self._changing:
-            self._installed.orders.pop(order.model, None)
+            self._installed.drop(order.model)
             if self.host is not None:
                 self.host.remove(order.model)
             elif (model := self.models.pop(order.model, None)) is not None:
@@ -318,6 +321,7 @@ class Serving:
 
     async def _serve(self, order: InstallOrder) -> None:
         graph = await self._load(order.graph, order.model, order.hints)
+        await self.node.pull(order.graph)  # it may be in memory only, e.g. since it was measured here
         targets = self._targets(order)
         if self.host is not None:
             for index, plan in enumerate(order.plans):
@@ -337,7 +341,8 @@ class Serving:
             self.models[order.model] = model
             model.stop_following()
             model.follow_link(graph, lambda size: self._probe(order, size), self._switched, self.node.spawn)
-        self._installed.orders[order.model] = order
+        self._installed.put(order)
+        self.node.spare.set()
         keep_for_good()  # graphs and sessions of these plans: looked through in the middle of a request they took 20 ms
 
     async def _remember(self, frame: Frame | None) -> None:
@@ -384,7 +389,7 @@ class Serving:
         digest, key = graph.digest, _loaded_as(graph, hints)
         if key not in self._graphs:
             if (
-                self.node.blobs.has(digest)
+                self.node.blobs.claim(digest)
                 and not await self._is_whole(model, graph)
                 and graph.holder == self.node.name
             ):

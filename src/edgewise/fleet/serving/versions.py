@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.core.errors import DataError, InputError
+from edgewise.core.errors import DataError, InputError, StoreDamaged
 from edgewise.core.ids import Digest, RunId
 from edgewise.core.layout import Layout, Vector
 from edgewise.fleet.serving.holdout import Holdout, evidence_of, feeds_of, is_right, misfit, own_metrics
 from edgewise.fleet.serving.plan_gate import codec_gate
 from edgewise.fleet.store.events import Registry
+from edgewise.fleet.store.retention import Hold
 from edgewise.inference.evidence import run_graph
 from edgewise.inference.gates.exit import confidence
 from edgewise.lifecycle.change import DriftAnswer
@@ -71,6 +73,7 @@ class VersionStore:
         self._holdouts = {"": holdout} if isinstance(holdout, Holdout) else dict(holdout or {})
         self._judge = judge
         self._answers: dict[int, dict[int, tuple[DriftAnswer, ...]]] = {}
+        self._known: set[Digest] | None = None
 
     @property
     def holdout(self) -> Holdout | None:
@@ -102,19 +105,75 @@ class VersionStore:
 
         Raises:
             InputError: If there is none.
+            StoreDamaged: If its row in the registry is not as it was written.
         """
         known = {v.number: v for v in self.registry.versions()}
+        if number in self.registry.damaged:
+            return self.registry.get(number)
         if number not in known:
             raise InputError(f"there is no model version {number}. Known: {sorted(known) or 'none; train one first'}.")
         return known[number]
 
+    def kept(self, number: int) -> ModelVersion:
+        """A version by number whose graph and weights are about to be used; for a while nobody lets go of them.
+
+        Raises:
+            InputError: If there is none, or its blobs were pruned.
+        """
+        version = self.get(number)
+        here = [self.blobs.claim(digest) for digest in _digests(version)]
+        if not all(here) and number in self.registry.pruned():
+            raise InputError(
+                f"the graph of version {number} of {version.task!r} was pruned: this coordinator keeps what serves, what served "
+                "before it, the newest version, and older ones while they fit into --keep-bytes. Train it anew, or register the "
+                "file that `edgewise export` once wrote."
+            )
+        return version
+
+    def digests(self) -> set[Digest]:
+        """Graphs and weights of all versions; any thread."""
+        if self._known is None:
+            self._known = {digest for version in self.registry.versions() for digest in _digests(version)}
+        return self._known
+
+    def held(self, serving: Mapping[str, Iterable[int]]) -> list[Hold]:
+        """What versions hold: those that serve or may have to, and the newest of each model, are needed, others wanted.
+
+        Args:
+            serving: Numbers in force, rolling out and to go back to, by model.
+
+        Returns:
+            A hold for each.
+
+        Raises:
+            StoreDamaged: If the row of one cannot be read: what it needs is not known.
+        """
+        for sentence in self.registry.damaged.values():
+            raise StoreDamaged(sentence)
+        versions = self.registry.versions()
+        newest = {version.task: version.number for version in versions}
+        current = {task: self.registry.current(task) for task in newest}
+        holds = []
+        for version in versions:
+            in_force = current[version.task]
+            needed = {newest[version.task], *serving.get(version.task, ())}
+            needed |= set() if in_force is None else {in_force.number}
+            digests, let_go = frozenset(_digests(version)), partial(self.registry.prune, version.number)
+            what = f"version {version.number} of {version.task}"
+            holds.append(Hold(what, digests, version.number in needed, let_go))
+        return holds
+
     def graph(self, number: int) -> bytes:
-        """A version's ONNX bytes."""
-        return self.blobs.read(self.get(number).graph)
+        """A version's ONNX bytes, checked.
+
+        Raises:
+            StoreDamaged: If they are not what was registered; the file is named.
+        """
+        return self.blobs.read(self.kept(number).graph)
 
     def graph_size(self, number: int) -> int:
         """Bytes of its graph."""
-        return self.blobs.size(self.get(number).graph)
+        return self.blobs.size(self.kept(number).graph)
 
     def codec_gate(self, number: int, plan: Plan, hints: InputHints = NO_HINTS) -> GateResult | None:
         """A plan with its codecs against itself without, on the gate's examples.
@@ -272,13 +331,16 @@ class VersionStore:
             evidence = evidence_of(Graph.load(graph), holdout.calibration_x, holdout.calibration_y)
             gate, _ = self._gate(graph, self._reference(version.task), version.task, holdout)
         version = msgspec.structs.replace(version, graph=digest, evidence=evidence, gate=gate)
-        return self.registry.add(version)
+        added = self.registry.add(version)
+        self._known = None
+        return added
 
     def _reference(self, model: str) -> int:
         """What a candidate is compared with: the version in force, else the newest that might serve; 0 for none."""
         if (current := self.registry.current(model)) is not None:
             return current.number
-        might = [v.number for v in self.registry.versions(model) if v.gate is None or v.gate.passed]
+        versions = [v for v in self.registry.versions(model) if self.blobs.has(v.graph)]
+        might = [v.number for v in versions if v.gate is None or v.gate.passed]
         return max(might, default=0)
 
     def _gate(self, graph: bytes, serves: int, model: str, holdout: Holdout) -> tuple[GateResult | None, str]:
@@ -292,6 +354,10 @@ class VersionStore:
         right = [is_right(each, holdout.gate_x, holdout.gate_y) for each in (known, other)]
         result = compare(right[0], right[1])
         return msgspec.structs.replace(result, reference=serves), ""
+
+
+def _digests(version: ModelVersion) -> tuple[Digest, ...]:
+    return tuple(digest for digest in (version.graph, version.weights) if digest)
 
 
 def _is_plain(holdout: Holdout) -> bool:

@@ -24,6 +24,7 @@ import msgspec
 from edgewise import __version__
 from edgewise.core.errors import InputError, StoreError
 from edgewise.core.files import naming
+from edgewise.core.private_files import make_private, open_private
 from edgewise.fleet.store.registry import Registry
 
 FORMAT = 1
@@ -85,10 +86,10 @@ def _write(state: Path, file: Path) -> Manifest:
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as folder:
         copies = {name: _copied(state / name, Path(folder) / name) for name in _DATABASES}
-        versions = _versions_of(copies["registry.db"])
+        versions, pruned = _versions_of(copies["registry.db"])
         digests: dict[str, str] = {}
         partial = Path(folder) / "backup.tar"
-        with tarfile.open(partial, "w") as tar:
+        with open_private(partial, "wb") as made_tar, tarfile.open(fileobj=made_tar, mode="w") as tar:
             for name, path in copies.items():
                 _add(tar, path, name, digests)
             for path in _others(state):
@@ -97,7 +98,7 @@ def _write(state: Path, file: Path) -> Manifest:
                 except FileNotFoundError:
                     continue  # a run has let go of it meanwhile
             for number, blob in versions:
-                if blob and f"blobs/{blob}" not in digests:
+                if blob and number not in pruned and f"blobs/{blob}" not in digests:
                     raise StoreError(
                         f"version {number} lacks its blob {blob[:12]} in {str(state)!r}. Deploy it anew, then back up."
                     )
@@ -152,6 +153,7 @@ def restore(file: Path, state: Path) -> Manifest:
                     f"{name!r} in {str(file)!r} is damaged or missing. Take another backup.", path=str(file)
                 )
         (folder / MANIFEST).unlink()
+        make_private(folder)
         if state.exists():
             state.rmdir()
         folder.rename(state)
@@ -174,11 +176,12 @@ def _copied(source: Path, target: Path) -> Path:
     return target
 
 
-def _versions_of(path: Path) -> list[tuple[int, str]]:
-    """Number and blobs of every version."""
-    registry = Registry.open(path, read_only=True)
+def _versions_of(path: Path) -> tuple[list[tuple[int, str]], frozenset[int]]:
+    """Number and blobs of every version, and which were let go of."""
+    registry = Registry.open(path)  # the copy: what an earlier Edgewise wrote is sealed
     try:
-        return [(v.number, str(blob)) for v in registry.versions() for blob in (v.graph, v.weights)]
+        found = [(v.number, str(blob)) for v in registry.versions() for blob in (v.graph, v.weights)]
+        return found, registry.pruned()
     finally:
         registry.close()
 

@@ -5,21 +5,27 @@ WAL with `synchronous=FULL`: when a transaction returns, it is on the disk, what
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from edgewise.core.errors import StoreError
+from edgewise.core.errors import StoreDamaged, StoreError
+from edgewise.core.files import storing, unavailable
+from edgewise.core.private_files import make_private_folder, open_private
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, MetaData
 
-FORMAT = 2
-"""Of our tables and of what stands in them; kept in SQLite's `user_version`. 1 is Edgewise 0.1.0."""
+FORMAT = 3
+"""Of our tables and of what stands in them; kept in SQLite's `user_version`. 1 is Edgewise 0.1.0, which is not read; 2 has no
+seals in the registry, which are added when it is opened for writing."""
+_OLDEST = 2
 _CURES = {
     "full": "Free some space on that disk, then start the node again; nothing that was acknowledged is lost.",
     "not a database": "It is another kind of file or was overwritten. Restore a copy, or move it away to begin anew.",
@@ -28,6 +34,23 @@ _CURES = {
     "readonly": "Give this user the right to write there, or choose another state folder.",
     "unable to open": "Check that the folder exists and this user may write there.",
 }
+
+
+_LOCKED_S = 0.5
+"""How long one attempt waits for another program; then it is *not now*, and whoever asked tries again."""
+_UNAVAILABLE = {
+    sqlite3.SQLITE_BUSY: "is locked",
+    sqlite3.SQLITE_LOCKED: "is locked",
+    sqlite3.SQLITE_PROTOCOL: "is locked",
+    sqlite3.SQLITE_FULL: "is full",
+    sqlite3.SQLITE_READONLY: "is read-only",
+    sqlite3.SQLITE_PERM: "may not be written",
+    sqlite3.SQLITE_CANTOPEN: "cannot be opened",
+    sqlite3.SQLITE_IOERR: "takes nothing",
+    sqlite3.SQLITE_NOMEM: "finds no memory",
+}
+"""What SQLite says of a file that may take the same later."""
+_DAMAGED = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
 
 
 class Database:
@@ -39,6 +62,11 @@ class Database:
         self._lock_file = lock_file
         self._lock = threading.RLock()
         self._is_durable = True
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether it was opened for writing."""
+        return self._lock_file is not None
 
     @staticmethod
     def open(path: str | Path, *, read_only: bool = False) -> Database:
@@ -55,11 +83,13 @@ class Database:
             StoreError: If another process writes it, it is damaged, of a newer format, or cannot be opened.
         """
         path = Path(path)
-        with _as_store_error(path):
+        with _as_store_error(path, is_opening=True):
             if not read_only:
-                path.parent.mkdir(parents=True, exist_ok=True)
+                make_private_folder(path.parent)
             lock_file = None if read_only else _take_lock(path)
             try:
+                if not read_only:
+                    open_private(path, "ab").close()  # SQLite's own files take its permissions
                 return Database(path, _connect(path, read_only), lock_file)
             except BaseException:
                 if lock_file is not None:
@@ -75,7 +105,9 @@ class Database:
                 makes it durable, too.
 
         Raises:
-            StoreError: For what the disk or SQLite says.
+            StoreUnavailable: If the file takes nothing now: it is full, locked or read-only. Nothing of it is written.
+            StoreDamaged: If the file is no whole database any more.
+            StoreError: For what else the disk or SQLite says.
         """
         with self._lock, _as_store_error(self.path):
             if durable is not self._is_durable:
@@ -94,6 +126,17 @@ class Database:
         except BaseException:
             self.close()
             raise
+
+    def check_has(self, tables: MetaData) -> None:
+        """Refuses a file that an earlier Edgewise wrote and that is only read here, so that nothing is added to it."""
+        with self.transaction() as connection:
+            for table in tables.tables.values():
+                there = {row[1] for row in connection.exec_driver_sql(f"PRAGMA table_info({table.name})")}
+                if any(column.name not in there for column in table.columns):
+                    raise StoreError(
+                        f"{str(self.path)!r} was written by an earlier Edgewise. Start its node once with this one, then look "
+                        "into it."
+                    )
 
     def _create(self, tables: MetaData) -> None:
         with self.transaction() as connection:
@@ -125,12 +168,12 @@ def _connect(path: Path, read_only: bool) -> Connection:
     engine = create_engine(
         f"sqlite:///file:{path.absolute()}{mode}",
         poolclass=StaticPool,
-        connect_args={"check_same_thread": False, "timeout": 5.0},
+        connect_args={"check_same_thread": False, "timeout": _LOCKED_S},
     )
     connection = engine.connect()
     try:
         found = int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
-        if 0 < found < FORMAT:
+        if 0 < found < _OLDEST:
             raise StoreError(
                 f"{str(path)!r} was written by Edgewise 0.1.0, whose runs and versions this one does not read. "
                 "Give this node a new state folder, or go on with 0.1.0; versions can be taken over: download their "
@@ -144,7 +187,8 @@ def _connect(path: Path, read_only: bool) -> Connection:
         if not read_only:
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
             connection.exec_driver_sql("PRAGMA synchronous=FULL")
-            connection.exec_driver_sql(f"PRAGMA user_version={FORMAT}")
+            if found != FORMAT:  # else nothing is written: another program may hold the file for a moment
+                connection.exec_driver_sql(f"PRAGMA user_version={FORMAT}")
         connection.commit()
     except BaseException:
         connection.close()
@@ -154,7 +198,7 @@ def _connect(path: Path, read_only: bool) -> Connection:
 
 
 def _take_lock(path: Path) -> IO[str]:
-    file = path.with_name(path.name + ".lock").open("a+")
+    file = open_private(path.with_name(path.name + ".lock"), "a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -173,17 +217,22 @@ def _take_lock(path: Path) -> IO[str]:
 
 
 @contextmanager
-def _as_store_error(path: Path) -> Iterator[None]:
+def _as_store_error(path: Path, *, is_opening: bool = False) -> Iterator[None]:
     try:
-        yield
+        with contextlib.nullcontext() if is_opening else storing(path):
+            yield
     except StoreError:
         raise
     except Exception as error:
         if not _is_storage(error):
             raise
-        text = str(getattr(error, "orig", error))
-        cure = next((cure for word, cure in _CURES.items() if word in text), "Check disk and permissions.")
-        raise StoreError(f"the store {str(path)!r} failed: {text}. {cure}", path=str(path)) from error
+        orig = getattr(error, "orig", error)
+        code = (getattr(orig, "sqlite_errorcode", None) or 0) & 0xFF
+        if not is_opening and code in _UNAVAILABLE:
+            raise unavailable(path, _UNAVAILABLE[code], str(orig)) from error
+        kind = StoreDamaged if code in _DAMAGED else StoreError
+        cure = next((cure for word, cure in _CURES.items() if word in str(orig)), "Check disk and permissions.")
+        raise kind(f"the store {str(path)!r} failed: {orig}. {cure}", path=str(path)) from error
 
 
 def _is_storage(error: Any) -> bool:

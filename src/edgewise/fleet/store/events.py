@@ -25,7 +25,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgewise.core.errors import StoreError
+from edgewise.core.errors import StoreDamaged
 from edgewise.fleet.store.database import Database
 from edgewise.fleet.store.registry import Promotion, Registry
 
@@ -184,18 +184,20 @@ class EventLog:
             connection.execute(t.delete().where(t.c.run == run))
             self._last[run] = 0
 
-    def read(self, run: str, after: int = 0) -> list[LogEntry]:
+    def read(self, run: str, after: int = 0, *, damaged: list[str] | None = None) -> list[LogEntry]:
         """Reads the events of a run in order.
 
         Args:
             run: The run.
             after: Leaves out those up to this index.
+            damaged: Where what is missing or was changed is named, one sentence each, instead of raising; such entries are
+                left out. For logs whose entries stand for themselves.
 
         Returns:
             The entries; empty for an unknown run.
 
         Raises:
-            StoreError: If an entry is missing or was changed on disk.
+            StoreDamaged: If an entry is missing or was changed on disk.
         """
         from sqlalchemy import select
 
@@ -208,15 +210,28 @@ class EventLog:
             for row in rows
         ]
         first = entries[0].index if entries and not after and entries[0].kind in _BEGINS_ANEW else after + 1
-        for place, (entry, row) in enumerate(zip(entries, rows, strict=True), start=first):
-            if entry.index != place or row.checksum != _checksum(run, entry.index, entry.kind, entry.payload):
-                raise StoreError(
-                    f"event {place} of run {run!r} in {str(self._database.path)!r} is missing or damaged. "
-                    "Restore a copy of the file, or start a new run.",
-                    run=run,
-                    index=place,
-                )
-        return entries
+        whole, place = [], first - 1
+        for entry, row in zip(entries, rows, strict=True):
+            is_whole = row.checksum == _checksum(run, entry.index, entry.kind, entry.payload)
+            wrong = [*range(place + 1, entry.index), *([] if is_whole else [entry.index])]
+            place = entry.index
+            for index in wrong:
+                error = self._damaged(run, index)
+                if damaged is None:
+                    raise error
+                damaged.append(error.message)
+            if is_whole:
+                whole.append(entry)
+        return whole
+
+    def _damaged(self, run: str, index: int) -> StoreDamaged:
+        return StoreDamaged(
+            f"event {index} of run {run!r} in {str(self._database.path)!r} is missing or damaged. "
+            "Restore a copy of the file, or start a new run.",
+            run=run,
+            index=index,
+            path=str(self._database.path),
+        )
 
     def runs(self) -> tuple[str, ...]:
         """Returns the runs with events, in the order of their first entries."""

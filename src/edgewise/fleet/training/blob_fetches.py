@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from edgewise.core.errors import EdgewiseError, FrameRefused, StoreError
+from edgewise.core.errors import EdgewiseError, FrameRefused, StoreError, StoreUnavailable
 from edgewise.core.ids import Digest, NodeId
 from edgewise.fleet.messages import BlobRef
 from edgewise.fleet.node.delivery import deliver
@@ -37,10 +37,13 @@ class BlobFetches:
 
         Raises:
             FrameRefused: If it is not what its name says.
+            StoreUnavailable: If there is no room for it now.
             Unreachable, RemoteError: As `Node.pull`.
         """
         try:
             await self._node.pull(BlobRef(blob.digest, blob.size_bytes, holder))
+        except StoreUnavailable:
+            raise
         except StoreError as error:
             raise FrameRefused(error.message) from error
 
@@ -55,7 +58,7 @@ class BlobFetches:
         Raises:
             EdgewiseError, OSError: If it cannot even begin: refused, or no room for it.
         """
-        if self._node.blobs.has(blob.digest):
+        if self._node.blobs.claim(blob.digest):
             return
         begun = self._begun.get(blob.digest)
         if begun is None:

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from edgewise.core.errors import EdgewiseError
+from edgewise.core.errors import EdgewiseError, StoreDamaged
 from edgewise.core.ids import Digest, NodeId
 from edgewise.fleet.messages import INLINE_BYTES, LetterAck, RunLetter
 from edgewise.fleet.node.delivery import Waits, is_passing
@@ -23,6 +23,7 @@ from edgewise.fleet.node.node import Node
 from edgewise.fleet.training.blob_fetches import BlobFetches
 from edgewise.fleet.training.role_driver import RoleDriver
 from edgewise.ledger.entry import Purpose
+from edgewise.training.protocols.folding import lost_blob
 from edgewise.training.protocols.letters import Address, AnyLetter, Order
 from edgewise.training.protocols.messages import Delivered, Refusal, Send
 from edgewise.training.protocols.protocol import CLIENT, EDGE
@@ -142,8 +143,13 @@ class LetterDelivery:
             inline = self._inline(letter)
             for place, blob in enumerate(letter.blobs):
                 if str(place) not in inline and not self._node.blobs.has(blob.digest):
+                    if not driver.server:
+                        raise lost_blob(blob.digest)
                     await self._fetches.begin(blob, driver.server, wanted=lambda: not driver.is_closed)
             ack = await self._ask(driver, node, to, letter, inline)
+        except StoreDamaged as error:  # the letter stays until the blob is here again
+            driver.met(driver, error)
+            return None
         except EdgewiseError as error:
             if is_passing(error):
                 log.info("%s of %s waits: %s", letter.key, driver.run, error)

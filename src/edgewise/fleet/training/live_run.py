@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -13,8 +13,10 @@ from edgewise.core.errors import InputError
 from edgewise.core.ids import Digest, NodeId, RunId
 from edgewise.core.layout import Layout
 from edgewise.fleet.messages import BlobRef, RoundRecord, RunRow, RunStatus, SubmitRun, TrainedModel
+from edgewise.fleet.store.retention import Hold
 from edgewise.fleet.training.presence import view_of
 from edgewise.fleet.training.role_driver import RoleDriver
+from edgewise.fleet.training.run_bytes import RunBytes
 from edgewise.training.algorithm import MODEL
 from edgewise.training.algorithms import make_algorithm
 from edgewise.training.local import own_patterns
@@ -93,6 +95,10 @@ class LiveRun:
         retries: How often missing clients were asked again in this round.
         recording: Evaluates and keeps the record of the last closed round.
         submitted_s: When it was submitted, seconds since 1970.
+        stores: Says which stores it waits for, and why; "" for none.
+        ending: Why it was told to end; the store takes that only later. "" otherwise.
+        damage: What of its record on disk cannot be read any more; such a run is looked at, not driven. "" for nothing.
+        lost: Blob that its record lacks; "" where that is not what is wrong.
     """
 
     submitted: Submitted
@@ -106,6 +112,10 @@ class LiveRun:
     retries: int = 0
     recording: asyncio.Task[None] | None = None
     submitted_s: float = field(default_factory=time.time)
+    stores: Callable[[], str] = field(default=str)
+    ending: str = ""
+    damage: str = ""
+    lost: Digest = Digest("")
 
     @property
     def view(self) -> RunView | None:
@@ -116,8 +126,13 @@ class LiveRun:
     def status(self) -> RunStatus:
         """How it stands, for people: one terminal state with its cause, else what it waits for."""
         run, view, rounds = self.submitted.run, self.view, tuple(self.rounds)
+        if self.damage:
+            return RunStatus(run, *self._of_damage(), rounds, self.version)
+        if self.ending and not self.registered:
+            model = Digest("") if view is None else view.model
+            return RunStatus(run, str(OutcomeKind.CANCELLED), self.ending, rounds, self.version, model)
         if view is None:
-            return RunStatus(run, "running", self.waiting or "not started", rounds, self.version)
+            return RunStatus(run, "running", self.stores() or self.waiting or "not started", rounds, self.version)
         if view.outcome is None:
             return RunStatus(run, "running", self._waits_for(view), rounds, self.version, view.model)
         if self.failure:
@@ -125,7 +140,30 @@ class LiveRun:
         # Terminal only once its end is in the log: before, rounds and version may still be on their way here.
         cause = f"{view.outcome.sentence} {view.outcome.cure}".strip()
         state = str(view.outcome.kind) if self.registered else "running"
+        cause = cause if self.registered else f"{cause} {self.stores()}".strip()
         return RunStatus(run, state, cause, rounds, self.version, view.model)
+
+    def _of_damage(self) -> tuple[str, str]:
+        """State and cause of a run whose record cannot be read."""
+        text = f"its record cannot be read: {self.damage}"
+        if not self.registered:
+            return "running" if self.lost else str(OutcomeKind.FAILED), text
+        if not self.version:
+            return str(OutcomeKind.FAILED), f"{self.failure} {text}".strip()
+        return str(OutcomeKind.COMPLETED), f"{text} Version {self.version}, which it made, is not touched."
+
+    @property
+    def held(self) -> Hold:
+        """Blobs that it still needs; once it is over and done with, those that a look at it, or going on with it, wants."""
+        run, view, config = self.submitted.run, self.view, self.submitted.config
+        former = () if config.former is None else (section.blob.digest for section in config.former.sections.values())
+        begins = (digest for digest in (self.submitted.template, config.initial_model, *former) if digest)
+        if view is None or view.outcome is None or not self.registered:
+            return Hold(f"run {run}", self.driver.held.union(begins))
+        if view.outcome.kind is OutcomeKind.COMPLETED and not self.failure:
+            return Hold(f"model of run {run}", frozenset({view.model}), False, self.driver.let_go)
+        needs = self.driver.role.needs(self.driver.state)
+        return Hold(f"run {run}, ended early", frozenset((*needs, *begins)), False, self.driver.let_go)
 
     @property
     def row(self) -> RunRow:
@@ -162,7 +200,9 @@ class LiveRun:
             InputError: If the run goes on, or has done all it was to do.
         """
         run, status, config = self.submitted.run, self.status, self.submitted.config
-        if status.state == "running":
+        if self.damage:
+            raise InputError(f"run {run!r} cannot go on: {status.cause}")
+        if status.state == "running" or (self.ending and not self.registered):
             raise InputError(
                 f"run {run!r} has not ended: {status.cause or 'it goes on'}. Look at it: edgewise train --follow {run}"
             )
@@ -199,43 +239,43 @@ class LiveRun:
         view, config = self.view, self.submitted.config
         done = 0 if view is None else len(view.rounds)
         digest = config.initial_model if view is None or not done else view.model
-        if not blobs.has(digest):
+        if self.damage or not blobs.claim(digest):
             raise InputError(f"the model of run {config.run!r} is not here any more. Export the version that it made.")
         own = own_patterns(make_algorithm(config.spec.algorithm).exchanges[-1].local)
         ref = BlobRef(digest, blobs.size(digest), holder)
         return TrainedModel(ref, self.submitted.request.layout, done, own)
 
     def _waits_for(self, view: RunView) -> str:
-        if self.waiting or not view.outstanding:
-            return self.waiting
-        return f"round {view.round} waits for {', '.join(view.outstanding)}"
+        stores, awaited = self.stores(), self.waiting
+        if not awaited and view.outstanding:
+            awaited = f"round {view.round} waits for {', '.join(view.outstanding)}"
+        return f"{awaited}: {stores}" if awaited and stores else awaited or stores
 
 
-def with_former(rounds: Iterable[RoundSummary], known: Iterable[RoundRecord]) -> list[RoundRecord]:
+def with_former(rounds: Iterable[RoundSummary], known: Iterable[RoundRecord], moved: RunBytes) -> list[RoundRecord]:
     """Records of closed rounds: those that are known, e.g. of a former run, and of the others what their summaries say.
 
     Args:
         rounds: As the protocol knows them.
         known: Records.
+        moved: What the run's log says of bytes.
     """
     records = {record.round: record for record in known}
     return [
         records.get(summary.round)
-        or record_of(summary, accuracy=float("nan"), seconds=0.0, uplink_bytes=0, downlink_bytes=0)
+        or record_of(summary, accuracy=float("nan"), seconds=0.0, moved=moved.of(summary.round))
         for summary in rounds
     ]
 
 
-def record_of(
-    summary: RoundSummary, *, accuracy: float, seconds: float, uplink_bytes: int, downlink_bytes: int
-) -> RoundRecord:
+def record_of(summary: RoundSummary, *, accuracy: float, seconds: float, moved: tuple[int, int]) -> RoundRecord:
     """A closed round as people and reports see it.
 
     Args:
         summary: The protocol's.
         accuracy: Of its model on held-out data; NaN without.
         seconds: How long it took; 0 if the process ended as it was closed.
-        uplink_bytes, downlink_bytes: Payloads, as far as one process saw them.
+        moved: Payloads, up and down.
 
     Returns:
         The record.
@@ -248,6 +288,5 @@ def record_of(
         len(summary.num_examples),
         missing,
         seconds,
-        uplink_bytes,
-        downlink_bytes,
+        *moved,
     )

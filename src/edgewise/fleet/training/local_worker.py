@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import itertools
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 
 from edgewise.codecs.bundle import Bundle, bundle_from_bytes, bundle_to_bytes, decode_bundle, encode_bundle
-from edgewise.core.errors import EdgewiseError, KeptLost, TaskError
+from edgewise.core.errors import EdgewiseError, KeptLost, StoreDamaged, StoreUnavailable, TaskError
 from edgewise.core.ids import ClientId, Digest, NodeId, digest_of
 from edgewise.core.process import keep_for_good
-from edgewise.fleet.messages import HardExamples, Progress, hard_examples_of
+from edgewise.fleet.messages import BlobRef, HardExamples, Progress, hard_examples_of
 from edgewise.fleet.node.delivery import deliver
 from edgewise.fleet.node.node import Node
+from edgewise.fleet.store.patience import RETRY, until_taken
 from edgewise.fleet.training.role_driver import RoleDriver
 from edgewise.fleet.training.run_blobs import MappedBlobs
 from edgewise.models.examples import concatenated
@@ -47,8 +50,20 @@ HARD_COPIES = 2
 """How often a labelled hard example stands beside each of the client's own."""
 
 
+Result = tuple[BlobName, Digest | None, int, dict[str, float]]
+"""Update, what is kept, examples, metrics: all of it stored."""
+
+
 class _Replaced(Exception):
     """Another order has taken the place of the one that is being worked on."""
+
+
+class _NotKept(Exception):
+    """The store does not take what was worked out; `keep` tries it again."""
+
+    def __init__(self, keep: Callable[[], Result], error: StoreUnavailable) -> None:
+        super().__init__(str(error))
+        self.keep, self.error = keep, error
 
 
 @dataclass(slots=True)
@@ -118,6 +133,7 @@ class LocalWorker:
 
     def __post_init__(self) -> None:
         self.private = FolderBlobs(self.node.blobs.folder.with_name("kept"))
+        self.node.stores.append(self.private)
 
     async def load(self) -> None:
         """Loads the task and this client's data, in the worker thread.
@@ -205,9 +221,7 @@ class LocalWorker:
     async def _done(self, driver: RoleDriver, work: Work, job: _Job) -> None:
         order = work.order
         try:
-            if driver.log not in self._more:
-                self._more[driver.log] = await self._join(driver)
-            update, kept, num_examples, metrics = await self._run(self._train, driver, work, job)
+            update, kept, num_examples, metrics = await self._result(driver, work, job)
         except _Replaced:
             return
         except Exception as error:  # the task is the user's code; whatever it raises has a server waiting for it
@@ -225,6 +239,31 @@ class LocalWorker:
                 metrics=metrics,
             )
         )
+
+    async def _result(self, driver: RoleDriver, work: Work, job: _Job) -> Result:
+        """What comes of an order, however long this node's store takes nothing; a damaged blob is fetched again, once."""
+        met, is_fetched = partial(driver.met, driver), False
+        for attempt in itertools.count():
+            try:
+                if driver.log not in self._more:
+                    self._more[driver.log] = await self._join(driver)
+                result: Result = await self._run(self._train, driver, work, job)
+                return result
+            except _NotKept as waiting:
+                met(waiting.error)
+                return await until_taken(waiting.keep, met)
+            except StoreUnavailable as error:
+                met(error)
+                await asyncio.sleep(RETRY.delay_s(attempt))
+            except StoreDamaged as error:
+                log.error("%s: %s", self.node.name, error.message)
+                if is_fetched:
+                    raise
+                is_fetched = True
+                for blob in work.order.blobs:
+                    ref = BlobRef(blob.digest, blob.size_bytes, driver.server)
+                    await deliver(partial(self.node.pull, ref), what=f"blob {blob.digest[:12]} of {driver.run}")
+        raise AssertionError
 
     def _cause(self, driver: RoleDriver, work: Work, error: Exception) -> str:
         known = isinstance(error, EdgewiseError)
@@ -266,9 +305,7 @@ class LocalWorker:
         if self.engine_name:  # a wrong name is told at once
             make_engine(self.engine_name, self._task)
 
-    def _train(
-        self, driver: RoleDriver, work: Work, job: _Job
-    ) -> tuple[BlobName, Digest | None, int, Mapping[str, float]]:
+    def _train(self, driver: RoleDriver, work: Work, job: _Job) -> Result:
         """On the worker thread: trains, and stores what came of it."""
         if job.is_replaced:
             raise _Replaced
@@ -286,9 +323,17 @@ class LocalWorker:
             self.counted.seconds += seconds
         finally:
             self.counted.work, self.counted.is_preparing = "", False
+        keep = partial(self._keep, driver, job, update, seconds)
+        try:
+            return keep()
+        except StoreUnavailable as error:
+            raise _NotKept(keep, error) from error
+
+    def _keep(self, driver: RoleDriver, job: _Job, update: ClientUpdate, seconds: float) -> Result:
         sent, keeps = bundle_to_bytes(update.coded), _bytes_of(update.kept) if update.kept else b""
-        job.digests = (digest_of(sent), digest_of(keeps)) if keeps else (digest_of(sent),)
-        driver.incoming.add(*job.digests)
+        if not job.digests:
+            job.digests = (digest_of(sent), digest_of(keeps)) if keeps else (digest_of(sent),)
+            driver.incoming.add(*job.digests)
         kept = self.private.put(keeps) if keeps else None
         sent_name = BlobName(driver.put(sent, must_last=bool(keeps) or is_long(seconds)), len(sent))
         return sent_name, kept, update.num_examples, {**update.metrics, "seconds": seconds}

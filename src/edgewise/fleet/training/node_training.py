@@ -48,6 +48,7 @@ class NodeTraining:
         self.events = EventLog.open(state / EVENTS, crash_after=crash_after)
         self.watch = Watch(node, ready=self._ready, lost=self._lost, tiers=(Tier.DEVICE,)) if is_edge else None
         self.roles = RunRoles(node, self.events, watch=self.watch, worker=worker, is_edge=is_edge)
+        node.holders[EVENTS] = self.roles.held
 
     async def start(self) -> None:
         """Replays the log, begins to watch devices, goes on with what was interrupted."""

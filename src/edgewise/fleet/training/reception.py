@@ -15,7 +15,16 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from edgewise.core.errors import EdgewiseError, FrameRefused, IdentityRefused, RemoteError
+from edgewise.core.errors import (
+    EdgewiseError,
+    FrameRefused,
+    IdentityRefused,
+    RemoteError,
+    StoreDamaged,
+    StoreUnavailable,
+    Unreachable,
+)
+from edgewise.core.files import storing
 from edgewise.core.ids import ClientId, RoundNumber, RunId, Tier, digest_of
 from edgewise.fleet.messages import LetterAck, NodeInfo, RunLetter
 from edgewise.fleet.node.delivery import is_passing
@@ -90,6 +99,7 @@ class Reception:
         Raises:
             IdentityRefused: If its signer may not have written it.
             Unreachable: If a blob cannot be fetched now; the sender tries again.
+            StoreUnavailable: If the store takes nothing now; the sender keeps the letter and tries again.
             FrameRefused: If a blob is not what its name says, of an edge or a server.
         """
         letter, run = message.letter, run_of(message.letter)
@@ -101,8 +111,23 @@ class Reception:
         digests = [blob.digest for blob in letter.blobs]
         driver.incoming.add(*digests)
         try:
-            return await self._take(driver, letter, frame, sender)
+            with storing(self._node.blobs.folder):
+                try:
+                    return await self._take(driver, letter, frame, sender)
+                except StoreDamaged as error:  # the disk has changed what came: it is fetched once more
+                    if (
+                        error.fields.get("digest") not in digests
+                    ):  # another's, which is sought: this one is not to blame
+                        raise StoreUnavailable(error.message, **error.fields) from error
+                    return await self._take(driver, letter, frame, sender)
+        except StoreUnavailable as error:  # not now: its sender keeps it
+            if letter.author.role in ("server", COORDINATOR):
+                driver.server = driver.server or sender.node  # who is told why, also of a run that has not begun here
+            driver.met(driver, error)
+            raise
         except EdgewiseError as error:
+            if isinstance(error, RemoteError) and is_passing(error):  # of a third node's, which the sender cannot tell
+                raise Unreachable(error.message) from error
             if is_passing(error) or not isinstance(letter, UpdateReport):
                 raise
             cause = error.message
@@ -206,7 +231,7 @@ class Reception:
         data = array.tobytes()
         if len(data) != blob.size_bytes or digest_of(data) != blob.digest:
             raise FrameRefused(f"{len(data):,} bytes came as blob {blob.digest[:12]}, which they are not.")
-        if not self._node.blobs.has(blob.digest):
+        if not self._node.blobs.claim(blob.digest):
             if driver.role_name == COORDINATOR:
                 await asyncio.to_thread(driver.put, data)
             else:

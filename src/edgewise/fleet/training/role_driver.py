@@ -2,24 +2,32 @@
 
 A step is pure, so it is computed first; what it stores and the event are on the disk before its state counts and before
 anybody hears of its actions. An event that changes nothing is not logged. A snapshot takes the place of old events when
-blobs fall free: the space of a run is bounded. A role that has nothing to lose yet has no log (`Role.needs_log`). Read
-`run_roles.py` next: it carries out the actions.
+blobs fall free: the space of a run is bounded. A role that has nothing to lose yet has no log (`Role.needs_log`).
+
+A store that takes nothing now stops a role, it loses nothing: a letter is refused for now, its sender keeps it and sends it
+again; an event of this node's own waits here and is folded when the store is back. Read `run_roles.py` next: it carries out
+the actions.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
-from edgewise.core.errors import StoreError
+from edgewise.core.errors import StoreError, StoreUnavailable
+from edgewise.core.files import storing
 from edgewise.core.ids import ClientId, Digest, NodeId, RunId
+from edgewise.fleet.messages import hard_examples_of
 from edgewise.fleet.store.events import EventLog
+from edgewise.fleet.store.patience import PASSING, RETRY
 from edgewise.fleet.training.role_log import SNAPSHOT, Snapshot, log_name, state_in
 from edgewise.fleet.training.run_blobs import Incoming, MappedBlobs
+from edgewise.fleet.training.run_bytes import RunBytes
 from edgewise.training.algorithm import FederatedAlgorithm
 from edgewise.training.protocols.event_log import decode_event, encode_event
 from edgewise.training.protocols.letters import Address, Order
@@ -31,6 +39,7 @@ from edgewise.training.protocols.messages import (
     Delivered,
     EndRun,
     Event,
+    LetterInvalid,
     Received,
     RunStarted,
     Send,
@@ -47,10 +56,19 @@ QUICK_ENTRIES = 2**18
 """Of a model whose letters are folded on the event loop, on a client."""
 
 
+_LETTERS = (Received, LetterInvalid)
+"""Events that somebody else keeps until they count; all others are known to this node alone."""
+
+
 @dataclass(slots=True)
 class _Waiting:
     event: Event
     taken: asyncio.Future[tuple[Action, ...]]
+
+    def fail(self, error: BaseException) -> None:
+        if not self.taken.done():
+            self.taken.set_exception(error)
+            self.taken.exception()  # looked at, also if whoever asked has left
 
 
 @dataclass(slots=True)
@@ -65,6 +83,7 @@ class RoleDriver:
         blobs: The node's.
         carry_out: Takes this driver and the actions of one event, on the event loop; returns at once.
         folded: Told when all actions of the events so far are on their way.
+        met: Told of a store that takes nothing now, or has lost what is needed.
         holds: Digests that must stay for other reasons: letters under way, other runs.
         is_sent_again: Whether a letter is under way anew since it was answered.
         state: As folded; None before the first event.
@@ -72,8 +91,7 @@ class RoleDriver:
         seen: Clients that were there, on an edge.
         awaited: Clients that were given an order and have not answered.
         mentioned: Blobs that events and actions named and that are not dropped yet.
-        uplink_bytes, downlink_bytes: Of letters since a round closed, without frames around them.
-        round_uplink_bytes, round_downlink_bytes: The same of the last closed round.
+        moved: Bytes that its letters carried.
         private: Blobs that are given to nobody: what a client keeps.
         incoming: The node's blobs that no state names yet.
         is_closed: Whether nothing is sent or folded for it any more.
@@ -88,6 +106,7 @@ class RoleDriver:
     blobs: FolderBlobs
     carry_out: Callable[[RoleDriver, tuple[Action, ...]], None]
     folded: Callable[[RoleDriver], None] = field(default=lambda _: None)
+    met: Callable[[RoleDriver, StoreError], None] = field(default=lambda *_: None)
     holds: Callable[[RoleDriver], set[Digest]] = field(default=lambda _: set())
     is_sent_again: Callable[[RoleDriver, Delivered], bool] = field(default=lambda *_: False)
     state: Any = None
@@ -95,10 +114,7 @@ class RoleDriver:
     seen: set[ClientId] = field(default_factory=set)
     awaited: set[ClientId] = field(default_factory=set)
     mentioned: set[Digest] = field(default_factory=set)
-    uplink_bytes: int = 0
-    downlink_bytes: int = 0
-    round_uplink_bytes: int = 0
-    round_downlink_bytes: int = 0
+    moved: RunBytes = field(default_factory=RunBytes)
     private: FolderBlobs | None = None
     incoming: Incoming = field(default_factory=Incoming)
     is_closed: bool = False
@@ -110,6 +126,8 @@ class RoleDriver:
     _spared: set[Digest] = field(default_factory=set)
     _is_logged: bool = False
     _is_quick: bool = False
+    _nudge: asyncio.Event = field(default_factory=asyncio.Event)
+    _refusal: StoreError | None = None
 
     def __post_init__(self) -> None:
         self._is_logged = self.role.needs_log is None
@@ -133,35 +151,53 @@ class RoleDriver:
         return log_name(self.role_name, self.run)
 
     @property
+    def is_waiting(self) -> bool:
+        """Whether its store took nothing when it was asked last."""
+        return self._refusal is not None
+
+    @property
     def is_over(self) -> bool:
         """Whether this node has nothing more to do with the run."""
         return self.state is not None and self.role.is_over(self.state)
 
-    async def dispatch(self, event: Event) -> tuple[Action, ...]:
+    async def dispatch(self, event: Event, *, is_urgent: bool = False) -> tuple[Action, ...]:
         """Takes one event; those that come while one is folded are folded together, in order, and logged as one.
 
         Args:
             event: What happened.
+            is_urgent: Whether it goes before those that wait for the store.
 
         Returns:
-            The actions; they are on their way.
+            The actions; they are on their way. An event that is no letter waits for a store that takes nothing now.
 
         Raises:
-            StoreError: If it cannot be logged; then nothing of it counts.
+            StoreUnavailable: If a letter cannot be logged now; then nothing of it counts, and its sender sends it again.
+            StoreError: If it cannot be logged for good.
         """
+        if isinstance(self._refusal, StoreUnavailable) and self._folding is not None and isinstance(event, _LETTERS):
+            raise self._refusal
         if self._is_quick and self._folding is None and not self._waiting:
-            (result,) = self._fold([event])
-            if isinstance(result, BaseException):
-                raise result
-            self.carry_out(self, result)
-            self.folded(self)
-            self._drop_beside()
-            return result
+            (result,) = results = self._fold([event])
+            self._note_refusal(results)
+            if not _is_left(event, result):
+                if isinstance(result, BaseException):
+                    raise result
+                self.carry_out(self, result)
+                self.folded(self)
+                self._drop_beside()
+                return result
         waiting = _Waiting(event, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiting)
+        self._waiting.insert(0 if is_urgent else len(self._waiting), waiting)
+        if is_urgent:
+            self._nudge.set()
         if self._folding is None:
             self._folding = asyncio.get_running_loop().create_task(self._fold_all(), name=f"fold {self.log}")
         return await asyncio.shield(waiting.taken)
+
+    def close(self) -> None:
+        """Folds and sends nothing more; what waits for the store is given up, as if the process had ended."""
+        self.is_closed = True
+        self._nudge.set()
 
     async def settled(self) -> None:
         """Returns when every event so far is folded, or the folding has failed."""
@@ -183,12 +219,24 @@ class RoleDriver:
             self.state, actions = self._step(self.state, event)
             self._store(actions)
             self._note(event, actions)
-        self.uplink_bytes = self.downlink_bytes = 0
+            self.moved = self.moved.after(event, actions)
         if self.role_name == COORDINATOR or self.state is None:
             return
         for digest in self.role.needs(self.state):
             if not (self.blobs.is_whole(digest) or (self.private is not None and self.private.is_whole(digest))):
                 raise StoreError(f"blob {digest[:12]} of {self.log} is missing or spoiled; this node begins it anew.")
+
+    @property
+    def held(self) -> frozenset[Digest]:
+        """Blobs that this role still reads, sends or names; on the event loop."""
+        needed = () if self.state is None else self.role.needs(self.state)
+        hard = hard_examples_of(self.spec)
+        teacher = () if hard is None or hard.teacher is None else (hard.teacher.digest,)
+        return frozenset((*set(self.mentioned), *needed, *teacher))
+
+    def let_go(self) -> None:
+        """Before blobs of a run that is over go: its log says how it ended, nothing of it is folded again. On a thread."""
+        self.events.compact(self.log, SNAPSHOT, self._snapshot(self.state, self.moved), num_events=0)
 
     def resume(self) -> None:
         """After a replay: goes on with what is outstanding."""
@@ -199,34 +247,63 @@ class RoleDriver:
             self.folded(self)
 
     async def _fold_all(self) -> None:
+        attempt = 0
         try:
             while self._waiting:
-                await self._fold_waiting()
+                has_left = await self._fold_waiting()
+                attempt = attempt + 1 if has_left else 0
+                if has_left:
+                    await self._wait_for_store(attempt)
         finally:
             self._folding = None
         self._drop_beside()
 
-    async def _fold_waiting(self) -> None:
+    async def _wait_for_store(self, attempt: int) -> None:
+        """Until it is worth another attempt; gives up what waits where this node ends."""
+        self._nudge.clear()
+        if not self.is_closed:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RETRY.delay_s(attempt)):
+                    await self._nudge.wait()
+        if self.is_closed:
+            given_up, self._waiting = self._waiting, []
+            for waiting in given_up:
+                assert self._refusal is not None
+                waiting.fail(self._refusal)
+
+    def _note_refusal(self, results: list[tuple[Action, ...] | BaseException]) -> None:
+        self._refusal = next((result for result in results if isinstance(result, PASSING)), None)
+        if self._refusal is not None:
+            self.met(self, self._refusal)
+
+    async def _fold_waiting(self) -> bool:
+        """Folds what waits; returns whether something of it is to be folded again."""
         batch, self._waiting = self._waiting, []
         self.has_carried_out = False
         try:
             events = [waiting.event for waiting in batch]
-            results = self._fold(events) if self._is_quick else await asyncio.to_thread(self._fold, events)
+            is_quick = self._is_quick and self._refusal is None  # a store that hangs would hold up the event loop
+            results = self._fold(events) if is_quick else await asyncio.to_thread(self._fold, events)
         except BaseException as error:
             results = [error] * len(batch)
+        self._note_refusal(results)
+        left = []
         for waiting, result in zip(batch, results, strict=True):
-            if isinstance(result, BaseException):
-                waiting.taken.set_exception(result)
-                waiting.taken.exception()  # looked at, also if whoever asked has left
-                continue
-            waiting.taken.set_result(result)
-            self.carry_out(self, result)
+            if _is_left(waiting.event, result):
+                left.append(waiting)
+            elif isinstance(result, BaseException):
+                waiting.fail(result)
+            else:
+                waiting.taken.set_result(result)
+                self.carry_out(self, result)
+        self._waiting[:0] = left
         self.has_carried_out = True
         self.folded(self)
+        return bool(left)
 
     def _fold(self, events: list[Event]) -> list[tuple[Action, ...] | BaseException]:
         """On a thread: the results of some events, all of them durable."""
-        state, rows = self.state, []
+        state, moved, rows = self.state, self.moved, []
         results: list[tuple[Action, ...] | BaseException] = []
         folded: list[tuple[Event, tuple[Action, ...]]] = []
         called: set[tuple[Address, str]] = set()
@@ -235,13 +312,18 @@ class RoleDriver:
                 results.append(())  # an answer to a former attempt says nothing of the newest
                 continue
             try:
-                after, actions = self._step(state, event)
-                self._store(actions)
+                with storing(self.blobs.folder):
+                    after, actions = self._step(state, event)
+                    self._store(actions)
+            except StoreUnavailable as error:
+                results += [error] * (len(events) - len(results))  # those after it may depend on it
+                break
             except Exception as error:  # a step that cannot judge an event leaves it out; its sender hears why
                 results.append(error)
                 continue
             if after is not state or actions:
                 rows.append((type(event).__name__, encode_event(event)))
+                moved = moved.after(event, actions)
             state = after
             called.update((action.to, action.letter.key) for action in actions if isinstance(action, Send))
             results.append(actions)
@@ -250,14 +332,19 @@ class RoleDriver:
             self._note(event, actions)
         if rows:
             spare = self._spare(state, folded)
-            self._write(state, rows, folded, spare)
-            self.state = state
+            try:
+                with storing(self.blobs.folder):
+                    self._write(state, moved, rows, folded, spare)
+            except StoreUnavailable as error:  # none of them counts
+                return [error] * len(events)
+            self.state, self.moved = state, moved
             self._spared |= spare
         return results
 
     def _write(
         self,
         state: Any,
+        moved: RunBytes,
         rows: list[tuple[str, bytes]],
         folded: list[tuple[Event, tuple[Action, ...]]],
         spare: set[Digest],
@@ -269,7 +356,7 @@ class RoleDriver:
             return
         durable = self._is_durable(folded, spare)
         if spare or begins:
-            encoded = self._snapshot(state)
+            encoded = self._snapshot(state, moved)
             self.events.compact(self.log, SNAPSHOT, encoded, num_events=len(rows), durable=durable)
         else:
             self.events.append_many(self.log, rows, durable=durable)
@@ -304,9 +391,10 @@ class RoleDriver:
         """Deletes blobs, on a thread, as `Incoming.drop` does."""
 
         def delete(digest: Digest) -> None:
-            self.blobs.drop(digest)
-            if self.private is not None:
-                self.private.drop(digest)
+            with contextlib.suppress(StoreUnavailable):  # it lies about until the folder can be written
+                self.blobs.drop(digest)
+                if self.private is not None:
+                    self.private.drop(digest)
 
         return self.incoming.drop(judge, delete)
 
@@ -332,7 +420,7 @@ class RoleDriver:
             if isinstance(action, Store):
                 self.incoming.name(action.blobs, self.mentioned)
                 for digest, data in action.blobs.items():
-                    if not self.blobs.has(digest):
+                    if not self.blobs.claim(digest):
                         self.put(data)
 
     def _note(self, event: Event | None, actions: Iterable[Action]) -> None:
@@ -342,11 +430,8 @@ class RoleDriver:
                 self.mentioned.update(blob.digest for blob in letter.blobs)
                 if letter.author.role == CLIENT:
                     self.awaited.discard(ClientId(letter.author.name))
-                    self.uplink_bytes += sum(blob.size_bytes for blob in letter.blobs)
-                else:
-                    self.uplink_bytes += getattr(letter, "uplink_bytes", 0)
-                    if letter.author.role in ("server", COORDINATOR):
-                        self.server = sender
+                elif letter.author.role in ("server", COORDINATOR):
+                    self.server = sender
                 self.seen.update(present)
             case WorkDone(update=update, kept=kept):
                 self.mentioned.update((update.digest, *(() if kept is None else (kept,))))
@@ -362,16 +447,8 @@ class RoleDriver:
                 case Store(blobs=blobs):
                     self.mentioned.update(blobs)
                 case Send(to=to, letter=letter):
-                    if isinstance(letter, Order):
-                        per_client = len(getattr(letter, "clients", "1"))
-                        own = [s.blob for sections in getattr(letter, "own", {}).values() for s in sections]
-                        shared = [blob.size_bytes for blob in letter.blobs if blob not in own]
-                        self.downlink_bytes += per_client * sum(shared) + sum(blob.size_bytes for blob in own)
-                        if to.role == CLIENT:
-                            self.awaited.add(ClientId(to.name))
-                case AnnounceRound():
-                    self.round_uplink_bytes, self.round_downlink_bytes = self.uplink_bytes, self.downlink_bytes
-                    self.uplink_bytes = self.downlink_bytes = 0
+                    if isinstance(letter, Order) and to.role == CLIENT:
+                        self.awaited.add(ClientId(to.name))
                 case EndRun():
                     self.awaited.clear()
 
@@ -390,10 +467,16 @@ class RoleDriver:
     def _is_little(self, digests: set[Digest]) -> bool:
         return len(digests) < MOST_SPARE and 4 * self.spec.num_entries * len(digests) < SPARE_BYTES
 
-    def _snapshot(self, state: Any) -> bytes:
-        encoded, seen = msgspec.Raw(msgspec.msgpack.encode(state)), tuple(sorted(self.seen))
-        return msgspec.msgpack.encode(Snapshot(self.spec, encoded, self.server, seen, tuple(sorted(self.mentioned))))
+    def _snapshot(self, state: Any, moved: RunBytes) -> bytes:
+        encoded, seen, mentioned = msgspec.Raw(msgspec.msgpack.encode(state)), sorted(self.seen), sorted(self.mentioned)
+        return msgspec.msgpack.encode(Snapshot(self.spec, encoded, self.server, tuple(seen), tuple(mentioned), moved))
 
     def _restore(self, found: Snapshot) -> None:
         self.state = state_in(found, self.role.state)
         self.server, self.seen, self.mentioned = found.server, set(found.seen), set(found.mentioned)
+        self.moved = found.moved
+
+
+def _is_left(event: Event, result: tuple[Action, ...] | BaseException) -> bool:
+    """Whether an event is folded again, because its store does not take it now and nobody else has it."""
+    return isinstance(result, PASSING) and not isinstance(event, _LETTERS)

@@ -9,6 +9,7 @@ import msgspec
 from edgewise.core.errors import StoreError
 from edgewise.core.ids import ClientId, Digest, NodeId, RunId
 from edgewise.fleet.store.events import EventLog
+from edgewise.fleet.training.run_bytes import RunBytes
 from edgewise.training.protocols.event_log import decode_event
 from edgewise.training.protocols.messages import Received
 from edgewise.training.protocols.run_spec import RunSpec
@@ -25,6 +26,7 @@ class Snapshot(msgspec.Struct, frozen=True):
         server: As of `RoleDriver`.
         seen: As of `RoleDriver`.
         mentioned: As of `RoleDriver`.
+        moved: As of `RoleDriver`.
     """
 
     spec: RunSpec
@@ -32,6 +34,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     server: NodeId
     seen: tuple[ClientId, ...]
     mentioned: tuple[Digest, ...]
+    moved: RunBytes = RunBytes()
 
 
 def log_name(role_name: str, run: RunId) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
+from edgewise.core.files import storing
 from edgewise.core.ids import Digest
 from edgewise.core.layout import Vector
 from edgewise.transport.bulk.blobs import FolderBlobs
@@ -28,8 +29,7 @@ class MappedBlobs(Mapping[Digest, bytes]):
             raise KeyError(digest)
         if self._blobs.size(digest) < MAPPED_BYTES:
             return self._blobs.read(digest)
-        with self._blobs.path(digest).open("rb") as file:
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))  # type: ignore[return-value]
+        return memoryview(_mapped(self._blobs, digest))  # type: ignore[return-value]
 
     def __contains__(self, digest: object) -> bool:
         return isinstance(digest, str) and self._blobs.has(Digest(digest))
@@ -42,9 +42,18 @@ class MappedBlobs(Mapping[Digest, bytes]):
 
 
 def mapped_model(blobs: FolderBlobs, digest: Digest) -> Vector:
-    """A model's entries, float32[d], as they are on disk; still readable when the blob is dropped."""
-    with blobs.path(digest).open("rb") as file:
-        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), "<f4")
+    """A model's entries, float32[d], as they are on disk; still readable when the blob is dropped.
+
+    Raises:
+        StoreDamaged, StoreUnavailable: As `FolderBlobs.check`.
+    """
+    return np.frombuffer(_mapped(blobs, digest), "<f4")
+
+
+def _mapped(blobs: FolderBlobs, digest: Digest) -> mmap.mmap:
+    blobs.check(digest)
+    with storing(blobs.path(digest)), blobs.path(digest).open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 class Incoming:
@@ -64,6 +73,12 @@ class Incoming:
         with self.lock:
             self._digests.update(digests)
             self._save(digests)
+
+    @property
+    def digests(self) -> frozenset[Digest]:
+        """What is being stored now; any thread."""
+        with self.lock:
+            return frozenset(self._digests)
 
     def release(self, *digests: Digest) -> None:
         """The event that names them is folded, or they do not matter any more."""

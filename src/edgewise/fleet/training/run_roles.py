@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from edgewise.core.errors import EdgewiseError, StoreError
+from edgewise.core.errors import EdgewiseError, StoreError, StoreUnavailable
 from edgewise.core.ids import ClientId, Digest, Generation, NodeId, RunId, Tier
 from edgewise.fleet.membership.watch import Watch
 from edgewise.fleet.messages import (
@@ -29,6 +29,8 @@ from edgewise.fleet.messages import (
 )
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.store.events import EventLog
+from edgewise.fleet.store.patience import until_taken
+from edgewise.fleet.store.retention import Hold
 from edgewise.fleet.training.blob_fetches import BlobFetches
 from edgewise.fleet.training.letter_delivery import LetterDelivery
 from edgewise.fleet.training.local_worker import LocalWorker
@@ -37,6 +39,7 @@ from edgewise.fleet.training.reception import Reception
 from edgewise.fleet.training.role_driver import RoleDriver
 from edgewise.fleet.training.role_log import log_name, spec_in_log
 from edgewise.fleet.training.run_blobs import Incoming
+from edgewise.fleet.training.store_notices import StoreNotices
 from edgewise.training.protocols.letters import Address, AnyLetter, BlobName, Order, RunEnded, WorkOrder
 from edgewise.training.protocols.messages import (
     FORMER_RUNS,
@@ -54,6 +57,8 @@ from edgewise.training.protocols.run_spec import RunSpec
 log = logging.getLogger("edgewise.fleet")
 ENDED = "ended"
 """Log of the names of roles that have ended on this node."""
+KEPT_OF_LAST = 2
+"""Runs of one layout whose kept blobs stay: the newest, and one whose end is told late, after the run that goes on with it."""
 
 
 class _Ended(msgspec.Struct, frozen=True):
@@ -83,6 +88,7 @@ class RunRoles:
         worker: Its hands, where a task is installed.
         is_edge: Whether it gathers for a coordinator.
         on_action: Told of a coordinator's announcements and ends.
+        also_held: Blobs that stay for other reasons than runs, e.g. of versions; any thread.
     """
 
     def __init__(
@@ -94,21 +100,27 @@ class RunRoles:
         worker: LocalWorker | None = None,
         is_edge: bool = False,
         on_action: OnAction = lambda *_: None,
+        also_held: Callable[[], set[Digest]] = set,
     ) -> None:
         self._node = node
         self._events = events
         self._worker = worker
         self._is_edge = is_edge
         self._on_action = on_action
+        self._also_held = also_held
         self._drivers: dict[tuple[str, RunId], RoleDriver] = {}
         self._ended: dict[str, _Ended] = {}
         self._timers: dict[tuple[str, str], asyncio.TimerHandle] = {}
         self._places: dict[ClientId, NodeId] = {}
+        self._unreadable: dict[RunId, str] = {}
         self._has_begun = asyncio.Event()
         self._fetches = BlobFetches(node)
         self._incoming = Incoming()
         self._letters = LetterDelivery(node, self._fetches, self._locate)
         self.presence = None if watch is None else Presence(node, watch, self._servers)
+        self.stores = StoreNotices(
+            node, self._of_run, lambda: () if watch is None else [m.node for m in watch.members.alive()]
+        )
         reception = Reception(node, self._fetches, self._find, self._present, self._taken)
         node.route("control", RunLetter, reception.take)
         node.route("report", RunLetter, reception.take)
@@ -136,11 +148,18 @@ class RunRoles:
             raise StoreError(f"{protocol.spec} has no {role_name}; its roles are {', '.join(sorted(protocol.roles))}.")
         driver = RoleDriver(
             spec, role_name, protocol, make_algorithm(spec.algorithm), self._events, self._node.blobs,
-            self._carry_out, self._folded, self._holds, self._letters.is_sent_again, private=None if self._worker is None else self._worker.private,
+            self._carry_out, self._folded, self.stores.met, self._holds, self._letters.is_sent_again,
+            private=None if self._worker is None else self._worker.private,
             incoming=self._incoming,
         )  # fmt: skip
         self._drivers[role_name, spec.run] = driver
+        self._unreadable.pop(spec.run, None)
         return driver
+
+    def set_aside(self, run: RunId, damage: str) -> None:
+        """A coordinator's run whose record cannot be read: nothing drives it, and whoever reports to it keeps the report."""
+        self._drivers.pop((COORDINATOR, run), None)
+        self._unreadable[run] = damage
 
     def driver(self, role_name: str, run: RunId) -> RoleDriver | None:
         """The driver of a role; None if this node does not have it."""
@@ -150,6 +169,21 @@ class RunRoles:
         """What outlives a client's part in a run, e.g. what its personal model is made of; None while it takes part."""
         ended = self._ended.get(log_name(CLIENT, run))
         return None if ended is None else ended.kept
+
+    def held(self) -> list[Hold]:
+        """What an edge's and a client's part in runs holds, and every letter under way; on the event loop.
+
+        Of runs that have ended, it is what a client kept.
+        """
+        holds = [Hold("letters under way", frozenset(self._letters.digests()) | self._incoming.digests)]
+        roles = (driver for driver in self._drivers.values() if driver.role_name != COORDINATOR)
+        holds += [Hold(f"run {driver.run}", driver.held) for driver in roles]
+        newest: dict[tuple[str, Digest], list[_Ended]] = {}
+        for ended in self._ended.values():
+            newest.setdefault((ended.log.partition("/")[0], ended.layout), []).append(ended)
+        last = [ended for of in newest.values() for ended in of[-KEPT_OF_LAST:]]
+        kept = ((f"kept of run {ended.log.partition('/')[2]}", frozenset(ended.kept)) for ended in last if ended.kept)
+        return [*holds, *(Hold(*of) for of in kept)]
 
     def replay(self) -> None:
         """After a restart: folds the logs of an edge's and a client's roles. Call it before the watch begins."""
@@ -164,6 +198,8 @@ class RunRoles:
                 continue
             try:
                 self.add(role_name, spec).replay()
+            except StoreUnavailable:  # what is there must not be taken for lost
+                raise
             except EdgewiseError as error:
                 log.error("%s cannot go on with %s: %s", self._node.name, name, error)
                 self._drivers.pop((role_name, spec.run), None)
@@ -199,7 +235,7 @@ class RunRoles:
         for timer in self._timers.values():
             timer.cancel()
         for driver in tuple(self._drivers.values()):
-            driver.is_closed = True
+            driver.close()
             await driver.settled()
 
     async def _tell(self, tell: Callable[..., Awaitable[None]], *sighting: Any) -> None:
@@ -218,7 +254,7 @@ class RunRoles:
 
     def _holds(self, driver: RoleDriver) -> set[Digest]:
         others = (other.mentioned for other in tuple(self._drivers.values()) if other is not driver)
-        return self._letters.digests().union(*others)
+        return self._letters.digests().union(self._also_held(), *others)
 
     async def _find(self, run: RunId, to: Address, letter: AnyLetter) -> RoleDriver | LetterAck:
         """The role that a letter is for; a letter that says what the run is begins it."""
@@ -231,6 +267,8 @@ class RunRoles:
         found = self._drivers.get((role_name, run))
         if found is not None:
             return found
+        if run in self._unreadable:
+            raise StoreUnavailable(self._unreadable[run])
         if log_name(role_name, run) in self._ended:
             is_end = not isinstance(letter, Order) and letter.key == "ended"
             return LetterAck(is_end, Refusal.LATE, f"run {run} has ended on {self._node.name}.")
@@ -289,7 +327,12 @@ class RunRoles:
                     # Answers are given where letters arrived, blobs are stored by the driver.
                     self._on_action(driver, action)
 
+    def _of_run(self, run: RunId) -> list[RoleDriver]:
+        return [driver for driver in self._drivers.values() if driver.run == run]
+
     def _folded(self, driver: RoleDriver) -> None:
+        if not driver.is_waiting:
+            self.stores.over(driver)
         if driver.is_over:
             self._letters.end(driver)
         is_done = driver.role_name != COORDINATOR and driver.is_over and not self._letters.has(driver)
@@ -333,7 +376,9 @@ class RunRoles:
         spare = (driver.mentioned | former) - kept
         ended = self._ended[driver.log] = _Ended(driver.log, driver.spec.layout, tuple(sorted(kept)))
         self._drivers.pop((driver.role_name, driver.run), None)
-        await asyncio.to_thread(self._forget, driver, ended, spare)
+        await until_taken(partial(self._forget, driver, ended, spare), partial(self.stores.met, driver))
+        self.stores.forget(driver.run)
+        self._node.spare.set()
         self.expect()
 
     def _forget(self, driver: RoleDriver, ended: _Ended, spare: set[Digest]) -> None:

@@ -11,11 +11,12 @@ import itertools
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
 
-from edgewise.core.errors import EdgewiseError, InputError
+from edgewise.core.errors import EdgewiseError, InputError, StoreDamaged, StoreUnavailable
 from edgewise.core.ids import ClientId, Digest, NodeId, RunId
 from edgewise.core.layout import Layout, Vector
 from edgewise.fleet.membership.watch import Watch
@@ -33,6 +34,8 @@ from edgewise.fleet.messages import (
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.serving.versions import VersionStore
 from edgewise.fleet.store.events import EventLog
+from edgewise.fleet.store.patience import until_taken
+from edgewise.fleet.store.retention import Hold
 from edgewise.fleet.training.live_run import LiveRun, Registered, RoundClosed, Submitted, record_of, with_former
 from edgewise.fleet.training.local_worker import LocalWorker
 from edgewise.fleet.training.role_driver import RoleDriver
@@ -53,6 +56,8 @@ INDEX = RunId("runs")
 """Log of what was submitted and what became of it; each run has a log of its own beside."""
 RETRY_BASE_S = 0.5
 RETRY_MOST_S = 30.0
+CANCEL_S = 2.0
+"""How long the store may take to take the end of a run that is cancelled; then the run ends without it."""
 TEMPLATE_BYTES_PER_ENTRY = 8
 """Bound of a template graph per entry of its model, beside `TEMPLATE_SPARE_BYTES`."""
 TEMPLATE_SPARE_BYTES = 64 * 2**20
@@ -84,7 +89,10 @@ class Runs:
         self._versions = versions
         self._on_event = on_event
         self._runs: dict[RunId, LiveRun] = {}
-        self.roles = RunRoles(node, events, watch=watch, worker=worker, on_action=self._on_action)
+        self.roles = RunRoles(
+            node, events, watch=watch, worker=worker, on_action=self._on_action, also_held=versions.digests
+        )
+        node.holders["events.db"] = self.held
         self._watch = watch
 
     async def submit(self, request: SubmitRun, sender: NodeId) -> RunId:
@@ -135,7 +143,7 @@ class Runs:
         needed = [(start, "the model of its last round"), (live.submitted.template, "its graph")]
         needed += [(s.blob.digest, f"{s.name!r} of its server") for s in (former.sections.values() if former else ())]
         for digest, what in needed:
-            if digest and not self._node.blobs.has(digest):
+            if digest and not self._node.blobs.claim(digest):
                 raise InputError(f"run {order.run!r} cannot go on: {what} is not here any more. Start it anew.")
         return await self._begin(request, live.submitted.layout, live.submitted.template, start, former)
 
@@ -201,30 +209,81 @@ class Runs:
 
     def replay(self) -> None:
         """After a restart: folds every run's log to where it was. Call it before the watch begins."""
-        for entry in self._events.read(INDEX):
+        damaged: list[str] = []
+        for entry in self._events.read(INDEX, damaged=damaged):
             if entry.kind == "submitted":
                 live = self._add(msgspec.msgpack.decode(entry.payload, type=Submitted))
                 live.submitted_s = entry.time_s
-                live.driver.replay()
-                live.rounds = with_former(live.view.rounds if live.view is not None else (), live.rounds)
+                self._replay(live)
+                rounds = live.view.rounds if live.view is not None else ()
+                live.rounds = with_former(rounds, live.rounds, live.driver.moved)
             elif entry.kind == "round":
                 closed = msgspec.msgpack.decode(entry.payload, type=RoundClosed)
-                live = self._runs[closed.run]
-                live.rounds = [closed.record if r.round == closed.record.round else r for r in live.rounds]
+                if (known := self._runs.get(closed.run)) is not None:
+                    others = [r for r in known.rounds if r.round != closed.record.round]
+                    known.rounds = sorted([*others, closed.record], key=lambda record: record.round)
             else:
                 registered = msgspec.msgpack.decode(entry.payload, type=Registered)
-                live = self._runs[registered.run]
-                live.version, live.failure, live.registered = registered.version, registered.failure, True
+                if (known := self._runs.get(registered.run)) is not None:
+                    known.version, known.failure, known.registered = registered.version, registered.failure, True
+        for sentence in damaged:
+            log.error("%s: what it says of a run is not known any more: %s", self._node.name, sentence)
         self.roles.replay()
+
+    def _replay(self, live: LiveRun) -> None:
+        """Folds a run's log; one that cannot be read stops that run alone."""
+        try:
+            live.driver.replay()
+        except StoreUnavailable:
+            raise
+        except Exception as error:  # whatever a step makes of bytes that are not what was written
+            known = isinstance(error, EdgewiseError)
+            live.damage = error.message if isinstance(error, EdgewiseError) else f"{type(error).__name__}: {error}."
+            live.lost = Digest(error.fields.get("digest", "")) if isinstance(error, EdgewiseError) else Digest("")
+            live.driver.state = None
+            run = live.submitted.run
+            self.roles.set_aside(run, f"the record of run {run!r} cannot be read: {live.damage}")
+            log.error("%s cannot read run %s: %s", self._node.name, run, live.damage, exc_info=None if known else error)
+
+    async def _mend(self, live: LiveRun) -> None:
+        """Looks for the blob that a run lost, until a node has it; then the run goes on."""
+        attempt = 0
+        while live.damage:
+            if not await self.roles.stores.find(live.lost):
+                await asyncio.sleep(min(RETRY_BASE_S * 2.0**attempt, RETRY_MOST_S))
+                attempt += 1
+                continue
+            live.driver, live.damage = self.roles.add(COORDINATOR, live.submitted.config.spec), ""
+            self._replay(live)
+            if live.damage and not live.lost:
+                return
+        live.driver.resume()
+        assert self.roles.presence is not None
+        await self.roles.presence.catch_up(live.driver)
 
     async def resume(self) -> None:
         """After a restart: unfinished runs go on where they were, whoever was not told of an end is told."""
         self.roles.resume()
         for live in self._runs.values():
+            if live.damage:
+                if live.lost and not live.registered:
+                    self._node.spawn(self._mend(live), f"mend {live.submitted.run}")
+                continue
             if live.driver.state is None:
                 await live.driver.dispatch(decode_event(live.submitted.first))
             if live.view is not None and live.view.outcome is None and self.roles.presence is not None:
                 await self.roles.presence.catch_up(live.driver)
+
+    def held(self) -> list[Hold]:
+        """What all runs hold; on the event loop.
+
+        Raises:
+            StoreDamaged: If the record of a run cannot be read: what it needs is not known.
+        """
+        for live in self._runs.values():
+            if live.damage and not live.registered:
+                raise StoreDamaged(f"the record of run {live.submitted.run!r} cannot be read: {live.damage}")
+        return [*self.roles.held(), *(live.held for live in self._runs.values())]
 
     def all(self) -> tuple[LiveRun, ...]:
         """All runs, oldest first."""
@@ -247,20 +306,35 @@ class Runs:
         return run in self._runs and hard_examples_of(self._runs[run].submitted.config.spec) is not None
 
     async def cancel(self, run: RunId) -> None:
-        """Stops a run; what is done stays."""
-        await self._live(run).driver.dispatch(m.RunCancelled(run, "cancelled by an operator"))
+        """Stops a run; what is done stays. Where a store takes nothing it ends all the same, and is written down later."""
+        live = self._live(run)
+        if live.damage:
+            return
+        cause = self.roles.stores.of(run)
+        reason = f"cancelled by an operator while it waited: {cause}" if cause else "cancelled by an operator"
+        cancelled = live.driver.dispatch(m.RunCancelled(run, reason), is_urgent=True)
+        task = self._node.spawn(cancelled, f"cancel {run}")
+        done, _ = await asyncio.wait({task}, timeout=CANCEL_S)
+        if done:
+            await task
+        elif live.view is None or live.view.outcome is None:
+            live.ending = (
+                f"cancelled by an operator; {self.roles.stores.of(run) or cause}. Its end is written down when the store "
+                "takes it; a coordinator that is started again before that goes on with the run."
+            )
+            self._say_ended(live)
 
     def _with_teacher(self, spec: Any, version: int) -> Any:
         hard = hard_examples_of(spec)
         if hard is None or not version:
             return spec
-        graph = BlobRef(self._versions.get(version).graph, self._versions.graph_size(version), self._node.name)
+        graph = BlobRef(self._versions.kept(version).graph, self._versions.graph_size(version), self._node.name)
         return with_hard_examples(spec, msgspec.structs.replace(hard, teacher=graph))
 
     def _start_of(self, request: SubmitRun) -> tuple[Digest, int]:
         """Digest and bytes of the first model."""
         if request.start_version:
-            weights = self._versions.get(request.start_version).weights
+            weights = self._versions.kept(request.start_version).weights
             if not weights:
                 raise InputError(
                     f"version {request.start_version} was imported: its weights are not known apart from its graph. "
@@ -284,13 +358,14 @@ class Runs:
 
     def _add(self, submitted: Submitted) -> LiveRun:
         live = self._runs[submitted.run] = LiveRun(submitted, self.roles.add(COORDINATOR, submitted.config.spec))
+        live.stores = partial(self.roles.stores.of, submitted.run)
         for former in submitted.config.spec.extra.get(m.FORMER_RUNS, ())[:1]:
             live.rounds = list(self._runs[former].rounds)
         return live
 
     def _on_action(self, driver: RoleDriver, action: m.Action) -> None:
         live = self._runs.get(driver.run)
-        if live is None or driver is not live.driver:
+        if live is None or driver is not live.driver or live.damage:
             return
         match action:
             case m.AnnounceRound():
@@ -319,14 +394,8 @@ class Runs:
 
     def _close_round(self, live: LiveRun, summary: m.RoundSummary) -> None:
         """Notes what the round took; its model is evaluated beside, the next round does not wait for that."""
-        driver, now = live.driver, time.monotonic()
-        record = record_of(
-            summary,
-            accuracy=float("nan"),
-            seconds=now - live.opened_s,
-            uplink_bytes=driver.round_uplink_bytes,
-            downlink_bytes=driver.round_downlink_bytes,
-        )
+        now, moved = time.monotonic(), live.driver.moved.of(summary.round)
+        record = record_of(summary, accuracy=float("nan"), seconds=now - live.opened_s, moved=moved)
         live.waiting, live.retries, live.opened_s = "", 0, now
         name = f"record of round {summary.round} of {live.submitted.run}"
         evaluated = mapped_model(self._node.blobs, summary.model) if live.submitted.template else None
@@ -342,8 +411,7 @@ class Runs:
             accuracy, metrics = await asyncio.to_thread(judge, of.template, of.layout, model, of.request.task)
             record = msgspec.structs.replace(record, accuracy=accuracy, metrics=metrics)
         live.rounds.append(record)
-        closed = msgspec.msgpack.encode(RoundClosed(live.submitted.run, record))
-        await asyncio.to_thread(self._events.append, INDEX, "round", closed)
+        await self._written(live, "round", RoundClosed(live.submitted.run, record))
         self._on_event("round_closed", {"run": live.submitted.run, "round": record.round, "loss": record.loss})
 
     async def _end(self, live: LiveRun, outcome: m.Outcome) -> None:
@@ -352,15 +420,29 @@ class Runs:
             await asyncio.wait({live.recording})
         if outcome.kind is m.OutcomeKind.COMPLETED and submitted.request.register and not live.version:
             try:
-                live.version = await asyncio.to_thread(self._register, live, outcome)
+                live.version = await until_taken(partial(self._register, live, outcome), self._met(live))
             except EdgewiseError as error:
                 log.error("run %s is complete but makes no version: %s", run, error)
                 live.failure = f"the run is complete but makes no version: {error.message}"
         registered = Registered(run, live.version, live.failure)
-        await asyncio.to_thread(self._events.append, INDEX, "registered", msgspec.msgpack.encode(registered))
+        await self._written(live, "registered", registered)
         live.registered = True
+        self._node.spare.set()
+        if not live.ending:
+            self._say_ended(live)
+
+    def _say_ended(self, live: LiveRun) -> None:
         status = live.status
-        self._on_event("run_ended", {"run": run, "state": status.state, "cause": status.cause, "version": live.version})
+        fields = {"run": status.run, "state": status.state, "cause": status.cause, "version": live.version}
+        self._on_event("run_ended", fields)
+
+    def _met(self, live: LiveRun) -> Callable[[StoreUnavailable], None]:
+        return partial(self.roles.stores.met, live.driver)
+
+    async def _written(self, live: LiveRun, kind: str, entry: msgspec.Struct) -> None:
+        """Writes what is kept beside a run's own events, as soon as the store takes it."""
+        data = msgspec.msgpack.encode(entry)
+        await until_taken(partial(self._events.append, INDEX, kind, data), self._met(live))
 
     def _register(self, live: LiveRun, outcome: m.Outcome) -> int:
         submitted = live.submitted

@@ -26,7 +26,7 @@ from edgewise.codecs.bundle import (
     decode_bundle,
     encode_bundle,
 )
-from edgewise.core.errors import FrameRefused, InputError, StoreError
+from edgewise.core.errors import FrameRefused, InputError, StoreDamaged
 from edgewise.core.ids import Digest, digest_of
 from edgewise.core.layout import Vector
 from edgewise.core.seeds import Seeds
@@ -51,15 +51,21 @@ def blob(blobs: Blobs, digest: Digest) -> bytes:
         The bytes, or a buffer of them.
 
     Raises:
-        StoreError: If the store does not have them.
+        StoreDamaged: If the store does not have them.
     """
     try:
         return blobs[digest]
     except KeyError:
-        raise StoreError(
-            f"blob {digest[:12]}… is not in the store. A driver stores bytes before it reports the event "
-            "that names them; check the blob folder of this run."
-        ) from None
+        raise lost_blob(digest) from None
+
+
+def lost_blob(digest: Digest) -> StoreDamaged:
+    """The error of a blob that a run needs and that is gone."""
+    return StoreDamaged(
+        f"blob {digest[:12]} is not in the store, and the run needs it. It is fetched again where a node has it: "
+        "`edgewise repair` looks for one.",
+        digest=str(digest),
+    )
 
 
 def vector_to_bytes(vector: Vector) -> bytes:

@@ -2,23 +2,32 @@
 
 {folder}/{digest}          a whole blob
 {folder}/{digest}.part     the first bytes of one that is still coming; its length says how many
+{folder}/{digest}.damaged  what was found under that name and is something else; it is fetched anew
+
+A blob is checked against its name when this process first reads it, and again whenever its file has changed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import re
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from edgewise.core.errors import PolicyViolation, StoreError, Unreachable
-from edgewise.core.files import naming, write_atomic
+from edgewise.core.errors import PolicyViolation, StoreDamaged, StoreError, Unreachable
+from edgewise.core.files import storing, write_atomic
 from edgewise.core.ids import Digest, digest_of
+from edgewise.core.private_files import PRIVATE, make_private_folder, open_private
 from edgewise.core.provenance import origins_of
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _READ_BYTES = 2**20
+DAMAGED = ".damaged"
 MOST_HELD_BYTES = 2**18
 """Larger blobs are not held in memory."""
 
@@ -34,11 +43,14 @@ class FolderBlobs:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with storing(Path(folder)):
+            self.folder = make_private_folder(Path(folder))
         self._fetching: dict[Digest, asyncio.Lock] = {}
         self._moved: dict[Digest, asyncio.Event] = {}
         self._held: dict[Digest, bytes] = {}
+        self._checked: dict[Digest, tuple[int, int, int]] = {}
+        self._claims: dict[Digest, float] = {}
+        self._claiming = threading.Lock()
 
     def put(self, data: bytes | memoryview, *, durable: bool = True) -> Digest:
         """Stores a blob atomically.
@@ -52,6 +64,7 @@ class FolderBlobs:
 
         Raises:
             PolicyViolation: If the bytes descend from a data source; a blob is given to whoever asks by digest.
+            StoreUnavailable: If there is no room for it now.
         """
         origins = origins_of(data)
         if origins:
@@ -61,8 +74,12 @@ class FolderBlobs:
                 data_class=sorted(origins)[0],
             )
         digest = digest_of(data)
-        if not self.path(digest).exists():
-            write_atomic(self.path(digest), data, durable=durable)
+        path = self.path(digest)
+        self.claim(digest)
+        with storing(self.folder):
+            if not (path.exists() and self._is_as_named(digest)):
+                write_atomic(path, data, mode=PRIVATE, durable=durable)
+                self._trust(digest)
         return digest
 
     def hold(self, data: bytes) -> Digest:
@@ -87,10 +104,76 @@ class FolderBlobs:
         """Returns whether the complete blob is stored."""
         return digest in self._held or self.path(digest).exists()
 
+    def claim(self, digest: Digest) -> bool:
+        """As `has`, for whoever is about to name it: for a while nobody lets go of it, also if it is still to come.
+
+        Args:
+            digest: Which.
+
+        Returns:
+            Whether the complete blob is stored.
+        """
+        with self._claiming:
+            self._claims[digest] = time.monotonic()
+        return self.has(digest)
+
+    def let_go(self, digest: Digest, grace_s: float) -> bool:
+        """Deletes a blob that nobody holds, complete or partial, unless it was just claimed or is being fetched; any thread.
+
+        Args:
+            digest: Which.
+            grace_s: How long a claim stands.
+
+        Returns:
+            Whether it is gone.
+        """
+        with self._claiming:
+            fetching = self._fetching.get(digest)
+            is_claimed = time.monotonic() - self._claims.get(digest, float("-inf")) < grace_s
+            if is_claimed or (fetching is not None and fetching.locked()):
+                return False
+            self.drop(digest)
+        return True
+
+    def forget_claims(self, grace_s: float) -> None:
+        """Forgets claims that stand no more; any thread."""
+        with self._claiming:
+            now = time.monotonic()
+            self._claims = {digest: at for digest, at in self._claims.items() if now - at < grace_s}
+
+    def stored(self) -> Iterator[tuple[Digest, bool, os.stat_result]]:
+        """What is in the folder: name, whether it is complete, and what the file system says of it."""
+        with os.scandir(self.folder) as entries:
+            for entry in entries:
+                name, _, suffix = entry.name.partition(".")
+                if _DIGEST.fullmatch(name) and suffix in ("", "part"):
+                    try:
+                        yield Digest(name), not suffix, entry.stat(follow_symlinks=False)
+                    except FileNotFoundError:
+                        continue  # a run has let go of it meanwhile
+
     def is_whole(self, digest: Digest) -> bool:
         """Whether the blob is on disk and is what its name says; reads all of it."""
         path = self.path(digest)
         return path.exists() and _digest_of_file(path) == digest
+
+    def check(self, digest: Digest) -> None:
+        """Checks that a blob is what its name says; reads all of it, but once as long as its file does not change.
+
+        Raises:
+            StoreDamaged: If it is something else; the file is moved aside, so that the blob is missing and is fetched again.
+            StoreError: If it is not here.
+            StoreUnavailable: If the disk does not answer.
+        """
+        if digest in self._held:
+            return
+        with storing(self.path(digest)):
+            try:
+                is_whole = self._is_as_named(digest)
+            except FileNotFoundError as error:
+                raise _missing(digest) from error
+            if not is_whole:
+                raise self._set_aside(digest)
 
     def path(self, digest: Digest) -> Path:
         """Returns the path of the complete blob, stored or not; one that is held in memory has no file.
@@ -128,24 +211,24 @@ class FolderBlobs:
 
         Raises:
             StoreError: If it is not here.
+            StoreDamaged, StoreUnavailable: As `check`.
         """
         if (held := self._held.get(digest)) is not None:
             return held[offset : None if size is None else offset + size] if offset or size is not None else held
-        try:
-            with self.path(digest).open("rb") as file:
-                file.seek(offset)
-                return file.read(-1 if size is None else size)
-        except FileNotFoundError as error:
-            raise _missing(digest) from error
+        self.check(digest)
+        with storing(self.path(digest)):
+            try:
+                with self.path(digest).open("rb") as file:
+                    file.seek(offset)
+                    return file.read(-1 if size is None else size)
+            except FileNotFoundError as error:
+                raise _missing(digest) from error
 
     def find(self, digest: Digest) -> bytes | None:
         """Reads a small blob; None if it is not here."""
         if (held := self._held.get(digest)) is not None:
             return held
-        try:
-            return self.path(digest).read_bytes()
-        except FileNotFoundError:
-            return None
+        return self.read(digest) if self.has(digest) else None
 
     async def read_coming(self, digest: Digest, offset: int, size: int) -> bytes:
         """Reads a part of a blob that may still be in transfer; its digest is checked only at the end.
@@ -177,6 +260,8 @@ class FolderBlobs:
                 file.seek(offset)
                 return file.read(size)
         except FileNotFoundError:  # it is whole, maybe only just
+            if not self._is_checked(digest):
+                await asyncio.to_thread(self.check, digest)
             return self.read(digest, offset, size)
 
     def has_moved(self, digest: Digest) -> None:
@@ -201,11 +286,13 @@ class FolderBlobs:
 
         Raises:
             StoreError: If they would leave a gap.
+            StoreUnavailable: If there is no room for them now.
         """
         there = self.partial_size(digest)
         if offset > there:
             raise StoreError(f"bytes at {offset:,} of blob {digest[:12]} leave a gap: only {there:,} are here.")
-        with naming(self._partial(digest)), self._partial(digest).open("r+b" if there else "wb") as file:
+        partial = self._partial(digest)
+        with storing(self.folder), open_private(partial, "r+b" if there else "wb") as file:
             file.seek(offset)
             file.write(data)
 
@@ -217,10 +304,15 @@ class FolderBlobs:
 
         Raises:
             StoreError: If its content is another; the bytes are thrown away.
+            StoreUnavailable: If the disk takes nothing now; the bytes stay.
         """
+        with storing(self.folder):
+            self._finish(digest)
+
+    def _finish(self, digest: Digest) -> None:
         partial = self._partial(digest)
         if not partial.exists():
-            partial.touch()
+            partial.touch(PRIVATE)
         found = _digest_of_file(partial)
         if found != digest:
             size = partial.stat().st_size
@@ -231,7 +323,9 @@ class FolderBlobs:
             )
         with partial.open("rb") as file:
             os.fsync(file.fileno())
+        self.claim(digest)
         os.replace(partial, self.path(digest))
+        self._trust(digest)
 
     def fetching(self, digest: Digest) -> asyncio.Lock:
         """Returns the lock held while a blob is fetched, so that it is fetched once."""
@@ -240,12 +334,58 @@ class FolderBlobs:
     def drop(self, digest: Digest) -> None:
         """Deletes a blob, complete or partial; idempotent."""
         self._held.pop(digest, None)
-        self.path(digest).unlink(missing_ok=True)
-        self._partial(digest).unlink(missing_ok=True)
+        self._claims.pop(digest, None)
+        self._checked.pop(digest, None)
+        with storing(self.folder):
+            self.path(digest).unlink(missing_ok=True)
+            self._partial(digest).unlink(missing_ok=True)
+
+    def _is_checked(self, digest: Digest) -> bool:
+        try:
+            return digest in self._held or self._checked.get(digest) == _stamp(self.path(digest))
+        except FileNotFoundError:
+            return False
+
+    def _is_as_named(self, digest: Digest) -> bool:
+        path = self.path(digest)
+        stamp = _stamp(path)
+        if self._checked.get(digest) == stamp:
+            return True
+        if _digest_of_file(path) != digest:
+            return False
+        self._checked[digest] = stamp  # taken before: a change meanwhile is seen next time
+        return True
+
+    def _trust(self, digest: Digest) -> None:
+        """What was just written needs no reading."""
+        with contextlib.suppress(FileNotFoundError):
+            self._checked[digest] = _stamp(self.path(digest))
+
+    def _set_aside(self, digest: Digest) -> StoreDamaged:
+        path = self.path(digest)
+        aside = path.with_name(f"{path.name}{DAMAGED}")
+        self._checked.pop(digest, None)
+        text = f"It was moved to {aside.name!r}."
+        try:
+            os.replace(path, aside)
+        except OSError as error:
+            text = f"It cannot be moved away ({error.strerror})."
+        return StoreDamaged(
+            f"blob {digest[:12]} is damaged on disk: {str(path)!r} is not what its name says. {text} What needs it stops; "
+            "it is fetched again where a node has it: `edgewise repair` looks for one.",
+            path=str(path),
+            digest=str(digest),
+        )
 
     def _partial(self, digest: Digest) -> Path:
         path = self.path(digest)
         return path.with_name(path.name + ".part")
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    """What changes when a file does."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _digest_of_file(path: Path) -> Digest:

@@ -102,13 +102,39 @@ async def fetch_blob(
         StoreError: If what came has another digest.
     """
     async with blobs.fetching(digest):
-        if blobs.has(digest):
+        if blobs.claim(digest):
             return
         try:
             await _Fetch(transport, key, digest, size_bytes, blobs, run, progress).run()
             await asyncio.to_thread(blobs.finish, digest)
         finally:
             blobs.has_moved(digest)
+
+
+async def fetch_unsized(transport: Transport, key: str, digest: Digest, blobs: FolderBlobs) -> None:
+    """Fetches a blob whose size nobody knows, chunk after chunk until one is short; returns at once if it is stored.
+
+    Args:
+        transport: The receiver's.
+        key: The `blob` service of a node that may hold it.
+        digest: Which blob.
+        blobs: Where it goes.
+
+    Raises:
+        Unreachable, DeadlineExceeded: If that node does not answer.
+        RemoteError: If it does not have it.
+        StoreError: If what came has another digest.
+    """
+    async with blobs.fetching(digest):
+        while not blobs.has(digest):
+            offset = blobs.partial_size(digest)
+            request = ChunkRequest(digest, offset, MAX_CHUNK_BYTES)
+            query = make_frame("chunk_request", request, purpose=Purpose.BULK)
+            data = (await transport.query(key, query, timeout_s=_STALL_S)).array("").tobytes()
+            if data:
+                await asyncio.to_thread(blobs.write_at, digest, offset, data)
+            if len(data) < MAX_CHUNK_BYTES:
+                await asyncio.to_thread(blobs.finish, digest)
 
 
 @dataclass(frozen=True, slots=True)
