@@ -103,7 +103,9 @@ def test_a_role_does_not_end_before_the_letters_of_its_end_are_on_their_way() ->
 
     async def scene() -> list[str]:
         ended: list[str] = []
-        driver = SimpleNamespace(role_name="edge", log="edge/r", is_over=True, is_closed=False, has_carried_out=False)
+        driver = SimpleNamespace(
+            role_name="edge", log="edge/r", is_over=True, is_closed=False, has_carried_out=False, is_waiting=True
+        )
         letters = SimpleNamespace(end=lambda _: None, has=lambda _: False)
         node = SimpleNamespace(spawn=lambda work, name: (work.close(), ended.append(name)))
         roles: Any = SimpleNamespace(_letters=letters, _node=node, expect=lambda: None, _kept_before=lambda _: set())
