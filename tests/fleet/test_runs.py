@@ -14,6 +14,7 @@ import pytest
 
 from edgewise.codecs.bundle import bundle_to_bytes, encode_bundle
 from edgewise.core.errors import InputError, RemoteError, StoreError
+from edgewise.core.files import storing
 from edgewise.core.ids import ClientId, NodeId, RoundNumber, RunId, Tier, digest_of
 from edgewise.fleet.messages import INLINE_BYTES, LetterAck, RunLetter
 from edgewise.fleet.store.events import EventLog
@@ -306,10 +307,13 @@ def test_who_comes_back_while_the_absent_are_given_up_is_not_given_up(monkeypatc
 
 def test_a_model_an_edge_has_no_room_for_is_what_the_run_waits_for(tmp_path: Path) -> None:
     async def scene(fleet: LoopbackFleet) -> str:
-        def no_room(*_: Any) -> None:
-            raise OSError(28, "No space left on device")
+        blobs = fleet.nodes[NodeId("edge-1")].blobs
 
-        fleet.nodes[NodeId("edge-1")].blobs.write_at = no_room  # type: ignore[method-assign]
+        def no_room(*_: Any) -> None:
+            with storing(blobs.folder):
+                raise OSError(28, "No space left on device")
+
+        blobs.write_at = no_room  # type: ignore[method-assign]
         run = await fleet.submit(WORDS, num_rounds=1, protocol="hierarchical")
         async with asyncio.timeout(10.0):
             async for status in fleet.operator.watch(run):

@@ -47,13 +47,16 @@ class BlobFetches:
         except StoreError as error:
             raise FrameRefused(error.message) from error
 
-    async def begin(self, blob: BlobName, holder: NodeId, *, wanted: Callable[[], bool]) -> None:
+    async def begin(
+        self, blob: BlobName, holder: NodeId, *, wanted: Callable[[], bool], met: Callable[[StoreUnavailable], None]
+    ) -> None:
         """Begins to fetch a blob that is passed on; returns when its first bytes are here, the rest follows.
 
         Args:
             blob: Which.
             holder: Who has it, or is fetching it.
             wanted: Whether it still is; looked at before each attempt.
+            met: Told when there is no room for the rest of it; it goes on when there is.
 
         Raises:
             EdgewiseError, OSError: If it cannot even begin: refused, or no room for it.
@@ -63,27 +66,43 @@ class BlobFetches:
         begun = self._begun.get(blob.digest)
         if begun is None:
             begun = self._begun[blob.digest] = asyncio.get_running_loop().create_future()
-            self._node.spawn(self._fetch(blob, holder, wanted, begun), f"fetch {blob.digest[:12]}")
+            self._node.spawn(self._fetch(blob, holder, wanted, met, begun), f"fetch {blob.digest[:12]}")
         await asyncio.shield(begun)
 
     async def _fetch(
-        self, blob: BlobName, holder: NodeId, wanted: Callable[[], bool], begun: asyncio.Future[None]
+        self,
+        blob: BlobName,
+        holder: NodeId,
+        wanted: Callable[[], bool],
+        met: Callable[[StoreUnavailable], None],
+        begun: asyncio.Future[None],
     ) -> None:
         def moved(*_: int) -> None:
             if not begun.done():
                 begun.set_result(None)
 
+        async def pull() -> StoreUnavailable | None:
+            try:
+                await self._node.pull(ref, progress=moved)
+            except StoreUnavailable as error:  # this node's own disk: that is told, not only tried again
+                return error
+            return None
+
         ref, what = BlobRef(blob.digest, blob.size_bytes, holder), f"blob {blob.digest[:12]}"
         try:
             while wanted():
                 try:
-                    await deliver(lambda: self._node.pull(ref, progress=moved), what=what, wanted=wanted)
+                    refusal = await deliver(pull, what=what, wanted=wanted)
+                    if refusal is not None:
+                        raise refusal
                     break
                 except (EdgewiseError, OSError) as error:  # refused, spoiled on its way, or no room for it
                     if not begun.done():  # what names it is refused with this
                         begun.set_exception(error)
                         begun.exception()
                         return
+                    if isinstance(error, StoreUnavailable):
+                        met(error)
                     log.error("%s broke off, it is fetched again: %s", what, error)
                     await asyncio.sleep(FETCH_AGAIN_S)
             moved()

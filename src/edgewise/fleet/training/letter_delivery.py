@@ -10,16 +10,18 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from edgewise.core.errors import EdgewiseError, StoreDamaged
+from edgewise.core.errors import EdgewiseError
 from edgewise.core.ids import Digest, NodeId
 from edgewise.fleet.messages import INLINE_BYTES, LetterAck, RunLetter
 from edgewise.fleet.node.delivery import Waits, is_passing
 from edgewise.fleet.node.node import Node
+from edgewise.fleet.store.patience import PASSING
 from edgewise.fleet.training.blob_fetches import BlobFetches
 from edgewise.fleet.training.role_driver import RoleDriver
 from edgewise.ledger.entry import Purpose
@@ -145,9 +147,11 @@ class LetterDelivery:
                 if str(place) not in inline and not self._node.blobs.has(blob.digest):
                     if not driver.server:
                         raise lost_blob(blob.digest)
-                    await self._fetches.begin(blob, driver.server, wanted=lambda: not driver.is_closed)
+                    await self._fetches.begin(
+                        blob, driver.server, wanted=lambda: not driver.is_closed, met=partial(driver.met, driver)
+                    )
             ack = await self._ask(driver, node, to, letter, inline)
-        except StoreDamaged as error:  # the letter stays until the blob is here again
+        except PASSING as error:  # the letter stays until the disk answers, or the blob is here again
             driver.met(driver, error)
             return None
         except EdgewiseError as error:

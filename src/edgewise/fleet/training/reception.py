@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -223,7 +224,9 @@ class Reception:
             if str(place) in inline:
                 await self._keep(driver, blob, inline[str(place)])
             elif blob.digest in passed_on:
-                await self._fetches.begin(blob, sender.node, wanted=lambda: not driver.is_closed)
+                await self._fetches.begin(
+                    blob, sender.node, wanted=lambda: not driver.is_closed, met=partial(driver.met, driver)
+                )
             else:
                 await self._fetches.whole(blob, sender.node)
 

@@ -176,7 +176,7 @@ class RoleDriver:
         """
         if isinstance(self._refusal, StoreUnavailable) and self._folding is not None and isinstance(event, _LETTERS):
             raise self._refusal
-        if self._is_quick and self._folding is None and not self._waiting:
+        if self._is_quick and self._refusal is None and self._folding is None and not self._waiting:
             (result,) = results = self._fold([event])
             self._note_refusal(results)
             if not _is_left(event, result):

@@ -310,7 +310,9 @@ class RunRoles:
         hard = hard_examples_of(driver.spec)
         if hard is not None and hard.teacher is not None:  # devices ask this edge for it
             blob = BlobName(hard.teacher.digest, hard.teacher.size_bytes)
-            await self._fetches.begin(blob, driver.server, wanted=lambda: not driver.is_closed)
+            await self._fetches.begin(
+                blob, driver.server, wanted=lambda: not driver.is_closed, met=partial(driver.met, driver)
+            )
         self.expect()
 
     def _carry_out(self, driver: RoleDriver, actions: tuple[Action, ...]) -> None:
