@@ -32,7 +32,6 @@ LONG_FILES: dict[str, str] = {
     "fleet/operator/operator.py": "one idea: what an operator may ask of a fleet, a method each",
     "fleet/serving/serving_role.py": "one idea: the serving role of a node, order by order",
     "inference/model_server.py": "one idea: a model that serves, from its first plan over requests and streams to its end",
-    "service/open_inference.py": "one idea: the Open Inference Protocol as an HTTP service, route by route",
     "simulation/virtual_run.py": "one idea: every action of a role carried out in virtual time",
     "training/protocols/hierarchical/cloud.py": "one idea: what each event does on the cloud, beside its table",
 }

@@ -23,7 +23,9 @@ from edgewise.models.graph.graph import Graph, PlainTensor
 from edgewise.models.graph.infer_shapes import empty_array
 from edgewise.planning.plan import ActivePlan
 from edgewise.service.client import InferenceClient
-from edgewise.service.open_inference import HttpServer, Metrics, Model, serve_http
+from edgewise.service.http_server import HttpServer
+from edgewise.service.open_inference import Metrics, serve_http
+from edgewise.service.served_model import Model
 
 _REQUESTS = 7
 
@@ -101,6 +103,7 @@ class _AtOnce:
     """A model that has its answer ready."""
 
     name = "ready"
+    default_deadline_s = 10.0
 
     def __init__(self, graph: Graph) -> None:
         self.active = ActivePlan(Revision(1), device_only_plan(graph), 1)
