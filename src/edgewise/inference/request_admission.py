@@ -22,7 +22,7 @@ from edgewise.inference.prepared import PreparedPlan
 from edgewise.inference.worker import Worker
 
 _KEPT_BACK_FRACTION = 0.1
-_MAX_KEPT_BACK_S = 0.05
+_MAX_KEPT_BACK_S = 0.1
 _LONG_S = 0.05
 _LONGER = 4
 _UNSURE = 2.0

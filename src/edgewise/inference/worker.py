@@ -30,10 +30,13 @@ from math import inf
 from typing import Any, NamedTuple, TypeVar
 
 from edgewise.core.errors import Busy, DeadlineExceeded
+from edgewise.core.process import give_memory_back
 
 R = TypeVar("R")
 BRIEF_S = 0.001
 """Waking a thread and being woken by it costs up to half as much; shorter work is not worth it."""
+_MOST_DRAG = 4.0
+_MEMORY = 16
 Settle = Callable[[Any, BaseException | None], None]
 """Takes (result, error) of a job."""
 
@@ -66,7 +69,8 @@ class Worker:
         refused: Jobs refused because the queue was full.
         expired: Jobs dropped because their deadline had passed.
 
-    A `niceness` above 0 lets other threads of the machine go first, where threads have one (Linux).
+    A `niceness` above 0 lets other threads of the machine go first, where threads have one (Linux), and is for jobs so
+    long that memory is given back after each.
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class Worker:
     ) -> None:
         self.max_waiting, self._clock, self._niceness = max_waiting, clock, niceness
         self._at_hand: tuple[float, float] | None = None
+        self._drag = 1.0
         self.completed = 0
         self.refused = 0
         self.expired = 0
@@ -139,12 +144,12 @@ class Worker:
         late_s, own_s, is_new = -inf, 0.0, True
         jobs = [] if mine is None else [(job.deadline_s, job.cost_s) for job in mine.jobs]
         for due_s, seconds in sorted([*jobs, (deadline_s, cost_s)]):
-            own_s += seconds
+            own_s += self._drag * seconds
             if is_new and due_s == deadline_s and seconds == cost_s:
                 is_new = False
             elif is_new or due_s == inf:  # what goes first is not made later
                 continue
-            meanwhile_s = sum([min(waiting_s, own_s * ratio) for waiting_s, ratio in others])
+            meanwhile_s = sum([min(self._drag * waiting_s, own_s * ratio) for waiting_s, ratio in others])
             late_s = max(late_s, done_s + own_s + meanwhile_s - due_s)
         return late_s
 
@@ -276,10 +281,17 @@ class Worker:
                 job = heapq.heappop(tenant.jobs)
                 tenant.waiting_s = tenant.waiting_s - job.cost_s if tenant.jobs else 0.0
                 self._num_waiting -= 1
-                self._at_hand = (time.monotonic(), job.cost_s)
+                begun_s, cost_s, is_next = time.monotonic(), job.cost_s, self._num_waiting > 0
+                self._at_hand = (begun_s, cost_s)
             with self._computing:
                 self._charge(tenant, job.call)
+            if is_next and cost_s > BRIEF_S:  # with the way to the next one, on a machine that does other things too
+                took = (time.monotonic() - begun_s) / cost_s
+                self._drag = max(1.0, self._drag + (min(took, _MOST_DRAG) - self._drag) / _MEMORY)
+            del job  # with what it was given, before the next one is waited for
             self._at_hand = None
+            if self._niceness:
+                give_memory_back()
 
 
 def to_loop(settle: Settle) -> Settle:

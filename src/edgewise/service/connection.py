@@ -37,7 +37,7 @@ class HttpLimits:
         bodies_bytes: Of all bodies at hand.
     """
 
-    max_connections: int = 256
+    max_connections: int = 512
     head_s: float = 10.0
     max_head_bytes: int = 2**16
     grace_s: float = 20.0
@@ -104,6 +104,7 @@ class BoundedConnection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        self.cycle.scope["state"]["arrived_s"] = self.loop.time()
         super().on_message_complete()
         self._enter(Phase.IDLE if self.phase is Phase.DRAIN else Phase.ANSWER)
 

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 _LAST_REQUESTS_S = 0.5
 _NO_DESCRIPTOR_S = 0.2
 _BACKLOG = 256
+_IDLE_FOR_S = 1.0
+_READING_S = 0.2
 
 
 class HttpServer:
@@ -137,9 +139,10 @@ class HttpServer:
             accepted.close()
 
     def _make_room(self) -> bool:
-        """Closes the connection that has waited longest for its client's next request."""
+        """Closes the connection that has waited longest for its client; one that came just now may have its request at hand."""
+        until_s = asyncio.get_running_loop().time() - _IDLE_FOR_S
         ours = (c for c in self.state.connections if isinstance(c, BoundedConnection))
-        waiting = [c for c in ours if c.phase in (Phase.IDLE, Phase.HEAD)]
+        waiting = [c for c in ours if c.phase in (Phase.IDLE, Phase.HEAD) and c.since_s < until_s]
         if not waiting:
             return False
         oldest = min(waiting, key=lambda connection: connection.since_s)
@@ -152,9 +155,12 @@ class HttpServer:
         body = error_body(f"{self._limits.max_connections} connections are at work here. Try again in a second.")
         head = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n"
         head += b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
-        with contextlib.suppress(OSError), accepted:
+        with contextlib.suppress(OSError):
             if self._tls is None:
                 accepted.send(head + body)
+                accepted.shutdown(socket.SHUT_WR)
+        # Closed at once, with its request unread, the client would be told of a reset instead.
+        asyncio.get_running_loop().call_later(_READING_S, accepted.close)
 
 
 def open_port(

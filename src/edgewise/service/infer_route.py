@@ -42,6 +42,7 @@ _PIECE = 2**12
 _MUCH_BYTES = 2**23
 """Requests of more leave memory behind that the allocator would keep."""
 _GIVING_BACK_S = 0.5
+_AT_ONCE_S = 0.001
 
 
 class InferRoute:
@@ -90,29 +91,34 @@ class InferRoute:
         with self.budget.room() as room:
             try:
                 body = await read_body(receive, headers, self._limits.max_body_bytes, room)
-                return await self._infer(name, model, headers, body, room)
+                arrived_s = scope.get("state", {}).get("arrived_s") or asyncio.get_running_loop().time()
+                return await self._infer(name, model, headers, body, room, arrived_s)
             finally:
                 if room.used_bytes > _MUCH_BYTES:
                     self._give_back_soon()
 
     async def _infer(
-        self, name: str, model: Model, headers: Mapping[bytes, bytes], body: bytearray, room: BodyRoom
+        self,
+        name: str,
+        model: Model,
+        headers: Mapping[bytes, bytes],
+        body: bytearray,
+        room: BodyRoom,
+        arrived_s: float,
     ) -> tuple[bytes, int | None]:
-        loop = asyncio.get_running_loop()
-        began_s = loop.time()
         request = await self._read(headers, body, model.default_deadline_s, room)
         made = {tensor.name: tensor for tensor in model.outputs}
         check_absent(request, model.graph.optional if model.graph is not None else ())
         for wanted in request.outputs:
             if wanted not in made:
                 raise InputError(f"the model has no output {wanted[:200]!r}.{nearest(wanted, made)}")
-        deadline_s = request.deadline_s
-        if len(body) > INLINE_BYTES:
-            deadline_s = (deadline_s or model.default_deadline_s) - (loop.time() - began_s)
+        deadline_s, waited_s = request.deadline_s, asyncio.get_running_loop().time() - arrived_s
+        if waited_s > _AT_ONCE_S:
+            deadline_s = (deadline_s or model.default_deadline_s) - waited_s
             if deadline_s <= 0.0:
                 raise DeadlineExceeded(
-                    f"reading the request of {len(body):,} bytes took {loop.time() - began_s:.3f} s, longer than its "
-                    "deadline. Send less at once, or tensors as bytes."
+                    f"reading the request of {len(body):,} bytes took {waited_s:.3f} s, longer than its deadline. "
+                    "Send less at once, or tensors as bytes."
                 )
         served = await model.infer(request.inputs, deadline_s=deadline_s, request=request.id, stream=request.stream)
         seen = served.observation

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -63,11 +65,9 @@ class LargeBodies:
         except TimeoutError as error:
             if kills and not future.cancelled() and self._process is not None:
                 self._process.kill()  # the thread sees its end
-            raise DeadlineExceeded(
-                f"the request was not read within its {within_s:.3f} s: it is large. Send tensors as bytes, or fewer "
-                "examples at once."
-            ) from error
+            raise late(within_s) from error
         finally:
+            del future  # its error knows this frame: a circle, and the body in it would wait for the collector
             self.num_waiting -= 1
 
     async def with_binary_tensors(self, body: bytearray, json_length: int, within_s: float) -> tuple[bytearray, int]:
@@ -90,7 +90,8 @@ class LargeBodies:
         if self._ending is not None:
             self._ending.cancel()
         try:
-            return await self.run(lambda: self._exchange(body, json_length), within_s, kills=True)
+            sent_s = time.monotonic()
+            return await self.run(lambda: self._exchange(body, json_length, sent_s), within_s, kills=True)
         finally:
             self._ending = asyncio.get_running_loop().call_later(self._idle_s, self._end)
 
@@ -101,18 +102,20 @@ class LargeBodies:
         self._kill()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _exchange(self, body: bytearray, json_length: int) -> tuple[bytearray, int]:
+    def _exchange(self, body: bytearray, json_length: int, sent_s: float) -> tuple[bytearray, int]:
         try:
             process = self._process = self._running() or _start()
             assert process.stdin is not None
             assert process.stdout is not None
-            send(process.stdin, (json_length, len(body)), (body,))
+            waited_us = int(1e6 * (time.monotonic() - sent_s))
+            send(process.stdin, (json_length, len(body), waited_us), (body,))
             is_right, length, head_length = receive(process.stdout, 3)
             answer = bytearray(length)
             if process.stdout.readinto(answer) < length:  # type: ignore[attr-defined]
                 raise EOFError
         except (OSError, EOFError, ValueError) as error:
-            self._kill()
+            if self._kill() == -signal.SIGALRM:
+                raise late(time.monotonic() - sent_s) from error
             raise Busy(
                 "the process that reads large JSON requests ended. Try again, or send tensors as bytes.",
                 retry_after_s=1.0,
@@ -128,18 +131,31 @@ class LargeBodies:
         if not self.num_waiting:
             self._thread.submit(self._kill)
 
-    def _kill(self) -> None:
+    def _kill(self) -> int | None:
+        """Ends the process; how it ended, None if there was none."""
         process, self._process = self._process, None
         if process is None:
-            return
+            return None
         process.kill()
-        process.wait()
+        code = process.wait()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 try:
                     pipe.close()
                 except OSError:  # what it was still to be told
                     continue
+        return code
+
+
+def late(seconds: float) -> DeadlineExceeded:
+    """A request that was not read in time.
+
+    Args:
+        seconds: What it had.
+    """
+    return DeadlineExceeded(
+        f"the request was not read within {seconds:.3f} s, for it is large. Send tensors as bytes, or fewer examples at once."
+    )
 
 
 def _start() -> subprocess.Popen[bytes]:

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import IO, Any
 
 import msgspec
@@ -24,6 +26,7 @@ MAX_VALUES = 2**22
 """Values of a JSON request: numbers, texts, lists and objects in all."""
 MAX_INPUTS = 1024
 _LENGTH_BYTES = 8
+_LEAST_S = 1e-3
 _NICE = 5
 """Small requests go first where there is one processor."""
 
@@ -55,12 +58,15 @@ class TooManyValues(InputError):
     code = "input.values"
 
 
-def with_binary_tensors(body: bytes | bytearray, json_length: int) -> tuple[bytes, list[bytes]]:
+def with_binary_tensors(
+    body: bytes | bytearray, json_length: int, on_deadline: Callable[[float], None] = lambda seconds: None
+) -> tuple[bytes, list[bytes]]:
     """Rewrites a request.
 
     Args:
         body: JSON, perhaps followed by tensors' bytes.
         json_length: Length of the JSON.
+        on_deadline: Told the request's deadline in seconds, if it has one, before its tensors are read.
 
     Returns:
         The JSON of the same request with every tensor in bytes, and these.
@@ -73,6 +79,8 @@ def with_binary_tensors(body: bytes | bytearray, json_length: int) -> tuple[byte
     check_values(text)
     request = _read(text)
     check_num_inputs(len(request.inputs))
+    if (deadline_s := deadline_of(request.parameters)) is not None:
+        on_deadline(deadline_s)
     for item in request.inputs:
         size = (item.parameters or {}).get("binary_data_size")
         if size is not None:
@@ -85,6 +93,25 @@ def with_binary_tensors(body: bytes | bytearray, json_length: int) -> tuple[byte
             item.data = _NOTHING
     parts.append(bytes(memoryview(body)[at:]))
     return msgspec.json.encode(request), parts
+
+
+def deadline_of(parameters: Any) -> float | None:
+    """Seconds of a request's deadline: `timeout` (µs, as `tritonclient` sends it) or `deadline_ms`; None without.
+
+    Args:
+        parameters: Of the request.
+
+    Raises:
+        InputError: If it is no positive time.
+    """
+    for key, scale in (("timeout", 1e-6), ("deadline_ms", 1e-3)):
+        value = parameters.get(key) if isinstance(parameters, dict) else None
+        if value is None or value == 0:
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value * scale < 3600:
+            raise InputError(f"parameters.{key} is {value!r}, it must be a positive time below one hour.")
+        return float(value) * scale
+    return None
 
 
 def check_values(text: bytes) -> None:
@@ -162,17 +189,26 @@ def receive(given: IO[bytes], num: int) -> list[int]:
 
 
 def main() -> None:
-    """Answers requests from standard input until it ends: (JSON length, length), body -> (is right, length, JSON length), body."""
+    """Answers requests from standard input until it ends: (JSON length, length, µs waited), body -> (is right, length, JSON length), body.
+
+    Whose deadline passes ends the process by `SIGALRM`: what it reads cannot be interrupted otherwise.
+    """
     os.nice(_NICE)
     given, to = sys.stdin.buffer, sys.stdout.buffer
     while True:
         try:
-            json_length, length = receive(given, 2)
+            json_length, length, waited_us = receive(given, 3)
         except EOFError:
             return
+        began_s = time.monotonic() - waited_us / 1e6
         body = given.read(length)
+
+        def until(seconds: float, began_s: float = began_s) -> None:
+            signal.setitimer(signal.ITIMER_REAL, max(_LEAST_S, began_s + seconds - time.monotonic()))
+
         try:
-            head, parts = with_binary_tensors(body, json_length)
+            head, parts = with_binary_tensors(body, json_length, until)
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
             send(to, (1, len(head) + sum(map(len, parts)), len(head)), (head, *parts))
         except EdgewiseError as error:
             told = error.message.encode()

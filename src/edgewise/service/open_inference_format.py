@@ -20,7 +20,7 @@ from edgewise.core.provenance import RAW, traced
 from edgewise.inference.streams import StreamStep
 from edgewise.models.graph.graph import PlainTensor
 from edgewise.service.classification import best_classes
-from edgewise.service.json_tensors import check_num_inputs
+from edgewise.service.json_tensors import check_num_inputs, deadline_of
 from edgewise.service.tensor_data import (
     DATATYPES,
     datatype_of,
@@ -135,7 +135,7 @@ def read_request(body: bytes | bytearray, header_length: int | None) -> InferReq
             num_classes[wanted.name] = num
         is_binary[wanted.name] = bool(given.get("binary_data", is_binary[""]))
     names = tuple(dict.fromkeys(o.name for o in outputs))
-    deadline_s, stream = _deadline_s(parameters), _stream(parameters)
+    deadline_s, stream = deadline_of(parameters), _stream(parameters)
     return InferRequest(header.id or "", inputs, names, is_binary, deadline_s, stream, num_classes, tuple(absent))
 
 
@@ -183,17 +183,6 @@ def _stream(parameters: Mapping[str, Any]) -> StreamStep | None:
     ):
         raise InputError("parameters.sequence_id must be a text or a number, sequence_start and _end true or false.")
     return StreamStep(str(name), 0 if begins else 1, ends) if name else None
-
-
-def _deadline_s(parameters: Mapping[str, Any]) -> float | None:
-    for key, scale in (("timeout", 1e-6), ("deadline_ms", 1e-3)):
-        value = parameters.get(key)
-        if value is None or value == 0:
-            continue
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value * scale < 3600:
-            raise InputError(f"parameters.{key} is {value!r}, it must be a positive time below one hour.")
-        return float(value) * scale
-    return None
 
 
 def _read_input(item: _InputHeader, body: bytes | bytearray, offset: int) -> tuple[NDArray[Any], int]:
