@@ -12,6 +12,7 @@ import ipaddress
 import logging
 import socket
 import ssl
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ _NO_DESCRIPTOR_S = 0.2
 _BACKLOG = 256
 _IDLE_FOR_S = 1.0
 _READING_S = 0.2
+_MOST_TURNED_AWAY = 64
 
 
 class HttpServer:
@@ -71,6 +73,7 @@ class HttpServer:
         )
         self._config.load()
         self._listener, self._tls, self._limits, self._on_close = listener, tls, limits, on_close
+        self._turned_away: deque[socket.socket] = deque()
         self._opening: set[asyncio.Task[None]] = set()
         self._accepting = asyncio.create_task(self._accept(), name="http-accept")
 
@@ -108,6 +111,8 @@ class HttpServer:
             await asyncio.gather(*late, return_exceptions=True)
         for connection in list(self.state.connections):
             connection.transport.abort()
+        for accepted in self._turned_away:
+            accepted.close()
         self._on_close()
 
     async def _accept(self) -> None:
@@ -160,6 +165,9 @@ class HttpServer:
                 accepted.send(head + body)
                 accepted.shutdown(socket.SHUT_WR)
         # Closed at once, with its request unread, the client would be told of a reset instead.
+        self._turned_away.append(accepted)
+        if len(self._turned_away) > _MOST_TURNED_AWAY:
+            self._turned_away.popleft().close()
         asyncio.get_running_loop().call_later(_READING_S, accepted.close)
 
 

@@ -108,6 +108,7 @@ class OpenInferenceApp:
 
     Attributes:
         budget: Of the bodies at hand.
+        large: Works on large ones.
     """
 
     def __init__(
@@ -127,7 +128,7 @@ class OpenInferenceApp:
             ready: As in `serve_http`.
         """
         self._infer = InferRoute(models, limits or HttpLimits())
-        self.budget = self._infer.budget
+        self.budget, self.large = self._infer.budget, self._infer.large
 
         async def with_bodies() -> list[Metric]:
             return [*await _given(metrics), *body_metrics(self.budget)]
