@@ -13,8 +13,9 @@ from math import inf
 import pytest
 
 from edgewise.core.errors import Busy
-from edgewise.inference.prepared import MOST_REMOTE, PreparedPlan
+from edgewise.inference.prepared import PreparedPlan
 from edgewise.inference.recent_costs import CostBySize
+from edgewise.inference.remote_window import MOST_REMOTE, RemoteWindow
 from edgewise.inference.request_admission import RequestTooLarge
 from edgewise.inference.serving_node import ServingNode, local_server
 from edgewise.inference.stages import make_session
@@ -174,20 +175,19 @@ def test_over_http_overload_is_503_with_retry_after_and_size_is_413() -> None:
 
 
 def test_a_site_that_was_full_is_trusted_with_fewer_requests_and_then_with_more() -> None:
-    node = asyncio.run(_ready())
-    plan = prepared_of(node, 1.0)
-    assert plan.remote_window == MOST_REMOTE
-    plan.in_flight, plan.usual_remote_s = 10, 1000.0
-    plan.remote_was_late()
-    plan.remote_was_late()  # of those under way; they count once
-    assert plan.remote_window == pytest.approx(7.0)
-    plan.remote_took(0.1)
-    assert plan.remote_window == pytest.approx(7.0 + 1 / 7)
-    node.worker.close()
-
-
-async def _ready() -> ServingNode:
-    return await local_server(GRAPH, name="tiny")
+    now = [0.0]
+    window = RemoteWindow(_now=lambda: now[0])
+    window.cut(10, 1.0)
+    window.cut(10, 1.0)  # one of the same crowd
+    assert window.size == pytest.approx(7.0)
+    window.grow()
+    assert window.size == pytest.approx(7.0 + 1 / 7)
+    now[0] = 1.5
+    window.cut(1, 1.0)
+    assert window.size == 1.0
+    for _ in range(10_000):
+        window.grow()
+    assert window.size == MOST_REMOTE
 
 
 def test_the_memory_of_a_graph_is_what_lives_at_one_time() -> None:

@@ -25,6 +25,7 @@ from edgewise.inference.gates.exit import first_answer
 from edgewise.inference.gates.gate import Answer
 from edgewise.inference.gates.gate_states import GateStates
 from edgewise.inference.recent_costs import CostBySize, Slowest, running_mean
+from edgewise.inference.remote_window import RemoteWindow
 from edgewise.inference.stage_messages import STAGE_REQUEST, StageAnswer, StageRequest
 from edgewise.inference.stages import LoadedStage, StageSet, Tensors, build_stages, make_session
 from edgewise.inference.streams import StreamStates, StreamStep
@@ -42,9 +43,6 @@ from edgewise.transport.frame import Frame, make_frame
 _HEADROOM = 1.25
 # From the event loop to the worker's thread and back, on a busy machine.
 _DISPATCH_S = 0.002
-# Of the requests under way, how many a site is trusted with that could not do all of them.
-_CUT_BACK = 0.7
-MOST_REMOTE = 64.0
 # Larger first outputs are no logits of a classifier.
 _MAX_LOGITS = 65_536
 
@@ -106,7 +104,7 @@ class PreparedPlan:
         least_entries: Entries of one example.
         bytes_per_entry: Memory that computing takes, by the entries that are given.
         tried_s: When a request was last taken although it was expected to be late.
-        remote_window: Open requests that the next site is trusted with: fewer after it was full or late.
+        remote_window: Open requests that the next site is trusted with.
     """
 
     active: ActivePlan
@@ -136,8 +134,7 @@ class PreparedPlan:
     least_entries: int = 1
     bytes_per_entry: float = 0.0
     tried_s: float = float("-inf")
-    remote_window: float = MOST_REMOTE
-    _cut_back_s: float = float("-inf")
+    remote_window: RemoteWindow = field(default_factory=RemoteWindow)
     _whole_session: Any = None
 
     @property
@@ -183,14 +180,7 @@ class PreparedPlan:
     def remote_took(self, seconds: float) -> None:
         """The next site answered after so long."""
         self.usual_remote_s = running_mean(self.usual_remote_s, seconds, is_first=self.usual_remote_s == 0.0)
-        self.remote_window = min(MOST_REMOTE, self.remote_window + 1.0 / self.remote_window)
-
-    def remote_was_late(self) -> None:
-        """The next site was full, or late: it is trusted with fewer at once; those under way count once."""
-        now_s = time.monotonic()
-        if now_s - self._cut_back_s > self.usual_remote_s:
-            self._cut_back_s = now_s
-            self.remote_window = max(1.0, _CUT_BACK * min(self.remote_window, max(1.0, self.in_flight)))
+        self.remote_window.grow()
 
     def run_stages(
         self,

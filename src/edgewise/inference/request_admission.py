@@ -95,7 +95,7 @@ def admit(
     else:
         tail_s = prepared.tail_p99_s()
         late = late_s(0.0 if tail_s is None else tail_s)
-        if late > 0.0 and prepared.in_flight < prepared.remote_window:
+        if late > 0.0 and prepared.in_flight < prepared.remote_window.size:
             late = late_s(prepared.usual_remote_s)
     if late > 0.0:
         raise Busy(

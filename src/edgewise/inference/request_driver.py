@@ -272,7 +272,7 @@ class LiveRequest:
     def _remote_failed(self, node: str, error: EdgewiseError) -> None:
         if is_peers_fault(error):
             self._at.peers.failed(node, self._budget_s)
-            self._prepared.remote_was_late()
+            self._prepared.remote_window.cut(self._prepared.in_flight, self._prepared.usual_remote_s)
         elif str(error.fields.get("remote_code", "")).startswith(f"{InputError.code}."):
             self._refused = InputError(error.message)
         self._on(session.RemoteFailed(self._loop.time(), node, f"{error.code}: {error.message}"))
@@ -292,7 +292,7 @@ class LiveRequest:
     def _end(self, answer: session.SessionAnswer) -> None:
         if self._is_asking and self._state.trying:
             self._at.peers.failed(self._state.trying, self._budget_s)
-            self._prepared.remote_was_late()
+            self._prepared.remote_window.cut(self._prepared.in_flight, self._prepared.usual_remote_s)
         if answer.source is AnswerSource.NONE:
             self._outputs = {}
         if not self._done.done():

@@ -47,7 +47,7 @@ class HttpLimits:
     bodies_bytes: int = 160 * 2**20
 
 
-class Phase(enum.Enum):
+class Awaited(enum.Enum):
     """What is waited for on a connection."""
 
     IDLE = "idle"
@@ -68,14 +68,14 @@ class BoundedConnection(HttpToolsProtocol):
     def __init__(self, config: Config, state: ServerState, limits: HttpLimits) -> None:
         super().__init__(config, state, {}, asyncio.get_running_loop())
         self._limits = limits
-        self.phase, self.since_s = Phase.HEAD, self.loop.time()
+        self.phase, self.since_s = Awaited.HEAD, self.loop.time()
         self._num_bytes = 0
         self._unread: tuple[float, int] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(_Whole(transport))
-        self._enter(Phase.HEAD)
+        self._enter(Awaited.HEAD)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
@@ -84,21 +84,21 @@ class BoundedConnection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self.phase is Phase.IDLE:
-            self._enter(Phase.HEAD)
+        if self.phase is Awaited.IDLE:
+            self._enter(Awaited.HEAD)
         super().data_received(data)
-        if self.phase is Phase.HEAD:
+        if self.phase is Awaited.HEAD:
             self._num_bytes += len(data)
             if self._num_bytes > self._limits.max_head_bytes:
                 self._refuse(431, f"the request's head has more than {self._limits.max_head_bytes:,} bytes. Send less.")
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
-        self._enter(Phase.BODY)
+        self._enter(Awaited.BODY)
 
     def on_body(self, body: bytes) -> None:
         self._num_bytes += len(body)
-        if self.phase is Phase.DRAIN and self._num_bytes > 2 * self._limits.max_body_bytes:
+        if self.phase is Awaited.DRAIN and self._num_bytes > 2 * self._limits.max_body_bytes:
             self.transport.abort()
             return
         super().on_body(body)
@@ -106,14 +106,14 @@ class BoundedConnection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self.cycle.scope["state"]["arrived_s"] = self.loop.time()
         super().on_message_complete()
-        self._enter(Phase.IDLE if self.phase is Phase.DRAIN else Phase.ANSWER)
+        self._enter(Awaited.IDLE if self.phase is Awaited.DRAIN else Awaited.ANSWER)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.phase is Phase.BODY:  # answered before all of it was there
-            self._enter(Phase.DRAIN)
-        elif self.phase is Phase.ANSWER and not self.pipeline:
-            self._enter(Phase.IDLE)
+        if self.phase is Awaited.BODY:  # answered before all of it was there
+            self._enter(Awaited.DRAIN)
+        elif self.phase is Awaited.ANSWER and not self.pipeline:
+            self._enter(Awaited.IDLE)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -132,18 +132,18 @@ class BoundedConnection(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         self._refuse(400, "this is no HTTP/1.1 request. Send one, and TLS only where the port speaks https.")
 
-    def _enter(self, phase: Phase) -> None:
+    def _enter(self, phase: Awaited) -> None:
         self.phase, self.since_s, self._num_bytes = phase, self.loop.time(), 0
         if self._timer is None:
             self._arm(self._due_s())
 
     def _due_s(self) -> float:
         match self.phase:
-            case Phase.HEAD:
+            case Awaited.HEAD:
                 return self.since_s + self._limits.head_s
-            case Phase.BODY:
+            case Awaited.BODY:
                 return self.since_s + self._limits.grace_s + self._num_bytes / self._limits.bytes_per_s
-            case Phase.DRAIN:
+            case Awaited.DRAIN:
                 return self.since_s + _DRAINING_S
         return inf
 
@@ -164,14 +164,14 @@ class BoundedConnection(HttpToolsProtocol):
             self._arm(now_s + self._limits.grace_s)
         if due_s > now_s:
             self._arm(due_s)
-        elif self.flow.read_paused and self.phase is Phase.BODY:  # it is we who do not read
-            self._enter(Phase.BODY)
-        elif self.phase is Phase.DRAIN or (self.cycle is not None and self.cycle.response_started):
+        elif self.flow.read_paused and self.phase is Awaited.BODY:  # it is we who do not read
+            self._enter(Awaited.BODY)
+        elif self.phase is Awaited.DRAIN or (self.cycle is not None and self.cycle.response_started):
             self.transport.abort()
-        elif self.phase is Phase.HEAD and not self._num_bytes:  # nobody has asked anything
+        elif self.phase is Awaited.HEAD and not self._num_bytes:  # nobody has asked anything
             self.transport.close()
         else:
-            what = "head" if self.phase is Phase.HEAD else "body"
+            what = "head" if self.phase is Awaited.HEAD else "body"
             waited_s = now_s - self.since_s
             self._refuse(408, f"the request's {what} was not here within {waited_s:.0f} s. Send it at once, or less.")
 

@@ -23,7 +23,7 @@ from uvicorn.server import ServerState
 
 from edgewise.core.errors import ConfigError
 from edgewise.ledger.metric import Metric, metric
-from edgewise.service.connection import BoundedConnection, HttpLimits, Phase
+from edgewise.service.connection import Awaited, BoundedConnection, HttpLimits
 from edgewise.service.http_errors import error_body
 
 log = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ class HttpServer:
         """Closes the connection that has waited longest for its client; one that came just now may have its request at hand."""
         until_s = asyncio.get_running_loop().time() - _IDLE_FOR_S
         ours = (c for c in self.state.connections if isinstance(c, BoundedConnection))
-        waiting = [c for c in ours if c.phase in (Phase.IDLE, Phase.HEAD) and c.since_s < until_s]
+        waiting = [c for c in ours if c.phase in (Awaited.IDLE, Awaited.HEAD) and c.since_s < until_s]
         if not waiting:
             return False
         oldest = min(waiting, key=lambda connection: connection.since_s)
