@@ -7,6 +7,7 @@ import gzip
 import http.client
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -289,12 +290,14 @@ def test_a_request_that_nothing_answered_in_time_gets_503_with_the_cause() -> No
         server = model_server(name="tiny")
         await server.prepare(active(split_plan(GRAPH)), GRAPH)
         server.activate(Revision(1))
-        blocked = server.worker.run(lambda: time.sleep(0.3))
+        done = threading.Event()
+        blocked = server.worker.run(lambda: done.wait(60))
         endpoint = await serve_http(server)
         request = infer_body() | {"parameters": {"deadline_ms": 100}}
         status, answer = await asyncio.get_running_loop().run_in_executor(None, ask, endpoint, request)
         assert status == 503
         assert "nothing was ready by the deadline of 0.100 s: the device's own stages were not done" in answer["error"]
+        done.set()
         await blocked
         await endpoint.close()
         await close(server)

@@ -22,6 +22,7 @@ from edgewise.ledger.metric import Metric
 from edgewise.models.graph.graph import Graph, PlainTensor
 from edgewise.models.graph.infer_shapes import empty_array
 from edgewise.planning.plan import ActivePlan
+from edgewise.security.http_port import PortSecurity
 from edgewise.service.client import InferenceClient
 from edgewise.service.http_server import HttpServer
 from edgewise.service.open_inference import Metrics, serve_http
@@ -77,7 +78,7 @@ async def open_endpoint(
     port: int,
     metrics: Metrics = tuple,
     ready: Callable[[], bool] | None = None,
-    insecure: bool = False,
+    security: PortSecurity | None = None,
 ) -> NodeEndpoint:
     """Opens a node's endpoint.
 
@@ -87,7 +88,7 @@ async def open_endpoint(
         port: Port; 0 takes a free one.
         metrics: What `/metrics` says beside the models' own.
         ready: As in `serve_http`.
-        insecure: As in `serve_http`.
+        security: As in `serve_http`.
 
     Returns:
         The endpoint.
@@ -96,7 +97,7 @@ async def open_endpoint(
         ConfigError: As `serve_http`.
         SecurityError: As `serve_http`.
     """
-    return NodeEndpoint(await serve_http(models, host, port, metrics=metrics, ready=ready, insecure=insecure))
+    return NodeEndpoint(await serve_http(models, host, port, metrics=metrics, ready=ready, security=security))
 
 
 class _AtOnce:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import socket
 import ssl
@@ -218,19 +217,6 @@ def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
             f"{error.strerror or error}. Give two PEM files that belong together, the key without a passphrase."
         ) from error
     return context
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address.
-
-    Args:
-        host: Name or address.
-    """
-    if host == "localhost":
-        return True
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return False
 
 
 def _listen(host: str, port: int) -> socket.socket:

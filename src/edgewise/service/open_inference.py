@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from importlib.metadata import version as package_version
 from inspect import isawaitable
-from pathlib import Path
 from typing import Any
 
 from litestar import Litestar, Request, Response, get, post
@@ -23,14 +22,17 @@ from litestar.config.app import AppConfig
 from litestar.exceptions import HTTPException
 from litestar.types import Receive, Scope, Send
 
-from edgewise.core.errors import Busy, EdgewiseError, SecurityError
+from edgewise.core.errors import Busy, EdgewiseError
 from edgewise.inference.serving_metrics import Count, worker_metrics
 from edgewise.inference.serving_node import ServingNode
 from edgewise.inference.session import AnswerSource
 from edgewise.ledger.metric import CONTENT_TYPE, Metric, metric, metrics_text
+from edgewise.security.http_port import PortSecurity
+from edgewise.security.tokens import Tokens
 from edgewise.service.connection import HttpLimits
+from edgewise.service.http_access import HttpAccess
 from edgewise.service.http_errors import error_headers, status_of
-from edgewise.service.http_server import HttpServer, is_loopback, open_port, tls_context
+from edgewise.service.http_server import HttpServer, open_port, tls_context
 from edgewise.service.infer_route import InferRoute
 from edgewise.service.model_config import describe_config
 from edgewise.service.open_inference_format import describe, read_feedback
@@ -49,8 +51,7 @@ async def serve_http(
     port: int = 0,
     *,
     limits: HttpLimits | None = None,
-    tls: tuple[Path, Path] | None = None,
-    insecure: bool = False,
+    security: PortSecurity | None = None,
     metrics: Metrics = tuple,
     ready: Callable[[], bool] | None = None,
 ) -> HttpServer:
@@ -61,8 +62,7 @@ async def serve_http(
         host: Address to listen on.
         port: Port; 0 takes a free one.
         limits: What clients may take of time and memory.
-        tls: Certificate and key files, PEM.
-        insecure: Lets a non-loopback address be served without TLS.
+        security: TLS and tokens; None for none, which loopback needs.
         metrics: What `/metrics` says beside the models' own.
         ready: Whether this process is; without it, once there are models and each has a plan in force.
 
@@ -70,8 +70,8 @@ async def serve_http(
         The endpoint, listening.
 
     Raises:
-        ConfigError: If the port is in use or the address is not this machine's.
-        SecurityError: If the address is not loopback, there is no TLS, and `insecure` is not said.
+        ConfigError: If the port is in use, the address is not this machine's, or the certificate cannot be used.
+        SecurityError: If the address is not loopback, and TLS or tokens are missing without `insecure`.
     """
     if isinstance(models, ServingNode):
         node, others = models, metrics
@@ -81,21 +81,20 @@ async def serve_http(
 
         models, metrics = node.models, with_worker
     served = models if isinstance(models, Mapping) else {models.name: models}
-    if tls is None and not insecure and not is_loopback(host):
-        raise SecurityError(
-            f"{host}:{port} is not a loopback address and there is no TLS; anybody on the network could use it. "
-            "Keep it on loopback behind what knows its users, give a certificate and a key, or say --insecure."
-        )
-    context = None if tls is None else tls_context(*tls)
-    made: list[HttpServer] = []
+    security = security or PortSecurity()
+    security.check(host, port)
+    context = None if security.tls is None else tls_context(*security.tls)
+    made: list[HttpServer | HttpAccess] = []
 
     async def with_port() -> list[Metric]:
-        return [*await _given(metrics), *(row for server in made for row in server.metrics())]
+        return [*await _given(metrics), *(row for part in made for row in part.metrics())]
 
     limits = limits or HttpLimits()
     app = OpenInferenceApp(served, limits=limits, metrics=with_port, ready=ready)
-    made.append(open_port(app, host, port, tls=context, limits=limits, on_close=app.close))
-    return made[0]
+    guarded = app if security.tokens is None else HttpAccess(app, Tokens(security.tokens))
+    server = open_port(guarded, host, port, tls=context, limits=limits, on_close=app.close)
+    made += [server, *([guarded] if isinstance(guarded, HttpAccess) else [])]
+    return server
 
 
 async def _given(metrics: Metrics) -> Iterable[Metric]:
