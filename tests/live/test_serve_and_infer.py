@@ -144,7 +144,7 @@ def test_an_address_that_is_none_is_refused(served: Served, url: str, capsys: py
     ("words", "text"),
     [
         (["--host", "0.0.0.0"], "is not a loopback address and there is no TLS"),
-        (["--certificate", "x.pem"], "TLS needs both --certificate and --key"),
+        (["--certificate", "x.pem"], "TLS needs both a certificate and its key"),
         (["--input-shape", "x=1,a"], "'x=1,a' is not an input's shape"),
     ],
 )

@@ -8,15 +8,24 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 
 from edgewise.cli.infer import client_of
-from edgewise.core.errors import Busy, InputError, RemoteError, SecurityError, Unreachable
+from edgewise.cli.main import run
+from edgewise.core.errors import Busy, IdentityRefused, InputError, RemoteError, SecurityError, Unreachable
+from edgewise.core.ids import Tier
+from edgewise.fleet.node.settings import AgentSettings
+from edgewise.fleet.serving.serving_role import security_of
 from edgewise.inference.serving_node import local_server
 from edgewise.security.authority import create_authority
 from edgewise.security.http_port import PortSecurity
 from edgewise.security.tokens import ROLES, TokenFile
+from edgewise.security.verifier import Verifier
 from edgewise.service.client import InferenceClient, error_text
+from edgewise.service.connection import HttpLimits
 from edgewise.service.http_access import FREE_GUESSES, GuessLimit
 from edgewise.service.http_server import HttpServer
 from edgewise.service.open_inference import serve_http
@@ -183,9 +192,43 @@ def test_https_with_a_certificate_of_the_fleet_and_a_token_from_a_file(
         client_of("http://127.0.0.1:8000", tmp_path / "none.token")
 
 
-def test_a_tls_handshake_that_does_not_come_is_cut_off(tmp_path: Path) -> None:
-    from edgewise.service.connection import HttpLimits
+def test_a_devices_port_has_a_certificate_that_opens_nothing_in_the_fleet(tmp_path: Path) -> None:
+    authority = create_authority(tmp_path / "ca", "home")
+    device = authority.issue("device-1", "device").write(tmp_path / "device-1")
+    assert run(["ca", "https", "device-1", "--ca", str(tmp_path / "ca"), "--out", str(tmp_path / "port")]) == 0
+    assert run(["ca", "https", "device-1", "--ca", str(tmp_path / "ca"), "--out", str(device)]) == 1
+    port = tmp_path / "port"
+    assert (port / "http.key").stat().st_mode & 0o777 == 0o600
+    with pytest.raises((IdentityRefused, InputError)):
+        Verifier(authority.ca_pem).learn((port / "http.pem").read_bytes())
+    certificate = x509.load_pem_x509_certificate((port / "http.pem").read_bytes())
+    with pytest.raises((ValueError, TypeError, InvalidSignature)):
+        certificate.verify_directly_issued_by(authority.certificate)
 
+    async def check(endpoint: HttpServer, texts: dict[str, str]) -> None:
+        token = tmp_path / "infer.token"
+        token.write_text(texts["infer"])
+        async with client_of(endpoint.url, token, port / "ca.pem") as client:
+            assert (await client.call("GET", MODEL))[0] == 200
+
+    with_tokens(tmp_path, check, tls=(port / "http.pem", port / "http.key"))
+
+
+@pytest.mark.parametrize(
+    ("tier", "http", "own"),
+    [("edge", "192.168.1.2:8000", True), ("edge", "127.0.0.1:8000", False), ("device", "192.168.1.2:8000", False)],
+)
+def test_a_node_shows_its_own_certificate_off_loopback_where_it_may_serve(tier: str, http: str, own: bool) -> None:
+    settings = AgentSettings(name="n", tier=Tier(tier), identity="id", state="s", http=http, tokens="tokens.json")
+    security = security_of(settings)
+    assert security.tls == ((Path("id/node.pem"), Path("id/node.key")) if own else None)
+    given = security_of(msgspec.structs.replace(settings, http_certificate="a.pem", http_key="a.key"))
+    assert given.tls == (Path("a.pem"), Path("a.key"))
+    with pytest.raises(InputError, match="needs both"):
+        security_of(msgspec.structs.replace(settings, http_key="a.key"))
+
+
+def test_a_tls_handshake_that_does_not_come_is_cut_off(tmp_path: Path) -> None:
     files = create_authority(tmp_path / "ca", "home").issue("edge-1", "edge").write(tmp_path / "edge-1")
 
     async def run() -> None:

@@ -44,7 +44,7 @@ class PortSecurity:
             InputError: If one of certificate and key is missing.
         """
         if bool(certificate) != bool(key):
-            raise InputError("TLS needs both --certificate and --key. Give the other one too.")
+            raise InputError("TLS needs both a certificate and its key. Give the other one too.")
         tls = (Path(certificate), Path(key)) if certificate and key else None
         return PortSecurity(tls, Path(tokens) if tokens else None, insecure)
 
