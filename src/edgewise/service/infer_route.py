@@ -112,9 +112,10 @@ class InferRoute:
         for wanted in request.outputs:
             if wanted not in made:
                 raise InputError(f"the model has no output {wanted[:200]!r}.{nearest(wanted, made)}")
+        given_s = request.deadline_s or model.default_deadline_s
         deadline_s, waited_s = request.deadline_s, asyncio.get_running_loop().time() - arrived_s
         if waited_s > _AT_ONCE_S:
-            deadline_s = (deadline_s or model.default_deadline_s) - waited_s
+            deadline_s = given_s - waited_s
             if deadline_s <= 0.0:
                 raise DeadlineExceeded(
                     f"reading the request of {len(body):,} bytes took {waited_s:.3f} s, longer than its deadline. "
@@ -125,7 +126,7 @@ class InferRoute:
         if not served.outputs:
             if served.refused is not None:
                 raise served.refused
-            late = f"nothing was ready by the deadline of {seen.deadline_s:.3f} s"
+            late = f"nothing was ready by the deadline of {given_s:.3f} s"
             raise Busy(f"{late if seen.latency_s >= seen.deadline_s else 'it could not be computed'}: {seen.cause}.")
         parameters = {
             "exit_index": seen.exit_index,
