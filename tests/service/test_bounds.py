@@ -248,6 +248,22 @@ def test_a_rewritten_request_keeps_everything_but_its_numbers() -> None:
     assert all(getattr(before, name) == getattr(after, name) for name in others)
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ('{"parameters": {"timeout": 2000000}, "inputs": [DATA]}', 2.0),
+        ('{"inputs": [DATA], "parameters": {"deadline_ms":1.5e3}}', 1.5),
+        ('{"inputs": [DATA], "parameters": {"timeout": 0, "x": 1}}', None),
+        ('{"inputs": [DATA], "parameters": {"timeout": -1}}', None),
+        ('{"inputs": [DATA], "id": "\\"timeout\\": 5"}', None),  # in a text
+        ('{"inputs": [DATA, {"timeout": 5}, DATA]}', None),  # far from both ends
+    ],
+)
+def test_a_deadline_is_seen_where_clients_write_it(text: str, seconds: float | None) -> None:
+    body = text.replace("DATA", "0," * 5000 + "0").encode()
+    assert json_tensors.likely_deadline_s(body + b'"timeout": 5', len(body)) == seconds
+
+
 def test_bodies_have_a_budget_in_which_small_ones_are_free() -> None:
     budget = BodyBudget(100_000)
     with budget.room() as first, budget.room() as second:

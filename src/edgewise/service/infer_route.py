@@ -22,6 +22,7 @@ from edgewise.core.process import give_memory_back
 from edgewise.service.connection import HttpLimits
 from edgewise.service.http_errors import UnknownModel, WrongMethod, error_body, error_headers, status_of
 from edgewise.service.json_process import LargeBodies
+from edgewise.service.json_tensors import likely_deadline_s
 from edgewise.service.open_inference_format import InferRequest, check_absent, read_request, write_answer
 from edgewise.service.request_body import (
     INLINE_BYTES,
@@ -159,8 +160,10 @@ class InferRoute:
             body = unpacking.plain
             room.take(len(body))
         length = header_length(headers)
-        if INLINE_BYTES < (len(body) if length is None else length) <= len(body):
-            body, length = await self.large.with_binary_tensors(body, len(body) if length is None else length, within_s)
+        json_length = len(body) if length is None else length
+        if INLINE_BYTES < json_length <= len(body):
+            within_s = likely_deadline_s(body, json_length) or within_s
+            body, length = await self.large.with_binary_tensors(body, json_length, within_s)
         return read_request(body, length)
 
     def _give_back_soon(self) -> None:
