@@ -38,7 +38,6 @@ LONG_FILES: dict[str, str] = {
     "fleet/training/run_roles.py": "one idea: a node's part in all runs, from a letter to what is kept of it",
     "fleet/training/runs.py": "one idea: a coordinator's runs, from the request to the version",
     "inference/model_server.py": "one idea: a model that serves, from its first plan over requests and streams to its end",
-    "service/open_inference.py": "one idea: the Open Inference Protocol as an HTTP service, route by route",
     "simulation/virtual_run.py": "one idea: every action of a role carried out in virtual time",
     "training/protocols/hierarchical/cloud.py": "one idea: what each event does on the cloud, beside its table",
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgewise.cli.infer import ask_all
+from edgewise.cli.infer import ask_all, client_of
 from edgewise.cli.output import Output
 from edgewise.core.errors import InputError, RemoteError
 from edgewise.core.ids import NodeId, Revision
@@ -33,7 +33,7 @@ def asked(folder: Path, served: tuple[str, ...], model: str = "") -> tuple[str, 
         endpoint = await serve_http(node.models)
         try:
             url = f"http://127.0.0.1:{endpoint.port}"
-            name, answers, taken = await ask_all(Output(), url, model, folder / "inputs.npy", 2, 1.0)
+            name, answers, taken = await ask_all(Output(), client_of(url), model, folder / "inputs.npy", 2, 1.0)
             assert taken is None
             assert {a.parameters["model_version"] for a in answers} == {served.index(name) + 1}
             return name, len(answers)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgewise.cli.infer import ask_all, show_answers, summarise
+from edgewise.cli.infer import ask_all, client_of, show_answers, summarise
 from edgewise.cli.output import Output
 from edgewise.cli.readings import ModelFacts, class_output, facts_of, found_rows, in_short, said_class
 from edgewise.core.errors import InputError
@@ -28,7 +28,7 @@ def asked(graph: Graph, file: Path, output: str = "") -> list[Any]:
         node = await local_server(graph, name="my model (1) é")
         endpoint = await serve_http(node)
         try:
-            name, answers, _ = await ask_all(Output(), endpoint.url, "", file, 100, 1.0, output=output)
+            name, answers, _ = await ask_all(Output(), client_of(endpoint.url), "", file, 100, 1.0, output=output)
             show_answers(Output(), name, answers)
             return answers
         finally:

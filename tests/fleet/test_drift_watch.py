@@ -11,6 +11,7 @@ import pytest
 
 from edgewise.core.errors import InputError
 from edgewise.core.ids import Generation, NodeId, RequestId, Tier
+from edgewise.core.provenance import RAW, origins_of, traced
 from edgewise.fleet.messages import Capability, NodeInfo
 from edgewise.fleet.serving.drift_watch import PATIENCE, CollectOrder, Confidences, DriftWatch, Judged
 from edgewise.fleet.serving.example_collector import BATCH, ExampleCollector
@@ -230,3 +231,15 @@ def test_what_was_trained_on_judges_no_version() -> None:
     assert judges is not None
     assert trained is not None
     assert (len(judges.targets), len(trained.targets)) == (1, 2)
+
+
+def test_an_example_of_a_batch_is_kept_without_the_batch_and_of_an_empty_one_none() -> None:
+    good = ExampleCollector(NODE, "tiny", 1_000_000)
+    answered = served(1, 0)
+    assert good.served({"x": np.zeros((0, 1, 8, 8), np.float32)}, answered) is None
+    assert good.num_hard == 0
+    batch = traced(np.ones((1000, 1, 8, 8), np.float32), RAW)
+    good.served({"x": batch}, answered)
+    (kept,) = good._buffer.examples
+    assert not np.shares_memory(kept.input, batch)
+    assert RAW in origins_of(kept.input)

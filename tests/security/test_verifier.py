@@ -12,8 +12,13 @@ from cryptography.hazmat.primitives import hashes
 from edgewise.core.errors import IdentityRefused, InputError
 from edgewise.core.ids import Tier
 from edgewise.security import Authority, Identity, Reason, Verifier, create_authority
-from edgewise.security.authority import _builder, _key_usage
-from edgewise.security.certificates import alternative_names, certificate_pem, utc_now
+from edgewise.security.certificates import (
+    alternative_names,
+    certificate_builder,
+    certificate_pem,
+    key_usage,
+    utc_now,
+)
 
 
 def later(days: float) -> dt.datetime:
@@ -168,9 +173,9 @@ def test_the_authoritys_own_certificate_is_no_node(authority: Authority) -> None
 
 def test_a_certificate_for_another_purpose_is_refused(authority: Authority, device: Identity) -> None:
     public = device.certificate.public_key()
-    builder = _builder(device.subject.distinguished, authority.certificate.subject, public, utc_now(), 1)
+    builder = certificate_builder(device.subject.distinguished, authority.certificate.subject, public, utc_now(), 1)
     builder = builder.add_extension(alternative_names(device.subject, ()), critical=False)
-    odd = builder.add_extension(_key_usage(authority=False), critical=True).sign(authority.key, hashes.SHA256())
+    odd = builder.add_extension(key_usage(authority=False), critical=True).sign(authority.key, hashes.SHA256())
     with pytest.raises(IdentityRefused, match="certificate of 'device-1' is not for nodes"):
         Verifier(authority.ca_pem).learn(certificate_pem(odd))
 

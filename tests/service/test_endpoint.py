@@ -10,6 +10,7 @@ import pytest
 
 from edgewise.core.errors import ConfigError, SecurityError
 from edgewise.security.authority import create_authority
+from edgewise.security.http_port import PortSecurity
 from edgewise.service.endpoint import open_endpoint
 from edgewise.service.open_inference import serve_http
 from tests.inference.tiny import close, images, model_server, two_exit_graph
@@ -68,7 +69,7 @@ def test_files_that_no_tls_can_be_served_with_are_named(pair: tuple[str, str], t
         with pytest.raises(
             ConfigError, match=rf"certificate '.*{pair[0]}' and the key '.*{pair[1]}': .*belong together"
         ):
-            await serve_http({}, tls=(tmp_path / pair[0], tmp_path / pair[1]))
+            await serve_http({}, security=PortSecurity((tmp_path / pair[0], tmp_path / pair[1])))
 
     asyncio.run(run())
 
@@ -77,6 +78,6 @@ def test_beyond_loopback_only_where_that_is_said() -> None:
     async def run() -> None:
         with pytest.raises(SecurityError, match=r"0\.0\.0\.0:0 is not a loopback address .* or say --insecure"):
             await open_endpoint({}, "0.0.0.0", 0)
-        await (await open_endpoint({}, "0.0.0.0", 0, insecure=True)).close()
+        await (await open_endpoint({}, "0.0.0.0", 0, security=PortSecurity(insecure=True))).close()
 
     asyncio.run(run())

@@ -21,7 +21,8 @@ from edgewise.inference.serving_node import local_server
 from edgewise.inference.stages import make_session
 from edgewise.models.graph.graph import Graph, graph_from
 from edgewise.service.client import InferenceClient
-from edgewise.service.open_inference import HttpServer, serve_http
+from edgewise.service.http_server import HttpServer
+from edgewise.service.open_inference import serve_http
 from edgewise.service.tensor_data import DATATYPES
 from tests.service.onnx_kinds import NODE, Feeds, Kind, T, X, kinds, made, refused, value
 

@@ -7,6 +7,7 @@ import gzip
 import http.client
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +21,9 @@ from edgewise.core.ids import Revision
 from edgewise.inference.serving_node import device_only_plan, local_server
 from edgewise.inference.stages import make_session
 from edgewise.service.client import InferenceClient
-from edgewise.service.open_inference import HttpServer, serve_http
+from edgewise.service.connection import HttpLimits
+from edgewise.service.http_server import HttpServer
+from edgewise.service.open_inference import serve_http
 from tests.inference.tiny import active, close, images, model_server, split_plan, two_exit_graph
 
 GRAPH = two_exit_graph()
@@ -261,7 +264,8 @@ def test_wrong_requests_get_400_and_say_what_is_wrong(request_change: dict[str, 
 )
 def test_bodies_are_bounded_and_checked(body: bytes, headers: dict[str, str], status: int, error: str) -> None:
     found = at_endpoint(
-        lambda endpoint: call(endpoint, "POST", "/v2/models/tiny/infer", body, **headers), max_body_bytes=4096
+        lambda endpoint: call(endpoint, "POST", "/v2/models/tiny/infer", body, **headers),
+        limits=HttpLimits(max_body_bytes=4096),
     )
     assert found[0] == status
     assert error in found[1]["error"]
@@ -286,12 +290,14 @@ def test_a_request_that_nothing_answered_in_time_gets_503_with_the_cause() -> No
         server = model_server(name="tiny")
         await server.prepare(active(split_plan(GRAPH)), GRAPH)
         server.activate(Revision(1))
-        blocked = server.worker.run(lambda: time.sleep(0.3))
+        done = threading.Event()
+        blocked = server.worker.run(lambda: done.wait(60))
         endpoint = await serve_http(server)
         request = infer_body() | {"parameters": {"deadline_ms": 100}}
         status, answer = await asyncio.get_running_loop().run_in_executor(None, ask, endpoint, request)
         assert status == 503
         assert "nothing was ready by the deadline of 0.100 s: the device's own stages were not done" in answer["error"]
+        done.set()
         await blocked
         await endpoint.close()
         await close(server)
@@ -305,7 +311,7 @@ def test_accepted_connections_do_not_wait_for_nagle() -> None:
         endpoint = await serve_http(server)
         async with InferenceClient(endpoint.host, endpoint.port) as client:
             await client.infer("tiny", {"x": images()})
-            accepted = [c.transport.get_extra_info("socket") for c in endpoint._server.server_state.connections]
+            accepted = [c.transport.get_extra_info("socket") for c in endpoint.state.connections]
             assert [s.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for s in accepted] == [1]
         await endpoint.close()
         await server.close()

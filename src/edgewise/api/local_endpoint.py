@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from edgewise.inference.serving_node import ServingNode
     from edgewise.models.graph.graph import Graph
     from edgewise.service.client import InferenceClient, Reply
-    from edgewise.service.open_inference import HttpServer
+    from edgewise.service.http_server import HttpServer
 
 T = TypeVar("T")
 

@@ -115,6 +115,30 @@ def sign(
 
 
 @_verb
+def https(
+    name: Annotated[str, typer.Argument(help="Whose HTTP port, e.g. the device's name.")],
+    folder: Annotated[Path | None, typer.Option("--out", help="Where to write; default: https/NAME.")] = None,
+    host: Annotated[
+        list[str] | None, typer.Option("--host", help="Name or address that clients call; repeat for several.")
+    ] = None,
+    days: Days = 365.0,
+    ca: CaFolder = Path("ca"),
+    as_json: AsJson = False,
+) -> None:
+    """Make key and certificate of a device's HTTP port; its clients trust the ca.pem beside them.
+
+    Example:
+      edgewise ca https device-1 --host 192.168.1.20 --ca ca --out https/device-1
+    """
+    from edgewise.security.https_authority import issue_https
+
+    out = Output(as_json)
+    place = issue_https(ca, name, tuple(host or ()), days, folder=folder or Path("https") / name)
+    out.line(f"made http.pem and http.key in {place}; clients trust {place / 'ca.pem'}")
+    out.result({"name": name, "folder": place, "ca": place / "ca.pem"})
+
+
+@_verb
 def revoke(node: Node, ca: CaFolder = Path("ca"), as_json: AsJson = False) -> None:
     """Put every certificate of a node on the signed list that nodes refuse by.
 

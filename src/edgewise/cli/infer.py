@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 
 _MOST_ROWS = 20
+_NO_ACCESS = (401, 403, 429)
 
 
 class Answered(msgspec.Struct, frozen=True):
@@ -83,6 +85,12 @@ def command(
     output: Annotated[
         str, typer.Option("--output", help="The output that says the class, where a model has several.")
     ] = "",
+    token_file: Annotated[
+        Path | None, typer.Option("--token-file", help="A token; default: what EDGEWISE_TOKEN_FILE names.")
+    ] = None,
+    ca: Annotated[
+        Path | None, typer.Option("--ca", help="PEM: whose certificates are trusted; default: the system's.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Send inputs to a served model and print the answers.
@@ -95,7 +103,8 @@ def command(
     """
     out = Output(as_json)
     wait_s = parse_duration(wait)
-    model, answers, taken = run_async(ask_all(out, url, model, source, limit, scale, wait_s, feedback, output))
+    client = client_of(url, token_file, ca)
+    model, answers, taken = run_async(ask_all(out, client, model, source, limit, scale, wait_s, feedback, output))
     summary = {**summarise(answers), "labels_taken": taken}
     show_answers(out, model, answers[:show])
     out.line(", ".join(f"{key} {value:.4g}" for key, value in summary.items() if value is not None))
@@ -144,7 +153,7 @@ def show_answers(out: Output, model: str, answers: list[Answered]) -> None:
 
 async def ask_all(
     out: Output,
-    url: str,
+    client: InferenceClient,
     model: str,
     path: Path,
     limit: int,
@@ -157,7 +166,7 @@ async def ask_all(
 
     Args:
         out: Shows progress.
-        url: The endpoint.
+        client: Of the endpoint; closed at the end.
         model: The model's name; "" for the only one there is.
         path: The examples.
         limit: At most so many.
@@ -173,11 +182,9 @@ async def ask_all(
         InputError: If labels are to be sent and there are none, or several models are served and none is named.
     """
     from edgewise.api.source import read_source
-    from edgewise.service.client import InferenceClient
 
-    host, port = endpoint_of(url)
     answers = []
-    async with InferenceClient(host, port) as client:
+    async with client:
         model, inputs = await _when_served(client, model, wait_s)
         source = read_source(path, inputs, scale, takes_texts=True).first(limit)
         if feedback and (source.targets is None or source.targets.dtype.kind == "U"):
@@ -201,20 +208,66 @@ async def _when_served(client: InferenceClient, model: str, wait_s: float) -> tu
         try:
             name = model or await only_model(client)
             return name, await model_inputs(client, name)
-        except (RemoteError, Unreachable):
-            if time.monotonic() >= until:
+        except (RemoteError, Unreachable) as error:
+            if time.monotonic() >= until or error.fields.get("status") in _NO_ACCESS:
                 raise
         await asyncio.sleep(0.1)
 
 
-def endpoint_of(url: str) -> tuple[str, int]:
-    """Reads host and port.
+def client_of(url: str, token_file: Path | None = None, ca: Path | None = None) -> InferenceClient:
+    """A client for an endpoint.
+
+    Args:
+        url: e.g. `http://127.0.0.1:8000`, `https://cam-7:8443`.
+        token_file: Holds a token; None takes the operator's setting.
+        ca: PEM, whose certificates are trusted; None for the system's.
+
+    Returns:
+        It; no connection is open yet.
+
+    Raises:
+        InputError: If the address is something else, or a file cannot be used.
+    """
+    from edgewise.core.environment import setting
+    from edgewise.security.http_port import is_loopback
+    from edgewise.service.client import InferenceClient
+
+    is_tls, host, port = endpoint_of(url)
+    found = token_file or setting("token_file")
+    token = _token_in(Path(found)) if found else ""
+    try:
+        tls = ssl.create_default_context(cafile=ca) if is_tls else None
+        if tls is not None and ca is not None:  # Python 3.13 wants key identifiers, which a fleet's certificates lack
+            tls.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    except OSError as error:
+        raise InputError(
+            f"--ca {str(ca)!r} holds no certificate: {error.strerror or error}. Give a PEM file."
+        ) from error
+    if token and tls is None and not is_loopback(host):
+        raise InputError(f"a token is not sent to {host!r} in the clear. Write https://, or leave the token out.")
+    return InferenceClient(host, port, token=token, tls=tls)
+
+
+def _token_in(path: Path) -> str:
+    try:
+        words = path.read_text().split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"no token can be read from {str(path)!r}: {error}. Give the file that holds it.") from error
+    if len(words) != 1 or not words[0].isascii():
+        raise InputError(
+            f"{str(path)!r} holds {len(words)} words, a token is one. 'edgewise token create --out' writes it."
+        )
+    return words[0]
+
+
+def endpoint_of(url: str) -> tuple[bool, str, int]:
+    """Reads scheme, host and port.
 
     Args:
         url: e.g. `http://127.0.0.1:8000`.
 
     Returns:
-        (host, port).
+        (whether it is https, host, port).
 
     Raises:
         InputError: If it is something else.
@@ -224,9 +277,9 @@ def endpoint_of(url: str) -> tuple[str, int]:
         port = parts.port
     except ValueError:
         port = None
-    if parts.scheme != "http" or not parts.hostname or port is None:
+    if parts.scheme not in ("http", "https") or not parts.hostname or port is None:
         raise InputError(f"{url!r} is not the address of an endpoint. Write it like 'http://127.0.0.1:8000'.")
-    return parts.hostname, port
+    return parts.scheme == "https", parts.hostname, port
 
 
 async def only_model(client: InferenceClient) -> str:
@@ -243,8 +296,11 @@ async def only_model(client: InferenceClient) -> str:
         InputError: If several are.
     """
     from edgewise.models.model_choice import choose_model
+    from edgewise.service.client import error_text
 
     status, _, body = await client.call("POST", "/v2/repository/index")
+    if status in _NO_ACCESS:
+        raise RemoteError(error_text(body), status=status)
     names = [model["name"] for model in json.loads(body)] if status == 200 else []
     if not names:
         raise RemoteError(
@@ -272,7 +328,7 @@ async def model_inputs(client: InferenceClient, model: str) -> tuple[PlainTensor
 
     status, _, body = await client.call("GET", f"/v2/models/{quote(model, safe='')}")
     if status != 200:
-        raise RemoteError(f"the endpoint has no model {model!r} (status {status}): {error_text(body)}")
+        raise RemoteError(f"the endpoint has no model {model!r} (status {status}): {error_text(body)}", status=status)
     types = {datatype: dtype for dtype, datatype in DATATYPES.items()} | {"BF16": "float32"}
     return tuple(
         PlainTensor(

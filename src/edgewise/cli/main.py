@@ -23,6 +23,7 @@ from edgewise.core.process import INTERRUPTED, leave
 VERBS: dict[str, str] = {
     "demo": "Run the whole loop on this machine: train, plan, serve, survive, stay good.",
     "ca": "Make a fleet's certificate authority and issue node certificates.",
+    "token": "Make, list and revoke the tokens of HTTP clients.",
     "coordinator": "Start the process that decides, on a cloud or edge node.",
     "agent": "Start the process that every node runs.",
     "nodes": "List the nodes of a running fleet and what they can do.",

@@ -15,7 +15,8 @@ from typing import Any
 
 from edgewise.core.errors import ConfigError, nearest
 
-PATHS = ("identity", "state", "capture", "task", "holdout", "judge")
+FILES = ("tokens", "http_certificate", "http_key")
+PATHS = ("identity", "state", "capture", "task", "holdout", "judge", *FILES)
 NEEDED = {"name": "node", "tier": "device", "identity": "node", "state": "node"}
 """Stand in, while a file is checked, for what an option may give."""
 FOR_OTHERS = {
@@ -70,6 +71,6 @@ def _beside(folder: Path, key: str, text: str, place: str) -> str:
     found = folder / text
     if key == "identity" and not found.is_dir():
         raise ConfigError(f"{place}: there is no folder {str(found)!r}. Paths are relative to the file; correct it.")
-    if key in ("task", "judge", "file") and not found.is_file():
+    if key in ("task", "judge", "file", *FILES) and not found.is_file():
         raise ConfigError(f"{place}: there is no file {str(found)!r}. Paths are relative to the file; correct it.")
     return str(found)

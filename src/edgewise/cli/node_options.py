@@ -42,7 +42,16 @@ KeepBytes = Annotated[
     ),
 ]
 Scout = Annotated[bool, typer.Option("--scout", help="Look for other nodes by multicast and gossip.")]
-Insecure = Annotated[bool, typer.Option("--insecure", help="Allow a non-loopback address without TLS.")]
+Insecure = Annotated[
+    bool, typer.Option("--insecure", help="Allow a non-loopback address without TLS, and --http without tokens.")
+]
+HttpTokens = Annotated[
+    str, typer.Option("--tokens", help="File of `edgewise token`: clients of --http need one. Needed off loopback.")
+]
+HttpCertificate = Annotated[
+    str, typer.Option("--http-certificate", help="PEM; TLS for --http. By default the node's own, but on a device.")
+]
+HttpKey = Annotated[str, typer.Option("--http-key", help="PEM.")]
 TakeOver = Annotated[
     bool,
     typer.Option(
@@ -143,8 +152,8 @@ def check_address(http: str) -> None:
         raise InputError(f"{http!r} is not an address to answer on. Write it like '127.0.0.1:8000', port 0 for any.")
 
 
-async def _open_endpoint(server: Any, host: str, port: int, metrics: Any, ready: Any, insecure: bool) -> Any:
+async def _open_endpoint(server: Any, host: str, port: int, metrics: Any, ready: Any, security: Any) -> Any:
     """Opens the inference endpoint; the web framework is imported by nodes that have one."""
     from edgewise.service.endpoint import open_endpoint
 
-    return await open_endpoint(server, host, port, metrics, ready, insecure)
+    return await open_endpoint(server, host, port, metrics, ready, security)

@@ -18,6 +18,7 @@ from edgewise.core.errors import InputError
 
 if TYPE_CHECKING:
     from edgewise.models.graph.graph import Graph
+    from edgewise.security.http_port import PortSecurity
 
 Shapes = Annotated[
     list[str] | None, typer.Option("--input-shape", help="Fix open axes, e.g. image=1,3,224,224; repeat for several.")
@@ -49,7 +50,12 @@ def command(
     keep: Keep = None,
     certificate: Annotated[Path | None, typer.Option("--certificate", help="PEM; with --key, serves TLS.")] = None,
     key: Annotated[Path | None, typer.Option("--key", help="PEM.")] = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Allow a non-loopback address without TLS.")] = False,
+    tokens: Annotated[
+        Path | None, typer.Option("--tokens", help="File of `edgewise token`: clients need one. Needed off loopback.")
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Allow a non-loopback address without TLS and tokens.")
+    ] = False,
     connect: ToFleet = "",
     identity: AsOperator = "",
     policy: Annotated[Path | None, typer.Option("--policy", help="On a fleet: TOML, objective and limits.")] = None,
@@ -82,6 +88,7 @@ def command(
     from edgewise.cli.fleet_plan import serve_on_fleet
     from edgewise.cli.fleet_plan_request import FleetPlanRequest
     from edgewise.models.model_choice import model_name_of
+    from edgewise.security.http_port import PortSecurity
 
     fleet_only(connect, identity=identity, policy=policy, force=force, ungated=ungated)
     if len(onnx) > 1 and (name or exits or keep or input_shape or data or connect):
@@ -108,9 +115,7 @@ def command(
         graph = load_with_examples(onnx[0], input_shape, exits, data)
         run_async(serve_on_fleet(Output(as_json), request, graph, name))
         return
-    if (certificate is None) != (key is None):
-        raise InputError("TLS needs both --certificate and --key. Give the other one too.")
-    tls = (certificate, key) if certificate is not None and key is not None else None
+    security = PortSecurity.of(certificate=certificate, key=key, tokens=tokens, insecure=insecure)
     graphs = {name: load_with_examples(onnx[0], input_shape, exits, data)}
     for other in onnx[1:]:
         named = model_name_of(other.stem)
@@ -119,7 +124,7 @@ def command(
                 f"two of the models would be called {named!r}, after their files. Rename one of the files."
             )
         graphs[named] = load_with_examples(other, None, "", None)
-    run_async(serve_models(Output(as_json), graphs, host, port, dilation, parse_kept(keep), tls, insecure))
+    run_async(serve_models(Output(as_json), graphs, host, port, dilation, parse_kept(keep), security))
 
 
 def load_with_examples(onnx: Path, input_shape: list[str] | None, exits: str, data: Path | None) -> Graph:
@@ -155,8 +160,7 @@ async def serve_models(
     port: int,
     dilation: float,
     keeps: tuple[tuple[str, str], ...],
-    tls: tuple[Path, Path] | None,
-    insecure: bool,
+    security: PortSecurity,
 ) -> None:
     """Serves models until a signal asks to stop.
 
@@ -167,8 +171,7 @@ async def serve_models(
         port: Port; 0 takes a free one.
         dilation: Factor for emulating a slow device.
         keeps: Pairs (input, output) of their state.
-        tls: Certificate and key.
-        insecure: Whether a non-loopback address may go without TLS.
+        security: TLS and tokens.
     """
     from edgewise.core.process import keep_for_good
     from edgewise.inference.serving_node import local_servers
@@ -179,11 +182,10 @@ async def serve_models(
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     server = await local_servers(graphs, dilation=dilation, keeps=keeps)
     try:
-        endpoint = await serve_http(server, host, port, tls=tls, insecure=insecure)
+        endpoint = await serve_http(server, host, port, security=security)
         keep_for_good()
-        scheme = "http" if tls is None else "https"
         for name in graphs:
-            out.event("serving", model=name, url=f"{scheme}://{endpoint.host}:{endpoint.port}")
+            out.event("serving", model=name, url=endpoint.url)
         await stop.wait()
         await endpoint.close()
         for name in graphs:

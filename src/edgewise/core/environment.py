@@ -19,7 +19,7 @@ class Setting:
     Attributes:
         name: Short name.
         default: Text that stands if the variable is not set; "" for none.
-        unit: `folder`, or the choices, separated by ` | `.
+        unit: `folder`, `file`, or the choices, separated by ` | `.
         help: One sentence.
     """
 
@@ -39,7 +39,7 @@ class Setting:
         Raises:
             ConfigError: If it is none of the choices.
         """
-        if self.unit == "folder":
+        if self.unit in ("folder", "file"):
             return Path(text).expanduser() if text else None
         choices = self.unit.split(" | ")
         if text.upper() not in choices:
@@ -52,6 +52,7 @@ SETTINGS: Mapping[str, Setting] = {
     for made in (
         Setting("data", "", "folder", "Larger data sets for examples and tests; nothing is downloaded."),
         Setting("state", "~/.edgewise", "folder", "Where nodes keep blobs, logs and registries, one folder per node."),
+        Setting("token_file", "", "file", "The token that `edgewise infer` sends, unless --token-file names another."),
         Setting("log", "INFO", "DEBUG | INFO | WARNING | ERROR", "How much a node writes to its log."),
     )
 }

@@ -214,6 +214,10 @@ def error_context(**fields: Any) -> Iterator[None]:
         raise
 
 
+_LONGEST_WORD = 200
+"""Comparing takes the square of it."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Suggests the nearest known spelling.
 
@@ -225,7 +229,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
         " Did you mean 'x'?" or the list of what exists (cut at ten); starts with a space.
     """
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name[:_LONGEST_WORD], names, n=1, cutoff=0.5)
     if close:
         return f" Did you mean {close[0]!r}?"
     return f" Known: {', '.join(names[:10])}{', …' if len(names) > 10 else ''}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import signal
@@ -57,3 +58,12 @@ def keep_for_good() -> None:
     """
     gc.freeze()
     gc.set_threshold(_YOUNG, *gc.get_threshold()[1:])
+
+
+def give_memory_back() -> None:
+    """Hands what the C allocator holds without need back to the machine, where it can (glibc); call it off an event loop.
+
+    After a request of many megabytes the allocator keeps their pages: it cannot know that no second one comes.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -39,6 +39,8 @@ def unpack_texts(data: bytes | memoryview, num: int) -> list[str]:
         end = start + int.from_bytes(data[at:start], "little")
         if start > len(data) or end > len(data):
             raise ValueError("a string ends beyond the data; in front of each stands its length in four bytes")
+        if len(found) == num:
+            raise ValueError(f"found more than {num} strings")
         found.append(str(data[start:end], "utf-8"))
         at = end
     if len(found) != num:

@@ -13,18 +13,20 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.core.errors import Busy, InputError, PlanInfeasible, Unreachable
+from edgewise.core.errors import Busy, EdgewiseError, InputError, PlanInfeasible, Unreachable
 from edgewise.core.ids import NodeId, RequestId, Revision
 from edgewise.inference.cuts import encode_cut
 from edgewise.inference.device_streams import OpenStreams, Stream
 from edgewise.inference.observation import Observation
 from edgewise.inference.peers import SitePeers, Target
-from edgewise.inference.prepared import PreparedPlan, prepare_plan, stage_answer, stage_request
+from edgewise.inference.prepared import PreparedPlan, entries_of, prepare_plan, stage_answer, stage_request
+from edgewise.inference.request_admission import Lanes, admit
 from edgewise.inference.request_driver import LiveRequest, RequestResources, Served
 from edgewise.inference.request_inputs import check_inputs
 from edgewise.inference.serving_metrics import Count, ServingCounts, model_metrics
@@ -41,6 +43,8 @@ _LABELLING_S = 30.0
 """For an answer to learn from; hosts serve the earliest deadline first, so requests go first."""
 
 
+_MANY_ENTRIES = 2**18
+LONG_NICENESS = 10
 FORMER_PLANS = 4
 """Of one model, that stay for streams which began on them; on older ones streams end."""
 
@@ -56,7 +60,7 @@ class ModelServer:
         max_in_flight: Open requests; one more is refused with `Busy`.
         streams: Those that are open.
         worker: The device's computing thread.
-        refused: Requests refused because too many were open.
+        refused: Requests refused when they arrived: too many were open, or they would have been late.
         served: What its requests came to.
 
     `on_observation` and `on_served` are called for each request once its answer is on its way.
@@ -74,7 +78,9 @@ class ModelServer:
         on_observation: Callable[[Observation], None] = lambda observation: None,
         on_served: Callable[[Tensors, Served], None] = lambda inputs, served: None,
         on_feedback: Callable[[Mapping[str, int]], int] | None = None,
+        lanes: Lanes | None = None,
     ) -> None:
+        self._lanes = lanes or Lanes(worker, lambda: Worker(f"{node}-long", niceness=LONG_NICENESS))
         self.node, self.name, self.dilation, self.worker = node, name, dilation, worker
         self.default_deadline_s, self.max_in_flight = default_deadline_s, max_in_flight
         self.refused = self._num_open = 0
@@ -297,15 +303,24 @@ class ModelServer:
     ) -> Served:
         if self._num_open >= self.max_in_flight:
             self.refused += 1
-            raise Busy(f"{self.max_in_flight} requests are open on {self.node!r}, this one is dropped. Send less.")
-        checked = check_inputs(prepared.inputs, inputs, prepared.graph.optional)
+            raise Busy(
+                f"{self.max_in_flight} requests are open on {self.node!r}, this one is dropped. Send less.",
+                retry_after_s=prepared.usual_stage_s if isfinite(prepared.usual_stage_s) else 1.0,
+            )
+        checked = await self._checked(prepared, inputs)
         name = RequestId(request or f"{self.node}-{next(self._numbers)}")
         budget_s = self.default_deadline_s if deadline_s is None else deadline_s
         stream = "" if step is None else step.stream
         served = self._filtered(prepared, checked, stream, name, budget_s) if prepared.filters else None
         if served is None:
             peers = self._peers.at(prepared.stages.target)
-            resources = RequestResources(self.node, self.worker, peers, self.name)
+            num, may_part = entries_of(checked), step is None and not prepared.is_shared_state
+            try:
+                worker, cost_s = admit(prepared, self._lanes, num, budget_s, self.name, may_part=may_part)
+            except EdgewiseError:
+                self.refused += 1
+                raise
+            resources = RequestResources(self.node, worker, peers, self.name, cost_s)
             live = LiveRequest(
                 resources, prepared, checked, budget_s=budget_s, request=name, step=step, targets=targets
             )
@@ -324,6 +339,13 @@ class ModelServer:
         # Whoever asked does not wait until everybody has learned from it.
         asyncio.get_running_loop().call_soon(self._tell, checked, served)
         return served
+
+    async def _checked(self, prepared: PreparedPlan, inputs: Mapping[str, NDArray[Any]]) -> Tensors:
+        """The inputs as the model takes them; many are converted off the event loop."""
+        tensors, optional = prepared.inputs, prepared.graph.optional
+        if sum([array.size for array in inputs.values() if array is not None]) <= _MANY_ENTRIES:
+            return check_inputs(tensors, inputs, optional)
+        return await asyncio.to_thread(check_inputs, tensors, inputs, optional)
 
     def _filtered(
         self, prepared: PreparedPlan, inputs: Tensors, stream: str, request: RequestId, budget_s: float

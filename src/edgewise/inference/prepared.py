@@ -24,7 +24,8 @@ from edgewise.inference.cuts import encode_cut, sections_of
 from edgewise.inference.gates.exit import first_answer
 from edgewise.inference.gates.gate import Answer
 from edgewise.inference.gates.gate_states import GateStates
-from edgewise.inference.recent_costs import Slowest, running_mean
+from edgewise.inference.recent_costs import CostBySize, Slowest, running_mean
+from edgewise.inference.remote_window import RemoteWindow
 from edgewise.inference.stage_messages import STAGE_REQUEST, StageAnswer, StageRequest
 from edgewise.inference.stages import LoadedStage, StageSet, Tensors, build_stages, make_session
 from edgewise.inference.streams import StreamStates, StreamStep
@@ -33,6 +34,7 @@ from edgewise.inference.warm_up import warm_up, zeros
 from edgewise.inference.worker import BRIEF_S
 from edgewise.ledger.entry import Purpose
 from edgewise.models.graph.graph import Graph, PlainTensor
+from edgewise.models.graph.living import peak_bytes
 from edgewise.models.graph.optional_inputs import with_optional
 from edgewise.planning.plan import ActivePlan, Gate, Handover, Plan, Site
 from edgewise.transport.frame import Frame, make_frame
@@ -98,6 +100,11 @@ class PreparedPlan:
         has_loop: Whether the graph has a loop, whose time depends on the data.
         usual_remote_s: Running mean of the seconds from handing over to the answer; 0 before the first.
         dilation: This node's factor.
+        costs: What the stages took, by the entries that they were given.
+        least_entries: Entries of one example.
+        bytes_per_entry: Memory that computing takes, by the entries that are given.
+        tried_s: When a request was last taken although it was expected to be late.
+        remote_window: Open requests that the next site is trusted with.
     """
 
     active: ActivePlan
@@ -123,6 +130,11 @@ class PreparedPlan:
     has_loop: bool = False
     usual_remote_s: float = 0.0
     dilation: float = 1.0
+    costs: CostBySize = field(default_factory=CostBySize)
+    least_entries: int = 1
+    bytes_per_entry: float = 0.0
+    tried_s: float = float("-inf")
+    remote_window: RemoteWindow = field(default_factory=RemoteWindow)
     _whole_session: Any = None
 
     @property
@@ -134,6 +146,11 @@ class PreparedPlan:
     def is_idle(self) -> bool:
         """Whether nothing that began on it is open."""
         return not self.in_flight and not self.num_streams
+
+    @property
+    def is_shared_state(self) -> bool:
+        """Whether requests change what others are answered, so that no two may run at once."""
+        return self.stages.handover is not None or self.gates.learns or self.streams is not None
 
     def tail_p99_s(self) -> float | None:
         """Seconds the local tail of a request that arrives now may take, the work that goes first included.
@@ -163,6 +180,7 @@ class PreparedPlan:
     def remote_took(self, seconds: float) -> None:
         """The next site answered after so long."""
         self.usual_remote_s = running_mean(self.usual_remote_s, seconds, is_first=self.usual_remote_s == 0.0)
+        self.remote_window.grow()
 
     def run_stages(
         self,
@@ -244,6 +262,7 @@ class PreparedPlan:
             self.usual_entries = running_mean(self.usual_entries, max(1, num_entries), is_first=is_first)
         self.usual_stage_s = running_mean(self.usual_stage_s, seconds, is_first=self.usual_stage_s == float("inf"))
         self.stage_seconds.add(seconds)
+        self.costs.add(num_entries, seconds)
 
     def _first_answer(self, tensors: Tensors) -> tuple[float, int] | tuple[None, None]:
         """What drift is seen in: every request reaches the plan's first exit, wherever that is."""
@@ -302,6 +321,8 @@ async def prepare_plan(active: ActivePlan, graph: Graph, site: Site, *, dilation
         has_loop=any(node.op in ("Loop", "Scan") for node in graph.nodes),
         dilation=dilation,
     )
+    prepared.least_entries = max(1, sum(t.num_entries for t in prepared.inputs))
+    prepared.bytes_per_entry = peak_bytes(graph) / prepared.least_entries
     await asyncio.get_running_loop().run_in_executor(None, _warm_up_all, prepared, dilation)
     return prepared
 

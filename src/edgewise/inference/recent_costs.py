@@ -1,4 +1,4 @@
-"""What the last runs of something took: the slowest of them, and a running mean."""
+"""What the last runs of something took: the slowest of them, a running mean, and what one of another size is expected to take."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import deque
 
 _WINDOW = 64
 _MEMORY = 16
+_SIZES = 16
 
 
 class Slowest:
@@ -43,3 +44,48 @@ def running_mean(mean: float, seconds: float, *, is_first: bool) -> float:
         is_first: Whether there was none before.
     """
     return seconds if is_first else mean + (seconds - mean) / _MEMORY
+
+
+class CostBySize:
+    """What runs took by the size of what they were given, for the sizes seen last.
+
+    A size not seen is expected to take in proportion to the largest below it, at most what a larger one took.
+    """
+
+    __slots__ = ("_means",)
+
+    def __init__(self) -> None:
+        self._means: dict[int, float] = {}
+
+    def add(self, size: int, seconds: float) -> None:
+        """Takes one run.
+
+        Args:
+            size: Of what it was given, e.g. entries.
+            seconds: What it took.
+        """
+        before = self._means.pop(size, None)
+        self._means[size] = seconds if before is None else running_mean(before, seconds, is_first=False)
+        if len(self._means) > _SIZES:
+            del self._means[next(iter(self._means))]
+
+    def expected_s(self, size: int) -> float:
+        """Seconds that a run is expected to take; 0 before the first.
+
+        Args:
+            size: Of what it is given.
+        """
+        if (known := self._means.get(size)) is not None:
+            return known
+        below = max((s for s in self._means if s < size), default=0)
+        above = [seconds for s, seconds in self._means.items() if s > size]
+        scaled = self._means[below] * size / below if below else max(above, default=0.0)
+        return min([scaled, *above])
+
+    def is_sure(self, size: int) -> bool:
+        """Whether a run of at least a quarter of a size was seen, so that what is expected is no far guess.
+
+        Args:
+            size: Of what a run is given.
+        """
+        return any(4 * known >= size for known in self._means)

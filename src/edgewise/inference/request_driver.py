@@ -48,15 +48,17 @@ class RequestResources:
 
     Attributes:
         node: The device.
-        worker: Its one computing thread.
+        worker: The thread that computes this request.
         peers: Who may run the next stages.
         tenant: Whose share of the worker is used.
+        expected_s: Seconds that the device's stages are expected to take.
     """
 
     node: NodeId
     worker: Worker
     peers: Peers
     tenant: str = ""
+    expected_s: float = 0.0
 
 
 class LiveRequest:
@@ -142,11 +144,17 @@ class LiveRequest:
                     self._run_stages,
                     self._stages_done,
                     session.StagesFailed,
+                    self._at.expected_s,
                     not self._is_whole and self._prepared.is_brief(entries_of(self._inputs)),
                 )
             case session.RunLocalTail():
                 tensors = self._inputs if self.head is None else self.head.tensors
-                self._compute(lambda: self._prepared.run_tail(tensors), self._tail_done, session.TailFailed)
+                self._compute(
+                    lambda: self._prepared.run_tail(tensors),
+                    self._tail_done,
+                    session.TailFailed,
+                    self._prepared.tail_seconds.largest,
+                )
             case session.Offload():
                 self._offload(action)
             case session.StartTimer():
@@ -165,6 +173,7 @@ class LiveRequest:
         job: Callable[[], Any],
         done: Callable[[Any], None],
         failed: Callable[[float, str], session.Event],
+        cost_s: float,
         is_brief: bool = False,
     ) -> None:
         def settled(result: Any, error: BaseException | None) -> None:
@@ -191,6 +200,7 @@ class LiveRequest:
                 is_dropped=self._done.done,
                 is_brief=is_brief,
                 tenant=self._at.tenant,
+                cost_s=cost_s,
             )
         except EdgewiseError as error:
             self._loop.call_soon(self._on, failed(self._loop.time(), f"{error.code}: {error.message}"))
@@ -228,7 +238,8 @@ class LiveRequest:
         if self.head is not None and self.head.payload is not None:
             self._ask(action, self.head)
         else:
-            self._compute(self._run_stages, encoded, failed, self._prepared.is_brief(entries_of(self._inputs)))
+            is_brief = self._prepared.is_brief(entries_of(self._inputs))
+            self._compute(self._run_stages, encoded, failed, self._at.expected_s, is_brief)
 
     def _ask(self, action: session.Offload, head: StageResult) -> None:
         peers, node, started = self._at.peers, action.target, self._loop.time()
@@ -261,6 +272,7 @@ class LiveRequest:
     def _remote_failed(self, node: str, error: EdgewiseError) -> None:
         if is_peers_fault(error):
             self._at.peers.failed(node, self._budget_s)
+            self._prepared.remote_window.cut(self._prepared.in_flight, self._prepared.usual_remote_s)
         elif str(error.fields.get("remote_code", "")).startswith(f"{InputError.code}."):
             self._refused = InputError(error.message)
         self._on(session.RemoteFailed(self._loop.time(), node, f"{error.code}: {error.message}"))
@@ -280,6 +292,7 @@ class LiveRequest:
     def _end(self, answer: session.SessionAnswer) -> None:
         if self._is_asking and self._state.trying:
             self._at.peers.failed(self._state.trying, self._budget_s)
+            self._prepared.remote_window.cut(self._prepared.in_flight, self._prepared.usual_remote_s)
         if answer.source is AnswerSource.NONE:
             self._outputs = {}
         if not self._done.done():

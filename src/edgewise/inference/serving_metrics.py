@@ -55,7 +55,7 @@ def model_metrics(name: str, counts: ServingCounts, active: ActivePlan | None, r
         name: The model's name.
         counts: What its requests came to.
         active: Its plan in force; None before the first.
-        refused: Requests refused because too many were open.
+        refused: Requests refused when they arrived.
     """
     of = ("model", name)
     sources: dict[Labels, tuple[int, float]] = {
@@ -75,7 +75,7 @@ def model_metrics(name: str, counts: ServingCounts, active: ActivePlan | None, r
         summary("request_seconds", "Requests by who answered, and their latency at the device.", sources),
         summary("stage_seconds", "Latency of each stage of requests.", stages),
         metric("payload_bytes_total", "counter", "Bytes of what stages handed over.", sent),
-        metric("refused_requests_total", "counter", "Requests refused because too many were open.", {(of,): refused}),
+        metric("refused_requests_total", "counter", "Requests refused when they arrived.", {(of,): refused}),
         metric("plan_info", "gauge", "The plan in force; always 1.", plan),
     ]
 

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from edgewise.core.errors import GraphError, InputError, nearest
 from edgewise.core.ids import NodeId, Revision
 from edgewise.inference.device_streams import Stream
-from edgewise.inference.model_server import ModelServer
+from edgewise.inference.model_server import LONG_NICENESS, ModelServer
+from edgewise.inference.request_admission import Lanes
 from edgewise.inference.request_driver import Served
 from edgewise.inference.streams import StreamStep
 from edgewise.inference.worker import Worker
@@ -45,6 +46,7 @@ class ServingNode:
     ) -> None:
         self.node, self.dilation, self.max_in_flight = node, dilation, max_in_flight
         self.worker = worker or Worker(f"{node}-compute", max_waiting=2 * max_in_flight)
+        self._lanes = Lanes(self.worker, lambda: Worker(f"{node}-long", niceness=LONG_NICENESS))
         self.models: dict[str, ModelServer] = {}
         self._shares: dict[str, float] = {}
 
@@ -67,7 +69,9 @@ class ServingNode:
         if not share > 0.0:
             raise InputError(f"the share of model {name!r} is {share}, it must be > 0.")
         if name not in self.models:
-            self.models[name] = ModelServer(self.node, self.worker, name=name, dilation=self.dilation, **settings)
+            self.models[name] = ModelServer(
+                self.node, self.worker, name=name, dilation=self.dilation, lanes=self._lanes, **settings
+            )
         self._shares[name] = share
         self._divide()
         return self.models[name]
@@ -137,7 +141,9 @@ class ServingNode:
         """Stops the worker; open requests end with what they have."""
         for model in self.models.values():
             model.retire()
-        await asyncio.get_running_loop().run_in_executor(None, self.worker.close)
+        for worker in (self.worker, self._lanes.long):
+            if worker is not None:
+                await asyncio.get_running_loop().run_in_executor(None, worker.close)
 
 
 def device_only_plan(graph: Graph, *, keeps: tuple[tuple[str, str], ...] = ()) -> Plan:

@@ -23,7 +23,7 @@ from typing import Any
 
 import msgspec
 
-from edgewise.core.errors import DeadlineExceeded, EdgewiseError, FrameRefused, Unreachable
+from edgewise.core.errors import Busy, DeadlineExceeded, EdgewiseError, FrameRefused, Unreachable
 from edgewise.core.ids import NodeId, Revision, Tier
 from edgewise.inference.cuts import decode_cut
 from edgewise.inference.peers import SitePeers, Target, is_peers_fault
@@ -63,7 +63,7 @@ class StageHost:
         dilation: Factor by which it stretches inference compute.
         keep: Plans of one model that stay prepared; the oldest beyond that is dropped.
         worker: The computing thread; its `completed` counter is this node's progress.
-        refused: Requests refused because their plan is not prepared here.
+        refused: Requests refused because their plan is not prepared here, or they would have been late.
         answered: Requests answered.
     """
 
@@ -166,12 +166,23 @@ class StageHost:
                     self._start_hand_over, prepared, message, step, result, deadline_s, reply, frame
                 )
 
+        num_entries = sum(prod(section.shape) for section in message.sections)
+        tenant, cost_s = self._model_of.get(message.revision, ""), prepared.costs.expected_s(num_entries)
+        due_s = deadline_s - _WAY_BACK_FRACTION * left_s
+        if not self.worker.is_idle and (late_s := self.worker.late_by_s(cost_s, due_s, tenant)) > 0.0:
+            self.refused += 1
+            raise Busy(
+                f"what waits for {self.node!r} takes {late_s:.3f} s too long for this request; it is dropped. Ask another "
+                "node, or later.",
+                retry_after_s=late_s,
+            )
         self.worker.submit(
             lambda: self._run(prepared, message, step, frame),
             settle,
             deadline_s=deadline_s,
-            is_brief=prepared.is_brief(sum(prod(section.shape) for section in message.sections)),
-            tenant=self._model_of.get(message.revision, ""),
+            is_brief=prepared.is_brief(num_entries),
+            tenant=tenant,
+            cost_s=cost_s,
         )
 
     async def close(self) -> None:

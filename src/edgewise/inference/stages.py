@@ -8,6 +8,7 @@ decided here, and nowhere else on the serving side.
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from edgewise.models.graph.runtime import first_line
 from edgewise.planning.plan import ENTRY, Gate, Handover, Plan, Site, Stage
 
 Tensors = dict[str, NDArray[Any]]
+_MUCH_BYTES = 2**20
+_UNUSUAL = 8
 
 _SESSIONS: WeakValueDictionary[tuple[Any, ...], Any] = WeakValueDictionary()
 """Of this process, by graph and boundary; a session runs on several threads at once."""
@@ -99,6 +102,7 @@ class LoadedStage:
         self._session = session
         self._taken_s: dict[int, float] = {}
         self._num_measured: dict[int, int] = {}
+        self._least_bytes = sys.maxsize
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> tuple[Tensors, float]:
         """Computes the stage in the calling thread.
@@ -162,7 +166,7 @@ class LoadedStage:
         if not self.outputs:
             return []
         try:
-            values: list[NDArray[Any]] = self._session.run(self.outputs, given)
+            values: list[NDArray[Any]] = self._session.run(self.outputs, given, self._options(given))
         except Exception as error:
             if not type(error).__module__.startswith("onnxruntime") and not isinstance(error, UnicodeError):
                 raise
@@ -172,6 +176,18 @@ class LoadedStage:
                 "belong together, as it was trained with."
             ) from error
         return values
+
+    def _options(self, given: Mapping[str, NDArray[Any]]) -> Any:
+        """Has the runtime give back what a run of many times the usual size took; else it keeps it for good."""
+        num_bytes = sum([array.nbytes for array in given.values()])
+        self._least_bytes = min(self._least_bytes, max(1, num_bytes))
+        if num_bytes < max(_MUCH_BYTES, _UNUSUAL * self._least_bytes):
+            return None
+        import onnxruntime
+
+        options = onnxruntime.RunOptions()
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        return options
 
     def _owned(self, values: Sequence[NDArray[Any]], feeds: Mapping[str, NDArray[Any]]) -> Tensors:
         origins = origins_of(*(feeds[name] for name in self.inputs))

@@ -2,7 +2,8 @@
 
 A job shorter than the way to the thread and back runs where it is asked, if the thread is idle; never two at once. ONNX
 Runtime releases the interpreter lock, so the event loop stays free. Work whose deadline has passed before it began is
-dropped and says so; a full queue refuses at once. `completed` is what tells a stuck worker from a busy one.
+dropped and says so; a full queue refuses at once, and so does one in which a job, or one that waits already, would be
+late by what those in front of it are expected to take. `completed` is what tells a stuck worker from a busy one.
 
 Of the tenants with work (the models of a node) the one goes next whose seconds so far, divided by its share, are the
 fewest; a tenant that was idle begins where the others are. So each gets its share while it has work, whatever others
@@ -18,20 +19,35 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from math import inf
+from typing import Any, NamedTuple, TypeVar
 
 from edgewise.core.errors import Busy, DeadlineExceeded
+from edgewise.core.process import give_memory_back
 
 R = TypeVar("R")
 BRIEF_S = 0.001
 """Waking a thread and being woken by it costs up to half as much; shorter work is not worth it."""
+_MOST_DRAG = 4.0
+_MEMORY = 16
 Settle = Callable[[Any, BaseException | None], None]
 """Takes (result, error) of a job."""
+
+
+class _Job(NamedTuple):
+    """Ordered by deadline, then as they came."""
+
+    deadline_s: float
+    order: int
+    call: Callable[[], None]
+    cost_s: float
 
 
 @dataclass(slots=True)
@@ -40,7 +56,8 @@ class _Tenant:
 
     share: float = 1.0
     used_s: float = 0.0
-    jobs: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
+    waiting_s: float = 0.0
+    jobs: list[_Job] = field(default_factory=list)
 
 
 class Worker:
@@ -51,12 +68,22 @@ class Worker:
         completed: Jobs finished or dropped since the start; answered without asking the thread.
         refused: Jobs refused because the queue was full.
         expired: Jobs dropped because their deadline had passed.
+
+    A `niceness` above 0 lets other threads of the machine go first, where threads have one (Linux), and is for jobs so
+    long that memory is given back after each.
     """
 
     def __init__(
-        self, name: str = "compute", *, max_waiting: int = 64, clock: Callable[[], float] = time.perf_counter
+        self,
+        name: str = "compute",
+        *,
+        max_waiting: int = 64,
+        clock: Callable[[], float] = time.perf_counter,
+        niceness: int = 0,
     ) -> None:
-        self.max_waiting, self._clock = max_waiting, clock
+        self.max_waiting, self._clock, self._niceness = max_waiting, clock, niceness
+        self._at_hand: tuple[float, float] | None = None
+        self._drag = 1.0
         self.completed = 0
         self.refused = 0
         self.expired = 0
@@ -77,6 +104,11 @@ class Worker:
         """Jobs not begun yet."""
         return self._num_waiting
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is computed and nothing waits."""
+        return not self._num_waiting and not self._computing.locked()
+
     def set_shares(self, shares: Mapping[str, float]) -> None:
         """Sets whose jobs are told apart; the weights need not sum to anything.
 
@@ -88,6 +120,38 @@ class Worker:
                 del self._tenants[name]
             for name, share in shares.items():
                 self._tenants.setdefault(name, _Tenant()).share = share
+
+    def late_by_s(self, cost_s: float, deadline_s: float, tenant: str = "") -> float:
+        """How much too late something would be done if it were queued now: a job, or one that waits already.
+
+        Args:
+            cost_s: Seconds that the new job is expected to take.
+            deadline_s: `time.monotonic` by which it must be done.
+            tenant: Whose share is used.
+
+        Returns:
+            Seconds, the worst of them; 0 or less where all are in time.
+        """
+        with self._lock:
+            return self._late_by_s(cost_s, deadline_s, tenant)
+
+    def _late_by_s(self, cost_s: float, deadline_s: float, tenant: str) -> float:
+        now_s, mine = time.monotonic(), self._tenants.get(tenant)
+        begun = self._at_hand
+        done_s = now_s + (0.0 if begun is None else max(0.0, begun[0] + begun[1] - now_s))
+        share = 1.0 if mine is None else mine.share
+        others = [(t.waiting_s, t.share / share) for t in self._tenants.values() if t is not mine and t.jobs]
+        late_s, own_s, is_new = -inf, 0.0, True
+        jobs = [] if mine is None else [(job.deadline_s, job.cost_s) for job in mine.jobs]
+        for due_s, seconds in sorted([*jobs, (deadline_s, cost_s)]):
+            own_s += self._drag * seconds
+            if is_new and due_s == deadline_s and seconds == cost_s:
+                is_new = False
+            elif is_new or due_s == inf:  # what goes first is not made later
+                continue
+            meanwhile_s = sum([min(self._drag * waiting_s, own_s * ratio) for waiting_s, ratio in others])
+            late_s = max(late_s, done_s + own_s + meanwhile_s - due_s)
+        return late_s
 
     def run(self, job: Callable[[], R], *, deadline_s: float = float("inf")) -> asyncio.Future[R]:
         """Queues a job; call it on an event loop.
@@ -124,6 +188,7 @@ class Worker:
         is_dropped: Callable[[], bool] = lambda: False,
         is_brief: bool = False,
         tenant: str = "",
+        cost_s: float = 0.0,
     ) -> None:
         """Queues a job whose end is told by a call; on any thread.
 
@@ -136,6 +201,7 @@ class Worker:
             is_brief: Whether the job takes less than `BRIEF_S`: it runs at once, in the calling thread, if nothing
                 else runs or waits.
             tenant: Whose share is used.
+            cost_s: Seconds it is expected to take, for those behind it.
 
         Raises:
             Busy: As `run`.
@@ -176,7 +242,8 @@ class Worker:
                 raise Busy("this node's worker is closed. Start the server again.")
             if not mine.jobs:
                 mine.used_s = max(mine.used_s, self._now_s)
-            heapq.heappush(mine.jobs, (deadline_s, next(self._order), call))
+            heapq.heappush(mine.jobs, _Job(deadline_s, next(self._order), call, cost_s))
+            mine.waiting_s += cost_s
             self._num_waiting += 1
         self._tokens.put(None)
 
@@ -197,11 +264,13 @@ class Worker:
             dropped = [job for tenant in self._tenants.values() for job in tenant.jobs]
             self._tenants, self._num_waiting = {}, 0
         self._tokens.put(None)
-        for _, _, call in sorted(dropped, key=lambda job: job[:2]):
-            call()
+        for job in sorted(dropped, key=lambda job: job[:2]):
+            job.call()
         self._thread.join(timeout=5.0)
 
     def _loop(self) -> None:
+        if self._niceness and hasattr(os, "setpriority") and sys.platform == "linux":
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._niceness)
         while True:
             self._tokens.get()
             with self._lock:
@@ -209,10 +278,20 @@ class Worker:
                     return
                 tenant = min((t for t in self._tenants.values() if t.jobs), key=lambda t: t.used_s)
                 self._now_s = tenant.used_s
-                _, _, call = heapq.heappop(tenant.jobs)
+                job = heapq.heappop(tenant.jobs)
+                tenant.waiting_s = tenant.waiting_s - job.cost_s if tenant.jobs else 0.0
                 self._num_waiting -= 1
+                begun_s, cost_s, is_next = time.monotonic(), job.cost_s, self._num_waiting > 0
+                self._at_hand = (begun_s, cost_s)
             with self._computing:
-                self._charge(tenant, call)
+                self._charge(tenant, job.call)
+            if is_next and cost_s > BRIEF_S:  # with the way to the next one, on a machine that does other things too
+                took = (time.monotonic() - begun_s) / cost_s
+                self._drag = max(1.0, self._drag + (min(took, _MOST_DRAG) - self._drag) / _MEMORY)
+            del job  # with what it was given, before the next one is waited for
+            self._at_hand = None
+            if self._niceness:
+                give_memory_back()
 
 
 def to_loop(settle: Settle) -> Settle:

@@ -37,21 +37,19 @@ from edgewise.security.certificates import (
     LOOPBACK,
     Subject,
     alternative_names,
+    certificate_builder,
     certificate_pem,
     hosts_of,
     key_pem,
+    key_usage,
     named_subject,
     purposes_of,
     subject_of,
     utc_now,
 )
 
-MOST_DAYS = 36_525
-"""A hundred years; certificates cannot say dates without end."""
 NODE_DAYS = 365.0
 AUTHORITY_DAYS = 3650.0
-_BACKDATE = dt.timedelta(minutes=5)
-"""Clocks of small devices lag; a certificate is valid a little before it was made."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,9 +122,9 @@ def create_authority(
         ]
     )
     key = ec.generate_private_key(ec.SECP256R1())
-    builder = _builder(name, name, key.public_key(), now(), days)
+    builder = certificate_builder(name, name, key.public_key(), now(), days)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-    builder = builder.add_extension(_key_usage(authority=True), critical=True)
+    builder = builder.add_extension(key_usage(authority=True), critical=True)
     certificate = builder.sign(key, hashes.SHA256())
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_atomic(folder / "ca.pem", certificate_pem(certificate))
@@ -297,11 +295,11 @@ class Authority:
         self, subject: Subject, public: ec.EllipticCurvePublicKey, hosts: tuple[str, ...], days: float, key: bytes = b""
     ) -> CertificateFiles:
         names = alternative_names(subject, () if subject.tier is Tier.DEVICE else hosts)
-        builder = _builder(subject.distinguished, self.certificate.subject, public, self.now(), days)
+        builder = certificate_builder(subject.distinguished, self.certificate.subject, public, self.now(), days)
         builder = builder.add_extension(names, critical=False)
         builder = builder.add_extension(purposes_of(subject.tier), critical=False)
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        builder = builder.add_extension(_key_usage(authority=False), critical=True)
+        builder = builder.add_extension(key_usage(authority=False), critical=True)
         certificate = builder.sign(self.key, hashes.SHA256())
         pem = certificate_pem(certificate)
         write_atomic(self.folder / "issued" / f"{subject.node}-{certificate.serial_number:x}.pem", pem)
@@ -357,33 +355,3 @@ def _read_request(request: bytes) -> x509.CertificateSigningRequest:
     except InvalidSignature as error:
         raise IdentityRefused("the request is not signed by its own key; it was changed on the way.") from error
     return csr
-
-
-def _builder(
-    subject: x509.Name, issuer: x509.Name, public: ec.EllipticCurvePublicKey, now: dt.datetime, days: float
-) -> x509.CertificateBuilder:
-    if not 0.0 < days <= MOST_DAYS:
-        raise InputError(f"a certificate is valid for more than 0 and at most {MOST_DAYS:,} days, asked were {days:g}.")
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(public)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _BACKDATE)
-        .not_valid_after(now + dt.timedelta(days=days))
-    )
-
-
-def _key_usage(*, authority: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not authority,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=authority,
-        crl_sign=authority,
-        encipher_only=False,
-        decipher_only=False,
-    )

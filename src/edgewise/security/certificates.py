@@ -29,6 +29,10 @@ SIGNATURE = ec.ECDSA(hashes.SHA256())
 """Of certificates and frames: P-256 signs in a third of Ed25519's time here, and rustls takes both."""
 TIER_NAMES = {"device": Tier.DEVICE, "edge": Tier.EDGE, "cloud": Tier.CLOUD}
 """Names that begin with a tier's word are of that tier; routers rely on it (`access.py`)."""
+MOST_DAYS = 36_525
+"""A hundred years; certificates cannot say dates without end."""
+_BACKDATE = dt.timedelta(minutes=5)
+"""Clocks of small devices lag; a certificate is valid a little before it was made."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -102,7 +106,7 @@ def hosts_of(document: x509.Certificate | x509.CertificateSigningRequest) -> tup
 
 def alternative_names(subject: Subject, hosts: tuple[str, ...]) -> x509.SubjectAlternativeName:
     """Builds the extension that carries the node's name and its hosts."""
-    return x509.SubjectAlternativeName([x509.UniformResourceIdentifier(subject.uri), *map(_host, hosts)])
+    return x509.SubjectAlternativeName([x509.UniformResourceIdentifier(subject.uri), *map(host_name, hosts)])
 
 
 def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -163,7 +167,12 @@ def utc_now() -> dt.datetime:
     return dt.datetime.now(dt.UTC)
 
 
-def _host(name: str) -> x509.GeneralName:
+def host_name(name: str) -> x509.GeneralName:
+    """A host as an alternative name.
+
+    Args:
+        name: An address, or a DNS name.
+    """
     try:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:
@@ -175,3 +184,50 @@ def _alternatives(document: x509.Certificate | x509.CertificateSigningRequest) -
         return list(document.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
     except x509.ExtensionNotFound:
         return []
+
+
+def certificate_builder(
+    subject: x509.Name, issuer: x509.Name, public: ec.EllipticCurvePublicKey, now: dt.datetime, days: float
+) -> x509.CertificateBuilder:
+    """Begins a certificate.
+
+    Args:
+        subject: Whom it names.
+        issuer: Who signs it.
+        public: The key it is for.
+        now: The time.
+        days: Validity.
+
+    Raises:
+        InputError: If that is no validity.
+    """
+    if not 0.0 < days <= MOST_DAYS:
+        raise InputError(f"a certificate is valid for more than 0 and at most {MOST_DAYS:,} days, asked were {days:g}.")
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(public)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _BACKDATE)
+        .not_valid_after(now + dt.timedelta(days=days))
+    )
+
+
+def key_usage(*, authority: bool) -> x509.KeyUsage:
+    """What a key may sign: certificates where it is an authority's, else what is sent.
+
+    Args:
+        authority: Whose it is.
+    """
+    return x509.KeyUsage(
+        digital_signature=not authority,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=authority,
+        crl_sign=authority,
+        encipher_only=False,
+        decipher_only=False,
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,13 +45,23 @@ class Reply:
 class InferenceClient:
     """Keeps connections to one endpoint; requests beyond the open ones open another.
 
+    Args:
+        host: Where it is.
+        port: Its port.
+        timeout_s: For one exchange.
+        token: Sent with each request; "" for none.
+        tls: For https, e.g. `ssl.create_default_context(cafile="ca.pem")`; None for plain HTTP.
+
     Example:
         async with InferenceClient("127.0.0.1", 8000) as client:
             reply = await client.infer("digits", {"input": image})
     """
 
-    def __init__(self, host: str, port: int, *, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self, host: str, port: int, *, timeout_s: float = 10.0, token: str = "", tls: ssl.SSLContext | None = None
+    ) -> None:
         self.host, self.port, self.timeout_s = host, port, timeout_s
+        self._tls, self._always = tls, f"Authorization: Bearer {token}\r\n" if token else ""
         self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def __aenter__(self) -> InferenceClient:
@@ -133,7 +144,8 @@ class InferenceClient:
         """
         reader, writer = await self._connection()
         try:
-            head = f"{method} {path} HTTP/1.1\r\nHost: {self.host}\r\nContent-Length: {len(body)}\r\n{extra}\r\n"
+            head = f"{method} {path} HTTP/1.1\r\nHost: {self.host}\r\nContent-Length: {len(body)}\r\n{self._always}"
+            head += f"{extra}\r\n"
             writer.write(head.encode() + body)
             async with asyncio.timeout(self.timeout_s):
                 raw = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
@@ -157,7 +169,12 @@ class InferenceClient:
             if not (reader.at_eof() or writer.is_closing()):
                 return reader, writer
         try:
-            return await asyncio.open_connection(self.host, self.port)
+            return await asyncio.open_connection(self.host, self.port, ssl=self._tls)
+        except ssl.SSLError as error:
+            raise Unreachable(
+                f"{self.host}:{self.port} speaks no TLS that is trusted here: {error.reason or error}. Name its authority "
+                "(--ca), or write http:// where it has none."
+            ) from error
         except OSError as error:
             raise Unreachable(
                 f"no inference endpoint at {self.host}:{self.port}: {error}. Check the port with `edgewise nodes`."

@@ -22,8 +22,11 @@ from edgewise.ledger.metric import Metric
 from edgewise.models.graph.graph import Graph, PlainTensor
 from edgewise.models.graph.infer_shapes import empty_array
 from edgewise.planning.plan import ActivePlan
+from edgewise.security.http_port import PortSecurity
 from edgewise.service.client import InferenceClient
-from edgewise.service.open_inference import HttpServer, Metrics, Model, serve_http
+from edgewise.service.http_server import HttpServer
+from edgewise.service.open_inference import Metrics, serve_http
+from edgewise.service.served_model import Model
 
 _REQUESTS = 7
 
@@ -75,7 +78,7 @@ async def open_endpoint(
     port: int,
     metrics: Metrics = tuple,
     ready: Callable[[], bool] | None = None,
-    insecure: bool = False,
+    security: PortSecurity | None = None,
 ) -> NodeEndpoint:
     """Opens a node's endpoint.
 
@@ -85,7 +88,7 @@ async def open_endpoint(
         port: Port; 0 takes a free one.
         metrics: What `/metrics` says beside the models' own.
         ready: As in `serve_http`.
-        insecure: As in `serve_http`.
+        security: As in `serve_http`.
 
     Returns:
         The endpoint.
@@ -94,13 +97,14 @@ async def open_endpoint(
         ConfigError: As `serve_http`.
         SecurityError: As `serve_http`.
     """
-    return NodeEndpoint(await serve_http(models, host, port, metrics=metrics, ready=ready, insecure=insecure))
+    return NodeEndpoint(await serve_http(models, host, port, metrics=metrics, ready=ready, security=security))
 
 
 class _AtOnce:
     """A model that has its answer ready."""
 
     name = "ready"
+    default_deadline_s = 10.0
 
     def __init__(self, graph: Graph) -> None:
         self.active = ActivePlan(Revision(1), device_only_plan(graph), 1)

@@ -20,9 +20,21 @@ from edgewise.core.provenance import RAW, traced
 from edgewise.inference.streams import StreamStep
 from edgewise.models.graph.graph import PlainTensor
 from edgewise.service.classification import best_classes
-from edgewise.service.tensor_data import DATATYPES, datatype_of, from_bytes, from_json, size_of, to_bytes, to_json
+from edgewise.service.json_tensors import check_num_inputs, deadline_of
+from edgewise.service.tensor_data import (
+    DATATYPES,
+    datatype_of,
+    from_bytes,
+    from_json,
+    num_elements,
+    size_of,
+    to_bytes,
+    to_json,
+)
 
 _DATATYPES = frozenset(DATATYPES.values())
+_LONGEST_ID = 1024
+_SIZES_SHOWN = 10
 
 
 class _InputHeader(msgspec.Struct, frozen=True):
@@ -74,7 +86,7 @@ class InferRequest:
     absent: tuple[str, ...] = ()
 
 
-def read_request(body: bytes, header_length: int | None) -> InferRequest:
+def read_request(body: bytes | bytearray, header_length: int | None) -> InferRequest:
     """Reads the body of an `infer` call.
 
     Args:
@@ -94,6 +106,9 @@ def read_request(body: bytes, header_length: int | None) -> InferRequest:
             "It must be the length of the JSON part."
         )
     header = _header(memoryview(body)[:cut])
+    check_num_inputs(len(header.inputs))
+    if len(header.id or "") > _LONGEST_ID:
+        raise InputError(f"the request's id has more than {_LONGEST_ID:,} characters. Choose a shorter one.")
     offset, inputs, absent = cut, dict[str, NDArray[Any]](), dict[str, None]()
     for item in header.inputs:
         if item.name in inputs or item.name in absent:
@@ -120,7 +135,7 @@ def read_request(body: bytes, header_length: int | None) -> InferRequest:
             num_classes[wanted.name] = num
         is_binary[wanted.name] = bool(given.get("binary_data", is_binary[""]))
     names = tuple(dict.fromkeys(o.name for o in outputs))
-    deadline_s, stream = _deadline_s(parameters), _stream(parameters)
+    deadline_s, stream = deadline_of(parameters), _stream(parameters)
     return InferRequest(header.id or "", inputs, names, is_binary, deadline_s, stream, num_classes, tuple(absent))
 
 
@@ -170,22 +185,13 @@ def _stream(parameters: Mapping[str, Any]) -> StreamStep | None:
     return StreamStep(str(name), 0 if begins else 1, ends) if name else None
 
 
-def _deadline_s(parameters: Mapping[str, Any]) -> float | None:
-    for key, scale in (("timeout", 1e-6), ("deadline_ms", 1e-3)):
-        value = parameters.get(key)
-        if value is None or value == 0:
-            continue
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value * scale < 3600:
-            raise InputError(f"parameters.{key} is {value!r}, it must be a positive time below one hour.")
-        return float(value) * scale
-    return None
-
-
-def _read_input(item: _InputHeader, body: bytes, offset: int) -> tuple[NDArray[Any], int]:
+def _read_input(item: _InputHeader, body: bytes | bytearray, offset: int) -> tuple[NDArray[Any], int]:
     if item.datatype not in _DATATYPES:
         raise InputError(f"input {item.name!r} has datatype {item.datatype!r}.{nearest(item.datatype, _DATATYPES)}")
-    if any(n < 0 for n in item.shape):
-        raise InputError(f"input {item.name!r} has shape {list(item.shape)}, sizes cannot be negative.")
+    try:
+        num_elements(item.shape, item.datatype)
+    except ValueError as error:
+        raise InputError(f"input {item.name!r} has shape {_shown(item.shape)}, {error}.") from error
     size, left = _given(item.parameters).get("binary_data_size"), len(body) - offset
     needed = size if size is None else size_of(item.shape, item.datatype)
     is_size = isinstance(size, int) and not isinstance(size, bool) and 0 <= size <= left
@@ -199,10 +205,14 @@ def _read_input(item: _InputHeader, body: bytes, offset: int) -> tuple[NDArray[A
         if size is None:
             return from_json(item.data, item.shape, item.datatype), offset
         return from_bytes(memoryview(body)[offset : offset + size], item.shape, item.datatype), offset + size
-    except (ValueError, TypeError, OverflowError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(
             f"data of input {item.name!r} is not {item.datatype} of shape {list(item.shape)}: {error}."
         ) from error
+
+
+def _shown(shape: Sequence[int]) -> str:
+    return f"[{', '.join(map(str, shape[:_SIZES_SHOWN]))}{', …' if len(shape) > _SIZES_SHOWN else ''}]"
 
 
 def write_answer(
@@ -214,6 +224,7 @@ def write_answer(
     *,
     declared: Mapping[str, str] | None = None,
     labels: Mapping[str, Sequence[str]] | None = None,
+    written: Mapping[str, msgspec.Raw] | None = None,
 ) -> tuple[bytes, int | None]:
     """Writes the body of an answer.
 
@@ -225,6 +236,7 @@ def write_answer(
         parameters: Response parameters.
         declared: Element type of outputs to which the model gives another than the array's own, e.g. `bfloat16`.
         labels: Names of the classes by output, for the classification extension.
+        written: JSON of outputs that is there already.
 
     Returns:
         The body, and the length of its JSON part; None if all is JSON.
@@ -246,7 +258,7 @@ def write_answer(
             parts.append(to_bytes(array, datatype))
             header["parameters"] = {"binary_data_size": len(parts[-1])}
         else:
-            header["data"] = to_json(array, datatype)
+            header["data"] = (written or {}).get(name) or to_json(array, datatype)
         headers.append(header)
     answer: dict[str, Any] = {
         "model_name": model,
@@ -285,7 +297,7 @@ class FeedbackBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     labels: dict[str, int]
 
 
-def read_feedback(body: bytes) -> dict[str, int]:
+def read_feedback(body: bytes | bytearray) -> dict[str, int]:
     """Reads what was right.
 
     Args:
@@ -299,5 +311,5 @@ def read_feedback(body: bytes) -> dict[str, int]:
     """
     try:
         return msgspec.json.decode(body, type=FeedbackBody).labels
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f'feedback is {{"labels": {{request id: class}}}}: {error}.') from error

@@ -1,49 +1,105 @@
-"""The body of a request to the HTTP endpoint: read to a bound, unpacked, split into JSON and tensors."""
+"""The body of a request: read to a bound, within a budget of all bodies at hand, unpacked, split into JSON and tensors."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from litestar.types import Receive
 
-from edgewise.core.errors import InputError
+from edgewise.core.errors import Busy, InputError
+from edgewise.service.http_errors import BodyTooLarge
 
 LENGTH = b"inference-header-content-length"
+INLINE_BYTES = 2**17
+"""Up to so many bytes are read where they arrive; more would hold up other requests."""
+_FREE_BYTES = 2**16
 
 
-class BodyTooLarge(InputError):
-    """A request body beyond the bound."""
+@dataclass(slots=True)
+class BodyBudget:
+    """Bytes of all the bodies that are being read or worked on; small ones are not counted, so they always pass.
 
-    code = "input.size"
+    Attributes:
+        max_bytes: Their bound.
+        used_bytes: What they take now.
+        num_refused: Bodies that found no room.
+    """
+
+    max_bytes: int
+    used_bytes: int = 0
+    num_refused: int = 0
+
+    @contextmanager
+    def room(self) -> Iterator[BodyRoom]:
+        """Holds room for one request until it is answered."""
+        held = BodyRoom(self)
+        try:
+            yield held
+        finally:
+            self.used_bytes -= held.used_bytes
 
 
-async def read_body(receive: Receive, max_bytes: int) -> bytes:
+@dataclass(slots=True)
+class BodyRoom:
+    """What one request takes of the budget."""
+
+    budget: BodyBudget
+    used_bytes: int = 0
+
+    def take(self, num_bytes: int) -> None:
+        """Makes it so many bytes in all.
+
+        Args:
+            num_bytes: Of the body so far.
+
+        Raises:
+            Busy: If the others leave no room for that.
+        """
+        wanted = max(0, num_bytes - _FREE_BYTES)
+        more = max(0, wanted - self.used_bytes)
+        if self.budget.used_bytes + more > self.budget.max_bytes:
+            self.budget.num_refused += 1
+            raise Busy(
+                f"large requests of {self.budget.used_bytes:,} bytes are at hand, the bound is {self.budget.max_bytes:,}; "
+                "this one is dropped. Try again soon, or send less at once.",
+                retry_after_s=1.0,
+            )
+        self.used_bytes += more
+        self.budget.used_bytes += more
+
+
+async def read_body(receive: Receive, headers: Mapping[bytes, bytes], max_bytes: int, room: BodyRoom) -> bytearray:
     """All of a request's body.
 
     Args:
         receive: From the server.
+        headers: Say how long it is to be, so that one beyond the bound is not read at all.
         max_bytes: Its bound.
+        room: What it may take.
 
     Returns:
         The bytes, as they were sent.
 
     Raises:
         BodyTooLarge: If there are more.
+        Busy: As `BodyRoom.take`.
         InputError: If the client leaves before the end.
     """
-    parts: list[bytes] = []
-    size = 0
+    told = headers.get(b"content-length", b"0")
+    body = bytearray()
     while True:
+        if len(body) > max_bytes or (told.isdigit() and int(told) > max_bytes):
+            raise BodyTooLarge(f"the request body has more than {max_bytes:,} bytes. Send less at once.")
         message = await receive()
         if message["type"] != "http.request":
             raise InputError("the client closed the connection before its request was complete.")
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > max_bytes:
-            raise BodyTooLarge(f"the request body has more than {max_bytes:,} bytes. Send less at once.")
-        if not message.get("more_body", False):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+        body += message.get("body", b"")
+        room.take(len(body))
+        if not message.get("more_body", False) and len(body) <= max_bytes:
+            return body
 
 
 def header_length(headers: Mapping[bytes, bytes]) -> int | None:
@@ -51,38 +107,53 @@ def header_length(headers: Mapping[bytes, bytes]) -> int | None:
     text = headers.get(LENGTH)
     if text is None:
         return None
-    if not text.isdigit():
-        raise InputError(f"Inference-Header-Content-Length is {text.decode('latin-1')!r}, it must be a number.")
+    if not text.isdigit() or len(text) > 18:
+        raise InputError(f"Inference-Header-Content-Length is {text[:40].decode('latin-1')!r}, it must be a number.")
     return int(text)
 
 
-def decompressed(body: bytes, headers: Mapping[bytes, bytes], max_bytes: int) -> bytes:
-    """The body as it was before the client compressed it.
+class Unpacking:
+    """Undoes what the client compressed, a piece at a time.
 
-    Args:
-        body: As sent.
-        headers: Name its encoding.
-        max_bytes: Bound of what it unpacks to.
-
-    Returns:
-        The bytes.
-
-    Raises:
-        BodyTooLarge: If it unpacks to more.
-        InputError: If it is not what its header says.
+    Attributes:
+        plain: What is unpacked so far.
+        is_done: Whether that is all.
     """
-    encoding = headers.get(b"content-encoding", b"identity").decode("latin-1")
-    if encoding == "identity":
-        return body
-    if encoding not in ("gzip", "deflate"):
-        raise InputError(f"content-encoding {encoding!r} is not offered. Send gzip, deflate or plain bytes.")
-    reader = zlib.decompressobj(zlib.MAX_WBITS | 32)
-    try:
-        plain = reader.decompress(body, max_bytes)
-    except zlib.error as error:
-        raise InputError(f"the body is not {encoding}: {error}.") from error
-    if reader.unconsumed_tail:
-        raise BodyTooLarge(f"the request body unpacks to more than {max_bytes:,} bytes. Send less at once.")
-    if not reader.eof:
-        raise InputError(f"the body is not {encoding}: it ends too early.")
-    return plain
+
+    def __init__(self, body: bytes | bytearray, encoding: str, max_bytes: int) -> None:
+        if encoding not in ("gzip", "deflate"):
+            raise InputError(f"content-encoding {encoding[:40]!r} is not offered. Send gzip, deflate or plain bytes.")
+        self._reader = zlib.decompressobj(zlib.MAX_WBITS | 32)
+        self._left, self._encoding, self._max_bytes = bytes(body), encoding, max_bytes
+        self.plain, self.is_done = bytearray(), False
+
+    def go_on(self, num_bytes: int) -> None:
+        """Unpacks more; the interpreter's lock is free meanwhile.
+
+        Args:
+            num_bytes: At most so many.
+
+        Raises:
+            BodyTooLarge: If it unpacks to more than the bound.
+            InputError: If it is not what its header says.
+        """
+        try:
+            piece = self._reader.decompress(self._left, num_bytes)
+        except zlib.error as error:
+            raise InputError(f"the body is not {self._encoding}: {error}.") from error
+        self.plain += piece
+        self._left, self.is_done = self._reader.unconsumed_tail, self._reader.eof
+        if len(self.plain) > self._max_bytes:
+            raise BodyTooLarge(f"the request body unpacks to more than {self._max_bytes:,} bytes. Send less at once.")
+        if not self.is_done and len(piece) < num_bytes:
+            raise InputError(f"the body is not {self._encoding}: it ends too early.")
+
+    def finish(self) -> None:
+        """Unpacks the rest.
+
+        Raises:
+            BodyTooLarge: As `go_on`.
+            InputError: As `go_on`.
+        """
+        while not self.is_done:
+            self.go_on(2**20)

@@ -36,6 +36,10 @@ DATATYPES = {
     "object": "BYTES",
 }
 """The protocol's word by numpy's; strings are `object` there."""
+MAX_TEXTS = 2**16
+"""Strings of one tensor: each is an object, made while nobody else is answered."""
+MAX_AXES = 32
+_MAX_SIZE = 2**40
 _NAMES = {datatype: name for name, datatype in DATATYPES.items()}
 
 
@@ -51,6 +55,29 @@ def dtype_of(datatype: str) -> np.dtype[Any]:
     if datatype not in _NAMES:
         raise InputError(f"datatype {datatype!r} is not the protocol's.{nearest(datatype, _NAMES)}")
     return {"BF16": DTYPES["float32"], "BYTES": np.dtype(object)}.get(datatype) or DTYPES[_NAMES[datatype]]
+
+
+def num_elements(shape: Sequence[int], datatype: str) -> int:
+    """How many elements a shape has, before anything is made of it.
+
+    Args:
+        shape: Sizes, as a client gave them.
+        datatype: The protocol's word.
+
+    Raises:
+        ValueError: If no tensor may have it: too many axes, a negative size, sizes beyond what an array can hold, or more
+            than `MAX_TEXTS` strings.
+    """
+    if len(shape) > MAX_AXES:
+        raise ValueError(f"it has {len(shape):,} axes, the bound is {MAX_AXES}")
+    if any(size < 0 for size in shape):
+        raise ValueError("sizes cannot be negative")
+    if prod(max(1, size) for size in shape) > _MAX_SIZE:
+        raise ValueError(f"its sizes multiply to more than {_MAX_SIZE:,}")
+    num = prod(shape)
+    if datatype == "BYTES" and num > MAX_TEXTS:
+        raise ValueError(f"it has {num:,} strings, the bound is {MAX_TEXTS:,}")
+    return num
 
 
 def from_json(data: Any, shape: Sequence[int], datatype: str) -> NDArray[Any]:
@@ -124,7 +151,7 @@ def from_bytes(data: memoryview, shape: Sequence[int], datatype: str) -> NDArray
         ValueError: If they are no such tensor.
     """
     if datatype == "BYTES":
-        return np.array(unpack_texts(data, prod(shape)), object).reshape(shape)
+        return np.array(unpack_texts(data, num_elements(shape, datatype)), object).reshape(shape)
     if datatype == "BF16":
         return (np.frombuffer(data, "<u2").astype("<u4") << 16).view(np.float32).reshape(shape)
     return np.frombuffer(data, dtype_of(datatype)).reshape(shape)

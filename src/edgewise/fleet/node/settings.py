@@ -33,6 +33,9 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         active_power_w: Modelled power while computing.
         http: Host:port, or a port of loopback, of the inference endpoint, which has /metrics too; "" for none, port 0 picks
             a free one.
+        tokens: File of `edgewise token`: clients of the endpoint need one; "" asks for none. Needed off loopback.
+        http_certificate: PEM, for TLS at the endpoint; "" takes the node's own where there are tokens, but on a device.
+        http_key: PEM, of that certificate.
         model_name: Another name of its only model at the inference endpoint; each is known by its own.
         engine: Local engine, or "" to choose by a short timing.
         buffer_bytes: Bound of each model's hard-example buffer.
@@ -42,7 +45,7 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             stays whatever it takes.
         raw_may_reach: Outermost tier raw data of this node may reach.
         scout: Whether to look for other nodes by multicast and gossip.
-        insecure: Whether to go without TLS on a non-loopback address.
+        insecure: Whether to go without TLS, and without tokens, on a non-loopback address.
         capture: Folder for a plaintext copy of every frame sent (tests and audits); "" for none.
         take_over: Whether a process that runs under this name, or on this state, is told to stop; else this one is refused.
         crash_after: Kill this process right after its n-th logged event (tests only).
@@ -64,6 +67,9 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     dilation: Annotated[float, msgspec.Meta(ge=1)] = 1.0
     active_power_w: Annotated[float, msgspec.Meta(ge=0)] = 3.0
     http: str = ""
+    tokens: str = ""
+    http_certificate: str = ""
+    http_key: str = ""
     model_name: str = "model"
     engine: str = ""
     buffer_bytes: _Count = 4 * 2**20

@@ -97,9 +97,12 @@ class ExampleCollector:
         now = time.monotonic()
         (logits,) = list(served.outputs.values())[-1:]
         (array,) = list(inputs.values())[:1]
+        if not array.ndim or not len(array) or not np.size(logits):  # no example, or nothing answered
+            return None
+        first = array[0] if len(array) == 1 else array[0].copy()  # a view would keep the whole request
         sure, answer = first_answer(np.asarray(logits))
         top1 = seen.confidence if seen.confidence is not None else sure
-        example = HardExample(RequestId(seen.request), array[0], answer, top1, now)
+        example = HardExample(RequestId(seen.request), first, answer, top1, now)
         rng = self._seeds.at(self._buffer.num_offered).rng()
         self._buffer, _ = hard_examples.step(self._buffer, example, rng)
         self._times.append(now)
@@ -112,7 +115,7 @@ class ExampleCollector:
         went_on = is_planned and seen.exit_index not in (None, seen.confidence_exit)
         end = (seen.exit_index, sure, answer) if went_on else None
         under = (seen.version, int(seen.revision), seen.confidence_exit)
-        row = (seen.confidence, seen.predicted, self._number, end, covariates(array[0]))
+        row = (seen.confidence, seen.predicted, self._number, end, covariates(first))
         return self._reported(under, row, now)
 
     def _remember(self, request: RequestId, answered: Unjudged) -> None:

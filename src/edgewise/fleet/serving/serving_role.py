@@ -63,6 +63,7 @@ from edgewise.models.model_choice import choose_model
 from edgewise.models.task import Examples
 from edgewise.planning.plan import ActivePlan, Site
 from edgewise.planning.policy import Policy
+from edgewise.security.http_port import LOOPBACK_HOST, PortSecurity, is_loopback
 from edgewise.transport.frame import Frame
 
 log = logging.getLogger("edgewise.fleet")
@@ -89,10 +90,32 @@ class ServingEndpoint(Protocol):
 
 
 OpenEndpoint = Callable[
-    [Mapping[str, ModelServer], str, int, Callable[[], Awaitable[Iterable[Metric]]], Callable[[], bool] | None, bool],
+    [
+        Mapping[str, ModelServer],
+        str,
+        int,
+        Callable[[], Awaitable[Iterable[Metric]]],
+        Callable[[], bool] | None,
+        PortSecurity,
+    ],
     Awaitable[ServingEndpoint],
 ]
-"""(models by name, host, port, the node's metrics, whether it is ready if models do not say it, insecure) -> the open endpoint."""
+"""(models by name, host, port, the node's metrics, whether it is ready if models do not say it, TLS and tokens) -> the open endpoint."""
+
+
+def security_of(settings: AgentSettings) -> PortSecurity:
+    """TLS and tokens of a node's port: off loopback its own certificate where no other is given, but on a device."""
+    given = PortSecurity.of(
+        certificate=settings.http_certificate,
+        key=settings.http_key,
+        tokens=settings.tokens,
+        insecure=settings.insecure,
+    )
+    return (
+        given
+        if is_loopback(settings.http.rpartition(":")[0] or LOOPBACK_HOST)
+        else given.or_identity(settings.identity, settings.tier)
+    )
 
 
 class Serving:
@@ -166,7 +189,7 @@ class Serving:
             host, _, port = self._settings.http.rpartition(":")
             ready = None if self.host is None else lambda: self.is_started
             self._endpoint = await self._open_endpoint(
-                models, host or "127.0.0.1", int(port), self.metrics, ready, self._settings.insecure
+                models, host or LOOPBACK_HOST, int(port), self.metrics, ready, security_of(self._settings)
             )
             self.http_port = self._endpoint.port
 
