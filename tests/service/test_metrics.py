@@ -109,7 +109,14 @@ def test_every_node_with_an_endpoint_serves_its_metrics(tier: Tier, tmp_path: Pa
     counter = FrameCounter(NodeId("node-1"))
     counter.count("update", Purpose.TRAINING, Direction.RECEIVED, 11)
     node: Any = SimpleNamespace(
-        name=counter.node, counter=counter, route=lambda *a: None, extra_services={}, sync_services={}, coordinator=None
+        holders={},
+        spare=asyncio.Event(),
+        name=counter.node,
+        counter=counter,
+        route=lambda *a: None,
+        extra_services={},
+        sync_services={},
+        coordinator=None,
     )
     settings = AgentSettings(
         name=node.name, tier=tier, identity="", state=str(tmp_path), http="127.0.0.1:0", dilation=3
