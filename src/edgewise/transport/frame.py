@@ -28,6 +28,8 @@ from edgewise.ledger.entry import Purpose
 VERSION = 1
 MAX_FRAME_BYTES = 64 * 2**20
 MAGIC = b"EW"
+CHUNK_REQUEST = "chunk_request"
+"""Kind of the frames that ask for a part of a blob."""
 _PREFIX_BYTES = 8
 _DIGEST_BYTES = 16
 _MAX_DIMENSIONS = 8

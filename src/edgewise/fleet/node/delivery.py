@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from edgewise.core.backoff import Backoff
 from edgewise.core.errors import Busy, DeadlineExceeded, EdgewiseError, IdentityRefused, RemoteError, Unreachable
+from edgewise.fleet.node.blob_grants import NOT_NAMED
 
 log = logging.getLogger("edgewise.fleet")
 T = TypeVar("T")
@@ -50,11 +51,11 @@ def is_passing(error: EdgewiseError) -> bool:
         error: What `Node.ask` raised.
 
     Returns:
-        True where a way was lost, here or between the other node and a third, and where an answer was forged;
-        False where the other node refused.
+        True where a way was lost, here or between the other node and a third, where an answer was forged, and where a blob
+        was asked of a node that has not named it yet; False where the other node refused.
     """
     if isinstance(error, RemoteError):
-        return error.fields.get("remote_code") in _PASSING
+        return error.fields.get("remote_code") in _PASSING or error.fields.get("reason") == NOT_NAMED
     return isinstance(error, Unreachable | DeadlineExceeded | Busy | IdentityRefused)
 
 

@@ -108,6 +108,10 @@ class VersionStore:
             raise InputError(f"there is no model version {number}. Known: {sorted(known) or 'none; train one first'}.")
         return known[number]
 
+    def is_graph(self, digest: Digest) -> bool:
+        """Whether a blob is the graph of a version."""
+        return any(version.graph == digest for version in self.registry.versions())
+
     def graph(self, number: int) -> bytes:
         """A version's ONNX bytes."""
         return self.blobs.read(self.get(number).graph)

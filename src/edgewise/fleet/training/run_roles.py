@@ -140,6 +140,9 @@ class RunRoles:
             incoming=self._incoming,
         )  # fmt: skip
         self._drivers[role_name, spec.run] = driver
+        hard = hard_examples_of(spec)
+        if hard is not None and hard.teacher is not None:
+            self._node.grants.open(hard.teacher.digest)  # a graph: those who train below fetch it here
         return driver
 
     def driver(self, role_name: str, run: RunId) -> RoleDriver | None:
