@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -29,6 +30,18 @@ SIGNATURE = ec.ECDSA(hashes.SHA256())
 """Of certificates and frames: P-256 signs in a third of Ed25519's time here, and rustls takes both."""
 TIER_NAMES = {"device": Tier.DEVICE, "edge": Tier.EDGE, "cloud": Tier.CLOUD}
 """Names that begin with a tier's word are of that tier; routers rely on it (`access.py`)."""
+UNPARSED: tuple[type[Exception], ...] = (
+    ValueError,
+    TypeError,
+    OverflowError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What reading a damaged certificate, request, list or key may raise: at once, or when a part of it is first looked at."""
+UNUSABLE: tuple[type[Exception], ...] = (OSError, *UNPARSED)
+"""The same of a file."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -175,3 +188,5 @@ def _alternatives(document: x509.Certificate | x509.CertificateSigningRequest) -
         return list(document.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
     except x509.ExtensionNotFound:
         return []
+    except UNPARSED as error:
+        raise InputError(f"its names cannot be read: {error}. Issue it again with 'edgewise ca'.") from error

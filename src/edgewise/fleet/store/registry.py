@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edgewise.core.errors import GateRefused, StoreError
+from edgewise.core.unreadable import UNREADABLE
 from edgewise.fleet.store.database import Database
 from edgewise.models.version import GateResult, ModelVersion
 
@@ -214,7 +215,7 @@ def _read(connection: Connection, number: int) -> ModelVersion:
         raise StoreError(f"the registry has no version {number}. See 'edgewise versions'.")
     try:
         return msgspec.msgpack.decode(record, type=ModelVersion)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise StoreError(f"the record of version {number} is damaged: {error}. Restore a copy of the file.") from error
 
 
