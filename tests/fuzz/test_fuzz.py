@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from random import Random
 
 import numpy as np
@@ -27,6 +29,13 @@ def _sealed(*shape: int) -> bytes:
     return sealed(header, b"", b"", signed=False, rng=Random(0))
 
 
+def _zipped(data: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("x", data)
+    return file.getvalue()
+
+
 FOUND = {
     "an axis of 0 beside one that no array has": ("replies", _sealed(2**62, 0), "FrameRefused"),
     "tables in tables": ("job files", b"x = " + b"[" * 5000, "ConfigError"),
@@ -37,6 +46,7 @@ FOUND = {
     "a name that no file has": ("node files", b'name="a"\ntier="edge"\nidentity="' + b"a" * 300 + b'"', "ConfigError"),
     "objects in objects": ("reports", b'{"a":' * 5000 + b"1", "InputError"),
     "text that is no UTF-8": ("profiles", b'{"tier":"\xff"}', "DataError"),
+    "an archive of what is no array": ("array files", _zipped(b"no array"), "DataError"),
     "a header that goes on": ("array files", b"\x93NUMPY\x01\x00\x10\x00{'descr': ((((  \n", "DataError"),
 }
 """What fuzzing found, made small: the target, the input, how it is refused now."""

@@ -11,8 +11,8 @@ import pytest
 
 from edgewise.core.errors import IdentityRefused, PolicyViolation, RemoteError
 from edgewise.core.ids import Digest, NodeId
-from edgewise.fleet.messages import BlobRef, RunLetter
-from edgewise.fleet.node.blob_grants import NOT_NAMED
+from edgewise.fleet.messages import BlobRef, GraphAnswer, RunLetter
+from edgewise.fleet.node.blob_grants import NOT_NAMED, BlobGrants
 from edgewise.fleet.node.delivery import is_passing
 from edgewise.fleet.node.node import Node
 from edgewise.testing import LoopbackFleet
@@ -37,10 +37,10 @@ def letters_of(fleet: LoopbackFleet, sort: type) -> list[AnyLetter]:
     seen: list[AnyLetter] = []
     for node in fleet.nodes.values():
 
-        def look(message: Any, to: NodeId, name: Any = node.grants.name) -> None:
+        def look(message: Any, to: NodeId, *more: Any, name: Any = node.grants.name) -> None:
             if isinstance(message, RunLetter) and isinstance(message.letter, sort):
                 seen.append(message.letter)
-            name(message, to)
+            name(message, to, *more)
 
         node.grants.name = look  # type: ignore[method-assign]
     return seen
@@ -99,7 +99,7 @@ def test_who_asks_for_a_blob_is_proved(tmp_path):
         async with LoopbackFleet(tmp_path, edge_of={"a": "", "b": ""}) as fleet:
             cloud, liar = fleet.nodes[NodeId("cloud")], fleet.nodes[NodeId("device-b")]
             digest = cloud.blobs.put(b"for device-a")
-            cloud.grants._named[digest] = {NodeId("device-a")}
+            cloud.grants._named[digest] = frozenset((NodeId("device-a"),))
             blob, guard = BlobName(digest, 12), liar.transport.guard  # type: ignore[attr-defined]
             guard.node = NodeId("device-a")
             with pytest.raises(RemoteError, match="claims to be from 'device-a' and is signed by") as caught:
@@ -155,3 +155,14 @@ async def fetch_unchecked(thief: Node, holder: Node, name: str) -> None:
 
     frame = make_frame("chunk_request", ChunkRequest(Digest(name), 0, 6), purpose=Purpose.BULK)
     await thief.transport.query(holder.keys.service(holder.name, "blob"), frame, timeout_s=5.0)
+
+
+def test_what_was_named_is_forgotten_with_its_blob(tmp_path):
+    blobs = FolderBlobs(tmp_path)
+    grants = BlobGrants(blobs)
+    for number in range(1000):
+        digest = blobs.put(bytes([number % 256, number // 256]), durable=False)
+        grants.name(GraphAnswer(BlobRef(digest, 2, NodeId("cloud"))), NodeId("device-a"))
+        blobs.drop(digest)
+    assert len(grants._named) <= 64
+    assert not grants.may_have(NodeId("device-b"), digest)

@@ -35,8 +35,8 @@ def read_arrays(path: str | Path) -> Arrays:
         try:
             loaded = np.load(file, allow_pickle=False)
             found = dict(loaded.items()) if isinstance(loaded, np.lib.npyio.NpzFile) else {NAMELESS: loaded}
-            if not found:
-                raise ValueError("an archive without arrays")
+            if not found or not all(isinstance(array, np.ndarray) for array in found.values()):
+                raise ValueError("an archive without arrays, or with something else beside them")
             return found
         except (
             Exception

@@ -6,7 +6,7 @@ whoever learns its digest otherwise learns nothing more. A model is named to its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 
 from edgewise.core.errors import PolicyViolation
 from edgewise.core.ids import Digest, NodeId
@@ -15,8 +15,8 @@ from edgewise.transport.bulk.blobs import FolderBlobs
 
 NOT_NAMED = "not_named"
 """Reason of a refusal here. It may pass: a node that began anew names its blobs again as it repeats its letters."""
-_MOST_NAMED = 4096
-"""Digests remembered before those are forgotten whose blob is gone."""
+_FEW = 64
+"""Digests that are remembered before it is looked for the first time which blobs are gone."""
 
 
 class BlobGrants:
@@ -28,20 +28,22 @@ class BlobGrants:
 
     def __init__(self, blobs: FolderBlobs) -> None:
         self._blobs = blobs
-        self._named: dict[Digest, set[NodeId]] = {}
+        self._named: dict[Digest, frozenset[NodeId]] = {}
         self._open: set[Digest] = set()
+        self._look_at = _FEW
         self.is_graph: Callable[[Digest], bool] = lambda _: False
 
-    def name(self, message: Message, to: NodeId) -> None:
+    def name(self, message: Message, to: NodeId, inline: Container[str] = ()) -> None:
         """Grants what a message names to the node that it is sent to.
 
         Args:
             message: Any; most name nothing.
             to: Who gets it.
+            inline: Names of the tensors that travel beside it: a letter's blobs among them are not pulled.
         """
-        for digest in named_in(message):
-            self._named.setdefault(digest, set()).add(to)
-        if len(self._named) > _MOST_NAMED:
+        for digest in named_in(message, inline):
+            self._named[digest] = self._named.get(digest, frozenset()) | {to}
+        if len(self._named) > self._look_at:
             self._forget()
 
     def open(self, digest: Digest) -> None:
@@ -83,18 +85,20 @@ class BlobGrants:
             )
 
     def _forget(self) -> None:
+        """Lets go of blobs that are gone; what stays says when to look again, so that a look costs little on average."""
         here = self._blobs
         self._named = {d: to for d, to in self._named.items() if here.has(d) or here.partial_size(d)}
-        self._open = {d for d in self._open if here.has(d) or here.partial_size(d)}
+        self._look_at = max(_FEW, 2 * len(self._named))
 
 
-def named_in(message: Message) -> Iterable[Digest]:
-    """The blobs that a message names to its receiver.
+def named_in(message: Message, inline: Container[str] = ()) -> Iterable[Digest]:
+    """The blobs that a message names for its receiver to pull.
 
     Args:
         message: Any.
+        inline: Names of the tensors beside it.
     """
     if isinstance(message, RunLetter):
-        return [blob.digest for blob in message.letter.blobs]
+        return [blob.digest for place, blob in enumerate(message.letter.blobs) if str(place) not in inline]
     values = (getattr(message, name) for name in message.__struct_fields__)
     return [value.digest for value in values if isinstance(value, BlobRef)]

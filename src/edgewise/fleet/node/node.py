@@ -232,7 +232,7 @@ class Node:
         """
         frame = make_frame(kind_of(message), message, tensors, purpose=purpose, run=run, deadline_s=timeout_s)
         key = self.keys.service(node, service)
-        self.grants.name(message, node)
+        self.grants.name(message, node, tensors if isinstance(tensors, Mapping) else ())
         try:
             answer = await self.transport.query(key, frame, timeout_s=timeout_s)
         except RemoteError as error:
