@@ -164,6 +164,12 @@ def restore(file: Path, state: Path) -> Manifest:
                     f"{name!r} in {str(file)!r} is damaged or missing. Take another backup.", path=str(file)
                 )
         (folder / MANIFEST).unlink()
+        here = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
+        if strangers := sorted(here - found.files.keys()):
+            raise StoreError(
+                f"{str(file)!r} holds {strangers[:10]}, which its list does not name. Take another backup.",
+                path=str(file),
+            )
         if state.exists():
             state.rmdir()
         folder.rename(state)
