@@ -34,6 +34,8 @@ from edgewise.simulation.emulated.fleet_file import DeviceClass, EdgeClass, Flee
 from edgewise.training.tasks.digits_task import DigitsTask
 
 LIMIT_BYTES = 100_000
+BRIEF_BYTES = 16_000_000
+"""What a process may grow by in a brief soak after its warm-up: too little work to tell a slope, enough to see one run away."""
 PER_ROUNDS, PER_REQUESTS = 1_000, 100_000
 WORDS = {"name": "fed_avg", "local": {"name": "sgd", "learning_rate": 0.05, "max_steps": 1}, "uplink": "int8"}
 TASK = {"clients": 2, "sizes": {"train": 200}}
@@ -56,6 +58,7 @@ class Phase:
         done: How much was done.
         failed: Requests that got no answer, by why.
         samples: By process.
+        is_brief: Whether it is too short for a slope.
     """
 
     name: str
@@ -65,6 +68,7 @@ class Phase:
     done: int = 0
     failed: dict[str, int] = field(default_factory=dict)
     samples: dict[str, list[Sample]] = field(default_factory=dict)
+    is_brief: bool = False
 
     @property
     def is_over(self) -> bool:
@@ -175,7 +179,12 @@ def judged(phase: Phase) -> tuple[dict[str, Any], list[Bar]]:
             "samples": len(samples),
         }
         what = f"{name}, {phase.per:,} {phase.name}"
-        if slope is None:
+        if phase.is_brief:
+            grown = samples[-1].rss_bytes - samples[len(samples) // 4].rss_bytes
+            bars.append(
+                Bar(f"{name}, {phase.name}: memory", "<= +16 MB", f"{grown / 1e6:+.1f} MB", grown <= BRIEF_BYTES)
+            )
+        elif slope is None:
             bars.append(Bar(f"{what}: memory", "<= 0.1 MB", "too few samples", False))
             continue
         high = slope.high * phase.per
@@ -210,14 +219,25 @@ async def soak(options: argparse.Namespace, tell: Callable[[str], None]) -> list
             async with connect_operator(identity, fleet.endpoint(CLOUD), folder, "soak") as operator:
                 await operator.wait_for_nodes(lambda rows: sum(row.state == "alive" for row in rows) >= 4, 60.0)
                 pids = {name: child.pid for name, child in fleet.children.items()}
-                half_s = options.minutes * 30.0 if options.minutes else float("inf")
+                num_phases = sum(map(bool, (options.rounds, options.requests)))
+                half_s = options.minutes * 60.0 / num_phases if options.minutes else float("inf")
                 every_s = options.every or (2.0 if half_s > 600 else 0.25)
                 if options.rounds:
-                    phases.append(Phase("rounds", PER_ROUNDS, options.rounds, time.monotonic() + half_s))
+                    phases.append(
+                        Phase("rounds", PER_ROUNDS, options.rounds, time.monotonic() + half_s, is_brief=options.short)
+                    )
                     async with watched(phases[-1], pids, every_s, tell):
                         await train(operator, phases[-1], options.rounds_per_run)
                 if options.requests:
-                    phases.append(Phase("requests", PER_REQUESTS, options.requests, time.monotonic() + half_s))
+                    phases.append(
+                        Phase(
+                            "requests",
+                            PER_REQUESTS,
+                            options.requests,
+                            time.monotonic() + half_s,
+                            is_brief=options.short,
+                        )
+                    )
                     async with watched(phases[-1], pids, every_s, tell):
                         await ask(operator, fleet, phases[-1])
         finally:
@@ -230,15 +250,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=10_000)
     parser.add_argument("--requests", type=int, default=1_000_000)
-    parser.add_argument("--minutes", type=float, default=None, help="cut it: half of them for each")
+    parser.add_argument("--minutes", type=float, default=None, help="cut it: half of them for each phase")
     parser.add_argument("--rounds-per-run", type=int, default=500)
     parser.add_argument("--every", type=float, default=None, help="seconds between samples")
     parser.add_argument("--out", type=Path, default=Path("soak-out"))
-    parser.add_argument("--short", action="store_true", help="200 rounds and 4,000 requests")
+    parser.add_argument("--short", action="store_true", help="200 rounds and 20,000 requests, coarse bars")
     parser.add_argument("--json", action="store_true", help="the closing line alone on standard output")
     options = parser.parse_args()
+    if options.rounds + options.requests < 1:
+        parser.error("there is nothing to do. Ask for --rounds or --requests.")
     if options.short:
-        options.rounds, options.requests, options.rounds_per_run = 200, 4_000, 100
+        options.rounds, options.requests, options.rounds_per_run = 200, 20_000, 100
     said = sys.stderr if options.json else sys.stdout
     try:
         phases = asyncio.run(soak(options, lambda line: print(line, file=said, flush=True)))
