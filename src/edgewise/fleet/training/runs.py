@@ -210,11 +210,14 @@ class Runs:
             elif entry.kind == "round":
                 closed = msgspec.msgpack.decode(entry.payload, type=RoundClosed)
                 live = self._runs[closed.run]
-                live.rounds = [closed.record if r.round == closed.record.round else r for r in live.rounds]
+                records = {record.round: record for record in (*live.rounds, closed.record)}
+                live.rounds = [records[number] for number in sorted(records)]
             else:
                 registered = msgspec.msgpack.decode(entry.payload, type=Registered)
                 live = self._runs[registered.run]
                 live.version, live.failure, live.registered = registered.version, registered.failure, True
+        for live in self._runs.values():
+            live.settle()
         self.roles.replay()
 
     async def resume(self) -> None:
@@ -285,7 +288,7 @@ class Runs:
     def _add(self, submitted: Submitted) -> LiveRun:
         live = self._runs[submitted.run] = LiveRun(submitted, self.roles.add(COORDINATOR, submitted.config.spec))
         for former in submitted.config.spec.extra.get(m.FORMER_RUNS, ())[:1]:
-            live.rounds = list(self._runs[former].rounds)
+            live.rounds = list(self._runs[former].records)
         return live
 
     def _on_action(self, driver: RoleDriver, action: m.Action) -> None:
@@ -360,6 +363,7 @@ class Runs:
         await asyncio.to_thread(self._events.append, INDEX, "registered", msgspec.msgpack.encode(registered))
         live.registered = True
         status = live.status
+        live.settle()
         self._on_event("run_ended", {"run": run, "state": status.state, "cause": status.cause, "version": live.version})
 
     def _register(self, live: LiveRun, outcome: m.Outcome) -> int:
