@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from edgewise.core.errors import InputError
+from edgewise.transport.frame import encode_frame, make_frame
+from edgewise.transport.remote import ErrorMessage
 from tests.fuzz.campaign import TARGETS, Campaign
 from tests.fuzz.of_frames import sealed
 from tests.fuzz.target import ServerFault, Target, input_of, plainly
@@ -36,8 +38,13 @@ def _zipped(data: bytes) -> bytes:
     return file.getvalue()
 
 
+def _with_fields(**fields: object) -> bytes:
+    return encode_frame(make_frame("error", ErrorMessage("transport", "refused.", fields)))
+
+
 FOUND = {
     "an axis of 0 beside one that no array has": ("replies", _sealed(2**62, 0), "FrameRefused"),
+    "an error with a field called as its text": ("replies", _with_fields(message=1), "RemoteError"),
     "tables in tables": ("job files", b"x = " + b"[" * 5000, "ConfigError"),
     "dotted tables": ("policies", b"a" + b".a" * 5000 + b" = 1", "ConfigError"),
     "text for a number": ("job changes", b"training.algorithm.local.learning_rate=fast", "ConfigError"),
