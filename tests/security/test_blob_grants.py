@@ -74,6 +74,9 @@ def test_an_update_is_given_to_its_server_alone(protocol, tmp_path):
             await refused(other, server, update, tmp_path / "thief")
             await refused(stranger, device, update, tmp_path / "thief")
             assert len(await pull(server, device, update, tmp_path / "server")) == update.size_bytes
+            assert (
+                len(await pull(device, server, update, tmp_path / "back")) == update.size_bytes
+            )  # its own, should it lose it
 
     asyncio.run(run())
 

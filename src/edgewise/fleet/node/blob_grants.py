@@ -42,7 +42,16 @@ class BlobGrants:
             inline: Names of the tensors that travel beside it: a letter's blobs among them are not pulled.
         """
         for digest in named_in(message, inline):
-            self._named[digest] = self._named.get(digest, frozenset()) | {to}
+            self.give(digest, to)
+
+    def give(self, digest: Digest, to: NodeId) -> None:
+        """Grants one blob to one node: also to whoever gave it here, should it lose it.
+
+        Args:
+            digest: Which.
+            to: Who may have it.
+        """
+        self._named[digest] = self._named.get(digest, frozenset()) | {to}
         if len(self._named) > self._look_at:
             self._forget()
 
