@@ -10,6 +10,8 @@ TORCH_INDEX ?=
 DEMO_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?= --short
+FUZZ_ARGS ?=
+SOAK_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --progress-bar off
@@ -17,7 +19,7 @@ READY := $(VENV)/.edgewise-ready
 # One thread per process: the processes of a fleet share the cores.
 THREADS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test check bench bench-peers chaos smoke no-torch docs clean setup
+.PHONY: demo test check bench bench-peers chaos fuzz soak smoke no-torch docs clean setup
 .DEFAULT_GOAL := test
 
 setup: $(READY)
@@ -63,6 +65,14 @@ chaos: $(READY)
 	@$(THREADS) EDGEWISE_KILL_STRIDE=1 $(BIN)/python -m pytest -m live $(TEST_ARGS) tests
 	@$(THREADS) EDGEWISE_KILL_STRIDE=1 $(BIN)/python -m pytest $(TEST_ARGS) tests/fleet/test_kills.py
 
+# Bytes that strangers, users or damaged disks may give: 10,000,000 inputs, resumed by a second call. FUZZ_ARGS='--seconds 60'.
+fuzz: $(READY)
+	@$(THREADS) $(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
+
+# 10,000 rounds and 1,000,000 requests on real processes; what each process grows by. SOAK_ARGS='--minutes 3'.
+soak: $(READY)
+	@$(THREADS) $(BIN)/python -m benchmarks.soak $(SOAK_ARGS)
+
 smoke: $(READY)
 	@$(THREADS) $(BIN)/python -m pytest $(TEST_ARGS) tests/docs $(wildcard tests/examples)
 
@@ -80,5 +90,5 @@ docs: $(READY)
 	@COLUMNS=100 $(BIN)/python docs/reference/generate.py
 
 clean:
-	rm -rf $(VENV) .venvs demo-report build dist bench-out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venvs demo-report build dist bench-out fuzz-out soak-out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -83,3 +84,26 @@ main()
 def test_an_interrupt_among_the_imports_is_a_sentence() -> None:
     done = subprocess.run([sys.executable, "-c", EARLY], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (130, "error [interrupted]: interrupted; nothing was begun.\n")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pools of threads are glibc's")
+@pytest.mark.parametrize(("call", "most_mb"), [("few_arenas()", 250), ("pass", 100_000)])
+def test_threads_share_few_pools_of_memory(call: str, most_mb: int) -> None:
+    """Each pool takes 64 MiB of addresses, each thread's stack 8."""
+    program = (
+        "import threading\n"
+        "from edgewise.cli.threads import few_arenas\n"
+        f"{call}\n"
+        "size = lambda: int(open('/proc/self/statm').read().split()[0]) * 4096 // 2**20\n"
+        "before, gate, kept = size(), threading.Barrier(13), []\n"
+        "def work():\n"
+        "    kept.append(bytearray(60_000))\n"
+        "    gate.wait(60)\n"
+        "    gate.wait(60)\n"
+        "for _ in range(12): threading.Thread(target=work).start()\n"
+        "gate.wait(60); print(size() - before); gate.wait(60)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert int(done.stdout) <= most_mb
+    assert call != "pass" or int(done.stdout) > 250  # else this test could not fail

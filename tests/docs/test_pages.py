@@ -133,6 +133,21 @@ def test_files_named_in_backticks_exist(page: Path) -> None:
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
+def test_every_attack_on_the_page_has_its_test() -> None:
+    table = (
+        (ROOT / "docs" / "security.md").read_text().partition("## Each attack, and its test")[2].partition("\n## ")[0]
+    )
+    rows = [line.strip(" |").split(" | ") for line in table.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) >= 10
+    for attack, *_, tests in rows:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", tests)
+        assert named, f"{attack}: no test is named"
+        for file, name in named:
+            assert re.search(rf"^(async )?def {name}\(", (ROOT / file).read_text(), re.M), (
+                f"{attack}: {file} has no {name}"
+            )
+
+
 def test_every_make_target_named_in_the_pages_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     named = {name for page in PAGES for name in re.findall(r"(?:`|^)make ([a-z-]+)", page.read_text(), re.M)}

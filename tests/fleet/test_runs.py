@@ -16,7 +16,7 @@ from edgewise.codecs.bundle import bundle_to_bytes, encode_bundle
 from edgewise.core.errors import InputError, RemoteError, StoreError
 from edgewise.core.files import storing
 from edgewise.core.ids import ClientId, NodeId, RoundNumber, RunId, Tier, digest_of
-from edgewise.fleet.messages import INLINE_BYTES, LetterAck, RunLetter
+from edgewise.fleet.messages import INLINE_BYTES, LetterAck, RunLetter, RunStatus
 from edgewise.fleet.store.events import EventLog
 from edgewise.fleet.training import presence
 from edgewise.fleet.training.node_training import NodeTraining
@@ -243,6 +243,29 @@ def test_what_was_told_of_closed_rounds_outlives_the_coordinator(protocol: str, 
     before, after = in_a_fleet(tmp_path, scene)
     assert [(r.uplink_bytes > 0, r.downlink_bytes > 0, r.seconds > 0) for r in before] == [(True,) * 3] * 2
     assert repr(after) == repr(before)  # accuracies without held-out data are NaN, equal in print only
+
+
+def test_a_run_that_is_over_keeps_little_in_memory_and_tells_all(tmp_path: Path) -> None:
+    async def scene(fleet: LoopbackFleet) -> None:
+        told: list[RunStatus] = []
+        status = await fleet.train(WORDS, num_rounds=3, protocol="hierarchical", on_status=told.append)
+        (live,) = fleet.coordinator.runs.all()
+        await fleet.until(lambda: bool(live.packed))
+        assert live.rounds == []
+        assert live.view is not None
+        assert len(live.view.rounds) == 1
+        again = await fleet.operator.status(status.run)
+        assert repr(again.rounds) == repr(live.status.rounds)  # an accuracy that nobody measured is nan
+        assert [r.round for r in again.rounds] == [1, 2, 3]
+        assert repr(again.rounds) == repr(told[-1].rounds)
+        assert (live.done, live.row.rounds_done) == (3, 3)
+        await fleet.kill("cloud")
+        await fleet.restart("cloud")
+        (live,) = fleet.coordinator.runs.all()
+        assert live.packed
+        assert repr(live.status.rounds) == repr(again.rounds)
+
+    in_a_fleet(tmp_path, scene)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

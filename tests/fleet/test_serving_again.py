@@ -24,6 +24,7 @@ from edgewise.fleet.messages import (
     NodesAt,
     UninstallOrder,
 )
+from edgewise.fleet.node.blob_grants import BlobGrants
 from edgewise.fleet.node.settings import AgentSettings
 from edgewise.fleet.serving.device_model import EndpointModels
 from edgewise.fleet.serving.drift_watch import CollectOrder
@@ -48,7 +49,7 @@ def role(folder: Path, tier: Tier, **settings: Any) -> Serving:
         return blobs.read(ref.digest)
 
     node: Any = SimpleNamespace(
-        name=NodeId(f"{tier}-1"), blobs=blobs, fetch=fetch, pull=fetch, holders={}, spare=asyncio.Event(), keys=Keys("test"), coordinator=None, uplink_to=lambda name: None,
+        name=NodeId(f"{tier}-1"), blobs=blobs, grants=BlobGrants(blobs), fetch=fetch, pull=fetch, holders={}, spare=asyncio.Event(), keys=Keys("test"), coordinator=None, uplink_to=lambda name: None,
         spawn=lambda work, name: asyncio.get_running_loop().create_task(work),
     )  # fmt: skip
     return Serving(node, AgentSettings(name=node.name, tier=tier, identity="", state=str(folder), **settings))

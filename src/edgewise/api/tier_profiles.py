@@ -13,6 +13,7 @@ import msgspec
 from edgewise.core.errors import DataError
 from edgewise.core.ids import NodeId, Tier
 from edgewise.core.units import parse_duration, parse_rate
+from edgewise.core.unreadable import UNREADABLE
 from edgewise.planning.profile import LinkState, Profile
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def read_profiles(paths: Sequence[Path]) -> dict[Tier, Profile]:
     for path in paths:
         try:
             read = msgspec.json.decode(path.read_bytes(), type=Profile)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise DataError(
                 f"{str(path)!r} is not a profile: {error}. Make one with 'edgewise profile --out'."
             ) from error

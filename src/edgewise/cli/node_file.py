@@ -69,6 +69,12 @@ def _beside(folder: Path, key: str, text: str, place: str) -> str:
         parts = (part.rpartition("=") for part in text.split(","))
         return ",".join(f"{model}{equals}{_beside(folder, 'file', name, place)}" for model, equals, name in parts)
     found = folder / text
+    try:
+        found.stat()
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:  # no name that a file could have
+        raise ConfigError(f"{place}: {text[:80]!r} cannot be a path: {error}. Correct it.") from None
     if key == "identity" and not found.is_dir():
         raise ConfigError(f"{place}: there is no folder {str(found)!r}. Paths are relative to the file; correct it.")
     if key in ("task", "judge", "file", *FILES) and not found.is_file():

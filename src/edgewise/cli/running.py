@@ -8,7 +8,7 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from edgewise.cli.threads import one_thread
+from edgewise.cli.threads import few_arenas, one_thread
 from edgewise.core.process import INTERRUPTED, end_in_time
 
 T = TypeVar("T")
@@ -32,6 +32,7 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
         KeyboardInterrupt: If it was cancelled so.
     """
     one_thread()
+    few_arenas()
     interrupted = False
 
     async def watched() -> T:

@@ -22,6 +22,7 @@ from edgewise.codecs.wire import payload_from_bytes, payload_of, payload_to_buff
 from edgewise.core.dtypes import dtype_name
 from edgewise.core.errors import FrameRefused
 from edgewise.core.provenance import origins_of, traced
+from edgewise.core.unreadable import UNREADABLE
 
 Bundle = Mapping[str, NDArray[Any]]
 """Arrays by section: {"model": float32[d]}, {"model", "control"}, {"logits": float32[n, k]}, {"key": uint8[32]}."""
@@ -195,7 +196,7 @@ def _header_of(sections: tuple[CodedSection, ...]) -> bytes:
 def _read_header(data: bytes) -> tuple[CodedSection, ...]:
     try:
         sections = _HEADER.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise FrameRefused(f"{len(data):,} bytes are not a bundle's header: {error}.") from error
     if len(sections) > _MOST_SECTIONS:
         raise FrameRefused(f"a bundle has at most {_MOST_SECTIONS} sections, found {len(sections)}.")

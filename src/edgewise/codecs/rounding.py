@@ -76,5 +76,6 @@ def dequantise(levels: NDArray[np.int8], scale: NDArray[np.float32], shape: Shap
     Returns:
         float32[*shape].
     """
-    values: NDArray[np.float32] = levels.astype(np.float32) * scale[:, None]
+    with np.errstate(over="ignore"):  # what is not finite then, the codec refuses
+        values: NDArray[np.float32] = levels.astype(np.float32) * scale[:, None]
     return values.reshape(shape)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from edgewise.codecs.codec import Payload, Shape, check_shape
 from edgewise.codecs.header_cache import MOST_HEADERS, remembered
 from edgewise.core.errors import FrameRefused, InputError
+from edgewise.core.unreadable import UNREADABLE
 
 _DTYPES = {
     name: np.dtype(name)
@@ -160,7 +161,7 @@ def _read_header(data: bytes) -> tuple[Shape, tuple[tuple[str, np.dtype[Any], in
     """The payload's shape, and of each array name, dtype, entries and shape."""
     try:
         header = _HEADER.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise FrameRefused(f"{len(data):,} bytes are not a payload's header: {error}.") from error
     check_shape(header.shape)
     layout = []

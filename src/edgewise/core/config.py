@@ -27,6 +27,8 @@ Steps = tuple[str | int, ...]
 _ERROR = re.compile(r"(?P<what>.*?)(?: - at `\$(?P<path>.*)`)?", re.DOTALL)
 _STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
 _ANY = "..."
+MOST_DEEP = 32
+"""Tables and lists inside one another in a file; settings need a quarter of it."""
 _HEADER = re.compile(r"\s*\[{1,2}\s*([^\]]+?)\s*\]{1,2}\s*(?:#.*)?$")
 _KEY = re.compile(r"""\s*((?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*'))*)\s*=""")
 
@@ -65,8 +67,12 @@ def read_table(path: str | Path) -> tuple[Table, dict[str, int]]:
     path = Path(path)
     text = _read(path)
     try:
-        return tomllib.loads(text), key_lines(text)
-    except tomllib.TOMLDecodeError as error:
+        table = tomllib.loads(text)
+        _check_depth(table, str(path))
+        return table, key_lines(text)
+    except RecursionError:
+        raise _too_deep(str(path)) from None
+    except (tomllib.TOMLDecodeError, ValueError) as error:  # a number with thousands of digits is a ValueError
         raise ConfigError(
             f"{path} is not TOML: {error}. Compare it with a file in examples/.", file=str(path)
         ) from None
@@ -95,6 +101,7 @@ def convert(
     Raises:
         ConfigError: If a key or value is wrong.
     """
+    _check_depth(table, source)
     try:
         return msgspec.convert(table, as_type)
     except msgspec.ValidationError as error:
@@ -123,6 +130,7 @@ def apply_overrides(table: Mapping[str, Any], overrides: Iterable[str]) -> Table
         >>> apply_overrides({"a": {"b": 1}}, ["a.b=2", "a.c=text", "d=[1, 2]"])
         {'a': {'b': 2, 'c': 'text'}, 'd': [1, 2]}
     """
+    _check_depth(table, "--set")
     changed: Table = copy.deepcopy(dict(table))
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -316,5 +324,25 @@ def _within(holder: list[Any], index: str | int) -> bool:
 def _value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, ValueError):
         return text
+    except RecursionError:
+        raise _too_deep("--set") from None
+
+
+def _check_depth(table: Any, source: str) -> None:
+    """Refuses what is nested so deep that whatever walks over it later would run out of stack."""
+    level, depth = [table], 0
+    while level:
+        if depth > MOST_DEEP:
+            raise _too_deep(source)
+        inner = [value.values() if isinstance(value, Mapping) else value for value in level]
+        level = [one for values in inner for one in values if isinstance(one, (Mapping, list, tuple)) and one]
+        depth += 1
+
+
+def _too_deep(source: str) -> ConfigError:
+    return ConfigError(
+        f"{source or 'the table'} has tables or lists nested more than {MOST_DEEP} deep, which no setting is. Write it flat.",
+        file=source,
+    )

@@ -41,7 +41,7 @@ class EdgewiseError(Exception):
 
     code: ClassVar[str] = "edgewise"
 
-    def __init__(self, message: str, **fields: Any) -> None:
+    def __init__(self, message: str, /, **fields: Any) -> None:  # a field may be called `message`
         super().__init__(message)
         self.message = message
         self.fields: dict[str, Any] = fields
@@ -108,7 +108,7 @@ class RunEndedEarly(EdgewiseError):
 
     code = "run.ended"
 
-    def __init__(self, message: str, run: Any = None, **fields: Any) -> None:
+    def __init__(self, message: str, /, run: Any = None, **fields: Any) -> None:
         super().__init__(message, **fields)
         self.run = run
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import numbers
 import re
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -19,13 +20,22 @@ from edgewise.core.ids import Digest, digest_of
 P = TypeVar("P")
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _SPEC_TYPE = re.compile(r"\bSpec\b")
+_MOST_DEEP = 32
+"""Parts inside one another."""
+_PLAIN_TYPES: dict[str, type | tuple[type, ...]] = {
+    "bool": bool,
+    "int": numbers.Integral,
+    "float": numbers.Real,
+    "str": str,
+    "None": type(None),
+}
 
 
 class Spec(msgspec.Struct, frozen=True):
     """Holds a part's name and parameters, e.g. `top_k(fraction=0.1)`.
 
     Attributes:
-            name: The registry's word.
+        name: The registry's word.
         params: Keyword arguments; values are TOML values, specs, or tables of them: `{"model": top_k(fraction=0.1)}`.
     """
 
@@ -60,8 +70,7 @@ class Spec(msgspec.Struct, frozen=True):
                 raise InputError(f"{value!r} is text with parameters, needed is a name or a table. {_cure(value)}")
             return Spec(value)
         if isinstance(value, Mapping) and "name" in value:
-            params = {k: _nested(v) for k, v in value.items() if k != "name"}
-            return Spec(str(value["name"]), params)
+            return _spec_of(value, 0)
         raise InputError(f"a part is written as a name or as a table with a 'name', found {value!r}.")
 
     @staticmethod
@@ -87,7 +96,7 @@ class Spec(msgspec.Struct, frozen=True):
             call = _from_syntax(ast.parse(text, mode="eval").body)
             if not isinstance(call, Spec):
                 raise ValueError(text)
-        except (SyntaxError, ValueError) as error:
+        except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:  # as literal_eval says
             raise InputError(
                 f"{text!r} is not a part's text. Write it like 'top_k(fraction=0.1)' or 'int8'."
             ) from error
@@ -130,11 +139,18 @@ def _inline_toml(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)  # TOML writes text, numbers and truth as JSON does
 
 
-def _nested(value: Any) -> Any:
+def _spec_of(table: Mapping[str, Any], depth: int) -> Spec:
+    return Spec(str(table["name"]), {k: _nested(v, depth + 1) for k, v in table.items() if k != "name"})
+
+
+def _nested(value: Any, depth: int) -> Any:
+    if depth > _MOST_DEEP:
+        raise InputError(f"parts are nested more than {_MOST_DEEP} deep. Write fewer inside one another.")
     if isinstance(value, Mapping):
-        return Spec.of(value) if "name" in value else {k: _nested(v) for k, v in value.items()}
+        inner = {k: _nested(v, depth + 1) for k, v in value.items()} if "name" not in value else None
+        return _spec_of(value, depth) if inner is None else inner
     if isinstance(value, (list, tuple)):
-        return tuple(_nested(v) for v in value)
+        return tuple(_nested(v, depth + 1) for v in value)
     return value
 
 
@@ -174,7 +190,8 @@ def build(kind: str, registry: Mapping[str, Callable[..., P]], value: Any) -> P:
         The part.
 
     Raises:
-        InputError: If the name or a parameter is unknown, where the nearest is suggested, or a parameter is missing.
+        InputError: If the name or a parameter is unknown, where the nearest is suggested; if a parameter is missing, or a value is of
+            another type than its parameter.
     """
     spec = Spec.of(value)
     builders: dict[str, Callable[..., P]] = {**_plugins(kind), **registry}
@@ -191,6 +208,8 @@ def build(kind: str, registry: Mapping[str, Callable[..., P]], value: Any) -> P:
         if key not in accepted and not open_ended:
             raise InputError(f"{spec.name} takes no {key!r}.{nearest(key, accepted)}")
     if variadic is not None and variadic in params:
+        if not isinstance(params[variadic], (list, tuple)):
+            raise InputError(f"{spec.name} takes {variadic} as a list, found {params[variadic]!r}.")
         of_kind = accepted[variadic].annotation == made
         args = [
             _built(kind, registry, Spec(v) if isinstance(v, str) and (of_kind or v in builders) else v)
@@ -202,11 +221,26 @@ def build(kind: str, registry: Mapping[str, Callable[..., P]], value: Any) -> P:
             params[key] = build(kind, registry, value)  # a part that wraps one of its kind, given by name
         elif key not in accepted or not _SPEC_TYPE.search(str(annotation)):
             params[key] = _built(kind, registry, value)
+            if key in accepted:
+                _check_type(spec, key, str(annotation), params[key])
     missing = [p.name for p in accepted.values() if p.default is p.empty and p.kind in _NAMED and p.name not in params]
     if missing and not args:
         words = ", ".join(f"{name} = …" for name in missing)
         raise InputError(f"{spec.name} needs {' and '.join(missing)}. Write it as {{ name = {spec.name!r}, {words} }}.")
-    return builder(*args, **params)
+    try:
+        return builder(*args, **params)
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+        raise InputError(f"{spec} cannot be made: {error}. Look at what {spec.name} takes: {signature}.") from error
+
+
+def _check_type(spec: Spec, key: str, annotation: str, value: Any) -> None:
+    """Refuses a value of another type where the parameter's is plain: a number, text, true or false."""
+    kinds = annotation.split(" | ")
+    if any(kind not in _PLAIN_TYPES for kind in kinds):
+        return
+    is_truth = isinstance(value, bool)
+    if not any(isinstance(value, _PLAIN_TYPES[kind]) and is_truth == (kind == "bool") for kind in kinds):
+        raise InputError(f"{spec.name} takes {key} as {annotation}, found {value!r}.")
 
 
 def _built(kind: str, registry: Mapping[str, Callable[..., Any]], value: Any) -> Any:

@@ -91,6 +91,7 @@ class Coordinator:
         self.versions = VersionStore(
             self.registry, node.blobs, load_holdouts(settings.holdout), load_judge(settings.judge)
         )
+        node.grants.is_graph = self.versions.is_graph
         self.watch = Watch(node, ready=self._ready, lost=self._lost)
         self.runs = Runs(node, self.events, self.versions, self.watch, self._on_event, worker)
         self.deployments = Deployments(node, self.versions, self.watch, self.events, host_here, self._on_event)

@@ -40,7 +40,7 @@ def run_metrics(runs: Sequence[LiveRun]) -> list[Metric]:
         about = (("task", live.submitted.request.task), ("protocol", str(config.spec.protocol.get("name", ""))))
         info[(of, *about, ("state", states[run]))] = 1
         rounds[(of,)] = config.num_rounds
-        closed[(of,)] = 0 if view is None else len(view.rounds)
+        closed[(of,)] = live.done
         if view is not None and view.outcome is None:
             present = sum(member.can_work for member in view.members.values())
             by_state = {"listed": len(config.clients), "present": present, "waited_for": len(view.outstanding)}

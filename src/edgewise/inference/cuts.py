@@ -7,6 +7,7 @@ raw on both sides. `codecs/bundle.py` has the form of what travels.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,14 @@ from numpy.typing import NDArray
 
 from edgewise.codecs import Codec
 from edgewise.codecs.bundle import CodedBundle, CodedSection, Section, decode_bundle, encode_bundle
+from edgewise.core.errors import FrameRefused
 from edgewise.core.provenance import traced
 from edgewise.inference.text_tensors import pack_text_tensors, unpack_text_tensors, wire_name
 from edgewise.models.graph.graph import Graph
 from edgewise.transport.frame import Frame
+
+MOST_ENTRIES = 2**26
+"""Of all tensors of a hand-over, unpacked: 256 MiB of float32. A frame of zeros packs far more into its 64 MiB."""
 
 
 def encode_cut(
@@ -55,6 +60,11 @@ def decode_cut(
     Raises:
         FrameRefused: If a tensor is missing, unknown or does not fit.
     """
+    claimed = sum(prod(section.shape) for section in sections)
+    if claimed > MOST_ENTRIES:
+        raise FrameRefused(
+            f"the tensors of a cut claim {claimed:,} entries; at most {MOST_ENTRIES:,} are unpacked. Send fewer at once."
+        )
     arrays = {t.name: traced(t.array, *t.origins) if t.origins else t.array for t in frame.tensors}
     codecs = {section.name: codec for section in sections}
     return unpack_text_tensors(decode_bundle(codecs, accepted, CodedBundle(sections, arrays)))

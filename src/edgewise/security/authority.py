@@ -35,6 +35,8 @@ from edgewise.core.files import write_atomic
 from edgewise.core.ids import Tier, node_id
 from edgewise.security.certificates import (
     LOOPBACK,
+    UNPARSED,
+    UNUSABLE,
     Subject,
     alternative_names,
     certificate_builder,
@@ -161,11 +163,12 @@ class Authority:
         try:
             certificate = x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
             key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), None)
-        except (OSError, ValueError) as error:
+            belong = isinstance(key, ec.EllipticCurvePrivateKey) and key.public_key() == certificate.public_key()
+        except UNUSABLE as error:
             raise InputError(
                 f"no usable certificate authority in {str(folder)!r}: {error}. Make one with 'edgewise ca init'."
             ) from error
-        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
+        if not belong or not isinstance(key, ec.EllipticCurvePrivateKey):
             raise InputError(f"key and certificate in {str(folder)!r} do not belong together. Restore both files.")
         return Authority(folder, certificate, key, now)
 
@@ -350,7 +353,8 @@ def _read_request(request: bytes) -> x509.CertificateSigningRequest:
         csr = x509.load_pem_x509_csr(request)
         if not csr.is_signature_valid:
             raise InvalidSignature
-    except ValueError as error:
+        csr.public_key()
+    except UNPARSED as error:
         raise InputError(f"this is not a certificate request: {error}. Make one with 'edgewise ca request'.") from error
     except InvalidSignature as error:
         raise IdentityRefused("the request is not signed by its own key; it was changed on the way.") from error

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -33,6 +34,18 @@ MOST_DAYS = 36_525
 """A hundred years; certificates cannot say dates without end."""
 _BACKDATE = dt.timedelta(minutes=5)
 """Clocks of small devices lag; a certificate is valid a little before it was made."""
+UNPARSED: tuple[type[Exception], ...] = (
+    ValueError,
+    TypeError,
+    OverflowError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What reading a damaged certificate, request, list or key may raise: at once, or when a part of it is first looked at."""
+UNUSABLE: tuple[type[Exception], ...] = (OSError, *UNPARSED)
+"""The same of a file."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -184,6 +197,8 @@ def _alternatives(document: x509.Certificate | x509.CertificateSigningRequest) -
         return list(document.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
     except x509.ExtensionNotFound:
         return []
+    except UNPARSED as error:
+        raise InputError(f"its names cannot be read: {error}. Issue it again with 'edgewise ca'.") from error
 
 
 def certificate_builder(

@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from edgewise.core.errors import InputError
 from edgewise.core.ids import NodeId, Tier
-from edgewise.security.certificates import SIGNATURE, Subject, certificate_pem, subject_of, utc_now
+from edgewise.security.certificates import SIGNATURE, UNUSABLE, Subject, certificate_pem, subject_of, utc_now
 from edgewise.security.replay import ReplayWindow
 from edgewise.security.verifier import Verifier
 
@@ -62,12 +62,13 @@ class Identity:
             certificate = x509.load_pem_x509_certificate((folder / "node.pem").read_bytes())
             key = serialization.load_pem_private_key((folder / "node.key").read_bytes(), None)
             ca_pem = (folder / "ca.pem").read_bytes()
-        except (OSError, ValueError) as error:
+            belong = isinstance(key, ec.EllipticCurvePrivateKey) and key.public_key() == certificate.public_key()
+        except UNUSABLE as error:
             raise InputError(
                 f"no usable certificate in {str(folder)!r}: {error}. "
                 "Copy ca.pem, node.pem and node.key there; 'edgewise ca issue' makes them."
             ) from error
-        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
+        if not belong or not isinstance(key, ec.EllipticCurvePrivateKey):
             raise InputError(
                 f"node.key and node.pem in {str(folder)!r} do not belong together. Copy both from the same issue."
             )

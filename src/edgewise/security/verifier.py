@@ -23,7 +23,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from edgewise.core.errors import IdentityRefused, InputError
 from edgewise.core.ids import NodeId, Tier
-from edgewise.security.certificates import SIGNATURE, Subject, subject_of, utc_now
+from edgewise.security.certificates import SIGNATURE, UNPARSED, Subject, subject_of, utc_now
 from edgewise.security.replay import ReplayWindow
 
 LOG = logging.getLogger("edgewise.security")
@@ -126,6 +126,12 @@ class Verifier:
         try:
             certificate = _read_certificate(certificate_pem, repr(claimed))
             subject = self._judge(certificate)
+        except UNPARSED as cause:  # a part that is looked at only now
+            error = _refusal(
+                Reason.UNREADABLE, f"the certificate of {claimed!r} cannot be read: {cause}. Issue a new one."
+            )
+            self._count(claimed, "nobody", error)
+            raise error from cause
         except IdentityRefused as error:
             self._count(claimed, "nobody", error)
             raise
@@ -371,7 +377,7 @@ def _name(certificate: x509.Certificate) -> str:
 def _read_certificate(pem: bytes, whose: str) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(pem)
-    except ValueError:
+    except UNPARSED:
         what = "no certificate" if not pem else "something that is not a certificate"
         reason = Reason.UNREADABLE if pem else Reason.MISSING
         raise _refusal(reason, f"{whose} showed {what}. Issue one with 'edgewise ca issue'.") from None
@@ -381,8 +387,10 @@ def _read_revocations(crl_pem: bytes, ca: x509.Certificate) -> tuple[int, ...]:
     key = ca.public_key()
     try:
         crl = x509.load_pem_x509_crl(crl_pem)
-    except ValueError as error:
+        is_ours = isinstance(key, ec.EllipticCurvePublicKey) and crl.is_signature_valid(key)
+        serials = tuple(entry.serial_number for entry in crl) if is_ours else ()
+    except UNPARSED as error:
         raise _refusal(Reason.UNREADABLE, f"the revocation list is not readable: {error}.") from None
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not crl.is_signature_valid(key):
+    if not is_ours:
         raise _refusal(Reason.WRONG_AUTHORITY, "the revocation list is not signed by this fleet's authority.")
-    return tuple(entry.serial_number for entry in crl)
+    return serials

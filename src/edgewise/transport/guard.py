@@ -12,7 +12,7 @@ from edgewise.core.errors import FrameRefused
 from edgewise.core.ids import Generation, NodeId
 from edgewise.core.provenance import Origins
 from edgewise.ledger.entry import Direction, FrameCounter, Purpose
-from edgewise.transport.frame import Frame, decode_frame, encode_frame
+from edgewise.transport.frame import CHUNK_REQUEST, Frame, decode_frame, encode_frame
 
 Sign = Callable[[bytes], bytes]
 AllowOrigins = Callable[[Origins, str], None]
@@ -20,6 +20,8 @@ AllowOrigins = Callable[[Origins, str], None]
 Tap = Callable[[bytes], None]
 
 _SIGNED = frozenset((Purpose.CONTROL, Purpose.TRAINING))
+_SIGNED_KINDS = frozenset((CHUNK_REQUEST,))
+"""Signed, too, though what answers them is not: who asks for a blob decides whether it gets it."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -30,7 +32,7 @@ class FrameGuard:
         node: Name stamped on outgoing frames.
         generation: Incarnation stamped on outgoing frames.
         counter: Counts every frame both ways.
-        sign: Signs control and training frames; None signs nothing.
+        sign: Signs control and training frames, and what asks for a blob; None signs nothing.
         allow: The data policy; None refuses every frame that carries traced data.
         tap: Receives the plain bytes of every outgoing frame.
     """
@@ -57,7 +59,8 @@ class FrameGuard:
             PolicyViolation: If the policy does not let its data go there.
             FrameRefused: As `encode_frame`.
         """
-        sign = _addressing(self.sign, key) if self.sign and frame.purpose in _SIGNED else None
+        is_signed = frame.purpose in _SIGNED or frame.kind in _SIGNED_KINDS
+        sign = _addressing(self.sign, key) if self.sign and is_signed else None
         sequence = next(self._sequence) if sign else 0
         frame = replace(frame, sender=self.node, generation=self.generation, sequence=sequence)
         data = encode_frame(frame, sign=sign, allow=self._allow_towards(key))

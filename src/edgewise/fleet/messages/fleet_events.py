@@ -13,6 +13,7 @@ import msgspec
 
 from edgewise.core.errors import FrameRefused
 from edgewise.core.ids import ClientId, NodeId, RunId, Tier
+from edgewise.core.unreadable import UNREADABLE
 from edgewise.transport.frame import Frame
 
 
@@ -237,6 +238,6 @@ def read_event(frame: Frame) -> AnyEvent:
     """
     try:
         event: AnyEvent = msgspec.msgpack.decode(frame.message, type=AnyEvent)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise FrameRefused(f"event {frame.kind!r} from {frame.sender!r} cannot be read: {error}.") from error
     return event

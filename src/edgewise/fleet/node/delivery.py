@@ -19,6 +19,7 @@ from edgewise.core.errors import (
     StoreUnavailable,
     Unreachable,
 )
+from edgewise.fleet.node.blob_grants import NOT_NAMED
 
 log = logging.getLogger("edgewise.fleet")
 T = TypeVar("T")
@@ -60,10 +61,11 @@ def is_passing(error: EdgewiseError) -> bool:
 
     Returns:
         True where a way was lost, here or between the other node and a third, where a store takes nothing now, here or
-        there, where the other node's was damaged, which it mends, and where an answer was forged; False where the other node refused.
+        there, where the other node's was damaged, which it mends, where an answer was forged, and where a blob was asked of a
+        node that has not named it yet; False where the other node refused.
     """
     if isinstance(error, RemoteError):
-        return error.fields.get("remote_code") in _PASSING
+        return error.fields.get("remote_code") in _PASSING or error.fields.get("reason") == NOT_NAMED
     return isinstance(error, Unreachable | DeadlineExceeded | Busy | IdentityRefused | StoreUnavailable)
 
 

@@ -12,6 +12,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -30,6 +31,7 @@ from edgewise.core.errors import (
 from edgewise.core.ids import Digest, Generation, NodeId, Tier
 from edgewise.core.provenance import Origins
 from edgewise.fleet.messages import BLOB, InfoRequest, Message, NodeInfo, Progress, TakeOver, kind_of
+from edgewise.fleet.node.blob_grants import BlobGrants
 from edgewise.fleet.store.retention import Holder
 from edgewise.ledger.entry import FrameCounter, Purpose
 from edgewise.security.data_policy import DataPolicy, EgressAudit
@@ -87,6 +89,7 @@ class Node:
         policy: What data may reach which tier.
         progress: Makes the worker's counter.
         audit: Counts what the policy let go, and what it refused.
+        grants: Says who may have which of `blobs`.
         extra_services: Handlers of services that are not messages, by service.
         sync_services: The same for services that answer on a thread of their own.
         refused: How often what was refused here, by a sentence without numbers.
@@ -122,6 +125,7 @@ class Node:
     blob_service: str = BLOB
     on_overtaken: Callable[[NodeId], None] | None = None
     audit: EgressAudit = field(init=False)
+    grants: BlobGrants = field(init=False)
     _uplink_of: dict[NodeId, int] = field(default_factory=dict)
     stores: list[FolderBlobs] = field(init=False)
     holders: dict[str, Holder] = field(default_factory=dict)
@@ -130,6 +134,7 @@ class Node:
     def __post_init__(self) -> None:
         self.stores = [self.blobs]
         self.audit = EgressAudit(self.policy)
+        self.grants = BlobGrants(self.blobs)
 
     @property
     def name(self) -> NodeId:
@@ -183,7 +188,9 @@ class Node:
             await transport.serve(self.keys.service(self.name, "progress"), self._answer_progress)
         )
         for service in sorted({BLOB, self.blob_service}):
-            self._registrations.append(await serve_blobs(transport, self.keys.service(self.name, service), self.blobs))
+            key = self.keys.service(self.name, service)
+            allow = partial(self._allow_blob, key)
+            self._registrations.append(await serve_blobs(transport, key, self.blobs, allow=allow))
         if self._token is None:
             token = self.keys.alive(self.identity.tier, self.name, self.generation)
             self._token = await transport.declare_presence(token)
@@ -233,6 +240,7 @@ class Node:
         """
         frame = make_frame(kind_of(message), message, tensors, purpose=purpose, run=run, deadline_s=timeout_s)
         key = self.keys.service(node, service)
+        self.grants.name(message, node, tensors if isinstance(tensors, Mapping) else ())
         try:
             answer = await self.transport.query(key, frame, timeout_s=timeout_s)
         except RemoteError as error:
@@ -395,13 +403,33 @@ class Node:
             sender = await self._verified(frame, route, service)
             answer = await route.handler(frame.read(route.message), frame, sender)
             message, tensors = answer if isinstance(answer, tuple) else (answer, ())
+            self.grants.name(message, sender.node)
             return make_frame(kind_of(message), message, tensors, purpose=frame.purpose, run=frame.run)
 
         return dispatch
 
-    async def _verified(self, frame: Frame, route: Route, service: str) -> NodeInfo:
+    async def _allow_blob(self, key: str, query: Frame, digest: Digest) -> None:
+        asker = await self._proved(query, key)
         try:
-            sender = await self._prove(frame.sender, frame, self.keys.service(self.name, service))
+            self.grants.check(asker.node, digest)
+        except PolicyViolation:
+            self.count_refusal(f"a blob that is not for {asker.node}")
+            raise
+
+    async def _verified(self, frame: Frame, route: Route, service: str) -> NodeInfo:
+        sender = await self._proved(frame, self.keys.service(self.name, service))
+        if route.tiers is not None and sender.tier not in route.tiers:
+            self.count_refusal(f"{frame.kind} by {frame.sender}, a {sender.tier}")
+            raise PolicyViolation(
+                f"{frame.sender!r} is a {sender.tier}, {frame.kind!r} is taken from "
+                f"{', '.join(sorted(route.tiers))} only. Send it from a node of that tier."
+            )
+        return sender
+
+    async def _proved(self, frame: Frame, key: str) -> NodeInfo:
+        """Who signed a frame; a refusal is counted and says how it may be mended."""
+        try:
+            return await self._prove(frame.sender, frame, key)
         except TransportError as error:
             # Not for good: a node that has just come back cannot be asked who it is yet. It may try again.
             self.count_refusal(f"{frame.kind} of {frame.sender or 'nobody'}, who could not be asked for a certificate")
@@ -414,13 +442,6 @@ class Node:
             self.count_refusal(f"{frame.kind} in the name of {frame.sender or 'nobody'}")
             log.warning("%s refuses %s in the name of %s: %s", self.name, frame.kind, frame.sender, error)
             raise IdentityRefused(str(error), **{**error.fields, "node": frame.sender}) from error
-        if route.tiers is not None and sender.tier not in route.tiers:
-            self.count_refusal(f"{frame.kind} by {frame.sender}, a {sender.tier}")
-            raise PolicyViolation(
-                f"{frame.sender!r} is a {sender.tier}, {frame.kind!r} is taken from "
-                f"{', '.join(sorted(route.tiers))} only. Send it from a node of that tier."
-            )
-        return sender
 
     async def _prove(self, node: NodeId, frame: Frame, key: str) -> NodeInfo:
         """Verifies that a node signed this frame for this key in this incarnation, and returns its info."""

@@ -410,6 +410,7 @@ class Serving:
 
     async def _load(self, graph: BlobRef, model: str = "a model", hints: InputHints = NO_HINTS) -> Graph:
         digest, key = graph.digest, _loaded_as(graph, hints)
+        self.node.grants.open(digest)  # devices behind this node may fetch it here
         if key not in self._graphs:
             if (
                 self.node.blobs.claim(digest)

@@ -163,6 +163,10 @@ class VersionStore:
             holds.append(Hold(what, digests, version.number in needed, let_go))
         return holds
 
+    def is_graph(self, digest: Digest) -> bool:
+        """Whether a blob is the graph of a version."""
+        return any(version.graph == digest for version in self.registry.versions())
+
     def graph(self, number: int) -> bytes:
         """A version's ONNX bytes, checked.
 

@@ -25,9 +25,21 @@ from edgewise import __version__
 from edgewise.core.errors import InputError, StoreError
 from edgewise.core.files import naming
 from edgewise.core.private_files import make_private, open_private
+from edgewise.core.unreadable import UNREADABLE
 from edgewise.fleet.store.registry import Registry
 
 FORMAT = 1
+_NO_BACKUP: tuple[type[Exception], ...] = (
+    tarfile.TarError,
+    ValueError,
+    KeyError,  # a link to nothing
+    FileNotFoundError,  # these four: names that do not fit together
+    FileExistsError,
+    IsADirectoryError,
+    NotADirectoryError,
+    *UNREADABLE,
+)
+"""What reading an archive that is none of ours may raise."""
 MANIFEST = "manifest.json"
 _DATABASES = ("events.db", "registry.db")
 """In the order in which they are copied."""
@@ -138,7 +150,7 @@ def restore(file: Path, state: Path) -> Manifest:
             with tarfile.open(file, "r:") as tar:
                 tar.extractall(folder, filter="data")
             found = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
-        except (tarfile.TarError, msgspec.MsgspecError, FileNotFoundError) as error:
+        except _NO_BACKUP as error:
             if not file.exists():
                 raise
             raise InputError(f"{str(file)!r} is no whole backup: {error}. Make one with `edgewise backup`.") from error
@@ -154,6 +166,12 @@ def restore(file: Path, state: Path) -> Manifest:
                 )
         (folder / MANIFEST).unlink()
         make_private(folder)
+        here = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
+        if strangers := sorted(here - found.files.keys()):
+            raise StoreError(
+                f"{str(file)!r} holds {strangers[:10]}, which its list does not name. Take another backup.",
+                path=str(file),
+            )
         if state.exists():
             state.rmdir()
         folder.rename(state)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edgewise.core.errors import GateRefused, StoreDamaged, StoreError
+from edgewise.core.unreadable import UNREADABLE
 from edgewise.fleet.store.database import Database
 from edgewise.fleet.store.registry_tables import (
     change_content,
@@ -299,7 +300,12 @@ class Registry:
             raise StoreDamaged(self._sentence(number, what), path=str(self.path), version=number)
         if record is None:
             raise StoreError(f"the registry has no version {number}. See 'edgewise versions'.")
-        return msgspec.msgpack.decode(record, type=ModelVersion)
+        try:
+            return msgspec.msgpack.decode(record, type=ModelVersion)
+        except UNREADABLE as error:
+            raise StoreDamaged(
+                self._sentence(number, f"cannot be read ({error})"), path=str(self.path), version=number
+            ) from error
 
     def _sentence(self, number: int, what: str) -> str:
         return (

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
@@ -99,6 +101,8 @@ class LiveRun:
         ending: Why it was told to end; the store takes that only later. "" otherwise.
         damage: What of its record on disk cannot be read any more; such a run is looked at, not driven. "" for nothing.
         lost: Blob that its record lacks; "" where that is not what is wrong.
+        packed: The closed rounds of a run that is over and done with, in place of `rounds`.
+        num_done: How many they are.
     """
 
     submitted: Submitted
@@ -116,6 +120,33 @@ class LiveRun:
     ending: str = ""
     damage: str = ""
     lost: Digest = Digest("")
+    packed: bytes = b""
+    num_done: int = 0
+
+    @property
+    def records(self) -> list[RoundRecord]:
+        """Its closed rounds, for people, also once they are packed."""
+        if not self.packed:
+            return self.rounds
+        return msgspec.msgpack.decode(zlib.decompress(self.packed), type=list[RoundRecord])
+
+    @property
+    def done(self) -> int:
+        """How many rounds have closed."""
+        return self.num_done if self.packed else 0 if self.view is None else len(self.view.rounds)
+
+    def settle(self) -> None:
+        """Packs what only a look back wants, once the run is over and done with: a coordinator keeps all of its runs.
+
+        A kilobyte for each round becomes some ten bytes. The state of a run that can go on stays whole.
+        """
+        view = self.view
+        if self.packed or self.damage or self.ending or not self.registered or view is None or view.outcome is None:
+            return
+        self.num_done = len(view.rounds)
+        self.packed, self.rounds = zlib.compress(msgspec.msgpack.encode(self.rounds)), []
+        if view.outcome.kind is OutcomeKind.COMPLETED and not self.failure:
+            self.driver.state = without_rounds(self.driver.state)
 
     @property
     def view(self) -> RunView | None:
@@ -125,7 +156,7 @@ class LiveRun:
     @property
     def status(self) -> RunStatus:
         """How it stands, for people: one terminal state with its cause, else what it waits for."""
-        run, view, rounds = self.submitted.run, self.view, tuple(self.rounds)
+        run, view, rounds = self.submitted.run, self.view, tuple(self.records)
         if self.damage:
             return RunStatus(run, *self._of_damage(), rounds, self.version)
         if self.ending and not self.registered:
@@ -206,7 +237,7 @@ class LiveRun:
             raise InputError(
                 f"run {run!r} has not ended: {status.cause or 'it goes on'}. Look at it: edgewise train --follow {run}"
             )
-        done = len(self.view.rounds) if self.view is not None else 0
+        done = self.done
         if done >= config.num_rounds:
             raise InputError(
                 f"run {run!r} has done all of its {config.num_rounds} rounds. Go on from its version: edgewise train JOB "
@@ -237,7 +268,7 @@ class LiveRun:
             InputError: If the model is not here any more.
         """
         view, config = self.view, self.submitted.config
-        done = 0 if view is None else len(view.rounds)
+        done = self.done
         digest = config.initial_model if view is None or not done else view.model
         if self.damage or not blobs.claim(digest):
             raise InputError(f"the model of run {config.run!r} is not here any more. Export the version that it made.")
@@ -250,6 +281,17 @@ class LiveRun:
         if not awaited and view.outstanding:
             awaited = f"round {view.round} waits for {', '.join(view.outstanding)}"
         return f"{awaited}: {stores}" if awaited and stores else awaited or stores
+
+
+def without_rounds(state: Any) -> Any:
+    """A state of any protocol's coordinator with the last of its closed rounds alone.
+
+    Args:
+        state: It has `rounds`, or a `run` that has them.
+    """
+    if hasattr(state, "rounds"):
+        return msgspec.structs.replace(state, rounds=state.rounds[-1:])
+    return msgspec.structs.replace(state, run=without_rounds(state.run)) if hasattr(state, "run") else state
 
 
 def with_former(rounds: Iterable[RoundSummary], known: Iterable[RoundRecord], moved: RunBytes) -> list[RoundRecord]:

@@ -221,6 +221,7 @@ class Reception:
                     f"{sender.node!r} announces a blob of {blob.size_bytes:,} bytes with {letter.key!r}; it was to "
                     f"announce one of at most {most:,} bytes."
                 )
+            self._node.grants.give(blob.digest, sender.node)  # who gave it may have it back
             if str(place) in inline:
                 await self._keep(driver, blob, inline[str(place)])
             elif blob.digest in passed_on:

@@ -8,6 +8,7 @@ import msgspec
 
 from edgewise.core.errors import StoreError
 from edgewise.core.ids import ClientId, Digest, NodeId, RunId
+from edgewise.core.unreadable import UNREADABLE
 from edgewise.fleet.store.events import EventLog
 from edgewise.fleet.training.run_bytes import RunBytes
 from edgewise.training.protocols.event_log import decode_event
@@ -37,6 +38,9 @@ class Snapshot(msgspec.Struct, frozen=True):
     moved: RunBytes = RunBytes()
 
 
+UNFIT: tuple[type[Exception], ...] = (TypeError, *UNREADABLE)
+
+
 def log_name(role_name: str, run: RunId) -> str:
     """Name of a role's log in its node's database: `client/digits-1`."""
     return f"{role_name}/{run}"
@@ -50,7 +54,7 @@ def state_in(found: Snapshot, state_type: Any) -> Any:
     """
     try:
         return msgspec.msgpack.decode(found.state, type=state_type)
-    except (msgspec.MsgspecError, TypeError) as error:
+    except UNFIT as error:
         raise StoreError(
             f"the state of run {found.spec.run!r} in this node's log cannot be read: {error}. "
             "Cancel the run, or go back to the version of Edgewise that wrote it.",

@@ -154,6 +154,9 @@ class RunRoles:
         )  # fmt: skip
         self._drivers[role_name, spec.run] = driver
         self._unreadable.pop(spec.run, None)
+        hard = hard_examples_of(spec)
+        if hard is not None and hard.teacher is not None:
+            self._node.grants.open(hard.teacher.digest)  # a graph: those who train below fetch it here
         return driver
 
     def set_aside(self, run: RunId, damage: str) -> None:

@@ -360,7 +360,7 @@ class Runs:
         live = self._runs[submitted.run] = LiveRun(submitted, self.roles.add(COORDINATOR, submitted.config.spec))
         live.stores = partial(self.roles.stores.of, submitted.run)
         for former in submitted.config.spec.extra.get(m.FORMER_RUNS, ())[:1]:
-            live.rounds = list(self._runs[former].rounds)
+            live.rounds = list(self._runs[former].records)
         return live
 
     def _on_action(self, driver: RoleDriver, action: m.Action) -> None:
@@ -443,6 +443,8 @@ class Runs:
         """Writes what is kept beside a run's own events, as soon as the store takes it."""
         data = msgspec.msgpack.encode(entry)
         await until_taken(partial(self._events.append, INDEX, kind, data), self._met(live))
+        for live in self._runs.values():
+            live.settle()
 
     def _register(self, live: LiveRun, outcome: m.Outcome) -> int:
         submitted = live.submitted

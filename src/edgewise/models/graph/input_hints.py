@@ -100,7 +100,9 @@ def _packed(example: Mapping[str, NDArray[Any]]) -> bytes:
 def _unpacked(data: bytes) -> dict[str, NDArray[Any]]:
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as read:
-            found = {str(name): read[f"input_{n}"] for n, name in enumerate(read["names"])}
+            found = {str(name): np.asarray(read[f"input_{n}"]) for n, name in enumerate(read["names"])}
+            if any(array.dtype.kind in "SVO" for array in found.values()):
+                raise ValueError("a member is no array of numbers or strings")
     except Exception as error:  # zipfile, zlib and numpy have errors of their own
         raise InputError(f"the example that came with a model is not readable: {error}. Plan it again.") from error
     return {name: array.astype(object) if array.dtype.kind == "U" else array for name, array in found.items()}

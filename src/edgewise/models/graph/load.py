@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.core.errors import GraphError
+from edgewise.core.errors import EdgewiseError, GraphError
 from edgewise.core.ids import digest_of
 from edgewise.models.graph.class_labels import labels_of, without_zip_maps
 from edgewise.models.graph.flow import constants_of, flowing_nodes, initial_names, reads, with_flops
@@ -32,6 +32,29 @@ def load_graph(
 ) -> PlainGraph:
     """What `Graph.load` does; see there."""
     model, changed, where = _read(source)
+    try:
+        return _plain(source, model, changed, where, input_shapes, exits, examples)
+    except MemoryError as error:
+        raise GraphError(
+            f"{where} declares tensors larger than there is memory: {first_line(error)}. Export it with smaller fixed sizes."
+        ) from error
+    except EdgewiseError:
+        raise
+    except Exception as error:  # boundary: a file may contradict itself wherever it is read
+        raise GraphError(
+            f"{where} contradicts itself: {type(error).__name__}: {first_line(error)}. Export it again."
+        ) from error
+
+
+def _plain(
+    source: bytes | str | Path,
+    model: Any,
+    changed: bool,
+    where: str,
+    input_shapes: Shapes,
+    exits: tuple[str, ...],
+    examples: Examples | None,
+) -> PlainGraph:
     _check(model, where)
     model, is_servable = _servable(model, where)
     changed = name_exits(model, exits, where) or is_servable or changed

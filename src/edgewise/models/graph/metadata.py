@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from edgewise.core.errors import GraphError
+from edgewise.core.unreadable import UNREADABLE
 
 T = TypeVar("T")
 
@@ -31,7 +32,7 @@ def read_metadata(model: Any, key: str, kind: type[T], example: str) -> T | None
         return None
     try:
         return msgspec.json.decode(text, type=kind)
-    except (msgspec.MsgspecError, UnicodeError) as error:
+    except UNREADABLE as error:
         shown = text if len(text) <= 60 else f"{text[:60]}…"
         raise GraphError(
             f"the model's metadata has {key!r} with {shown!r}, which is not what is read there: {error}. Write it like "

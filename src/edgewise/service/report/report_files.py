@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from edgewise.core.errors import InputError
+from edgewise.core.unreadable import UNREADABLE
 from edgewise.service.report.schema import Report, explained
 
 JSON_NAME = "report.json"
@@ -54,7 +55,7 @@ def read_report(folder: Path | str) -> Report:
         return msgspec.json.decode(path.read_bytes(), type=Report)
     except FileNotFoundError:
         raise InputError(f"no report at {str(path)!r}. Run `edgewise demo`, or give the folder it wrote.") from None
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise InputError(f"{str(path)!r} is not a report: {error}. Write it again with `edgewise demo`.") from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from edgewise.core.errors import StoreError
+from edgewise.core.unreadable import UNREADABLE
 from edgewise.training.protocols import messages as m
 from edgewise.training.protocols.messages import Event
 
@@ -47,6 +48,6 @@ def decode_event(data: bytes) -> Event:
     """
     try:
         event: Event = _EVENTS.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise StoreError(f"{len(data)} bytes in the log are not an event of a run: {error}.") from error
     return event

@@ -63,13 +63,13 @@ class FolderBlobs:
             Its name.
 
         Raises:
-            PolicyViolation: If the bytes descend from a data source; a blob is given to whoever asks by digest.
+            PolicyViolation: If the bytes descend from a data source; a blob is given without a look at its data classes.
             StoreUnavailable: If there is no room for it now.
         """
         origins = origins_of(data)
         if origins:
             raise PolicyViolation(
-                f"data of class {sorted(origins)} may not become a blob, because blobs go to whoever asks. "
+                f"data of class {sorted(origins)} may not become a blob, because a blob is given without a look at them. "
                 "Send it in a frame, where the data policy decides.",
                 data_class=sorted(origins)[0],
             )
@@ -83,7 +83,7 @@ class FolderBlobs:
         return digest
 
     def hold(self, data: bytes) -> Digest:
-        """Keeps a small blob in memory until it is dropped or this process ends; it is given to whoever asks, like others.
+        """Keeps a small blob in memory until it is dropped or this process ends; it is given like others.
 
         Args:
             data: The blob.

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -28,11 +28,13 @@ from edgewise.core.ids import Digest
 from edgewise.ledger.entry import Purpose
 from edgewise.transport.bulk.blobs import FolderBlobs
 from edgewise.transport.bulk.window import MAX_CHUNK_BYTES, Arrival, Window, arrived, lost, next_chunk
-from edgewise.transport.frame import Frame, make_frame
+from edgewise.transport.frame import CHUNK_REQUEST, Frame, make_frame
 from edgewise.transport.transport import Registration, Transport
 
 Progress = Callable[[int, int], object]
 """Takes (bytes here, bytes in all)."""
+Allow = Callable[[Frame, Digest], Awaitable[None]]
+"""Takes (query, digest); raises where whoever signed the query may not have that blob."""
 
 _STALL_S = 30.0
 """A chunk without an answer for so long means that its holder does not move, though its link does."""
@@ -50,13 +52,16 @@ class ChunkRequest(msgspec.Struct, frozen=True, array_like=True):
     size_bytes: int
 
 
-async def serve_blobs(transport: Transport, key: str, blobs: FolderBlobs) -> Registration:
+async def serve_blobs(
+    transport: Transport, key: str, blobs: FolderBlobs, *, allow: Allow | None = None
+) -> Registration:
     """Serves chunk queries for every blob of a store, also for one still being fetched.
 
     Args:
         transport: The holder's.
         key: Its `blob` service.
         blobs: What it holds.
+        allow: Asked before anything is given; None gives every blob to whoever reaches this service.
 
     Returns:
         The registration; close it to stop serving.
@@ -69,6 +74,8 @@ async def serve_blobs(transport: Transport, key: str, blobs: FolderBlobs) -> Reg
                 f"a chunk has 1 to {MAX_CHUNK_BYTES:,} bytes from offset 0 on; asked were {wanted.size_bytes:,} "
                 f"from {wanted.offset:,}."
             )
+        if allow is not None:
+            await allow(query, wanted.digest)
         data = await blobs.read_coming(wanted.digest, wanted.offset, wanted.size_bytes)
         return make_frame("chunk", tensors={"": np.frombuffer(data, np.uint8)}, purpose=Purpose.BULK)
 
@@ -205,7 +212,7 @@ class _Fetch:
     async def _ask(self, chunk: _Chunk) -> tuple[float, bytes]:
         asked_s = time.monotonic()
         request = ChunkRequest(self._digest, chunk.offset, chunk.size_bytes)
-        query = make_frame("chunk_request", request, purpose=Purpose.BULK, run=self._run)
+        query = make_frame(CHUNK_REQUEST, request, purpose=Purpose.BULK, run=self._run)
         reply = await self._transport.query(self._key, query, timeout_s=_STALL_S)
         return asked_s, reply.array("").tobytes()
 
