@@ -180,5 +180,5 @@ def check_shape(shape: Shape) -> None:
     """
     if len(shape) == 1 and 0 <= shape[0] <= MAX_ENTRIES:
         return  # almost always
-    if len(shape) > 8 or min(shape, default=0) < 0 or prod(shape) > MAX_ENTRIES:
+    if len(shape) > 8 or min(shape, default=0) < 0 or prod(max(n, 1) for n in shape) > MAX_ENTRIES:
         raise FrameRefused(f"a payload claims shape {shape}; at most 8 axes and {MAX_ENTRIES:,} entries are accepted.")

@@ -39,7 +39,7 @@ class EdgewiseError(Exception):
 
     code: ClassVar[str] = "edgewise"
 
-    def __init__(self, message: str, **fields: Any) -> None:
+    def __init__(self, message: str, /, **fields: Any) -> None:  # a field may be called `message`
         super().__init__(message)
         self.message = message
         self.fields: dict[str, Any] = fields
@@ -106,7 +106,7 @@ class RunEndedEarly(EdgewiseError):
 
     code = "run.ended"
 
-    def __init__(self, message: str, run: Any = None, **fields: Any) -> None:
+    def __init__(self, message: str, /, run: Any = None, **fields: Any) -> None:
         super().__init__(message, **fields)
         self.run = run
 
@@ -148,9 +148,14 @@ class Busy(TransportError):
 
 
 class RemoteError(TransportError):
-    """Reports an error of the other node; `fields['remote_code']` is its code."""
+    """Reports an error of the other node; `fields['remote_code']` is its code.
+
+    Attributes:
+        reply: The frame that said so, for whoever must know who refused; None where none came.
+    """
 
     code = "transport.remote"
+    reply: Any = None
 
 
 class SecurityError(EdgewiseError):

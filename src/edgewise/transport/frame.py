@@ -122,9 +122,9 @@ class Frame(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         """
         try:
             return msgspec.msgpack.decode(self.message, type=as_type)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except Exception as error:  # boundary: whatever a decoder raises over a stranger's bytes is a refusal
             raise FrameRefused(
-                f"message {self.kind!r} from {self.sender!r} is not a {as_type.__name__}: {error}."
+                f"message {self.kind!r} from {self.sender!r} is not a {as_type.__name__}: {_why(error)}."
             ) from error
 
     def array(self, name: str) -> NDArray[Any]:
@@ -205,6 +205,7 @@ def encode_frame(
         if dtype not in DTYPES:
             raise FrameRefused(f"tensor {tensor.name!r} has dtype {array.dtype}, which cannot travel.")
         headers.append(_TensorHeader(tensor.name, dtype, tensor.array.shape, tuple(sorted(tensor.origins))))
+        _tensor_bytes(headers[-1])  # what nobody would take is said here
         parts.append(array.data)
     header = _write(
         _Header(
@@ -241,9 +242,17 @@ def decode_frame(data: bytes | memoryview, *, max_bytes: int = MAX_FRAME_BYTES) 
         The frame; arrays are read-only views of `data`. The signature is kept, not verified.
 
     Raises:
-        FrameRefused: If version, length, digest, dtype or shape is wrong.
+        FrameRefused: If version, length, digest, dtype or shape is wrong, or anything else about them.
     """
-    data = bytes(data)
+    try:
+        return _decoded(bytes(data), max_bytes)
+    except FrameRefused:
+        raise
+    except Exception as error:  # boundary: whatever a decoder raises over a stranger's bytes is a refusal
+        raise FrameRefused(f"{len(data):,} bytes cannot be read as a frame: {_why(error)}.") from error
+
+
+def _decoded(data: bytes, max_bytes: int) -> Frame:
     if len(data) > max_bytes + 4096 or len(data) < _PREFIX_BYTES + _DIGEST_BYTES or data[:2] != MAGIC:
         raise FrameRefused(f"{len(data):,} bytes are not a frame of at most {max_bytes:,} bytes.")
     if data[2] != VERSION:
@@ -293,7 +302,18 @@ def _tensor_bytes(meta: _TensorHeader) -> int:
         raise FrameRefused(
             f"tensor {meta.name!r} has dtype {meta.dtype!r} and shape {meta.shape}, which cannot travel."
         )
-    return DTYPES[meta.dtype].itemsize * math.prod(meta.shape)
+    itemsize = DTYPES[meta.dtype].itemsize
+    # An axis of 0 must not hide what numpy cannot hold beside it, e.g. [0, 2^62].
+    if itemsize * math.prod(max(n, 1) for n in meta.shape) > MAX_FRAME_BYTES:
+        raise FrameRefused(
+            f"tensor {meta.name!r} has shape {meta.shape}; its axes are to make at most {MAX_FRAME_BYTES:,} bytes. "
+            "Send large values as a blob: announce the digest and let the receiver pull it."
+        )
+    return itemsize * math.prod(meta.shape)
+
+
+def _why(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".rstrip(": .")
 
 
 def stamped(frame: Frame, *, sender: NodeId, generation: Generation, sequence: int = 0) -> Frame:

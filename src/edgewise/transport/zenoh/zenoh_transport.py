@@ -29,7 +29,7 @@ from edgewise.core.errors import DeadlineExceeded, EdgewiseError, FrameRefused, 
 from edgewise.ledger.entry import FrameCounter, Purpose
 from edgewise.transport.frame import Frame
 from edgewise.transport.guard import FrameGuard
-from edgewise.transport.remote import answer, as_answer, checked_reply, error_frame, failure_frame, seal_reply
+from edgewise.transport.remote import answer, as_answer, error_frame, failure_frame, open_reply, seal_reply
 from edgewise.transport.transport import (
     FrameHandler,
     OnAnswer,
@@ -205,12 +205,12 @@ class ZenohTransport(Transport):
 
     def ask(self, key: str, frame: Frame, on_answer: OnAnswer, *, timeout_s: float) -> Callable[[], None]:
         def settle(data: bytes | None, error: EdgewiseError | None = None) -> None:
-            cancel()
             answer, failure = None, error
             try:
-                answer = None if data is None else checked_reply(self.guard.open(data))
+                answer = None if data is None else open_reply(self.guard, data)
             except EdgewiseError as refused:
                 failure = refused
+            cancel()  # not before: until something has come of the answer, the timer stands
             on_answer(answer, failure)
 
         def ended(error: EdgewiseError | None) -> None:
@@ -254,7 +254,7 @@ class ZenohTransport(Transport):
         answers = []
         for reply in replies:
             with contextlib.suppress(EdgewiseError):
-                answers.append(checked_reply(self.guard.open(reply)))
+                answers.append(open_reply(self.guard, reply))
         return answers
 
     async def serve(self, key: str, handler: QueryHandler) -> Registration:
