@@ -77,7 +77,7 @@ def run_node(ctx: typer.Context, config: Path | None, as_json: bool, exit_with_p
         given["listen"] = given["listen"] or [LISTEN]
     from edgewise.core.environment import setting
     from edgewise.core.ids import Tier
-    from edgewise.fleet.agent import run_agent
+    from edgewise.fleet.agent_process import run_agent
     from edgewise.fleet.node.settings import AgentSettings
     from edgewise.security.identity import Identity as NodeIdentity
 

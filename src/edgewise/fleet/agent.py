@@ -10,21 +10,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import signal
-import sys
-import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgewise.core.backoff import Backoff
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.ids import ClientId, Generation, NodeId, Tier
-from edgewise.core.process import end_in_time, keep_for_good
 from edgewise.fleet.messages import (
     Ack,
     Capability,
+    Displaced,
     HardExamples,
     LedgerAnswer,
     LedgerRequest,
@@ -45,7 +40,6 @@ from edgewise.fleet.node.sole_process import StateLock, first_of, refuse_second,
 from edgewise.fleet.serving.serving_role import OpenEndpoint, Serving
 from edgewise.fleet.training.local_worker import LocalWorker
 from edgewise.ledger.resources import read_resources
-from edgewise.security.access import log_refused_links
 from edgewise.transport.frame import Frame
 from edgewise.transport.keys import Keys
 from edgewise.transport.zenoh.session_config import zenoh_id
@@ -57,9 +51,6 @@ if TYPE_CHECKING:  # a device starts sooner without what only an edge or the coo
     from edgewise.models.task import Examples
 
 log = logging.getLogger("edgewise.fleet")
-Say = Callable[..., None]
-STOP_S = 4.0
-"""Longest a stopping process waits for its threads."""
 ATTACH_RETRY = Backoff(0.1, factor=3.0, most_s=5.0)
 ATTACH_RETRIES = 5
 PARENT_WAIT_S = 3.0
@@ -73,7 +64,13 @@ class Agent:
     serving: Serving
     _state_lock: StateLock
 
-    def __init__(self, settings: AgentSettings, capability: Capability, open_endpoint: OpenEndpoint | None) -> None:
+    def __init__(
+        self,
+        settings: AgentSettings,
+        capability: Capability,
+        open_endpoint: OpenEndpoint | None,
+        stopped: asyncio.Event | None = None,
+    ) -> None:
         self.settings = settings
         self._open_endpoint = open_endpoint
         self.capability = capability
@@ -81,7 +78,7 @@ class Agent:
         self.worker: LocalWorker | None = None
         self.training: NodeTraining | None = None
         self.coordinator: Coordinator | None = None
-        self.stopped = asyncio.Event()
+        self.stopped = stopped or asyncio.Event()
         self.uplinks = uplink.Uplinks((True,))
         self._parents: dict[int, NodeId] = {}
         self._edge: NodeId | None = None
@@ -89,15 +86,24 @@ class Agent:
         self._moving = asyncio.Lock()
         self._is_renewing = False
         self.stop_cause = ""
+        self.is_displaced, self.displaced_by = False, Generation(0)
         self._log = RecentLog()
 
     @staticmethod
-    async def open(settings: AgentSettings, open_endpoint: OpenEndpoint | None = None) -> Agent:
+    async def open(
+        settings: AgentSettings,
+        open_endpoint: OpenEndpoint | None = None,
+        *,
+        stopped: asyncio.Event | None = None,
+        newer_than: Generation | None = None,
+    ) -> Agent:
         """Opens the node, registers its roles, serves.
 
         Args:
             settings: How.
             open_endpoint: Opens the inference endpoint of a device.
+            stopped: Set by whoever ends the node, and by the agent when it is to end.
+            newer_than: An incarnation of this name that was heard of.
 
         Returns:
             The agent, serving.
@@ -107,11 +113,15 @@ class Agent:
             InputError: If another process runs under this name.
         """
         capability = measure_capability(dilation=settings.dilation, active_power_w=settings.active_power_w)
-        agent = Agent(settings, capability, open_endpoint)
+        agent = Agent(settings, capability, open_endpoint, stopped)
         try:
             agent._state_lock = await StateLock.take(Path(settings.state), take_over=settings.take_over)
             generation = agent._state_lock.next_generation()
-            agent.node = await open_node(settings, agent._describe, generation=generation)
+            if (
+                newer_than is not None and generation <= newer_than
+            ):  # the clock of whoever had this name is ahead of ours
+                generation = agent._state_lock.keep(Generation(newer_than + 1))
+            agent.node = await open_node(settings, agent.describe, generation=generation)
         except BaseException:
             agent._log.close()
             if hasattr(agent, "_state_lock"):
@@ -156,7 +166,7 @@ class Agent:
         newer = successor_of(first, self.node.generation)
         if newer != self.node.generation:  # the other machine's clock is ahead
             await self.node.close()
-            self.node = await open_node(self.settings, self._describe, generation=newer)
+            self.node = await open_node(self.settings, self.describe, generation=newer)
             self._state_lock.keep(newer)
         await take_place_of(first, self.node)
 
@@ -167,6 +177,7 @@ class Agent:
         node.route("control", LedgerRequest, self._ledger, Tier.CLOUD)
         node.route("control", StopOrder, self._stop, Tier.CLOUD)
         node.route("control", TakeOver, self._taken_over)
+        node.route("control", Displaced, self._told_displaced)
         node.route("control", LogRequest, self._recent, Tier.CLOUD)
         self.serving = Serving(node, settings, self._open_endpoint)
         if settings.task:
@@ -208,7 +219,8 @@ class Agent:
                 await role.start()
         self.serving.is_started = True
 
-    def _describe(self) -> NodeInfo:
+    def describe(self) -> NodeInfo:
+        """Who this node is, at this moment."""
         worker = self.worker
         return NodeInfo(
             node=self.node.name,
@@ -257,13 +269,33 @@ class Agent:
         self._give_way("another process of this name takes over")
         return Ack()
 
-    def _overtaken(self, by: NodeId) -> None:
+    async def _told_displaced(self, message: Displaced, _: Frame, sender: NodeInfo) -> Ack:
+        """Whoever tells it, only the proof of the newer process counts."""
+        if message.newer > self.node.generation:
+            self.node.spawn(self._look_for_newer(sender.node), "look for a newer process")
+        return Ack()
+
+    async def _look_for_newer(self, told_by: NodeId) -> None:
+        first = await first_of(self.node)
+        if first is not None and first.generation > self.node.generation:
+            self._displace(f"{told_by} hears a newer process of this name", first.generation)
+
+    def _overtaken(self, by: NodeId, newest: Generation) -> None:
         """Another process of this name came while this one was frozen or cut off: nobody heeds this one any more."""
-        self._give_way(f"{by} hears a newer process of this name")
+        if newest > self.node.generation:
+            self._displace(f"{by} hears a newer process of this name", newest)
+
+    def _displace(self, cause: str, newer: Generation) -> None:
+        """Gives way until the newer process is gone; one that cannot ask anybody whether it is, ends."""
+        if self.stopped.is_set():
+            return
+        self.is_displaced, self.displaced_by = bool(self.settings.connect), newer
+        self._give_way(cause)
 
     def _give_way(self, cause: str) -> None:
         if not self.stop_cause:
-            log.warning("%s stops: %s", self.node.name, cause)
+            what = "is displaced and stands by until that one is gone" if self.is_displaced else "stops"
+            log.warning("%s %s: %s", self.node.name, what, cause)
         self.stop_cause = self.stop_cause or cause
         self.stopped.set()
 
@@ -352,49 +384,3 @@ class Agent:
                 if attempt == ATTACH_RETRIES:
                     raise
                 await asyncio.sleep(ATTACH_RETRY.delay_s(attempt))
-
-
-async def run_agent(
-    settings: AgentSettings, on_event: Say, *, open_endpoint: OpenEndpoint | None = None, exit_with_parent: bool = False
-) -> None:
-    """Runs a node until SIGTERM, SIGINT, a stop order, or the end of its standard input.
-
-    Args:
-        settings: How.
-        open_endpoint: Opens the inference endpoint of a device.
-        on_event: Takes `ready` with endpoint, http_port and pid, and `stopped`.
-        exit_with_parent: Whether the end of standard input ends the node.
-    """
-    logging.basicConfig(
-        level=os.environ.get("EDGEWISE_LOG", "INFO"), format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
-    log_refused_links()
-    agent = await Agent.open(settings, open_endpoint)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, agent.stopped.set)
-    if exit_with_parent:
-        threading.Thread(target=_wait_for_end_of_input, args=(loop, agent.stopped), daemon=True).start()
-    keep_for_good()
-    try:
-        on_event(
-            "ready",
-            node=settings.name,
-            tier=str(settings.tier),
-            endpoint=agent.endpoint,
-            http_port=agent.serving.http_port,
-            pid=os.getpid(),
-        )
-        await agent.stopped.wait()
-    finally:
-        end_in_time(STOP_S, 0)  # what must be on disk is there before it is acknowledged
-        await agent.close()
-        on_event("stopped", node=settings.name, **({"cause": agent.stop_cause} if agent.stop_cause else {}))
-
-
-def _wait_for_end_of_input(loop: asyncio.AbstractEventLoop, stopped: asyncio.Event) -> None:
-    with contextlib.suppress(OSError, ValueError):
-        while os.read(sys.stdin.fileno(), 4096):  # sys.stdin holds a lock that the interpreter's end would wait for
-            pass
-    with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(stopped.set)

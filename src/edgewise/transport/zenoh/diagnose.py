@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import socket
 import ssl
@@ -23,6 +24,8 @@ LIMIT_S = 3.5
 _CONNECT_SHARE = 0.6
 _SETTLE_S = 0.5
 _REFUSED_WORDS = ("ALERT", "alert")
+_TLS_RECORDS = (b"\x16\x03", b"\x15\x03")
+"""How a TLS greeting and a TLS alert begin."""
 
 
 class Cause(StrEnum):
@@ -34,6 +37,7 @@ class Cause(StrEnum):
     BLACK_HOLE = "black_hole"
     NO_ROUTE = "no_route"
     NOT_TLS = "not_tls"
+    IS_TLS = "is_tls"
     SERVER_UNTRUSTED = "server_untrusted"
     SERVER_NAME = "server_name"
     SERVER_EXPIRED = "server_expired"
@@ -89,7 +93,7 @@ async def diagnose(endpoint: str, tls: TlsFiles | None = None) -> EndpointFindin
         return connection
     with connection:
         if protocol == "tcp":
-            return await _silent(endpoint, connection)
+            return await _plain(endpoint, connection)
         assert tls is not None
         return await _handshake(endpoint, connection, host, tls)
 
@@ -125,17 +129,41 @@ async def _connect(endpoint: str, found: tuple[int, tuple[object, ...]]) -> sock
     return finding
 
 
-async def _silent(endpoint: str, connection: socket.socket) -> EndpointFinding:
-    """Probes a plain TCP endpoint: a node waits for the client to speak; anything else is no node, or a cut link."""
+async def _plain(endpoint: str, connection: socket.socket) -> EndpointFinding:
+    """Probes a plain TCP endpoint: a node waits for the client to speak, and a TLS greeting tells it nothing."""
+    loop = asyncio.get_running_loop()
     try:
-        data = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(connection, 1), _SETTLE_S)
+        data = await asyncio.wait_for(loop.sock_recv(connection, 1), _SETTLE_S)
     except TimeoutError:
-        return _reachable(endpoint)
+        return await _spoken_to(endpoint, connection)
     except OSError:
         data = b""
     what = "it speaks first, which a node does not" if data else "it closes every connection"
     return EndpointFinding(
         Cause.NO_ANSWER, f"{endpoint!r}: {what}.", "Check that the port is a node's, and that its link is up."
+    )
+
+
+async def _spoken_to(endpoint: str, connection: socket.socket) -> EndpointFinding:
+    """Greets a silent endpoint in TLS: only one that speaks it answers in it, with a greeting or an alert."""
+    loop, incoming, outgoing = asyncio.get_running_loop(), ssl.MemoryBIO(), ssl.MemoryBIO()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = (
+        False,
+        ssl.CERT_NONE,
+    )  # nobody is trusted: it is only asked what it speaks
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(incoming, outgoing).do_handshake()
+    data = b""
+    with contextlib.suppress(OSError, TimeoutError):
+        await asyncio.wait_for(loop.sock_sendall(connection, outgoing.read()), _SETTLE_S)
+        data = await asyncio.wait_for(loop.sock_recv(connection, 2), _SETTLE_S)
+    if data not in _TLS_RECORDS:
+        return _reachable(endpoint)
+    return EndpointFinding(
+        Cause.IS_TLS,
+        f"{endpoint!r}: what answers there speaks TLS, it was dialled without.",
+        f"Dial it as 'tls/{endpoint.partition('/')[2]}', with the node's certificate.",
     )
 
 
