@@ -24,6 +24,7 @@ from edgewise.cli.node_options import (
     Scout,
     State,
     TakeOver,
+    Wait,
     run_node,
 )
 from edgewise.cli.output import AsJson
@@ -56,6 +57,7 @@ def command(
     models_bytes: ModelsBytes = 0,
     scout: Scout = False,
     insecure: Insecure = False,
+    wait: Wait = "",
     take_over: TakeOver = False,
     capture: Capture = "",
     crash_after: CrashAfter = None,
@@ -95,6 +97,7 @@ def command(
         models_bytes=models_bytes,
         scout=scout,
         insecure=insecure,
+        wait=wait,
         take_over=take_over,
         capture=capture,
         crash_after=crash_after,

@@ -40,6 +40,7 @@ VERBS: dict[str, str] = {
     "report": "Write the page and the JSON of a finished run.",
     "rollback": "Restore the version that served before.",
     "logs": "Print what a node of a running fleet logged last.",
+    "status": "Say what the nodes of this machine are doing, and what they wait for.",
     "backup": "Copy a coordinator's state into one file, also while it runs.",
     "restore": "Make a state folder of a backup.",
     "doctor": "Check that this machine has what Edgewise needs.",

@@ -35,6 +35,12 @@ ModelsBytes = Annotated[
 ]
 Scout = Annotated[bool, typer.Option("--scout", help="Look for other nodes by multicast and gossip.")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Allow a non-loopback address without TLS.")]
+Wait = Annotated[
+    str,
+    typer.Option(
+        "--wait", help="How long to wait for a parent that is away, e.g. 30s; by default as long as it takes."
+    ),
+]
 TakeOver = Annotated[
     bool,
     typer.Option(
@@ -77,6 +83,7 @@ def run_node(ctx: typer.Context, config: Path | None, as_json: bool, exit_with_p
         given["listen"] = given["listen"] or [LISTEN]
     from edgewise.core.environment import setting
     from edgewise.core.ids import Tier
+    from edgewise.core.units import parse_duration
     from edgewise.fleet.agent_process import run_agent
     from edgewise.fleet.node.settings import AgentSettings
     from edgewise.security.identity import Identity as NodeIdentity
@@ -89,6 +96,8 @@ def run_node(ctx: typer.Context, config: Path | None, as_json: bool, exit_with_p
         if word not in tuple(Tier):
             raise InputError(f"{word!r} is not a tier.{nearest(word, map(str, Tier))}")
     check_address(given.get("http", ""))
+    if given["wait"]:
+        parse_duration(given["wait"])
     task_settings = _task_settings(given.pop("task_settings", ""))
     state = given.pop("state") or os.path.join(str(setting("state")), name)
     lists: dict[str, Any] = {key: tuple(given.pop(key) or ()) for key in ("connect", "listen")}

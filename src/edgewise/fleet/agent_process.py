@@ -16,6 +16,7 @@ import msgspec
 from edgewise.core.errors import InputError
 from edgewise.core.process import end_in_time, keep_for_good
 from edgewise.fleet.agent import Agent
+from edgewise.fleet.node.node_status import Phase
 from edgewise.fleet.node.settings import AgentSettings
 from edgewise.fleet.node.sole_process import SECOND
 from edgewise.fleet.node.standing_by import stand_by
@@ -35,9 +36,12 @@ async def run_agent(
     Args:
         settings: How.
         open_endpoint: Opens the inference endpoint of a device.
-        on_event: Takes `ready` with endpoint, http_port and pid, `displaced` with its cause where a newer process of this name
-            is heard, and `stopped`.
+        on_event: Takes `waiting` with what it waits for where no parent is there and nothing can be served, `ready` with
+            endpoint, http_port and pid, `displaced` with its cause where a newer process of this name is heard, and `stopped`.
         exit_with_parent: Whether the end of standard input ends the node.
+
+    Raises:
+        Unreachable: If it is to give up, or waiting cannot help; with the cause.
     """
     logging.basicConfig(
         level=os.environ.get("EDGEWISE_LOG", "INFO"), format="%(asctime)s %(levelname)s %(name)s %(message)s"
@@ -56,30 +60,49 @@ async def run_agent(
         stopped.clear()
         again = await _when_it_is_alone(agent, settings, open_endpoint, stopped)
         if again is None:
+            agent.status.becomes("stopped", agent.stop_cause)
             on_event("stopped", node=settings.name, cause=agent.stop_cause)
             return
         agent = again
 
 
 async def _run_until_it_ends(agent: Agent, on_event: Say, stopped: asyncio.Event) -> None:
-    keep_for_good()
     settings = agent.settings
     try:
-        on_event(
-            "ready",
-            node=settings.name,
-            tier=str(settings.tier),
-            endpoint=agent.endpoint,
-            http_port=agent.serving.http_port,
-            pid=os.getpid(),
-        )
+        if not agent.is_ready:
+            waits = {what: wait.cause for what, wait in agent.status.record.waits_for.items()}
+            on_event("waiting", node=settings.name, waits_for=waits, pid=os.getpid())
+            await _first_of(agent.is_joined, stopped)
+        keep_for_good()
+        if not stopped.is_set():
+            on_event(
+                "ready",
+                node=settings.name,
+                tier=str(settings.tier),
+                endpoint=agent.endpoint,
+                http_port=agent.serving.http_port,
+                pid=os.getpid(),
+            )
         await stopped.wait()
     finally:
         if not agent.is_displaced:
             end_in_time(STOP_S, 0)  # what must be on disk is there before it is acknowledged
         await agent.close()
         cause = {"cause": agent.stop_cause} if agent.stop_cause else {}
-        on_event("displaced" if agent.is_displaced else "stopped", node=settings.name, **cause)
+        phase: Phase = "displaced" if agent.is_displaced else "stopped"
+        agent.status.becomes(phase, agent.stop_cause)
+        on_event(phase, node=settings.name, **cause)
+    if agent.failure is not None:
+        raise agent.failure
+
+
+async def _first_of(*events: asyncio.Event) -> None:
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
 
 
 async def _when_it_is_alone(

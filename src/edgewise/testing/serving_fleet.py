@@ -181,7 +181,9 @@ class ServingFleet:
             node, AgentSettings(name=name, tier=tier, identity="", state=state, **settings)
         )
         await serving.open()
-        await serving.resume(parent if tier is Tier.DEVICE else None)
+        await serving.resume()
+        if tier is Tier.DEVICE:
+            serving.ask_first(parent)
         await node.attach(0)
 
     def _node(self, name: NodeId, tier: Tier, parent: NodeId, generation: Generation) -> Node:

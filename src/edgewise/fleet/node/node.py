@@ -92,6 +92,8 @@ class Node:
         sync_services: The same for services that answer on a thread of their own.
         refused: How often what was refused here, by a sentence without numbers.
         on_overtaken: Told who refuses this process because it heard a newer one of its name, and which.
+        linked: Set once a parent is linked, or none is needed.
+        tried: Set once the first attempt to link one has ended, well or not.
         blob_service: Where it gives what it offers, beside `blob`: an operator's own session, of which there may be several.
     """
 
@@ -119,6 +121,8 @@ class Node:
     coordinator: NodeId | None = None
     blob_service: str = BLOB
     on_overtaken: Callable[[NodeId, Generation], None] | None = None
+    linked: asyncio.Event = field(default_factory=asyncio.Event)
+    tried: asyncio.Event = field(default_factory=asyncio.Event)
     audit: EgressAudit = field(init=False)
     _uplink_of: dict[NodeId, int] = field(default_factory=dict)
 

@@ -100,6 +100,19 @@ class StateLock:
         self._file.close()
 
 
+def is_held(state: Path) -> bool:
+    """Whether a process holds a state folder, without taking it.
+
+    Args:
+        state: The folder.
+    """
+    try:
+        with (state / LOCK).open("r") as file:
+            return not _is_taken(file)
+    except OSError:
+        return False
+
+
 async def first_of(node: Node) -> NodeInfo | None:
     """Which other process answers to a node's name, and proves that it may.
 

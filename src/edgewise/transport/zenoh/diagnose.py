@@ -55,11 +55,13 @@ class EndpointFinding:
         cause: What stands in the way; `reachable` if nothing does.
         sentence: The cause as a sentence, with the endpoint.
         cure: What to do.
+        is_final: Whether waiting cannot help: a file, a name or a certificate must be changed, here or there.
     """
 
     cause: Cause
     sentence: str
     cure: str
+    is_final: bool = False
 
     def __str__(self) -> str:
         return f"{self.sentence} {self.cure}"
@@ -164,6 +166,7 @@ async def _spoken_to(endpoint: str, connection: socket.socket) -> EndpointFindin
         Cause.IS_TLS,
         f"{endpoint!r}: what answers there speaks TLS, it was dialled without.",
         f"Dial it as 'tls/{endpoint.partition('/')[2]}', with the node's certificate.",
+        is_final=True,
     )
 
 
@@ -206,7 +209,10 @@ def _own_files(tls: TlsFiles | None) -> EndpointFinding | None:
     """Returns what is wrong with this node's own certificate files, or None."""
     if tls is None:
         return EndpointFinding(
-            Cause.CERTIFICATE_UNUSABLE, "a tls/ endpoint needs certificates, none are given.", "Give the node's folder."
+            Cause.CERTIFICATE_UNUSABLE,
+            "a tls/ endpoint needs certificates, none are given.",
+            "Give the node's folder.",
+            True,
         )
     for path in (tls.authority, tls.certificate, tls.key):
         if not Path(path).is_file():
@@ -214,6 +220,7 @@ def _own_files(tls: TlsFiles | None) -> EndpointFinding | None:
                 Cause.CERTIFICATE_UNUSABLE,
                 f"the file {str(path)!r} is missing.",
                 "Copy the node's folder as the authority wrote it: ca.pem, node.pem, node.key.",
+                is_final=True,
             )
     from cryptography import x509
 
@@ -225,12 +232,14 @@ def _own_files(tls: TlsFiles | None) -> EndpointFinding | None:
             Cause.CERTIFICATE_UNUSABLE,
             f"the files beside {str(tls.certificate)!r} cannot be used: {error}.",
             "Issue the node's certificate again.",
+            is_final=True,
         )
     if certificate.not_valid_after_utc < dt.datetime.now(dt.UTC):
         return EndpointFinding(
             Cause.CERTIFICATE_EXPIRED,
             f"our certificate {str(tls.certificate)!r} expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC.",
             "Issue a new one.",
+            is_final=True,
         )
     return None
 
@@ -246,11 +255,13 @@ def _of_server(endpoint: str, error: ssl.SSLCertVerificationError) -> EndpointFi
             Cause.SERVER_NAME,
             f"{endpoint!r}: {reason}.",
             "Dial a name or address its certificate was issued for, or issue it with this one as host.",
+            is_final=True,
         )
     return EndpointFinding(
         Cause.SERVER_UNTRUSTED,
         f"{endpoint!r}: its certificate is not of our fleet's authority ({reason}).",
         "Check that this is your fleet's node, and that ca.pem is the same on both.",
+        is_final="not yet valid" not in reason,  # a clock that lost its time is set some time after the start
     )
 
 
@@ -261,9 +272,19 @@ def _of_tls(endpoint: str, error: Exception) -> EndpointFinding:
             Cause.CERTIFICATE_REFUSED,
             f"{endpoint!r}: the node refuses our certificate ({error.reason}).",
             "Check that it was issued by the fleet's authority, is valid and not revoked.",
+            is_final=True,
+        )
+    if isinstance(error, (ConnectionError, ssl.SSLEOFError)):  # whoever passes connections on to a node that is down
+        return EndpointFinding(
+            Cause.NO_ANSWER,
+            f"{endpoint!r}: it closes every connection.",
+            "Check that the port is a node's, and that its link is up.",
         )
     return EndpointFinding(
-        Cause.NOT_TLS, f"{endpoint!r}: what answers there does not speak TLS.", "Check the port, or dial it as tcp/."
+        Cause.NOT_TLS,
+        f"{endpoint!r}: what answers there does not speak TLS.",
+        "Check the port, or dial it as tcp/.",
+        is_final=True,
     )
 
 

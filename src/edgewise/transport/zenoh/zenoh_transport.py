@@ -20,7 +20,7 @@ import contextlib
 import json
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import zenoh
@@ -39,7 +39,7 @@ from edgewise.transport.transport import (
     SyncHandler,
     Transport,
 )
-from edgewise.transport.zenoh.diagnose import EndpointFinding, diagnose
+from edgewise.transport.zenoh.diagnose import Cause, EndpointFinding, diagnose
 from edgewise.transport.zenoh.lanes import Job, Sender
 from edgewise.transport.zenoh.queries import EXPRESS, PRIORITY, Queries, indirect
 from edgewise.transport.zenoh.session_config import TlsFiles, ZenohSettings, resolved, zenoh_config
@@ -103,11 +103,16 @@ async def _diagnosed_later(settings: ZenohSettings) -> list[EndpointFinding]:
 
 
 async def _explained(diagnosis: asyncio.Task[list[EndpointFinding]]) -> Unreachable:
-    findings = await diagnosis
+    findings = [_no_session(found) if found.cause is Cause.REACHABLE else found for found in await diagnosis]
     return Unreachable(
         "no parent can be reached: " + " ".join(map(str, findings)),
         causes=[finding.cause.value for finding in findings],
     )
+
+
+def _no_session(found: EndpointFinding) -> EndpointFinding:
+    cure = "Check that it is a node of Edgewise, and that its machine keeps up."
+    return replace(found, sentence=f"{found.sentence.rstrip('.')} and opens no session.", cure=cure)
 
 
 def _open_session(settings: ZenohSettings) -> Any:
