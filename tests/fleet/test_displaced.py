@@ -75,7 +75,7 @@ def test_a_malicious_device_evicts_nobody_by_tokens_over_tls(machine: Machine) -
         await liar.transport.serve(liar.keys.service(DEVICE, "info"), lies)
         soon = Generation(int((time.time() + MOST_AHEAD_S - 3600) * 1e9))
         for claim in (soon, Generation(2**62), "soon"):
-            token = await liar.transport.declare_presence(f"ew/home/alive/device/{DEVICE}/{claim}")
+            token = await liar.transport.declare_presence(liar.keys.alive(Tier.DEVICE, DEVICE, str(claim)))
             if claim == soon:
                 await until(lambda: asked >= 3)
             await token.close()
