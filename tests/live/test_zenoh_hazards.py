@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.link_flaps import bars_of, measure
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.ids import Generation, NodeId, Tier
 from edgewise.ledger.entry import Purpose
@@ -230,3 +231,12 @@ async def _until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(WAIT_S):
         while not holds():  # noqa: ASYNC110 - what is looked at has no event
             await asyncio.sleep(0.02)
+
+
+def test_memory_is_flat_over_link_flaps() -> None:
+    """zenoh-ts#457: a router grew from 30 to 300 MB when a radio link dropped. An hour: python -m benchmarks.link_flaps --minutes 60"""
+    figures = asyncio.run(measure(0.3))
+    assert figures["flaps"] >= 3
+    assert figures["answered"] > 0
+    _, bars = bars_of(figures)
+    assert [bar.measured for bar in bars if not bar.holds] == []

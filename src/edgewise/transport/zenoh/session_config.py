@@ -76,8 +76,8 @@ class ZenohSettings:
         scout: Whether nodes may be found by multicast and gossip, beside the given endpoints.
         insecure: Allows listening beyond loopback without TLS.
         lease_s: Silence after which a link counts as lost.
-        blocked_s: How long a link may take nothing of what waits for it; then it is closed. One batch of `BATCH_BYTES` takes 13 s
-            at 1 kB/s.
+        blocked_s: How long a link may take nothing of what waits for it in one priority; then it is closed. A link that cannot move
+            a batch of `BATCH_BYTES` within its lease is lost anyway.
         connect_timeout_s: How long `open_zenoh` waits for a first connection.
         must_connect: Whether a router without a parent is an error; a restarted edge may go on alone.
         counter: Counts frames; made if None.
@@ -96,7 +96,7 @@ class ZenohSettings:
     scout: bool = False
     insecure: bool = False
     lease_s: float = 2.0
-    blocked_s: float = 20.0
+    blocked_s: float = 10.0
     connect_timeout_s: float = 4.0
     must_connect: bool = True
     counter: FrameCounter | None = None
