@@ -97,7 +97,7 @@ def test_who_takes_over_tells_the_first_which_stops_even_if_its_clock_is_ahead(m
     async def scene() -> None:
         first = await machine.device()
         ahead = Generation(first.node.generation + 10**15)
-        first.node.generation = first.node.transport.guard.generation = ahead  # type: ignore[attr-defined]
+        first.node.generation = first.node.transport.inner.guard.generation = ahead  # type: ignore[attr-defined]
 
         async def leaves() -> None:
             await first.stopped.wait()
