@@ -35,7 +35,6 @@ PRIORITIES = {
     Purpose.BULK: "BACKGROUND",
 }
 _DROP_AFTER_US = 20_000
-_CLIENTS_PATIENCE = 3.0
 _OPEN_TIMEOUT_MS = 3000
 
 
@@ -200,17 +199,12 @@ def zenoh_config(settings: ZenohSettings) -> dict[str, Any]:
         "transport/link/tx/keep_alive": KEEP_ALIVES_PER_LEASE,
         "transport/link/tx/batch_size": BATCH_BYTES,
         "transport/link/tx/queue/size": QUEUE_BATCHES,
-        "transport/link/tx/queue/congestion_control/block/wait_before_close": int(_blocked_s(settings) * 1e6),
+        "transport/link/tx/queue/congestion_control/block/wait_before_close": int(settings.blocked_s * 1e6),
         "transport/link/tx/queue/congestion_control/drop/wait_before_drop": _DROP_AFTER_US,
     }
     if settings.access_control is not None:
         config["access_control"] = dict(settings.access_control)
     return config
-
-
-def _blocked_s(settings: ZenohSettings) -> float:
-    """A client waits longer: its one router may itself be blocked by another peer, and is not to be left for that."""
-    return settings.blocked_s * (_CLIENTS_PATIENCE if settings.mode == "client" else 1.0)
 
 
 def _tls_config(tls: TlsFiles | None) -> dict[str, Any]:
