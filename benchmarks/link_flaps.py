@@ -5,7 +5,7 @@ processes of their own under mutual TLS, lose both their links again and again: 
 lease, while an operator sends the device frames of 100 kB that pile up before the link. Resident memory of each process is taken
 every second. Flat is: from the end of the first quarter on, the 95 % limit of its slope stays below 2 MB over the whole run, or
 what it gained is less than that. After the last flap the device is to answer a new session; when the session that sent the frames
-hears it again is told, too, and promised by nobody: Zenoh 1.10 sometimes leaves one that was closed under load without answers.
+hears it again is told, too. Neither always holds: docs/decisions/0016-a-blocked-link-is-closed.md says what is left open.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ EDGE, DEVICE, LATER = "edge-1", "device-1", "operator-2"
 LINKS = ((DEVICE, EDGE), (EDGE, CLOUD))
 GROWTH_MB, WARM_UP_FRACTION = 4.0, 0.25
 FRAME_BYTES, FRAMES_PER_S = 100_000, 10.0
-BACK_S = 60.0
+BACK, BACK_S = "the device answers after the last flap", 60.0
 QUICK = LinkClass("100 Mbit/s", "1 ms")
 
 
@@ -113,17 +113,19 @@ async def _measured(fleet: EmulatedFleet, operator: Operator, minutes: float, rn
     return {"memory_mb": memory, **counts, "back_s": back_s, "old_session_back_s": old_back_s}
 
 
-async def _answers_anew(fleet: EmulatedFleet) -> float:
-    """As `answers_again`, through a session that was not there while the links flapped."""
-    began_s = time.monotonic()
-    async with asyncio.timeout(BACK_S):
-        while True:
-            with contextlib.suppress(EdgewiseError):
-                state = Path(fleet.folder) / "operator-2"
-                async with connect_operator(fleet.identity(LATER), fleet.endpoint(CLOUD), state, "flaps") as operator:
-                    await answers_again(operator)
-                    return time.monotonic() - began_s
-            await asyncio.sleep(0.2)
+async def _answers_anew(fleet: EmulatedFleet) -> float | None:
+    """As `answers_again`, through a session that was not there while the links flapped; None if not within a minute."""
+    began_s, state = time.monotonic(), Path(fleet.folder) / LATER
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(BACK_S):
+            while True:
+                with contextlib.suppress(EdgewiseError):
+                    later = connect_operator(fleet.identity(LATER), fleet.endpoint(CLOUD), state, "flaps")
+                    async with later as operator:
+                        await answers_again(operator)
+                        return time.monotonic() - began_s
+                await asyncio.sleep(0.2)
+    return None
 
 
 async def _send(operator: Operator, counts: dict[str, int]) -> None:
@@ -208,14 +210,9 @@ def bars_of(figures: dict[str, Any]) -> tuple[dict[str, dict[str, float]], list[
         )
         for name, of in grown.items()
     ]
-    bars.append(
-        Bar(
-            "the device answers after the last flap",
-            f"<= {BACK_S:.0f} s",
-            f"{figures['back_s']:.1f} s",
-            figures["back_s"] <= BACK_S,
-        )
-    )
+    back_s = figures["back_s"]
+    said = "not within a minute" if back_s is None else f"{back_s:.1f} s"
+    bars.append(Bar(BACK, f"<= {BACK_S:.0f} s", said, back_s is not None))
     return grown, bars
 
 
