@@ -46,7 +46,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[AgentSettings]:
     async def instead(settings: AgentSettings, *_: Any, **__: Any) -> None:
         seen.append(settings)
 
-    monkeypatch.setattr("edgewise.fleet.agent.run_agent", instead)
+    monkeypatch.setattr("edgewise.fleet.agent_process.run_agent", instead)
     return seen
 
 

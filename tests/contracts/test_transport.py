@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgewise.core.errors import DeadlineExceeded, EdgewiseError, InputError, PolicyViolation, RemoteError, Unreachable
+from edgewise.core.errors import (
+    DeadlineExceeded,
+    EdgewiseError,
+    FrameRefused,
+    InputError,
+    PolicyViolation,
+    RemoteError,
+    Unreachable,
+)
 from edgewise.core.ids import Generation, NodeId, Tier
 from edgewise.core.provenance import RAW, Origins, traced
 from edgewise.ledger.entry import Direction, FrameCounter, Purpose
@@ -24,6 +32,7 @@ from edgewise.transport.keys import Keys
 from edgewise.transport.loopback import LoopbackFabric
 from edgewise.transport.transport import Transport
 from edgewise.transport.zenoh.zenoh_transport import TlsFiles, ZenohSettings, open_zenoh
+from tests.transport.crafted import REPLIES
 
 KEYS = Keys("main")
 HUB = KEYS.service("hub", "stage")
@@ -559,5 +568,39 @@ def test_closing_twice_is_harmless_and_a_closed_transport_refuses(run: Run) -> N
         await net.leaf.close()
         with pytest.raises(Unreachable, match="is closed"):
             await net.leaf.query(HUB, make_frame("ask"), timeout_s=WAIT_S)
+
+    run(scene)
+
+
+class Liar:
+    """A guard whose answers are given bytes."""
+
+    def __init__(self, guard: Any, answer: bytes) -> None:
+        self._guard, self._answer = guard, answer
+
+    def open(self, data: bytes) -> Frame:
+        return self._guard.open(data)  # type: ignore[no-any-return]
+
+    def seal(self, frame: Frame, key: str) -> bytes:
+        return self._answer
+
+
+def test_no_answer_however_crafted_outlives_its_deadline(run: Run) -> None:
+    async def scene(net: Net) -> None:
+        await net.hub.serve(HUB, echo)
+        await known_to(net.leaf, HUB)
+        guard, asked = net.hub.guard, make_frame("ask", purpose=Purpose.SERVING)  # type: ignore[attr-defined]
+        for crafted in REPLIES.values():
+            net.hub.guard = Liar(guard, crafted)  # type: ignore[attr-defined]
+            with pytest.raises((FrameRefused, RemoteError)):
+                await asyncio.wait_for(net.leaf.query(HUB, asked, timeout_s=WAIT_S), WAIT_S / 2)
+            assert await asyncio.wait_for(net.leaf.query_all(HUB, asked, timeout_s=WAIT_S), WAIT_S / 2) == []
+            ended: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            net.leaf.ask(HUB, asked, lambda *end, ended=ended: ended.set_result(end), timeout_s=WAIT_S)
+            answer, error = await asyncio.wait_for(ended, WAIT_S / 2)
+            assert answer is None
+            assert isinstance(error, (FrameRefused, RemoteError))
+        net.hub.guard = guard  # type: ignore[attr-defined]
+        assert (await net.leaf.query(HUB, asked, timeout_s=WAIT_S)).kind == "answer"
 
     run(scene)

@@ -4,6 +4,7 @@ import pytest
 
 from edgewise.core.ids import Generation, NodeId, Tier
 from edgewise.fleet.membership.membership import (
+    MOST_CLAIMS,
     STALL_GAPS,
     STALL_OBSERVATIONS,
     Action,
@@ -15,13 +16,16 @@ from edgewise.fleet.membership.membership import (
     NodeLost,
     NodeReady,
     NodeState,
+    NodeUnanswered,
     NodeVanished,
     ProgressObserved,
+    TellDisplaced,
     step,
 )
 from edgewise.fleet.messages import Capability, NodeInfo, Progress
 
 NODE = NodeId("device-1")
+HUGE = 2**60
 
 
 def info(generation: int = 1) -> NodeInfo:
@@ -35,7 +39,7 @@ def appeared(generation: int = 1) -> Event:
 
 
 def vanished(generation: int = 1) -> Event:
-    return NodeVanished(NODE, Generation(generation))
+    return NodeVanished(NODE, Tier.DEVICE, Generation(generation))
 
 
 def moved(counter: int, *, busy: bool = True) -> Event:
@@ -80,7 +84,6 @@ def test_a_vanished_token_is_a_lost_node_once() -> None:
 
 def test_the_end_of_an_older_incarnation_is_not_the_end_of_the_node() -> None:
     assert state_after(*HERE, appeared(2), NodeDescribed(info(2)), vanished(1)) is NodeState.ALIVE
-    assert folded(appeared(2), appeared(1))[1] == []
     assert folded(vanished())[1] == []
 
 
@@ -99,9 +102,49 @@ def test_a_node_that_comes_back_stays_in_view_as_it_was_until_it_has_told_again(
     assert state_after(*HERE, vanished(), appeared(2), NodeDescribed(info(2))) is NodeState.ALIVE
 
 
-def test_what_left_while_it_was_asked_is_not_ready() -> None:
-    assert folded(appeared(), vanished(), NodeDescribed(info()))[1] == []
+def test_what_left_while_it_was_asked_is_not_ready_and_what_never_proved_itself_is_forgotten() -> None:
+    assert folded(appeared(), vanished(), NodeDescribed(info())) == (Membership(), [])
     assert folded(NodeDescribed(info()))[1] == []
+
+
+def test_a_token_alone_displaces_nobody() -> None:
+    """However large an incarnation it claims, and however it comes and goes: the node stays, and is heard when it starts anew."""
+    state, actions = folded(*HERE, appeared(HUGE))
+    assert (state.members[NODE].state, state.members[NODE].generation) == (NodeState.ALIVE, 1)
+    assert actions == [AskInfo(NODE)]
+    assert state.is_open(NODE)
+    after, actions = folded(*HERE, appeared(HUGE), NodeDescribed(info(1)), vanished(HUGE))
+    assert (after.members[NODE].state, actions, after.is_open(NODE)) == (NodeState.ALIVE, [], False)
+    again = (vanished(1), appeared(2), NodeDescribed(info(2)))
+    assert folded(*HERE, appeared(HUGE), *again)[1] == [NodeReady(info(2), "it was started again")]
+    assert folded(*HERE, appeared(HUGE), vanished(HUGE), *again)[1] == [NodeReady(info(2), "it was started again")]
+
+
+def test_tokens_of_another_tier_or_many_of_them_do_not_hide_the_proved_one() -> None:
+    many = [NodeAppeared(NODE, tier, Generation(g)) for g in range(2, 200) for tier in (Tier.DEVICE, Tier.EDGE)]
+    state, _ = folded(*HERE, NodeAppeared(NODE, Tier.EDGE, Generation(1)), *many)
+    assert len(state.members[NODE].tokens) == 1 + MOST_CLAIMS
+    assert state_after(*HERE, *many, NodeVanished(NODE, Tier.EDGE, Generation(1))) is NodeState.ALIVE
+    assert state_after(*HERE, *many, vanished(1)) is NodeState.GONE
+
+
+def test_a_newer_incarnation_that_proves_itself_displaces_the_one_that_is_still_there() -> None:
+    _, actions = folded(*HERE, appeared(2), NodeDescribed(info(2)))
+    assert actions == [TellDisplaced(NODE, Generation(2)), NodeReady(info(2), "it was started again")]
+    late = folded(appeared(2), NodeDescribed(info(2)), appeared(1))[1]
+    assert late == [TellDisplaced(NODE, Generation(2))]
+    assert folded(*HERE, appeared(2), NodeDescribed(info(2)), vanished(1))[1] == []
+
+
+def test_a_token_that_outlives_its_node_is_no_presence_and_the_node_returns_when_it_answers() -> None:
+    state, actions = folded(*HERE, NodeUnanswered(NODE, Generation(1)))
+    assert isinstance(actions[0], NodeLost)
+    assert "its liveliness token is there, nobody answers for it" in actions[0].cause
+    assert state.is_open(NODE)
+    assert folded(*HERE, NodeUnanswered(NODE, Generation(1)), NodeDescribed(info()))[1] == [
+        NodeReady(info(), "it was frozen or cut off")
+    ]
+    assert folded(*HERE, NodeUnanswered(NODE, Generation(7)))[1] == []
 
 
 def test_a_busy_worker_that_stands_still_is_suspected_with_its_work() -> None:

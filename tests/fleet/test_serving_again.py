@@ -97,7 +97,8 @@ def test_a_device_at_another_edge_asks_that_one_first(tmp_path: Path) -> None:
     async def run() -> None:
         await first_life(tmp_path, Tier.DEVICE)
         serving = role(tmp_path, Tier.DEVICE)
-        await serving.resume(NodeId("edge-2"))
+        await serving.resume()
+        serving.ask_first(NodeId("edge-2"))
         assert serving.models["faces"].served._peers.at(EDGE).usable() == ("edge-2", "edge-1")
         await serving.close()
 

@@ -97,7 +97,7 @@ def test_who_takes_over_tells_the_first_which_stops_even_if_its_clock_is_ahead(m
     async def scene() -> None:
         first = await machine.device()
         ahead = Generation(first.node.generation + 10**15)
-        first.node.generation = ahead
+        first.node.generation = first.node.transport.inner.guard.generation = ahead  # type: ignore[attr-defined]
 
         async def leaves() -> None:
             await first.stopped.wait()
@@ -149,14 +149,17 @@ def test_one_of_the_old_certificate_that_was_cut_off_learns_of_its_successor(mac
         cloud = machine.cloud.node
         await first.node.ask(cloud.name, "control", TakeOver(), Ack)
         Authority.load(machine.folder / "ca").issue(DEVICE, Tier.DEVICE, folder=machine.folder / DEVICE)
-        newer = await open_node(device_settings(machine), second_info(machine, first))
+        generation = Generation(time.time_ns())
+        newer = await open_node(
+            device_settings(machine), second_info(machine, first, generation), generation=generation
+        )
         machine.stack.push_async_callback(newer.close)
         await first.node.detach()  # it is away
         await newer.attach(0)
         assert not (await newer.ask(cloud.name, "control", TakeOver(), Ack)).accepted
         with pytest.raises(RemoteError, match="generation"):
             await first.node.ask(cloud.name, "control", TakeOver(), Ack)
-        assert first.stop_cause == "cloud hears a newer process of this name"
+        assert (first.stop_cause, first.is_displaced) == ("cloud hears a newer process of this name", True)
 
     machine.run(scene)
 
@@ -172,11 +175,10 @@ def device_settings(machine: Machine) -> AgentSettings:
     )
 
 
-def second_info(machine: Machine, first: Agent) -> Callable[[], NodeInfo]:
+def second_info(machine: Machine, first: Agent, newer: Generation) -> Callable[[], NodeInfo]:
     """How the holder of the certificate that is in the folder now describes itself."""
     certificate = Identity.load(machine.folder / DEVICE).certificate_pem.decode()
-    newer = Generation(time.time_ns())
-    return lambda: msgspec.structs.replace(first._describe(), certificate=certificate, generation=newer)
+    return lambda: msgspec.structs.replace(first.describe(), certificate=certificate, generation=newer)
 
 
 @pytest.mark.parametrize("who", ["another authority", "another name", "no key"])
@@ -194,7 +196,7 @@ def test_a_stolen_name_takes_nothing_over(who: str, machine: Machine, monkeypatc
         shown = own.certificate_pem if who == "no key" else forged.certificate_pem
         signs = replace(own, _key=forged._key)  # the session is let in by TLS, what it says is signed by the other key
         monkeypatch.setattr(Identity, "load", lambda _: signs)
-        newer = await open_node(device_settings(machine), first._describe)
+        newer = await open_node(device_settings(machine), first.describe)
         machine.stack.push_async_callback(newer.close)
         with pytest.raises((RemoteError, IdentityRefused)):
             await newer.ask(DEVICE, "control", TakeOver(shown.decode()), Ack)
@@ -271,14 +273,14 @@ def test_a_first_that_was_cut_off_learns_of_its_successor_and_stops(machine: Mac
                 name=DEVICE, tier=Tier.DEVICE, fleet="home", identity=str(machine.folder / DEVICE),
                 state=str(machine.folder / "other"), connect=(machine.cloud.endpoint,),
             ),
-            first._describe,
+            first.describe,
         )  # fmt: skip
         machine.stack.push_async_callback(newer.close)
         assert not (await newer.ask(cloud.name, "control", TakeOver(), Ack)).accepted  # any question that it signs
         with pytest.raises(RemoteError, match="generation"):
             await first.node.ask(cloud.name, "control", TakeOver(), Ack)
         assert first.stopped.is_set()
-        assert first.stop_cause == "cloud hears a newer process of this name"
+        assert (first.stop_cause, first.is_displaced) == ("cloud hears a newer process of this name", True)
 
     machine.run(scene)
 

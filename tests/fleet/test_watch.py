@@ -36,6 +36,9 @@ class Watcher:
         self.lost: list[str] = []
         self.asked: list[NodeId] = []
         self.answers: dict[NodeId, list[Exception]] = {}
+        self.proved: dict[NodeId, list[int]] = {}
+        self.told: list[tuple[NodeId, Generation]] = []
+        self.refused: dict[str, int] = {}
         self.counter: Callable[[], Progress] = lambda: Progress(0, False)
         node: Any = self
         self.watch = Watch(
@@ -45,13 +48,27 @@ class Watcher:
     def spawn(self, work: Any, name: str) -> asyncio.Task[Any]:
         return asyncio.get_running_loop().create_task(work, name=name)
 
-    async def info_of(self, node: NodeId, *, fresh: bool) -> NodeInfo:
-        assert fresh
+    async def proofs_of(self, node: NodeId) -> list[NodeInfo]:
         self.asked.append(node)
         if errors := self.answers.get(node):
             raise errors.pop(0)
         tier = Tier(node.partition("-")[0])
-        return NodeInfo(node, tier, Generation(1), "", self.name, Capability(1, 1, 1.0, 1.0, 1.0, ""))
+        proofs = self.proved.get(node, [1])
+        return [NodeInfo(node, tier, Generation(g), "", self.name, Capability(1, 1, 1.0, 1.0, 1.0, "")) for g in proofs]
+
+    async def tell_displaced(self, node: NodeId, newer: Generation) -> None:
+        self.told.append((node, newer))
+
+    def count_refusal(self, what: str) -> None:
+        self.refused[what] = self.refused.get(what, 0) + 1
+
+    @property
+    def verifier(self) -> Any:
+        return self
+
+    def check_generation(self, node: NodeId, generation: int) -> None:
+        if generation > 10**18:
+            raise IdentityRefused("it was started in the future.")
 
     async def ask(self, node: NodeId, service: str, message: Any, answer: Any, **_: Any) -> Progress:
         assert (service, message, answer) == ("progress", ProgressRequest(), Progress)
@@ -67,7 +84,8 @@ class Watcher:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "INFO_RETRY", Backoff(0.001, most_s=0.001))
+    for waits in ("INFO_RETRY", "CLAIM_RETRY"):
+        monkeypatch.setattr(module, waits, Backoff(0.001, most_s=0.001))
 
 
 def played(scene: Callable[[Watcher], Awaitable[None]], **how: Any) -> Watcher:
@@ -128,7 +146,7 @@ def test_a_node_that_is_gone_is_asked_no_more() -> None:
 
 def test_a_node_with_anothers_certificate_is_not_counted_in(caplog: pytest.LogCaptureFixture) -> None:
     async def scene(watcher: Watcher) -> None:
-        watcher.answers[DEVICE] = [IdentityRefused("it presents a certificate of 'device-2'.")]
+        watcher.answers[DEVICE] = [IdentityRefused("it presents a certificate of 'device-2'.") for _ in range(1000)]
         await watcher.appear(DEVICE)
         await asyncio.sleep(0.02)
         assert watcher.watch.members.members[DEVICE].state is NodeState.JOINING
@@ -136,6 +154,67 @@ def test_a_node_with_anothers_certificate_is_not_counted_in(caplog: pytest.LogCa
     with caplog.at_level(logging.WARNING, "edgewise.fleet"):
         assert played(scene).ready == []
     assert "does not count device-1 in" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["ew/test/alive/device/device-1/soon", "ew/test/alive/device/device-1/-1", "ew/test/alive/boss/device-1/1",
+     "ew/test/alive/device/Device 1/1", "ew/test/alive/device/device-1/1_0", f"ew/test/alive/device/device-1/{10**18 + 1}"],
+)  # fmt: skip
+def test_a_token_that_is_none_is_counted_and_changes_nothing(key: str) -> None:
+    async def scene(watcher: Watcher) -> None:
+        for _ in range(2):
+            await (await watcher.fabric.open("liar").declare_presence(key)).close()
+        await watcher.appear(DEVICE)
+        assert await watcher.is_alive(DEVICE)
+
+    watcher = played(scene)
+    assert list(watcher.refused.values()) in ([4], [2])
+    assert watcher.lost == []
+
+
+def test_a_claim_that_nobody_proves_is_asked_about_and_loses_nobody() -> None:
+    async def scene(watcher: Watcher) -> None:
+        await watcher.appear(DEVICE)
+        assert await watcher.is_alive(DEVICE)
+        bogus = await watcher.appear(DEVICE, 10**17)
+        while len(watcher.asked) < 3:  # noqa: ASYNC110 - a stub's list has no event
+            await asyncio.sleep(0.001)
+        assert await watcher.is_alive(DEVICE)
+        await bogus.close()
+        assert await watcher.watch.wait_for(lambda members: not members.is_open(DEVICE), 5.0)
+        assert await watcher.is_alive(DEVICE)
+
+    watcher = played(scene)
+    assert (watcher.ready, watcher.lost, watcher.told) == ([DEVICE], [], [])
+
+
+def test_of_two_processes_the_older_one_is_told() -> None:
+    async def scene(watcher: Watcher) -> None:
+        await watcher.appear(DEVICE)
+        assert await watcher.is_alive(DEVICE)
+        watcher.proved[DEVICE] = [1, 2]  # both answer
+        await watcher.appear(DEVICE, 2)
+        assert await watcher.watch.wait_for(lambda members: members.has(DEVICE, Generation(2)), 5.0)
+        await asyncio.sleep(0)
+
+    watcher = played(scene)
+    assert (watcher.ready, watcher.lost, watcher.told) == ([DEVICE, DEVICE], [], [(DEVICE, 2)])
+
+
+def test_a_token_nobody_answers_for_is_a_loss_until_somebody_does() -> None:
+    """A liveliness token can outlive its node (zenoh#2248)."""
+
+    async def scene(watcher: Watcher) -> None:
+        await watcher.appear(DEVICE)
+        assert await watcher.is_alive(DEVICE)
+        watcher.answers[DEVICE] = [Unreachable("nobody answers.") for _ in range(10)]
+        assert await watcher.watch.wait_for(lambda members: not members.alive(), 5.0)
+        assert await watcher.is_alive(DEVICE)
+
+    watcher = played(scene, prove_every_s=0.001)
+    assert watcher.ready == [DEVICE, DEVICE]
+    assert ["nobody answers for it" in cause for cause in watcher.lost] == [True]
 
 
 def test_itself_and_other_tiers_are_not_watched() -> None:

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from edgewise.core.ids import Generation, NodeId, Tier
-from edgewise.fleet.agent import Agent
 from edgewise.fleet.messages import Capability, NodeInfo
-from edgewise.fleet.node.settings import AgentSettings
+from edgewise.fleet.node.parents import Parents
 from edgewise.testing import LoopbackFleet
 
 
@@ -35,14 +34,15 @@ def times_declared(tier: Tier, *back: str, index: int = 0) -> int:
     attached: list[int] = []
 
     async def run() -> None:
-        agent: Any = Agent(AgentSettings(name="device-1", tier=tier, identity="", state=""), capability(1), None)
-        agent.node = Known()
+        node: Any = Known()
+        nobody: Any = None
+        parents: Any = Parents(node, tier, nobody, nobody)
 
         async def attach(index: int) -> None:
             attached.append(index)
 
-        agent._attach = attach
-        await asyncio.gather(*(agent._way_is_back(index, NodeId(name)) for name in back))
+        parents.attach = attach
+        await asyncio.gather(*(parents._way_is_back(index, NodeId(name)) for name in back))
 
     asyncio.run(run())
     return len(attached)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgewise.fleet.messages import Deploy
+from edgewise.fleet.node.node_status import read_status
 from edgewise.service.client import InferenceClient, Reply
 from edgewise.simulation.emulated.emulated_fleet import CLOUD, EmulatedFleet
 from edgewise.simulation.emulated.fleet_file import DeviceClass, EdgeClass, FleetFile
@@ -39,6 +40,16 @@ async def asked(world: World) -> Reply:
         return await client.infer(world.fleet.settings[DEVICE].model_name, {"x": images(1)})
 
 
+async def answer_of(world: World, source: str) -> Reply:
+    """Asks until an answer comes that way."""
+
+    async def look() -> Reply | None:
+        reply = await asked(world)
+        return reply if not reply.error and reply.parameters["source"] == source else None
+
+    return await world.eventually(look)
+
+
 def test_a_device_started_again_without_the_cloud_serves_what_it_served(world: World) -> None:
     async def answered_again() -> Reply | None:
         reply = await asked(world)
@@ -62,3 +73,36 @@ def test_a_device_started_again_without_the_cloud_serves_what_it_served(world: W
         await world.all_here()
 
     world.run(scene())
+
+
+def test_after_a_power_cut_they_may_start_in_any_order_and_the_device_answers_from_its_disk_meanwhile(
+    world: World,
+) -> None:
+    """The device first, then its edge, the cloud last: from a deeper answer of its own to the whole plan."""
+
+    async def scene() -> None:
+        fleet = world.fleet
+        for name in (DEVICE, EDGE, CLOUD):
+            await fleet.children[name].kill()
+        await fleet.restart(DEVICE)
+        alone = await answer_of(world, "device_exit")
+        assert (alone.parameters["served_by"], alone.parameters["model_version"]) == (DEVICE, 1)
+        status = read_status(Path(fleet.settings[DEVICE].state))
+        assert status is not None
+        assert (status.phase, status.models) == ("serving", {"tiny": 1})
+        assert list(status.waits_for) == [fleet.settings[DEVICE].connect[0]]
+        await fleet.restart(EDGE)
+        whole = await answer_of(world, "plan")
+        assert whole.parameters["served_by"] == f"{DEVICE},{EDGE}"
+        await fleet.restart(CLOUD)
+        await world.all_here()
+        assert "waits for" in world.log(DEVICE)
+        assert "is there after" in world.log(DEVICE)
+        await world.eventually(lambda: nothing_is_waited_for(world))
+
+    world.run(scene())
+
+
+async def nothing_is_waited_for(world: World) -> bool | None:
+    records = [read_status(Path(world.fleet.settings[name].state)) for name in (DEVICE, EDGE)]
+    return all(record is not None and not record.waits_for for record in records) or None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import ssl
 import time
@@ -79,6 +80,24 @@ def test_port_that_does_not_speak_tls(certificates: Path) -> None:
             return await diagnose(f"tls/127.0.0.1:{port}", TlsFiles.of(certificates / "device-1"))
 
     assert found(ask).cause is Cause.NOT_TLS
+
+
+@pytest.mark.parametrize("server", ["edge-1", "stranger"])
+def test_a_tls_port_that_is_dialled_without(certificates: Path, server: str) -> None:
+    finding = found(
+        lambda: beside_a_node(certificates, server, lambda endpoint: diagnose(endpoint.replace("tls/", "tcp/")))
+    )
+    assert finding.cause is Cause.IS_TLS
+    assert re.search(r"speaks TLS, it was dialled without. Dial it as 'tls/127.0.0.1:\d+'", str(finding))
+
+
+def test_a_plain_node_answers() -> None:
+    async def ask() -> EndpointFinding:
+        settings = ZenohSettings(node=NodeId("n"), generation=Generation(1), mode="router", listen=("tcp/127.0.0.1:0",))
+        async with await open_zenoh(settings) as node:
+            return await diagnose(node.endpoints[0])
+
+    assert found(ask).cause is Cause.REACHABLE
 
 
 def test_port_that_closes_at_once() -> None:

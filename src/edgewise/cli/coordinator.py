@@ -28,6 +28,7 @@ from edgewise.cli.node_options import (
     Scout,
     State,
     TakeOver,
+    Wait,
     run_node,
 )
 from edgewise.cli.output import AsJson
@@ -71,6 +72,7 @@ def command(
     http_certificate: HttpCertificate = "",
     http_key: HttpKey = "",
     insecure: Insecure = False,
+    wait: Wait = "",
     take_over: TakeOver = False,
     capture: Capture = "",
     crash_after: CrashAfter = None,
@@ -112,6 +114,7 @@ def command(
         http_certificate=http_certificate,
         http_key=http_key,
         insecure=insecure,
+        wait=wait,
         take_over=take_over,
         capture=capture,
         crash_after=crash_after,

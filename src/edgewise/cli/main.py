@@ -42,6 +42,7 @@ VERBS: dict[str, str] = {
     "rollback": "Restore the version that served before.",
     "logs": "Print what a node of a running fleet logged last.",
     "state": "Print what a node keeps on its disk, and let go of what nobody needs.",
+    "status": "Say what the nodes of this machine are doing, and what they wait for.",
     "backup": "Copy a coordinator's state into one file, also while it runs.",
     "restore": "Make a state folder of a backup.",
     "repair": "Check a node's state folder, and fetch again what is damaged.",

@@ -52,6 +52,12 @@ HttpCertificate = Annotated[
     str, typer.Option("--http-certificate", help="PEM; TLS for --http. By default the node's own, but on a device.")
 ]
 HttpKey = Annotated[str, typer.Option("--http-key", help="PEM.")]
+Wait = Annotated[
+    str,
+    typer.Option(
+        "--wait", help="How long to wait for a parent that is away, e.g. 30s; by default as long as it takes."
+    ),
+]
 TakeOver = Annotated[
     bool,
     typer.Option(
@@ -94,7 +100,8 @@ def run_node(ctx: typer.Context, config: Path | None, as_json: bool, exit_with_p
         given["listen"] = given["listen"] or [LISTEN]
     from edgewise.core.environment import setting
     from edgewise.core.ids import Tier
-    from edgewise.fleet.agent import run_agent
+    from edgewise.core.units import parse_duration
+    from edgewise.fleet.agent_process import run_agent
     from edgewise.fleet.node.settings import AgentSettings
     from edgewise.security.identity import Identity as NodeIdentity
 
@@ -106,6 +113,8 @@ def run_node(ctx: typer.Context, config: Path | None, as_json: bool, exit_with_p
         if word not in tuple(Tier):
             raise InputError(f"{word!r} is not a tier.{nearest(word, map(str, Tier))}")
     check_address(given.get("http", ""))
+    if given["wait"]:
+        parse_duration(given["wait"])
     task_settings = _task_settings(given.pop("task_settings", ""))
     state = given.pop("state") or os.path.join(str(setting("state")), name)
     lists: dict[str, Any] = {key: tuple(given.pop(key) or ()) for key in ("connect", "listen")}

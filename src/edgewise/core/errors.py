@@ -150,9 +150,14 @@ class Busy(TransportError):
 
 
 class RemoteError(TransportError):
-    """Reports an error of the other node; `fields['remote_code']` is its code."""
+    """Reports an error of the other node; `fields['remote_code']` is its code.
+
+    Attributes:
+        reply: The frame that said so, for whoever must know who refused; None where none came.
+    """
 
     code = "transport.remote"
+    reply: Any = None
 
 
 class SecurityError(EdgewiseError):

@@ -10,21 +10,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import signal
-import sys
-import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgewise.core.backoff import Backoff
-from edgewise.core.errors import EdgewiseError
+from edgewise.core.errors import EdgewiseError, InputError, Unreachable
 from edgewise.core.ids import ClientId, Generation, NodeId, Tier
-from edgewise.core.process import end_in_time, keep_for_good
+from edgewise.core.units import parse_duration
 from edgewise.fleet.messages import (
     Ack,
     Capability,
+    Displaced,
     HardExamples,
     LedgerAnswer,
     LedgerRequest,
@@ -38,7 +33,10 @@ from edgewise.fleet.messages import (
 from edgewise.fleet.node import uplink
 from edgewise.fleet.node.capability import measure_capability
 from edgewise.fleet.node.connect import open_node
+from edgewise.fleet.node.link_watch import direct
 from edgewise.fleet.node.node import Node
+from edgewise.fleet.node.node_status import NodeStatus, Phase
+from edgewise.fleet.node.parents import Parents
 from edgewise.fleet.node.recent_log import RecentLog
 from edgewise.fleet.node.settings import AgentSettings
 from edgewise.fleet.node.sole_process import StateLock, first_of, refuse_second, successor_of, take_place_of
@@ -46,11 +44,8 @@ from edgewise.fleet.node.upkeep import Upkeep
 from edgewise.fleet.serving.serving_role import OpenEndpoint, Serving
 from edgewise.fleet.training.local_worker import LocalWorker
 from edgewise.ledger.resources import read_resources
-from edgewise.security.access import log_refused_links
 from edgewise.transport.frame import Frame
-from edgewise.transport.keys import Keys
-from edgewise.transport.zenoh.session_config import zenoh_id
-from edgewise.transport.zenoh.zenoh_transport import ZenohTransport
+from edgewise.transport.late_transport import LateTransport
 
 if TYPE_CHECKING:  # a device starts sooner without what only an edge or the coordinator needs
     from edgewise.fleet.coordinator import Coordinator
@@ -58,11 +53,8 @@ if TYPE_CHECKING:  # a device starts sooner without what only an edge or the coo
     from edgewise.models.task import Examples
 
 log = logging.getLogger("edgewise.fleet")
-Say = Callable[..., None]
-STOP_S = 4.0
-"""Longest a stopping process waits for its threads."""
-ATTACH_RETRY = Backoff(0.1, factor=3.0, most_s=5.0)
-ATTACH_RETRIES = 5
+STATUS_EVERY_S = 5.0
+"""How often the status file is looked at: what is served changes by itself."""
 PARENT_WAIT_S = 3.0
 """How long a starting node waits for its parent's token, to name it in its info."""
 
@@ -72,34 +64,48 @@ class Agent:
 
     node: Node
     serving: Serving
+    parents: Parents
     _state_lock: StateLock
 
-    def __init__(self, settings: AgentSettings, capability: Capability, open_endpoint: OpenEndpoint | None) -> None:
+    def __init__(
+        self,
+        settings: AgentSettings,
+        capability: Capability,
+        open_endpoint: OpenEndpoint | None,
+        stopped: asyncio.Event | None = None,
+    ) -> None:
         self.settings = settings
         self._open_endpoint = open_endpoint
         self.capability = capability
-        self.parent = NodeId("")
         self.worker: LocalWorker | None = None
         self.training: NodeTraining | None = None
         self.coordinator: Coordinator | None = None
         self.upkeep: Upkeep | None = None
-        self.stopped = asyncio.Event()
-        self.uplinks = uplink.Uplinks((True,))
-        self._parents: dict[int, NodeId] = {}
-        self._edge: NodeId | None = None
-        self._parent_known = asyncio.Event()
-        self._moving = asyncio.Lock()
-        self._is_renewing = False
+        self.stopped = stopped or asyncio.Event()
+        self.is_joined = asyncio.Event()
+        self.failure: EdgewiseError | None = None
+        self._is_prepared = False
+        self._cannot: Unreachable | None = None
+        self.status = NodeStatus(Path(settings.state), settings.name, settings.tier)
         self.stop_cause = ""
+        self.is_displaced, self.displaced_by = False, Generation(0)
         self._log = RecentLog()
 
     @staticmethod
-    async def open(settings: AgentSettings, open_endpoint: OpenEndpoint | None = None) -> Agent:
+    async def open(
+        settings: AgentSettings,
+        open_endpoint: OpenEndpoint | None = None,
+        *,
+        stopped: asyncio.Event | None = None,
+        newer_than: Generation | None = None,
+    ) -> Agent:
         """Opens the node, registers its roles, serves.
 
         Args:
             settings: How.
             open_endpoint: Opens the inference endpoint of a device.
+            stopped: Set by whoever ends the node, and by the agent when it is to end.
+            newer_than: An incarnation of this name that was heard of.
 
         Returns:
             The agent, serving.
@@ -109,30 +115,42 @@ class Agent:
             InputError: If another process runs under this name.
         """
         capability = measure_capability(dilation=settings.dilation, active_power_w=settings.active_power_w)
-        agent = Agent(settings, capability, open_endpoint)
+        agent = Agent(settings, capability, open_endpoint, stopped)
         try:
             agent._state_lock = await StateLock.take(Path(settings.state), take_over=settings.take_over)
             generation = agent._state_lock.next_generation()
-            agent.node = await open_node(settings, agent._describe, generation=generation)
+            if newer_than is not None and generation <= newer_than:  # the clock of who had this name is ahead of ours
+                generation = agent._state_lock.keep(Generation(newer_than + 1))
+            agent.node = await agent._open_node(generation)
         except BaseException:
             agent._log.close()
             if hasattr(agent, "_state_lock"):
                 agent._state_lock.close()
             raise
         try:
-            await agent._be_the_only_one()
-            await agent._start()
+            await agent.node.tried.wait()
+            if has_session := direct(agent.node.transport) is not None or agent.node.linked.is_set():
+                await agent._be_the_only_one()
+            await agent._prepare()
+            if has_session:
+                await agent._join()
+            if not agent.node.linked.is_set():
+                agent.node.spawn(agent._join_later(), f"join of {settings.name}")
         except BaseException:
             await agent.close()
             raise
         return agent
 
     @property
+    def is_ready(self) -> bool:
+        """Whether it is seen by its fleet, or serves without it what it served before."""
+        return self.is_joined.is_set() or bool(self.serving.in_force())
+
+    @property
     def endpoint(self) -> str:
         """Where it listens; "" if it does not."""
-        transport = self.node.uplinks[0]
-        listening = transport.endpoints if isinstance(transport, ZenohTransport) else ()
-        return listening[0] if listening else ""
+        transport = direct(self.node.uplinks[0])
+        return transport.endpoints[0] if transport is not None and transport.endpoints else ""
 
     async def close(self) -> None:
         """Ends tasks, roles and sessions, in this order: nothing is written to a log that is closed."""
@@ -158,20 +176,33 @@ class Agent:
         newer = successor_of(first, self.node.generation)
         if newer != self.node.generation:  # the other machine's clock is ahead
             await self.node.close()
-            self.node = await open_node(self.settings, self._describe, generation=newer)
+            self.node = await self._open_node(newer)
             self._state_lock.keep(newer)
+            await self.node.linked.wait()
         await take_place_of(first, self.node)
 
-    async def _start(self) -> None:
+    async def _open_node(self, generation: Generation) -> Node:
+        return await open_node(
+            self.settings, self.describe, generation=generation, status=self.status, cannot=self._cannot_link
+        )
+
+    async def _prepare(self) -> None:
+        """Registers routes and roles, and serves what was served: all that needs nobody else."""
         node, settings = self.node, self.settings
         node.progress = lambda: self.worker.progress() if self.worker else Progress(0, False)
         node.on_overtaken = self._overtaken
         node.route("control", LedgerRequest, self._ledger, Tier.CLOUD)
         node.route("control", StopOrder, self._stop, Tier.CLOUD)
         node.route("control", TakeOver, self._taken_over)
+        node.route("control", Displaced, self._told_displaced)
         node.route("control", LogRequest, self._recent, Tier.CLOUD)
         self.serving = Serving(node, settings, self._open_endpoint)
         self.upkeep = Upkeep(node, Path(settings.state), keep_bytes=settings.keep_bytes)
+        self.serving.more_metrics = self.status.metrics
+        self.parents = Parents(node, settings.tier, self.serving, self.status)
+        await self.serving.open()
+        if not settings.coordinator:  # which knows from its log what is in force
+            await self.serving.resume()
         if settings.task:
             self.worker = LocalWorker(
                 node=node,
@@ -192,34 +223,113 @@ class Agent:
         if settings.coordinator:
             from edgewise.fleet.coordinator import Coordinator
 
-            self.coordinator = Coordinator(node, settings, self.serving.host_here, self.worker)
-            self.serving.more_metrics = self.coordinator.metrics
-            self.serving.monitors = self.coordinator.monitors
-        await self.serving.open()
-        self.uplinks = uplink.Uplinks((True,) * len(node.uplinks))
-        for index in range(len(node.uplinks)):
-            await self._watch_uplink(index)
-        if settings.connect:
+            coordinator = self.coordinator = Coordinator(node, settings, self.serving.host_here, self.worker)
+            self.serving.more_metrics = lambda: [*coordinator.metrics(), *self.status.metrics()]
+            self.serving.monitors = coordinator.monitors
+        node.spawn(self._keep_status(), f"status of {settings.name}")
+        self._is_prepared = True
+        if self._cannot is not None:
+            self._cannot_link(self._cannot)
+
+    async def _join_later(self) -> None:
+        """Joins once a parent is linked, or gives up when it was to."""
+        wait_s = parse_duration(self.settings.wait) if self.settings.wait else None
+        try:
+            async with asyncio.timeout(wait_s):
+                await self.node.linked.wait()
+        except TimeoutError:
+            waits = self.status.record.waits_for
+            causes = " ".join(waits[endpoint].cause for endpoint in self.settings.connect if endpoint in waits)
+            return self._fail(Unreachable(f"no parent was there within {self.settings.wait}: {causes}"))
+        if self.is_joined.is_set():  # an edge serves its devices also without the cloud
+            return
+        try:
+            if (first := await first_of(self.node)) is not None:
+                await self._join_beside(first)
+            await self._join()
+        except EdgewiseError as error:
+            self._fail(error)
+
+    async def _join_beside(self, first: NodeInfo) -> None:
+        """Another process came to this name while this one had no link."""
+        if not self.settings.take_over:
+            refuse_second(first)
+        elif first.generation > self.node.generation:
+            raise InputError(f"the clock of the process that runs as {first.node!r} is ahead. Start this one again.")
+        else:
+            await take_place_of(first, self.node)
+
+    async def _join(self) -> None:
+        """Follows the parents, is seen by the fleet, begins what needs it."""
+        node, settings, parents = self.node, self.settings, self.parents
+        transports = [direct(transport) for transport in node.uplinks]
+        parents.uplinks = uplink.Uplinks(
+            tuple(transport is not None for transport in transports),
+            next(index for index, transport in enumerate(transports) if transport is not None),
+        )
+        for index, transport in enumerate(transports):
+            if transport is None:
+                node.spawn(self._watch_later(index), f"uplink {index} of {node.name}")
+            elif settings.connect:
+                await parents.watch(index, transport)
+        if settings.connect and node.linked.is_set():
             with contextlib.suppress(TimeoutError):  # the parent may be about to return; it is named when it does
                 async with asyncio.timeout(PARENT_WAIT_S):
-                    await self._parent_known.wait()
-        if not settings.coordinator:  # which knows from its log what is in force
-            await self.serving.resume(self._edge if settings.tier is Tier.DEVICE else None)
-        await node.attach(self.uplinks.attached)
+                    await parents.is_known.wait()
+        if settings.tier is Tier.DEVICE and parents.edge is not None:
+            self.serving.ask_first(parents.edge)
+        await parents.attach(parents.uplinks.attached)
         for role in (self.training, self.coordinator):
             if role is not None:
                 await role.start()
+        assert self.upkeep is not None
         self.upkeep.begin()
         self.serving.is_started = True
+        self.is_joined.set()
+        self._tell_status()
 
-    def _describe(self) -> NodeInfo:
+    async def _watch_later(self, index: int) -> None:
+        late = self.node.uplinks[index]
+        assert isinstance(late, LateTransport)
+        await late.opened.wait()
+        transport = direct(late)
+        assert transport is not None
+        await self.parents.watch(index, transport)
+
+    def _cannot_link(self, error: Unreachable) -> None:
+        """Waiting does not help; a node that serves goes on doing that."""
+        self._cannot = error
+        if not self._is_prepared:
+            return  # whether it serves is not known yet
+        if self.serving.in_force():
+            log.error("%s serves on, and cannot join its fleet: %s", self.settings.name, error)
+        else:
+            self._fail(error)
+
+    def _fail(self, error: EdgewiseError) -> None:
+        self.failure = self.failure or error
+        self.stop_cause = self.stop_cause or error.message
+        self.stopped.set()
+
+    async def _keep_status(self) -> None:
+        while True:
+            self._tell_status()
+            await asyncio.sleep(STATUS_EVERY_S)
+
+    def _tell_status(self) -> None:
+        models = {name: now.version for name, now in self.serving.in_force().items()}
+        phase: Phase = "serving" if self.is_ready else "starting"
+        self.status.becomes(phase, endpoint=self.endpoint, http_port=self.serving.http_port, models=models)
+
+    def describe(self) -> NodeInfo:
+        """Who this node is, at this moment."""
         worker = self.worker
         return NodeInfo(
             node=self.node.name,
             tier=self.node.identity.tier,
             generation=self.node.generation,
             certificate=self.node.identity.certificate_pem.decode(),
-            parent=self.parent,
+            parent=self.parents.parent,
             capability=self.capability,
             coordinator=self.settings.coordinator,
             client=worker.client if worker else ClientId(""),
@@ -261,144 +371,32 @@ class Agent:
         self._give_way("another process of this name takes over")
         return Ack()
 
-    def _overtaken(self, by: NodeId) -> None:
+    async def _told_displaced(self, message: Displaced, _: Frame, sender: NodeInfo) -> Ack:
+        """Whoever tells it, only the proof of the newer process counts."""
+        if message.newer > self.node.generation:
+            self.node.spawn(self._look_for_newer(sender.node), "look for a newer process")
+        return Ack()
+
+    async def _look_for_newer(self, told_by: NodeId) -> None:
+        first = await first_of(self.node)
+        if first is not None and first.generation > self.node.generation:
+            self._displace(f"{told_by} hears a newer process of this name", first.generation)
+
+    def _overtaken(self, by: NodeId, newest: Generation) -> None:
         """Another process of this name came while this one was frozen or cut off: nobody heeds this one any more."""
-        self._give_way(f"{by} hears a newer process of this name")
+        if newest > self.node.generation:
+            self._displace(f"{by} hears a newer process of this name", newest)
+
+    def _displace(self, cause: str, newer: Generation) -> None:
+        """Gives way until the newer process is gone; one that cannot ask anybody whether it is, ends."""
+        if self.stopped.is_set():
+            return
+        self.is_displaced, self.displaced_by = bool(self.settings.connect), newer
+        self._give_way(cause)
 
     def _give_way(self, cause: str) -> None:
         if not self.stop_cause:
-            log.warning("%s stops: %s", self.node.name, cause)
+            what = "is displaced and stands by until that one is gone" if self.is_displaced else "stops"
+            log.warning("%s %s: %s", self.node.name, what, cause)
         self.stop_cause = self.stop_cause or cause
         self.stopped.set()
-
-    async def _watch_uplink(self, index: int) -> None:
-        """Follows the token of the node an uplink leads to; names it by the router's Zenoh id."""
-        node = self.node
-        transport = node.uplinks[index]
-        if not isinstance(transport, ZenohTransport) or not self.settings.connect:
-            return
-        routers = set(await transport.routers())
-        newest: dict[NodeId, Generation] = {}
-        beyond_away: set[NodeId] = set()
-
-        def seen(key: str, there: bool) -> None:
-            tier, name, generation = Keys.read_alive(key)
-            if tier is Tier.DEVICE or name == self.node.name:
-                return
-            known = self._parents.get(index)
-            if there and known is None and zenoh_id(name, generation) in routers:
-                self._parents[index] = name
-                node.set_parent(name, index)
-                self.serving.ways_changed()
-                if index == 0:
-                    self.parent, self._edge = name, name if tier is Tier.EDGE else None
-                    self._parent_known.set()
-            if self._parents.get(index) == name:
-                if generation < newest.get(name, Generation(0)):
-                    return  # the end of a former incarnation, seen after the next one had begun
-                newest[name] = generation
-                self.serving.peer_changed(name, there)
-                if there:
-                    self.node.spawn(self._learn(name), f"who is {name}")
-                self.node.spawn(self._uplink_changed(index, there), f"uplink {index} of {self.node.name}")
-            elif tier is not Tier.CLOUD:
-                pass  # another edge is not on the way from here to the cloud
-            elif not there:
-                beyond_away.add(name)
-            elif name in beyond_away:
-                beyond_away.discard(name)
-                self.node.spawn(self._way_is_back(index, name), f"way of {self.node.name} to {name}")
-
-        await transport.watch_presence(self.node.keys.alive("*", "*", "*"), seen)
-
-    async def _learn(self, parent: NodeId) -> None:
-        """Has a parent prove its tier, so that the data policy knows how far data sent to it goes."""
-        with contextlib.suppress(EdgewiseError):  # not known, it counts as the cloud; asked again when it returns
-            await self.node.info_of(parent)
-
-    async def _way_is_back(self, index: int, name: NodeId) -> None:
-        """Declares everything anew on an uplink whose parent has a link onward again.
-
-        When a link between two routers comes back, Zenoh 1.10 announces the tokens of clients again, but not the
-        queryables of those that were another router's before: they are seen, and nobody reaches them.
-        """
-        if self.settings.tier is not Tier.DEVICE:
-            return
-        try:
-            is_node = (await self.node.info_of(name)).capability.cores > 0  # operators come and go as they like
-        except EdgewiseError as error:
-            log.info("%s cannot tell who is back beyond its parent: %s", self.node.name, error)
-            is_node = True
-        if not is_node or self._is_renewing:  # a whole part of the fleet comes back at once
-            return
-        self._is_renewing = True
-        async with self._moving:
-            self._is_renewing = False
-            if self.uplinks.attached == index:
-                log.info("%s serves anew on uplink %d: the way to %s is back", self.node.name, index, name)
-                await self._attach(index)
-
-    async def _uplink_changed(self, index: int, there: bool) -> None:
-        async with self._moving:
-            before = self.uplinks.attached
-            self.uplinks, actions = uplink.step(self.uplinks, uplink.UplinkChanged(index, there))
-            for action in actions:
-                log.warning("%s moves from uplink %d to %d", self.node.name, before, action.index)
-                await self._attach(action.index)
-
-    async def _attach(self, index: int) -> None:
-        """Serves on an uplink, however often it takes: a node that serves nowhere is lost to its fleet."""
-        for attempt in range(ATTACH_RETRIES + 1):
-            try:
-                return await self.node.attach(index)
-            except EdgewiseError as error:
-                log.error("%s cannot serve on uplink %d: %s", self.node.name, index, error)
-                if attempt == ATTACH_RETRIES:
-                    raise
-                await asyncio.sleep(ATTACH_RETRY.delay_s(attempt))
-
-
-async def run_agent(
-    settings: AgentSettings, on_event: Say, *, open_endpoint: OpenEndpoint | None = None, exit_with_parent: bool = False
-) -> None:
-    """Runs a node until SIGTERM, SIGINT, a stop order, or the end of its standard input.
-
-    Args:
-        settings: How.
-        open_endpoint: Opens the inference endpoint of a device.
-        on_event: Takes `ready` with endpoint, http_port and pid, and `stopped`.
-        exit_with_parent: Whether the end of standard input ends the node.
-    """
-    logging.basicConfig(
-        level=os.environ.get("EDGEWISE_LOG", "INFO"), format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
-    log_refused_links()
-    agent = await Agent.open(settings, open_endpoint)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, agent.stopped.set)
-    if exit_with_parent:
-        threading.Thread(target=_wait_for_end_of_input, args=(loop, agent.stopped), daemon=True).start()
-    keep_for_good()
-    try:
-        on_event(
-            "ready",
-            node=settings.name,
-            tier=str(settings.tier),
-            endpoint=agent.endpoint,
-            http_port=agent.serving.http_port,
-            pid=os.getpid(),
-        )
-        await agent.stopped.wait()
-    finally:
-        end_in_time(STOP_S, 0)  # what must be on disk is there before it is acknowledged
-        await agent.close()
-        on_event("stopped", node=settings.name, **({"cause": agent.stop_cause} if agent.stop_cause else {}))
-
-
-def _wait_for_end_of_input(loop: asyncio.AbstractEventLoop, stopped: asyncio.Event) -> None:
-    with contextlib.suppress(OSError, ValueError):
-        while os.read(sys.stdin.fileno(), 4096):  # sys.stdin holds a lock that the interpreter's end would wait for
-            pass
-    with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(stopped.set)

@@ -14,7 +14,7 @@ import msgspec
 
 from edgewise.core.ids import NodeId, Tier
 from edgewise.fleet.fleet_metrics import node_state_metrics, run_metrics, version_metrics
-from edgewise.fleet.membership.watch import Watch
+from edgewise.fleet.membership.watch import PROVE_EVERY_S, Watch
 from edgewise.fleet.messages import (
     Ack,
     AdmissionAck,
@@ -92,7 +92,7 @@ class Coordinator:
             self.registry, node.blobs, load_holdouts(settings.holdout), load_judge(settings.judge)
         )
         node.grants.is_graph = self.versions.is_graph
-        self.watch = Watch(node, ready=self._ready, lost=self._lost)
+        self.watch = Watch(node, ready=self._ready, lost=self._lost, prove_every_s=PROVE_EVERY_S)
         self.runs = Runs(node, self.events, self.versions, self.watch, self._on_event, worker)
         self.deployments = Deployments(node, self.versions, self.watch, self.events, host_here, self._on_event)
         self.drift: dict[str, DriftWatch] = {}

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from edgewise.codecs import Codec, make_codec
 from edgewise.codecs.bundle import CodedBundle, Section
-from edgewise.core.errors import InputError
+from edgewise.core.errors import FrameRefused, InputError
 from edgewise.core.ids import Digest, RequestId
 from edgewise.inference.cuts import encode_cut, sections_of
 from edgewise.inference.gates.exit import first_answer
@@ -281,9 +281,16 @@ class PreparedPlan:
     def public(
         self, index: int | None, answer: Mapping[str, NDArray[Any]], given: Mapping[str, NDArray[Any]]
     ) -> Tensors:
-        """An answer under the names of the model's end, whichever exit gave it; constants and inputs first."""
+        """An answer under the names of the model's end, whichever exit gave it; constants and inputs first.
+
+        Raises:
+            FrameRefused: If it lacks a tensor of that exit.
+        """
         exits, fixed = self.plan.exits, {**self.graph.constants, **{name: given[name] for name in self.graph.echoes}}
         own = next((gate for gate in exits[:-1] if gate.index == index), None) if len(exits) > 1 else None
+        lacking = [name for name in (own or exits[-1]).tensors if name not in answer and name not in fixed]
+        if lacking:
+            raise FrameRefused(f"an answer of exit {index} lacks {lacking[:10]}, it has {sorted(answer)[:10]}.")
         if own is None:
             return {**fixed, **answer}
         names = exits[-1].tensors[-len(own.tensors) :]
@@ -394,5 +401,12 @@ def stage_request(
 
 
 def stage_answer(reply: Frame) -> tuple[StageAnswer, Tensors]:
-    """Reads what the next site answered: the answer and its tensors."""
-    return reply.read(StageAnswer), unpack_text_tensors({t.name: t.array for t in reply.tensors})
+    """Reads what the next site answered: the answer and its tensors.
+
+    Raises:
+        FrameRefused: If it is no answer, or says seconds that nobody can have taken.
+    """
+    answer = reply.read(StageAnswer)
+    if not all(0 <= seconds < inf for _, seconds in answer.stages):
+        raise FrameRefused(f"an answer of {reply.sender!r} says stages of {answer.stages[:10]} seconds.")
+    return answer, unpack_text_tensors({t.name: t.array for t in reply.tensors})

@@ -253,10 +253,12 @@ class LiveRequest:
                 if reply is None:
                     raise error or Unreachable(f"{node!r} said nothing.")
                 answer, tensors = stage_answer(reply)
+                outputs = self._prepared.public(answer.exit_index, tensors, self._inputs)
             except EdgewiseError as caught:
                 self._remote_failed(node, caught)
             else:
-                self._remote_answered(node, answer, tensors, self._loop.time() - started)
+                self._outputs = outputs
+                self._remote_answered(node, answer, self._loop.time() - started)
 
         self._is_asking = self._has_asked = True
         try:
@@ -277,13 +279,13 @@ class LiveRequest:
             self._refused = InputError(error.message)
         self._on(session.RemoteFailed(self._loop.time(), node, f"{error.code}: {error.message}"))
 
-    def _remote_answered(self, node: str, answer: StageAnswer, tensors: Tensors, seconds: float) -> None:
+    def _remote_answered(self, node: str, answer: StageAnswer, seconds: float) -> None:
         self._at.peers.succeeded(node)
         self._prepared.remote_took(seconds)
         beyond = sum(s for _, s in answer.stages)
         self._stages.append((self._prepared.stages.boundary, max(0.0, seconds - beyond)))
         self._stages.extend(answer.stages)
-        self._remote, self._outputs = answer, self._prepared.public(answer.exit_index, tensors, self._inputs)
+        self._remote = answer
         self._on(session.RemoteAnswered(self._loop.time(), node, answer.exit_index, answer.cause))
 
     def _fire(self, timer: session.Timer) -> None:

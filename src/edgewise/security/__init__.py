@@ -21,8 +21,9 @@ from edgewise.security.authority import Authority, CertificateFiles, create_auth
 from edgewise.security.certificates import Subject
 from edgewise.security.data_policy import DataPolicy, EgressAudit
 from edgewise.security.identity import Identity
+from edgewise.security.refusal import Reason
 from edgewise.security.replay import ReplayWindow
-from edgewise.security.verifier import Reason, Verifier
+from edgewise.security.verifier import Verifier
 
 __all__ = [
     "Authority",

@@ -13,7 +13,6 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 from cryptography import x509
@@ -24,6 +23,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from edgewise.core.errors import IdentityRefused, InputError
 from edgewise.core.ids import NodeId, Tier
 from edgewise.security.certificates import SIGNATURE, UNPARSED, Subject, subject_of, utc_now
+from edgewise.security.refusal import Reason, future_refusal, refusal
 from edgewise.security.replay import ReplayWindow
 
 LOG = logging.getLogger("edgewise.security")
@@ -31,26 +31,6 @@ _MAX_SUSPECTS = 64
 """Keys tried to name the real signer of a forged frame; bounds what a flood can cost."""
 _MAX_COUNTED = 4096
 """Distinct (claimed, proven, reason) counted; further ones fall under `…`."""
-
-
-class Reason(StrEnum):
-    """Names why an identity was refused; stable codes for callers."""
-
-    MISSING = "missing_certificate"
-    UNREADABLE = "unreadable_certificate"
-    WRONG_AUTHORITY = "wrong_authority"
-    WRONG_FLEET = "wrong_fleet"
-    WRONG_PURPOSE = "wrong_purpose"
-    WRONG_NAME = "wrong_name"
-    WRONG_TIER = "wrong_tier"
-    NOT_YET_VALID = "not_yet_valid"
-    EXPIRED = "expired"
-    REVOKED = "revoked"
-    UNSIGNED = "unsigned"
-    FORGED = "forged"
-    STALE_GENERATION = "stale_generation"
-    REPLAYED = "replayed"
-    TOO_LATE = "too_late"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +107,7 @@ class Verifier:
             certificate = _read_certificate(certificate_pem, repr(claimed))
             subject = self._judge(certificate)
         except UNPARSED as cause:  # a part that is looked at only now
-            error = _refusal(
+            error = refusal(
                 Reason.UNREADABLE, f"the certificate of {claimed!r} cannot be read: {cause}. Issue a new one."
             )
             self._count(claimed, "nobody", error)
@@ -136,7 +116,7 @@ class Verifier:
             self._count(claimed, "nobody", error)
             raise
         if expected is not None and subject.node != expected:
-            misnamed = _refusal(
+            misnamed = refusal(
                 Reason.WRONG_NAME,
                 f"{expected!r} showed the certificate of {subject.node!r}. Start the node with its own folder.",
             )
@@ -190,6 +170,22 @@ class Verifier:
         self._count(sender, proven or link or "nobody", error)
         raise error
 
+    def check_generation(self, sender: str, generation: int, proven: str = "nobody") -> None:
+        """Refuses an incarnation that would begin far in the future.
+
+        Args:
+            sender: Whose.
+            generation: Its start, in ns.
+            proven: Who is known to have said so.
+
+        Raises:
+            IdentityRefused: If it is more than `MOST_AHEAD_S` ahead; counted and logged.
+        """
+        error = future_refusal(sender, generation, self._now())
+        if error is not None:
+            self._count(sender, proven, error)
+            raise error
+
     def is_signed(self, sender: str, signature: bytes, signed_bytes: bytes) -> bool:
         """Returns whether a signature matches the certificate learned for a name, without replay or tier checks.
 
@@ -229,7 +225,7 @@ class Verifier:
         try:
             certificate.verify_directly_issued_by(self._ca)
         except (ValueError, TypeError, InvalidSignature):
-            raise _refusal(
+            raise refusal(
                 Reason.WRONG_AUTHORITY,
                 f"the certificate of {_name(certificate)} was not issued by this fleet's authority. "
                 "Issue one with the authority whose ca.pem this node has.",
@@ -238,12 +234,12 @@ class Verifier:
         try:
             subject = subject_of(certificate)
         except InputError as error:
-            raise _refusal(Reason.UNREADABLE, error.message) from None
+            raise refusal(Reason.UNREADABLE, error.message) from None
         fleet = self._ca.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)[0].value
         if subject.fleet != fleet:
-            raise _refusal(Reason.WRONG_FLEET, f"{subject.node!r} is of fleet {subject.fleet!r}, this is {fleet!r}.")
+            raise refusal(Reason.WRONG_FLEET, f"{subject.node!r} is of fleet {subject.fleet!r}, this is {fleet!r}.")
         if not _is_client(certificate):
-            raise _refusal(
+            raise refusal(
                 Reason.WRONG_PURPOSE,
                 f"the certificate of {subject.node!r} is not for nodes. Issue one with 'edgewise ca issue'.",
             )
@@ -252,20 +248,20 @@ class Verifier:
     def _judge_validity(self, certificate: x509.Certificate) -> None:
         now = self._now()
         if now > certificate.not_valid_after_utc:
-            raise _refusal(
+            raise refusal(
                 Reason.EXPIRED,
                 f"the certificate of {_name(certificate)} expired {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC. "
                 "Issue a new one with 'edgewise ca issue'.",
             )
         if now < certificate.not_valid_before_utc:
-            raise _refusal(
+            raise refusal(
                 Reason.NOT_YET_VALID,
                 f"the certificate of {_name(certificate)} is valid from {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC, "
                 f"this node's clock says {now:%Y-%m-%d %H:%M}. Set the clock.",
             )
         self._reload()
         if certificate.serial_number in self._revoked:
-            raise _refusal(
+            raise refusal(
                 Reason.REVOKED,
                 f"the certificate of {_name(certificate)} was revoked. Issue a new one if it may return.",
             )
@@ -289,19 +285,19 @@ class Verifier:
         self, known: _Known | None, sender: str, signature: bytes, signed_bytes: bytes, tiers: Collection[Tier]
     ) -> tuple[IdentityRefused | None, str]:
         if not signature:
-            return _refusal(
+            return refusal(
                 Reason.UNSIGNED, f"a frame claims to be from {sender!r} and is not signed. Frames of this kind are."
             ), ""
         if known is None:
             proven = self._signer(signature, signed_bytes)
-            return _refusal(
+            return refusal(
                 Reason.MISSING,
                 f"no certificate of {sender!r} is known, its frame is signed by {proven or 'nobody known'}. "
                 "Have the node show its certificate first.",
             ), proven
         if not _is_signed(known, signature, signed_bytes):
             proven = self._signer(signature, signed_bytes)
-            return _refusal(
+            return refusal(
                 Reason.FORGED,
                 f"a frame claims to be from {sender!r} and is signed by {proven or 'nobody known'}. It was refused.",
             ), proven
@@ -311,23 +307,26 @@ class Verifier:
             return error, sender
         if known.subject.tier not in tiers:
             allowed = ", ".join(sorted(tiers))
-            return _refusal(
+            return refusal(
                 Reason.WRONG_TIER,
                 f"{sender!r} is of tier {known.subject.tier.value}, frames of this kind come from {allowed}.",
             ), sender
         return None, sender
 
     def _take(self, sender: str, generation: int, sequence: int) -> IdentityRefused | None:
+        if (ahead := future_refusal(sender, generation, self._now())) is not None:
+            return ahead
         with self._lock:
             window = self._windows.get(sender, ReplayWindow())
             taken = window.take(generation, sequence)
             if isinstance(taken, ReplayWindow):
                 self._windows[sender] = taken
                 return None
-        return _refusal(
+        return refusal(
             Reason(taken),
             f"frame {sequence} of {sender!r}, generation {generation}, is {taken.replace('_', ' ')}: the newest taken is "
             f"{window.newest} of generation {window.generation}. Send it again under a new number.",
+            newest_generation=window.generation,
         )
 
     def _signer(self, signature: bytes, signed_bytes: bytes) -> str:
@@ -345,10 +344,6 @@ class Verifier:
         error.fields.update(claimed=claimed, proven=proven)
         if times & (times - 1) == 0:  # 1st, 2nd, 4th, … : a flood does not fill the disk
             LOG.warning("refused %s: claimed %r, proven %r, %d times: %s", key[2], claimed, proven, times, error)
-
-
-def _refusal(reason: Reason, message: str) -> IdentityRefused:
-    return IdentityRefused(message, reason=reason.value)
 
 
 def _is_signed(known: _Known, signature: bytes, signed_bytes: bytes) -> bool:
@@ -380,7 +375,7 @@ def _read_certificate(pem: bytes, whose: str) -> x509.Certificate:
     except UNPARSED:
         what = "no certificate" if not pem else "something that is not a certificate"
         reason = Reason.UNREADABLE if pem else Reason.MISSING
-        raise _refusal(reason, f"{whose} showed {what}. Issue one with 'edgewise ca issue'.") from None
+        raise refusal(reason, f"{whose} showed {what}. Issue one with 'edgewise ca issue'.") from None
 
 
 def _read_revocations(crl_pem: bytes, ca: x509.Certificate) -> tuple[int, ...]:
@@ -390,7 +385,7 @@ def _read_revocations(crl_pem: bytes, ca: x509.Certificate) -> tuple[int, ...]:
         is_ours = isinstance(key, ec.EllipticCurvePublicKey) and crl.is_signature_valid(key)
         serials = tuple(entry.serial_number for entry in crl) if is_ours else ()
     except UNPARSED as error:
-        raise _refusal(Reason.UNREADABLE, f"the revocation list is not readable: {error}.") from None
+        raise refusal(Reason.UNREADABLE, f"the revocation list is not readable: {error}.") from None
     if not is_ours:
-        raise _refusal(Reason.WRONG_AUTHORITY, "the revocation list is not signed by this fleet's authority.")
+        raise refusal(Reason.WRONG_AUTHORITY, "the revocation list is not signed by this fleet's authority.")
     return serials

@@ -190,7 +190,9 @@ class ServingFleet:
             node, AgentSettings(name=name, tier=tier, identity="", state=state, **settings)
         )
         await serving.open()
-        await serving.resume(parent if tier is Tier.DEVICE else None)
+        await serving.resume()
+        if tier is Tier.DEVICE:
+            serving.ask_first(parent)
         await node.attach(0)
         self.upkeep[name].begin()
 

@@ -11,9 +11,13 @@ Access rules let a node serve only `node/{its own name}/**` and declare only `al
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
-from edgewise.core.ids import Generation, NodeId, Tier
+from edgewise.core.errors import FrameRefused, InputError
+from edgewise.core.ids import Generation, NodeId, Tier, node_id
+
+_GENERATION = re.compile("[0-9]{1,19}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +44,24 @@ class Keys:
 
     @staticmethod
     def read_alive(key: str) -> tuple[Tier, NodeId, Generation]:
-        """Splits a liveliness token's key into its parts.
+        """Splits a liveliness token's key into its parts. Anybody in the fleet can have declared it: it proves nothing.
 
         Args:
             key: As made by `alive`.
 
         Returns:
-            Tier, node and incarnation.
+            Tier, node and incarnation, as it claims.
+
+        Raises:
+            FrameRefused: If it is no such key.
         """
-        *_, tier, node, generation = key.split("/")
-        return Tier(tier), NodeId(node), Generation(int(generation))
+        *_, tier, node, generation = ("", "", *key.split("/"))
+        try:
+            if not _GENERATION.fullmatch(generation):
+                raise InputError("it does not end with an incarnation")
+            return Tier(tier), node_id(node), Generation(int(generation))
+        except (ValueError, InputError) as error:
+            raise FrameRefused(f"{key[:200]!r} is no liveliness token of a node: {error}.") from error
 
 
 def matches(expression: str, key: str) -> bool:

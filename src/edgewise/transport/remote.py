@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from edgewise.core.errors import EdgewiseError, RemoteError
+from edgewise.core.errors import EdgewiseError, FrameRefused, RemoteError
 from edgewise.transport.frame import Frame, make_frame
 from edgewise.transport.guard import FrameGuard
 from edgewise.transport.transport import QueryHandler
@@ -83,7 +83,33 @@ def checked_reply(reply: Frame) -> Frame:
         return reply
     error = reply.read(ErrorMessage)
     fields = {**error.fields, "remote_code": error.code, "node_id": reply.sender}
-    raise RemoteError(f"{reply.sender!r} refused: {error.message}", **fields)
+    refusal = RemoteError(f"{reply.sender!r} refused: {error.message}", **fields)
+    refusal.reply = reply
+    raise refusal
+
+
+def open_reply(guard: FrameGuard, data: bytes) -> Frame:
+    """Opens what came as the answer to a question: the one place at which a stranger's bytes become an answer or a refusal.
+
+    Args:
+        guard: Of the asking node.
+        data: As received.
+
+    Returns:
+        The answer.
+
+    Raises:
+        FrameRefused: If it is not a frame, whatever is wrong with it.
+        RemoteError: As `checked_reply`.
+    """
+    try:
+        return checked_reply(guard.open(data))
+    except EdgewiseError:
+        raise
+    except Exception as error:  # boundary: who asked is told, whatever was crafted
+        raise FrameRefused(
+            f"an answer of {len(data):,} bytes cannot be read: {type(error).__name__}: {error}."
+        ) from error
 
 
 def seal_reply(guard: FrameGuard, reply: Frame, key: str) -> tuple[bytes, bool]:

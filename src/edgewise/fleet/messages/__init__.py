@@ -29,6 +29,7 @@ from edgewise.fleet.messages.message import (
 )
 from edgewise.fleet.messages.node_messages import (
     Capability,
+    Displaced,
     DriftStatus,
     FleetAnswer,
     FleetRequest,
@@ -112,6 +113,7 @@ __all__ = [
     "ClientPlace",
     "Deploy",
     "DeployAck",
+    "Displaced",
     "DriftStatus",
     "ExampleCounts",
     "ExampleCountsRequest",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from edgewise.core.ids import ClientId, Generation, NodeId, Revision, Tier
@@ -31,7 +33,13 @@ class Capability(msgspec.Struct, frozen=True):
 
 
 class InfoRequest(Message, frozen=True):
-    """Asks a node who it is."""
+    """Asks a node who it is.
+
+    Attributes:
+        nonce: Drawn by who asks; it comes back in the answer, so that no older answer is one.
+    """
+
+    nonce: Annotated[str, msgspec.Meta(max_length=64)] = ""
 
 
 class InForce(msgspec.Struct, frozen=True):
@@ -68,6 +76,7 @@ class NodeInfo(Message, frozen=True):
         models: What it serves, by model.
         raw_may_reach: Outermost tier that raw data of this node may reach, as its own operator granted.
         task_code: Digest of the code of its task; "" without a task.
+        nonce: Of the question that this answers.
     """
 
     node: NodeId
@@ -86,6 +95,7 @@ class NodeInfo(Message, frozen=True):
     models: dict[str, InForce] = msgspec.field(default_factory=dict)
     raw_may_reach: Tier = Tier.DEVICE
     task_code: str = ""
+    nonce: str = ""
 
 
 class ProgressRequest(Message, frozen=True):
@@ -270,6 +280,16 @@ class TakeOver(Message, frozen=True):
     """
 
     certificate: str = ""
+
+
+class Displaced(Message, frozen=True):
+    """Tells all processes of a name that a newer one proved itself; who is older asks for that proof and gives way.
+
+    Attributes:
+        newer: The incarnation that proved itself.
+    """
+
+    newer: Generation
 
 
 class StopOrder(Message, frozen=True):

@@ -1,10 +1,11 @@
-"""Opens a node: identity, verifier, one session per uplink; a bad address is diagnosed within seconds."""
+"""Opens a node: identity, verifier, one session per uplink; a parent that is away is waited for, or its absence diagnosed."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from edgewise.core.errors import InputError, Unreachable
 from edgewise.core.ids import Generation, Tier
 from edgewise.core.private_files import make_private_folder, open_private
 from edgewise.fleet.messages import NodeInfo
+from edgewise.fleet.node.link_watch import LinkWatch
 from edgewise.fleet.node.node import Node
+from edgewise.fleet.node.node_status import NodeStatus
 from edgewise.fleet.node.settings import AgentSettings
 from edgewise.ledger.entry import FrameCounter
 from edgewise.security.access import access_control
@@ -21,12 +24,19 @@ from edgewise.security.data_policy import DataPolicy
 from edgewise.security.identity import Identity
 from edgewise.transport.bulk.blobs import FolderBlobs
 from edgewise.transport.keys import Keys
+from edgewise.transport.late_transport import LateTransport
 from edgewise.transport.zenoh.diagnose import Cause, diagnose
+from edgewise.transport.zenoh.session_config import resolved
 from edgewise.transport.zenoh.zenoh_transport import TlsFiles, ZenohSettings, open_zenoh
 
 
 async def open_node(
-    settings: AgentSettings, describe: Callable[[], NodeInfo], *, generation: Generation | None = None
+    settings: AgentSettings,
+    describe: Callable[[], NodeInfo],
+    *,
+    generation: Generation | None = None,
+    status: NodeStatus | None = None,
+    cannot: Callable[[Unreachable], None] = lambda _: None,
 ) -> Node:
     """Opens a node's sessions; nothing is served yet.
 
@@ -34,13 +44,15 @@ async def open_node(
         settings: How.
         describe: Makes the node's info.
         generation: Its incarnation; None takes the time.
+        status: Says what is waited for while no parent can be reached; None does not wait.
+        cannot: Told once that waiting cannot help, e.g. of a wrong certificate; it is waited on.
 
     Returns:
-        The node; call `attach(0)` after its routes are registered.
+        The node; call `attach(0)` after its routes are registered, and once `linked` is set where there is a `status`.
 
     Raises:
-        InputError: If identity, name and tier do not belong together.
-        Unreachable: If the primary endpoint cannot be reached; says why.
+        InputError: If identity, name and tier do not belong together, or an endpoint cannot be read.
+        Unreachable: If the primary endpoint cannot be reached and nobody waits; says why.
     """
     identity = Identity.load(settings.identity)
     if identity.node != settings.name or identity.tier != settings.tier:
@@ -63,11 +75,10 @@ async def open_node(
         counter=counter,
         describe=describe,
     )
-    tls = TlsFiles(*_files(Path(settings.identity)))
     common = ZenohSettings(
         node=identity.node,
         generation=generation,
-        tls=tls,
+        tls=TlsFiles(*_files(Path(settings.identity))),
         scout=settings.scout,
         insecure=settings.insecure,
         counter=counter,
@@ -78,20 +89,49 @@ async def open_node(
     if settings.listen or (settings.tier is not Tier.DEVICE and not _is_operator(settings)):
         fence = _fence(settings)
         router = replace(common, mode="router", listen=settings.listen, connect=settings.connect, access_control=fence)
-        await _check(settings.connect[:1], tls)
-        node.uplinks.append(await open_zenoh(router))
+        await _open_router(node, router, None if status is None else LinkWatch(status, cannot))
         return node
     if not settings.connect:
         raise InputError(f"{settings.name!r} has no parent. Say --connect tls/HOST:PORT of its edge or coordinator.")
-    for index, endpoint in enumerate(settings.connect):
+    leaves = [replace(common, connect=(endpoint,)) for endpoint in settings.connect]
+    if status is None:
+        await _open_leaves(node, leaves)
+    else:
+        _open_leaves_later(node, leaves, LinkWatch(status, cannot))
+    return node
+
+
+async def _open_router(node: Node, router: ZenohSettings, links: LinkWatch | None) -> None:
+    if links is None:
+        await _check(router.connect[:1], router.tls)
+    transport = await open_zenoh(replace(router, must_connect=links is None))
+    node.uplinks.append(transport)
+    if links is None or not router.connect:
+        node.linked.set()
+        node.tried.set()
+    else:
+        node.spawn(links.follow(transport, node), f"links of {node.name}")
+
+
+async def _open_leaves(node: Node, leaves: Sequence[ZenohSettings]) -> None:
+    for index, leaf in enumerate(leaves):
         try:
-            await _check((endpoint,), tls)
-            node.uplinks.append(await open_zenoh(replace(common, connect=(endpoint,))))
+            await _check(leaf.connect, leaf.tls)
+            node.uplinks.append(await open_zenoh(leaf))
         except Unreachable:
             if index == 0:
                 await node.close()
                 raise
-    return node
+    node.linked.set()
+    node.tried.set()
+
+
+def _open_leaves_later(node: Node, leaves: Sequence[ZenohSettings], links: LinkWatch) -> None:
+    for leaf in leaves:
+        resolved(leaf)  # what is wrong with the settings is said at once
+    opening = functools.partial(links.open, node)
+    for leaf in leaves:
+        node.uplinks.append(LateTransport(node.name, leaf.connect[0], functools.partial(opening, leaf)))
 
 
 def _fence(settings: AgentSettings) -> dict[str, Any] | None:
@@ -105,7 +145,7 @@ def _files(folder: Path) -> tuple[Path, Path, Path]:
     return folder / "ca.pem", folder / "node.pem", folder / "node.key"
 
 
-async def _check(endpoints: tuple[str, ...], tls: TlsFiles) -> None:
+async def _check(endpoints: Sequence[str], tls: TlsFiles | None) -> None:
     for endpoint in endpoints:
         found = await diagnose(endpoint, tls)
         if found.cause is not Cause.REACHABLE:

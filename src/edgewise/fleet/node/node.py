@@ -30,13 +30,15 @@ from edgewise.core.errors import (
 )
 from edgewise.core.ids import Digest, Generation, NodeId, Tier
 from edgewise.core.provenance import Origins
-from edgewise.fleet.messages import BLOB, InfoRequest, Message, NodeInfo, Progress, TakeOver, kind_of
+from edgewise.fleet.messages import BLOB, Displaced, InfoRequest, Message, NodeInfo, Progress, TakeOver, kind_of
 from edgewise.fleet.node.blob_grants import BlobGrants
+from edgewise.fleet.node.proof import check_proof, make_question, proofs_of
 from edgewise.fleet.store.retention import Holder
 from edgewise.ledger.entry import FrameCounter, Purpose
 from edgewise.security.data_policy import DataPolicy, EgressAudit
 from edgewise.security.identity import Identity
-from edgewise.security.verifier import Reason, Verifier
+from edgewise.security.refusal import Reason
+from edgewise.security.verifier import Verifier
 from edgewise.transport.bulk.blobs import FolderBlobs
 from edgewise.transport.bulk.fetch import fetch_blob, serve_blobs
 from edgewise.transport.frame import Frame, Tensor, make_frame
@@ -96,7 +98,9 @@ class Node:
         stores: Its folders of blobs: `blobs`, and what is given to nobody.
         holders: What its parts hold of these, by the file of the state folder that they read and write.
         spare: Set where blobs may have fallen free.
-        on_overtaken: Told who refuses this process, because a newer one of its name speaks to it.
+        on_overtaken: Told who refuses this process because it heard a newer one of its name, and which.
+        linked: Set once a parent is linked, or none is needed.
+        tried: Set once the first attempt to link one has ended, well or not.
         blob_service: Where it gives what it offers, beside `blob`: an operator's own session, of which there may be several.
     """
 
@@ -123,7 +127,9 @@ class Node:
     sync_services: dict[str, SyncHandler] = field(default_factory=dict)
     coordinator: NodeId | None = None
     blob_service: str = BLOB
-    on_overtaken: Callable[[NodeId], None] | None = None
+    on_overtaken: Callable[[NodeId, Generation], None] | None = None
+    linked: asyncio.Event = field(default_factory=asyncio.Event)
+    tried: asyncio.Event = field(default_factory=asyncio.Event)
     audit: EgressAudit = field(init=False)
     grants: BlobGrants = field(init=False)
     _uplink_of: dict[NodeId, int] = field(default_factory=dict)
@@ -244,8 +250,7 @@ class Node:
         try:
             answer = await self.transport.query(key, frame, timeout_s=timeout_s)
         except RemoteError as error:
-            if error.fields.get("reason") == Reason.STALE_GENERATION and self.on_overtaken is not None:
-                self.on_overtaken(node)
+            await self._perhaps_overtaken(node, key, error)
             raise
         if purpose in _SIGNED:
             await self._prove_answer(node, key, answer)
@@ -316,21 +321,34 @@ class Node:
             Unreachable: If it does not answer.
         """
         if fresh or node not in self._known:
-            reply = await self.transport.query(
-                self.keys.service(node, "info"),
-                make_frame(kind_of(InfoRequest), InfoRequest()),
-                timeout_s=ORDER_TIMEOUT_S,
-            )
-            info = reply.read(NodeInfo)
-            proven, tier = self.verifier.learn(info.certificate.encode(), expected=node)
-            if info.node != node or tier != info.tier:
-                self.count_refusal(f"{node} presents the certificate of {proven} ({tier})")
-                raise IdentityRefused(
-                    f"{node!r} ({info.tier}) presents a certificate of {proven!r} ({tier}). "
-                    "Each node needs its own certificate; issue one with `edgewise ca issue`."
-                )
-            self._known[node] = info
+            question, nonce = make_question()
+            try:
+                key = self.keys.service(node, "info")
+                reply = await self.transport.query(key, question, timeout_s=ORDER_TIMEOUT_S)
+                self._known[node] = check_proof(self, node, reply, nonce)
+            except (IdentityRefused, FrameRefused, RemoteError) as error:  # who answered first may not be who was asked
+                try:
+                    self._known[node] = (await proofs_of(self, node))[-1]
+                except EdgewiseError:
+                    raise error from None
         return self._known[node]
+
+    async def proofs_of(self, node: NodeId) -> list[NodeInfo]:
+        """As `proof.proofs_of`; the newest is remembered as `info_of` does."""
+        found = await proofs_of(self, node)
+        self._known[node] = found[-1]
+        return found
+
+    async def tell_displaced(self, node: NodeId, newer: Generation) -> None:
+        """Tells every process of a name that a newer one proved itself.
+
+        Args:
+            node: The name.
+            newer: The incarnation that proved itself.
+        """
+        message = Displaced(newer)
+        frame = make_frame(kind_of(message), message, deadline_s=ORDER_TIMEOUT_S)
+        await self.transport.query_all(self.keys.service(node, "control"), frame, timeout_s=ORDER_TIMEOUT_S)
 
     def uplink_to(self, node: NodeId) -> Transport:
         """Returns the session that leads directly to a parent; the attached one for every other node."""
@@ -484,8 +502,17 @@ class Node:
             log.warning("%s refuses an answer in the name of %s: %s", self.name, node, error)
             raise
 
-    async def _answer_info(self, _: Frame) -> Frame:
-        info = self.describe()
+    async def _perhaps_overtaken(self, node: NodeId, key: str, error: RemoteError) -> None:
+        """Hears a refusal for being of an older incarnation, where the node that was asked signed it."""
+        newest = error.fields.get("newest_generation")
+        if error.fields.get("reason") != Reason.STALE_GENERATION or self.on_overtaken is None or error.reply is None:
+            return
+        with contextlib.suppress(EdgewiseError):  # who cannot prove that it refused did not
+            await self._prove_answer(node, key, error.reply)
+            self.on_overtaken(node, Generation(newest if isinstance(newest, int) else 0))
+
+    async def _answer_info(self, question: Frame) -> Frame:
+        info = msgspec.structs.replace(self.describe(), nonce=question.read(InfoRequest).nonce)
         return make_frame(kind_of(info), info)
 
     async def _answer_progress(self, _: Frame) -> Frame:

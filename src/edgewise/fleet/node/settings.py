@@ -47,6 +47,7 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         scout: Whether to look for other nodes by multicast and gossip.
         insecure: Whether to go without TLS, and without tokens, on a non-loopback address.
         capture: Folder for a plaintext copy of every frame sent (tests and audits); "" for none.
+        wait: How long a starting node waits for a parent before it ends with the cause, e.g. `30 s`; "" for as long as it takes.
         take_over: Whether a process that runs under this name, or on this state, is told to stop; else this one is refused.
         crash_after: Kill this process right after its n-th logged event (tests only).
     """
@@ -80,5 +81,6 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     scout: bool = False
     insecure: bool = False
     capture: str = ""
+    wait: str = ""
     take_over: bool = False
     crash_after: int | None = None

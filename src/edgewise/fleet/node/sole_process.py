@@ -21,13 +21,15 @@ from edgewise.core.errors import EdgewiseError, InputError, StoreError
 from edgewise.core.files import write_atomic
 from edgewise.core.ids import Generation
 from edgewise.core.private_files import PRIVATE, make_private, make_private_folder, open_private
-from edgewise.fleet.messages import Ack, InfoRequest, NodeInfo, TakeOver, kind_of
+from edgewise.fleet.messages import Ack, NodeInfo, TakeOver
 from edgewise.fleet.node.node import Node
-from edgewise.transport.frame import make_frame
+from edgewise.fleet.node.proof import proofs_of
 
 LOCK, GENERATION = "agent.lock", "generation"
 ASK_TIMEOUT_S = 2.0
 """For who answers to a name; one that is frozen or cut off does not, and learns of its successor when it is back."""
+SECOND = "running_since_ns"
+"""Field of the error that refuses a second process of a name."""
 LEAVE_TIMEOUT_S = 20.0
 """How long the first may take to stop once it is told."""
 LOOK_EVERY_S = 0.1
@@ -99,21 +101,34 @@ class StateLock:
         self._file.close()
 
 
-async def first_of(node: Node) -> NodeInfo | None:
-    """Who answers to a node's name already.
+def is_held(state: Path) -> bool:
+    """Whether a process holds a state folder, without taking it.
 
     Args:
-        node: The node, before it serves anything.
+        state: The folder.
+    """
+    try:
+        with (state / LOCK).open("r") as file:
+            return not _is_taken(file)
+    except OSError:
+        return False
+
+
+async def first_of(node: Node) -> NodeInfo | None:
+    """Which other process answers to a node's name, and proves that it may.
+
+    Args:
+        node: The node.
 
     Returns:
-        That process as it describes itself; None if nobody answers.
+        The newest one as it describes itself; None if nobody answers who has this node's key.
     """
-    key, request = node.keys.service(node.name, "info"), make_frame(kind_of(InfoRequest), InfoRequest())
     try:
-        info = (await node.transport.query(key, request, timeout_s=ASK_TIMEOUT_S)).read(NodeInfo)
+        found = await proofs_of(node, node.name, timeout_s=ASK_TIMEOUT_S)
     except EdgewiseError:
         return None
-    return info if info.node == node.name and info.generation != node.generation else None
+    others = [info for info in found if info.generation != node.generation]
+    return others[-1] if others else None
 
 
 def refuse_second(first: NodeInfo, *, operator: bool = False) -> None:
@@ -137,7 +152,8 @@ def refuse_second(first: NodeInfo, *, operator: bool = False) -> None:
         )
     raise InputError(
         f"{text}. Two processes cannot be one node: stop that one, give this one a certificate of its own, or say "
-        "--take-over: then that one is told and stops."
+        "--take-over: then that one is told and stops.",
+        **{SECOND: int(first.generation)},
     )
 
 

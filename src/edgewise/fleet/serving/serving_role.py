@@ -221,12 +221,8 @@ class Serving:
             log.info("%s tells nothing of drift: %s", self.node.name, error)
             return {}
 
-    async def resume(self, edge: NodeId | None = None) -> None:
-        """Serves again what was served before a restart, if all of it is here; the coordinator may order otherwise.
-
-        Args:
-            edge: The edge it is connected to now, which may be another than before; it is asked first.
-        """
+    async def resume(self) -> None:
+        """Serves again what was served before a restart, if all of it is here; the coordinator may order otherwise."""
         try:
             before = await self._installed.read()
         except FileNotFoundError:
@@ -238,11 +234,17 @@ class Serving:
                 if not self.node.blobs.has(order.graph.digest):
                     log.info("%s lacks the graph of %s, it waits for its coordinator", self.node.name, order.model)
                 elif await self._is_whole(order.model, order.graph):
-                    await self._serve(edge_first(order, edge))
+                    await self._serve(order)
                     self.node.coordinator = before.coordinator
                     log.info("%s serves version %d of %s again", self.node.name, order.version, order.model)
             except (OSError, EdgewiseError) as error:
                 self._cannot_resume(error, order.model)
+
+    def ask_first(self, edge: NodeId) -> None:
+        """Has the edge it is connected to now, which may be another than before, asked before others."""
+        orders = self._installed.orders
+        orders.update({name: edge_first(order, edge) for name, order in orders.items()})
+        self.ways_changed()
 
     def _cannot_resume(self, error: Exception, model: str = "what") -> None:
         text = "%s cannot serve %s as it did before, it waits for its coordinator: %s"
@@ -363,7 +365,7 @@ class Serving:
                 model.served.peer_lost(name)
             self.models[order.model] = model
             model.stop_following()
-            model.follow_link(graph, lambda size: self._probe(order, size), self._switched, self.node.spawn)
+            model.follow_link(graph, lambda size: self._probe(order.model, size), self._switched, self.node.spawn)
         self._installed.put(order)
         self.node.spare.set()
         keep_for_good()  # graphs and sessions of these plans: looked through in the middle of a request they took 20 ms
@@ -402,8 +404,9 @@ class Serving:
 
         return {at.site: [target(name) for name in at.nodes] for at in order.nodes_at}
 
-    async def _probe(self, order: InstallOrder, size_bytes: int) -> Crossing:
-        if not order.nodes_at or not order.nodes_at[0].nodes:
+    async def _probe(self, model: str, size_bytes: int) -> Crossing:
+        order = self._installed.orders.get(model)
+        if order is None or not order.nodes_at or not order.nodes_at[0].nodes:
             raise Unreachable("no node beyond this one to probe.")
         first = order.nodes_at[0].nodes[0]
         return await probe_once(self.node.uplink_to(first), self.node.keys.service(first, PROBE), size_bytes)

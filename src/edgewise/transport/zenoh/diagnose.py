@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import socket
 import ssl
@@ -23,6 +24,8 @@ LIMIT_S = 3.5
 _CONNECT_SHARE = 0.6
 _SETTLE_S = 0.5
 _REFUSED_WORDS = ("ALERT", "alert")
+_TLS_RECORDS = (b"\x16\x03", b"\x15\x03")
+"""How a TLS greeting and a TLS alert begin."""
 
 
 class Cause(StrEnum):
@@ -34,6 +37,7 @@ class Cause(StrEnum):
     BLACK_HOLE = "black_hole"
     NO_ROUTE = "no_route"
     NOT_TLS = "not_tls"
+    IS_TLS = "is_tls"
     SERVER_UNTRUSTED = "server_untrusted"
     SERVER_NAME = "server_name"
     SERVER_EXPIRED = "server_expired"
@@ -51,11 +55,13 @@ class EndpointFinding:
         cause: What stands in the way; `reachable` if nothing does.
         sentence: The cause as a sentence, with the endpoint.
         cure: What to do.
+        is_final: Whether waiting cannot help: a file, a name or a certificate must be changed, here or there.
     """
 
     cause: Cause
     sentence: str
     cure: str
+    is_final: bool = False
 
     def __str__(self) -> str:
         return f"{self.sentence} {self.cure}"
@@ -89,7 +95,7 @@ async def diagnose(endpoint: str, tls: TlsFiles | None = None) -> EndpointFindin
         return connection
     with connection:
         if protocol == "tcp":
-            return await _silent(endpoint, connection)
+            return await _plain(endpoint, connection)
         assert tls is not None
         return await _handshake(endpoint, connection, host, tls)
 
@@ -125,17 +131,42 @@ async def _connect(endpoint: str, found: tuple[int, tuple[object, ...]]) -> sock
     return finding
 
 
-async def _silent(endpoint: str, connection: socket.socket) -> EndpointFinding:
-    """Probes a plain TCP endpoint: a node waits for the client to speak; anything else is no node, or a cut link."""
+async def _plain(endpoint: str, connection: socket.socket) -> EndpointFinding:
+    """Probes a plain TCP endpoint: a node waits for the client to speak, and a TLS greeting tells it nothing."""
+    loop = asyncio.get_running_loop()
     try:
-        data = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(connection, 1), _SETTLE_S)
+        data = await asyncio.wait_for(loop.sock_recv(connection, 1), _SETTLE_S)
     except TimeoutError:
-        return _reachable(endpoint)
+        return await _spoken_to(endpoint, connection)
     except OSError:
         data = b""
     what = "it speaks first, which a node does not" if data else "it closes every connection"
     return EndpointFinding(
         Cause.NO_ANSWER, f"{endpoint!r}: {what}.", "Check that the port is a node's, and that its link is up."
+    )
+
+
+async def _spoken_to(endpoint: str, connection: socket.socket) -> EndpointFinding:
+    """Greets a silent endpoint in TLS: only one that speaks it answers in it, with a greeting or an alert."""
+    loop, incoming, outgoing = asyncio.get_running_loop(), ssl.MemoryBIO(), ssl.MemoryBIO()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = (
+        False,
+        ssl.CERT_NONE,
+    )  # nobody is trusted: it is only asked what it speaks
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(incoming, outgoing).do_handshake()
+    data = b""
+    with contextlib.suppress(OSError, TimeoutError):
+        await asyncio.wait_for(loop.sock_sendall(connection, outgoing.read()), _SETTLE_S)
+        data = await asyncio.wait_for(loop.sock_recv(connection, 2), _SETTLE_S)
+    if data not in _TLS_RECORDS:
+        return _reachable(endpoint)
+    return EndpointFinding(
+        Cause.IS_TLS,
+        f"{endpoint!r}: what answers there speaks TLS, it was dialled without.",
+        f"Dial it as 'tls/{endpoint.partition('/')[2]}', with the node's certificate.",
+        is_final=True,
     )
 
 
@@ -178,7 +209,10 @@ def _own_files(tls: TlsFiles | None) -> EndpointFinding | None:
     """Returns what is wrong with this node's own certificate files, or None."""
     if tls is None:
         return EndpointFinding(
-            Cause.CERTIFICATE_UNUSABLE, "a tls/ endpoint needs certificates, none are given.", "Give the node's folder."
+            Cause.CERTIFICATE_UNUSABLE,
+            "a tls/ endpoint needs certificates, none are given.",
+            "Give the node's folder.",
+            True,
         )
     for path in (tls.authority, tls.certificate, tls.key):
         if not Path(path).is_file():
@@ -186,6 +220,7 @@ def _own_files(tls: TlsFiles | None) -> EndpointFinding | None:
                 Cause.CERTIFICATE_UNUSABLE,
                 f"the file {str(path)!r} is missing.",
                 "Copy the node's folder as the authority wrote it: ca.pem, node.pem, node.key.",
+                is_final=True,
             )
     from cryptography import x509
 
@@ -197,12 +232,14 @@ def _own_files(tls: TlsFiles | None) -> EndpointFinding | None:
             Cause.CERTIFICATE_UNUSABLE,
             f"the files beside {str(tls.certificate)!r} cannot be used: {error}.",
             "Issue the node's certificate again.",
+            is_final=True,
         )
     if certificate.not_valid_after_utc < dt.datetime.now(dt.UTC):
         return EndpointFinding(
             Cause.CERTIFICATE_EXPIRED,
             f"our certificate {str(tls.certificate)!r} expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC.",
             "Issue a new one.",
+            is_final=True,
         )
     return None
 
@@ -218,11 +255,13 @@ def _of_server(endpoint: str, error: ssl.SSLCertVerificationError) -> EndpointFi
             Cause.SERVER_NAME,
             f"{endpoint!r}: {reason}.",
             "Dial a name or address its certificate was issued for, or issue it with this one as host.",
+            is_final=True,
         )
     return EndpointFinding(
         Cause.SERVER_UNTRUSTED,
         f"{endpoint!r}: its certificate is not of our fleet's authority ({reason}).",
         "Check that this is your fleet's node, and that ca.pem is the same on both.",
+        is_final="not yet valid" not in reason,  # a clock that lost its time is set some time after the start
     )
 
 
@@ -233,9 +272,19 @@ def _of_tls(endpoint: str, error: Exception) -> EndpointFinding:
             Cause.CERTIFICATE_REFUSED,
             f"{endpoint!r}: the node refuses our certificate ({error.reason}).",
             "Check that it was issued by the fleet's authority, is valid and not revoked.",
+            is_final=True,
+        )
+    if isinstance(error, (ConnectionError, ssl.SSLEOFError)):  # whoever passes connections on to a node that is down
+        return EndpointFinding(
+            Cause.NO_ANSWER,
+            f"{endpoint!r}: it closes every connection.",
+            "Check that the port is a node's, and that its link is up.",
         )
     return EndpointFinding(
-        Cause.NOT_TLS, f"{endpoint!r}: what answers there does not speak TLS.", "Check the port, or dial it as tcp/."
+        Cause.NOT_TLS,
+        f"{endpoint!r}: what answers there does not speak TLS.",
+        "Check the port, or dial it as tcp/.",
+        is_final=True,
     )
 
 

@@ -20,7 +20,7 @@ import contextlib
 import json
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import zenoh
@@ -29,7 +29,7 @@ from edgewise.core.errors import DeadlineExceeded, EdgewiseError, FrameRefused, 
 from edgewise.ledger.entry import FrameCounter, Purpose
 from edgewise.transport.frame import Frame
 from edgewise.transport.guard import FrameGuard
-from edgewise.transport.remote import answer, as_answer, checked_reply, error_frame, failure_frame, seal_reply
+from edgewise.transport.remote import answer, as_answer, error_frame, failure_frame, open_reply, seal_reply
 from edgewise.transport.transport import (
     FrameHandler,
     OnAnswer,
@@ -39,7 +39,7 @@ from edgewise.transport.transport import (
     SyncHandler,
     Transport,
 )
-from edgewise.transport.zenoh.diagnose import EndpointFinding, diagnose
+from edgewise.transport.zenoh.diagnose import Cause, EndpointFinding, diagnose
 from edgewise.transport.zenoh.lanes import Job, Sender
 from edgewise.transport.zenoh.queries import EXPRESS, PRIORITY, Queries, indirect
 from edgewise.transport.zenoh.session_config import TlsFiles, ZenohSettings, resolved, zenoh_config
@@ -103,11 +103,16 @@ async def _diagnosed_later(settings: ZenohSettings) -> list[EndpointFinding]:
 
 
 async def _explained(diagnosis: asyncio.Task[list[EndpointFinding]]) -> Unreachable:
-    findings = await diagnosis
+    findings = [_no_session(found) if found.cause is Cause.REACHABLE else found for found in await diagnosis]
     return Unreachable(
         "no parent can be reached: " + " ".join(map(str, findings)),
         causes=[finding.cause.value for finding in findings],
     )
+
+
+def _no_session(found: EndpointFinding) -> EndpointFinding:
+    cure = "Check that it is a node of Edgewise, and that its machine keeps up."
+    return replace(found, sentence=f"{found.sentence.rstrip('.')} and opens no session.", cure=cure)
 
 
 def _open_session(settings: ZenohSettings) -> Any:
@@ -205,12 +210,12 @@ class ZenohTransport(Transport):
 
     def ask(self, key: str, frame: Frame, on_answer: OnAnswer, *, timeout_s: float) -> Callable[[], None]:
         def settle(data: bytes | None, error: EdgewiseError | None = None) -> None:
-            cancel()
             answer, failure = None, error
             try:
-                answer = None if data is None else checked_reply(self.guard.open(data))
+                answer = None if data is None else open_reply(self.guard, data)
             except EdgewiseError as refused:
                 failure = refused
+            cancel()  # not before: until something has come of the answer, the timer stands
             on_answer(answer, failure)
 
         def ended(error: EdgewiseError | None) -> None:
@@ -254,7 +259,7 @@ class ZenohTransport(Transport):
         answers = []
         for reply in replies:
             with contextlib.suppress(EdgewiseError):
-                answers.append(checked_reply(self.guard.open(reply)))
+                answers.append(open_reply(self.guard, reply))
         return answers
 
     async def serve(self, key: str, handler: QueryHandler) -> Registration:
