@@ -136,6 +136,7 @@ def test_repair_names_what_is_damaged_and_has_it_fetched_again(tmp_path: Path, c
         state = fleet._state(CLOUD)
         digest = fleet.nodes[CLOUD].blobs.put(b"a graph that serves")
         fleet.nodes[NodeId("edge-1")].blobs.put(b"a graph that serves")
+        fleet.nodes[NodeId("edge-1")].grants.open(digest)  # as it does with graphs that are installed on it
         lost = fleet.nodes[CLOUD].blobs.put(b"nobody else has it")
         assert check_state(state).damages == ()
         for name in (digest, lost):

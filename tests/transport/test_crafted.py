@@ -13,7 +13,7 @@ from edgewise.codecs.bundle import CodedBundle, CodedSection, bundle_from_bytes,
 from edgewise.core.errors import EdgewiseError, FrameRefused, RemoteError
 from edgewise.core.ids import Generation, NodeId
 from edgewise.fleet.messages import NodeInfo, Progress, RunLetter, RunStatus
-from edgewise.inference.prepared import stage_answer
+from edgewise.inference.stage_frames import stage_answer
 from edgewise.ledger.entry import FrameCounter
 from edgewise.transport.frame import encode_frame, make_frame
 from edgewise.transport.guard import FrameGuard

@@ -23,14 +23,15 @@ from edgewise.core.errors import Busy, EdgewiseError, InputError, PlanInfeasible
 from edgewise.core.ids import NodeId, RequestId, Revision
 from edgewise.inference.cuts import encode_cut
 from edgewise.inference.device_streams import OpenStreams, Stream
-from edgewise.inference.observation import Observation
+from edgewise.inference.observation import Observation, unanswered
 from edgewise.inference.peers import SitePeers, Target
-from edgewise.inference.prepared import PreparedPlan, entries_of, prepare_plan, stage_answer, stage_request
+from edgewise.inference.prepared import PreparedPlan, entries_of, prepare_plan
 from edgewise.inference.request_admission import Lanes, admit
 from edgewise.inference.request_driver import LiveRequest, RequestResources, Served
 from edgewise.inference.request_inputs import check_inputs
 from edgewise.inference.serving_metrics import Count, ServingCounts, model_metrics
 from edgewise.inference.session import AnswerSource
+from edgewise.inference.stage_frames import stage_answer, stage_request
 from edgewise.inference.stages import Tensors
 from edgewise.inference.streams import StreamLost, StreamStep
 from edgewise.inference.worker import Worker
@@ -317,8 +318,11 @@ class ModelServer:
             num, may_part = entries_of(checked), step is None and not prepared.is_shared_state
             try:
                 worker, cost_s = admit(prepared, self._lanes, num, budget_s, self.name, may_part=may_part)
-            except EdgewiseError:
+            except EdgewiseError as error:
                 self.refused += 1
+                if error.fields.get("plan_is_slow"):  # which speaks against what is being rolled out
+                    seen = unanswered(name, prepared.active, prepared.digest, error.message, budget_s)
+                    asyncio.get_running_loop().call_soon(self._tell, checked, Served({}, seen))
                 raise
             resources = RequestResources(self.node, worker, peers, self.name, cost_s)
             live = LiveRequest(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import msgspec
 
 from edgewise.core.ids import Digest, NodeId, RequestId, Revision
 from edgewise.inference.session import AnswerSource
+from edgewise.planning.plan import ActivePlan
 
 
 class Observation(msgspec.Struct, frozen=True):
@@ -53,3 +56,27 @@ class Observation(msgspec.Struct, frozen=True):
     def compute_s(self) -> float:
         """Seconds of computing, on all nodes, dilation included."""
         return sum(seconds for name, seconds in self.stages if name.endswith(" compute"))
+
+
+def unanswered(request: RequestId, active: ActivePlan, digest: Digest, cause: str, deadline_s: float) -> Observation:
+    """A request that a plan could not have answered in time, so that it was refused at once.
+
+    Args:
+        request: Its name.
+        active: The plan.
+        digest: Of the plan.
+        cause: Why.
+        deadline_s: Seconds it had.
+    """
+    return Observation(
+        request=request,
+        revision=active.revision,
+        version=active.version,
+        plan=digest,
+        source=AnswerSource.NONE,
+        exit_index=None,
+        cause=cause,
+        arrived_s=time.monotonic(),
+        latency_s=0.0,
+        deadline_s=deadline_s,
+    )

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import inf, isfinite
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -19,25 +19,21 @@ from numpy.typing import NDArray
 from edgewise.codecs import Codec, make_codec
 from edgewise.codecs.bundle import CodedBundle, Section
 from edgewise.core.errors import FrameRefused, InputError
-from edgewise.core.ids import Digest, RequestId
+from edgewise.core.ids import Digest
 from edgewise.inference.cuts import encode_cut, sections_of
 from edgewise.inference.gates.exit import first_answer
 from edgewise.inference.gates.gate import Answer
 from edgewise.inference.gates.gate_states import GateStates
 from edgewise.inference.recent_costs import CostBySize, Slowest, running_mean
 from edgewise.inference.remote_window import RemoteWindow
-from edgewise.inference.stage_messages import STAGE_REQUEST, StageAnswer, StageRequest
 from edgewise.inference.stages import LoadedStage, StageSet, Tensors, build_stages, make_session
 from edgewise.inference.streams import StreamStates, StreamStep
-from edgewise.inference.text_tensors import unpack_text_tensors
 from edgewise.inference.warm_up import warm_up, zeros
 from edgewise.inference.worker import BRIEF_S
-from edgewise.ledger.entry import Purpose
 from edgewise.models.graph.graph import Graph, PlainTensor
 from edgewise.models.graph.living import peak_bytes
 from edgewise.models.graph.optional_inputs import with_optional
 from edgewise.planning.plan import ActivePlan, Gate, Handover, Plan, Site
-from edgewise.transport.frame import Frame, make_frame
 
 # A little above what was ever seen covers the next one.
 _HEADROOM = 1.25
@@ -355,58 +351,3 @@ def _warm_up_all(prepared: PreparedPlan, dilation: float) -> None:
 def entries_of(tensors: Mapping[str, NDArray[Any]]) -> int:
     """How many numbers they are in all."""
     return sum([array.size for array in tensors.values()])
-
-
-def stage_request(
-    prepared: PreparedPlan,
-    payload: CodedBundle,
-    *,
-    request: RequestId,
-    timeout_s: float,
-    purpose: Purpose = Purpose.SERVING,
-    step: StreamStep | None = None,
-) -> Frame:
-    """What hands a request over to the next site.
-
-    Args:
-        prepared: The plan it began on.
-        payload: What is handed over.
-        request: Its name.
-        timeout_s: Seconds of work left.
-        purpose: Why it is asked; the answer has the same.
-        step: Its place in its stream, if it has one.
-
-    Returns:
-        The frame.
-    """
-    active, target = prepared.active, prepared.stages.target
-    assert target is not None
-    message = StageRequest(
-        plan=prepared.digest,
-        revision=active.revision,
-        version=active.version,
-        site=target,
-        request=request,
-        sections=payload.sections,
-        step=step,
-    )
-    return make_frame(
-        STAGE_REQUEST,
-        message,
-        payload.arrays,
-        purpose=purpose,
-        deadline_s=timeout_s,
-        run=f"version-{active.version}",
-    )
-
-
-def stage_answer(reply: Frame) -> tuple[StageAnswer, Tensors]:
-    """Reads what the next site answered: the answer and its tensors.
-
-    Raises:
-        FrameRefused: If it is no answer, or says seconds that nobody can have taken.
-    """
-    answer = reply.read(StageAnswer)
-    if not all(0 <= seconds < inf for _, seconds in answer.stages):
-        raise FrameRefused(f"an answer of {reply.sender!r} says stages of {answer.stages[:10]} seconds.")
-    return answer, unpack_text_tensors({t.name: t.array for t in reply.tensors})

@@ -77,7 +77,8 @@ def admit(
 
     Raises:
         RequestTooLarge: If it cannot be done in time even here alone, or takes too much memory.
-        Busy: If it, or one taken before, would be late; `retry_after_s` says when it would not be.
+        Busy: If it, or one taken before, would be late; `retry_after_s` says when it would not be, `plan_is_slow` that it
+            always is.
     """
     own_s = prepared.costs.expected_s(num_entries)
     _check_size(prepared, num_entries, own_s, budget_s)
@@ -126,7 +127,7 @@ def _check_size(prepared: PreparedPlan, num_entries: int, own_s: float, budget_s
         "Allow more time (parameters.deadline_ms)"
     )
     if num_entries <= prepared.least_entries:
-        raise Busy(f"{what}, or plan with a faster node.")
+        raise Busy(f"{what}, or plan with a faster node.", plan_is_slow=True)
     raise RequestTooLarge(f"{what}, or send at most {int(num_entries * budget_s / own_s):,} values at once.")
 
 

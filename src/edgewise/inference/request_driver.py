@@ -13,8 +13,9 @@ from edgewise.core.ids import NodeId, RequestId
 from edgewise.inference import session
 from edgewise.inference.observation import Observation
 from edgewise.inference.peers import Peers, is_peers_fault
-from edgewise.inference.prepared import PreparedPlan, StageResult, entries_of, stage_answer, stage_request
+from edgewise.inference.prepared import PreparedPlan, StageResult, entries_of
 from edgewise.inference.session import AnswerSource, Session, step
+from edgewise.inference.stage_frames import stage_answer, stage_request
 from edgewise.inference.stage_messages import StageAnswer
 from edgewise.inference.stages import Tensors
 from edgewise.inference.streams import StreamStep

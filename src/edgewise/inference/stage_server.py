@@ -27,7 +27,8 @@ from edgewise.core.errors import Busy, DeadlineExceeded, EdgewiseError, FrameRef
 from edgewise.core.ids import NodeId, Revision, Tier
 from edgewise.inference.cuts import decode_cut
 from edgewise.inference.peers import SitePeers, Target, is_peers_fault
-from edgewise.inference.prepared import PreparedPlan, StageResult, prepare_plan, stage_answer, stage_request
+from edgewise.inference.prepared import PreparedPlan, StageResult, prepare_plan
+from edgewise.inference.stage_frames import stage_answer, stage_request
 from edgewise.inference.stage_messages import (
     STAGE_ANSWER,
     STAGE_REQUEST,

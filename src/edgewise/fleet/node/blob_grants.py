@@ -6,7 +6,7 @@ whoever learns its digest otherwise learns nothing more. A model is named to its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Iterable
 
 from edgewise.core.errors import PolicyViolation
 from edgewise.core.ids import Digest, NodeId
@@ -33,15 +33,14 @@ class BlobGrants:
         self._look_at = _FEW
         self.is_graph: Callable[[Digest], bool] = lambda _: False
 
-    def name(self, message: Message, to: NodeId, inline: Container[str] = ()) -> None:
-        """Grants what a message names to the node that it is sent to.
+    def name(self, message: Message, to: NodeId) -> None:
+        """Grants what a message names to the node that it is sent to, also what travels beside it: that may be lost there.
 
         Args:
             message: Any; most name nothing.
             to: Who gets it.
-            inline: Names of the tensors that travel beside it: a letter's blobs among them are not pulled.
         """
-        for digest in named_in(message, inline):
+        for digest in named_in(message):
             self.give(digest, to)
 
     def give(self, digest: Digest, to: NodeId) -> None:
@@ -100,14 +99,13 @@ class BlobGrants:
         self._look_at = max(_FEW, 2 * len(self._named))
 
 
-def named_in(message: Message, inline: Container[str] = ()) -> Iterable[Digest]:
-    """The blobs that a message names for its receiver to pull.
+def named_in(message: Message) -> Iterable[Digest]:
+    """The blobs that a message names to its receiver.
 
     Args:
         message: Any.
-        inline: Names of the tensors beside it.
     """
     if isinstance(message, RunLetter):
-        return [blob.digest for place, blob in enumerate(message.letter.blobs) if str(place) not in inline]
+        return [blob.digest for blob in message.letter.blobs]
     values = (getattr(message, name) for name in message.__struct_fields__)
     return [value.digest for value in values if isinstance(value, BlobRef)]

@@ -246,7 +246,7 @@ class Node:
         """
         frame = make_frame(kind_of(message), message, tensors, purpose=purpose, run=run, deadline_s=timeout_s)
         key = self.keys.service(node, service)
-        self.grants.name(message, node, tensors if isinstance(tensors, Mapping) else ())
+        self.grants.name(message, node)
         try:
             answer = await self.transport.query(key, frame, timeout_s=timeout_s)
         except RemoteError as error:

@@ -228,6 +228,8 @@ class Runs:
                     known.version, known.failure, known.registered = registered.version, registered.failure, True
         for sentence in damaged:
             log.error("%s: what it says of a run is not known any more: %s", self._node.name, sentence)
+        for live in self._runs.values():
+            live.settle()
         self.roles.replay()
 
     def _replay(self, live: LiveRun) -> None:
@@ -427,6 +429,7 @@ class Runs:
         registered = Registered(run, live.version, live.failure)
         await self._written(live, "registered", registered)
         live.registered = True
+        live.settle()
         self._node.spare.set()
         if not live.ending:
             self._say_ended(live)
@@ -443,8 +446,6 @@ class Runs:
         """Writes what is kept beside a run's own events, as soon as the store takes it."""
         data = msgspec.msgpack.encode(entry)
         await until_taken(partial(self._events.append, INDEX, kind, data), self._met(live))
-        for live in self._runs.values():
-            live.settle()
 
     def _register(self, live: LiveRun, outcome: m.Outcome) -> int:
         submitted = live.submitted
