@@ -12,6 +12,7 @@ TEST_ARGS ?=
 BENCH_ARGS ?= --short
 FUZZ_ARGS ?=
 SOAK_ARGS ?=
+MUTANT_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --progress-bar off
@@ -19,7 +20,7 @@ READY := $(VENV)/.edgewise-ready
 # One thread per process: the processes of a fleet share the cores.
 THREADS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test check bench bench-peers chaos fuzz soak smoke no-torch docs clean setup
+.PHONY: demo test check bench bench-peers chaos chaos-short chaos-mutants fuzz soak smoke no-torch docs clean setup
 .DEFAULT_GOAL := test
 
 setup: $(READY)
@@ -72,6 +73,14 @@ fuzz: $(READY)
 # 10,000 rounds and 1,000,000 requests on real processes; what each process grows by. SOAK_ARGS='--minutes 3'.
 soak: $(READY)
 	@$(THREADS) $(BIN)/python -m benchmarks.soak $(SOAK_ARGS)
+
+# Campaigns in virtual time; those of real processes join them here.
+chaos-short: $(READY)
+	@$(BIN)/edgewise chaos --campaigns 300 --table
+
+# Plants each bug of tests/chaos/mutants in a copy of the package and has campaigns hunt it; prints the score.
+chaos-mutants: $(READY)
+	@$(BIN)/python -m tests.chaos.run_mutants $(MUTANT_ARGS)
 
 smoke: $(READY)
 	@$(THREADS) $(BIN)/python -m pytest $(TEST_ARGS) tests/docs $(wildcard tests/examples)
