@@ -60,12 +60,14 @@ class FaultyLinks:
     sent_bytes: Counter[NodeId] = field(default_factory=Counter)
     received_bytes: Counter[NodeId] = field(default_factory=Counter)
     remembered: list[tuple[Parcel, Callable[[Any], None]]] = field(default_factory=list)
+    _counted: Any = None
     _due: dict[tuple[NodeId, NodeId], float] = field(default_factory=dict)
 
     def carry(self, parcel: Parcel, arrive: Callable[[Any], None]) -> None:
         """As `Carrier.carry`."""
-        if parcel.what in ("query", "answer"):
+        if parcel.what in ("query", "answer") and parcel.content is not self._counted:  # one query may go to several
             self.sent_bytes[parcel.sender] += len(parcel.content)
+            self._counted = parcel.content
         self.on_parcel(parcel)
         if parcel.what == "query":
             self._remember(parcel, arrive)

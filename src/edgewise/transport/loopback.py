@@ -235,8 +235,9 @@ class LoopbackTransport(Transport):
         return open_reply(self.guard, reply)
 
     async def query_all(self, key: str, frame: Frame, *, timeout_s: float) -> list[Frame]:
-        data = self._sealed(frame, key)
-        asked = [self.fabric.ask(self, server, data) for server in self.fabric.find(self.node, "serve", key)]
+        servers = self.fabric.find(self.node, "serve", key)
+        data = self._sealed(frame, key) if servers else b""
+        asked = [self.fabric.ask(self, server, data) for server in servers]
         if asked:
             await asyncio.wait(asked, timeout=timeout_s)
         answers = []
