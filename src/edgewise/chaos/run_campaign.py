@@ -109,6 +109,8 @@ class _Scene:
         self.cells: Counter[str] = Counter()
         self.loses_frames = any(FAULTS[f.kind].loses_frames for f in campaign.faults)
         self.last_over_s = 0.0
+        self.over_s: dict[Fault, float] = {}
+        self.fleet.can_spare = bool(campaign.quorum)
 
     async def play(self) -> CampaignReport:
         broken: list[str] = []
@@ -119,7 +121,7 @@ class _Scene:
                 except _Broken as error:
                     broken.append(str(error))
                 report = self._report(broken)
-                broken += invariants.check_run(self.campaign, self.fleet, report)
+                broken += invariants.check_run(self.campaign, self.fleet, report, self.over_s)
         except EdgewiseError as error:
             broken.append(f"the fleet does not start or stop: {error}")
             report = self._report(broken)
@@ -137,6 +139,9 @@ class _Scene:
                 self._check_goes_on()
         finally:
             submitting.cancel()
+        for name in sorted(self.fleet.away):
+            self.fleet.spawn(self.fleet.start_again(name), f"start {name} again")
+        self.fleet.away.clear()
         end = self.loop.time() + SETTLING_S + (LOST_FRAME_S if self.loses_frames else 0.0)
         self.waiting.clear()
         while (self.going_on or invariants.unsettled(self.fleet)) and self.loop.time() < end:
@@ -186,6 +191,7 @@ class _Scene:
     def _over(self, fault: Fault) -> None:
         self.fleet.tell(f"over {fault}")
         self.going_on.remove(fault)
+        self.over_s[fault] = self.loop.time()
 
     def _report(self, broken: list[str]) -> CampaignReport:
         live = self.fleet.live
@@ -220,6 +226,7 @@ def _request(campaign: Campaign) -> tuple[SubmitRun, RunFiles]:
         num_rounds=campaign.rounds,
         layout=msgspec.msgpack.encode(layout),
         quorum=campaign.quorum,
+        round_deadline_s=campaign.deadline_s,
         clients=tuple(map(ClientId, campaign.clients)),
         task_code=code_digest(task),
         register=False,

@@ -63,6 +63,8 @@ class VirtualFleet(LoopbackFleet):
         moments: How many things each node has done.
         witness: What really happened.
         links: Their frames.
+        can_spare: Whether the run can do without one of its clients.
+        away: Nodes that left and come back when the run is over.
         unable: Why a node could not start again, as it was told.
     """
 
@@ -83,11 +85,13 @@ class VirtualFleet(LoopbackFleet):
         self.lanes: dict[str, Lane] = {}
         self.disks: dict[str, VirtualDisk] = {}
         self.moments: Counter[str] = Counter()
-        self.witness = Witness()
+        self.witness = Witness(loop.time)
         self.unable: list[str] = []
         self.wall_jump_s: dict[str, float] = {}
         self.valid_s: dict[str, float] = {}
         self.down: set[str] = set()
+        self.can_spare = False
+        self.away: set[str] = set()
         self.on_moment: Callable[[str], None] = lambda _: None
         self.trace = hashlib.blake2b(digest_size=16)
         self.taken: list[str] = []

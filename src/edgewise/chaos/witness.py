@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ from edgewise.fleet.training.role_driver import RoleDriver
 from edgewise.fleet.training.run_roles import RunRoles
 from edgewise.training.client_update import ClientUpdate
 from edgewise.training.protocols.letters import UpdateReport
-from edgewise.training.protocols.messages import Accept, AnnounceRound, Work
+from edgewise.training.protocols.messages import Accept, AnnounceRound, RunStarted, Work
 from edgewise.training.protocols.protocol import CLIENT, COORDINATOR
 from edgewise.transport.frame import Frame
 
@@ -32,16 +33,22 @@ class Witness:
     """Notes of one campaign.
 
     Attributes:
+        now: Virtual seconds.
         worked: Digests of what clients' work really came to, by place.
         acknowledged: Reports that a server said yes to, with the digest and who said it.
+        forwarded: Reports that an edge said yes to, with its name.
         wrongs: What must never happen, seen as it did.
         rounds: Who took part in each round, as its coordinator closed it.
+        closed_s: When that was; of round 0, when the run began.
     """
 
+    now: Callable[[], float] = field(default=lambda: 0.0)
     worked: dict[Place, set[Digest]] = field(default_factory=dict)
     acknowledged: dict[Place, set[tuple[Digest, str]]] = field(default_factory=dict)
+    forwarded: dict[Place, set[str]] = field(default_factory=dict)
     wrongs: list[str] = field(default_factory=list)
     rounds: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    closed_s: dict[int, float] = field(default_factory=dict)
 
     def watch_steps(self, roles: RunRoles, node: str) -> None:
         """Notes what servers of a node's runs accept.
@@ -73,8 +80,11 @@ class Witness:
                 if place in places:
                     self.wrongs.append(f"{node} counts the update of {letter.client} in round {letter.round} twice")
                 places = places | {place}
+            if isinstance(event, RunStarted):
+                self.closed_s.setdefault(0, self.now())
             for action in actions:
                 if isinstance(action, AnnounceRound):
+                    self.closed_s.setdefault(int(action.summary.round), self.now())
                     self.rounds[int(action.summary.round)] = tuple(sorted(map(str, action.summary.participants)))
             if after is not state:
                 lines[id(after)] = (after, places)  # the state is kept: its id is not another's
@@ -109,6 +119,9 @@ class WitnessedNode(Node):
             if isinstance(letter, UpdateReport) and message.to.role == COORDINATOR:
                 place = (str(letter.client), int(letter.round), letter.exchange)
                 self.witness.acknowledged.setdefault(place, set()).add((letter.update.digest, str(node)))
+            elif isinstance(letter, UpdateReport):
+                place = (str(letter.client), int(letter.round), letter.exchange)
+                self.witness.forwarded.setdefault(place, set()).add(str(node))
         return found
 
 
