@@ -120,12 +120,15 @@ def _gathered(
     witness, broken = fleet.witness, []
     if campaign.deadline_s is None or any(exchange for _, _, exchange in witness.forwarded):
         return []
+    run = fleet.live.driver.state.run if fleet.live is not None else None
+    answered = () if run is None else run.collection.answers  # of a round that has not closed
     for (client, number, _), edges in sorted(witness.forwarded.items()):
         early_s = witness.closed_s.get(number - 1, 0.0) + EARLY_SHARE * campaign.deadline_s
         for edge in sorted(edges):
             hit = [fault for fault in campaign.faults if fault.node in (edge, CLOUD, OPERATOR)]
             is_fair = all(fault.kind == "kill" and over_s.get(fault, 0.0) <= early_s for fault in hit)
-            if is_fair and (number > len(report.rounds) or client not in report.rounds[number - 1]):
+            counts = report.rounds[number - 1] if number <= len(report.rounds) else answered
+            if is_fair and client not in counts:
                 broken.append(f"{edge} took the update of {client} in round {number} in time and it does not count")
     return broken
 
