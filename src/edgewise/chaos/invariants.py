@@ -118,7 +118,7 @@ def _gathered(
 ) -> list[str]:
     """What an edge has by its deadline counts, whoever else is silent, also if it was started again early in the round."""
     witness, broken = fleet.witness, []
-    if campaign.deadline_s is None or any(exchange for _, _, exchange in witness.forwarded):
+    if campaign.deadline_s is None or not witness.forwarded or any(each[2] for each in witness.forwarded):
         return []
     run = fleet.live.driver.state.run if fleet.live is not None else None
     answered = () if run is None else run.collection.answers  # of a round that has not closed

@@ -50,17 +50,19 @@ class Witness:
     rounds: dict[int, tuple[str, ...]] = field(default_factory=dict)
     closed_s: dict[int, float] = field(default_factory=dict)
 
-    def watch_steps(self, roles: RunRoles, node: str) -> None:
+    def watch_steps(self, roles: RunRoles, node: str, *, most_spare: int) -> None:
         """Notes what servers of a node's runs accept.
 
         Args:
             roles: The node's.
             node: Its name.
+            most_spare: As of its `RoleDriver`s.
         """
         add = roles.add
 
         def watched(role_name: str, spec: Any) -> RoleDriver:
             driver = add(role_name, spec)
+            driver.most_spare = most_spare
             if role_name != CLIENT:
                 driver._step = self._counting(driver._step, node)
             return driver
