@@ -26,7 +26,8 @@ from edgewise.core.files import watch_disk
 from edgewise.core.ids import ClientId, NodeId, RunId, Tier
 from edgewise.fleet.coordinator import Coordinator
 from edgewise.fleet.messages.fleet_events import AnyEvent
-from edgewise.fleet.node.node import INLINE_BYTES, Node
+from edgewise.fleet.messages.message import INLINE_BYTES
+from edgewise.fleet.node.node import Node
 from edgewise.fleet.node.settings import AgentSettings
 from edgewise.fleet.operator.operator import Operator
 from edgewise.fleet.training.live_run import LiveRun

@@ -15,7 +15,7 @@ from edgewise.fleet.training.role_driver import RoleDriver
 from edgewise.fleet.training.run_roles import RunRoles
 from edgewise.training.client_update import ClientUpdate
 from edgewise.training.protocols.letters import UpdateReport
-from edgewise.training.protocols.messages import Accept, AnnounceRound, RunStarted, Work
+from edgewise.training.protocols.messages import Accept, AnnounceRound, EndRun, RunStarted, Work, WorkDone
 from edgewise.training.protocols.protocol import CLIENT, COORDINATOR
 from edgewise.transport.frame import Frame
 
@@ -37,6 +37,8 @@ class Witness:
         worked: Digests of what clients' work really came to, by place.
         acknowledged: Reports that a server said yes to, with the digest and who said it.
         forwarded: Reports that an edge said yes to, with its name.
+        kept: What a client keeps if that work of its counts.
+        counted: What had counted by the end of the run, by the node that said so.
         wrongs: What must never happen, seen as it did.
         rounds: Who took part in each round, as its coordinator closed it.
         closed_s: When that was; of round 0, when the run began.
@@ -46,6 +48,8 @@ class Witness:
     worked: dict[Place, set[Digest]] = field(default_factory=dict)
     acknowledged: dict[Place, set[tuple[Digest, str]]] = field(default_factory=dict)
     forwarded: dict[Place, set[str]] = field(default_factory=dict)
+    kept: dict[Place, set[Digest | None]] = field(default_factory=dict)
+    counted: dict[str, frozenset[Place]] = field(default_factory=dict)
     wrongs: list[str] = field(default_factory=list)
     rounds: dict[int, tuple[str, ...]] = field(default_factory=dict)
     closed_s: dict[int, float] = field(default_factory=dict)
@@ -65,6 +69,8 @@ class Witness:
             driver.most_spare = most_spare
             if role_name != CLIENT:
                 driver._step = self._counting(driver._step, node)
+            else:
+                driver._step = self._keeping(driver._step)
             return driver
 
         roles.add = watched  # type: ignore[method-assign]
@@ -85,6 +91,8 @@ class Witness:
             if isinstance(event, RunStarted):
                 self.closed_s.setdefault(0, self.now())
             for action in actions:
+                if isinstance(action, EndRun):
+                    self.counted[node] = places
                 if isinstance(action, AnnounceRound):
                     self.closed_s.setdefault(int(action.summary.round), self.now())
                     self.rounds[int(action.summary.round)] = tuple(sorted(map(str, action.summary.participants)))
@@ -95,6 +103,18 @@ class Witness:
             return after, actions
 
         return counted
+
+    def _keeping(self, step: Any) -> Any:
+        """A client's step that notes what comes of its work beside its update."""
+
+        def noted(state: Any, event: Any) -> Any:
+            order = getattr(state, "order", None)
+            if isinstance(event, WorkDone) and order is not None:
+                place = (str(order.client), int(event.round), event.exchange)
+                self.kept.setdefault(place, set()).add(event.kept)
+            return step(state, event)
+
+        return noted
 
 
 class WitnessedNode(Node):
