@@ -82,12 +82,12 @@ def _leave(fleet: VirtualFleet, fault: Fault) -> Undo:
     for name in gone:
         fleet.crash(name, power=False)
     if fleet.can_spare and fault.node in gone:
+        gone.remove(fault.node)
         fleet.away.add(fault.node)
 
     def over() -> None:
         for name in gone:
-            if name not in fleet.away:
-                _start_again(fleet, name)
+            _start_again(fleet, name)
 
     return over
 
