@@ -12,6 +12,7 @@ TEST_ARGS ?=
 BENCH_ARGS ?= --short
 FUZZ_ARGS ?=
 SOAK_ARGS ?=
+MUTANT_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --progress-bar off
@@ -19,7 +20,7 @@ READY := $(VENV)/.edgewise-ready
 # One thread per process: the processes of a fleet share the cores.
 THREADS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test check bench bench-peers chaos fuzz soak smoke no-torch docs clean setup
+.PHONY: demo test check bench bench-peers chaos chaos-short chaos-mutants fuzz soak smoke no-torch docs clean setup
 .DEFAULT_GOAL := test
 
 setup: $(READY)
@@ -73,6 +74,21 @@ fuzz: $(READY)
 soak: $(READY)
 	@$(THREADS) $(BIN)/python -m benchmarks.soak $(SOAK_ARGS)
 
+# What of all this fits into five minutes: 300 campaigns in virtual time, 3 of real processes, fuzz and soak cut by time.
+chaos-short: $(READY)
+	@$(BIN)/edgewise chaos --campaigns 300 --table
+	@$(THREADS) $(BIN)/edgewise chaos --live --campaigns 3
+	@$(THREADS) $(BIN)/python -m tests.fuzz --seconds 30
+	@$(THREADS) $(BIN)/python -m benchmarks.soak --short --minutes 0.7
+
+# 500 campaigns of real processes, resumed by a second call.
+chaos-live: $(READY)
+	@$(THREADS) $(BIN)/edgewise chaos --live --campaigns 500 --kept chaos-out/live.jsonl
+
+# Plants each bug of tests/chaos/mutants in a copy of the package and has campaigns hunt it; prints the score.
+chaos-mutants: $(READY)
+	@$(BIN)/python -m tests.chaos.run_mutants $(MUTANT_ARGS)
+
 smoke: $(READY)
 	@$(THREADS) $(BIN)/python -m pytest $(TEST_ARGS) tests/docs $(wildcard tests/examples)
 
@@ -90,5 +106,5 @@ docs: $(READY)
 	@COLUMNS=100 $(BIN)/python docs/reference/generate.py
 
 clean:
-	rm -rf $(VENV) .venvs demo-report build dist bench-out fuzz-out soak-out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venvs demo-report build dist bench-out fuzz-out soak-out chaos-out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -46,6 +46,7 @@ VERBS: dict[str, str] = {
     "backup": "Copy a coordinator's state into one file, also while it runs.",
     "restore": "Make a state folder of a backup.",
     "repair": "Check a node's state folder, and fetch again what is damaged.",
+    "chaos": "Try a fleet in virtual time against kills, lost power, bad links and liars.",
     "doctor": "Check that this machine has what Edgewise needs.",
 }
 """Verb -> one line. A verb whose file is not part of this installation is not listed."""

@@ -1,13 +1,19 @@
-"""Writes files atomically; everything Edgewise stores on disk goes through here."""
+"""Writes files atomically; everything Edgewise stores on disk goes through here.
+
+What outlives a loss of power is said by what was synced. A `DiskWatch` sees each write, sync, rename and removal before
+and after it is done, so that a campaign can refuse one, or take back afterwards what no sync had made last.
+"""
 
 from __future__ import annotations
 
 import errno
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
+from typing import Protocol
 
 from edgewise.core.errors import StoreUnavailable
 
@@ -32,6 +38,56 @@ CURES = {
     "cannot be opened": "Raise the limit of open files, or see that the folder exists and this user may write there.",
 }
 """What to do about a store that takes nothing, by what it says."""
+
+
+class DiskWatch(Protocol):
+    """Sees what happens to files.
+
+    The acts: `write` a file anew, `append` to it, `sync` it, `rename` another to it, `sync folder`, `remove` it, and `commit` to
+    a database.
+    """
+
+    def before(self, act: str, path: Path) -> None:
+        """Told before an act; what it raises, the act raises instead of being done."""
+        ...
+
+    def after(self, act: str, path: Path, *, synced: bool = False) -> None:
+        """Told after it; of a commit, whether it has reached the disk."""
+        ...
+
+    def opened(self, path: Path, close: Callable[[], None]) -> None:
+        """Told of a file that stays open, and how it is closed."""
+        ...
+
+
+class _NoWatch:
+    def before(self, act: str, path: Path) -> None:
+        pass
+
+    def after(self, act: str, path: Path, *, synced: bool = False) -> None:
+        pass
+
+    def opened(self, path: Path, close: Callable[[], None]) -> None:
+        pass
+
+
+_NOBODY = _NoWatch()
+_WATCH: ContextVar[DiskWatch] = ContextVar("disk watch", default=_NOBODY)
+
+
+def watch_disk(watch: DiskWatch) -> None:
+    """Has all acts of the current context, and of what is begun from it, be seen by a watch.
+
+    Args:
+        watch: Whose.
+    """
+    _WATCH.set(watch)
+
+
+def disk_watch() -> DiskWatch | None:
+    """Who watches the current context; mostly nobody."""
+    watch = _WATCH.get()
+    return None if watch is _NOBODY else watch
 
 
 def write_atomic(path: str | Path, data: bytes | memoryview, *, mode: int = 0o644, durable: bool = True) -> Path:
@@ -138,18 +194,72 @@ def _write(path: Path, data: bytes | memoryview, mode: int, durable: bool) -> Pa
     try:
         try:
             os.fchmod(handle, mode)  # whatever the umask is
+            watch = _WATCH.get()
+            watch.before("write", temporary)
             _write_all(handle, data)
+            watch.after("write", temporary)
             if durable:
-                os.fsync(handle)
+                sync(handle, temporary)
         finally:
             os.close(handle)
-        os.replace(temporary, path)
+        rename(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        remove(temporary)
         raise
     if durable:
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     return path
+
+
+@contextmanager
+def appending(path: Path) -> Iterator[None]:
+    """Says that a file is written into that grows; nothing of it is synced.
+
+    Args:
+        path: Which.
+    """
+    watch = _WATCH.get()
+    watch.before("append", path)
+    yield
+    watch.after("append", path)
+
+
+def sync(handle: int, path: Path) -> None:
+    """Has an open file reach the disk.
+
+    Args:
+        handle: Its descriptor.
+        path: Its name.
+    """
+    watch = _WATCH.get()
+    watch.before("sync", path)
+    os.fsync(handle)
+    watch.after("sync", path)
+
+
+def rename(source: Path, path: Path) -> None:
+    """Gives a file another name in one step; whoever had it before is gone.
+
+    Args:
+        source: The file.
+        path: The name.
+    """
+    watch = _WATCH.get()
+    watch.before(f"rename {source.name}", path)
+    os.replace(source, path)
+    watch.after(f"rename {source.name}", path)
+
+
+def remove(path: Path) -> None:
+    """Removes a file; idempotent.
+
+    Args:
+        path: Which.
+    """
+    watch = _WATCH.get()
+    watch.before("remove", path)
+    path.unlink(missing_ok=True)
+    watch.after("remove", path)
 
 
 def _write_all(handle: int, data: bytes | memoryview) -> None:
@@ -158,9 +268,17 @@ def _write_all(handle: int, data: bytes | memoryview) -> None:
         rest = rest[os.write(handle, rest) :]
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Has the names in a folder reach the disk.
+
+    Args:
+        folder: Which.
+    """
+    watch = _WATCH.get()
+    watch.before("sync folder", folder)
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+    watch.after("sync folder", folder)

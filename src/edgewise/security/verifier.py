@@ -218,8 +218,9 @@ class Verifier:
         """The certificate of a name that a frame is signed by, or the last learned of it."""
         with self._lock:
             known, former = self._known.get(sender), self._former.get(sender)
-        is_former = former is not None and bool(signature) and _is_signed(former, signature, signed_bytes)
-        return former if is_former else known
+        if former is None or not signature or (known is not None and _is_signed(known, signature, signed_bytes)):
+            return known  # first: a certificate that was renewed for the same key stands in place of the one before
+        return former if _is_signed(former, signature, signed_bytes) else known
 
     def _judge(self, certificate: x509.Certificate) -> Subject:
         try:

@@ -30,11 +30,12 @@ from edgewise.models.task import Task, load_task
 from edgewise.security.authority import Authority, create_authority
 from edgewise.security.data_policy import DataPolicy
 from edgewise.security.identity import Identity
+from edgewise.security.verifier import Verifier
 from edgewise.testing import tiny_task
 from edgewise.transport.bulk.blobs import FolderBlobs
-from edgewise.transport.guard import Tap
+from edgewise.transport.guard import Sign, Tap
 from edgewise.transport.keys import Keys
-from edgewise.transport.loopback import LoopbackFabric
+from edgewise.transport.loopback import Carrier, LoopbackFabric
 
 CLOUD = NodeId("cloud")
 OPERATOR = NodeId("operator")
@@ -74,6 +75,7 @@ class LoopbackFleet:
         homes: Mapping[str, str] | None = None,
         keep_bytes: int = 0,
         grace_s: float = GRACE_S,
+        link: Carrier | None = None,
     ) -> None:
         """Says what the fleet is made of; nothing runs yet.
 
@@ -89,6 +91,7 @@ class LoopbackFleet:
             homes: The former word for `edge_of`; taken in this release.
             keep_bytes: Budget of every node's blobs, as in `AgentSettings`.
             grace_s: As in `Upkeep`.
+            link: Carries the frames; by default everything arrives at once.
 
         Raises:
             InputError: If nobody is named.
@@ -98,7 +101,7 @@ class LoopbackFleet:
         if not edge_of:
             raise InputError("a fleet has at least one client. Name each with its edge, e.g. edge_of={'a': 'edge-1'}.")
         self.task: Task = load_task(task_file, **dict(settings or {}))
-        self.fabric = LoopbackFabric()
+        self.fabric = LoopbackFabric(link)
         self.nodes: dict[NodeId, Node] = {}
         self.workers: dict[ClientId, LocalWorker] = {}
         self.training: dict[NodeId, NodeTraining] = {}
@@ -267,7 +270,7 @@ class LoopbackFleet:
             judge=self._judge,
         )
         upkeep = self._upkeep(node)
-        self.coordinator = Coordinator(node, settings, _serves_nothing)
+        self.coordinator = self._make_coordinator(node, settings)
         await node.attach(0)
         await self.coordinator.start()
         upkeep.begin()
@@ -275,7 +278,7 @@ class LoopbackFleet:
     async def _start_edge(self, name: NodeId) -> None:
         node = self._node(name, Tier.EDGE, parent=CLOUD)
         upkeep = self._upkeep(node)
-        training = self.training[name] = NodeTraining(node, self._state(name), is_edge=True)
+        training = self.training[name] = self._make_training(node, is_edge=True)
         await node.attach(0)
         await training.start()
         upkeep.begin()
@@ -283,10 +286,9 @@ class LoopbackFleet:
     async def _start_device(self, client: ClientId) -> None:
         edge = self._edge_of[client] or CLOUD
         node = self._node(NodeId(f"device-{client}"), Tier.DEVICE, parent=edge)
-        worker = LocalWorker(node, self._task_file, self._settings, client, self._engine)
-        self.workers[client] = worker
+        worker = self.workers[client] = self._worker(node, client)
         await worker.load()
-        training = self.training[node.name] = NodeTraining(node, self._state(node.name), worker=worker)
+        training = self.training[node.name] = self._make_training(node, worker=worker)
         node.describe = _describer(node, edge, worker)
         node.progress = worker.progress
         upkeep = self._upkeep(node)
@@ -305,18 +307,34 @@ class LoopbackFleet:
         folder = self._folder / "identities" / name
         if not folder.exists():
             self._authority.issue(name, tier).write(folder)
-        identity, counter = Identity.load(folder), FrameCounter(name)
+        identity = Identity.load(folder)
+        return self._node_with(identity, identity.verifier(), identity.sign, parent)
+
+    def _node_with(self, identity: Identity, verifier: Verifier, sign: Sign, parent: NodeId) -> Node:
+        name, counter = identity.node, FrameCounter(identity.node)
         generation = self._generations[name] = Generation(self._generations.get(name, 0) + 1)
-        node = Node(
+        node: Node = self._make_node(
             identity=identity, generation=generation, keys=Keys("loopback"), uplinks=[], policy=DataPolicy(),
-            blobs=FolderBlobs(self._state(name) / "blobs"), verifier=identity.verifier(), counter=counter,
+            blobs=FolderBlobs(self._state(name) / "blobs"), verifier=verifier, counter=counter,
             describe=lambda: _info(node, parent),
         )  # fmt: skip
         node.uplinks.append(
-            self.fabric.open(name, generation, counter=counter, sign=identity.sign, allow=node.allow, tap=self._tap)
+            self.fabric.open(name, generation, counter=counter, sign=sign, allow=node.allow, tap=self._tap)
         )
         self.nodes[name] = node
         return node
+
+    def _make_coordinator(self, node: Node, settings: AgentSettings) -> Coordinator:
+        return Coordinator(node, settings, _serves_nothing)
+
+    def _make_training(self, node: Node, **how: Any) -> NodeTraining:
+        return NodeTraining(node, self._state(node.name), **how)
+
+    def _make_node(self, **parts: Any) -> Node:
+        return Node(**parts)
+
+    def _worker(self, node: Node, client: ClientId) -> LocalWorker:
+        return LocalWorker(node, self._task_file, self._settings, client, self._engine)
 
     def _state(self, name: NodeId) -> Path:
         return self._folder / "state" / name

@@ -256,25 +256,29 @@ def decode_frame(data: bytes | memoryview, *, max_bytes: int = MAX_FRAME_BYTES) 
 
 def _decoded(data: bytes, max_bytes: int) -> Frame:
     if len(data) > max_bytes + 4096 or len(data) < _PREFIX_BYTES + _DIGEST_BYTES or data[:2] != MAGIC:
-        raise FrameRefused(f"{len(data):,} bytes are not a frame of at most {max_bytes:,} bytes.")
+        text = f"{len(data):,} bytes are not a frame of at most {max_bytes:,} bytes."
+        raise FrameRefused(text, is_damaged=len(data) <= max_bytes)
     if data[2] != VERSION:
-        raise FrameRefused(f"frame has version {data[2]}, this node speaks {VERSION}. Update the older node.")
+        text = f"frame has version {data[2]}, this node speaks {VERSION}. Update the older node."
+        raise FrameRefused(text, is_damaged=_is_changed(data))
     start = _PREFIX_BYTES + int.from_bytes(data[4:8], "little")
     try:
         header = _read_header(data[_PREFIX_BYTES:start])
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise FrameRefused(f"frame header is not readable: {error}.") from error
+        raise FrameRefused(f"frame header is not readable: {error}.", is_damaged=True) from error
     offset = start + header.message_bytes
     sizes = [_tensor_bytes(t) for t in header.tensors]
     end = offset + sum(sizes)
     signed_end = end + _DIGEST_BYTES
     if header.message_bytes < 0 or signed_end > len(data) or (not data[3] and signed_end != len(data)):
         raise FrameRefused(
-            f"frame {header.kind!r} from {header.sender!r} has {len(data):,} bytes, its header says {signed_end:,}."
+            f"frame {header.kind!r} from {header.sender!r} has {len(data):,} bytes, its header says {signed_end:,}.",
+            is_damaged=True,
         )
     if hashlib.blake2b(memoryview(data)[:end], digest_size=_DIGEST_BYTES).digest() != data[end:signed_end]:
         raise FrameRefused(
-            f"frame {header.kind!r} from {header.sender!r} does not match its digest; it was changed on the way."
+            f"frame {header.kind!r} from {header.sender!r} does not match its digest; it was changed on the way.",
+            is_damaged=True,
         )
     tensors = []
     for meta, size in zip(header.tensors, sizes, strict=True):
@@ -297,6 +301,17 @@ def _decoded(data: bytes, max_bytes: int) -> Frame:
         signature=data[signed_end:],
         signed_bytes=data[:signed_end],
     )
+
+
+def _is_changed(data: bytes) -> bool:
+    """Whether bytes are laid out as a frame of this version and do not match their digest."""
+    start = _PREFIX_BYTES + int.from_bytes(data[4:8], "little")
+    try:
+        header = _read_header(data[_PREFIX_BYTES:start])
+        end = start + header.message_bytes + sum(_tensor_bytes(t) for t in header.tensors)
+    except (msgspec.MsgspecError, UnicodeDecodeError, FrameRefused):
+        return False
+    return hashlib.blake2b(data[:end], digest_size=_DIGEST_BYTES).digest() != data[end : end + _DIGEST_BYTES]
 
 
 def _tensor_bytes(meta: _TensorHeader) -> int:

@@ -20,12 +20,16 @@ from edgewise.core.errors import (
     Unreachable,
 )
 from edgewise.fleet.node.blob_grants import NOT_NAMED
+from edgewise.security.refusal import Reason
 
 log = logging.getLogger("edgewise.fleet")
 T = TypeVar("T")
 
 RETRY = Backoff(0.05, most_s=2.0)
 """Waits between attempts."""
+_DOUBTS = frozenset(
+    (Reason.FORGED, Reason.EXPIRED, Reason.NOT_YET_VALID, Reason.MISSING, Reason.REPLAYED, Reason.TOO_LATE)
+)
 _PASSING = frozenset(kind.code for kind in (Unreachable, DeadlineExceeded, Busy, StoreUnavailable, StoreDamaged))
 
 
@@ -60,10 +64,13 @@ def is_passing(error: EdgewiseError) -> bool:
         error: What `Node.ask` raised.
 
     Returns:
-        True where a way was lost, here or between the other node and a third, where a store takes nothing now, here or
-        there, where the other node's was damaged, which it mends, where an answer was forged, and where a blob was asked of a
-        node that has not named it yet; False where the other node refused.
+        True where a way was lost, here or between the other node and a third, where a frame was damaged on its way, where a
+        store takes nothing now, here or there, where the other node's was damaged, which it mends, where an answer was forged,
+        where a blob was asked of a node that has not named it yet, and where the other node does not believe now who this one
+        is: its clock is wrong, a certificate is to be renewed, that very frame had come before. False where it refused.
     """
+    if error.fields.get("is_damaged") or error.fields.get("reason") in _DOUBTS:
+        return True
     if isinstance(error, RemoteError):
         return error.fields.get("remote_code") in _PASSING or error.fields.get("reason") == NOT_NAMED
     return isinstance(error, Unreachable | DeadlineExceeded | Busy | IdentityRefused | StoreUnavailable)

@@ -30,9 +30,19 @@ from edgewise.core.errors import (
 )
 from edgewise.core.ids import Digest, Generation, NodeId, Tier
 from edgewise.core.provenance import Origins
-from edgewise.fleet.messages import BLOB, Displaced, InfoRequest, Message, NodeInfo, Progress, TakeOver, kind_of
+from edgewise.fleet.messages import (
+    BLOB,
+    INLINE_BYTES,
+    Displaced,
+    InfoRequest,
+    Message,
+    NodeInfo,
+    Progress,
+    TakeOver,
+    kind_of,
+)
 from edgewise.fleet.node.blob_grants import BlobGrants
-from edgewise.fleet.node.proof import check_proof, make_question, proofs_of
+from edgewise.fleet.node.proof import check_proof, make_question, new_nonce, proofs_of
 from edgewise.fleet.store.retention import Holder
 from edgewise.ledger.entry import FrameCounter, Purpose
 from edgewise.security.data_policy import DataPolicy, EgressAudit
@@ -101,6 +111,8 @@ class Node:
         on_overtaken: Told who refuses this process because it heard a newer one of its name, and which.
         linked: Set once a parent is linked, or none is needed.
         tried: Set once the first attempt to link one has ended, well or not.
+        inline_bytes: Of blobs that travel in a letter's frame; larger ones are pulled.
+        make_nonce: Makes what the node asks others to sign.
         blob_service: Where it gives what it offers, beside `blob`: an operator's own session, of which there may be several.
     """
 
@@ -127,6 +139,8 @@ class Node:
     sync_services: dict[str, SyncHandler] = field(default_factory=dict)
     coordinator: NodeId | None = None
     blob_service: str = BLOB
+    inline_bytes: int = INLINE_BYTES
+    make_nonce: Callable[[], str] = new_nonce
     on_overtaken: Callable[[NodeId, Generation], None] | None = None
     linked: asyncio.Event = field(default_factory=asyncio.Event)
     tried: asyncio.Event = field(default_factory=asyncio.Event)
@@ -321,7 +335,7 @@ class Node:
             Unreachable: If it does not answer.
         """
         if fresh or node not in self._known:
-            question, nonce = make_question()
+            question, nonce = make_question(self.make_nonce)
             try:
                 key = self.keys.service(node, "info")
                 reply = await self.transport.query(key, question, timeout_s=ORDER_TIMEOUT_S)

@@ -7,6 +7,7 @@ answer to its question, the signature to the certificate, so that neither is of 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
@@ -41,9 +42,18 @@ class Asker(Protocol):
         ...
 
 
-def make_question() -> tuple[Frame, str]:
-    """A question who a node is, and its nonce."""
-    nonce = secrets.token_hex(16)
+def new_nonce() -> str:
+    """What nobody can foresee, 32 characters."""
+    return secrets.token_hex(16)
+
+
+def make_question(make_nonce: Callable[[], str] = new_nonce) -> tuple[Frame, str]:
+    """A question who a node is, and its nonce.
+
+    Args:
+        make_nonce: Makes what nobody can foresee.
+    """
+    nonce = make_nonce()
     return make_frame(kind_of(InfoRequest), InfoRequest(nonce)), nonce
 
 

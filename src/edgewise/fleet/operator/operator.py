@@ -163,12 +163,12 @@ class Operator:
         Raises:
             Unreachable: If it does not by then; says who is there.
         """
-        end = time.monotonic() + timeout_s
+        end = asyncio.get_running_loop().time() + timeout_s
         while True:
             rows = list((await self.nodes()).nodes)
             if ready(rows):
                 return rows
-            if time.monotonic() > end:
+            if asyncio.get_running_loop().time() > end:
                 there = ", ".join(f"{r.info.node} ({r.state})" for r in rows) or "nobody"
                 raise Unreachable(
                     f"the fleet is not complete after {timeout_s:.0f} s; there: {there}. Look at the missing nodes' logs."
@@ -237,7 +237,7 @@ class Operator:
             if frame.run == run:
                 changed.set()
 
-        node, answered_s = None, time.monotonic()
+        node, answered_s = None, asyncio.get_running_loop().time()
         while True:
             if node is not self.node:  # at first, and after another incarnation took over
                 node = self.node
@@ -247,10 +247,10 @@ class Operator:
                 status = await self._ask(RunRequest(run), RunStatus, timeout_s=STATUS_TIMEOUT_S)
             except (Unreachable, DeadlineExceeded) as error:
                 on_unreachable(error.message)
-                if time.monotonic() - answered_s > patience_s:
+                if asyncio.get_running_loop().time() - answered_s > patience_s:
                     raise
             else:
-                answered_s = time.monotonic()
+                answered_s = asyncio.get_running_loop().time()
                 yield status
                 if status.state != "running":
                     return

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from edgewise.core.errors import StoreDamaged, StoreError
-from edgewise.core.files import storing, unavailable
+from edgewise.core.files import disk_watch, storing, unavailable
 from edgewise.core.private_files import make_private_folder, open_private
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ FORMAT = 3
 """Of our tables and of what stands in them; kept in SQLite's `user_version`. 1 is Edgewise 0.1.0, which is not read; 2 has no
 seals in the registry, which are added when it is opened for writing."""
 _OLDEST = 2
+_FULL = 2
+"""SQLite's number of `synchronous=FULL`."""
 _CURES = {
     "full": "Free some space on that disk, then start the node again; nothing that was acknowledged is lost.",
     "not a database": "It is another kind of file or was overwritten. Restore a copy, or move it away to begin anew.",
@@ -90,11 +92,14 @@ class Database:
             try:
                 if not read_only:
                     open_private(path, "ab").close()  # SQLite's own files take its permissions
-                return Database(path, _connect(path, read_only), lock_file)
+                database = Database(path, _connect(path, read_only), lock_file)
             except BaseException:
                 if lock_file is not None:
                     lock_file.close()
                 raise
+            if (watch := disk_watch()) is not None:
+                watch.opened(path, database.close)
+            return database
 
     @contextmanager
     def transaction(self, *, durable: bool = True) -> Iterator[Connection]:
@@ -114,8 +119,19 @@ class Database:
                 self._connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
                 self._connection.rollback()  # what SQLAlchemy has begun for the pragma
                 self._is_durable = durable
+            watch, level = disk_watch(), None
             with self._connection.begin():
+                before = self._num_changes()
                 yield self._connection
+                if watch is not None and self._num_changes() != before:
+                    level = self._connection.exec_driver_sql("PRAGMA synchronous").scalar_one()
+                    watch.before("commit", self.path)
+            if watch is not None and level is not None:
+                watch.after("commit", self.path, synced=level >= _FULL)
+
+    def _num_changes(self) -> int:
+        """Rows that were written so far."""
+        return int(self._connection.connection.driver_connection.total_changes)  # type: ignore[union-attr]
 
     def create(self, tables: MetaData) -> None:
         """Creates missing tables and columns of text; closes the file if that fails, so that no lock is left behind."""

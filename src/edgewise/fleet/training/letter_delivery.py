@@ -18,7 +18,7 @@ import numpy as np
 
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.ids import Digest, NodeId
-from edgewise.fleet.messages import INLINE_BYTES, LetterAck, RunLetter
+from edgewise.fleet.messages import LetterAck, RunLetter
 from edgewise.fleet.node.delivery import Waits, is_passing
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.store.patience import PASSING
@@ -189,7 +189,7 @@ class LetterDelivery:
 
     def _inline(self, letter: AnyLetter) -> Inline:
         """Small blobs that are here, by their place in the letter."""
-        tensors, room = {}, INLINE_BYTES
+        tensors, room = {}, self._node.inline_bytes
         for place, blob in enumerate(letter.blobs):
             if blob.size_bytes <= room and (data := self._node.blobs.find(blob.digest)) is not None:
                 tensors[str(place)] = np.frombuffer(data, np.uint8)

@@ -111,7 +111,7 @@ class LiveRun:
     version: int = 0
     failure: str = ""
     registered: bool = False
-    opened_s: float = field(default_factory=time.monotonic)
+    opened_s: float = field(default_factory=lambda: asyncio.get_running_loop().time())
     waiting: str = ""
     retries: int = 0
     recording: asyncio.Task[None] | None = None

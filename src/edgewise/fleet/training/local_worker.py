@@ -110,6 +110,7 @@ class LocalWorker:
         engine_name: Local engine; "" to choose by timing.
         labelled: Gives the labelled hard examples of a run, or None.
         notes: What was found in its data, or done to it.
+        timer: Seconds; how long work took is told, and decides what is worth keeping over a crash.
         private: What the client keeps between rounds; unlike the node's blobs it is given to nobody.
     """
 
@@ -122,6 +123,7 @@ class LocalWorker:
     private: FolderBlobs = field(init=False)
     notes: tuple[str, ...] = ()
     counted: WorkCounter = field(default_factory=WorkCounter)
+    timer: Callable[[], float] = time.perf_counter
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "edgewise-train"))
     _task: Task | None = None
     _engine_of: dict[str, Any] = field(default_factory=dict)
@@ -315,11 +317,11 @@ class LocalWorker:
             importlib.import_module("torch.func")
             self.counted.is_preparing = False
             self.counted.counter += 1
-            start = time.perf_counter()
+            start = self.timer()
             update = self._update(driver, work, job)
             if not self.counted.seconds:  # the first update has imported the rest
                 keep_for_good()
-            seconds = time.perf_counter() - start
+            seconds = self.timer() - start
             self.counted.seconds += seconds
         finally:
             self.counted.work, self.counted.is_preparing = "", False

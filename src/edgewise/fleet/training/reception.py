@@ -168,7 +168,10 @@ class Reception:
             event = Received(letter=letter, sender=sender.node, generation=frame.generation, present=present)
         actions = await driver.dispatch(event)
         await self._taken(driver, letter)
-        return answer_in(actions)
+        answer = answer_in(actions)
+        if isinstance(event, LetterInvalid) and answer.accepted:  # a role that does not mind it has not taken it
+            return LetterAck(False, Refusal.INVALID, event.reason)
+        return answer
 
     async def _check_author(
         self, driver: RoleDriver | LetterAck, letter: AnyLetter, frame: Frame, sender: NodeInfo

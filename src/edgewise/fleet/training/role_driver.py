@@ -128,9 +128,12 @@ class RoleDriver:
     _is_quick: bool = False
     _nudge: asyncio.Event = field(default_factory=asyncio.Event)
     _refusal: StoreError | None = None
+    _must_last: bool = False
 
     def __post_init__(self) -> None:
         self._is_logged = self.role.needs_log is None
+        # A client that logs all has told its neighbours what it took: nobody gives that again.
+        self._must_last = self.role_name == COORDINATOR or (self.role_name == CLIENT and self._is_logged)
         # A client's step reads no blob and its log waits for no disk: a thread would cost more than it does.
         self._is_quick = self.role_name == CLIENT and self.spec.num_entries < QUICK_ENTRIES
         self._step = self.role.make_step(self.algorithm, MappedBlobs(self.blobs))
@@ -222,9 +225,17 @@ class RoleDriver:
             self.moved = self.moved.after(event, actions)
         if self.role_name == COORDINATOR or self.state is None:
             return
-        for digest in self.role.needs(self.state):
-            if not (self.blobs.is_whole(digest) or (self.private is not None and self.private.is_whole(digest))):
-                raise StoreError(f"blob {digest[:12]} of {self.log} is missing or spoiled; this node begins it anew.")
+        if self._lacks(self.state) and self.role.without_order is not None:
+            self.state = self.role.without_order(self.state)
+            self.let_go()
+        if lacks := self._lacks(self.state):
+            raise StoreError(f"blob {lacks[:12]} of {self.log} is missing or spoiled; this node begins it anew.")
+
+    def _lacks(self, state: Any) -> Digest | None:
+        """A blob that a state needs and that is not here, or spoiled; None where all are."""
+        stores = (self.blobs,) if self.private is None else (self.blobs, self.private)
+        needed = self.role.needs(state)
+        return next((digest for digest in needed if not any(store.is_whole(digest) for store in stores)), None)
 
     @property
     def held(self) -> frozenset[Digest]:
@@ -355,7 +366,8 @@ class RoleDriver:
         if not self._is_logged and not begins:
             return
         durable = self._is_durable(folded, spare)
-        if spare or begins:
+        # A log that has ended names nothing but what its state needs: what else it mentions may go at any time.
+        if spare or begins or (_has_ended(folded) and self.role.state is not None):
             encoded = self._snapshot(state, moved)
             self.events.compact(self.log, SNAPSHOT, encoded, num_events=len(rows), durable=durable)
         else:
@@ -363,15 +375,12 @@ class RoleDriver:
         self._is_logged = True
 
     def _is_durable(self, folded: list[tuple[Event, tuple[Action, ...]]], spare: set[Digest]) -> bool:
-        """Whether a loss of power may not undo some events.
-
-        A coordinator asks others again after one, and what they had not answered for good is done again: only its own log,
-        and what a client keeps, must stand.
-        """
-        if self.role_name != CLIENT or self.private is None:
-            return self.role_name == COORDINATOR
+        """Whether a loss of power may not undo some events: what a client keeps, and an end; a coordinator asks for the rest again."""
+        if self._must_last or _has_ended(folded):
+            return True
+        private = None if self.role_name != CLIENT else self.private
         keeps = any(isinstance(event, WorkDone) and event.kept is not None for event, _ in folded)
-        return keeps or any(self.private.has(digest) for digest in spare)
+        return private is not None and (keeps or any(map(private.has, spare)))
 
     def put(self, data: bytes, *, must_last: bool = False) -> Digest:
         """Stores a blob that events will name, as long-lived as this role's log is.
@@ -384,7 +393,7 @@ class RoleDriver:
             Its name.
         """
         if self._is_logged or must_last:
-            return self.blobs.put(data, durable=self.role_name == COORDINATOR)
+            return self.blobs.put(data, durable=self._must_last)
         return self.blobs.hold(data)
 
     def drop(self, judge: Callable[[], set[Digest]]) -> set[Digest]:
@@ -475,6 +484,10 @@ class RoleDriver:
         self.state = state_in(found, self.role.state)
         self.server, self.seen, self.mentioned = found.server, set(found.seen), set(found.mentioned)
         self.moved = found.moved
+
+
+def _has_ended(folded: Iterable[tuple[Event, tuple[Action, ...]]]) -> bool:
+    return any(isinstance(action, EndRun) for _, actions in folded for action in actions)
 
 
 def _is_left(event: Event, result: tuple[Action, ...] | BaseException) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from edgewise.core.errors import EdgewiseError, StoreError, StoreUnavailable
+from edgewise.core.errors import EdgewiseError, StoreError, StoreUnavailable, Unreachable
 from edgewise.core.ids import ClientId, Digest, Generation, NodeId, RunId, Tier
 from edgewise.fleet.membership.watch import Watch
 from edgewise.fleet.messages import (
@@ -277,6 +277,9 @@ class RunRoles:
             return LetterAck(is_end, Refusal.LATE, f"run {run} has ended on {self._node.name}.")
         spec = letter.spec if isinstance(letter, Order) else None
         may_begin = role_name == CLIENT or (role_name == EDGE and self._is_edge)
+        if spec is None and role_name == CLIENT and letter.author.role == CLIENT:
+            # A neighbour has begun and this client's own order is still on its way: refused for good, it would be missed.
+            raise Unreachable(f"{self._node.name} does not know run {run} yet. Send {letter.key!r} again.")
         if spec is None or not may_begin:
             text = f"{self._node.name} has no part in run {run}; {letter.key!r} does not count."
             return LetterAck(letter.key == "ended", Refusal.WRONG_RUN, text)

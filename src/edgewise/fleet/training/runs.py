@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -396,7 +395,7 @@ class Runs:
 
     def _close_round(self, live: LiveRun, summary: m.RoundSummary) -> None:
         """Notes what the round took; its model is evaluated beside, the next round does not wait for that."""
-        now, moved = time.monotonic(), live.driver.moved.of(summary.round)
+        now, moved = asyncio.get_running_loop().time(), live.driver.moved.of(summary.round)
         record = record_of(summary, accuracy=float("nan"), seconds=now - live.opened_s, moved=moved)
         live.waiting, live.retries, live.opened_s = "", 0, now
         name = f"record of round {summary.round} of {live.submitted.run}"

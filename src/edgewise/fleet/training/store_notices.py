@@ -7,8 +7,8 @@ A blob that is damaged or gone is fetched again from whoever of the nodes in sig
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import time
 from collections.abc import Callable, Iterable
 
 from edgewise.core.errors import EdgewiseError, StoreDamaged, StoreError
@@ -74,8 +74,9 @@ class StoreNotices:
         self._told_s.pop(run, None)
 
     def _note(self, driver: RoleDriver, node: NodeId, sentence: str) -> None:
-        self._of_run.setdefault(driver.run, StoreTroubles()).met(node, sentence)
-        now = time.monotonic()
+        clock = asyncio.get_running_loop().time
+        self._of_run.setdefault(driver.run, StoreTroubles(clock)).met(node, sentence)
+        now = clock()
         if (
             driver.role_name == COORDINATOR
             or not driver.server

@@ -319,4 +319,15 @@ def after(kept: Digest) -> ClientState:
     return ClientState(kept=kept)
 
 
-CLIENT_ROLE = Role(make_step, resume, wants, is_over, needs, ClientState, needs_log=needs_log, after=after)
+def without_order(state: ClientState) -> ClientState:
+    """A client that has lost what its order came with: it waits for the next, and what it keeps stands.
+
+    Args:
+        state: Before.
+    """
+    return ClientState(kept=state.kept, provisional=state.provisional)
+
+
+CLIENT_ROLE = Role(
+    make_step, resume, wants, is_over, needs, ClientState, needs_log=needs_log, after=after, without_order=without_order
+)

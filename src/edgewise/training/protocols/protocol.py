@@ -70,6 +70,8 @@ class Role:
         needs_log: event -> whether its log must begin with it at the latest: what happened before, its server asks for
             again after a crash, for little. None logs every event from the first on, as all others do from there on.
         after: What a client kept in a former run -> the state in which it begins one that goes on with it.
+        without_order: State -> what is left of it where blobs of the order at hand are gone, as after a loss of power; its
+            server asks again.
         state: Type of its state, a msgspec struct; with it a driver replaces old events by a snapshot and drops blobs that
             the state names no more. None keeps every event.
     """
@@ -83,6 +85,7 @@ class Role:
     ignores_yes: frozenset[type] = frozenset()
     needs_log: Callable[[Event], bool] | None = None
     after: Callable[[Digest], State] | None = None
+    without_order: Callable[[State], State] | None = None
 
 
 @dataclass(frozen=True, slots=True)

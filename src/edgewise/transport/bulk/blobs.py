@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edgewise.core.errors import PolicyViolation, StoreDamaged, StoreError, Unreachable
-from edgewise.core.files import storing, write_atomic
+from edgewise.core.files import appending, remove, rename, storing, sync, sync_folder, write_atomic
 from edgewise.core.ids import Digest, digest_of
 from edgewise.core.private_files import PRIVATE, make_private_folder, open_private
 from edgewise.core.provenance import origins_of
@@ -292,7 +292,7 @@ class FolderBlobs:
         if offset > there:
             raise StoreError(f"bytes at {offset:,} of blob {digest[:12]} leave a gap: only {there:,} are here.")
         partial = self._partial(digest)
-        with storing(self.folder), open_private(partial, "r+b" if there else "wb") as file:
+        with storing(self.folder), appending(partial), open_private(partial, "r+b" if there else "wb") as file:
             file.seek(offset)
             file.write(data)
 
@@ -316,15 +316,16 @@ class FolderBlobs:
         found = _digest_of_file(partial)
         if found != digest:
             size = partial.stat().st_size
-            partial.unlink()
+            remove(partial)
             raise StoreError(
                 f"{size:,} bytes received as blob {digest[:12]} have digest {found[:12]}. They were thrown away; "
                 "fetch it again, from another node if this repeats."
             )
         with partial.open("rb") as file:
-            os.fsync(file.fileno())
+            sync(file.fileno(), partial)
         self.claim(digest)
-        os.replace(partial, self.path(digest))
+        rename(partial, self.path(digest))
+        sync_folder(self.folder)
         self._trust(digest)
 
     def fetching(self, digest: Digest) -> asyncio.Lock:
@@ -337,8 +338,8 @@ class FolderBlobs:
         self._claims.pop(digest, None)
         self._checked.pop(digest, None)
         with storing(self.folder):
-            self.path(digest).unlink(missing_ok=True)
-            self._partial(digest).unlink(missing_ok=True)
+            remove(self.path(digest))
+            remove(self._partial(digest))
 
     def _is_checked(self, digest: Digest) -> bool:
         try:
@@ -367,7 +368,7 @@ class FolderBlobs:
         self._checked.pop(digest, None)
         text = f"It was moved to {aside.name!r}."
         try:
-            os.replace(path, aside)
+            rename(path, aside)
         except OSError as error:
             text = f"It cannot be moved away ({error.strerror})."
         return StoreDamaged(

@@ -15,7 +15,6 @@ is in `window.py`; no rate is configured.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -173,7 +172,7 @@ class _Fetch:
         self._asked: dict[asyncio.Task[tuple[float, bytes]], _Chunk] = {}
         self._asked_bytes = 0
         self._early: dict[int, bytes] = {}
-        self._moved_at = time.monotonic()
+        self._moved_at = asyncio.get_running_loop().time()
 
     async def run(self) -> None:
         try:
@@ -197,7 +196,7 @@ class _Fetch:
             self._asked_bytes += chunk.size_bytes
 
     def _choose(self) -> _Chunk | None:
-        size = next_chunk(self._window, self._asked_bytes, time.monotonic())
+        size = next_chunk(self._window, self._asked_bytes, asyncio.get_running_loop().time())
         if size == 0:
             return None
         if self._again:
@@ -210,7 +209,7 @@ class _Fetch:
         return chunk
 
     async def _ask(self, chunk: _Chunk) -> tuple[float, bytes]:
-        asked_s = time.monotonic()
+        asked_s = asyncio.get_running_loop().time()
         request = ChunkRequest(self._digest, chunk.offset, chunk.size_bytes)
         query = make_frame(CHUNK_REQUEST, request, purpose=Purpose.BULK, run=self._run)
         reply = await self._transport.query(self._key, query, timeout_s=_STALL_S)
@@ -232,7 +231,7 @@ class _Fetch:
                 f"chunk at {chunk.offset:,} of blob {self._digest[:12]} has {len(data):,} bytes instead of "
                 f"{chunk.size_bytes:,}: the announced size {self._size_bytes:,} is wrong. Ask the holder again."
             )
-        self._moved_at = time.monotonic()
+        self._moved_at = asyncio.get_running_loop().time()
         self._window = arrived(self._window, Arrival(len(data), asked_s, self._moved_at))
         self._early[chunk.offset] = data
         self._write_on()
@@ -248,7 +247,7 @@ class _Fetch:
 
     async def _wait_for_way(self, failure: Exception) -> None:
         """Waits before retrying a lost connection; raises if nothing has arrived for too long."""
-        still_s = time.monotonic() - self._moved_at
+        still_s = asyncio.get_running_loop().time() - self._moved_at
         if still_s > (_GRACE_S if isinstance(failure, Unreachable) else 2 * _STALL_S - 1.0):
             raise Unreachable(
                 f"blob {self._digest[:12]} stands at {self._written:,} of {self._size_bytes:,} bytes: nobody serves "

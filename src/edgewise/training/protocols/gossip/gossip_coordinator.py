@@ -241,8 +241,10 @@ def _returned(parts: _GossipParts, state: RunState, event: ClientReturned) -> Re
 def _delivered(parts: _GossipParts, state: RunState, event: Delivered) -> Result:
     if event.accepted or event.key != f"gossip/{event.to.name}":
         return state, ()
-    collection = c.failed(state.collection, ClientId(event.to.name), event.reason)
-    return _settled(parts, r.with_collection(state, collection), ())
+    state = r.with_collection(state, c.failed(state.collection, ClientId(event.to.name), event.reason))
+    if state.phase is Phase.OPEN and not state.collection.is_settled:  # its neighbours wait for it: it is asked again
+        return state, (r.waiting(state),)
+    return _settled(parts, state, ())
 
 
 def _cancelled(parts: _GossipParts, state: RunState, event: RunCancelled) -> Result:

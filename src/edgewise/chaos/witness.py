@@ -1,0 +1,155 @@
+"""What really happened in a campaign, noted beside the code that is tried: work that was done, letters that were acknowledged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgewise.codecs.bundle import bundle_to_bytes
+from edgewise.core.ids import Digest, digest_of
+from edgewise.fleet.messages import LetterAck, Message, NodeInfo, RunLetter
+from edgewise.fleet.node.node import Node, Route
+from edgewise.fleet.training.local_worker import LocalWorker
+from edgewise.fleet.training.role_driver import RoleDriver
+from edgewise.fleet.training.run_roles import RunRoles
+from edgewise.training.client_update import ClientUpdate
+from edgewise.training.protocols.letters import UpdateReport
+from edgewise.training.protocols.messages import Accept, AnnounceRound, Work
+from edgewise.training.protocols.protocol import CLIENT, COORDINATOR
+from edgewise.transport.frame import Frame
+
+MOST_REMEMBERED = 20_000
+MOST_STATES = 64
+STEPS = 100
+"""By which local work moves a worker's counter."""
+
+Place = tuple[str, int, int]
+"""A client, a round, an exchange."""
+
+
+@dataclass
+class Witness:
+    """Notes of one campaign.
+
+    Attributes:
+        worked: Digests of what clients' work really came to, by place.
+        acknowledged: Reports that a server said yes to, with the digest and who said it.
+        wrongs: What must never happen, seen as it did.
+        rounds: Who took part in each round, as its coordinator closed it.
+    """
+
+    worked: dict[Place, set[Digest]] = field(default_factory=dict)
+    acknowledged: dict[Place, set[tuple[Digest, str]]] = field(default_factory=dict)
+    wrongs: list[str] = field(default_factory=list)
+    rounds: dict[int, tuple[str, ...]] = field(default_factory=dict)
+
+    def watch_steps(self, roles: RunRoles, node: str) -> None:
+        """Notes what servers of a node's runs accept.
+
+        Args:
+            roles: The node's.
+            node: Its name.
+        """
+        add = roles.add
+
+        def watched(role_name: str, spec: Any) -> RoleDriver:
+            driver = add(role_name, spec)
+            if role_name != CLIENT:
+                driver._step = self._counting(driver._step, node)
+            return driver
+
+        roles.add = watched  # type: ignore[method-assign]
+
+    def _counting(self, step: Any, node: str) -> Any:
+        """A step that notes an update which counts twice in one line of states; a line is what one state led to."""
+        lines: dict[int, tuple[Any, frozenset[Place]]] = {}
+
+        def counted(state: Any, event: Any) -> Any:
+            after, actions = step(state, event)
+            _, places = lines.get(id(state), (None, frozenset()))
+            letter = getattr(event, "letter", None)
+            if isinstance(letter, UpdateReport) and any(isinstance(action, Accept) for action in actions):
+                place = (str(letter.client), int(letter.round), letter.exchange)
+                if place in places:
+                    self.wrongs.append(f"{node} counts the update of {letter.client} in round {letter.round} twice")
+                places = places | {place}
+            for action in actions:
+                if isinstance(action, AnnounceRound):
+                    self.rounds[int(action.summary.round)] = tuple(sorted(map(str, action.summary.participants)))
+            if after is not state:
+                lines[id(after)] = (after, places)  # the state is kept: its id is not another's
+                if len(lines) > MOST_STATES:
+                    del lines[next(iter(lines))]
+            return after, actions
+
+        return counted
+
+
+class WitnessedNode(Node):
+    """A node whose letters' answers are noted as they come to it."""
+
+    witness: Witness
+    taken: dict[str, set[tuple[int, int]]]
+
+    async def _verified(self, frame: Frame, route: Route, service: str) -> NodeInfo:
+        sender = await super()._verified(frame, route, service)
+        seen, number = self.taken.setdefault(frame.sender, set()), (frame.generation, frame.sequence)
+        if number in seen:
+            self.witness.wrongs.append(f"{self.name} takes {frame.kind} of {frame.sender} twice")
+        if seen and frame.generation < max(seen)[0]:
+            self.witness.wrongs.append(f"{self.name} takes {frame.kind} of a former incarnation of {frame.sender}")
+        seen.add(number)
+        return sender
+
+    async def ask(self, node: Any, service: str, message: Message, answer: Any, *rest: Any, **how: Any) -> Any:
+        """As `Node.ask`."""
+        found = await super().ask(node, service, message, answer, *rest, **how)
+        if isinstance(message, RunLetter) and isinstance(found, LetterAck) and found.accepted:
+            letter = message.letter
+            if isinstance(letter, UpdateReport) and message.to.role == COORDINATOR:
+                place = (str(letter.client), int(letter.round), letter.exchange)
+                self.witness.acknowledged.setdefault(place, set()).add((letter.update.digest, str(node)))
+        return found
+
+
+_REMEMBERED: dict[tuple[Any, ...], ClientUpdate] = {}
+
+
+class RememberingWorker(LocalWorker):
+    """A worker that does the same work once in a process: local work is a pure function, and campaigns repeat it."""
+
+    witness: Witness
+
+    def _update(self, driver: RoleDriver, work: Work, job: Any) -> ClientUpdate:
+        key, counter = self._key(driver, work), self.counted.counter
+        if key not in _REMEMBERED:
+            if len(_REMEMBERED) >= MOST_REMEMBERED:
+                _REMEMBERED.clear()
+            _REMEMBERED[key] = super()._update(driver, work, job)
+        elif work.kept is not None:
+            self._kept(work, is_needed=False)
+        self.counted.counter = counter + STEPS  # whether it was done or remembered is not to be seen
+        update, order = _REMEMBERED[key], work.order
+        place = (str(self.client), int(order.round), order.exchange)
+        self.witness.worked.setdefault(place, set()).add(digest_of(bundle_to_bytes(update.coded)))
+        return update
+
+    def _key(self, driver: RoleDriver, work: Work) -> tuple[Any, ...]:
+        order, held = work.order, {}
+        for section in order.sections:
+            held[section.name] = digest_of(self.node.blobs.read(section.blob.digest))
+        kept = ""
+        if work.kept is not None and self.private.has(work.kept):
+            kept = digest_of(self.private.read(work.kept))
+        return (
+            self.task_source,
+            repr(self.task_settings),
+            str(self.client),
+            repr(order.spec.algorithm),
+            order.spec.seed,
+            order.round,
+            order.exchange,
+            tuple(sorted(held.items())),
+            kept,
+            repr(order.spec.extra),
+        )

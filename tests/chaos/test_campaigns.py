@@ -1,0 +1,78 @@
+"""Campaigns are the same whenever they are run, those that once broke something hold, and every planted bug can be planted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from edgewise.chaos.campaign import Campaign, draw_campaign, load_campaign
+from edgewise.chaos.campaign_report import CampaignReport
+from edgewise.chaos.faults import Fault
+from edgewise.chaos.many_campaigns import run_many, run_one
+from edgewise.chaos.run_campaign import run_campaign
+from edgewise.chaos.shrink import shrink
+from edgewise.core.errors import InputError
+from tests.chaos.run_mutants import mutants, mutated
+
+FOUND = json.loads((Path(__file__).parent / "found_campaigns.json").read_text())
+
+
+@pytest.mark.parametrize("seed", [4, 1189])
+def test_a_seed_does_the_same_again_and_another_something_else(seed: int) -> None:
+    first, again = (run_campaign(draw_campaign(seed)) for _ in range(2))
+    assert first == again
+    assert first.num_steps > 300
+    assert run_campaign(draw_campaign(seed + 1)).trace != first.trace
+
+
+@pytest.mark.parametrize("found", FOUND, ids=lambda found: found["says"][:60])
+def test_what_a_campaign_once_found_is_mended(found: dict) -> None:
+    report = run_campaign(msgspec.convert(found["campaign"], Campaign))
+    assert report.broken == (), found["says"]
+
+
+def test_a_failing_campaign_is_made_as_small_as_what_breaks_it() -> None:
+    campaign = msgspec.structs.replace(draw_campaign(0), long_work=True, rounds=3)
+    kinds = ("cut", "kill", "slow", "power", "freeze", "lose")
+    campaign = msgspec.structs.replace(
+        campaign, faults=tuple(Fault(kind, "cloud", place + 1, 5.0) for place, kind in enumerate(kinds))
+    )
+
+    def breaks(candidate: Campaign) -> CampaignReport:
+        fatal = {"kill", "freeze"} <= {fault.kind for fault in candidate.faults}
+        return CampaignReport(seed=candidate.seed, broken=("it stands still",) if fatal else ())
+
+    smallest, report = shrink(campaign, run=breaks)
+    assert [fault.kind for fault in smallest.faults] == ["kill", "freeze"]
+    assert all(fault.seconds <= 0.02 for fault in smallest.faults)
+    assert (smallest.rounds, smallest.long_work, report.broken) == (1, False, ("it stands still",))
+
+
+@pytest.mark.parametrize("name", mutants())
+def test_a_planted_bug_still_applies(name: str) -> None:
+    compile(mutated(mutants()[name]), name, "exec")
+
+
+def test_a_campaign_is_read_back_as_it_was_printed_and_anything_else_refused(tmp_path: Path) -> None:
+    campaign, file = draw_campaign(7), tmp_path / "campaign.json"
+    for printed in (campaign, {"campaign": campaign, "report": None}, {"smallest": [campaign], "failed": [7]}):
+        file.write_bytes(msgspec.json.encode(printed))
+        assert load_campaign(file) == campaign
+    file.write_text('{"seed": "seven"}')
+    with pytest.raises(
+        InputError, match=r"is no campaign: .* Give a file that `edgewise chaos --json --seed N` has printed"
+    ):
+        load_campaign(file)
+
+
+@pytest.mark.slow
+def test_campaigns_of_other_processes_have_the_same_trace() -> None:
+    reports: list[CampaignReport] = []
+    tally = run_many(range(4, 6), jobs=1, on_report=reports.append)
+    assert (tally.num, tally.failed) == (2, [])
+    assert sum(tally.cells.values()) > 0
+    with_hashes_of_its_own = {report.seed: report.trace for report in reports}
+    assert run_one(draw_campaign(4))[1].trace == with_hashes_of_its_own[4]

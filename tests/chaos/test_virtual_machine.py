@@ -1,0 +1,158 @@
+"""The loop draws its order and no other, the disk forgets exactly what was not synced, the links do what their weather says."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgewise.chaos.faulty_links import FaultyLinks, Weather
+from edgewise.chaos.virtual_disk import VirtualDisk
+from edgewise.chaos.virtual_loop import LANE, Lane, StandsStill, VirtualLoop
+from edgewise.core.files import watch_disk
+from edgewise.core.ids import NodeId
+from edgewise.fleet.store.events import EventLog
+from edgewise.transport.bulk.blobs import FolderBlobs
+from edgewise.transport.loopback import Parcel
+
+DRAWS = 24
+
+
+def in_virtual_time(seed: int, scene: Callable[[VirtualLoop], Any]) -> Any:
+    loop = VirtualLoop(random.Random(seed))
+    asyncio.set_event_loop(loop)
+    try:
+        return loop.run_until_complete(scene(loop))
+    finally:
+        asyncio.set_event_loop(None)
+        loop.discard()
+
+
+def order_of(seed: int) -> tuple[list[str], float]:
+    done: list[str] = []
+
+    async def scene(loop: VirtualLoop) -> float:
+        async def work(name: str) -> None:
+            for step in range(3):
+                done.append(f"{name}{step}")
+                await asyncio.sleep(0)
+            await asyncio.to_thread(done.append, f"{name} in a thread")
+
+        tasks = []
+        for name in "ab":
+            context = contextvars.Context()
+            context.run(LANE.set, Lane(name))
+            tasks.append(loop.create_task(work(name), context=context))
+        await asyncio.gather(*tasks)
+        await asyncio.sleep(3600.0)
+        return loop.time()
+
+    return done, in_virtual_time(seed, scene)
+
+
+def test_lanes_interleave_by_the_seed_and_each_keeps_its_order() -> None:
+    orders = {tuple(order_of(seed)[0]) for seed in range(10)}
+    assert len(orders) > 3
+    assert order_of(3) == order_of(3)
+    assert all([step for step in order if step[0] == "a"][:3] == ["a0", "a1", "a2"] for order in orders)
+    assert 3600.0 <= order_of(3)[1] < 3601.0
+
+
+def test_a_killed_lane_does_nothing_more_and_waiting_for_nothing_is_told() -> None:
+    done: list[int] = []
+
+    async def scene(loop: VirtualLoop) -> None:
+        async def count() -> None:
+            try:
+                while True:
+                    done.append(len(done))
+                    await asyncio.sleep(1.0)
+            finally:
+                done.append(-1)
+
+        lane, context = Lane("a"), contextvars.Context()
+        context.run(LANE.set, lane)
+        loop.create_task(count(), context=context)
+        await asyncio.sleep(2.5)
+        loop.kill(lane)
+        await asyncio.sleep(10.0)
+        assert done == [0, 1, 2]
+        await loop.create_future()
+
+    with pytest.raises(StandsStill, match="nothing is left to do and these wait"):
+        in_virtual_time(0, scene)
+
+
+def after_a_loss_of_power(folder: Path, seed: int, write: Callable[[Path], object]) -> VirtualDisk:
+    disk = VirtualDisk(folder, random.Random(seed), lambda *_: None)
+
+    def lived() -> None:
+        watch_disk(disk)
+        write(folder)
+
+    context = contextvars.Context()
+    context.run(lived)
+    disk.crash(power=True)
+    return disk
+
+
+def test_a_synced_blob_stands_and_another_is_lost_torn_or_luckily_there(tmp_path: Path) -> None:
+    found = set()
+    for seed in range(DRAWS):
+        digests: list[Any] = []
+
+        def write(folder: Path, digests: list[Any] = digests) -> None:
+            blobs = FolderBlobs(folder / "blobs")
+            digests.extend((blobs.put(b"kept" * 100), blobs.put(b"lost" * 100, durable=False)))
+
+        after_a_loss_of_power(tmp_path / str(seed), seed, write)
+        blobs = FolderBlobs(tmp_path / str(seed) / "blobs")
+        assert blobs.is_whole(digests[0])
+        found.add(blobs.is_whole(digests[1]) if blobs.has(digests[1]) else None)
+    assert found == {True, False, None}
+
+
+def test_a_log_keeps_what_was_durable_and_never_half_an_event(tmp_path: Path) -> None:
+    lengths = set()
+    for seed in range(DRAWS):
+
+        def write(folder: Path) -> None:
+            log = EventLog.open(folder / "events.db")
+            log.append("run", "kept", b"1")
+            log.append_many("run", [("maybe", b"2"), ("maybe", b"3")], durable=False)
+            log.append_many("run", [("maybe", b"4")], durable=False)
+
+        after_a_loss_of_power(tmp_path / str(seed), seed, write)
+        log = EventLog.open(tmp_path / str(seed) / "events.db")
+        lengths.add(len(log.read("run")))
+        log.close()
+    assert lengths >= {1, 3}
+    assert lengths <= {1, 3, 4}
+
+
+def test_links_lose_and_repeat_by_their_weather_and_keep_the_order_of_the_rest() -> None:
+    async def scene(weather: Weather) -> list[int]:
+        links, came = FaultyLinks(random.Random(1)), []
+        links.weather[NodeId("b")] = weather
+        for number in range(200):
+            parcel = Parcel("query", NodeId("a"), NodeId("b"), "key", bytes([number]))
+            links.carry(parcel, lambda content: came.append(content[0]))
+        await asyncio.sleep(60.0)
+        return came
+
+    fair, lossy, twice, deaf, late = (
+        in_virtual_time(1, lambda _, w=weather: scene(w))  # type: ignore[misc]
+        for weather in (Weather(), Weather(lose=0.3), Weather(duplicate=0.5), Weather(deaf=True), Weather(reorder=0.5))
+    )
+    assert fair == list(range(200))
+    assert 100 < len(lossy) < 180
+    assert lossy == sorted(lossy)
+    assert 260 < len(twice) < 340
+    assert deaf == []
+    assert late != fair
+    assert sorted(late) == fair
