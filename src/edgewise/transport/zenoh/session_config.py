@@ -34,6 +34,10 @@ PRIORITIES = {
     Purpose.TRAINING: "DATA_LOW",
     Purpose.BULK: "BACKGROUND",
 }
+WATCHES_SOCKETS = hasattr(socket, "TCP_USER_TIMEOUT") and Path("/proc/self/fd").is_dir()
+"""Whether this system lets `link_sockets.py` end a link's connection, so that Zenoh's own bounds are the second line: Linux."""
+_ZENOH_LEASES = 4 if WATCHES_SOCKETS else 1
+_QUEUE_BOUNDS = 2
 _DROP_AFTER_US = 20_000
 _OPEN_TIMEOUT_MS = 3000
 
@@ -96,7 +100,7 @@ class ZenohSettings:
     scout: bool = False
     insecure: bool = False
     lease_s: float = 2.0
-    blocked_s: float = 10.0
+    blocked_s: float = 5.0
     connect_timeout_s: float = 4.0
     must_connect: bool = True
     counter: FrameCounter | None = None
@@ -195,11 +199,11 @@ def zenoh_config(settings: ZenohSettings) -> dict[str, Any]:
         "transport/unicast/max_sessions": 100_000,
         "transport/link/tcp": buffers,
         "transport/link/tls": buffers | _tls_config(settings.tls),
-        "transport/link/tx/lease": int(settings.lease_s * 1000),
-        "transport/link/tx/keep_alive": KEEP_ALIVES_PER_LEASE,
+        "transport/link/tx/lease": int(settings.lease_s * 1000) * _ZENOH_LEASES,
+        "transport/link/tx/keep_alive": KEEP_ALIVES_PER_LEASE * _ZENOH_LEASES,
         "transport/link/tx/batch_size": BATCH_BYTES,
         "transport/link/tx/queue/size": QUEUE_BATCHES,
-        "transport/link/tx/queue/congestion_control/block/wait_before_close": int(settings.blocked_s * 1e6),
+        "transport/link/tx/queue/congestion_control/block/wait_before_close": int(settings.blocked_s * _QUEUE_BOUNDS * 1e6),
         "transport/link/tx/queue/congestion_control/drop/wait_before_drop": _DROP_AFTER_US,
     }
     if settings.access_control is not None:
