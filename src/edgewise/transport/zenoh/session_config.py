@@ -203,7 +203,9 @@ def zenoh_config(settings: ZenohSettings) -> dict[str, Any]:
         "transport/link/tx/keep_alive": KEEP_ALIVES_PER_LEASE * _ZENOH_LEASES,
         "transport/link/tx/batch_size": BATCH_BYTES,
         "transport/link/tx/queue/size": QUEUE_BATCHES,
-        "transport/link/tx/queue/congestion_control/block/wait_before_close": int(settings.blocked_s * _QUEUE_BOUNDS * 1e6),
+        "transport/link/tx/queue/congestion_control/block/wait_before_close": int(
+            settings.blocked_s * _QUEUE_BOUNDS * 1e6
+        ),
         "transport/link/tx/queue/congestion_control/drop/wait_before_drop": _DROP_AFTER_US,
     }
     if settings.access_control is not None:

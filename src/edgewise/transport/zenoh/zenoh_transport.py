@@ -178,7 +178,9 @@ class ZenohTransport(Transport):
         self._queries = Queries(session, settings, self._sender, lambda error: _mapped(error, settings))
         self._tasks: set[asyncio.Task[None]] = set()
         self._declared: set[_Declared] = set()
-        self._tasks.add(self._loop.create_task(LinkSockets(session, settings).watch(), name=f"links of {settings.node}"))
+        self._tasks.add(
+            self._loop.create_task(LinkSockets(session, settings).watch(), name=f"links of {settings.node}")
+        )
         self._is_open = True
 
     async def linked_up(self) -> None:
