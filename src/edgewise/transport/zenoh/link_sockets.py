@@ -24,13 +24,13 @@ from typing import Any
 
 import zenoh
 
-from edgewise.transport.zenoh.queries import indirect
 from edgewise.transport.zenoh.session_config import WATCHES_SOCKETS, ZenohSettings, split_endpoint
 
 log = logging.getLogger(__name__)
 Ends = tuple[tuple[str, int], tuple[str, int]]
 """Address and port of a connection's near end, and of its far end."""
-_LOOKS_PER_LEASE = 8
+_LOOKS_PER_LEASE = 4
+_MOST_EVENTS = 4096
 _DESCRIPTORS = "/proc/self/fd"
 _LAST_DATA_RECEIVED = struct.Struct("@52xI")
 """Milliseconds, in Linux' `struct tcp_info`."""
@@ -55,21 +55,19 @@ class LinkSockets:
 
     def __init__(self, session: Any, settings: ZenohSettings) -> None:
         self._info, self._settings = session.info, settings
-        self._opened: set[Ends] = set()
         self._connections: dict[Ends, _Connection] = {}
-        if WATCHES_SOCKETS:
-            self._events = self._info.declare_link_events_listener(indirect(self._changed), history=True)
+        self._events = self._info.declare_link_events_listener(zenoh.handlers.RingChannel(_MOST_EVENTS), history=True)
 
     async def watch(self) -> None:
-        """Looks after them until it is cancelled, or the session is closed."""
-        with contextlib.suppress(zenoh.ZError):
-            while WATCHES_SOCKETS:
+        """Looks after them until it is cancelled, where the system lets it."""
+        while WATCHES_SOCKETS:
+            with contextlib.suppress(zenoh.ZError):  # the session is being closed
                 await asyncio.to_thread(self.look)
-                await asyncio.sleep(self._settings.lease_s / _LOOKS_PER_LEASE)
+            await asyncio.sleep(self._settings.lease_s / _LOOKS_PER_LEASE)
 
     def look(self) -> None:
         """Finds the connections of new links, and ends those that are to end."""
-        self._find({self._opened.pop() for _ in range(len(self._opened))})
+        self._find(set(self._new()))
         linked, now = {_ends_of(link) for link in self._info.links()}, time.monotonic()
         for ends, connection in list(self._connections.items()):
             connection.unlisted_since = None if ends in linked else connection.unlisted_since or now
@@ -101,9 +99,10 @@ class LinkSockets:
                             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, bound_ms)
                             self._connections[ends] = _Connection(int(name))
 
-    def _changed(self, event: Any) -> None:
-        if event.kind == zenoh.SampleKind.PUT:
-            self._opened.add(_ends_of(event.link))
+    def _new(self) -> Iterator[Ends]:
+        while (event := self._events.try_recv()) is not None:
+            if event.kind == zenoh.SampleKind.PUT:
+                yield _ends_of(event.link)
 
 
 def _ends_of(link: Any) -> Ends:

@@ -9,8 +9,8 @@
 
 Zenoh calls back on its own threads; everything is passed to the event loop that opened the transport. Its network
 threads never run Python (`indirect`): one that waited for the interpreter would hold up its link. Frames are sent
-through `lanes.py`, so a full queue never blocks the event loop; queries through `queries.py`. Configuration:
-`session_config.py`.
+through `lanes.py`, so a full queue never blocks the event loop; queries through `queries.py`; `link_sockets.py` ends
+lost links. Configuration: `session_config.py`.
 """
 
 from __future__ import annotations
