@@ -46,11 +46,11 @@ class _Connection:
 
 
 class LinkSockets:
-    """Ends the connections of one session that are silent, take nothing, or outlive their link.
+    """Ends the connections of one session that are silent, or outlive their link.
 
     Args:
         session: The Zenoh session.
-        settings: Its settings: `lease_s` bounds silence, `blocked_s` how long a connection may take nothing.
+        settings: Its settings: `lease_s` bounds both.
     """
 
     def __init__(self, session: Any, settings: ZenohSettings) -> None:
@@ -93,10 +93,8 @@ class LinkSockets:
         for name in os.listdir(_DESCRIPTORS):
             with contextlib.suppress(OSError):  # gone meanwhile, or not connected
                 if stat.S_ISSOCK(os.stat(int(name)).st_mode):
-                    with _opened(int(name)) as (ends, connection):
+                    with _opened(int(name)) as (ends, _):
                         if ends is not None and ends in new:
-                            bound_ms = int(self._settings.blocked_s * 1000)
-                            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, bound_ms)
                             self._connections[ends] = _Connection(int(name))
 
     def _new(self) -> Iterator[Ends]:

@@ -34,10 +34,9 @@ PRIORITIES = {
     Purpose.TRAINING: "DATA_LOW",
     Purpose.BULK: "BACKGROUND",
 }
-WATCHES_SOCKETS = hasattr(socket, "TCP_USER_TIMEOUT") and Path("/proc/self/fd").is_dir()
-"""Whether this system lets `link_sockets.py` end a link's connection: Linux. Zenoh's own bounds are the second line then."""
+WATCHES_SOCKETS = hasattr(socket, "TCP_INFO") and Path("/proc/self/fd").is_dir()
+"""Whether this system lets `link_sockets.py` end a link's connection: Linux. Zenoh's own lease is the second line then."""
 _ZENOH_LEASES = 4 if WATCHES_SOCKETS else 1
-_QUEUE_BOUNDS = 2
 _DROP_AFTER_US = 20_000
 _OPEN_TIMEOUT_MS = 3000
 
@@ -80,8 +79,8 @@ class ZenohSettings:
         scout: Whether nodes may be found by multicast and gossip, beside the given endpoints.
         insecure: Allows listening beyond loopback without TLS.
         lease_s: Silence after which a link counts as lost.
-        blocked_s: How long a link's connection may take nothing, and half of how long a frame waits for room in its link's queue; then
-            the link is closed. One that cannot move a batch of `BATCH_BYTES` within its lease is lost anyway.
+        blocked_s: How long a link may take nothing of what waits for it in one priority; then it is closed. A link that cannot move
+            a batch of `BATCH_BYTES` within its lease is lost anyway.
         connect_timeout_s: How long `open_zenoh` waits for a first connection.
         must_connect: Whether a router without a parent is an error; a restarted edge may go on alone.
         counter: Counts frames; made if None.
@@ -100,7 +99,7 @@ class ZenohSettings:
     scout: bool = False
     insecure: bool = False
     lease_s: float = 2.0
-    blocked_s: float = 5.0
+    blocked_s: float = 10.0
     connect_timeout_s: float = 4.0
     must_connect: bool = True
     counter: FrameCounter | None = None
@@ -172,9 +171,9 @@ def zenoh_config(settings: ZenohSettings) -> dict[str, Any]:
     Batches are small, so that an inference waits for few bytes of the batch before it and a slow link still
     moves a batch within its lease; the queues are ordered by priority. The send buffer is bounded, but holds
     a frame of 64 KiB: Zenoh does not flush TLS, so the tail of a write that found the buffer full waits for
-    the next write, at the latest a keep-alive. A link that stands still is closed, though its lease holds: a peer that
-    keeps its link alive and reads nothing would else block whoever sends it something through this router, for ever
-    (zenoh#1876). `link_sockets.py` is to end lost links before Zenoh does: therefore the lease that Zenoh knows is longer.
+    the next write, at the latest a keep-alive. A queue that stands still for `blocked_s` closes its link, though its
+    lease holds: a peer that keeps its link alive and reads nothing would else block whoever sends it something through
+    this router, for ever (zenoh#1876). The lease that Zenoh knows is longer, so that `link_sockets.py` ends lost links.
 
     Args:
         settings: Resolved settings.
@@ -203,9 +202,7 @@ def zenoh_config(settings: ZenohSettings) -> dict[str, Any]:
         "transport/link/tx/keep_alive": KEEP_ALIVES_PER_LEASE * _ZENOH_LEASES,
         "transport/link/tx/batch_size": BATCH_BYTES,
         "transport/link/tx/queue/size": QUEUE_BATCHES,
-        "transport/link/tx/queue/congestion_control/block/wait_before_close": int(
-            settings.blocked_s * _QUEUE_BOUNDS * 1e6
-        ),
+        "transport/link/tx/queue/congestion_control/block/wait_before_close": int(settings.blocked_s * 1e6),
         "transport/link/tx/queue/congestion_control/drop/wait_before_drop": _DROP_AFTER_US,
     }
     if settings.access_control is not None:
