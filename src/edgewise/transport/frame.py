@@ -244,7 +244,8 @@ def decode_frame(data: bytes | memoryview, *, max_bytes: int = MAX_FRAME_BYTES) 
         The frame; arrays are read-only views of `data`. The signature is kept, not verified.
 
     Raises:
-        FrameRefused: If version, length, digest, dtype or shape is wrong, or anything else about them.
+        FrameRefused: If version, length, digest, dtype or shape is wrong, or anything else about them; `is_damaged` where it
+            was changed on its way, so that it may be sent again.
     """
     try:
         return _decoded(bytes(data), max_bytes)
@@ -267,7 +268,10 @@ def _decoded(data: bytes, max_bytes: int) -> Frame:
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise FrameRefused(f"frame header is not readable: {error}.", is_damaged=True) from error
     offset = start + header.message_bytes
-    sizes = [_tensor_bytes(t) for t in header.tensors]
+    try:
+        sizes = [_tensor_bytes(t) for t in header.tensors]
+    except FrameRefused as error:  # nobody encodes such a header: its bits flipped before the digest could say so
+        raise FrameRefused(error.message, is_damaged=True) from error
     end = offset + sum(sizes)
     signed_end = end + _DIGEST_BYTES
     if header.message_bytes < 0 or signed_end > len(data) or (not data[3] and signed_end != len(data)):
