@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import shutil
 import tempfile
 import time
 from collections import Counter
@@ -81,6 +82,7 @@ async def _on_one_fleet(
             result = await _campaign(scene, draw(seed), baseline)
             on_result(result)
             if result.broken:
+                shutil.rmtree(folder / f"logs-of-seed-{seed}", ignore_errors=True)  # of an earlier time
                 (place / "logs").rename(folder / f"logs-of-seed-{seed}")
                 return number + 1
     return len(seeds)
