@@ -4,8 +4,8 @@ Zenoh's router was seen to grow from 30 to 300 MB when a radio link dropped (zen
 processes of their own under mutual TLS, lose both their links again and again: cut, or black, for less and for more than a
 lease, while an operator sends the device frames of 100 kB that pile up before the link. Resident memory of each process is taken
 every second. Flat is: from the end of the first quarter on, the 95 % limit of its slope stays below 2 MB over the whole run, or
-what it gained is less than that. After the last flap the device is to answer a new session; when the session that sent the frames
-hears it again is told, too. Neither always holds: docs/decisions/0016-a-blocked-link-is-closed.md says what is left open.
+what it gained is less than that. After the last flap the device is to answer within ten seconds: a new session, and the one that
+sent the frames. docs/decisions/0016-a-blocked-link-is-closed.md tells what kept it from that.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ EDGE, DEVICE, LATER = "edge-1", "device-1", "operator-2"
 LINKS = ((DEVICE, EDGE), (EDGE, CLOUD))
 GROWTH_MB, WARM_UP_FRACTION = 4.0, 0.25
 FRAME_BYTES, FRAMES_PER_S = 100_000, 10.0
-BACK, BACK_S = "the device answers after the last flap", 60.0
+BACK_S, TRIED_S = 10.0, 60.0
 QUICK = LinkClass("100 Mbit/s", "1 ms")
 
 
@@ -107,7 +107,7 @@ async def _measured(fleet: EmulatedFleet, operator: Operator, minutes: float, rn
     ended_s = time.monotonic()
     old = asyncio.create_task(answers_again(operator))
     back_s = await _answers_anew(fleet)
-    await asyncio.wait({old}, timeout=max(0.0, ended_s + BACK_S - time.monotonic()))
+    await asyncio.wait({old}, timeout=max(0.0, ended_s + TRIED_S - time.monotonic()))
     old_back_s = old.result() if old.done() and old.exception() is None else None
     old.cancel()
     return {"memory_mb": memory, **counts, "back_s": back_s, "old_session_back_s": old_back_s}
@@ -117,7 +117,7 @@ async def _answers_anew(fleet: EmulatedFleet) -> float | None:
     """As `answers_again`, through a session that was not there while the links flapped; None if not within a minute."""
     began_s, state = time.monotonic(), Path(fleet.folder) / LATER
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(BACK_S):
+        async with asyncio.timeout(TRIED_S):
             while True:
                 with contextlib.suppress(EdgewiseError):
                     later = connect_operator(fleet.identity(LATER), fleet.endpoint(CLOUD), state, "flaps")
@@ -158,7 +158,7 @@ async def answers_again(operator: Operator) -> float:
         TimeoutError: If it does not within a minute.
     """
     began_s = time.monotonic()
-    async with asyncio.timeout(BACK_S):
+    async with asyncio.timeout(TRIED_S):
         while True:
             try:
                 await proofs_of(operator.node, NodeId(DEVICE), timeout_s=1.0)
@@ -210,9 +210,17 @@ def bars_of(figures: dict[str, Any]) -> tuple[dict[str, dict[str, float]], list[
         )
         for name, of in grown.items()
     ]
-    back_s = figures["back_s"]
-    said = "not within a minute" if back_s is None else f"{back_s:.1f} s"
-    bars.append(Bar(BACK, f"<= {BACK_S:.0f} s", said, back_s is not None))
+    for who, key in (("a new session", "back_s"), ("the session that sent", "old_session_back_s")):
+        back_s = figures[key]
+        said = "not within a minute" if back_s is None else f"{back_s:.1f} s"
+        bars.append(
+            Bar(
+                f"the device answers {who} after the last flap",
+                f"<= {BACK_S:.0f} s",
+                said,
+                back_s is not None and back_s <= BACK_S,
+            )
+        )
     return grown, bars
 
 

@@ -389,7 +389,7 @@ def test_a_wrong_word_is_a_sentence_with_its_cure(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EDGEWISE_STATE", str(tmp_path))
-    monkeypatch.setattr("edgewise.fleet.agent.log_refused_links", lambda: None)  # it is for whole processes
+    monkeypatch.setattr("edgewise.fleet.agent_process.log_refused_links", lambda: None)  # it is for whole processes
     assert run([word.format(home=home) for word in words]) == 1
     shown = capsys.readouterr().err
     assert message in shown

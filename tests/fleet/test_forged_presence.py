@@ -43,7 +43,7 @@ def state_of(fleet: LoopbackFleet, node: NodeId = VICTIM) -> NodeState | None:
     return seen.pop() if len(seen) == 1 else None
 
 
-@pytest.mark.parametrize("claim", [SOON, Generation(2**62)])
+@pytest.mark.parametrize("claim", [SOON, Generation(2**62)], ids=["soon", "huge"])
 def test_a_bogus_token_evicts_nobody_while_it_is_held_nor_after(claim: Generation, tmp_path: Path) -> None:
     async def scene(fleet: LoopbackFleet) -> None:
         liar = fleet.nodes[LIAR]

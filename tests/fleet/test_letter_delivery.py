@@ -31,6 +31,8 @@ LETTER = WorkFailed(run=RunId("r"), round=RoundNumber(1), client=ClientId("a"), 
 class Receiver:
     """A node whose questions fail, or are answered, as `answer` says."""
 
+    inline_bytes = 2**16
+
     def __init__(self) -> None:
         self.answer: LetterAck | None = None
         self.asked = asyncio.Event()

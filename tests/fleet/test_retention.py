@@ -62,8 +62,9 @@ def test_what_was_just_asked_for_or_is_being_fetched_stays_a_while(tmp_path: Pat
         digest = blobs.put(b"model")
         assert not blobs.let_go(digest, 60.0)
         again = FolderBlobs(tmp_path)  # of the next process, in which nobody has asked for it
-        async with again.fetching(digest):
+        async with again.transfers.one(digest):
             assert not again.let_go(digest, 60.0)
+        assert digest not in again.transfers
         assert again.claim(digest)
         assert not again.let_go(digest, 60.0)
         assert FolderBlobs(tmp_path).let_go(digest, 60.0)

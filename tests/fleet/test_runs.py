@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from edgewise.codecs.bundle import bundle_to_bytes, encode_bundle
-from edgewise.core.errors import InputError, RemoteError, StoreError
+from edgewise.core.errors import InputError, RemoteError, StoreDamaged, StoreError
 from edgewise.core.files import storing
 from edgewise.core.ids import ClientId, NodeId, RoundNumber, RunId, Tier, digest_of
 from edgewise.fleet.messages import INLINE_BYTES, LetterAck, RunLetter, RunStatus
@@ -243,6 +243,18 @@ def test_what_was_told_of_closed_rounds_outlives_the_coordinator(protocol: str, 
     before, after = in_a_fleet(tmp_path, scene)
     assert [(r.uplink_bytes > 0, r.downlink_bytes > 0, r.seconds > 0) for r in before] == [(True,) * 3] * 2
     assert repr(after) == repr(before)  # accuracies without held-out data are NaN, equal in print only
+
+
+def test_a_round_whose_model_cannot_be_judged_is_told_all_the_same(tmp_path: Path) -> None:
+    async def scene(fleet: LoopbackFleet) -> Any:
+        def damaged(*_: Any) -> Any:
+            raise StoreDamaged("the template is damaged.")
+
+        fleet.coordinator.versions.calibration_scores = damaged  # type: ignore[method-assign]
+        status = await fleet.train(WORDS, num_rounds=3, register=True)
+        return [(record.round, np.isnan(record.accuracy)) for record in status.rounds]
+
+    assert in_a_fleet(tmp_path, scene) == [(1, True), (2, True), (3, True)]
 
 
 def test_a_run_that_is_over_keeps_little_in_memory_and_tells_all(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from edgewise.core.errors import InputError, StoreError
+from edgewise.core.errors import Busy, InputError, StoreError
 from edgewise.core.ids import NodeId, Revision, Tier
 from edgewise.fleet.messages import (
     BlobRef,
@@ -31,6 +31,7 @@ from edgewise.fleet.serving.drift_watch import CollectOrder
 from edgewise.fleet.serving.serving_role import Serving
 from edgewise.inference.serving_node import device_only_plan
 from edgewise.planning.plan import Site
+from edgewise.service.served_model import find_model
 from edgewise.transport.bulk.blobs import FolderBlobs
 from edgewise.transport.frame import Frame
 from edgewise.transport.keys import Keys
@@ -134,6 +135,27 @@ def test_what_is_not_there_or_broken_is_waited_for(
     with caplog.at_level(logging.WARNING, "edgewise.fleet"):
         asyncio.run(run())
     assert any("waits for its coordinator" in r.getMessage() for r in caplog.records) == warns
+
+
+def test_who_asks_for_a_model_that_is_fetched_again_is_told_to_come_back(tmp_path: Path) -> None:
+    async def run() -> None:
+        orders = await first_life(tmp_path, Tier.DEVICE)
+        graph = tmp_path / "blobs" / orders["digits"].graph.digest
+        graph.write_bytes(graph.read_bytes()[:-1])
+        serving = role(tmp_path, Tier.DEVICE)
+        await serving.resume()
+        assert list(serving.in_force()) == ["faces"]
+        assert serving._device is not None
+        with pytest.raises(Busy, match="has no active plan yet"):
+            await serving._device.infer({"x": images(1)}, model="digits")
+        with pytest.raises(Busy, match="'digits' is not ready"):
+            find_model(serving._device.models, "digits")
+        again = order(serving, "digits")
+        await serving.install(again, FRAME)
+        assert (await serving._device.infer({"x": images(1)}, model="digits")).observation.version == again.version
+        await serving.close()
+
+    asyncio.run(run())
 
 
 def test_a_deployment_has_the_same_name_everywhere_and_another_model_another_name(tmp_path: Path) -> None:

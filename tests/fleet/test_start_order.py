@@ -122,6 +122,28 @@ def test_nodes_may_start_in_any_order(
     assert "device-1 waits for" in caplog.text or order[0] != "device-1"
 
 
+def test_a_parent_that_comes_while_a_node_prepares_itself_is_joined(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = Agent._prepare
+
+    async def slowly(agent: Agent) -> None:
+        if agent.settings.name == "device-1":
+            assert not agent.node.linked.is_set()
+            for name in ("cloud", "edge-1"):
+                await machines.start(name)
+            await asyncio.wait_for(agent.node.linked.wait(), WAIT_S)
+        await prepare(agent)
+
+    async def scene() -> None:
+        monkeypatch.setattr(Agent, "_prepare", slowly)
+        device = await machines.start("device-1")
+        await asyncio.wait_for(device.is_joined.wait(), WAIT_S)
+        await until(lambda: machines.sees("device-1", "edge-1"))
+
+    machines.play(scene)
+
+
 def test_what_is_waited_for_is_said_with_its_cause_and_among_the_metrics(
     machines: Machines, caplog: pytest.LogCaptureFixture
 ) -> None:

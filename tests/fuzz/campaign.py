@@ -187,6 +187,10 @@ class Campaign:
         new.replace(self._state())
 
 
+PART, WHOLE, CUT = "part", "whole", "cut"
+"""What a tally tells of: some inputs more, the last of a block, the last before the time was up."""
+
+
 class _Child:
     """A child process that works at one block after the other."""
 
@@ -214,10 +218,10 @@ class _Child:
         found: list[tuple[Block, Tally, bool]] = []
         try:
             while self.block is not None and self._pipe.poll(0.05):
-                tally, is_last = self._pipe.recv()
+                tally, how = self._pipe.recv()
                 self._moved_at = time.monotonic()
-                found.append((self.block, tally, is_last))
-                if is_last:
+                found.append((self.block, tally, how == WHOLE))
+                if how != PART:
                     self.block = None
         except (EOFError, ConnectionResetError):
             pass
@@ -257,8 +261,8 @@ def _work(pipe: Any, place: Any, is_over: Any) -> None:
         except EOFError:
             return
         watch = Watch(place, is_over)
-        last = run_block(TARGETS[name], seed, start, stop, watch=watch, report=lambda tally: pipe.send((tally, False)))
-        pipe.send((last, not is_over.value or start == stop))
+        last = run_block(TARGETS[name], seed, start, stop, watch=watch, report=lambda tally: pipe.send((tally, PART)))
+        pipe.send((last, CUT if is_over.value and start != stop else WHOLE))
         if is_over.value:
             pipe.close()
             return

@@ -77,8 +77,8 @@ def test_an_unknown_size_costs_in_proportion_to_the_largest_known_below_it_and_n
     costs.add(100, 4.0)
     assert [costs.expected_s(n) for n in (5, 10, 20, 90, 100, 200)] == [1.0, 1.0, 2.0, 4.0, 4.0, 8.0]
     assert [costs.is_sure(n) for n in (40, 400, 401)] == [True, True, False]
-    costs.add(10, 17.0)  # a running mean of sixteen
-    assert costs.expected_s(10) == 2.0
+    costs.add(10, 17.0)  # a running mean of sixteen, in which a pause counts as three times the usual
+    assert costs.expected_s(10) == 1.125
 
 
 def prepared_of(node: ServingNode, seconds: float) -> PreparedPlan:
@@ -118,7 +118,7 @@ def test_what_takes_too_long_or_too_much_memory_alone_is_refused_for_its_size() 
         with pytest.raises(RequestTooLarge, match=r"640 values takes about 10 s.*send at most 64 values at once"):
             await node.infer(many, deadline_s=1.0)
         assert (await node.infer(many, deadline_s=4.0)).outputs
-        plan.costs.add(10 * ENTRIES, 1000.0)
+        prepared_of(node, 1.0).costs.add(10 * ENTRIES, 1000.0)
         with pytest.raises(RequestTooLarge, match="its deadline is 4"):
             await node.infer(many, deadline_s=4.0)
         with pytest.raises(Busy, match=r"takes about 1 s here, its deadline is 0\.010 s.*or plan with a faster node"):

@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from edgewise.chaos.live.live_scene import split_plan
 from edgewise.codecs import png
 from edgewise.core.ids import ClientId, NodeId, Tier, digest_of
 from edgewise.core.png_file import encode_png
@@ -46,8 +47,6 @@ FLEET = FleetFile(
     edges=EdgeClass(count=1, dilation=1.0),
     devices=DeviceClass(per_edge=2, trainers_per_edge=2, dilation=1.0, standby=False),
 )
-NEVER = 2.0
-"""A threshold nobody reaches: every request crosses the cut."""
 LEVELS = "png(low=0.0, high=1.0, num_levels=17)"
 ROUNDS, REQUESTS = 2, 16
 UPLINKS = ("none", "int8")
@@ -139,21 +138,6 @@ async def restart_with_grant(fleet: EmulatedFleet, operator: Operator) -> None:
         lambda rows: any(r.info.node == GRANTED and r.info.generation > before and r.state == "alive" for r in rows),
         20.0,
     )
-
-
-def split_plan(graph: Graph, codec: str) -> Plan:
-    """Head and first exit on the device, tail on the edge."""
-    groups = [group.name for group in graph.condensed.groups]
-    first_exit = next(g.index for g in graph.condensed.groups if graph.outputs[0].name in g.outputs)
-    crossing = graph.condensed.boundary(groups[first_exit + 1 :])[0]
-    early, end = (output.name for output in graph.outputs)
-    head = Stage("device", graph.digest, (INPUT,), (*crossing, early), Site(Tier.DEVICE))
-    tail = Stage("edge", graph.digest, crossing, (end,), Site(Tier.EDGE))
-    return Plan(
-        f"split {codec}", graph.digest, (head, tail),
-        (Handover("device", "edge", crossing, codec, payload_bytes=512),),
-        (Gate(EXIT, "device", NEVER, 1.0, 0.0, (early,), 0), Gate(EXIT, "edge", 0.0, 1.0, 1.0, (end,), 1)),
-    )  # fmt: skip
 
 
 def raw_plan(graph: Graph, codec: str) -> Plan:

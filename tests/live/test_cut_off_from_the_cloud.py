@@ -31,7 +31,16 @@ class OneDevice(World):
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with OneDevice(tmp_path_factory.mktemp("cut-off")) as made:
+        made.run(deployed(made))
         yield made
+
+
+async def deployed(world: World) -> None:
+    """Version 1 is in force, along the edge."""
+    ack = await world.operator.register(GRAPH.model_bytes, task="tiny")
+    assert ack.accepted, ack.reason
+    answer = await world.operator.deploy(Deploy(1, (split_plan(GRAPH),), deadline_s=5.0, staged=False))
+    assert answer.accepted, answer.reason
 
 
 async def asked(world: World) -> Reply:
@@ -56,11 +65,7 @@ def test_a_device_started_again_without_the_cloud_serves_what_it_served(world: W
         return reply if not reply.error else None
 
     async def scene() -> None:
-        ack = await world.operator.register(GRAPH.model_bytes, task="tiny")
-        assert ack.accepted, ack.reason
-        deployed = await world.operator.deploy(Deploy(1, (split_plan(GRAPH),), deadline_s=5.0, staged=False))
-        assert deployed.accepted, deployed.reason
-        before = await asked(world)
+        before = await answer_of(world, "plan")
         await world.fleet.set_link(EDGE, CLOUD, outage="cut")
         await world.rows(lambda rows: rows[EDGE].state == "gone")
         await world.restart(DEVICE)

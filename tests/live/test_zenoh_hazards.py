@@ -6,6 +6,7 @@ Routers are processes of their own: Zenoh's threads are one pool for all session
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 from collections.abc import Awaitable, Callable
@@ -16,11 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.link_flaps import BACK, bars_of, measure
+from benchmarks.link_flaps import BACK_S, bars_of, measure
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.ids import Generation, NodeId, Tier
 from edgewise.ledger.entry import Purpose
 from edgewise.simulation.emulated.processes import Child
+from edgewise.simulation.links.link import LinkSpec, open_link
+from edgewise.simulation.links.shape import Shape
 from edgewise.transport.frame import Frame, make_frame
 from edgewise.transport.keys import Keys
 from edgewise.transport.zenoh.zenoh_transport import ZenohSettings, ZenohTransport, open_zenoh
@@ -181,6 +184,37 @@ def test_a_peer_that_reads_nothing_blocks_the_others_no_longer_than_it_may(net: 
     net.play(scene)
 
 
+def test_a_link_that_drops_while_frames_wait_for_it_is_back_at_once(net: Net) -> None:
+    """Its loss blocked the thread that empties all queues, and Zenoh could forget the link that followed: for ever, as seen."""
+
+    async def scene() -> None:
+        cloud = await net.router("cloud-1")
+        endpoint = cloud.ready["endpoints"][0]
+        link = await open_link(LinkSpec(name="uplink", target=endpoint.partition("/")[2], shape=Shape(delay_s=0.001)))
+        net.stack.push_async_callback(link.close)
+        await net.router("edge-1", connect=[f"tcp/127.0.0.1:{link.port}"])
+        asker = await net.session("operator-1", endpoint)
+        await answered(asker, "edge-1")
+        data = {"x": np.zeros(100_000, np.uint8)}
+
+        async def ask(purpose: Purpose) -> None:
+            with contextlib.suppress(EdgewiseError):
+                question = make_frame("ask", tensors=data, purpose=purpose)
+                await asker.query(KEYS.service("edge-1", "info"), question, timeout_s=2.0)
+
+        for _ in range(3):
+            link.set(outage="black_hole")
+            async with asyncio.TaskGroup() as flood:
+                for number in range(30):
+                    flood.create_task(ask((Purpose.CONTROL, Purpose.SERVING, Purpose.BULK)[number % 3]))
+                    await asyncio.sleep(0.1)
+                link.set(outage=None)
+            async with asyncio.timeout(BACK_S):
+                await answered(asker, "edge-1")
+
+    net.play(scene)
+
+
 async def gone_from(session: ZenohTransport, *nodes: str) -> None:
     """Waits until neither a watch that was there nor a new one sees tokens of nodes."""
     async with asyncio.timeout(WAIT_S):
@@ -239,4 +273,4 @@ def test_memory_is_flat_over_link_flaps() -> None:
     assert figures["flaps"] >= 3
     assert figures["answered"] > 0
     _, bars = bars_of(figures)
-    assert [bar.measured for bar in bars if not bar.holds and bar.what != BACK] == []  # which decision 0016 leaves open
+    assert [bar.measured for bar in bars if not bar.holds] == []

@@ -158,8 +158,6 @@ class _Scene:
                 await self.fleet.operator.submit(request, files)
             except EdgewiseError as error:
                 self.fleet.tell(f"not submitted: {error.code}")
-                if os.environ.get("DBG"):
-                    print("SUBMIT", error)
                 await asyncio.sleep(1.0)
 
     def _is_over(self) -> bool:

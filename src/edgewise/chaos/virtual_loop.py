@@ -12,6 +12,7 @@ import contextlib
 import contextvars
 import heapq
 import random
+import warnings
 import weakref
 from asyncio import base_events
 from collections import deque
@@ -241,11 +242,13 @@ class VirtualLoop(base_events.BaseEventLoop):
 
     def discard(self) -> None:
         """Drops all that still waits, without running any of it."""
-        for task in self._made:
-            task._log_destroy_pending = False  # type: ignore[attr-defined]
-            if not task.done():
-                with contextlib.suppress(BaseException):
-                    task.get_coro().close()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # what would be begun while others are unwound never is
+            for task in self._made:
+                task._log_destroy_pending = False  # type: ignore[attr-defined]
+                if not task.done():
+                    with contextlib.suppress(BaseException):
+                        task.get_coro().close()
         # What awaits while it is unwound goes on waiting; it is let go of with the loop.
         self._made.clear()
         self._ready.clear()

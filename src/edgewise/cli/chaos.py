@@ -1,8 +1,9 @@
-"""`edgewise chaos`: campaigns of faults in virtual time against a fleet that trains."""
+"""`edgewise chaos`: campaigns of faults against a fleet that trains, in virtual time or as real processes."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,10 +29,17 @@ def command(
         Path | None, typer.Option(help="Your task in place of the tiny one; it has clients a, b, c.")
     ] = None,
     jobs: Annotated[int, typer.Option(min=0, help="Processes; 0 for one a core.")] = 0,
+    live: Annotated[
+        bool,
+        typer.Option("--live", help="Against real processes that train and serve digits; a campaign takes some 15 s."),
+    ] = False,
+    kept: Annotated[
+        Path | None, typer.Option(help="With --live: a line for each campaign that is done; it goes on from there.")
+    ] = None,
     table: Annotated[bool, typer.Option("--table", help="Print how often each fault met each phase.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Try a fleet in virtual time against kills, lost power, bad links and liars.
+    """Try a fleet against kills, lost power, full disks, bad links and liars; in virtual time, or as real processes.
 
     Each seed is a campaign: a small fleet, a job and faults, the same whenever it is run. One that breaks an invariant is made
     small and printed; the exit code is 1.
@@ -40,6 +48,9 @@ def command(
       edgewise chaos --campaigns 20
     """
     out = Output(as_json)
+    if live:
+        _run_live(out, [seed] if seed is not None else range(first, first + campaigns), kept)
+        return
     campaign = _given(seed, replay, task)
     if campaign is not None:
         _run_one(out, campaign)
@@ -63,6 +74,21 @@ def command(
         {"campaigns": tally.num, "failed": seeds, "smallest": small, "cells": tally.cells, "states": tally.states}
     )
     if tally.failed:
+        raise typer.Exit(1)
+
+
+def _run_live(out: Output, seeds: Sequence[int], kept: Path | None) -> None:
+    from edgewise.chaos.live.live_campaign import run_kept, shown
+
+    with out.progress("campaign of real processes", len(seeds)) as advance:
+        results = run_kept(seeds, kept, lambda result: advance("\n".join(shown(result)) if result.broken else ""))
+    broken = [result for result in results if result.broken]
+    for result in broken:
+        out.line("\n".join(shown(result)))
+    seconds = sum(result.seconds for result in results)
+    out.line(f"{len(results)} campaigns of real processes in {seconds:.0f} s, {len(broken)} with a broken invariant")
+    out.result({"campaigns": len(results), "failed": [r.schedule.seed for r in broken], "results": results})
+    if broken:
         raise typer.Exit(1)
 
 

@@ -134,7 +134,8 @@ class Agent:
             await agent._prepare()
             if has_session:
                 await agent._join()
-            if not agent.node.linked.is_set():
+            # A parent may have come while this node prepared itself: then it is linked, and has not joined.
+            if not (agent.node.linked.is_set() and agent.is_joined.is_set()):
                 agent.node.spawn(agent._join_later(), f"join of {settings.name}")
         except BaseException:
             await agent.close()

@@ -7,6 +7,7 @@ from collections import deque
 _WINDOW = 64
 _MEMORY = 16
 _SIZES = 16
+_MOST_TIMES = 3.0
 
 
 class Slowest:
@@ -49,7 +50,8 @@ def running_mean(mean: float, seconds: float, *, is_first: bool) -> float:
 class CostBySize:
     """What runs took by the size of what they were given, for the sizes seen last.
 
-    A size not seen is expected to take in proportion to the largest below it, at most what a larger one took.
+    A size not seen is expected to take in proportion to the largest below it, at most what a larger one took. A run that
+    took many times the usual counts as three times that: what lasts is learned from some runs.
     """
 
     __slots__ = ("_means",)
@@ -65,7 +67,10 @@ class CostBySize:
             seconds: What it took.
         """
         before = self._means.pop(size, None)
-        self._means[size] = seconds if before is None else running_mean(before, seconds, is_first=False)
+        if before is not None:  # a pause of the machine in one run says nothing of the next, and would have it refused
+            before = min(before, _MOST_TIMES * seconds)  # nor does a first run, which loads what others find
+            seconds = running_mean(before, min(seconds, _MOST_TIMES * before), is_first=False)
+        self._means[size] = seconds
         if len(self._means) > _SIZES:
             del self._means[next(iter(self._means))]
 

@@ -3,7 +3,8 @@
     "EW" version:u8 flags:u8 header_length:u32 | header (msgpack) | message (msgpack) | tensors | digest 16 | signature
 
 The message is a msgspec struct of the layer that speaks; a frame does not know which. Tensors travel as raw
-little-endian bytes. A frame whose tensor descends from a data source that may not leave is refused by
+little-endian bytes. Digest and signature are the end of a frame of every version: what does not match was changed on its
+way, and may be sent again, whatever the rest of it says. A frame whose tensor descends from a data source that may not leave is refused by
 `encode_frame`, whatever the caller believes.
 """
 
@@ -32,6 +33,7 @@ CHUNK_REQUEST = "chunk_request"
 """Kind of the frames that ask for a part of a blob."""
 _PREFIX_BYTES = 8
 _DIGEST_BYTES = 16
+_MOST_SIGNATURE_BYTES = 128
 _MAX_DIMENSIONS = 8
 M = TypeVar("M", bound=msgspec.Struct)
 
@@ -244,41 +246,39 @@ def decode_frame(data: bytes | memoryview, *, max_bytes: int = MAX_FRAME_BYTES) 
         The frame; arrays are read-only views of `data`. The signature is kept, not verified.
 
     Raises:
-        FrameRefused: If version, length, digest, dtype or shape is wrong, or anything else about them.
+        FrameRefused: If version, length, digest, dtype or shape is wrong, or anything else about them; `is_damaged` where it
+            was changed on its way, so that it may be sent again.
     """
     try:
         return _decoded(bytes(data), max_bytes)
-    except FrameRefused:
-        raise
+    except FrameRefused as error:
+        is_damaged = len(data) <= max_bytes and not _is_whole(bytes(data))
+        raise FrameRefused(error.message, is_damaged=is_damaged) from error
     except Exception as error:  # boundary: whatever a decoder raises over a stranger's bytes is a refusal
         raise FrameRefused(f"{len(data):,} bytes cannot be read as a frame: {_why(error)}.") from error
 
 
 def _decoded(data: bytes, max_bytes: int) -> Frame:
     if len(data) > max_bytes + 4096 or len(data) < _PREFIX_BYTES + _DIGEST_BYTES or data[:2] != MAGIC:
-        text = f"{len(data):,} bytes are not a frame of at most {max_bytes:,} bytes."
-        raise FrameRefused(text, is_damaged=len(data) <= max_bytes)
+        raise FrameRefused(f"{len(data):,} bytes are not a frame of at most {max_bytes:,} bytes.")
     if data[2] != VERSION:
-        text = f"frame has version {data[2]}, this node speaks {VERSION}. Update the older node."
-        raise FrameRefused(text, is_damaged=_is_changed(data))
+        raise FrameRefused(f"frame has version {data[2]}, this node speaks {VERSION}. Update the older node.")
     start = _PREFIX_BYTES + int.from_bytes(data[4:8], "little")
     try:
         header = _read_header(data[_PREFIX_BYTES:start])
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise FrameRefused(f"frame header is not readable: {error}.", is_damaged=True) from error
+        raise FrameRefused(f"frame header is not readable: {error}.") from error
     offset = start + header.message_bytes
     sizes = [_tensor_bytes(t) for t in header.tensors]
     end = offset + sum(sizes)
     signed_end = end + _DIGEST_BYTES
     if header.message_bytes < 0 or signed_end > len(data) or (not data[3] and signed_end != len(data)):
         raise FrameRefused(
-            f"frame {header.kind!r} from {header.sender!r} has {len(data):,} bytes, its header says {signed_end:,}.",
-            is_damaged=True,
+            f"frame {header.kind!r} from {header.sender!r} has {len(data):,} bytes, its header says {signed_end:,}."
         )
     if hashlib.blake2b(memoryview(data)[:end], digest_size=_DIGEST_BYTES).digest() != data[end:signed_end]:
         raise FrameRefused(
-            f"frame {header.kind!r} from {header.sender!r} does not match its digest; it was changed on the way.",
-            is_damaged=True,
+            f"frame {header.kind!r} from {header.sender!r} does not match its digest; it was changed on the way."
         )
     tensors = []
     for meta, size in zip(header.tensors, sizes, strict=True):
@@ -303,15 +303,15 @@ def _decoded(data: bytes, max_bytes: int) -> Frame:
     )
 
 
-def _is_changed(data: bytes) -> bool:
-    """Whether bytes are laid out as a frame of this version and do not match their digest."""
-    start = _PREFIX_BYTES + int.from_bytes(data[4:8], "little")
-    try:
-        header = _read_header(data[_PREFIX_BYTES:start])
-        end = start + header.message_bytes + sum(_tensor_bytes(t) for t in header.tensors)
-    except (msgspec.MsgspecError, UnicodeDecodeError, FrameRefused):
-        return False
-    return hashlib.blake2b(data[:end], digest_size=_DIGEST_BYTES).digest() != data[end : end + _DIGEST_BYTES]
+def _is_whole(data: bytes) -> bool:
+    """Whether bytes end with the digest of what is before it, and perhaps a signature, whatever else they say."""
+    start = max(0, len(data) - _DIGEST_BYTES - _MOST_SIGNATURE_BYTES)
+    content = hashlib.blake2b(memoryview(data)[:start], digest_size=_DIGEST_BYTES)
+    for end in range(start, len(data) - _DIGEST_BYTES + 1):
+        if content.digest() == data[end : end + _DIGEST_BYTES]:
+            return True
+        content.update(data[end : end + 1])
+    return False
 
 
 def _tensor_bytes(meta: _TensorHeader) -> int:

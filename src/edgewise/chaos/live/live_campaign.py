@@ -1,16 +1,14 @@
-"""Runs campaigns against real processes: `python -m edgewise.chaos.live.live_campaign --campaigns 20 --kept FILE`.
+"""Runs campaigns against real processes: `edgewise chaos --live --campaigns 20 --kept FILE`.
 
 A fleet is started once for some campaigns and must be whole after each: leaks that one campaign would hide are seen.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
-import json
 import logging
-import sys
+import shutil
 import tempfile
 import time
 from collections import Counter
@@ -84,6 +82,7 @@ async def _on_one_fleet(
             result = await _campaign(scene, draw(seed), baseline)
             on_result(result)
             if result.broken:
+                shutil.rmtree(folder / f"logs-of-seed-{seed}", ignore_errors=True)  # of an earlier time
                 (place / "logs").rename(folder / f"logs-of-seed-{seed}")
                 return number + 1
     return len(seeds)
@@ -197,56 +196,44 @@ def shown(result: LiveResult) -> Iterable[str]:
         yield f"    again  edgewise chaos --live --seed {schedule.seed}"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs campaigns from the command line; those that a file has already are left out.
+def run_kept(
+    seeds: Sequence[int], kept: Path | None = None, on_result: Callable[[LiveResult], None] = lambda _: None
+) -> list[LiveResult]:
+    """Runs campaigns; those that a file has already are left out, and each that is done is added to it.
+
+    Logs of a fleet that broke an invariant stay beside that file; without one, in a folder for temporary files.
 
     Args:
-        arguments: Of the command line; None takes the process's own.
+        seeds: One each.
+        kept: The file.
+        on_result: Told of each that is run now.
 
     Returns:
-        0 if every invariant held.
+        All results, those of the file among them.
     """
-    parser = argparse.ArgumentParser(prog="python -m edgewise.chaos.live.live_campaign", description=__doc__)
-    parser.add_argument("--campaigns", type=int, default=3, help="how many")
-    parser.add_argument("--from", dest="first", type=int, default=0, help="the first seed")
-    parser.add_argument("--kept", type=Path, help="a file with a line for each that is done; it goes on from there")
-    parser.add_argument("--folder", type=Path, help="for states, and for logs of fleets that broke an invariant")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no further fleet after so long")
-    options = parser.parse_args(arguments)
-    logging.getLogger("edgewise").setLevel(logging.ERROR)  # what the operator sees of faults is no news
-    with contextlib.ExitStack() as stack:
-        folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgewise-chaos-")))
-        folder.mkdir(parents=True, exist_ok=True)
-        return _all(options, folder)
-
-
-def _all(options: argparse.Namespace, folder: Path) -> int:
-    done = _done(options.kept)
-    wanted = [seed for seed in range(options.first, options.first + options.campaigns) if seed not in done]
-    num_broken, start = sum(bool(broken) for broken in done.values()), time.monotonic()
+    results = {result.schedule.seed: result for result in _read(kept)}
+    folder = Path(tempfile.mkdtemp(prefix="edgewise-chaos-")) if kept is None else kept.parent
+    folder.mkdir(parents=True, exist_ok=True)
 
     def took(result: LiveResult) -> None:
-        nonlocal num_broken
-        num_broken += bool(result.broken)
-        if options.kept is not None:
-            with options.kept.open("a") as file:
+        results[result.schedule.seed] = result
+        if kept is not None:
+            with kept.open("a") as file:
                 file.write(msgspec.json.encode(result).decode() + "\n")
-        print(*shown(result), sep="\n", flush=True)
+        on_result(result)
 
-    while wanted and time.monotonic() - start < options.seconds:
-        some, wanted = wanted[:PER_FLEET], wanted[PER_FLEET:]
-        asyncio.run(run_campaigns(some, folder, took))
-    num = options.campaigns - len(wanted)
-    print(f"{num} of {options.campaigns} live campaigns, {num_broken} with a broken invariant")
-    return 1 if num_broken or not num else 0
+    level = logging.getLogger("edgewise").level
+    logging.getLogger("edgewise").setLevel(logging.ERROR)  # what the operator sees of faults is no news
+    try:
+        asyncio.run(run_campaigns([seed for seed in seeds if seed not in results], folder, took))
+    finally:
+        logging.getLogger("edgewise").setLevel(level)
+        with contextlib.suppress(OSError):  # it has logs
+            folder.rmdir()
+    return [results[seed] for seed in seeds]
 
 
-def _done(path: Path | None) -> dict[int, list[str]]:
+def _read(path: Path | None) -> list[LiveResult]:
     if path is None or not path.exists():
-        return {}
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return {row["schedule"]["seed"]: row["broken"] for row in rows}
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        return []
+    return [msgspec.json.decode(line, type=LiveResult) for line in path.read_text().splitlines()]

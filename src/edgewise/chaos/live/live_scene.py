@@ -233,8 +233,8 @@ class LiveScene:
         return accepted
 
 
-def split_plan(graph: Graph) -> Plan:
-    """Head and first exit on the device, tail on the edge; every request crosses."""
+def split_plan(graph: Graph, codec: str = "none") -> Plan:
+    """Head and first exit on the device, tail on the edge; every request crosses, coded."""
     groups = [group.name for group in graph.condensed.groups]
     first_exit = next(g.index for g in graph.condensed.groups if graph.outputs[0].name in g.outputs)
     crossing = graph.condensed.boundary(groups[first_exit + 1 :])[0]
@@ -242,8 +242,8 @@ def split_plan(graph: Graph) -> Plan:
     head = Stage("device", graph.digest, (INPUT,), (*crossing, early), Site(Tier.DEVICE))
     tail = Stage("edge", graph.digest, crossing, (end,), Site(Tier.EDGE))
     return Plan(
-        "split", graph.digest, (head, tail),
-        (Handover("device", "edge", crossing, "none", payload_bytes=512),),
+        f"split {codec}", graph.digest, (head, tail),
+        (Handover("device", "edge", crossing, codec, payload_bytes=512),),
         (Gate(EXIT, "device", NEVER, 1.0, 0.0, (early,), 0), Gate(EXIT, "edge", 0.0, 1.0, 1.0, (end,), 1)),
     )  # fmt: skip
 

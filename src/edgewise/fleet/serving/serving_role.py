@@ -230,6 +230,8 @@ class Serving:
         except (OSError, msgspec.MsgspecError) as error:
             return self._cannot_resume(error)
         for order in before.orders.values():
+            if self._device is not None:  # who asks for it until it is back is told to come again
+                self.models[order.model] = self._new_model(order.model)
             try:
                 if not self.node.blobs.has(order.graph.digest):
                     log.info("%s lacks the graph of %s, it waits for its coordinator", self.node.name, order.model)
@@ -377,8 +379,8 @@ class Serving:
         await self._installed.write(frame.sender)
 
     def _drop(self, model: DeviceModel) -> None:
-        """Gives up a model that could not be prepared, unless an earlier version of it serves."""
-        if model.order is None and self._device is not None:
+        """Gives up a model that could not be prepared, unless an earlier version serves, or served before a restart."""
+        if model.order is None and self._device is not None and self.models.get(model.name) is not model:
             self._device.withdraw(model.name)
 
     def _new_model(self, name: str) -> DeviceModel:

@@ -118,10 +118,19 @@ class LetterDelivery:
             ack = await self._answer(driver, to, pending)
         finally:
             del self._pending[key]  # before the step hears of it: it may send that letter again
+        if isinstance(pending.letter, Order) and (ack is None or ack.accepted):
+            self._end_again(driver, to)
         if ack is None or (ack.accepted and type(pending.letter) in driver.role.ignores_yes):
             driver.folded(driver)  # no event says that one letter less is under way
         else:
             await driver.dispatch(Delivered(to=to, key=name, accepted=ack.accepted, reason=ack.text))
+
+    def _end_again(self, driver: RoleDriver, to: Address) -> None:
+        """Tells whoever may have taken an order after it heard that the run is over: it has begun anew since."""
+        if driver.is_over and not driver.is_closed:
+            for action in driver.role.resume(driver.state):
+                if isinstance(action, Send) and action.to == to:
+                    self.send(driver, action)
 
     async def _answer(self, driver: RoleDriver, to: Address, pending: _Pending) -> LetterAck | None:
         """What the receiver says to a letter's newest content; None once its role wants it no more."""

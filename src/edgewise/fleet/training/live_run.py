@@ -191,9 +191,10 @@ class LiveRun:
         begins = (digest for digest in (self.submitted.template, config.initial_model, *former) if digest)
         if view is None or view.outcome is None or not self.registered:
             return Hold(f"run {run}", self.driver.held.union(begins))
-        if view.outcome.kind is OutcomeKind.COMPLETED and not self.failure:
-            return Hold(f"model of run {run}", frozenset({view.model}), False, self.driver.let_go)
         needs = self.driver.role.needs(self.driver.state)
+        if view.outcome.kind is OutcomeKind.COMPLETED and not self.failure:
+            ends = frozenset((view.model, *needs)) - {config.initial_model}  # its server's sections, too
+            return Hold(f"model of run {run}", ends, False, self.driver.let_go)
         return Hold(f"run {run}, ended early", frozenset((*needs, *begins)), False, self.driver.let_go)
 
     @property

@@ -409,8 +409,11 @@ class Runs:
             await asyncio.wait({before})
         if model is not None:
             of, judge = live.submitted, self._versions.calibration_scores
-            accuracy, metrics = await asyncio.to_thread(judge, of.template, of.layout, model, of.request.task)
-            record = msgspec.structs.replace(record, accuracy=accuracy, metrics=metrics)
+            try:
+                accuracy, metrics = await asyncio.to_thread(judge, of.template, of.layout, model, of.request.task)
+                record = msgspec.structs.replace(record, accuracy=accuracy, metrics=metrics)
+            except EdgewiseError as error:  # what it would be judged with is damaged: the round has closed all the same
+                log.error("round %d of %s cannot be judged: %s", record.round, of.run, error)
         live.rounds.append(record)
         await self._written(live, "round", RoundClosed(live.submitted.run, record))
         self._on_event("round_closed", {"run": live.submitted.run, "round": record.round, "loss": record.loss})

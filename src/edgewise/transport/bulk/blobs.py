@@ -24,6 +24,7 @@ from edgewise.core.files import appending, remove, rename, storing, sync, sync_f
 from edgewise.core.ids import Digest, digest_of
 from edgewise.core.private_files import PRIVATE, make_private_folder, open_private
 from edgewise.core.provenance import origins_of
+from edgewise.transport.bulk.transfers import Transfers
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _READ_BYTES = 2**20
@@ -35,6 +36,10 @@ MOST_HELD_BYTES = 2**18
 class FolderBlobs:
     """Stores the blobs of one node.
 
+    Attributes:
+        folder: Where.
+        transfers: What is on its way here.
+
     Example:
         >>> import tempfile
         >>> blobs = FolderBlobs(tempfile.mkdtemp())
@@ -45,8 +50,7 @@ class FolderBlobs:
     def __init__(self, folder: str | Path) -> None:
         with storing(Path(folder)):
             self.folder = make_private_folder(Path(folder))
-        self._fetching: dict[Digest, asyncio.Lock] = {}
-        self._moved: dict[Digest, asyncio.Event] = {}
+        self.transfers = Transfers()
         self._held: dict[Digest, bytes] = {}
         self._checked: dict[Digest, tuple[int, int, int]] = {}
         self._claims: dict[Digest, float] = {}
@@ -128,9 +132,8 @@ class FolderBlobs:
             Whether it is gone.
         """
         with self._claiming:
-            fetching = self._fetching.get(digest)
             is_claimed = time.monotonic() - self._claims.get(digest, float("-inf")) < grace_s
-            if is_claimed or (fetching is not None and fetching.locked()):
+            if is_claimed or digest in self.transfers:
                 return False
             self.drop(digest)
         return True
@@ -139,7 +142,8 @@ class FolderBlobs:
         """Forgets claims that stand no more; any thread."""
         with self._claiming:
             now = time.monotonic()
-            self._claims = {digest: at for digest, at in self._claims.items() if now - at < grace_s}
+            claims = tuple(self._claims.items())  # in one step: a role may drop a blob meanwhile
+            self._claims = {digest: at for digest, at in claims if now - at < grace_s}
 
     def stored(self) -> Iterator[tuple[Digest, bool, os.stat_result]]:
         """What is in the folder: name, whether it is complete, and what the file system says of it."""
@@ -246,15 +250,14 @@ class FolderBlobs:
             StoreError: If nothing is here.
         """
         while not self.has(digest) and self.partial_size(digest) < offset + size:
-            fetching = self._fetching.get(digest)
-            if fetching is None or not fetching.locked():
+            if digest not in self.transfers:
                 there = self.partial_size(digest)
                 if not there:
                     raise _missing(digest)
                 raise Unreachable(
                     f"only the first {there:,} bytes of blob {digest[:12]} are here yet. Ask again, or another holder."
                 )
-            await self._moved.setdefault(digest, asyncio.Event()).wait()
+            await self.transfers.moves(digest)
         try:
             with self._partial(digest).open("rb") as file:
                 file.seek(offset)
@@ -263,11 +266,6 @@ class FolderBlobs:
             if not self._is_checked(digest):
                 await asyncio.to_thread(self.check, digest)
             return self.read(digest, offset, size)
-
-    def has_moved(self, digest: Digest) -> None:
-        """Wakes the readers of a blob in transfer, on their event loop."""
-        if digest in self._moved:
-            self._moved.pop(digest).set()
 
     def partial_size(self, digest: Digest) -> int:
         """Returns how many bytes of a blob in transfer are stored, counted from the start."""
@@ -327,10 +325,6 @@ class FolderBlobs:
         rename(partial, self.path(digest))
         sync_folder(self.folder)
         self._trust(digest)
-
-    def fetching(self, digest: Digest) -> asyncio.Lock:
-        """Returns the lock held while a blob is fetched, so that it is fetched once."""
-        return self._fetching.setdefault(digest, asyncio.Lock())
 
     def drop(self, digest: Digest) -> None:
         """Deletes a blob, complete or partial; idempotent."""

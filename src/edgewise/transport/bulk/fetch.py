@@ -107,14 +107,10 @@ async def fetch_blob(
         RemoteError: If the holder does not have it.
         StoreError: If what came has another digest.
     """
-    async with blobs.fetching(digest):
-        if blobs.claim(digest):
-            return
-        try:
+    async with blobs.transfers.one(digest):
+        if not blobs.claim(digest):
             await _Fetch(transport, key, digest, size_bytes, blobs, run, progress).run()
             await asyncio.to_thread(blobs.finish, digest)
-        finally:
-            blobs.has_moved(digest)
 
 
 async def fetch_unsized(transport: Transport, key: str, digest: Digest, blobs: FolderBlobs) -> None:
@@ -131,7 +127,7 @@ async def fetch_unsized(transport: Transport, key: str, digest: Digest, blobs: F
         RemoteError: If it does not have it.
         StoreError: If what came has another digest.
     """
-    async with blobs.fetching(digest):
+    async with blobs.transfers.one(digest):
         while not blobs.has(digest):
             offset = blobs.partial_size(digest)
             request = ChunkRequest(digest, offset, MAX_CHUNK_BYTES)
@@ -241,7 +237,7 @@ class _Fetch:
         while (data := self._early.pop(self._written, None)) is not None:
             self._blobs.write_at(self._digest, self._written, data)
             self._written += len(data)
-        self._blobs.has_moved(self._digest)
+        self._blobs.transfers.has_moved(self._digest)
         if self._progress is not None:
             self._progress(self._written, self._size_bytes)
 

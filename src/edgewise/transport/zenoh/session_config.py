@@ -34,6 +34,9 @@ PRIORITIES = {
     Purpose.TRAINING: "DATA_LOW",
     Purpose.BULK: "BACKGROUND",
 }
+WATCHES_SOCKETS = hasattr(socket, "TCP_INFO") and Path("/proc/self/fd").is_dir()
+"""Whether this system lets `link_sockets.py` end a link's connection: Linux. Zenoh's own lease is the second line then."""
+_ZENOH_LEASES = 4 if WATCHES_SOCKETS else 1
 _DROP_AFTER_US = 20_000
 _OPEN_TIMEOUT_MS = 3000
 
@@ -170,7 +173,7 @@ def zenoh_config(settings: ZenohSettings) -> dict[str, Any]:
     a frame of 64 KiB: Zenoh does not flush TLS, so the tail of a write that found the buffer full waits for
     the next write, at the latest a keep-alive. A queue that stands still for `blocked_s` closes its link, though its
     lease holds: a peer that keeps its link alive and reads nothing would else block whoever sends it something through
-    this router, for ever (zenoh#1876).
+    this router, for ever (zenoh#1876). The lease that Zenoh knows is longer, so that `link_sockets.py` ends lost links.
 
     Args:
         settings: Resolved settings.
@@ -195,8 +198,8 @@ def zenoh_config(settings: ZenohSettings) -> dict[str, Any]:
         "transport/unicast/max_sessions": 100_000,
         "transport/link/tcp": buffers,
         "transport/link/tls": buffers | _tls_config(settings.tls),
-        "transport/link/tx/lease": int(settings.lease_s * 1000),
-        "transport/link/tx/keep_alive": KEEP_ALIVES_PER_LEASE,
+        "transport/link/tx/lease": int(settings.lease_s * 1000) * _ZENOH_LEASES,
+        "transport/link/tx/keep_alive": KEEP_ALIVES_PER_LEASE * _ZENOH_LEASES,
         "transport/link/tx/batch_size": BATCH_BYTES,
         "transport/link/tx/queue/size": QUEUE_BATCHES,
         "transport/link/tx/queue/congestion_control/block/wait_before_close": int(settings.blocked_s * 1e6),

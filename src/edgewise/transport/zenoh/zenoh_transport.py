@@ -9,8 +9,8 @@
 
 Zenoh calls back on its own threads; everything is passed to the event loop that opened the transport. Its network
 threads never run Python (`indirect`): one that waited for the interpreter would hold up its link. Frames are sent
-through `lanes.py`, so a full queue never blocks the event loop; queries through `queries.py`. Configuration:
-`session_config.py`.
+through `lanes.py`, so a full queue never blocks the event loop; queries through `queries.py`; `link_sockets.py` ends
+lost links. Configuration: `session_config.py`.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from edgewise.transport.transport import (
 )
 from edgewise.transport.zenoh.diagnose import Cause, EndpointFinding, diagnose
 from edgewise.transport.zenoh.lanes import Job, Sender
+from edgewise.transport.zenoh.link_sockets import LinkSockets
 from edgewise.transport.zenoh.queries import EXPRESS, PRIORITY, Queries, indirect
 from edgewise.transport.zenoh.session_config import TlsFiles, ZenohSettings, resolved, zenoh_config
 
@@ -177,6 +178,9 @@ class ZenohTransport(Transport):
         self._queries = Queries(session, settings, self._sender, lambda error: _mapped(error, settings))
         self._tasks: set[asyncio.Task[None]] = set()
         self._declared: set[_Declared] = set()
+        self._tasks.add(
+            self._loop.create_task(LinkSockets(session, settings).watch(), name=f"links of {settings.node}")
+        )
         self._is_open = True
 
     async def linked_up(self) -> None:
