@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from edgewise.chaos import many_campaigns
 from edgewise.chaos.campaign import Campaign, draw_campaign, load_campaign
 from edgewise.chaos.campaign_report import CampaignReport
 from edgewise.chaos.faults import Fault
@@ -66,6 +67,15 @@ def test_a_campaign_is_read_back_as_it_was_printed_and_anything_else_refused(tmp
         InputError, match=r"is no campaign: .* Give a file that `edgewise chaos --json --seed N` has printed"
     ):
         load_campaign(file)
+
+
+@pytest.mark.slow
+def test_campaigns_go_on_in_new_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(many_campaigns, "PER_PROCESS", 1)
+    monkeypatch.setattr(many_campaigns, "CHUNK", 1)
+    seeds: list[int] = []
+    tally = run_many(range(27, 30), jobs=1, on_report=lambda report: seeds.append(report.seed))
+    assert (seeds, tally.num, tally.failed) == ([27, 28, 29], 3, [])
 
 
 @pytest.mark.slow

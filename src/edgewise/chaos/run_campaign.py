@@ -13,7 +13,7 @@ import os
 import random
 import shutil
 import tempfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -103,6 +103,8 @@ class _Scene:
             settings=_settings(campaign),
         )
         self.waiting: dict[tuple[str, int], list[Fault]] = {}
+        self.due: deque[Fault] = deque()
+        self.is_beginning = False
         for fault in campaign.faults:
             self.waiting.setdefault((fault.node, fault.moment), []).append(fault)
         self.going_on: list[Fault] = []
@@ -146,6 +148,7 @@ class _Scene:
         self.waiting.clear()
         while (self.going_on or invariants.unsettled(self.fleet)) and self.loop.time() < end:
             await asyncio.sleep(_LOOK_EVERY_S)
+            self._check_steps()
             if self.going_on:
                 end += _LOOK_EVERY_S
         if left := invariants.unsettled(self.fleet):
@@ -167,8 +170,7 @@ class _Scene:
     def _check_goes_on(self) -> None:
         if self.fleet.unable:
             raise _Broken(self.fleet.unable[0])
-        if self.loop.num_steps > MOST_STEPS:
-            raise _Broken(f"{self.loop.num_steps} callbacks and the run goes on")
+        self._check_steps()
         if self.going_on:
             self.last_over_s = self.loop.time()
             return
@@ -178,13 +180,28 @@ class _Scene:
             why = "its coordinator does not know it" if live is None else live.status.cause
             raise _Broken(f"all faults are over for {still_s:.0f} s and the run goes on: {why}")
 
+    def _check_steps(self) -> None:
+        if self.loop.num_steps > MOST_STEPS:
+            going_on = "; ".join(map(str, self.going_on)) or "none"
+            raise _Broken(f"{self.loop.num_steps} callbacks and it goes on; faults that are not over: {going_on}")
+
     def _moment(self, node: str) -> None:
-        for fault in self.waiting.pop((node, self.fleet.moments[node]), ()):
-            self.fleet.tell(f"begin {fault}")
-            for phase in invariants.phases(self.fleet, fault.node):
-                self.cells[f"{phase}/{fault.kind}"] += 1
-            self.going_on.append(fault)
-            begin(self.fleet, fault, self._over)
+        self.due += self.waiting.pop((node, self.fleet.moments[node]), ())
+        if self.is_beginning:  # what a fault does to a node is a moment of that node, too: one begins after the other
+            return
+        self.is_beginning = True
+        try:
+            while self.due:
+                self._begin(self.due.popleft())
+        finally:
+            self.is_beginning = False
+
+    def _begin(self, fault: Fault) -> None:
+        self.fleet.tell(f"begin {fault}")
+        for phase in invariants.phases(self.fleet, fault.node):
+            self.cells[f"{phase}/{fault.kind}"] += 1
+        self.going_on.append(fault)
+        begin(self.fleet, fault, self._over)
 
     def _over(self, fault: Fault) -> None:
         self.fleet.tell(f"over {fault}")
