@@ -34,7 +34,7 @@ CARRIED: dict[str, tuple[str, ...]] = {
     "gossip": ("fed_avg", "ditto"),
 }
 """What each protocol is tried with."""
-_DRAWN = sorted(kind for kind, of in FAULTS.items() if of.hits != "spared")
+_DRAWN = sorted(kind for kind, of in FAULTS.items() if not of.is_apart)
 _EDGES = (
     {"a": "", "b": ""},
     {"a": "", "b": "", "c": ""},
@@ -45,6 +45,8 @@ _EDGES = (
 _MOST_FAULTS = 5
 DEADLINE_S = 120.0
 """Of a round that has one: longer than all that faults do but silence."""
+FLIPPED_SHARE = 0.15
+"""Of campaigns in which a blob is flipped."""
 _LAST_MOMENT = 260
 """By then the nodes of an undisturbed campaign have done most of what they do."""
 
@@ -161,7 +163,8 @@ def draw_campaign(seed: int, *, task: str = "", settings: dict[str, Any] | None 
         settings=settings or {},
     )
     campaign = msgspec.structs.replace(campaign, faults=tuple(_fault(rng, kind, campaign) for kind in kinds))
-    return _with_silence(random.Random(f"silence {seed}"), campaign)
+    campaign = _with_silence(random.Random(f"silence {seed}"), campaign)
+    return _with_flip(random.Random(f"flip {seed}"), campaign)
 
 
 def _with_silence(rng: random.Random, campaign: Campaign) -> Campaign:
@@ -175,6 +178,13 @@ def _with_silence(rng: random.Random, campaign: Campaign) -> Campaign:
     elif campaign.quorum and draw < 0.5:
         more.append(Fault("leave", device, 1 + int(rng.random() * 60), round(0.01 + 4.0 * rng.random(), 3)))
     return msgspec.structs.replace(campaign, faults=tuple(more))
+
+
+def _with_flip(rng: random.Random, campaign: Campaign) -> Campaign:
+    """In some campaigns a blob is flipped on a disk, early or late."""
+    if rng.random() >= FLIPPED_SHARE:
+        return campaign
+    return msgspec.structs.replace(campaign, faults=(*campaign.faults, _fault(rng, "blob flipped", campaign)))
 
 
 def load_campaign(path: Path) -> Campaign:

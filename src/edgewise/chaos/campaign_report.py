@@ -19,6 +19,7 @@ class CampaignReport(msgspec.Struct, frozen=True, kw_only=True):
         model: Digest of the run's last model.
         rounds: Who took part in each round.
         files: How many blobs each node keeps on its disk.
+        flipped: Blobs that were flipped on disk, `device-a/kept/DIGEST`.
     """
 
     seed: int
@@ -31,3 +32,4 @@ class CampaignReport(msgspec.Struct, frozen=True, kw_only=True):
     model: str = ""
     rounds: tuple[tuple[str, ...], ...] = ()
     files: dict[str, int] = {}
+    flipped: tuple[str, ...] = ()

@@ -19,6 +19,8 @@ from edgewise.chaos.virtual_fleet import VirtualFleet
 from edgewise.chaos.virtual_loop import Lane
 from edgewise.testing.fleet import CLOUD
 
+LOOK_AGAIN_S = 0.05
+"""A node without a blob is looked at again after so long."""
 Undo = Callable[[], object]
 
 
@@ -52,6 +54,7 @@ class FaultKind:
             without.
         loses_frames: Whether a frame may vanish without anybody hearing of it: its sender then waits for its own time-out.
         longest_s: How long it lasts at most.
+        is_apart: Whether it is drawn apart from the others: less must hold where it happened.
     """
 
     begin: Callable[[VirtualFleet, Fault], Undo]
@@ -59,6 +62,7 @@ class FaultKind:
     hits: str = "all"
     loses_frames: bool = False
     longest_s: float = 8.0
+    is_apart: bool = False
 
 
 def _nothing() -> None:
@@ -139,6 +143,17 @@ def _trouble(fleet: VirtualFleet, fault: Fault, *, kind: str) -> Undo:
     return over
 
 
+def _flip(fleet: VirtualFleet, fault: Fault) -> Undo:
+    """Now, or as soon as the node has a blob."""
+    flipping = fleet.spawn(_flip_first(fleet, fault.node), f"flip a blob of {fault.node}")
+    return flipping.cancel
+
+
+async def _flip_first(fleet: VirtualFleet, node: str) -> None:
+    while not fleet.flip_blob(node):
+        await asyncio.sleep(LOOK_AGAIN_S)
+
+
 def _jump(fleet: VirtualFleet, fault: Fault, *, seconds: float) -> Undo:
     fleet.wall_jump_s[fault.node] = seconds
     return lambda: fleet.wall_jump_s.pop(fault.node, None)
@@ -172,7 +187,9 @@ def _crafted(fleet: VirtualFleet, fault: Fault, *, kind: str) -> Undo:
 FAULTS: Mapping[str, FaultKind] = {
     "kill": FaultKind(partial(_crash, power=False), "the process is killed, also in the middle of a write"),
     "power": FaultKind(partial(_crash, power=True), "the power is lost: what was not synced is gone or torn"),
-    "leave": FaultKind(_leave, "a device leaves while the cloud is down, until the run is over", hits="spared"),
+    "leave": FaultKind(
+        _leave, "a device leaves while the cloud is down, until the run is over", hits="spared", is_apart=True
+    ),
     "freeze": FaultKind(_freeze, "the process is stopped and goes on later"),
     "cut": FaultKind(_cut, "nobody reaches it, its connections break"),
     "deaf": FaultKind(partial(_hush, deaf=True), "half-open: nothing arrives at it", loses_frames=True),
@@ -184,6 +201,7 @@ FAULTS: Mapping[str, FaultKind] = {
     "corrupt": FaultKind(partial(_weather, corrupt=0.2), "bits of its frames flip"),
     "disk full": FaultKind(partial(_trouble, kind="full"), "no write finds room"),
     "locked": FaultKind(partial(_trouble, kind="locked"), "another program holds its database"),
+    "blob flipped": FaultKind(_flip, "bits of a blob on its disk flip", is_apart=True),
     "clock ahead": FaultKind(partial(_jump, seconds=3600.0), "its wall clock is an hour ahead"),
     "clock behind": FaultKind(partial(_jump, seconds=-3600.0), "its wall clock is an hour behind"),
     "far clock": FaultKind(

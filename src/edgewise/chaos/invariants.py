@@ -10,9 +10,11 @@ from typing import Any
 from edgewise.chaos.campaign import Campaign
 from edgewise.chaos.campaign_report import CampaignReport
 from edgewise.chaos.faults import Fault
+from edgewise.chaos.repairs import names_one
 from edgewise.chaos.virtual_fleet import MALLORY, VirtualFleet
 from edgewise.core.ids import NodeId
 from edgewise.testing.fleet import CLOUD, OPERATOR
+from edgewise.transport.bulk.blobs import DAMAGED
 
 LEDGER_SHARE = 0.02
 EARLY_SHARE = 0.1
@@ -62,6 +64,8 @@ def check_run(
         broken += _gathered(campaign, fleet, report, over_s)
         if report.state == "too_few_clients":  # who is silent for so long is missed
             return broken
+    if report.state == "cancelled" and fleet.is_cancelled and names_one(fleet.live.status.cause, fleet.flipped):
+        return broken  # nobody has that blob any more
     if report.state != "completed":
         return [*broken, f"the run ended {report.state}: {fleet.live.status.cause}"]
     return broken + _acknowledged(campaign, fleet, report) + _keeps(campaign, fleet)
@@ -73,7 +77,7 @@ def files_of(fleet: VirtualFleet) -> dict[str, int]:
     for name, disk in sorted(fleet.disks.items()):
         if name not in (OPERATOR, f"device-{MALLORY}"):
             files = (*disk.root.glob("blobs/*"), *disk.root.glob("kept/*"))
-            found[name] = len([file for file in files if file.is_file()])
+            found[name] = len([file for file in files if file.is_file() and file.suffix != DAMAGED])
     return found
 
 
@@ -171,11 +175,12 @@ def check_model(campaign: Campaign, report: CampaignReport, same: CampaignReport
                 return [f"{node} keeps {num} blobs when the run is over, undisturbed {same.files.get(node, 0)}"]
     if campaign.protocol["name"] == "buffered":
         return []
+    begins_anew = any("/kept/" in flipped for flipped in report.flipped)
     if len(report.rounds) != len(same.rounds):
         return [f"the run is complete after {len(report.rounds)} of {campaign.rounds} rounds"]
     expected = tuple(sorted(campaign.clients))
     if all(clients == expected for clients in report.rounds):
-        if report.model != same.model:
+        if report.model != same.model and not begins_anew:
             return [f"the model is {report.model[:12]}, undisturbed it is {same.model[:12]}, with the same clients"]
     elif campaign.quorum and any(len(clients) < campaign.quorum for clients in report.rounds):
         return [f"a round needs {campaign.quorum} clients and has {report.rounds}"]

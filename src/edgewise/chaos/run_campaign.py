@@ -25,6 +25,7 @@ from edgewise.chaos import invariants
 from edgewise.chaos.campaign import Campaign
 from edgewise.chaos.campaign_report import CampaignReport
 from edgewise.chaos.faults import FAULTS, Fault, begin
+from edgewise.chaos.repairs import PATIENCE_S, Repairs
 from edgewise.chaos.virtual_fleet import VirtualFleet
 from edgewise.chaos.virtual_loop import StandsStill, VirtualLoop
 from edgewise.core.errors import EdgewiseError
@@ -112,6 +113,7 @@ class _Scene:
         self.loses_frames = any(FAULTS[f.kind].loses_frames for f in campaign.faults)
         self.last_over_s = 0.0
         self.over_s: dict[Fault, float] = {}
+        self.repairs = Repairs(self.fleet)
         self.fleet.can_spare = bool(campaign.quorum)
 
     async def play(self) -> CampaignReport:
@@ -138,7 +140,7 @@ class _Scene:
         try:
             while not self._is_over():
                 await asyncio.sleep(_LOOK_EVERY_S)
-                self._check_goes_on()
+                await self._check_goes_on()
         finally:
             submitting.cancel()
         for name in sorted(self.fleet.away):
@@ -167,7 +169,7 @@ class _Scene:
         live = self.fleet.live
         return live is not None and live.status.state != "running"
 
-    def _check_goes_on(self) -> None:
+    async def _check_goes_on(self) -> None:
         if self.fleet.unable:
             raise _Broken(self.fleet.unable[0])
         self._check_steps()
@@ -175,7 +177,11 @@ class _Scene:
             self.last_over_s = self.loop.time()
             return
         still_s = self.loop.time() - self.last_over_s
-        if still_s > (LOST_FRAME_S if self.loses_frames else LIVENESS_S):
+        if self.fleet.flipped and still_s > PATIENCE_S and (wrong := await self.repairs.help()) is not None:
+            if wrong:
+                raise _Broken(wrong)
+            self.last_over_s = self.loop.time()
+        elif still_s > (LOST_FRAME_S if self.loses_frames else LIVENESS_S):
             live = self.fleet.live
             why = "its coordinator does not know it" if live is None else live.status.cause
             raise _Broken(f"all faults are over for {still_s:.0f} s and the run goes on: {why}")
@@ -220,6 +226,7 @@ class _Scene:
             cells=dict(sorted(self.cells.items())),
             model="" if status is None else str(status.model),
             files=invariants.files_of(self.fleet),
+            flipped=tuple("/".join(flipped) for flipped in self.fleet.flipped),
             rounds=tuple(clients for _, clients in sorted(self.fleet.witness.rounds.items())),
         )
 

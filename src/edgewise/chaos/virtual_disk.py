@@ -15,6 +15,14 @@ from pathlib import Path
 from edgewise.chaos.virtual_loop import LANE, Died, Lane
 
 
+BLOB_FOLDERS = ("blobs", "kept")
+
+
+def is_blob(path: Path) -> bool:
+    """Whether a file of a blob folder is a complete blob of at least a byte."""
+    return len(path.name) == 64 and path.stat().st_size > 0
+
+
 class VirtualDisk:
     """The disk of one node; outlives the node's processes.
 
@@ -104,12 +112,24 @@ class VirtualDisk:
         """The process has ended in order."""
         self._open.clear()
 
-    def flip(self, path: Path) -> None:
-        """Flips a bit of a file."""
-        data = bytearray(path.read_bytes())
-        if data:
-            data[int(self._rng.random() * len(data))] ^= 1 << int(self._rng.random() * 8)
-            path.write_bytes(bytes(data))
+    def flip_blob(self) -> Path | None:
+        """Flips one to three bits of a stored blob, drawn; call it between callbacks, when nobody is in the middle of an act.
+
+        Returns:
+            Its file; None where the node has none.
+        """
+        blobs = sorted(path for folder in BLOB_FOLDERS for path in self.root.glob(f"{folder}/*") if is_blob(path))
+        if not blobs:
+            return None
+        path = blobs[int(self._rng.random() * len(blobs))]
+        data, before = bytearray(path.read_bytes()), path.stat()
+        for bit in self._rng.sample(range(8 * len(data)), 1 + int(self._rng.random() * 3)):
+            data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(bytes(data))
+        os.utime(
+            path, ns=(before.st_atime_ns, before.st_mtime_ns + 1)
+        )  # a change shows, however fast the clock is read
+        return path
 
     def _last(self, path: Path) -> bytes | None:
         return path.read_bytes() if path.exists() else None

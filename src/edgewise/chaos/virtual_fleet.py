@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgewise.chaos.faulty_links import LEASE_S, FaultyLinks
 from edgewise.chaos.fixed_identities import BEGINNING, fixed_identity
@@ -23,7 +23,7 @@ from edgewise.chaos.virtual_disk import VirtualDisk
 from edgewise.chaos.virtual_loop import LANE, Died, Lane, VirtualLoop
 from edgewise.chaos.witness import RememberingWorker, Witness, WitnessedNode
 from edgewise.core.files import watch_disk
-from edgewise.core.ids import ClientId, NodeId, RunId, Tier
+from edgewise.core.ids import ClientId, Digest, NodeId, RunId, Tier
 from edgewise.fleet.coordinator import Coordinator
 from edgewise.fleet.messages.fleet_events import AnyEvent
 from edgewise.fleet.messages.message import INLINE_BYTES
@@ -50,6 +50,20 @@ FEW_SPARE = 3
 """Where blobs are pulled, what falls free goes at once, also in the middle of a run."""
 
 
+class Flipped(NamedTuple):
+    """A blob that was flipped on disk.
+
+    Attributes:
+        node: Whose.
+        folder: `blobs`, or `kept` for what a client keeps.
+        digest: Its name.
+    """
+
+    node: str
+    folder: str
+    digest: Digest
+
+
 class VirtualFleet(LoopbackFleet):
     """The fleet.
 
@@ -69,6 +83,8 @@ class VirtualFleet(LoopbackFleet):
         links: Their frames.
         can_spare: Whether the run can do without one of its clients.
         away: Nodes that left and come back when the run is over.
+        flipped: Blobs that were flipped on disk.
+        is_cancelled: Whether the run was told to end.
         unable: Why a node could not start again, as it was told.
     """
 
@@ -90,6 +106,8 @@ class VirtualFleet(LoopbackFleet):
         self.disks: dict[str, VirtualDisk] = {}
         self.moments: Counter[str] = Counter()
         self.witness = Witness(loop.time)
+        self.flipped: list[Flipped] = []
+        self.is_cancelled = False
         self.unable: list[str] = []
         self.wall_jump_s: dict[str, float] = {}
         self.valid_s: dict[str, float] = {}
@@ -149,11 +167,12 @@ class VirtualFleet(LoopbackFleet):
         """The run's spec, as far as it is known."""
         return self.live.submitted.config.spec if self.live is not None else RunSpec(run=self.run, algorithm={})
 
-    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Does something beside, in no node's process."""
         task = self.loop.create_task(work, name=name, context=contextvars.Context())
         self._beside.add(task)
         task.add_done_callback(self._beside.discard)
+        return task
 
     def tell(self, what: str) -> None:
         """Notes a word in the trace, which two runs of a campaign have in common."""
@@ -199,6 +218,14 @@ class VirtualFleet(LoopbackFleet):
         lane.frozen -= 1
         if not lane.is_dead:
             self.fabric.heal(name)
+
+    def flip_blob(self, name: str) -> bool:
+        """Has bits of one of a node's blobs flip on its disk; returns whether it has any."""
+        path = self.disks[name].flip_blob()
+        if path is not None:
+            self.tell(f"flip {name} {path.name}")
+            self.flipped.append(Flipped(name, path.parent.name, Digest(path.name)))
+        return path is not None
 
     def hush(self, name: str, *, deaf: bool) -> None:
         """Makes a link half-open: nothing arrives, or nothing leaves; it is given up when its lease has run out."""

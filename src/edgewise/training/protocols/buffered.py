@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -145,6 +146,8 @@ def buffered(concurrency: int, buffer_size: int) -> Protocol:
         needs,
         BufferedState,
         frozenset((WorkOrder, RunEnded)),
+        phases=TABLE.phases,
+        phase=attrgetter("run.phase"),
     )
     spec = Spec("buffered", {"concurrency": concurrency, "buffer_size": buffer_size})
     return Protocol(spec, {COORDINATOR: role, CLIENT: CLIENT_ROLE}, view, carries=_misfit)

@@ -329,5 +329,14 @@ def without_order(state: ClientState) -> ClientState:
 
 
 CLIENT_ROLE = Role(
-    make_step, resume, wants, is_over, needs, ClientState, needs_log=needs_log, after=after, without_order=without_order
+    make_step,
+    resume,
+    wants,
+    is_over,
+    needs,
+    ClientState,
+    needs_log=needs_log,
+    after=after,
+    without_order=without_order,
+    phases=TABLE.phases,
 )

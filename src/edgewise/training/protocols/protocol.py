@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -74,6 +75,8 @@ class Role:
             server asks again.
         state: Type of its state, a msgspec struct; with it a driver replaces old events by a snapshot and drops blobs that
             the state names no more. None keeps every event.
+        phases: The columns of its table, for whoever tries each; none where it has no table.
+        phase: State -> which of them it is in.
     """
 
     make_step: Callable[[FederatedAlgorithm, Blobs], Step]
@@ -86,6 +89,8 @@ class Role:
     needs_log: Callable[[Event], bool] | None = None
     after: Callable[[Digest], State] | None = None
     without_order: Callable[[State], State] | None = None
+    phases: tuple[str, ...] = ()
+    phase: Callable[[State], str] = attrgetter("phase")
 
 
 @dataclass(frozen=True, slots=True)

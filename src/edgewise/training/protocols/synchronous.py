@@ -79,7 +79,8 @@ def synchronous() -> Protocol:
     Reference:
         McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017.
     """
-    coordinator = Role(make_step, resume, wants, is_over, needs, RunState, frozenset((WorkOrder, RunEnded)))
+    ignores_yes = frozenset((WorkOrder, RunEnded))
+    coordinator = Role(make_step, resume, wants, is_over, needs, RunState, ignores_yes, phases=TABLE.phases)
     return Protocol(Spec("synchronous"), {COORDINATOR: coordinator, CLIENT: CLIENT_ROLE}, view)
 
 

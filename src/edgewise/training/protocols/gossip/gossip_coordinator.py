@@ -91,7 +91,8 @@ def coordinator_role(num_rings: int, mixing: int) -> Role:
             return (EndRun(state.outcome), *ending.endings(state))
         return _tasks(num_rings, mixing, state, state.collection.outstanding) or (r.waiting(state),)
 
-    return Role(make_step, resume, wants, is_over, r.needs, RunState, frozenset((GossipTask, RunEnded)))
+    ignores_yes = frozenset((GossipTask, RunEnded))
+    return Role(make_step, resume, wants, is_over, r.needs, RunState, ignores_yes, phases=TABLE.phases)
 
 
 def wants(state: RunState, to: Address, letter: AnyLetter) -> bool:

@@ -375,4 +375,4 @@ TABLE = Table((IDLE, WORKING, MIXING, REPORTING, OVER), {
 })  # fmt: skip
 """A neighbour that is gone is known by its silence; work that was replaced may still end."""
 
-PEER_ROLE = Role(make_step, resume, wants, is_over, needs, PeerState)
+PEER_ROLE = Role(make_step, resume, wants, is_over, needs, PeerState, phases=TABLE.phases)

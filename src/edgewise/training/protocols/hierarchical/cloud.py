@@ -12,6 +12,7 @@ is `edge.py`; what every server does with a run is in `opening.py`, `closing.py`
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -473,4 +474,14 @@ TABLE = Table(("waiting", "open", "ended"), {
 })  # fmt: skip
 """Clients get the letter of the end from their edge; a run starts once."""
 
-CLOUD_ROLE = Role(make_step, resume, wants, is_over, needs, CloudState, frozenset((EdgeTask, RunEnded)))
+CLOUD_ROLE = Role(
+    make_step,
+    resume,
+    wants,
+    is_over,
+    needs,
+    CloudState,
+    frozenset((EdgeTask, RunEnded)),
+    phases=TABLE.phases,
+    phase=attrgetter("run.phase"),
+)

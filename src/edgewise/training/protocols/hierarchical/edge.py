@@ -108,7 +108,7 @@ def make_step(algorithm: FederatedAlgorithm, blobs: Blobs) -> Step:
 
     def step(state: EdgeState | None, event: Event) -> EdgeResult:
         state = _NEW if state is None else state
-        return dispatch(TABLE, EDGE, parts, OVER if is_over(state) else SERVING, state, event)
+        return dispatch(TABLE, EDGE, parts, phase(state), state, event)
 
     return step
 
@@ -136,6 +136,11 @@ def wants(state: EdgeState, to: Address, letter: AnyLetter) -> bool:
 def is_over(state: EdgeState) -> bool:
     """Whether the run has ended."""
     return state.ended is not None
+
+
+def phase(state: EdgeState) -> str:
+    """Whether it serves the run still: the column of its table."""
+    return OVER if is_over(state) else SERVING
 
 
 def needs(state: EdgeState) -> list[Digest]:
@@ -394,4 +399,14 @@ TABLE = Table((SERVING, OVER), {
 })  # fmt: skip
 """Other edges are no business of an edge."""
 
-EDGE_ROLE = Role(make_step, resume, wants, is_over, needs, EdgeState, frozenset((WorkOrder, RunEnded)))
+EDGE_ROLE = Role(
+    make_step,
+    resume,
+    wants,
+    is_over,
+    needs,
+    EdgeState,
+    frozenset((WorkOrder, RunEnded)),
+    phases=TABLE.phases,
+    phase=phase,
+)
