@@ -9,13 +9,15 @@ import msgspec
 import pytest
 
 from edgewise.chaos import many_campaigns
-from edgewise.chaos.campaign import Campaign, draw_campaign, load_campaign
+from edgewise.chaos.campaign import CARRIED, Campaign, draw_campaign, load_campaign
 from edgewise.chaos.campaign_report import CampaignReport
-from edgewise.chaos.faults import Fault
-from edgewise.chaos.many_campaigns import run_many, run_one
+from edgewise.chaos.cells import PROTOCOLS, all_places, impossible_cells, possible_cells
+from edgewise.chaos.faults import FAULTS, Fault
+from edgewise.chaos.many_campaigns import Tally, run_many, run_one
 from edgewise.chaos.run_campaign import run_campaign
 from edgewise.chaos.shrink import shrink
 from edgewise.core.errors import InputError
+from edgewise.training.protocols import PROTOCOLS as REGISTERED
 from tests.chaos.run_mutants import mutants, mutated
 
 FOUND = json.loads((Path(__file__).parent / "found_campaigns.json").read_text())
@@ -50,6 +52,38 @@ def test_a_failing_campaign_is_made_as_small_as_what_breaks_it() -> None:
     assert [fault.kind for fault in smallest.faults] == ["kill", "freeze"]
     assert all(fault.seconds <= 0.02 for fault in smallest.faults)
     assert (smallest.rounds, smallest.long_work, report.broken) == (1, False, ("it stands still",))
+
+
+def test_every_cell_is_possible_for_a_reason_and_those_never_hit_are_named() -> None:
+    assert {place.role for place in all_places()} >= {
+        "client",
+        "gossip client",
+        "edge",
+        "buffered coordinator",
+        "cloud",
+    }
+    assert set(PROTOCOLS) == set(CARRIED) == set(REGISTERED)
+    assert len(possible_cells()) + sum(impossible_cells().values()) == len(all_places()) * len(FAULTS)
+    assert {"client/over/blob flipped", "cloud/down/forge"} <= set(possible_cells())
+    assert not {"edge/down/kill", "edge/serving/leave", "gossip client/idle/kill"} & set(possible_cells())
+    tally = Tally()
+    tally.add(CampaignReport(seed=0, broken=(), cells={"client/working/kill": 2}))
+    assert set(possible_cells()) - set(tally.missing) == {"client/working/kill"}
+    _, phases, rows = next(table for table in tally.tables() if table[0] == "client")
+    row = dict(zip(phases, next(row for row in rows if row[0] == "kill")[1:], strict=True))
+    assert row == {"new": 0, "idle": 0, "working": 2, "reporting": 0, "over": 0}
+
+
+@pytest.mark.parametrize("place", ["synchronous coordinator/waiting", "client/new", "cloud/starting", "edge/over"])
+def test_an_aimed_fault_meets_its_place(place: str) -> None:
+    campaigns = (draw_campaign(seed) for seed in range(3000))
+    aimed = [c for c in campaigns if c.faults[-1].during == place and c.faults[-1].moment == 1 and len(c.faults) < 4]
+    reports = [run_campaign(campaign) for campaign in aimed[:2]]
+    hits = [
+        f"{place}/{campaign.faults[-1].kind}" in report.cells for campaign, report in zip(aimed, reports, strict=False)
+    ]
+    assert any(hits)
+    assert not any(report.broken for report in reports)
 
 
 @pytest.mark.parametrize("name", mutants())

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from edgewise.chaos.aims import with_aim
 from edgewise.chaos.faults import FAULTS, Fault
 from edgewise.chaos.virtual_fleet import MALLORY
 from edgewise.core.errors import InputError
@@ -164,7 +165,8 @@ def draw_campaign(seed: int, *, task: str = "", settings: dict[str, Any] | None 
     )
     campaign = msgspec.structs.replace(campaign, faults=tuple(_fault(rng, kind, campaign) for kind in kinds))
     campaign = _with_silence(random.Random(f"silence {seed}"), campaign)
-    return _with_flip(random.Random(f"flip {seed}"), campaign)
+    campaign = _with_flip(random.Random(f"flip {seed}"), campaign)
+    return with_aim(random.Random(f"aim {seed}"), campaign)
 
 
 def _with_silence(rng: random.Random, campaign: Campaign) -> Campaign:

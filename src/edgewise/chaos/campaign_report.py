@@ -15,7 +15,7 @@ class CampaignReport(msgspec.Struct, frozen=True, kw_only=True):
         trace: Digest of everything that happened, in order.
         virtual_s: Virtual seconds.
         num_steps: Callbacks.
-        cells: How often each fault met each phase of each role: `client/working/kill`.
+        cells: How often each fault met each place (`cells.py`): `client/working/kill`.
         model: Digest of the run's last model.
         rounds: Who took part in each round.
         files: How many blobs each node keeps on its disk.

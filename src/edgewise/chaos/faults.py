@@ -30,17 +30,20 @@ class Fault(msgspec.Struct, frozen=True):
     Attributes:
         kind: Name in `FAULTS`.
         node: Whom it hits.
-        moment: When: after so many things that the node did since the run was submitted.
+        moment: When: after so many things that the node did since the run was submitted, 0 for right before that.
         seconds: How long it lasts.
+        during: A place, `client/working`: only what the node did while it was in that is counted. "" counts all.
     """
 
     kind: str
     node: str
     moment: int
     seconds: float
+    during: str = ""
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.node} at its moment {self.moment} for {self.seconds:.3g} s"
+        during = f" of {self.during}" if self.during else ""
+        return f"{self.kind} {self.node} at its moment {self.moment}{during} for {self.seconds:.3g} s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +153,7 @@ def _flip(fleet: VirtualFleet, fault: Fault) -> Undo:
 
 
 async def _flip_first(fleet: VirtualFleet, node: str) -> None:
-    while not fleet.flip_blob(node):
+    while not fleet.flip_blob(node):  # noqa: ASYNC110 - nothing says that a blob is there
         await asyncio.sleep(LOOK_AGAIN_S)
 
 

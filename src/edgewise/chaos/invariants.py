@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from edgewise.chaos.campaign import Campaign
 from edgewise.chaos.campaign_report import CampaignReport
+from edgewise.chaos.cells import drivers_of
 from edgewise.chaos.faults import Fault
 from edgewise.chaos.repairs import names_one
 from edgewise.chaos.virtual_fleet import MALLORY, VirtualFleet
@@ -25,22 +25,11 @@ LEAVES_FILES = frozenset(("kill", "power", "expire", "leave"))
 """Faults after which a blob may be left that nobody names: its process did not live to delete it."""
 
 
-def phases(fleet: VirtualFleet, node: str) -> list[str]:
-    """In which phase each role of a node is: `client/working`; `-/down` or `-/idle` where it has none."""
-    if node in fleet.down:
-        return ["-/down"]
-    found = []
-    for driver in _drivers(fleet, node):
-        state = getattr(driver.state, "run", driver.state)
-        found.append(f"{driver.role_name}/{getattr(state, 'phase', 'begun') if state is not None else 'new'}")
-    return found or ["-/idle"]
-
-
 def unsettled(fleet: VirtualFleet) -> str:
     """A node that has not let go of a run that is over; "" where all have."""
     if fleet.down:
         return sorted(fleet.down)[0]
-    return next((node for node in sorted(fleet.training) if _drivers(fleet, node)), "")
+    return next((node for node in sorted(fleet.training) if drivers_of(fleet, node)), "")
 
 
 def check_run(
@@ -210,13 +199,3 @@ def _ledger(fleet: VirtualFleet) -> list[str]:
         if abs(sent - carried) > LEDGER_SHARE * max(carried, 1):
             broken.append(f"{node} counted {sent:,} bytes sent, the links carried {carried:,}")
     return broken
-
-
-def _drivers(fleet: VirtualFleet, node: str) -> list[Any]:
-    if node == CLOUD:
-        roles = fleet.coordinator.runs.roles
-    elif node == OPERATOR or NodeId(node) not in fleet.training:
-        return []
-    else:
-        roles = fleet.training[NodeId(node)].roles
-    return [driver for _, driver in sorted(roles._drivers.items())]

@@ -18,6 +18,8 @@ from typing import Any
 
 from edgewise.chaos.campaign import Campaign, draw_campaign
 from edgewise.chaos.campaign_report import CampaignReport
+from edgewise.chaos.cells import Place, all_places, missing_cells, why_not
+from edgewise.chaos.faults import FAULTS
 from edgewise.chaos.run_campaign import run_campaign
 from edgewise.chaos.shrink import shrink
 
@@ -33,7 +35,7 @@ class Tally:
     Attributes:
         num: How many ran.
         failed: Reports of those that broke an invariant.
-        cells: How often each fault met each phase of a role, `client/working/kill`.
+        cells: How often each fault met each place (`cells.py`), `client/working/kill`.
         states: How often a run ended so.
         virtual_s: Virtual seconds of all.
     """
@@ -53,11 +55,20 @@ class Tally:
         if report.broken:
             self.failed.append(report)
 
-    def table(self) -> tuple[list[str], list[list[Any]]]:
-        """Faults by phases: the phases, and a row for each fault with how often it met each."""
-        phases = sorted({cell.rpartition("/")[0] for cell in self.cells})
-        kinds = sorted({cell.rpartition("/")[2] for cell in self.cells})
-        return phases, [[kind, *(self.cells[f"{phase}/{kind}"] for phase in phases)] for kind in kinds]
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Cells that can occur and were never hit."""
+        return missing_cells(self.cells)
+
+    def tables(self) -> Iterator[tuple[str, list[str], list[list[Any]]]]:
+        """Faults by phases of each role: the role, its phases, and a row for each fault with how often it met each; - for never can."""
+        for role in dict.fromkeys(place.role for place in all_places()):
+            places = [place for place in all_places() if place.role == role]
+            rows = [[kind, *(self._count(place, kind) for place in places)] for kind in FAULTS]
+            yield role, [place.phase for place in places], [row for row in rows if set(row[1:]) != {"-"}]
+
+    def _count(self, place: Place, kind: str) -> int | str:
+        return "-" if why_not(place, kind) else self.cells[f"{place}/{kind}"]
 
 
 def run_many(

@@ -24,6 +24,7 @@ import msgspec
 from edgewise.chaos import invariants
 from edgewise.chaos.campaign import Campaign
 from edgewise.chaos.campaign_report import CampaignReport
+from edgewise.chaos.cells import places_of
 from edgewise.chaos.faults import FAULTS, Fault, begin
 from edgewise.chaos.repairs import PATIENCE_S, Repairs
 from edgewise.chaos.virtual_fleet import VirtualFleet
@@ -106,8 +107,12 @@ class _Scene:
         self.waiting: dict[tuple[str, int], list[Fault]] = {}
         self.due: deque[Fault] = deque()
         self.is_beginning = False
+        self.aimed: dict[str, dict[Fault, int]] = {}
         for fault in campaign.faults:
-            self.waiting.setdefault((fault.node, fault.moment), []).append(fault)
+            if fault.during:
+                self.aimed.setdefault(fault.node, {})[fault] = fault.moment
+            else:
+                self.waiting.setdefault((fault.node, fault.moment), []).append(fault)
         self.going_on: list[Fault] = []
         self.cells: Counter[str] = Counter()
         self.loses_frames = any(FAULTS[f.kind].loses_frames for f in campaign.faults)
@@ -136,6 +141,8 @@ class _Scene:
         self.fleet.run = RUN
         self.fleet.moments.clear()
         self.fleet.on_moment = self._moment
+        for node in self.campaign.nodes:
+            self._have_begin(self.waiting.pop((node, 0), []))
         submitting = self.loop.create_task(self._submit())
         try:
             while not self._is_over():
@@ -192,7 +199,16 @@ class _Scene:
             raise _Broken(f"{self.loop.num_steps} callbacks and it goes on; faults that are not over: {going_on}")
 
     def _moment(self, node: str) -> None:
-        self.due += self.waiting.pop((node, self.fleet.moments[node]), ())
+        due = self.waiting.pop((node, self.fleet.moments[node]), [])
+        if self.aimed.get(node):
+            due = [*due, *self._aimed_now(self.aimed[node])]
+        self._have_begin(due)
+
+    def _have_begin(self, due: list[Fault]) -> None:
+        for fault in due:  # what it meets is said now: another that is due as well may change that
+            for place in places_of(self.fleet, fault):
+                self.cells[f"{place}/{fault.kind}"] += 1
+        self.due += due
         if self.is_beginning:  # what a fault does to a node is a moment of that node, too: one begins after the other
             return
         self.is_beginning = True
@@ -202,10 +218,17 @@ class _Scene:
         finally:
             self.is_beginning = False
 
+    def _aimed_now(self, aimed: dict[Fault, int]) -> list[Fault]:
+        """Those that have had all their moments in the place they are aimed at."""
+        for fault in aimed:
+            aimed[fault] -= fault.during in places_of(self.fleet, fault)
+        now = [fault for fault, left in aimed.items() if left <= 0]
+        for fault in now:
+            del aimed[fault]
+        return now
+
     def _begin(self, fault: Fault) -> None:
         self.fleet.tell(f"begin {fault}")
-        for phase in invariants.phases(self.fleet, fault.node):
-            self.cells[f"{phase}/{fault.kind}"] += 1
         self.going_on.append(fault)
         begin(self.fleet, fault, self._over)
 

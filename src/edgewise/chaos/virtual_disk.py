@@ -14,7 +14,6 @@ from pathlib import Path
 
 from edgewise.chaos.virtual_loop import LANE, Died, Lane
 
-
 BLOB_FOLDERS = ("blobs", "kept")
 
 

@@ -36,7 +36,9 @@ def command(
     kept: Annotated[
         Path | None, typer.Option(help="With --live: a line for each campaign that is done; it goes on from there.")
     ] = None,
-    table: Annotated[bool, typer.Option("--table", help="Print how often each fault met each phase.")] = False,
+    table: Annotated[
+        bool, typer.Option("--table", help="Print how often each fault met each phase, and which never.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Try a fleet against kills, lost power, full disks, bad links and liars; in virtual time, or as real processes.
@@ -70,9 +72,8 @@ def command(
     for report in tally.failed[MOST_SHRUNK:]:
         out.line(f"seed {report.seed}: {report.broken[0]}")
     seeds = [report.seed for report in tally.failed]
-    out.result(
-        {"campaigns": tally.num, "failed": seeds, "smallest": small, "cells": tally.cells, "states": tally.states}
-    )
+    found = {"campaigns": tally.num, "failed": seeds, "smallest": small, "states": tally.states}
+    out.result({**found, "cells": tally.cells, "cells_missing": tally.missing})
     if tally.failed:
         raise typer.Exit(1)
 
@@ -124,13 +125,36 @@ def _run_one(out: Output, campaign: Campaign) -> None:
 
 def _print_tally(out: Output, tally: Tally, seconds: float, *, table: bool) -> None:
     ends = ", ".join(f"{num} {state}" for state, num in sorted(tally.states.items()))
-    phases, rows = tally.table()
     out.line(
         f"{tally.num} campaigns in {seconds:.0f} s, {tally.virtual_s:,.0f} virtual seconds: {ends}; "
-        f"{len(tally.failed)} with a broken invariant; {len(tally.cells)} cells of phase and fault"
+        f"{len(tally.failed)} with a broken invariant; {_hit(tally)}"
     )
     if table:
-        out.table("how often each fault met each phase", ["fault", *phases], rows)
+        _print_cells(out, tally)
+
+
+def _hit(tally: Tally) -> str:
+    from edgewise.chaos.cells import possible_cells
+
+    possible = len(possible_cells())
+    return f"{possible - len(tally.missing)} of {possible} cells hit"
+
+
+def _print_cells(out: Output, tally: Tally) -> None:
+    """State x fault: how often each was hit, which never, and why some cannot be."""
+    from edgewise.chaos.cells import impossible_cells
+
+    for role, phases, rows in tally.tables():
+        out.table(f"how often each fault met {role}", ["fault", *phases], rows)
+    for reason, num in impossible_cells().items():
+        out.line(f"- in {num} cells: {reason}")
+    out.line(_hit(tally) + ("; never:" if tally.missing else ""))
+    never: dict[str, list[str]] = {}
+    for cell in tally.missing:
+        place, _, kind = cell.rpartition("/")
+        never.setdefault(place, []).append(kind)
+    for place, kinds in never.items():
+        out.line(f"  {place}: {', '.join(kinds)}")
 
 
 def _print_failure(out: Output, seed: int, task: str) -> Any:

@@ -54,6 +54,10 @@ class BlobGrants:
         if len(self._named) > self._look_at:
             self._forget()
 
+    def related(self, digest: Digest) -> list[NodeId]:
+        """Who may have a blob since it was named to them, or they gave it: whoever has it is among them."""
+        return sorted(self._named.get(digest, ()))
+
     def open(self, digest: Digest) -> None:
         """Grants a model's graph to every enrolled node.
 

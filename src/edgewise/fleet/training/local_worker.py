@@ -24,7 +24,7 @@ from edgewise.codecs.bundle import Bundle, bundle_from_bytes, bundle_to_bytes, d
 from edgewise.core.errors import EdgewiseError, KeptLost, StoreDamaged, StoreUnavailable, TaskError
 from edgewise.core.ids import ClientId, Digest, NodeId, digest_of
 from edgewise.core.process import keep_for_good
-from edgewise.fleet.messages import BlobRef, HardExamples, Progress, hard_examples_of
+from edgewise.fleet.messages import HardExamples, Progress, hard_examples_of
 from edgewise.fleet.node.delivery import deliver
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.store.patience import RETRY, until_taken
@@ -243,8 +243,8 @@ class LocalWorker:
         )
 
     async def _result(self, driver: RoleDriver, work: Work, job: _Job) -> Result:
-        """What comes of an order, however long this node's store takes nothing; a damaged blob is fetched again, once."""
-        met, is_fetched = partial(driver.met, driver), False
+        """What comes of an order, however long this node's store takes nothing or what came with it is sought again."""
+        met, came, has_lost = partial(driver.met, driver), {str(b.digest) for b in work.order.blobs}, False
         for attempt in itertools.count():
             try:
                 if driver.log not in self._more:
@@ -259,12 +259,13 @@ class LocalWorker:
                 await asyncio.sleep(RETRY.delay_s(attempt))
             except StoreDamaged as error:
                 log.error("%s: %s", self.node.name, error.message)
-                if is_fetched:
+                if error.fields.get("digest") in came:
+                    met(error)  # who gave it is asked for it
+                    await asyncio.sleep(RETRY.delay_s(attempt))
+                elif has_lost:
                     raise
-                is_fetched = True
-                for blob in work.order.blobs:
-                    ref = BlobRef(blob.digest, blob.size_bytes, driver.server)
-                    await deliver(partial(self.node.pull, ref), what=f"blob {blob.digest[:12]} of {driver.run}")
+                else:
+                    has_lost = True  # what it kept: it begins that anew
         raise AssertionError
 
     def _cause(self, driver: RoleDriver, work: Work, error: Exception) -> str:

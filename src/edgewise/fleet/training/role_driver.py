@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from edgewise.core.errors import StoreError, StoreUnavailable
+from edgewise.core.errors import StoreDamaged, StoreError, StoreUnavailable
 from edgewise.core.files import storing
 from edgewise.core.ids import ClientId, Digest, NodeId, RunId
 from edgewise.fleet.messages import hard_examples_of
@@ -96,6 +96,7 @@ class RoleDriver:
         incoming: The node's blobs that no state names yet.
         is_closed: Whether nothing is sent or folded for it any more.
         most_spare: Blobs that may lie about until the run is over, as long as they are small.
+        gave: After a replay, who gave blobs or was told of them: they may ask for them, and be asked.
         has_carried_out: Whether all that `state` called for is on its way; not while it is ahead of its actions.
     """
 
@@ -120,6 +121,7 @@ class RoleDriver:
     incoming: Incoming = field(default_factory=Incoming)
     is_closed: bool = False
     has_carried_out: bool = True
+    gave: dict[Digest, NodeId] = field(default_factory=dict)
     most_spare: int = MOST_SPARE
     _step: Any = None
     _waiting: list[_Waiting] = field(default_factory=list)
@@ -159,6 +161,11 @@ class RoleDriver:
     def is_waiting(self) -> bool:
         """Whether its store took nothing when it was asked last."""
         return self._refusal is not None
+
+    @property
+    def may_begin_anew(self) -> bool:
+        """Whether its server asks again for what it was to do; a client that logs all has told others of what it took."""
+        return self.role_name != CLIENT or self.role.needs_log is not None
 
     @property
     def is_over(self) -> bool:
@@ -213,17 +220,21 @@ class RoleDriver:
         """Folds what the log has.
 
         Raises:
-            StoreError: If a blob is missing or spoiled that the state needs, as after a loss of power.
+            StoreDamaged: If a blob is missing or spoiled that the state needs, as after a loss of power.
         """
         self._is_logged = True
         for entry in self.events.read(self.log):
             if entry.kind == SNAPSHOT:
                 self._restore(msgspec.msgpack.decode(entry.payload, type=Snapshot))
+                self._note_told()
                 continue
             event = decode_event(entry.payload)
             self.state, actions = self._step(self.state, event)
             self._store(actions)
             self._note(event, actions)
+            if isinstance(event, Received):
+                self.gave.update((blob.digest, event.sender) for blob in event.letter.blobs)
+            self._note_told()
             self.moved = self.moved.after(event, actions)
         if self.role_name == COORDINATOR or self.state is None:
             return
@@ -231,13 +242,27 @@ class RoleDriver:
             self.state = self.role.without_order(self.state)
             self.let_go()
         if lacks := self._lacks(self.state):
-            raise StoreError(f"blob {lacks[:12]} of {self.log} is missing or spoiled; this node begins it anew.")
+            raise StoreDamaged(
+                f"blob {lacks[:12]} of {self.log} is missing or spoiled; this node begins it anew, or waits for it.",
+                digest=str(lacks),
+            )
+
+    def _note_told(self) -> None:
+        """What was told to the server, it may ask for and be asked for."""
+        if self.state is not None and self.server:
+            told = self.role.reports(self.state)
+            self.gave.update((blob.digest, self.server) for letter in told for blob in letter.blobs)
 
     def _lacks(self, state: Any) -> Digest | None:
-        """A blob that a state needs and that is not here, or spoiled; None where all are."""
+        """A blob that a state needs and that is not here, or spoiled, which is moved aside; None where all are."""
         stores = (self.blobs,) if self.private is None else (self.blobs, self.private)
         needed = self.role.needs(state)
-        return next((digest for digest in needed if not any(store.is_whole(digest) for store in stores)), None)
+        lost = next((digest for digest in needed if not any(store.is_whole(digest) for store in stores)), None)
+        for store in stores:
+            if lost is not None and store.has(lost):
+                with contextlib.suppress(StoreDamaged):
+                    store.check(lost)
+        return lost
 
     @property
     def held(self) -> frozenset[Digest]:

@@ -9,6 +9,7 @@ ended on an edge or a client is forgotten but for its name, so that a late order
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
@@ -16,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from edgewise.core.errors import EdgewiseError, StoreError, StoreUnavailable, Unreachable
+from edgewise.core.errors import EdgewiseError, StoreDamaged, StoreError, StoreUnavailable, Unreachable
 from edgewise.core.ids import ClientId, Digest, Generation, NodeId, RunId, Tier
 from edgewise.fleet.membership.watch import Watch
 from edgewise.fleet.messages import (
@@ -29,7 +30,7 @@ from edgewise.fleet.messages import (
 )
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.store.events import EventLog
-from edgewise.fleet.store.patience import until_taken
+from edgewise.fleet.store.patience import RETRY, until_taken
 from edgewise.fleet.store.retention import Hold
 from edgewise.fleet.training.blob_fetches import BlobFetches
 from edgewise.fleet.training.letter_delivery import LetterDelivery
@@ -113,6 +114,7 @@ class RunRoles:
         self._timers: dict[tuple[str, str], asyncio.TimerHandle] = {}
         self._places: dict[ClientId, NodeId] = {}
         self._unreadable: dict[RunId, str] = {}
+        self._lacking: dict[RunId, tuple[RoleDriver, StoreDamaged]] = {}
         self._has_begun = asyncio.Event()
         self._fetches = BlobFetches(node)
         self._incoming = Incoming()
@@ -177,7 +179,12 @@ class RunRoles:
         """What an edge's and a client's part in runs holds, and every letter under way; on the event loop.
 
         Of runs that have ended, it is what a client kept.
+
+        Raises:
+            StoreDamaged: While a client's part in a run lacks a blob: what else it needs is not known.
         """
+        for driver, _ in self._lacking.values():
+            raise StoreDamaged(self._unreadable[driver.run])
         holds = [Hold("letters under way", frozenset(self._letters.digests()) | self._incoming.digests)]
         roles = (driver for driver in self._drivers.values() if driver.role_name != COORDINATOR)
         holds += [Hold(f"run {driver.run}", driver.held) for driver in roles]
@@ -205,17 +212,59 @@ class RunRoles:
                 raise
             except EdgewiseError as error:
                 log.error("%s cannot go on with %s: %s", self._node.name, name, error)
-                self._drivers.pop((role_name, spec.run), None)
-                self._events.forget(name)  # what it was to do, its server asks for again
+                driver = self._drivers.pop((role_name, spec.run), None)
+                if driver is not None and not driver.may_begin_anew and isinstance(error, StoreDamaged):
+                    self._lacks(driver, error)
+                else:
+                    self._events.forget(name)  # what it was to do, its server asks for again
 
     def resume(self) -> None:
         """After a replay: every role goes on where it was; whoever does not come back is given up after a while."""
         self._has_begun.set()
         begun = tuple(self._drivers.values())
         for driver in begun:
-            driver.resume()
+            self._resume(driver)
+        for lacking, error in tuple(self._lacking.values()):
+            self._grant(lacking)
+            self._node.spawn(self._mend(lacking, error), f"mend {lacking.log}")
         if begun and self.presence is not None:
             self._node.spawn(self.presence.miss_absent(), "whoever did not come back")
+
+    def _resume(self, driver: RoleDriver) -> None:
+        self._grant(driver)
+        driver.resume()
+
+    def _grant(self, driver: RoleDriver) -> None:
+        """Who gave or was told of a blob before this process may have it again, and may be asked for it."""
+        for digest, node in driver.gave.items():
+            self._node.grants.give(digest, node)
+        driver.gave.clear()
+
+    def _lacks(self, driver: RoleDriver, error: StoreDamaged) -> None:
+        self._drivers.pop((driver.role_name, driver.run), None)
+        self._lacking[driver.run] = driver, error
+        self._unreadable[driver.run] = f"{self._node.name} lacks what it needs for run {driver.run}: {error.message}"
+
+    async def _mend(self, driver: RoleDriver, error: StoreDamaged) -> None:
+        """Has a client's part in a run that lacks a blob wait until a node has it; then it goes on, or the run is over."""
+        for attempt in itertools.count():
+            self.stores.met(driver, error)
+            await asyncio.sleep(RETRY.delay_s(attempt))
+            if driver.run not in self._lacking:
+                return
+            if not self._node.blobs.has(Digest(error.fields["digest"])):
+                continue
+            del self._lacking[driver.run]
+            driver = self.add(driver.role_name, driver.spec)
+            try:
+                driver.replay()
+            except StoreDamaged as more:
+                error = more
+                self._lacks(driver, error)
+                self._grant(driver)
+            else:
+                self._resume(driver)
+                return
 
     def node_ready(self, info: NodeInfo) -> None:
         """A node is here (again): its runs hear of it, letters that wait for it go out."""
@@ -256,7 +305,8 @@ class RunRoles:
         return {} if self.presence is None else self.presence.clients()
 
     def _holds(self, driver: RoleDriver) -> set[Digest]:
-        others = (other.mentioned for other in tuple(self._drivers.values()) if other is not driver)
+        lacking = (other for other, _ in tuple(self._lacking.values()))
+        others = (other.mentioned for other in (*self._drivers.values(), *lacking) if other is not driver)
         return self._letters.digests().union(self._also_held(), *others)
 
     async def _find(self, run: RunId, to: Address, letter: AnyLetter) -> RoleDriver | LetterAck:
@@ -270,6 +320,9 @@ class RunRoles:
         found = self._drivers.get((role_name, run))
         if found is not None:
             return found
+        if run in self._lacking and role_name == CLIENT and isinstance(letter, RunEnded):
+            await self._end_without(*self._lacking.pop(run))
+            return LetterAck()
         if run in self._unreadable:
             raise StoreUnavailable(self._unreadable[run])
         if log_name(role_name, run) in self._ended:
@@ -388,6 +441,15 @@ class RunRoles:
         self.stores.forget(driver.run)
         self._node.spare.set()
         self.expect()
+
+    async def _end_without(self, driver: RoleDriver, _: StoreDamaged) -> None:
+        """The run is over for a client that still lacks what it needed for it."""
+        ended = self._ended[driver.log] = _Ended(driver.log, driver.spec.layout)
+        self._unreadable.pop(driver.run, None)
+        spare = set(driver.mentioned)
+        await until_taken(partial(self._forget, driver, ended, spare), partial(self.stores.met, driver))
+        self.stores.forget(driver.run)
+        self._node.spare.set()
 
     def _forget(self, driver: RoleDriver, ended: _Ended, spare: set[Digest]) -> None:
         self._events.append(ENDED, "ended", msgspec.msgpack.encode(ended))

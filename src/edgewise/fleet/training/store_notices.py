@@ -116,7 +116,8 @@ class StoreNotices:
         Returns:
             Whether it is here now.
         """
-        for holder in dict.fromkeys([*filter(None, [first]), *self._others()]):
+        related = self._node.grants.related(digest)
+        for holder in dict.fromkeys([*filter(None, [first]), *related, *self._others()]):
             try:
                 key = self._node.keys.service(holder, BLOB)
                 await fetch_unsized(self._node.transport, key, digest, self._node.blobs)

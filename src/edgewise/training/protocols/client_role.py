@@ -151,6 +151,11 @@ def needs(state: ClientState) -> list[Digest]:
     return [digest for digest in found if digest]
 
 
+def reports(state: ClientState) -> tuple[AnyLetter, ...]:
+    """What its server was told of its newest work, also once that was acknowledged."""
+    return () if state.report is None else (state.report,)
+
+
 def needs_log(event: Event) -> bool:
     """Whether an event brings what nobody could give this client again: something kept, or the fruit of long work."""
     return isinstance(event, WorkDone) and (event.kept is not None or is_long(event.metrics.get("seconds", 0.0)))
@@ -338,5 +343,6 @@ CLIENT_ROLE = Role(
     needs_log=needs_log,
     after=after,
     without_order=without_order,
+    reports=reports,
     phases=TABLE.phases,
 )

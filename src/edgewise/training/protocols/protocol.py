@@ -75,7 +75,8 @@ class Role:
             server asks again.
         state: Type of its state, a msgspec struct; with it a driver replaces old events by a snapshot and drops blobs that
             the state names no more. None keeps every event.
-        phases: The columns of its table, for whoever tries each; none where it has no table.
+        reports: State -> letters to its server whose blobs it still has; also over a restart the server may have them again.
+        phases: What its states can be in, for whoever tries each: columns of its table; none where it has no table.
         phase: State -> which of them it is in.
     """
 
@@ -89,6 +90,7 @@ class Role:
     needs_log: Callable[[Event], bool] | None = None
     after: Callable[[Digest], State] | None = None
     without_order: Callable[[State], State] | None = None
+    reports: Callable[[State], Iterable[AnyLetter]] = lambda _: ()
     phases: tuple[str, ...] = ()
     phase: Callable[[State], str] = attrgetter("phase")
 

@@ -152,6 +152,11 @@ def needs(state: PeerState) -> list[Digest]:
     return [digest for digest in found if digest]
 
 
+def reports(state: PeerState) -> tuple[AnyLetter, ...]:
+    """Its last letter."""
+    return () if state.report is None else (state.report,)
+
+
 def _change(state: PeerState, **fields: Any) -> PeerState:
     return msgspec.structs.replace(state, **fields)
 
@@ -375,4 +380,5 @@ TABLE = Table((IDLE, WORKING, MIXING, REPORTING, OVER), {
 })  # fmt: skip
 """A neighbour that is gone is known by its silence; work that was replaced may still end."""
 
-PEER_ROLE = Role(make_step, resume, wants, is_over, needs, PeerState, phases=TABLE.phases)
+# It begins with its task: none of its states is idle.
+PEER_ROLE = Role(make_step, resume, wants, is_over, needs, PeerState, reports=reports, phases=TABLE.phases[1:])

@@ -138,6 +138,11 @@ def is_over(state: EdgeState) -> bool:
     return state.ended is not None
 
 
+def reports(state: EdgeState) -> list[AnyLetter]:
+    """Its sums, also once they were acknowledged."""
+    return [task.report for task in state.tasks.values() if task.report is not None]
+
+
 def phase(state: EdgeState) -> str:
     """Whether it serves the run still: the column of its table."""
     return OVER if is_over(state) else SERVING
@@ -407,6 +412,7 @@ EDGE_ROLE = Role(
     needs,
     EdgeState,
     frozenset((WorkOrder, RunEnded)),
+    reports=reports,
     phases=TABLE.phases,
     phase=phase,
 )
