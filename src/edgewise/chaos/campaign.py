@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from edgewise.chaos.aims import with_aim
+from edgewise.chaos.aims import aimed_faults
 from edgewise.chaos.faults import FAULTS, Fault
 from edgewise.chaos.virtual_fleet import MALLORY
 from edgewise.core.errors import InputError
@@ -166,7 +166,7 @@ def draw_campaign(seed: int, *, task: str = "", settings: dict[str, Any] | None 
     campaign = msgspec.structs.replace(campaign, faults=tuple(_fault(rng, kind, campaign) for kind in kinds))
     campaign = _with_silence(random.Random(f"silence {seed}"), campaign)
     campaign = _with_flip(random.Random(f"flip {seed}"), campaign)
-    return with_aim(random.Random(f"aim {seed}"), campaign)
+    return _with_aim(random.Random(f"aim {seed}"), campaign)
 
 
 def _with_silence(rng: random.Random, campaign: Campaign) -> Campaign:
@@ -187,6 +187,15 @@ def _with_flip(rng: random.Random, campaign: Campaign) -> Campaign:
     if rng.random() >= FLIPPED_SHARE:
         return campaign
     return msgspec.structs.replace(campaign, faults=(*campaign.faults, _fault(rng, "blob flipped", campaign)))
+
+
+def _with_aim(rng: random.Random, campaign: Campaign) -> Campaign:
+    """Half of the campaigns have one more fault, aimed at a place."""
+    edge_of = {client: campaign.edge_of[client] for client in campaign.clients}
+    more = aimed_faults(rng, campaign.protocol["name"], edge_of, has_quorum=bool(campaign.quorum))
+    if any(FAULTS[fault.kind].hits == "operator" for fault in more):
+        edge_of[MALLORY] = ""
+    return msgspec.structs.replace(campaign, edge_of={**campaign.edge_of, **edge_of}, faults=(*campaign.faults, *more))
 
 
 def load_campaign(path: Path) -> Campaign:

@@ -22,6 +22,7 @@ from edgewise.core.errors import (
     IdentityRefused,
     RemoteError,
     StoreDamaged,
+    StoreError,
     StoreUnavailable,
     Unreachable,
 )
@@ -127,7 +128,12 @@ class Reception:
             driver.met(driver, error)
             raise
         except EdgewiseError as error:
-            if isinstance(error, RemoteError) and is_passing(error):  # of a third node's, which the sender cannot tell
+            has_lost = (
+                isinstance(letter, Order) and error.fields.get("remote_code") == StoreError.code
+            )  # its server sees to it
+            if isinstance(error, RemoteError) and (
+                is_passing(error) or has_lost
+            ):  # a third node's: not for the sender to judge
                 raise Unreachable(error.message) from error
             if is_passing(error) or not isinstance(letter, UpdateReport):
                 raise
