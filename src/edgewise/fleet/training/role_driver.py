@@ -96,7 +96,7 @@ class RoleDriver:
         incoming: The node's blobs that no state names yet.
         is_closed: Whether nothing is sent or folded for it any more.
         most_spare: Blobs that may lie about until the run is over, as long as they are small.
-        gave: After a replay, who gave blobs or was told of them: they may ask for them, and be asked.
+        gave: After a replay, who gave blobs or was told of them, and may ask for them.
         has_carried_out: Whether all that `state` called for is on its way; not while it is ahead of its actions.
     """
 

@@ -235,9 +235,10 @@ class RunRoles:
         driver.resume()
 
     def _grant(self, driver: RoleDriver) -> None:
-        """Who gave or was told of a blob before this process may have it again, and may be asked for it."""
+        """Who gave or was told of a blob before this process may have it again, if it is here: else it is named again first."""
         for digest, node in driver.gave.items():
-            self._node.grants.give(digest, node)
+            if self._node.blobs.has(digest):
+                self._node.grants.give(digest, node)
         driver.gave.clear()
 
     def _lacks(self, driver: RoleDriver, error: StoreDamaged) -> None:
