@@ -88,17 +88,20 @@ def test_a_killed_lane_does_nothing_more_and_waiting_for_nothing_is_told() -> No
         in_virtual_time(0, scene)
 
 
-def after_a_loss_of_power(folder: Path, seed: int, write: Callable[[Path], object]) -> VirtualDisk:
+def after_a_loss_of_power(
+    folder: Path, seed: int, write: Callable[[Path], object], *later: Callable[[Path], object], is_killed: bool = False
+) -> None:
+    """What is left of what some processes wrote, one after the other; each but the last is killed or loses its power, too."""
     disk = VirtualDisk(folder, random.Random(seed), lambda *_: None)
 
-    def lived() -> None:
+    def lived(write: Callable[[Path], object]) -> None:
         watch_disk(disk)
         write(folder)
 
-    context = contextvars.Context()
-    context.run(lived)
-    disk.crash(power=True)
-    return disk
+    lives = (write, *later)
+    for write in lives:
+        contextvars.Context().run(lived, write)
+        disk.crash(power=write is lives[-1] or not is_killed)
 
 
 def test_a_synced_blob_stands_and_another_is_lost_torn_or_luckily_there(tmp_path: Path) -> None:
@@ -133,6 +136,34 @@ def test_a_log_keeps_what_was_durable_and_never_half_an_event(tmp_path: Path) ->
         log.close()
     assert lengths >= {1, 3}
     assert lengths <= {1, 3, 4}
+
+
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_what_lasted_once_lasts_over_a_second_loss_and_a_kill_makes_nothing_last(
+    tmp_path: Path, is_killed: bool
+) -> None:
+    events, blobs = set(), set()
+    for seed in range(DRAWS):
+        digests: list[Any] = []
+
+        def write(folder: Path, digests: list[Any] = digests) -> None:
+            log = EventLog.open(folder / "events.db")
+            log.append("run", "kept", b"1")
+            log.append("run", "kept", b"2")
+            for data in (b"3", b"4"):
+                log.append_many("run", [("maybe", data)], durable=False)
+            store = FolderBlobs(folder / "blobs")
+            digests.extend((store.put(b"kept"), store.put(b"maybe", durable=False)))
+
+        here = tmp_path / str(seed)
+        after_a_loss_of_power(here, seed, write, lambda at: EventLog.open(at / "events.db"), is_killed=is_killed)
+        log = EventLog.open(here / "events.db")
+        events.add(len(log.read("run")))
+        log.close()
+        assert FolderBlobs(here / "blobs").is_whole(digests[0])
+        blobs.add(FolderBlobs(here / "blobs").is_whole(digests[1]))
+    assert {2, 3} <= events <= {2, 3, 4}
+    assert blobs == {True, False}
 
 
 def test_links_lose_and_repeat_by_their_weather_and_keep_the_order_of_the_rest() -> None:

@@ -73,9 +73,13 @@ class VirtualDisk:
     def opened(self, path: Path, close: Callable[[], None]) -> None:
         """As `DiskWatch.opened`."""
         self._open.append((path, close))
+        self._logs.setdefault(path, 0)
 
     def crash(self, *, power: bool) -> None:
         """The process is gone, and with `power` all that no sync had made last, as far as the draw says so.
+
+        What a killed process did not sync can still be lost: by the power, as long as no later process syncs it. What is there
+        after a loss of power stands.
 
         Args:
             power: Whether the power was lost, not only the process.
@@ -91,18 +95,18 @@ class VirtualDisk:
                 path.unlink(missing_ok=True)
             else:
                 path.write_bytes(data)
-        if power:
-            for path, _ in self._open:
-                self._tear_log(path)
-            self._tear_files()
         self._open.clear()
-        self._unsynced.clear()
-        self._names.clear()
-        self._logs.clear()
+        if power:
+            for path in self._logs:
+                self._logs[path] = self._tear_log(path)
+            self._tear_files()
+            self._unsynced.clear()
+            self._names.clear()
 
     def close(self) -> None:
-        """The process has ended in order."""
+        """The process has ended in order: SQLite has written its logs into the databases."""
         self._open.clear()
+        self._logs.clear()
 
     def flip(self, path: Path) -> None:
         """Flips a bit of a file."""
@@ -114,13 +118,16 @@ class VirtualDisk:
     def _last(self, path: Path) -> bytes | None:
         return path.read_bytes() if path.exists() else None
 
-    def _tear_log(self, path: Path) -> None:
+    def _tear_log(self, path: Path) -> int:
+        """Takes some of what no commit has synced; returns how many bytes are left."""
         log = _log_of(path)
         if not log.exists():
-            return
-        data, synced = log.read_bytes(), self._logs.get(path, 0)
+            return 0
+        data, synced = log.read_bytes(), self._logs[path]
         if len(data) > synced:
-            log.write_bytes(data[: synced + int(self._rng.random() * (len(data) - synced + 1))])
+            data = data[: synced + int(self._rng.random() * (len(data) - synced + 1))]
+            log.write_bytes(data)
+        return len(data)
 
     def _tear_files(self) -> None:
         for path, synced in self._unsynced.items():
