@@ -14,6 +14,9 @@ from pathlib import Path
 
 from edgewise.chaos.virtual_loop import LANE, Died, Lane
 
+_LOG = "-wal"
+"""How SQLite names the write-ahead log of a database."""
+
 
 class VirtualDisk:
     """The disk of one node; outlives the node's processes.
@@ -59,16 +62,17 @@ class VirtualDisk:
                 self._unsynced[path] = self._unsynced.pop(source)
 
     def after(self, act: str, path: Path, *, synced: bool = False) -> None:
-        """As `DiskWatch.after`."""
+        """As `DiskWatch.after`; who ends here has written, and it has not reached the disk."""
+        self._on_act(f"{act} done", path)
+        self._check()
         if act == "sync":
             self._unsynced.pop(path, None)
         elif act == "sync folder":
             self._names = [(name, before) for name, before in self._names if name.parent != path]
         elif act == "commit" and synced:
-            log = _log_of(path)
-            self._logs[path] = log.stat().st_size if log.exists() else 0
-        self._on_act(f"{act} done", path)
-        self._check()
+            self._logs[path] = _size(_log_of(path))
+        if act == "sync" and path.name.endswith(_LOG):
+            self._logs[path.with_name(path.name.removesuffix(_LOG))] = _size(path)
 
     def opened(self, path: Path, close: Callable[[], None]) -> None:
         """As `DiskWatch.opened`."""
@@ -155,7 +159,11 @@ class VirtualDisk:
 
 
 def _log_of(path: Path) -> Path:
-    return path.with_name(path.name + "-wal")
+    return path.with_name(path.name + _LOG)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _trouble(kind: str, path: Path) -> Exception:
