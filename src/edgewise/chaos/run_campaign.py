@@ -41,7 +41,7 @@ RUN = RunId("campaign")
 JOB_SEED = 7
 LIVENESS_S = 120.0
 """When all faults are over, a run ends within so many virtual seconds,"""
-LOST_FRAME_S = 1300.0
+LOST_FRAME_S = 250.0
 """or so many where a frame may have vanished: its sender waits for its own time-out, and perhaps once more."""
 SETTLING_S = 60.0
 MOST_STEPS = 60_000

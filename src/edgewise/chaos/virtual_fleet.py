@@ -214,10 +214,9 @@ class VirtualFleet(LoopbackFleet):
         self._cut_later(name, lambda: lane.frozen > 0 and not lane.is_dead)
 
     def thaw(self, name: str, lane: Lane) -> None:
-        """Lets a process go on."""
+        """Lets a process go on; the links that were given up are back, also if another process uses them by now."""
         lane.frozen -= 1
-        if not lane.is_dead:
-            self.fabric.heal(name)
+        self.fabric.heal(name)
 
     def flip_blob(self, name: str) -> bool:
         """Has bits of one of a node's blobs flip on its disk; returns whether it has any."""
