@@ -119,7 +119,7 @@ class _Scene:
         self.last_over_s = 0.0
         self.over_s: dict[Fault, float] = {}
         self.repairs = Repairs(self.fleet)
-        self.fleet.can_spare = bool(campaign.quorum)
+        self.fleet.quorum = campaign.quorum
 
     async def play(self) -> CampaignReport:
         broken: list[str] = []

@@ -223,13 +223,19 @@ class RoleDriver:
             StoreDamaged: If a blob is missing or spoiled that the state needs, as after a loss of power.
         """
         self._is_logged = True
+        has_lost = False
         for entry in self.events.read(self.log):
             if entry.kind == SNAPSHOT:
                 self._restore(msgspec.msgpack.decode(entry.payload, type=Snapshot))
                 self._note_told()
                 continue
             event = decode_event(entry.payload)
-            self.state, actions = self._step(self.state, event)
+            try:
+                self.state, actions = self._step(self.state, event)
+            except StoreDamaged:  # what it was to do with that blob, its server asks for again; an end may still follow
+                if self.state is None or self.role.without_order is None:
+                    raise
+                self.state, actions, has_lost = self.role.without_order(self.state), (), True
             self._store(actions)
             self._note(event, actions)
             if isinstance(event, Received):
@@ -238,7 +244,7 @@ class RoleDriver:
             self.moved = self.moved.after(event, actions)
         if self.role_name == COORDINATOR or self.state is None:
             return
-        if self._lacks(self.state) and self.role.without_order is not None:
+        if self.role.without_order is not None and (has_lost or self._lacks(self.state)):
             self.state = self.role.without_order(self.state)
             self.let_go()
         if lacks := self._lacks(self.state):

@@ -143,6 +143,11 @@ def reports(state: EdgeState) -> list[AnyLetter]:
     return [task.report for task in state.tasks.values() if task.report is not None]
 
 
+def without_order(state: EdgeState) -> EdgeState:
+    """What is left where a blob of a task is gone: the cloud gives its tasks again, and tells this edge of the end to hand on."""
+    return EdgeState(ended=state.ended)
+
+
 def phase(state: EdgeState) -> str:
     """Whether it serves the run still: the column of its table."""
     return OVER if is_over(state) else SERVING
@@ -412,6 +417,7 @@ EDGE_ROLE = Role(
     needs,
     EdgeState,
     frozenset((WorkOrder, RunEnded)),
+    without_order=without_order,
     reports=reports,
     phases=TABLE.phases,
     phase=phase,
