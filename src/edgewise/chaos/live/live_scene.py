@@ -53,7 +53,6 @@ class LiveScene:
         fleet: Its processes and links.
         task: What is trained and served.
         operator: Speaks to the coordinator.
-        plans: In force on the devices: along the edge, then on the device alone.
         good: The version that is served.
         down: Nodes that are killed or frozen now; devices among them cannot answer.
     """
@@ -71,7 +70,6 @@ class LiveScene:
         self.task = DigitsTask(**file.task_settings)
         self.folder = folder
         self.fleet = EmulatedFleet(file, folder, holdout=_write_holdout(self.task, folder))
-        self.plans: tuple[Plan, ...] = ()
         self.good = 0
         self.down: set[str] = set()
         self._ports: dict[str, int] = {}
@@ -109,8 +107,8 @@ class LiveScene:
         self._ports[device] = self.fleet.children[device].ready.get("http_port", self._ports.get(device, 0))
         return self._ports[device]
 
-    async def submit(self, run: LiveRunKind, name: str, *, num_rounds: int, seed: int, register: bool = False) -> str:
-        """Submits a run, and returns its id."""
+    async def submit(self, run: LiveRunKind, name: str, *, num_rounds: int, seed: int, **fields: Any) -> str:
+        """Submits a run with other fields of `task_request`, and returns its id."""
         request, files = await asyncio.to_thread(
             task_request,
             self.task,
@@ -119,7 +117,7 @@ class LiveScene:
             seed=seed,
             protocol=run.protocol,
             name=name,
-            register=register,
+            **fields,
         )
         return str(await self.operator.submit(request, files))
 
@@ -221,16 +219,35 @@ class LiveScene:
         if status.state != "completed" or not status.version:
             raise EdgewiseError(f"the first version was not trained: {status.state}, {status.cause}")
         self.good = status.version
-        await self.deploy(self.good)
+        if refusal := await self.deploy(self.good):
+            raise EdgewiseError(f"the first version is not served: {refusal}")
 
-    async def deploy(self, version: int, *, staged: bool = False) -> bool:
-        """Puts a version in force along the edge, or on the device alone; whether that was accepted."""
-        graph = await asyncio.to_thread(Graph.load, await self.operator.graph(version))
-        plans = (split_plan(graph), device_only_plan(graph))
-        order = Deploy(version, plans, DEADLINE_S, staged=staged, min_requests=5 if staged else 0, ungated=True)
-        accepted = (await self.operator.deploy(order)).accepted
-        self.plans = plans if accepted else self.plans
-        return accepted
+    async def deploy(self, version: int, *, plans: tuple[Plan, ...] = (), staged: bool = False, why: str = "") -> str:
+        """Puts a version in force, split between device and edge, or on the device alone where no edge is there.
+
+        Args:
+            version: Which.
+            plans: Others than those.
+            staged: Whether stage by stage.
+            why: For the history.
+
+        Returns:
+            Why it was refused; "" where it was not.
+        """
+        if not plans:
+            graph = await asyncio.to_thread(Graph.load, await self.operator.graph(version))
+            plans = (split_plan(graph), device_only_plan(graph))
+        ack = await self.operator.deploy(
+            Deploy(version, plans, DEADLINE_S, staged=staged, min_requests=5 if staged else 0, ungated=True, why=why)
+        )
+        return "" if ack.accepted else ack.reason
+
+    async def serve_good(self) -> None:
+        """What serves before a campaign is the first version, whatever was rolled out in the last one."""
+        if (await self.operator.versions()).in_force.get(self.task.name) == self.good:
+            return
+        if refusal := await self.deploy(self.good):
+            raise EdgewiseError(f"version {self.good} does not serve again: {refusal}")
 
 
 def split_plan(graph: Graph, codec: str = "none") -> Plan:

@@ -55,8 +55,10 @@ LINK_FAULTS: dict[str, dict[str, Any]] = {
 """What each does to a link."""
 NODE_FAULTS = ("kill", "kill", "kill", "freeze", "store locked", "disk full", "blob flipped")
 """Of processes and their disks; the commonest is the likeliest."""
-BESIDE = ("serve", "serve", "roll out", "offer a bad version", "roll back")
+BESIDE = ("serve", "roll out", "offer a bad version", "roll back", "deploy other plans", "retrain", "retrain")
 """What goes on beside training; requests are sent in each."""
+DEGREES = (-30.0, 30.0)
+"""By which inputs of a drifted stream are rotated."""
 
 
 class LiveFault(msgspec.Struct, frozen=True):
@@ -88,6 +90,7 @@ class LiveSchedule(msgspec.Struct, frozen=True):
         training_seed: Of the run; few, so that a simulation of each is at hand.
         beside: A word of `BESIDE`.
         faults: In the order in which they begin.
+        degrees: By which the inputs of requests are rotated where a retraining is to follow; 0 leaves them.
     """
 
     seed: int
@@ -96,6 +99,7 @@ class LiveSchedule(msgspec.Struct, frozen=True):
     training_seed: int
     beside: str
     faults: tuple[LiveFault, ...]
+    degrees: float = 0.0
 
 
 def draw(seed: int) -> LiveSchedule:
@@ -112,7 +116,9 @@ def draw(seed: int) -> LiveSchedule:
     faults = sorted(
         (_fault(rng) for _ in range(rng.randint(1, MOST_FAULTS))), key=lambda fault: (fault.at_s, fault.target)
     )
-    return LiveSchedule(seed, run, rng.randint(2, 5), rng.randint(0, 3), rng.choice(BESIDE), tuple(faults))
+    num_rounds, training_seed, beside = rng.randint(2, 5), rng.randint(0, 3), rng.choice(BESIDE)
+    degrees = rng.choice(DEGREES) if beside == "retrain" else 0.0
+    return LiveSchedule(seed, run, num_rounds, training_seed, beside, tuple(faults), degrees)
 
 
 def _fault(rng: random.Random) -> LiveFault:
