@@ -20,7 +20,7 @@ from edgewise.lifecycle.loop import LoopSettings
 from edgewise.models.graph.graph import Graph
 from edgewise.testing.spoiled_graph import spoiled
 
-BETWEEN_DEPLOYMENTS_S = 0.5
+BETWEEN_DEPLOYMENTS_S = 1.0
 MIN_LABELS = 20
 """Labelled hard examples on the devices before the drift is trained on."""
 RETRAINING_ROUNDS = 2
@@ -85,7 +85,7 @@ async def _roll_out_again(scene: LiveScene) -> str:
 
 
 async def _deploy_other_plans(scene: LiveScene, faults_over: asyncio.Event) -> str:
-    """Another plan of the served version every half second: on the device alone, split at the edge, coded at the cut."""
+    """Another plan of the served version every second: on the device alone, split at the edge, coded at the cut."""
     graph = await asyncio.to_thread(Graph.load, await scene.operator.graph(scene.good))
     alone, split, coded = device_only_plan(graph), split_plan(graph), split_plan(graph, "int8")
     num_accepted = num = 0
@@ -135,7 +135,7 @@ async def _retrain(scene: LiveScene, name: str) -> str:
         state = await loop.run(turns=1)
         outcome, last = state.outcomes[-1], state.timeline[-1].text
         if outcome != "failed":
-            return f"{outcome}: {last}"
+            return last
         code = met[-1].fields.get("remote_code", met[-1].code) if met else ""
         if code not in PASSING:
             raise BrokenPromise(f"the retraining ended {last}")

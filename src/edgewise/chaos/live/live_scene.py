@@ -19,6 +19,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from edgewise.chaos.live.live_schedule import CLOUD, DEVICES, EDGES, LINK_FAULTS, LiveFault, LiveRunKind
@@ -222,7 +223,9 @@ class LiveScene:
         if refusal := await self.deploy(self.good):
             raise EdgewiseError(f"the first version is not served: {refusal}")
 
-    async def deploy(self, version: int, *, plans: tuple[Plan, ...] = (), staged: bool = False, why: str = "") -> str:
+    async def deploy(
+        self, version: int, *, plans: tuple[Plan, ...] = (), staged: bool = False, why: str = "", force: bool = False
+    ) -> str:
         """Puts a version in force, split between device and edge, or on the device alone where no edge is there.
 
         Args:
@@ -230,6 +233,7 @@ class LiveScene:
             plans: Others than those.
             staged: Whether stage by stage.
             why: For the history.
+            force: Whether it serves whatever its gate says.
 
         Returns:
             Why it was refused; "" where it was not.
@@ -237,16 +241,15 @@ class LiveScene:
         if not plans:
             graph = await asyncio.to_thread(Graph.load, await self.operator.graph(version))
             plans = (split_plan(graph), device_only_plan(graph))
-        ack = await self.operator.deploy(
-            Deploy(version, plans, DEADLINE_S, staged=staged, min_requests=5 if staged else 0, ungated=True, why=why)
-        )
+        order = Deploy(version, plans, DEADLINE_S, staged=staged, ungated=True, force=force, why=why)
+        ack = await self.operator.deploy(msgspec.structs.replace(order, min_requests=5 if staged else 0))
         return "" if ack.accepted else ack.reason
 
     async def serve_good(self) -> None:
         """What serves before a campaign is the first version, whatever was rolled out in the last one."""
         if (await self.operator.versions()).in_force.get(self.task.name) == self.good:
             return
-        if refusal := await self.deploy(self.good):
+        if refusal := await self.deploy(self.good, force=True):  # what was trained on a drift may beat it
             raise EdgewiseError(f"version {self.good} does not serve again: {refusal}")
 
 
