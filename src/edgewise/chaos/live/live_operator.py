@@ -135,7 +135,7 @@ async def _retrain(scene: LiveScene, name: str) -> str:
         state = await loop.run(turns=1)
         outcome, last = state.outcomes[-1], state.timeline[-1].text
         if outcome != "failed":
-            return last
+            return last.partition(";")[0].partition(" (")[0]
         code = met[-1].fields.get("remote_code", met[-1].code) if met else ""
         if code not in PASSING:
             raise BrokenPromise(f"the retraining ended {last}")

@@ -59,7 +59,7 @@ class Request:
 
 
 @dataclass(slots=True)
-class Stream:
+class RequestStream:
     """What devices are asked in a campaign.
 
     Attributes:
@@ -116,7 +116,7 @@ class Stream:
                 await client.feedback(model, told)
 
 
-def make_stream(scene: LiveScene, name: str, *, degrees: float = 0.0, seed: int = 0) -> Stream:
+def make_stream(scene: LiveScene, name: str, *, degrees: float = 0.0, seed: int = 0) -> RequestStream:
     """The task's stream, as it is or drifted.
 
     Args:
@@ -131,6 +131,8 @@ def make_stream(scene: LiveScene, name: str, *, degrees: float = 0.0, seed: int 
     part = scene.task.parts.stream
     inputs = np.asarray(part.inputs, np.float32)
     if not degrees:
-        return Stream(name, inputs)
+        return RequestStream(name, inputs)
     rng = np.random.default_rng(seed)
-    return Stream(name, np.asarray(drifted(inputs, degrees=degrees, rng=rng), np.float32), np.asarray(part.targets))
+    return RequestStream(
+        name, np.asarray(drifted(inputs, degrees=degrees, rng=rng), np.float32), np.asarray(part.targets)
+    )

@@ -220,8 +220,10 @@ class LiveScene:
         if status.state != "completed" or not status.version:
             raise EdgewiseError(f"the first version was not trained: {status.state}, {status.cause}")
         self.good = status.version
-        if refusal := await self.deploy(self.good):
-            raise EdgewiseError(f"the first version is not served: {refusal}")
+        graph = await asyncio.to_thread(Graph.load, await self.operator.graph(self.good))
+        for plans in ((device_only_plan(graph),), ()):  # twice, so that there is something to roll back to
+            if refusal := await self.deploy(self.good, plans=plans):
+                raise EdgewiseError(f"the first version is not served: {refusal}")
 
     async def deploy(
         self, version: int, *, plans: tuple[Plan, ...] = (), staged: bool = False, why: str = "", force: bool = False
