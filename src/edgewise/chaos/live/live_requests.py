@@ -17,8 +17,8 @@ from edgewise.datasets.shifts import drifted
 from edgewise.models.forward import INPUT
 from edgewise.service.client import InferenceClient, Reply
 
-GAP_S = 0.05
-"""Between requests to a device."""
+GAP_S, LABELLED_GAP_S = 0.1, 0.05
+"""Between requests to a device; where labels are to prove a drift, they must not be long in coming."""
 LABELS_AT_ONCE = 8
 SLACK_S = 0.5
 """For the way from a device's answer to this process, on a busy machine."""
@@ -79,6 +79,7 @@ class RequestStream:
     async def ask(self, scene: LiveScene, device: str) -> None:
         """Sends requests to a device at their times until it is told to stop; the last ones are waited for."""
         client: InferenceClient | None = None
+        gap_s = GAP_S if self.labels is None else LABELLED_GAP_S
         under_way, unsaid, number = set[asyncio.Task[None]](), dict[str, int](), 0
         while not self.stop.is_set():
             if client is None or client.port != scene.port(device):
@@ -88,7 +89,7 @@ class RequestStream:
             task.add_done_callback(under_way.discard)
             number += 1
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.stop.wait(), GAP_S)
+                await asyncio.wait_for(self.stop.wait(), gap_s)
         await asyncio.gather(*under_way)
         if client is not None:
             await client.close()
