@@ -85,6 +85,7 @@ chaos-short: $(READY)
 chaos-live: $(READY)
 	@mkdir -p chaos-out
 	@$(THREADS) TMPDIR="$(CURDIR)/chaos-out" $(BIN)/edgewise chaos --live --campaigns 500 --kept tests/chaos/live_campaigns.jsonl $(LIVE_ARGS)
+	@COLUMNS=100 $(BIN)/python docs/reference/generate.py
 
 # Plants each bug of tests/chaos/mutants in a copy of the package and has campaigns hunt it; prints the score.
 chaos-mutants: $(READY)
