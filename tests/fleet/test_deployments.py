@@ -207,10 +207,12 @@ def test_two_models_roll_out_at_once_and_one_is_taken_back_while_the_other_goes_
         await fleet.until(lambda: {("digits", 2), ("faces", 3)} <= set(fleet.node.installed(DEVICE)))
         assert not digits.done()
         assert not faces.done()
+        assert fleet.made.changing() == ("digits", "faces")
         ack = await fleet.made.rollback("digits")
         assert (ack.version, ack.taken_back) == (1, 2)
         assert "an operator asked for the former version" in (await digits).reason
         assert not faces.done()
+        assert fleet.made.changing() == ("faces",)
         fleet.node.requests = 5
         assert (await faces).accepted
         assert {n: of.version for n, of in fleet.node.serves.items()} == {"digits": 1, "faces": 3}

@@ -57,6 +57,8 @@ NODE_FAULTS = ("kill", "kill", "kill", "freeze", "store locked", "disk full", "b
 """Of processes and their disks; the commonest is the likeliest."""
 BESIDE = ("serve", "roll out", "offer a bad version", "roll back", "deploy other plans", "retrain", "retrain")
 """What goes on beside training; requests are sent in each."""
+RETRAINING_STRETCH = 3.0
+"""Faults of a campaign that retrains begin within so many times `WINDOW_S`: labels, a run and a rollout take that long."""
 DEGREES = (-30.0, 30.0)
 """By which inputs of a drifted stream are rotated."""
 
@@ -117,7 +119,10 @@ def draw(seed: int) -> LiveSchedule:
         (_fault(rng) for _ in range(rng.randint(1, MOST_FAULTS))), key=lambda fault: (fault.at_s, fault.target)
     )
     num_rounds, training_seed, beside = rng.randint(2, 5), rng.randint(0, 3), rng.choice(BESIDE)
-    degrees = rng.choice(DEGREES) if beside == "retrain" else 0.0
+    degrees = 0.0
+    if beside == "retrain":
+        degrees = rng.choice(DEGREES)
+        faults = [msgspec.structs.replace(f, at_s=round(f.at_s * RETRAINING_STRETCH, 2)) for f in faults]
     return LiveSchedule(seed, run, num_rounds, training_seed, beside, tuple(faults), degrees)
 
 

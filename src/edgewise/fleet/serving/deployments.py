@@ -118,6 +118,10 @@ class Deployments:
         """Versions by model that must not go: in force, the one to go back to, and on their way."""
         return {name: of.needed for name, of in self.models.items()}
 
+    def changing(self) -> tuple[str, ...]:
+        """Models that somebody is deploying, or rolling back; none right after a restart, which goes on with no rollout."""
+        return tuple(name for name, of in sorted(self.models.items()) if of.busy.locked())
+
     async def resume(self) -> None:
         """Prepares the coordinator's own stage host after a restart."""
         for name, now in self.in_force().items():
