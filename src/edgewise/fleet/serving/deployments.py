@@ -7,14 +7,13 @@ count over the whole fleet: one names one plan of one model.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgewise.core.errors import EdgewiseError, StoreUnavailable
+from edgewise.core.errors import DeadlineExceeded, EdgewiseError, StoreUnavailable, Unreachable
 from edgewise.core.ids import Digest, NodeId, Revision, Tier
 from edgewise.fleet.membership.watch import Watch
 from edgewise.fleet.messages import (
@@ -52,8 +51,8 @@ from edgewise.planning.policy import Policy
 log = logging.getLogger("edgewise.fleet")
 REVISIONS_PER_DEPLOYMENT = 64
 """A deployment's plans take consecutive revisions from a multiple of this."""
-STORE_AGAIN_S = 5.0
-"""Between attempts to install on a node whose store takes nothing."""
+AGAIN_S = {Unreachable.code: 1.0, DeadlineExceeded.code: 1.0, StoreUnavailable.code: 5.0}
+"""Between attempts to bring a node up to date that is here, by what came between: it gave no answer, its store took nothing."""
 INSTALL_TIMEOUT_S = 60.0
 """For an order to prepare a version, beside the time that its graph may take to get there."""
 
@@ -245,8 +244,13 @@ class Deployments:
             first = int(serves) // REVISIONS_PER_DEPLOYMENT * REVISIONS_PER_DEPLOYMENT
             of.rollout.on_event(rollout.NodeReturned(info.node, first, time.monotonic()))
         async with of.busy:  # after a rollout in progress, which may or may not have reached it
-            with contextlib.suppress(EdgewiseError):  # gone again: it is welcomed when it returns
-                await self._catch_up(await self.node.info_of(info.node, fresh=True), name)
+            await self._catch_up_as_it_is(info.node, name)
+
+    async def _catch_up_as_it_is(self, node: NodeId, name: str) -> None:
+        try:
+            await self._catch_up(await self.node.info_of(node, fresh=True), name)
+        except EdgewiseError as error:  # it is seen before its doors can be found, or is gone again
+            self._again_later(node, name, error)
 
     async def _catch_up(self, info: NodeInfo, name: str) -> None:
         now, there = self._of(name).current, info.models.get(name, InForce(0, Revision(0)))
@@ -322,20 +326,22 @@ class Deployments:
             return await self.node.ask(node, "control", order, Ack, timeout_s=timeout_s)
         except EdgewiseError as error:
             log.warning("%s could not install version %d: %s", node, what.deploy.version, error)
-            is_passing = error.fields.get("remote_code", error.code) == StoreUnavailable.code
-            if is_passing and (node, what.model) not in self._to_try_again:
-                self._to_try_again.add((node, what.model))
-                self.node.spawn(self._try_again(node, what.model), f"install on {node} again")
+            self._again_later(node, what.model, error)
             return error
 
-    async def _try_again(self, node: NodeId, name: str) -> None:
-        """A node whose store took nothing gets what is in force when it may have room again."""
-        await asyncio.sleep(STORE_AGAIN_S)
+    def _again_later(self, node: NodeId, name: str, error: EdgewiseError) -> None:
+        wait_s = AGAIN_S.get(str(error.fields.get("remote_code", error.code)))
+        if wait_s is not None and (node, name) not in self._to_try_again:
+            self._to_try_again.add((node, name))
+            self.node.spawn(self._try_again(node, name, wait_s), f"install on {node} again")
+
+    async def _try_again(self, node: NodeId, name: str, wait_s: float) -> None:
+        """A node that could not be brought up to date gets what is in force when it may answer, or have room, again."""
+        await asyncio.sleep(wait_s)
         self._to_try_again.discard((node, name))
-        if any(member.node == node for member in self.watch.members.alive()):
-            async with self._of(name).busy:
-                with contextlib.suppress(EdgewiseError):
-                    await self._catch_up(await self.node.info_of(node, fresh=True), name)
+        async with self._of(name).busy:
+            if any(member.node == node for member in self.watch.members.alive()):  # else it is welcomed when it returns
+                await self._catch_up_as_it_is(node, name)
 
     async def _uninstall(self, node: NodeId, model: str) -> str:
         order: Message = UninstallOrder(model)
@@ -343,6 +349,7 @@ class Deployments:
             ack = await self.node.ask(node, "control", order, Ack, timeout_s=INSTALL_TIMEOUT_S)
         except EdgewiseError as error:
             log.warning("%s could not uninstall %s: %s", node, model, error)
+            self._again_later(node, model, error)
             return str(error)
         return "" if ack.accepted else ack.reason
 
