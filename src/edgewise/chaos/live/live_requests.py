@@ -17,7 +17,7 @@ from edgewise.datasets.shifts import drifted
 from edgewise.models.forward import INPUT
 from edgewise.service.client import InferenceClient, Reply
 
-GAP_S, LABELLED_GAP_S = 0.1, 0.05
+GAP_S, LABELLED_GAP_S = 0.2, 0.1
 """Between requests to a device; where labels are to prove a drift, they must not be long in coming."""
 LABELS_AT_ONCE = 8
 SLACK_S = 0.5

@@ -43,6 +43,8 @@ CLIENTS = (ClientId("client-0"), ClientId("client-1"))
 DEADLINE_S = 2.0
 """Of every request."""
 READY_S = 60.0
+_EXPECTED: dict[tuple[str, int, int], bytes] = {}
+"""Models of undisturbed runs by kind, rounds and seed: the same for every fleet of this file."""
 NEVER = 2.0
 """A threshold nobody reaches: every request crosses the cut."""
 
@@ -74,7 +76,6 @@ class LiveScene:
         self.good = 0
         self.down: set[str] = set()
         self._ports: dict[str, int] = {}
-        self._expected: dict[tuple[str, int, int], bytes] = {}
         self._stack = AsyncExitStack()
 
     @contextlib.asynccontextmanager
@@ -135,14 +136,14 @@ class LiveScene:
 
     def expected_model(self, run: LiveRunKind, num_rounds: int, seed: int) -> bytes:
         """The model of the same run in the simulator: what nobody disturbed."""
-        if (known := self._expected.get((run.name, num_rounds, seed))) is not None:
+        if (known := _EXPECTED.get((run.name, num_rounds, seed))) is not None:
             return known
         edge_of = dict(zip(CLIENTS, map(NodeId, EDGES), strict=True)) if run.protocol == "hierarchical" else None
         simulated = simulate_rounds(
             self.task, make_algorithm(run.algorithm), rounds=num_rounds, seed=seed, protocol=run.protocol,
             edge_of=edge_of, options=SimulationOptions("sequential"),
         )  # fmt: skip
-        found = self._expected[run.name, num_rounds, seed] = simulated.vector.tobytes()
+        found = _EXPECTED[run.name, num_rounds, seed] = simulated.vector.tobytes()
         return found
 
     async def apply(self, fault: LiveFault) -> None:
