@@ -89,7 +89,8 @@ class FakeLog:
 class FakeNode:
     """A coordinator's node before one edge and one device that install whatever they are asked to."""
 
-    name = CLOUD
+    name, transport, blobs = CLOUD, None, None
+    keys = SimpleNamespace(service=lambda node, service: f"{node}/{service}")
 
     def __init__(self) -> None:
         self.orders: list[tuple[NodeId, Any]] = []
@@ -331,6 +332,32 @@ def test_who_returns_gets_all_that_is_in_force_and_gives_up_what_is_not(tier: Ti
         fleet.node.serves = {"digits": fleet.node.serves["digits"], "gone": InForce(9, Revision(640), "x")}
         await fleet.made.returned(info(node, tier, fleet.node.serves))
         assert sorted(fleet.node.installed(node)) == [("faces", 3), ("gone", 0)]
+
+    asyncio.run(run())
+
+
+def test_what_was_damaged_at_the_coordinator_comes_back_from_who_serves_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        fleet = Fleet()
+        await fleet.deploy(1)
+        whole, asked = fleet.made.host_here, []
+
+        async def damaged(_: Any) -> Ack:
+            raise StoreError("the graph of 'digits' was damaged on the disk of cloud.")
+
+        async def fetched(_: Any, key: str, digest: str, __: Any) -> None:
+            asked.append((key, digest))
+            fleet.made.host_here = whole
+
+        monkeypatch.setattr(deployments, "fetch_unsized", fetched)
+        fleet.made.host_here = damaged
+        await fleet.made.resume()
+        fleet.here.clear()
+        await fleet.made.returned(info(EDGE, Tier.EDGE, {"digits": InForce(9, Revision(0), "another version")}))
+        assert (asked, fleet.here) == ([], [])
+        for _ in range(2):  # once is enough
+            await fleet.made.returned(info(EDGE, Tier.EDGE, fleet.node.serves))
+        assert (asked, [order.version for order in fleet.here]) == ([("edge-1/blob", "graph of 1")], [1])
 
     asyncio.run(run())
 

@@ -17,6 +17,7 @@ from edgewise.core.errors import DeadlineExceeded, EdgewiseError, StoreUnavailab
 from edgewise.core.ids import Digest, NodeId, Revision, Tier
 from edgewise.fleet.membership.watch import Watch
 from edgewise.fleet.messages import (
+    BLOB,
     SLOWEST_BYTES_PER_S,
     Ack,
     BlobRef,
@@ -47,6 +48,7 @@ from edgewise.lifecycle.health import HealthLimits
 from edgewise.models.model_choice import choose_model
 from edgewise.planning.plan import Site
 from edgewise.planning.policy import Policy
+from edgewise.transport.bulk.fetch import fetch_unsized
 
 log = logging.getLogger("edgewise.fleet")
 REVISIONS_PER_DEPLOYMENT = 64
@@ -82,6 +84,7 @@ class Deployments:
     refusals: dict[tuple[NodeId, str], str] = field(default_factory=dict)
     _last_revision: int = 0
     _to_try_again: set[tuple[NodeId, str]] = field(default_factory=set)
+    _not_here: set[str] = field(default_factory=set)
     _log: DeploymentLog = field(init=False)
 
     def __post_init__(self) -> None:
@@ -128,6 +131,7 @@ class Deployments:
                 await self.host_here(self._order(now, self.node.name, Tier.CLOUD))
             except EdgewiseError as error:  # the others are served
                 log.error("%s cannot serve version %d of %s: %s", self.node.name, now.deploy.version, name, error)
+                self._not_here.add(name)
 
     async def deploy(self, wanted: Deploy) -> DeployAck:
         """Serves a version along plans; other models are not touched.
@@ -254,6 +258,8 @@ class Deployments:
 
     async def _catch_up(self, info: NodeInfo, name: str) -> None:
         now, there = self._of(name).current, info.models.get(name, InForce(0, Revision(0)))
+        if now is not None and name in self._not_here and there.version == now.deploy.version:
+            await self._fetch_back(now, info.node)
         cause = ""
         if now is not None and there.digest != self._digest(now):
             cause = await self._install(info.node, now)
@@ -262,6 +268,32 @@ class Deployments:
         cause = f"does not serve {name}: {cause}" if cause else "" if now is None else self._beyond_its_grant(info, now)
         self.refusals.pop((info.node, name), None)
         self.refusals |= {(info.node, name): cause} if cause else {}
+
+    async def _fetch_back(self, now: Deployment, node: NodeId) -> None:
+        """What was damaged on the coordinator's disk is served by others, who have it still."""
+        key = self.node.keys.service(node, BLOB)
+        try:
+            await fetch_unsized(self.node.transport, key, self.versions.get(now.deploy.version).graph, self.node.blobs)
+            await self.host_here(self._order(now, self.node.name, Tier.CLOUD))
+        except EdgewiseError as error:
+            log.warning(
+                "%s does not get version %d of %s from %s: %s",
+                self.node.name,
+                now.deploy.version,
+                now.model,
+                node,
+                error,
+            )
+            self._again_later(node, now.model, error)
+            return
+        self._not_here.discard(now.model)
+        log.warning(
+            "%s serves version %d of %s again, with the graph of %s",
+            self.node.name,
+            now.deploy.version,
+            now.model,
+            node,
+        )
 
     def _beyond_its_grant(self, info: NodeInfo, now: Deployment) -> str:
         """Why a node answers by itself instead of along the plan in force; "" if it does not."""
@@ -285,6 +317,7 @@ class Deployments:
         ack = await self.host_here(self._order(now, self.node.name, Tier.CLOUD))
         if not ack.accepted:
             return ack.reason
+        self._not_here.discard(now.model)
         edges = [m.node for m in self.watch.members.alive(Tier.EDGE)]
         acks = await asyncio.gather(*(self._ask_to_install(edge, now) for edge in edges))
         return next((ack.reason for ack in acks if isinstance(ack, Ack) and not ack.accepted), "")
