@@ -42,7 +42,7 @@ QUICK = LinkClass("1000 Mbit/s", "0 ms")
 CLIENTS = (ClientId("client-0"), ClientId("client-1"))
 DEADLINE_S = 2.0
 """Of every request."""
-READY_S = 60.0
+READY_S = 120.0
 _EXPECTED: dict[tuple[str, int, int], bytes] = {}
 """Models of undisturbed runs by kind, rounds and seed: the same for every fleet of this file."""
 NEVER = 2.0
