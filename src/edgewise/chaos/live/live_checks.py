@@ -20,6 +20,8 @@ MOST_MORE_DESCRIPTORS, MOST_MORE_THREADS = 24, 12
 """A process may have so many more than after its first campaign: connections to others come and go."""
 SETTLED_S = 20.0
 """Within so many seconds what was opened on account of faults is given back: threads that wait for work live ten."""
+SERVES_S = 60.0
+"""Within so many seconds after the last fault everybody serves what is in force."""
 DAMAGE_WORDS = ("damaged", "spoiled", "missing", "repair", "not in this node's store")
 """A run may end for one of these where a blob was flipped."""
 
@@ -89,7 +91,7 @@ async def _of_versions(scene: LiveScene, requests: list[Request]) -> list[str]:
 
 async def _of_what_serves(scene: LiveScene) -> list[str]:
     """Once the faults are over, every node soon has the deployment in force, whichever it missed."""
-    end = time.monotonic() + SETTLED_S
+    end = time.monotonic() + SERVES_S
     found = "nobody answers"
     while time.monotonic() < end:
         with contextlib.suppress(EdgewiseError):
