@@ -131,7 +131,7 @@ class LiveScene:
                 while status is None or status.state == "running":
                     with contextlib.suppress(EdgewiseError):
                         status = await self.operator.status(run)  # type: ignore[arg-type]
-                    await asyncio.sleep(0.1)
+                    await asyncio.sleep(0.5)
         return status or RunStatus(run, "unknown", "the coordinator gave no answer")  # type: ignore[arg-type]
 
     def expected_model(self, run: LiveRunKind, num_rounds: int, seed: int) -> bytes:
