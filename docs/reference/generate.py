@@ -289,7 +289,9 @@ def campaigns_page() -> str:
 
 def kind_of(did: str) -> str:
     """What came of what an operator did, without its numbers."""
-    return re.sub(r"\d+ of \d+ ", "", re.sub(r"version \d+", "a version", did)).partition(" of '")[0].partition(";")[0]
+    for number, word in ((r"\d+ of \d+ ", ""), (r"version \d+", "a version"), (r"device-\d+", "a device")):
+        did = re.sub(number, word, did)
+    return did.partition(":")[0]
 
 
 def ranges_of(numbers: list[int]) -> str:

@@ -6,12 +6,16 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import median
 
 import msgspec
 
 from edgewise import __version__
 from edgewise.chaos.live.live_schedule import draw
 from edgewise.core.files import write_atomic
+
+LONG_S = 60.0
+"""What no campaign takes on a machine with two cores to itself."""
 
 
 class LiveResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -98,13 +102,14 @@ def shown(result: LiveResult) -> Iterable[str]:
 def summed_up(results: Sequence[LiveResult]) -> Iterable[str]:
     """Results together, as lines for people."""
     num_broken = sum(bool(result.broken) for result in results)
-    seconds, longest = sum(result.seconds for result in results), max((r.seconds for r in results), default=0.0)
+    took = [result.seconds for result in results] or [0.0]
+    num_long = sum(seconds > LONG_S for seconds in took)
     commits = ", ".join(f"{num} on {commit}" for commit, num in Counter(r.commit for r in results).most_common())
     requests = sum((Counter(result.requests) for result in results), Counter[str]())
     asked = ", ".join(f"{num:,} {outcome}" for outcome, num in requests.most_common())
     yield (
-        f"{len(results)} campaigns of real processes in {seconds:,.0f} s, the longest in {longest:.0f} s, "
-        f"{num_broken} with a broken invariant; {commits}"
+        f"{len(results)} campaigns of real processes in {sum(took):,.0f} s, half of them in {median(took):.0f} s or less, "
+        f"{num_long} in more than {LONG_S:.0f} s, {num_broken} with a broken invariant; {commits}"
     )
     yield f"requests: {asked}"
     for what, words in (("beside", (r.beside for r in results)), ("runs", (f"{r.run} {r.ended}" for r in results))):
