@@ -15,7 +15,7 @@ from edgewise.chaos.live.live_schedule import draw
 from edgewise.core.files import write_atomic
 
 LONG_S = 60.0
-"""What no campaign takes on a machine with two cores to itself."""
+"""A campaign is to take no longer, on a machine that has two cores for it."""
 
 
 class LiveResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
