@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from edgewise.chaos.live import live_campaign
+from edgewise.chaos.live.live_requests import RequestStream
 from edgewise.chaos.live.live_results import LiveResult, add_result, code_ran, read_results, shown, summed_up
 from edgewise.chaos.live.live_schedule import BESIDE, draw
+from edgewise.service.client import Reply
 
 KEPT = Path(__file__).parent / "live_campaigns.jsonl"
 ONE = LiveResult(
@@ -72,3 +79,18 @@ def test_the_campaigns_in_this_repository_held_and_say_on_what_they_ran() -> Non
     assert list(rows) == sorted(rows)
     assert [row.seed for row in rows.values() if row.broken or not row.commit] == []
     assert code_ran()
+
+
+def test_a_request_that_waited_over_a_whole_freeze_was_sent_to_a_device_that_was_down() -> None:
+    scene: Any = SimpleNamespace(
+        down=set(), times_down=Counter[str](), task=SimpleNamespace(name="digits"), port=lambda _: 1
+    )
+
+    async def infer(*_: Any, **__: Any) -> Reply:
+        scene.times_down["device-1"] += 1  # frozen, and thawed before it answers
+        return Reply(parameters={"model_version": 1})
+
+    client: Any = SimpleNamespace(port=1, infer=infer)
+    stream = RequestStream("s", np.zeros((1, 1, 8, 8), np.float32))
+    asyncio.run(stream._one(scene, client, "device-1", 0, "s-1", {}))
+    assert [request.outcome for request in stream.requests] == ["answered by a device that was down"]

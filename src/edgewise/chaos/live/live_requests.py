@@ -97,7 +97,8 @@ class RequestStream:
     async def _one(
         self, scene: LiveScene, client: InferenceClient, device: str, index: int, name: str, unsaid: dict[str, int]
     ) -> None:
-        was_down, began, reply = device in scene.down, time.monotonic(), Reply()
+        was_down, times_down = device in scene.down, scene.times_down[device]
+        began, reply = time.monotonic(), Reply()
         model, image = scene.task.name, self.inputs[index][None]
         try:
             limit = {"deadline_ms": 1e3 * DEADLINE_S}
@@ -105,7 +106,7 @@ class RequestStream:
             error, status = "", 200
         except EdgewiseError as failure:
             error, status = str(failure), int(failure.fields.get("status", 0))
-        is_down = was_down or device in scene.down or client.port != scene.port(device)
+        is_down = was_down or scene.times_down[device] > times_down or client.port != scene.port(device)
         self.requests.append(Request(device, began, time.monotonic() - began, status, error, is_down, reply.parameters))
         if self.labels is None or status != 200:
             return

@@ -14,6 +14,7 @@ import resource
 import signal
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -58,6 +59,7 @@ class LiveScene:
         operator: Speaks to the coordinator.
         good: The version that is served.
         down: Nodes that are killed or frozen now; devices among them cannot answer.
+        times_down: How often each was: a request may have waited over all of a freeze.
     """
 
     operator: Operator
@@ -75,6 +77,7 @@ class LiveScene:
         self.fleet = EmulatedFleet(file, folder, holdout=_write_holdout(self.task, folder))
         self.good = 0
         self.down: set[str] = set()
+        self.times_down = Counter[str]()
         self._ports: dict[str, int] = {}
         self._stack = AsyncExitStack()
 
@@ -165,6 +168,7 @@ class LiveScene:
         while name in self.down:  # noqa: ASYNC110 - rare, and short
             await asyncio.sleep(0.05)
         self.down.add(name)
+        self.times_down[name] += 1
         try:
             yield
         finally:
