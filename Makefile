@@ -81,9 +81,11 @@ chaos-short: $(READY)
 	@$(THREADS) $(BIN)/python -m tests.fuzz --seconds 30
 	@$(THREADS) $(BIN)/python -m benchmarks.soak --short --minutes 0.7
 
-# 500 campaigns of real processes, resumed by a second call.
+# 500 campaigns of real processes; those in the file have been run, a second call goes on. LIVE_ARGS='--from 500'.
 chaos-live: $(READY)
-	@$(THREADS) $(BIN)/edgewise chaos --live --campaigns 500 --kept chaos-out/live.jsonl
+	@mkdir -p chaos-out
+	@$(THREADS) TMPDIR="$(CURDIR)/chaos-out" $(BIN)/edgewise chaos --live --campaigns 500 --kept tests/chaos/live_campaigns.jsonl $(LIVE_ARGS)
+	@COLUMNS=100 $(BIN)/python docs/reference/generate.py
 
 # Plants each bug of tests/chaos/mutants in a copy of the package and has campaigns hunt it; prints the score.
 chaos-mutants: $(READY)
