@@ -85,9 +85,9 @@ chaos-short: $(READY)
 chaos-live: $(READY)
 	@$(THREADS) $(BIN)/edgewise chaos --live --campaigns 500 --kept chaos-out/live.jsonl
 
-# Plants each bug of tests/chaos/mutants in a copy of the package and has campaigns hunt it; prints the score.
+# Plants each bug of tests/chaos/mutants in a copy of the package and has campaigns hunt it; prints the score. Resumed by a second call.
 chaos-mutants: $(READY)
-	@$(BIN)/python -m tests.chaos.run_mutants $(MUTANT_ARGS)
+	@$(BIN)/python -m tests.chaos.run_mutants --kept chaos-out/mutants.jsonl $(MUTANT_ARGS)
 
 smoke: $(READY)
 	@$(THREADS) $(BIN)/python -m pytest $(TEST_ARGS) tests/docs $(wildcard tests/examples)

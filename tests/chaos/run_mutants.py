@@ -1,9 +1,11 @@
 """How good the campaigns are: each planted bug is applied to a copy of the package and hunted by them.
 
-python -m tests.chaos.run_mutants [NAME ...] [--campaigns 2000] [--jobs N] [--json]
+python -m tests.chaos.run_mutants [NAME ...] [--campaigns 2000] [--jobs N] [--kept FILE] [--json]
 
 A mutant is a file of `mutants/`: what the bug is, in which file of `src/edgewise`, and what is replaced by what. It is
-found when a campaign breaks an invariant with it, and none without it; the exit code is 0 if all are.
+found when a campaign breaks an invariant with it, and none without it; the exit code is 0 if all are. Campaigns of which a
+mutant says that they never reach it are counted and not run: it may name its `protocols`, the `faults` of which one is needed,
+and `deadline`. With `--kept`, a line for each mutant goes to that file, and one that is done there is not hunted again.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import time
 import tomllib
 from pathlib import Path
 
-from edgewise.chaos.campaign import draw_campaign
+from edgewise.chaos.campaign import CARRIED, Campaign, draw_campaign
 from edgewise.chaos.many_campaigns import run_one
 
 MUTANTS = Path(__file__).parent / "mutants"
@@ -30,10 +32,9 @@ _HUNT = """
 import json, sys
 from edgewise.chaos.many_campaigns import run_many
 if __name__ == "__main__":
-    first, number, jobs = map(int, sys.argv[1:])
-    found = run_many(range(first, first + number), jobs=jobs, until_failures=1)
-    failed = found.failed[0] if found.failed else None
-    print(json.dumps([found.num, failed.seed, failed.broken[0]] if failed else [found.num, None, ""]))
+    ran = []
+    found = run_many(json.load(sys.stdin), jobs=int(sys.argv[1]), until_failures=1, on_report=lambda r: ran.append(r.seed))
+    print(json.dumps([ran, [[report.seed, report.broken[0]] for report in found.failed]]))
 """
 
 
@@ -56,26 +57,49 @@ def mutated(mutant: dict, source: Path = SOURCE) -> str:
     return text
 
 
-def hunt(mutant: dict | None, campaigns: int, jobs: int) -> tuple[int, int | None, str]:
-    """Runs campaigns against a copy with the bug, until one fails: how many ran, its seed, what it says."""
+def reaches(mutant: dict, campaign: Campaign) -> bool:
+    """Whether a campaign can reach the bug, as far as its mutant says."""
+    kinds = {fault.kind for fault in campaign.faults}
+    return (
+        campaign.protocol["name"] in mutant.get("protocols", CARRIED)
+        and ("faults" not in mutant or not kinds.isdisjoint(mutant["faults"]))
+        and (campaign.deadline_s is not None or not mutant.get("deadline", False))
+    )
+
+
+def hunt(mutant: dict, campaigns: int, jobs: int) -> tuple[int, int | None, str]:
+    """Runs campaigns against a copy with the bug until one fails: how many there are up to it, its seed, what it says."""
+    seeds = [seed for seed in range(FIRST_SEED, FIRST_SEED + campaigns) if reaches(mutant, draw_campaign(seed))]
     with tempfile.TemporaryDirectory(prefix="edgewise-mutant-") as folder:
         copy = Path(folder) / "src"
         shutil.copytree(SOURCE / "edgewise", copy / "edgewise", ignore=shutil.ignore_patterns("__pycache__"))
-        if mutant is not None:
-            (copy / "edgewise" / mutant["file"]).write_text(mutated(mutant))
-        script = Path(folder) / "hunt.py"
-        script.write_text(_HUNT)
-        words = [sys.executable, str(script), str(FIRST_SEED), str(campaigns), str(jobs)]
-        done = subprocess.run(
-            words, env={**os.environ, "PYTHONPATH": str(copy)}, capture_output=True, text=True, check=False
-        )
-    if done.returncode:
-        tail = (done.stderr.strip().splitlines() or ["no word"])[-1]
-        return 0, None, f"cannot run: {tail}"
-    num, seed, says = json.loads(done.stdout.strip().splitlines()[-1])
-    if mutant is not None and seed is not None and (own := run_one(draw_campaign(seed))[1].broken):
-        return num, None, f"seed {seed} fails without the bug, too: {own[0]}"
-    return num, seed, says
+        (copy / "edgewise" / mutant["file"]).write_text(mutated(mutant))
+        (Path(folder) / "hunt.py").write_text(_HUNT)
+        while seeds:
+            done = subprocess.run(
+                [sys.executable, str(Path(folder) / "hunt.py"), str(jobs)],
+                input=json.dumps(seeds),
+                env={**os.environ, "PYTHONPATH": str(copy)},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if done.returncode:
+                return 0, None, f"cannot run: {(done.stderr.strip().splitlines() or ['no word'])[-1]}"
+            ran, failed = json.loads(done.stdout.strip().splitlines()[-1])
+            seeds = [seed for seed in seeds if seed not in set(ran)]
+            for seed, says in sorted(failed):
+                if not (own := run_one(draw_campaign(seed))[1].broken):
+                    return seed - FIRST_SEED + 1, seed, says
+                print(f"seed {seed} fails without the bug, too: {own[0]}", file=sys.stderr)
+    return campaigns, None, ""
+
+
+def kept_rows(file: Path | None, campaigns: int) -> dict[str, dict]:
+    """Mutants that are done by a file's lines: found, or not by so many campaigns."""
+    lines = file.read_text().splitlines() if file is not None and file.exists() else []
+    rows = map(json.loads, lines)
+    return {row["mutant"]: row for row in rows if row["seed"] is not None or row["campaigns"] >= campaigns}
 
 
 def main() -> int:
@@ -83,22 +107,39 @@ def main() -> int:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--campaigns", type=int, default=2000)
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--kept", type=Path)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     known = mutants()
     if wrong := [name for name in args.names if name not in known]:
         parser.error(f"no mutants {wrong}; there are {sorted(known)}")
+    kept = kept_rows(args.kept, args.campaigns)
     rows = []
-    for name in args.names or known:
-        start = time.monotonic()
-        num, seed, says = hunt(known[name], args.campaigns, args.jobs)
-        rows.append({"mutant": name, "campaigns": num, "seed": seed, "says": says, "seconds": time.monotonic() - start})
+    for place, name in enumerate(args.names or known):
+        if name in kept:
+            row = kept[name]
+        else:
+            print(f"{place + 1} of {len(args.names or known)}: {name} ...", file=sys.stderr, flush=True)
+            start = time.monotonic()
+            num, seed, says = hunt(known[name], args.campaigns, args.jobs)
+            row = {"mutant": name, "campaigns": num, "seed": seed, "says": says}
+            row["seconds"] = round(time.monotonic() - start, 1)
+            _keep(args.kept, row)
+        rows.append(row)
         if not args.json:
-            verdict = f"found after {num:5,} campaigns (seed {seed})" if seed is not None else f"NOT FOUND in {num:,}"
-            print(f"{name:32} {verdict:44} {says[:90]}", flush=True)
+            verdict = f"found by seed {row['seed']}" if row["seed"] is not None else "NOT FOUND"
+            print(f"{name:32} {row['campaigns']:5,} campaigns, {verdict:22} {row['says'][:90]}", flush=True)
     found = sum(row["seed"] is not None for row in rows)
-    print(json.dumps({"score": [found, len(rows)], "mutants": rows}) if args.json else f"score {found} of {len(rows)}")
+    score = {"score": [found, len(rows)], "mutants": rows}
+    print(json.dumps(score, indent=1) if args.json else f"score {found} of {len(rows)}")
     return 0 if found == len(rows) else 1
+
+
+def _keep(file: Path | None, row: dict) -> None:
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a") as lines:
+            lines.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":
