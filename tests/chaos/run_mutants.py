@@ -11,31 +11,28 @@ and `deadline`. With `--kept`, a line for each mutant goes to that file, and one
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from edgewise.chaos.campaign import CARRIED, Campaign, draw_campaign
-from edgewise.chaos.many_campaigns import run_one
+from edgewise.chaos.run_campaign import run_campaign
 
 MUTANTS = Path(__file__).parent / "mutants"
 SOURCE = Path(__file__).parents[2] / "src"
 FIRST_SEED = 100_000
 """The campaigns that hunt are others than those that the product passed every day."""
-_HUNT = """
-import json, sys
-from edgewise.chaos.many_campaigns import run_many
-if __name__ == "__main__":
-    ran = []
-    found = run_many(json.load(sys.stdin), jobs=int(sys.argv[1]), until_failures=1, on_report=lambda r: ran.append(r.seed))
-    print(json.dumps([ran, [[report.seed, report.broken[0]] for report in found.failed]]))
-"""
 
 
 def mutants() -> dict[str, dict]:
@@ -67,32 +64,89 @@ def reaches(mutant: dict, campaign: Campaign) -> bool:
     )
 
 
-def hunt(mutant: dict, campaigns: int, jobs: int) -> tuple[int, int | None, str]:
-    """Runs campaigns against a copy with the bug until one fails: how many there are up to it, its seed, what it says."""
-    seeds = [seed for seed in range(FIRST_SEED, FIRST_SEED + campaigns) if reaches(mutant, draw_campaign(seed))]
-    with tempfile.TemporaryDirectory(prefix="edgewise-mutant-") as folder:
-        copy = Path(folder) / "src"
-        shutil.copytree(SOURCE / "edgewise", copy / "edgewise", ignore=shutil.ignore_patterns("__pycache__"))
-        (copy / "edgewise" / mutant["file"]).write_text(mutated(mutant))
-        (Path(folder) / "hunt.py").write_text(_HUNT)
-        while seeds:
-            done = subprocess.run(
-                [sys.executable, str(Path(folder) / "hunt.py"), str(jobs)],
-                input=json.dumps(seeds),
-                env={**os.environ, "PYTHONPATH": str(copy)},
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if done.returncode:
-                return 0, None, f"cannot run: {(done.stderr.strip().splitlines() or ['no word'])[-1]}"
-            ran, failed = json.loads(done.stdout.strip().splitlines()[-1])
-            seeds = [seed for seed in seeds if seed not in set(ran)]
-            for seed, says in sorted(failed):
-                if not (own := run_one(draw_campaign(seed))[1].broken):
-                    return seed - FIRST_SEED + 1, seed, says
-                print(f"seed {seed} fails without the bug, too: {own[0]}", file=sys.stderr)
-    return campaigns, None, ""
+@dataclass
+class Hunter:
+    """A process that runs campaigns against a copy of the package with one bug in it.
+
+    Attributes:
+        name: Of the mutant.
+        folder: Of the copy.
+        process: Forked from this one, so that what the package needs is there already.
+        found: The seed of a campaign that fails, with a sentence; None when all have run. It is answered by whether to go on.
+        start: When it began.
+    """
+
+    name: str
+    folder: tempfile.TemporaryDirectory[str]
+    process: BaseProcess
+    found: Connection
+    start: float = field(default_factory=time.monotonic)
+
+
+def begin(name: str, mutant: dict, campaigns: int) -> Hunter:
+    """Begins to hunt a mutant."""
+    folder = tempfile.TemporaryDirectory(prefix="edgewise-mutant-")
+    shutil.copytree(SOURCE / "edgewise", Path(folder.name) / "edgewise", ignore=shutil.ignore_patterns("__pycache__"))
+    (Path(folder.name) / "edgewise" / mutant["file"]).write_text(mutated(mutant))
+    seeds = range(FIRST_SEED, FIRST_SEED + campaigns)
+    seeds_that_may = [seed for seed in seeds if reaches(mutant, draw_campaign(seed))]
+    context = multiprocessing.get_context("fork")
+    mine, theirs = context.Pipe()
+    process = context.Process(target=_hunt, args=(folder.name, seeds_that_may, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    return Hunter(name, folder, process, mine)
+
+
+def _hunt(source: str, seeds: Iterable[int], found: Connection) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "edgewise"]:
+        del sys.modules[name]
+    sys.path.insert(0, source)
+    from edgewise.chaos.campaign import draw_campaign
+    from edgewise.chaos.run_campaign import run_campaign
+
+    for seed in seeds:
+        if broken := run_campaign(draw_campaign(seed)).broken:
+            found.send((seed, broken[0]))
+            if not found.recv():
+                return
+    found.send(None)
+
+
+def heard(hunter: Hunter, campaigns: int) -> dict | None:
+    """What a hunter has to say; None where it goes on, since its campaign fails without the bug, too."""
+    row: dict = {"mutant": hunter.name, "campaigns": campaigns, "seed": None, "says": ""}
+    try:
+        said = hunter.found.recv()
+    except EOFError:
+        row |= {"campaigns": 0, "says": "cannot run"}
+        said = None
+    if said is not None:
+        seed, says = said
+        own = run_campaign(draw_campaign(seed)).broken
+        hunter.found.send(bool(own))
+        if own:
+            print(f"seed {seed} fails without {hunter.name}, too: {own[0]}", file=sys.stderr, flush=True)
+            return None
+        row |= {"campaigns": seed - FIRST_SEED + 1, "seed": seed, "says": says}
+    hunter.process.join()
+    hunter.folder.cleanup()
+    return row | {"seconds": round(time.monotonic() - hunter.start, 1)}
+
+
+def hunt(known: Mapping[str, dict], campaigns: int, jobs: int) -> Iterator[dict]:
+    """Hunts mutants, some at a time; yields what comes of each as it is known."""
+    left, running = list(known), dict[Connection, Hunter]()
+    while left or running:
+        while left and len(running) < jobs:
+            hunter = begin(left[0], known[left.pop(0)], campaigns)
+            running[hunter.found] = hunter
+        print(f"{len(left)} wait, hunting {', '.join(h.name for h in running.values())}", file=sys.stderr, flush=True)
+        for connection in wait(list(running)):
+            assert isinstance(connection, Connection)
+            if row := heard(running[connection], campaigns):
+                del running[connection]
+                yield row
 
 
 def kept_rows(file: Path | None, campaigns: int) -> dict[str, dict]:
@@ -113,24 +167,19 @@ def main() -> int:
     known = mutants()
     if wrong := [name for name in args.names if name not in known]:
         parser.error(f"no mutants {wrong}; there are {sorted(known)}")
-    kept = kept_rows(args.kept, args.campaigns)
-    rows = []
-    for place, name in enumerate(args.names or known):
-        if name in kept:
-            row = kept[name]
-        else:
-            print(f"{place + 1} of {len(args.names or known)}: {name} ...", file=sys.stderr, flush=True)
-            start = time.monotonic()
-            num, seed, says = hunt(known[name], args.campaigns, args.jobs)
-            row = {"mutant": name, "campaigns": num, "seed": seed, "says": says}
-            row["seconds"] = round(time.monotonic() - start, 1)
+    rows = kept_rows(args.kept, args.campaigns)
+    names = args.names or list(known)
+    rows = {name: rows[name] for name in names if name in rows}
+    left = {name: known[name] for name in names if name not in rows}
+    for row in itertools.chain(tuple(rows.values()), hunt(left, args.campaigns, args.jobs)):
+        if row["mutant"] not in rows:
             _keep(args.kept, row)
-        rows.append(row)
+        rows[row["mutant"]] = row
         if not args.json:
             verdict = f"found by seed {row['seed']}" if row["seed"] is not None else "NOT FOUND"
-            print(f"{name:32} {row['campaigns']:5,} campaigns, {verdict:22} {row['says'][:90]}", flush=True)
-    found = sum(row["seed"] is not None for row in rows)
-    score = {"score": [found, len(rows)], "mutants": rows}
+            print(f"{row['mutant']:32} {row['campaigns']:5,} campaigns, {verdict:22} {row['says'][:90]}", flush=True)
+    found = sum(row["seed"] is not None for row in rows.values())
+    score = {"score": [found, len(rows)], "mutants": [rows[name] for name in names]}
     print(json.dumps(score, indent=1) if args.json else f"score {found} of {len(rows)}")
     return 0 if found == len(rows) else 1
 
@@ -143,4 +192,6 @@ def _keep(file: Path | None, row: dict) -> None:
 
 
 if __name__ == "__main__":
+    if os.environ.get("PYTHONHASHSEED") != "0":  # a seed does the same in every process: names have the same order
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, "PYTHONHASHSEED": "0"})
     sys.exit(main())

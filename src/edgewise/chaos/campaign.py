@@ -45,6 +45,10 @@ _EDGES = (
 _MOST_FAULTS = 5
 DEADLINE_S = 120.0
 """Of a round that has one: longer than all that faults do but silence."""
+TOGETHER = 0.4
+"""Share of campaigns with several faults in which they hit one node,"""
+SOON = 20
+"""within about so many of its moments."""
 _LAST_MOMENT = 260
 """By then the nodes of an undisturbed campaign have done most of what they do."""
 
@@ -160,8 +164,21 @@ def draw_campaign(seed: int, *, task: str = "", settings: dict[str, Any] | None 
         task=task,
         settings=settings or {},
     )
-    campaign = msgspec.structs.replace(campaign, faults=tuple(_fault(rng, kind, campaign) for kind in kinds))
+    faults = tuple(_fault(rng, kind, campaign) for kind in kinds)
+    campaign = msgspec.structs.replace(campaign, faults=_together(random.Random(f"together {seed}"), faults))
     return _with_silence(random.Random(f"silence {seed}"), campaign)
+
+
+def _together(rng: random.Random, faults: tuple[Fault, ...]) -> tuple[Fault, ...]:
+    """In some campaigns troubles come together: they hit one node, one soon after the other."""
+    own = [fault for fault in faults if FAULTS[fault.kind].hits == "all"]
+    if len(own) < 2 or rng.random() > TOGETHER:
+        return faults
+    moments = {fault: max(1, own[0].moment + int(rng.random() * 2 * SOON) - SOON // 2) for fault in own[1:]}
+    return tuple(
+        msgspec.structs.replace(fault, node=own[0].node, moment=moments[fault]) if fault in moments else fault
+        for fault in faults
+    )
 
 
 def _with_silence(rng: random.Random, campaign: Campaign) -> Campaign:

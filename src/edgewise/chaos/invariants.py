@@ -64,7 +64,7 @@ def check_run(
             return broken
     if report.state != "completed":
         return [*broken, f"the run ended {report.state}: {fleet.live.status.cause}"]
-    return broken + _acknowledged(campaign, fleet, report) + _keeps(campaign, fleet)
+    return broken + _acknowledged(campaign, fleet, report) + _keeps(fleet)
 
 
 def files_of(fleet: VirtualFleet) -> dict[str, int]:
@@ -115,22 +115,16 @@ def _acknowledged(campaign: Campaign, fleet: VirtualFleet, report: CampaignRepor
     return broken
 
 
-def _keeps(campaign: Campaign, fleet: VirtualFleet) -> list[str]:
+def _keeps(fleet: VirtualFleet) -> list[str]:
     """What a client keeps at the end is what came of its last update that counted."""
-    live, broken = fleet.live, []
-    if live is None or any(
-        (fault.kind in LEAVES_FILES and fault.node == CLOUD) or fault.kind == "leave" for fault in campaign.faults
-    ):
-        return []  # what the state counted before a snapshot is not known
-    places = fleet.witness.counted.get(CLOUD, frozenset())
-    if any(exchange for _, _, exchange in places):
+    if any(exchange for _, _, exchange in fleet.witness.kept):
         return []
-    for client in sorted({client for client, _, _ in places}):
-        last = max(place for place in places if place[0] == client)
-        training, expected = fleet.training.get(NodeId(f"device-{client}")), fleet.witness.kept.get(last, set())
+    broken = []
+    for client in sorted(fleet.witness.last):
+        training, expected = fleet.training.get(NodeId(f"device-{client}")), fleet.witness.kept_by(client)
         kept = None if training is None else training.roles.kept(fleet.run)
         if kept is not None and expected and set(kept) not in [{digest} - {None} for digest in expected]:
-            broken.append(f"{client} does not keep what came of its work of round {last[1]}, the last that counted")
+            broken.append(f"{client} does not keep what came of its last update that counted")
     return broken
 
 

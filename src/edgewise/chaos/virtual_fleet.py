@@ -23,7 +23,7 @@ from edgewise.chaos.virtual_disk import VirtualDisk
 from edgewise.chaos.virtual_loop import LANE, Died, Lane, VirtualLoop
 from edgewise.chaos.witness import RememberingWorker, Witness, WitnessedNode
 from edgewise.core.files import watch_disk
-from edgewise.core.ids import ClientId, NodeId, RunId, Tier
+from edgewise.core.ids import ClientId, Digest, NodeId, RunId, Tier, digest_of
 from edgewise.fleet.coordinator import Coordinator
 from edgewise.fleet.messages.fleet_events import AnyEvent
 from edgewise.fleet.messages.message import INLINE_BYTES
@@ -222,7 +222,10 @@ class VirtualFleet(LoopbackFleet):
         for task in self.loop.tasks_of(lane):
             task._log_destroy_pending = False  # type: ignore[attr-defined]
             self._buried.append(task)
+        lasting = self._whole(name, self.witness.must_last(name))
         self.disks[name].crash(power=power)
+        if lost := lasting - self._whole(name, lasting):
+            self.witness.wrongs.append(f"{name} has lost blob {min(lost)[:12]} with its power, which a run of it names")
         training, worker = self.training.pop(NodeId(name), None), None
         self._buried.append((node, training, self.coordinator if name == CLOUD else None, worker))
         if node is None:
@@ -235,6 +238,11 @@ class VirtualFleet(LoopbackFleet):
                 self.loop.call_later(LEASE_S, self.fabric.withdraw_all, transport, context=contextvars.Context())
             else:
                 self.fabric.withdraw_all(transport)
+
+    def _whole(self, name: str, digests: set[Digest]) -> set[Digest]:
+        """Those of some blobs that are on a node's disk as their names say."""
+        files = {digest: self.disks[name].root / "blobs" / digest for digest in digests}
+        return {d for d, file in files.items() if file.exists() and digest_of(file.read_bytes()) == d}
 
     def _count(self, node: Node) -> None:
         if any(node is other for other in self._counted_nodes):
