@@ -30,6 +30,8 @@ from edgewise.chaos.campaign import CARRIED, Campaign, draw_campaign
 from edgewise.chaos.run_campaign import run_campaign
 
 MUTANTS = Path(__file__).parent / "mutants"
+FOUND = MUTANTS / "found.json"
+"""What `--json` printed last: each mutant with the seed that found it, which is tried first."""
 SOURCE = Path(__file__).parents[2] / "src"
 FIRST_SEED = 100_000
 """The campaigns that hunt are others than those that the product passed every day."""
@@ -83,16 +85,20 @@ class Hunter:
     start: float = field(default_factory=time.monotonic)
 
 
-def begin(name: str, mutant: dict, campaigns: int) -> Hunter:
-    """Begins to hunt a mutant."""
+def seeds_for(mutant: dict, campaigns: int, first: int | None = None) -> list[int]:
+    """The seeds of campaigns that may find a mutant, one that once did first."""
+    seeds = range(FIRST_SEED, FIRST_SEED + campaigns)
+    return sorted((seed for seed in seeds if reaches(mutant, draw_campaign(seed))), key=lambda seed: seed != first)
+
+
+def begin(name: str, mutant: dict, seeds: Iterable[int]) -> Hunter:
+    """Begins to hunt a mutant with campaigns of some seeds."""
     folder = tempfile.TemporaryDirectory(prefix="edgewise-mutant-")
     shutil.copytree(SOURCE / "edgewise", Path(folder.name) / "edgewise", ignore=shutil.ignore_patterns("__pycache__"))
     (Path(folder.name) / "edgewise" / mutant["file"]).write_text(mutated(mutant))
-    seeds = range(FIRST_SEED, FIRST_SEED + campaigns)
-    seeds_that_may = [seed for seed in seeds if reaches(mutant, draw_campaign(seed))]
     context = multiprocessing.get_context("fork")
     mine, theirs = context.Pipe()
-    process = context.Process(target=_hunt, args=(folder.name, seeds_that_may, theirs), daemon=True)
+    process = context.Process(target=_hunt, args=(folder.name, seeds, theirs), daemon=True)
     process.start()
     theirs.close()
     return Hunter(name, folder, process, mine)
@@ -134,12 +140,13 @@ def heard(hunter: Hunter, campaigns: int) -> dict | None:
     return row | {"seconds": round(time.monotonic() - hunter.start, 1)}
 
 
-def hunt(known: Mapping[str, dict], campaigns: int, jobs: int) -> Iterator[dict]:
-    """Hunts mutants, some at a time; yields what comes of each as it is known."""
+def hunt(known: Mapping[str, dict], campaigns: int, jobs: int, once: Mapping[str, int | None]) -> Iterator[dict]:
+    """Hunts mutants, some at a time, each first by the seed that once found it; yields what comes of each as it is known."""
     left, running = list(known), dict[Connection, Hunter]()
     while left or running:
         while left and len(running) < jobs:
-            hunter = begin(left[0], known[left.pop(0)], campaigns)
+            name = left.pop(0)
+            hunter = begin(name, known[name], seeds_for(known[name], campaigns, once.get(name)))
             running[hunter.found] = hunter
         print(f"{len(left)} wait, hunting {', '.join(h.name for h in running.values())}", file=sys.stderr, flush=True)
         for connection in wait(list(running)):
@@ -169,9 +176,10 @@ def main() -> int:
         parser.error(f"no mutants {wrong}; there are {sorted(known)}")
     rows = kept_rows(args.kept, args.campaigns)
     names = args.names or list(known)
+    once = {row["mutant"]: row["seed"] for row in json.loads(FOUND.read_text())["mutants"]} if FOUND.exists() else {}
     rows = {name: rows[name] for name in names if name in rows}
     left = {name: known[name] for name in names if name not in rows}
-    for row in itertools.chain(tuple(rows.values()), hunt(left, args.campaigns, args.jobs)):
+    for row in itertools.chain(tuple(rows.values()), hunt(left, args.campaigns, args.jobs, once)):
         if row["mutant"] not in rows:
             _keep(args.kept, row)
         rows[row["mutant"]] = row

@@ -34,7 +34,7 @@ CARRIED: dict[str, tuple[str, ...]] = {
     "gossip": ("fed_avg", "ditto"),
 }
 """What each protocol is tried with."""
-_DRAWN = sorted(kind for kind, of in FAULTS.items() if of.hits != "spared")
+_DRAWN = sorted(kind for kind, of in FAULTS.items() if of.hits not in ("spared", "apart"))
 _EDGES = (
     {"a": "", "b": ""},
     {"a": "", "b": "", "c": ""},
@@ -49,6 +49,10 @@ TOGETHER = 0.4
 """Share of campaigns with several faults in which they hit one node,"""
 SOON = 20
 """within about so many of its moments."""
+SLOW_SHARE, EARLY_SHARE = 0.12, 0.12
+"""Of campaigns in which a disk is slow, and in which something happens while the run is submitted:"""
+SUBMITTED = 40
+"""within so many moments of the cloud."""
 _LAST_MOMENT = 260
 """By then the nodes of an undisturbed campaign have done most of what they do."""
 
@@ -166,7 +170,8 @@ def draw_campaign(seed: int, *, task: str = "", settings: dict[str, Any] | None 
     )
     faults = tuple(_fault(rng, kind, campaign) for kind in kinds)
     campaign = msgspec.structs.replace(campaign, faults=_together(random.Random(f"together {seed}"), faults))
-    return _with_silence(random.Random(f"silence {seed}"), campaign)
+    campaign = _with_silence(random.Random(f"silence {seed}"), campaign)
+    return _with_more(random.Random(f"more {seed}"), campaign)
 
 
 def _together(rng: random.Random, faults: tuple[Fault, ...]) -> tuple[Fault, ...]:
@@ -189,9 +194,24 @@ def _with_silence(rng: random.Random, campaign: Campaign) -> Campaign:
     if draw < 0.2:
         campaign = msgspec.structs.replace(campaign, deadline_s=DEADLINE_S)
         more.append(Fault("lose", device, 1 + int(rng.random() * 40), round(1.0 + 7.0 * rng.random(), 3)))
+        if rng.random() < 0.5:  # its server is started again meanwhile
+            server = campaign.edge_of[device.removeprefix("device-")] or CLOUD
+            more.append(Fault("kill", server, more[-1].moment + 1 + int(rng.random() * 40), 0.01, of=device))
     elif campaign.quorum and draw < 0.5:
         more.append(Fault("leave", device, 1 + int(rng.random() * 60), round(0.01 + 4.0 * rng.random(), 3)))
     return msgspec.structs.replace(campaign, faults=tuple(more))
+
+
+def _with_more(rng: random.Random, campaign: Campaign) -> Campaign:
+    """In some campaigns a disk is slow; in some, trouble begins while the run is submitted."""
+    faults = list(campaign.faults)
+    if rng.random() < SLOW_SHARE:
+        faults.append(_fault(rng, "slow disk", campaign))
+    if rng.random() < EARLY_SHARE:
+        kind = rng.choice([kind for kind in _DRAWN if FAULTS[kind].hits == "all"])
+        early = _fault(rng, kind, campaign)
+        faults.append(msgspec.structs.replace(early, moment=1 + int(rng.random() * SUBMITTED), of=CLOUD))
+    return msgspec.structs.replace(campaign, faults=tuple(faults))
 
 
 def load_campaign(path: Path) -> Campaign:

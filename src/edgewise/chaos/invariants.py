@@ -12,6 +12,7 @@ from edgewise.chaos.campaign_report import CampaignReport
 from edgewise.chaos.faults import Fault
 from edgewise.chaos.virtual_fleet import MALLORY, VirtualFleet
 from edgewise.core.ids import NodeId
+from edgewise.fleet.membership.membership import NodeState
 from edgewise.testing.fleet import CLOUD, OPERATOR
 
 LEDGER_SHARE = 0.02
@@ -39,6 +40,21 @@ def unsettled(fleet: VirtualFleet) -> str:
     if fleet.down:
         return sorted(fleet.down)[0]
     return next((node for node in sorted(fleet.training) if _drivers(fleet, node)), "")
+
+
+def unseen(fleet: VirtualFleet) -> str:
+    """A node that is up and that a server takes for absent, with the server's name; "" where everybody is seen."""
+    if fleet.down:
+        return ""
+    watches = {CLOUD: fleet.coordinator.watch} | {node: of.watch for node, of in fleet.training.items()}
+    up = [name for name in fleet.lanes if name not in (CLOUD, OPERATOR)]
+    for server, watch in sorted(watches.items()):
+        members = {} if watch is None else watch.members.members
+        expected = [name for name in up if server == CLOUD or name.startswith("device-")]
+        for name in expected if watch is not None else ():
+            if name not in members or members[NodeId(name)].state in (NodeState.GONE, NodeState.JOINING):
+                return f"{name} is up and {server} does not see it"
+    return ""
 
 
 def check_run(

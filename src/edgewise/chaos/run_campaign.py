@@ -106,7 +106,7 @@ class _Scene:
         self.due: deque[Fault] = deque()
         self.is_beginning = False
         for fault in campaign.faults:
-            self.waiting.setdefault((fault.node, fault.moment), []).append(fault)
+            self.waiting.setdefault((fault.of or fault.node, fault.moment), []).append(fault)
         self.going_on: list[Fault] = []
         self.cells: Counter[str] = Counter()
         self.loses_frames = any(FAULTS[f.kind].loses_frames for f in campaign.faults)
@@ -146,13 +146,19 @@ class _Scene:
         self.fleet.away.clear()
         end = self.loop.time() + SETTLING_S + (LOST_FRAME_S if self.loses_frames else 0.0)
         self.waiting.clear()
-        while (self.going_on or invariants.unsettled(self.fleet)) and self.loop.time() < end:
+        while (self.going_on or self._is_settling()) and self.loop.time() < end:
             await asyncio.sleep(_LOOK_EVERY_S)
             self._check_steps()
             if self.going_on:
                 end += _LOOK_EVERY_S
         if left := invariants.unsettled(self.fleet):
             raise _Broken(f"the run has ended, {left} has not heard of it after {SETTLING_S:.0f} s")
+        if left := invariants.unseen(self.fleet):
+            raise _Broken(f"all faults are over, {left} after {SETTLING_S:.0f} s")
+
+    def _is_settling(self) -> bool:
+        fleet = self.fleet
+        return bool(self.loop.time() < fleet.leases_end_s or invariants.unsettled(fleet) or invariants.unseen(fleet))
 
     async def _submit(self) -> None:
         request, files = _request(self.campaign)

@@ -68,6 +68,7 @@ class VirtualFleet(LoopbackFleet):
         witness: What really happened.
         links: Their frames.
         can_spare: Whether the run can do without one of its clients.
+        leases_end_s: When the last connection of a node that lost its power is given up.
         away: Nodes that left and come back when the run is over.
         unable: Why a node could not start again, as it was told.
     """
@@ -95,6 +96,7 @@ class VirtualFleet(LoopbackFleet):
         self.valid_s: dict[str, float] = {}
         self.down: set[str] = set()
         self.can_spare = False
+        self.leases_end_s = 0.0
         self.away: set[str] = set()
         self.on_moment: Callable[[str], None] = lambda _: None
         self.trace = hashlib.blake2b(digest_size=16)
@@ -235,9 +237,11 @@ class VirtualFleet(LoopbackFleet):
             assert isinstance(transport, LoopbackTransport)
             transport._is_open = False
             if power:  # nobody closes its connections: they are given up when their lease has run out
+                self.leases_end_s = self.loop.time() + LEASE_S + 0.1
                 self.loop.call_later(LEASE_S, self.fabric.withdraw_all, transport, context=contextvars.Context())
-            else:
-                self.fabric.withdraw_all(transport)
+            else:  # its connections end after what was under way on them
+                end_s = self.links.last_due_s(node.name)
+                self.loop.call_at(end_s, self.fabric.withdraw_all, transport, context=contextvars.Context())
 
     def _whole(self, name: str, digests: set[Digest]) -> set[Digest]:
         """Those of some blobs that are on a node's disk as their names say."""
