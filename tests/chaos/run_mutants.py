@@ -94,7 +94,7 @@ def seeds_for(mutant: dict, campaigns: int, first: int | None = None) -> list[in
 def begin(name: str, mutant: dict, seeds: Iterable[int]) -> Hunter:
     """Begins to hunt a mutant with campaigns of some seeds."""
     folder = tempfile.TemporaryDirectory(prefix="edgewise-mutant-")
-    shutil.copytree(SOURCE / "edgewise", Path(folder.name) / "edgewise", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(SOURCE / "edgewise", Path(folder.name) / "edgewise")  # with what is compiled of it
     (Path(folder.name) / "edgewise" / mutant["file"]).write_text(mutated(mutant))
     context = multiprocessing.get_context("fork")
     mine, theirs = context.Pipe()

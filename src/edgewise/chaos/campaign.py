@@ -193,10 +193,10 @@ def _with_silence(rng: random.Random, campaign: Campaign) -> Campaign:
     device, more, draw = f"device-{rng.choice(campaign.clients)}", list(campaign.faults), rng.random()
     if draw < 0.2:
         campaign = msgspec.structs.replace(campaign, deadline_s=DEADLINE_S)
-        more.append(Fault("lose", device, 1 + int(rng.random() * 40), round(1.0 + 7.0 * rng.random(), 3)))
-        if rng.random() < 0.5:  # its server is started again meanwhile
+        more.append(Fault("fade", device, 1 + int(rng.random() * 40), round(1.0 + 7.0 * rng.random(), 3)))
+        if rng.random() < 0.5:  # its server is started again as that begins
             server = campaign.edge_of[device.removeprefix("device-")] or CLOUD
-            more.append(Fault("kill", server, more[-1].moment + 1 + int(rng.random() * 40), 0.01, of=device))
+            more.append(Fault("kill", server, more[-1].moment + int(rng.random() * 6), 0.01, of=device))
     elif campaign.quorum and draw < 0.5:
         more.append(Fault("leave", device, 1 + int(rng.random() * 60), round(0.01 + 4.0 * rng.random(), 3)))
     return msgspec.structs.replace(campaign, faults=tuple(more))

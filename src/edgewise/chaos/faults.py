@@ -188,6 +188,7 @@ FAULTS: Mapping[str, FaultKind] = {
     "mute": FaultKind(partial(_hush, deaf=False), "half-open: nothing leaves it", loses_frames=True),
     "slow": FaultKind(partial(_weather, delay_s=3.0), "its frames take up to 3 s"),
     "lose": FaultKind(partial(_weather, lose=0.3), "three in ten of its frames vanish", loses_frames=True),
+    "fade": FaultKind(partial(_weather, lose=0.9), "nine in ten of its frames vanish", hits="apart", loses_frames=True),
     "duplicate": FaultKind(partial(_weather, duplicate=0.5), "half of its frames arrive twice"),
     "reorder": FaultKind(partial(_weather, reorder=0.7, delay_s=0.5), "its frames overtake each other"),
     "corrupt": FaultKind(partial(_weather, corrupt=0.2), "bits of its frames flip"),

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgewise.chaos.campaign import Campaign
 from edgewise.chaos.campaign_report import CampaignReport
-from edgewise.chaos.faults import Fault
+from edgewise.chaos.faults import FAULTS, Fault
 from edgewise.chaos.virtual_fleet import MALLORY, VirtualFleet
 from edgewise.core.ids import NodeId
 from edgewise.fleet.membership.membership import NodeState
@@ -147,7 +147,7 @@ def _keeps(fleet: VirtualFleet) -> list[str]:
 def _gathered(
     campaign: Campaign, fleet: VirtualFleet, report: CampaignReport, over_s: Mapping[Fault, float]
 ) -> list[str]:
-    """What an edge has by its deadline counts, whoever else is silent, also if it was started again early in the round."""
+    """What an edge has by its deadline counts, whoever else is silent, also where trouble was over early in the round."""
     witness, broken = fleet.witness, []
     if campaign.deadline_s is None or not witness.forwarded or any(each[2] for each in witness.forwarded):
         return []
@@ -156,12 +156,17 @@ def _gathered(
     for (client, number, _), edges in sorted(witness.forwarded.items()):
         early_s = witness.closed_s.get(number - 1, 0.0) + EARLY_SHARE * campaign.deadline_s
         for edge in sorted(edges):
-            hit = [fault for fault in campaign.faults if fault.node in (edge, CLOUD, OPERATOR)]
-            is_fair = all(fault.kind == "kill" and over_s.get(fault, 0.0) <= early_s for fault in hit)
+            hit = [fault for fault in campaign.faults if fault.node in (edge, CLOUD)]
+            is_fair = all(_leaves_time(fault) and over_s.get(fault, 0.0) <= early_s for fault in hit)
             counts = report.rounds[number - 1] if number <= len(report.rounds) else answered
             if is_fair and client not in counts:
                 broken.append(f"{edge} took the update of {client} in round {number} in time and it does not count")
     return broken
+
+
+def _leaves_time(fault: Fault) -> bool:
+    """Whether an edge or a cloud that it hits can do all the same when it is over: nothing is lost with it."""
+    return not FAULTS[fault.kind].loses_frames and fault.kind not in ("power", "leave")
 
 
 def check_model(campaign: Campaign, report: CampaignReport, same: CampaignReport) -> list[str]:

@@ -69,6 +69,7 @@ class VirtualFleet(LoopbackFleet):
         links: Their frames.
         can_spare: Whether the run can do without one of its clients.
         leases_end_s: When the last connection of a node that lost its power is given up.
+        torn: Nodes whose disk may hold torn files: their power was lost.
         away: Nodes that left and come back when the run is over.
         unable: Why a node could not start again, as it was told.
     """
@@ -97,6 +98,7 @@ class VirtualFleet(LoopbackFleet):
         self.down: set[str] = set()
         self.can_spare = False
         self.leases_end_s = 0.0
+        self.torn: set[str] = set()
         self.away: set[str] = set()
         self.on_moment: Callable[[str], None] = lambda _: None
         self.trace = hashlib.blake2b(digest_size=16)
@@ -228,6 +230,14 @@ class VirtualFleet(LoopbackFleet):
         self.disks[name].crash(power=power)
         if lost := lasting - self._whole(name, lasting):
             self.witness.wrongs.append(f"{name} has lost blob {min(lost)[:12]} with its power, which a run of it names")
+        if power:
+            self.torn.add(name)
+        elif name not in self.torn:
+            named = {
+                Digest(file.name) for file in (self.disks[name].root / "blobs").glob("[0-9a-f]*") if not file.suffix
+            }
+            if torn := named - self._whole(name, named):
+                self.witness.wrongs.append(f"{name} was killed and left blob {min(torn)[:12]} in part under its name")
         training, worker = self.training.pop(NodeId(name), None), None
         self._buried.append((node, training, self.coordinator if name == CLOUD else None, worker))
         if node is None:
