@@ -87,9 +87,9 @@ chaos-live: $(READY)
 	@$(THREADS) TMPDIR="$(CURDIR)/chaos-out" $(BIN)/edgewise chaos --live --campaigns 500 --kept tests/chaos/live_campaigns.jsonl $(LIVE_ARGS)
 	@COLUMNS=100 $(BIN)/python docs/reference/generate.py
 
-# Plants each bug of tests/chaos/mutants in a copy of the package and has campaigns hunt it; prints the score.
+# Plants each bug of tests/chaos/mutants in a copy of the package and has campaigns hunt it; prints the score. Resumed by a second call.
 chaos-mutants: $(READY)
-	@$(BIN)/python -m tests.chaos.run_mutants $(MUTANT_ARGS)
+	@$(BIN)/python -m tests.chaos.run_mutants --kept chaos-out/mutants.jsonl $(MUTANT_ARGS)
 
 smoke: $(READY)
 	@$(THREADS) $(BIN)/python -m pytest $(TEST_ARGS) tests/docs $(wildcard tests/examples)

@@ -19,6 +19,7 @@ from edgewise.chaos.virtual_fleet import VirtualFleet
 from edgewise.chaos.virtual_loop import Lane
 from edgewise.testing.fleet import CLOUD
 
+SLOW_DISK_S = 0.3
 Undo = Callable[[], object]
 
 
@@ -28,17 +29,20 @@ class Fault(msgspec.Struct, frozen=True):
     Attributes:
         kind: Name in `FAULTS`.
         node: Whom it hits.
-        moment: When: after so many things that the node did since the run was submitted.
+        moment: When: after so many things that a node did since the run was submitted.
         seconds: How long it lasts.
+        of: Whose moment it is; "" for its own.
     """
 
     kind: str
     node: str
     moment: int
     seconds: float
+    of: str = ""
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.node} at its moment {self.moment} for {self.seconds:.3g} s"
+        whose = f"{self.of}'s" if self.of else "its"
+        return f"{self.kind} {self.node} at {whose} moment {self.moment} for {self.seconds:.3g} s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +52,8 @@ class FaultKind:
     Attributes:
         begin: Does it; what it returns is called when the fault is over.
         says: One line for people.
-        hits: Which nodes: `all`, `device`, `operator` where it is an order of one, or `spared`: a device that the run can do
-            without.
+        hits: Which nodes: `all`, `device`, `operator` where it is an order of one, `spared`: a device that the run can do
+            without, or `apart`: all, and it is drawn apart from the others.
         loses_frames: Whether a frame may vanish without anybody hearing of it: its sender then waits for its own time-out.
         longest_s: How long it lasts at most.
     """
@@ -139,6 +143,11 @@ def _trouble(fleet: VirtualFleet, fault: Fault, *, kind: str) -> Undo:
     return over
 
 
+def _slow_disk(fleet: VirtualFleet, fault: Fault) -> Undo:
+    fleet.loop.slow_threads_s[fault.node] = SLOW_DISK_S
+    return lambda: fleet.loop.slow_threads_s.pop(fault.node, None)
+
+
 def _jump(fleet: VirtualFleet, fault: Fault, *, seconds: float) -> Undo:
     fleet.wall_jump_s[fault.node] = seconds
     return lambda: fleet.wall_jump_s.pop(fault.node, None)
@@ -179,11 +188,13 @@ FAULTS: Mapping[str, FaultKind] = {
     "mute": FaultKind(partial(_hush, deaf=False), "half-open: nothing leaves it", loses_frames=True),
     "slow": FaultKind(partial(_weather, delay_s=3.0), "its frames take up to 3 s"),
     "lose": FaultKind(partial(_weather, lose=0.3), "three in ten of its frames vanish", loses_frames=True),
+    "fade": FaultKind(partial(_weather, lose=0.9), "nine in ten of its frames vanish", hits="apart", loses_frames=True),
     "duplicate": FaultKind(partial(_weather, duplicate=0.5), "half of its frames arrive twice"),
     "reorder": FaultKind(partial(_weather, reorder=0.7, delay_s=0.5), "its frames overtake each other"),
     "corrupt": FaultKind(partial(_weather, corrupt=0.2), "bits of its frames flip"),
     "disk full": FaultKind(partial(_trouble, kind="full"), "no write finds room"),
     "locked": FaultKind(partial(_trouble, kind="locked"), "another program holds its database"),
+    "slow disk": FaultKind(_slow_disk, f"what waits for its disk waits up to {SLOW_DISK_S:g} s longer", hits="apart"),
     "clock ahead": FaultKind(partial(_jump, seconds=3600.0), "its wall clock is an hour ahead"),
     "clock behind": FaultKind(partial(_jump, seconds=-3600.0), "its wall clock is an hour behind"),
     "far clock": FaultKind(
