@@ -85,13 +85,15 @@ chaos-short: $(READY)
 chaos-cells: $(READY)
 	@$(BIN)/edgewise chaos --campaigns 10000 --table
 
-# 500 campaigns of real processes, resumed by a second call.
+# 500 campaigns of real processes; those in the file have been run, a second call goes on. LIVE_ARGS='--from 500'.
 chaos-live: $(READY)
-	@$(THREADS) $(BIN)/edgewise chaos --live --campaigns 500 --kept chaos-out/live.jsonl
+	@mkdir -p chaos-out
+	@$(THREADS) TMPDIR="$(CURDIR)/chaos-out" $(BIN)/edgewise chaos --live --campaigns 500 --kept tests/chaos/live_campaigns.jsonl $(LIVE_ARGS)
+	@COLUMNS=100 $(BIN)/python docs/reference/generate.py
 
-# Plants each bug of tests/chaos/mutants in a copy of the package and has campaigns hunt it; prints the score.
+# Plants each bug of tests/chaos/mutants in a copy of the package and has campaigns hunt it; prints the score. Resumed by a second call.
 chaos-mutants: $(READY)
-	@$(BIN)/python -m tests.chaos.run_mutants $(MUTANT_ARGS)
+	@$(BIN)/python -m tests.chaos.run_mutants --kept chaos-out/mutants.jsonl $(MUTANT_ARGS)
 
 smoke: $(READY)
 	@$(THREADS) $(BIN)/python -m pytest $(TEST_ARGS) tests/docs $(wildcard tests/examples)

@@ -1,4 +1,4 @@
-"""Writes the pages of this folder from the code: verbs, Python names, parts, errors, settings. Run by `make docs`; a test compares."""
+"""Writes the pages of this folder from the code: verbs, Python names, parts, errors, settings, campaigns. Run by `make docs`; a test compares."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import inspect
 import io
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -263,6 +264,43 @@ def python_page() -> str:
     return "\n".join(text)
 
 
+def campaigns_page() -> str:
+    """What is kept of the campaigns of real processes."""
+    from edgewise.chaos.live.live_results import read_results, summed_up
+
+    rows = list(read_results(FOLDER.parent.parent / "tests/chaos/live_campaigns.jsonl").values())
+    beside = Counter(row.beside for row in rows)
+    faults, rounds = sum(row.num_faults for row in rows), sum(row.num_rounds for row in rows)
+    did = {word: Counter(kind_of(row.did) for row in rows if row.beside == word) for word in sorted(beside)}
+    return "\n".join(
+        [
+            f"# Campaigns of real processes\n\n{NOTE}",
+            "What `tests/chaos/live_campaigns.jsonl` holds; [chaos.md](../chaos.md) says what a campaign is.\n",
+            *(f"- {line}" for line in summed_up(rows)),
+            f"- {faults:,} faults, {rounds:,} rounds asked for\n",
+            f"Seeds: {ranges_of([row.seed for row in rows])}\n",
+            "| what the operator did meanwhile | campaigns | what came of it |",
+            "|---|---|---|",
+            *(f"| {w} | {beside[w]} | {', '.join(f'{n} {k}' for k, n in did[w].most_common() if k)} |" for w in did),
+            "",
+        ]
+    )
+
+
+def kind_of(did: str) -> str:
+    """What came of what an operator did, without its numbers."""
+    for number, word in ((r"\d+ of \d+ ", ""), (r"version \d+", "a version"), (r"device-\d+", "a device")):
+        did = re.sub(number, word, did)
+    return did.partition(":")[0]
+
+
+def ranges_of(numbers: list[int]) -> str:
+    """Ascending numbers, those that follow each other as a range."""
+    firsts = [n for n in numbers if n - 1 not in set(numbers)]
+    lasts = [n for n in numbers if n + 1 not in set(numbers)]
+    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in zip(firsts, lasts, strict=True))
+
+
 def says(member: Any) -> bool:
     """Whether a member of a class is a function or a property of its own with a docstring."""
     inner = (
@@ -318,6 +356,7 @@ PAGES = {
     "parts.md": parts_page,
     "errors.md": errors_page,
     "settings.md": settings_page,
+    "live-campaigns.md": campaigns_page,
 }
 
 if __name__ == "__main__":

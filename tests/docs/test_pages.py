@@ -84,7 +84,7 @@ def generator() -> Any:
     return module
 
 
-@pytest.mark.parametrize("name", ["cli.md", "python.md", "parts.md", "errors.md", "settings.md"])
+@pytest.mark.parametrize("name", ["cli.md", "python.md", "parts.md", "errors.md", "settings.md", "live-campaigns.md"])
 def test_a_generated_page_is_what_the_code_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     assert generator().PAGES[name]() == (ROOT / "docs/reference" / name).read_text(), "run: make docs"

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from edgewise.core.errors import InputError, StoreError
+from edgewise.core.errors import InputError, StoreError, Unreachable
 from edgewise.core.ids import Generation, NodeId, Revision, RunId, Tier
 from edgewise.fleet.membership.membership import KnownNode, Membership, NodeState
 from edgewise.fleet.messages import (
@@ -24,6 +24,7 @@ from edgewise.fleet.messages import (
     NodeInfo,
     UninstallOrder,
 )
+from edgewise.fleet.serving import deployments
 from edgewise.fleet.serving.deployment import Deployment
 from edgewise.fleet.serving.deployment_log import LOG
 from edgewise.fleet.serving.deployments import REVISIONS_PER_DEPLOYMENT, Deployments, _stages
@@ -88,7 +89,8 @@ class FakeLog:
 class FakeNode:
     """A coordinator's node before one edge and one device that install whatever they are asked to."""
 
-    name = CLOUD
+    name, transport, blobs = CLOUD, None, None
+    keys = SimpleNamespace(service=lambda node, service: f"{node}/{service}")
 
     def __init__(self) -> None:
         self.orders: list[tuple[NodeId, Any]] = []
@@ -97,9 +99,11 @@ class FakeNode:
         self.slow: dict[str, asyncio.Event] = {}
         self.spare = asyncio.Event()
         self.refuses: dict[NodeId, str] = {}
+        self.mute = {"info": 0, "order": 0}
 
     async def info_of(self, node: NodeId, *, fresh: bool) -> NodeInfo:
         assert fresh
+        self._answer("info")
         return info(node, Tier.DEVICE, self.serves)
 
     def spawn(self, work: Any, name: str) -> Any:
@@ -108,6 +112,7 @@ class FakeNode:
     async def ask(self, node: NodeId, service: str, message: Any, answer: Any, **_: Any) -> Any:
         if isinstance(message, HealthRequest):
             return Health(node, message.model, message.revision, self.requests, 0, 0.001, 0.0)
+        self._answer("order")
         self.orders.append((node, message))
         if node in self.refuses:
             return Ack(False, self.refuses[node])
@@ -118,6 +123,11 @@ class FakeNode:
         elif node == DEVICE:
             self.serves.pop(message.model, None)
         return Ack()
+
+    def _answer(self, what: str) -> None:
+        if self.mute[what]:
+            self.mute[what] -= 1
+            raise Unreachable("nobody answers on device-1/control.")
 
     def installed(self, node: NodeId) -> list[tuple[str, int]]:
         return [(o.model, o.version if isinstance(o, InstallOrder) else 0) for n, o in self.orders if n == node]
@@ -207,10 +217,12 @@ def test_two_models_roll_out_at_once_and_one_is_taken_back_while_the_other_goes_
         await fleet.until(lambda: {("digits", 2), ("faces", 3)} <= set(fleet.node.installed(DEVICE)))
         assert not digits.done()
         assert not faces.done()
+        assert fleet.made.changing() == ("digits", "faces")
         ack = await fleet.made.rollback("digits")
         assert (ack.version, ack.taken_back) == (1, 2)
         assert "an operator asked for the former version" in (await digits).reason
         assert not faces.done()
+        assert fleet.made.changing() == ("faces",)
         fleet.node.requests = 5
         assert (await faces).accepted
         assert {n: of.version for n, of in fleet.node.serves.items()} == {"digits": 1, "faces": 3}
@@ -321,6 +333,50 @@ def test_who_returns_gets_all_that_is_in_force_and_gives_up_what_is_not(tier: Ti
         await fleet.made.returned(info(node, tier, fleet.node.serves))
         assert sorted(fleet.node.installed(node)) == [("faces", 3), ("gone", 0)]
 
+    asyncio.run(run())
+
+
+def test_what_was_damaged_at_the_coordinator_comes_back_from_who_serves_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        fleet = Fleet()
+        await fleet.deploy(1)
+        whole, asked = fleet.made.host_here, []
+
+        async def damaged(_: Any) -> Ack:
+            raise StoreError("the graph of 'digits' was damaged on the disk of cloud.")
+
+        async def fetched(_: Any, key: str, digest: str, __: Any) -> None:
+            asked.append((key, digest))
+            fleet.made.host_here = whole
+
+        monkeypatch.setattr(deployments, "fetch_unsized", fetched)
+        fleet.made.host_here = damaged
+        await fleet.made.resume()
+        fleet.here.clear()
+        await fleet.made.returned(info(EDGE, Tier.EDGE, {"digits": InForce(9, Revision(0), "another version")}))
+        assert (asked, fleet.here) == ([], [])
+        for _ in range(2):  # once is enough
+            await fleet.made.returned(info(EDGE, Tier.EDGE, fleet.node.serves))
+        assert (asked, [order.version for order in fleet.here]) == ([("edge-1/blob", "graph of 1")], [1])
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("what", ["info", "order"])
+@pytest.mark.parametrize("model", ["digits", "gone"])
+def test_who_is_here_but_gives_no_answer_yet_is_asked_again(
+    what: str, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        fleet = Fleet()
+        await fleet.deploy(1)
+        fleet.node.serves = {} if model == "digits" else {**fleet.node.serves, "gone": InForce(9, Revision(640), "x")}
+        fleet.node.orders.clear()
+        fleet.node.mute[what] = 4
+        await fleet.made.returned(info(DEVICE, Tier.DEVICE, fleet.node.serves))
+        await fleet.until(lambda: fleet.node.installed(DEVICE) == [(model, 1 if model == "digits" else 0)])
+
+    monkeypatch.setattr(deployments, "AGAIN_S", dict.fromkeys(deployments.AGAIN_S, 0.01))
     asyncio.run(run())
 
 

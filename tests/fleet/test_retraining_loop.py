@@ -44,6 +44,7 @@ class World:
     notes: list[str] = field(default_factory=list)
     causes: list[str] = field(default_factory=list)
     hear: Any = None
+    is_changing: bool = True
 
     def __post_init__(self) -> None:
         self.coordinator = NodeId("cloud")
@@ -75,7 +76,7 @@ class World:
     async def versions(self) -> Any:
         known = [SimpleNamespace(number=n, gate=self.gate) for n in range(1, 9)]
         in_force = {"tiny": self.current} if self.current else {}
-        return SimpleNamespace(in_force={**in_force, "other": 9}, versions=known)
+        return SimpleNamespace(in_force={**in_force, "other": 9}, versions=known, changing=("tiny",) * self.is_changing)
 
     async def admission(self, version: int, *, force: bool, ungated: bool) -> AdmissionAck:
         found = admit(
@@ -219,14 +220,19 @@ def test_errors_of_training_and_rollout_are_causes(monkeypatch: pytest.MonkeyPat
         assert "nobody holds data of the task." in world.notes[-1]
 
 
-@pytest.mark.parametrize(("patience_s", "outcome"), [(10.0, "done"), (0.05, "rolled_back")])
-def test_a_rollout_that_takes_longer_than_its_question_is_waited_for(
-    patience_s: float, outcome: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("patience_s", "is_changing", "outcome"),
+    [(100.0, True, "done"), (0.05, True, "rolled_back"), (100.0, False, "rolled_back")],
+    ids=["it ends", "it takes too long", "the coordinator was started again"],
+)
+def test_a_rollout_that_takes_longer_than_its_question_is_waited_for_while_somebody_is_at_it(
+    patience_s: float, is_changing: bool, outcome: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = World()
+    world = World(is_changing=is_changing)
 
     async def long(version: int, _: str) -> None:
-        asyncio.get_running_loop().call_later(0.2, setattr, world, "current", version)
+        if is_changing:
+            asyncio.get_running_loop().call_later(0.2, setattr, world, "current", version)
         raise DeadlineExceeded("no answer on cloud/control within 120 s.")
 
     monkeypatch.setattr(retraining, "ROLLOUT_S", patience_s)

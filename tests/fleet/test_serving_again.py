@@ -299,7 +299,7 @@ def test_a_graph_damaged_where_it_alone_is_says_what_to_do(tmp_path: Path) -> No
         wanted = order(serving, "faces")
         wanted = msgspec.structs.replace(wanted, graph=msgspec.structs.replace(wanted.graph, holder=serving.node.name))
         (tmp_path / "blobs" / wanted.graph.digest).write_bytes(b"half a m")
-        with pytest.raises(StoreError, match=r"'faces' was damaged .* Bring the model again"):
+        with pytest.raises(StoreError, match=r"'faces' was damaged .* bring the model again"):
             await serving.install(wanted, FRAME)
         await serving.close()
 

@@ -24,7 +24,7 @@ class Info:
 
     def __init__(self, near: socket.socket) -> None:
         (host, port), (far_host, far_port) = near.getsockname(), near.getpeername()
-        self.link = SimpleNamespace(src=f"tcp/{host}:{port}", dst=f"tcp/{far_host}:{far_port}")
+        self.link = SimpleNamespace(src=f"tcp/{host}:{port}", dst=f"tcp/{far_host}:{far_port}", zid="ab")
         self.listed = [self.link]
         self._events = [SimpleNamespace(kind=zenoh.SampleKind.PUT, link=self.link)]
 
@@ -79,3 +79,14 @@ def test_a_connection_whose_data_wait_to_be_read_is_not_silent(pair: Any) -> Non
     near, far = pair
     far.send(b"x")
     assert not ended(far, LinkSockets(SimpleNamespace(info=Info(near)), SETTINGS), lambda: None, looks=12)
+
+
+def test_connections_to_a_node_are_ended_when_that_is_asked_for(pair: Any) -> None:
+    near, far = pair
+    sockets = LinkSockets(SimpleNamespace(info=Info(near)), SETTINGS)
+    assert sockets.end_to({"cd"}, "another is meant.") == 0
+    with pytest.raises(BlockingIOError):
+        far.recv(1)
+    assert sockets.end_to({"ab"}, "nobody is seen behind it.") == 1
+    far.settimeout(10.0)
+    assert far.recv(1) == b""

@@ -35,7 +35,7 @@ CARRIED: dict[str, tuple[str, ...]] = {
     "gossip": ("fed_avg", "ditto"),
 }
 """What each protocol is tried with."""
-_DRAWN = sorted(kind for kind, of in FAULTS.items() if not of.is_apart)
+_DRAWN = sorted(kind for kind, of in FAULTS.items() if of.hits not in ("spared", "apart"))
 _EDGES = (
     {"a": "", "b": ""},
     {"a": "", "b": "", "c": ""},
@@ -48,6 +48,14 @@ DEADLINE_S = 120.0
 """Of a round that has one: longer than all that faults do but silence."""
 FLIPPED_SHARE = 0.15
 """Of campaigns in which a blob is flipped."""
+TOGETHER = 0.4
+"""Share of campaigns with several faults in which they hit one node,"""
+SOON = 20
+"""within about so many of its moments."""
+SLOW_SHARE, EARLY_SHARE = 0.12, 0.12
+"""Of campaigns in which a disk is slow, and in which something happens while the run is submitted:"""
+SUBMITTED = 40
+"""within so many moments of the cloud."""
 _LAST_MOMENT = 260
 """By then the nodes of an undisturbed campaign have done most of what they do."""
 
@@ -163,10 +171,24 @@ def draw_campaign(seed: int, *, task: str = "", settings: dict[str, Any] | None 
         task=task,
         settings=settings or {},
     )
-    campaign = msgspec.structs.replace(campaign, faults=tuple(_fault(rng, kind, campaign) for kind in kinds))
+    faults = tuple(_fault(rng, kind, campaign) for kind in kinds)
+    campaign = msgspec.structs.replace(campaign, faults=_together(random.Random(f"together {seed}"), faults))
     campaign = _with_silence(random.Random(f"silence {seed}"), campaign)
+    campaign = _with_more(random.Random(f"more {seed}"), campaign)
     campaign = _with_flip(random.Random(f"flip {seed}"), campaign)
     return _with_aim(random.Random(f"aim {seed}"), campaign)
+
+
+def _together(rng: random.Random, faults: tuple[Fault, ...]) -> tuple[Fault, ...]:
+    """In some campaigns troubles come together: they hit one node, one soon after the other."""
+    own = [fault for fault in faults if FAULTS[fault.kind].hits == "all"]
+    if len(own) < 2 or rng.random() > TOGETHER:
+        return faults
+    moments = {fault: max(1, own[0].moment + int(rng.random() * 2 * SOON) - SOON // 2) for fault in own[1:]}
+    return tuple(
+        msgspec.structs.replace(fault, node=own[0].node, moment=moments[fault]) if fault in moments else fault
+        for fault in faults
+    )
 
 
 def _with_silence(rng: random.Random, campaign: Campaign) -> Campaign:
@@ -176,10 +198,25 @@ def _with_silence(rng: random.Random, campaign: Campaign) -> Campaign:
     device, more, draw = f"device-{rng.choice(campaign.clients)}", list(campaign.faults), rng.random()
     if draw < 0.2:
         campaign = msgspec.structs.replace(campaign, deadline_s=DEADLINE_S)
-        more.append(Fault("lose", device, 1 + int(rng.random() * 40), round(1.0 + 7.0 * rng.random(), 3)))
+        more.append(Fault("fade", device, 1 + int(rng.random() * 40), round(1.0 + 7.0 * rng.random(), 3)))
+        if rng.random() < 0.5:  # its server is started again as that begins
+            server = campaign.edge_of[device.removeprefix("device-")] or CLOUD
+            more.append(Fault("kill", server, more[-1].moment + int(rng.random() * 6), 0.01, of=device))
     elif campaign.quorum and draw < 0.5:
         more.append(Fault("leave", device, 1 + int(rng.random() * 60), round(0.01 + 4.0 * rng.random(), 3)))
     return msgspec.structs.replace(campaign, faults=tuple(more))
+
+
+def _with_more(rng: random.Random, campaign: Campaign) -> Campaign:
+    """In some campaigns a disk is slow; in some, trouble begins while the run is submitted."""
+    faults = list(campaign.faults)
+    if rng.random() < SLOW_SHARE:
+        faults.append(_fault(rng, "slow disk", campaign))
+    if rng.random() < EARLY_SHARE:
+        kind = rng.choice([kind for kind in _DRAWN if FAULTS[kind].hits == "all"])
+        early = _fault(rng, kind, campaign)
+        faults.append(msgspec.structs.replace(early, moment=1 + int(rng.random() * SUBMITTED), of=CLOUD))
+    return msgspec.structs.replace(campaign, faults=tuple(faults))
 
 
 def _with_flip(rng: random.Random, campaign: Campaign) -> Campaign:

@@ -21,6 +21,7 @@ from edgewise.testing.fleet import CLOUD
 
 LOOK_AGAIN_S = 0.05
 """A node without a blob is looked at again after so long."""
+SLOW_DISK_S = 0.3
 Undo = Callable[[], object]
 
 
@@ -30,8 +31,9 @@ class Fault(msgspec.Struct, frozen=True):
     Attributes:
         kind: Name in `FAULTS`.
         node: Whom it hits.
-        moment: When: after so many things that the node did since the run was submitted, 0 for right before that.
+        moment: When: after so many things that a node did since the run was submitted.
         seconds: How long it lasts.
+        of: Whose moment it is; "" for its own.
         during: A place, `client/working`: only what the node did while it was in that is counted. "" counts all.
     """
 
@@ -39,11 +41,12 @@ class Fault(msgspec.Struct, frozen=True):
     node: str
     moment: int
     seconds: float
+    of: str = ""
     during: str = ""
 
     def __str__(self) -> str:
-        during = f" of {self.during}" if self.during else ""
-        return f"{self.kind} {self.node} at its moment {self.moment}{during} for {self.seconds:.3g} s"
+        whose, during = f"{self.of}'s" if self.of else "its", f" of {self.during}" if self.during else ""
+        return f"{self.kind} {self.node} at {whose} moment {self.moment}{during} for {self.seconds:.3g} s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +56,10 @@ class FaultKind:
     Attributes:
         begin: Does it; what it returns is called when the fault is over.
         says: One line for people.
-        hits: Which nodes: `all`, `device`, `operator` where it is an order of one, or `spared`: a device that the run can do
-            without.
+        hits: Which nodes: `all`, `device`, `operator` where it is an order of one, `spared`: a device that the run can do
+            without, or `apart`: all, and it is drawn apart from the others.
         loses_frames: Whether a frame may vanish without anybody hearing of it: its sender then waits for its own time-out.
         longest_s: How long it lasts at most.
-        is_apart: Whether it is drawn apart from the others: less must hold where it happened.
     """
 
     begin: Callable[[VirtualFleet, Fault], Undo]
@@ -65,7 +67,6 @@ class FaultKind:
     hits: str = "all"
     loses_frames: bool = False
     longest_s: float = 8.0
-    is_apart: bool = False
 
 
 def _nothing() -> None:
@@ -160,6 +161,11 @@ async def _flip_first(fleet: VirtualFleet, node: str) -> None:
         await asyncio.sleep(LOOK_AGAIN_S)
 
 
+def _slow_disk(fleet: VirtualFleet, fault: Fault) -> Undo:
+    fleet.loop.slow_threads_s[fault.node] = SLOW_DISK_S
+    return lambda: fleet.loop.slow_threads_s.pop(fault.node, None)
+
+
 def _jump(fleet: VirtualFleet, fault: Fault, *, seconds: float) -> Undo:
     fleet.wall_jump_s[fault.node] = seconds
     return lambda: fleet.wall_jump_s.pop(fault.node, None)
@@ -193,21 +199,21 @@ def _crafted(fleet: VirtualFleet, fault: Fault, *, kind: str) -> Undo:
 FAULTS: Mapping[str, FaultKind] = {
     "kill": FaultKind(partial(_crash, power=False), "the process is killed, also in the middle of a write"),
     "power": FaultKind(partial(_crash, power=True), "the power is lost: what was not synced is gone or torn"),
-    "leave": FaultKind(
-        _leave, "a device leaves while the cloud is down, until the run is over", hits="spared", is_apart=True
-    ),
+    "leave": FaultKind(_leave, "a device leaves while the cloud is down, until the run is over", hits="spared"),
     "freeze": FaultKind(_freeze, "the process is stopped and goes on later"),
     "cut": FaultKind(_cut, "nobody reaches it, its connections break"),
     "deaf": FaultKind(partial(_hush, deaf=True), "half-open: nothing arrives at it", loses_frames=True),
     "mute": FaultKind(partial(_hush, deaf=False), "half-open: nothing leaves it", loses_frames=True),
     "slow": FaultKind(partial(_weather, delay_s=3.0), "its frames take up to 3 s"),
     "lose": FaultKind(partial(_weather, lose=0.3), "three in ten of its frames vanish", loses_frames=True),
+    "fade": FaultKind(partial(_weather, lose=0.9), "nine in ten of its frames vanish", hits="apart", loses_frames=True),
     "duplicate": FaultKind(partial(_weather, duplicate=0.5), "half of its frames arrive twice"),
     "reorder": FaultKind(partial(_weather, reorder=0.7, delay_s=0.5), "its frames overtake each other"),
     "corrupt": FaultKind(partial(_weather, corrupt=0.2), "bits of its frames flip"),
     "disk full": FaultKind(partial(_trouble, kind="full"), "no write finds room"),
     "locked": FaultKind(partial(_trouble, kind="locked"), "another program holds its database"),
-    "blob flipped": FaultKind(_flip, "bits of a blob on its disk flip", is_apart=True),
+    "blob flipped": FaultKind(_flip, "bits of a blob on its disk flip", hits="apart"),
+    "slow disk": FaultKind(_slow_disk, f"what waits for its disk waits up to {SLOW_DISK_S:g} s longer", hits="apart"),
     "clock ahead": FaultKind(partial(_jump, seconds=3600.0), "its wall clock is an hour ahead"),
     "clock behind": FaultKind(partial(_jump, seconds=-3600.0), "its wall clock is an hour behind"),
     "far clock": FaultKind(

@@ -90,6 +90,10 @@ class FaultyLinks:
         """The weather of a node, to be changed."""
         return self.weather.setdefault(NodeId(node), Weather())
 
+    def last_due_s(self, node: NodeId) -> float:
+        """When the last of what a node sent in order arrives; now or before where nothing is under way."""
+        return max((due for (sender, _), due in self._due.items() if sender == node), default=0.0)
+
     def _delay_s(self, parcel: Parcel, one: Weather, other: Weather) -> float:
         draw = self.rng.random()
         return LATENCY_S * (1.0 + 4.0 * draw * draw) + max(one.delay_s, other.delay_s) * self.rng.random()

@@ -9,10 +9,11 @@ from pathlib import Path
 from edgewise.chaos.campaign import Campaign
 from edgewise.chaos.campaign_report import CampaignReport
 from edgewise.chaos.cells import drivers_of
-from edgewise.chaos.faults import Fault
+from edgewise.chaos.faults import FAULTS, Fault
 from edgewise.chaos.repairs import names_one
 from edgewise.chaos.virtual_fleet import MALLORY, VirtualFleet
 from edgewise.core.ids import NodeId
+from edgewise.fleet.membership.membership import NodeState
 from edgewise.testing.fleet import CLOUD, OPERATOR
 from edgewise.transport.bulk.blobs import DAMAGED
 
@@ -30,6 +31,21 @@ def unsettled(fleet: VirtualFleet) -> str:
     if fleet.down:
         return sorted(fleet.down)[0]
     return next((node for node in sorted(fleet.training) if drivers_of(fleet, node)), "")
+
+
+def unseen(fleet: VirtualFleet) -> str:
+    """A node that is up and that a server takes for absent, with the server's name; "" where everybody is seen."""
+    if fleet.down:
+        return ""
+    watches = {CLOUD: fleet.coordinator.watch} | {node: of.watch for node, of in fleet.training.items()}
+    up = [name for name in fleet.lanes if name not in (CLOUD, OPERATOR)]
+    for server, watch in sorted(watches.items()):
+        members = {} if watch is None else watch.members.members
+        expected = [name for name in up if server == CLOUD or name.startswith("device-")]
+        for name in expected if watch is not None else ():
+            if name not in members or members[NodeId(name)].state in (NodeState.GONE, NodeState.JOINING):
+                return f"{name} is up and {server} does not see it"
+    return ""
 
 
 def check_run(
@@ -57,7 +73,7 @@ def check_run(
         return broken  # nobody has that blob any more
     if report.state != "completed":
         return [*broken, f"the run ended {report.state}: {fleet.live.status.cause}"]
-    return broken + _acknowledged(campaign, fleet, report) + _keeps(campaign, fleet)
+    return broken + _acknowledged(campaign, fleet, report) + _keeps(fleet)
 
 
 def files_of(fleet: VirtualFleet) -> dict[str, int]:
@@ -108,29 +124,23 @@ def _acknowledged(campaign: Campaign, fleet: VirtualFleet, report: CampaignRepor
     return broken
 
 
-def _keeps(campaign: Campaign, fleet: VirtualFleet) -> list[str]:
+def _keeps(fleet: VirtualFleet) -> list[str]:
     """What a client keeps at the end is what came of its last update that counted."""
-    live, broken = fleet.live, []
-    if live is None or any(
-        (fault.kind in LEAVES_FILES and fault.node == CLOUD) or fault.kind == "leave" for fault in campaign.faults
-    ):
-        return []  # what the state counted before a snapshot is not known
-    places = fleet.witness.counted.get(CLOUD, frozenset())
-    if any(exchange for _, _, exchange in places):
+    if any(exchange for _, _, exchange in fleet.witness.kept):
         return []
-    for client in sorted({client for client, _, _ in places}):
-        last = max(place for place in places if place[0] == client)
-        training, expected = fleet.training.get(NodeId(f"device-{client}")), fleet.witness.kept.get(last, set())
+    broken = []
+    for client in sorted(fleet.witness.last):
+        training, expected = fleet.training.get(NodeId(f"device-{client}")), fleet.witness.kept_by(client)
         kept = None if training is None else training.roles.kept(fleet.run)
         if kept is not None and expected and set(kept) not in [{digest} - {None} for digest in expected]:
-            broken.append(f"{client} does not keep what came of its work of round {last[1]}, the last that counted")
+            broken.append(f"{client} does not keep what came of its last update that counted")
     return broken
 
 
 def _gathered(
     campaign: Campaign, fleet: VirtualFleet, report: CampaignReport, over_s: Mapping[Fault, float]
 ) -> list[str]:
-    """What an edge has by its deadline counts, whoever else is silent, also if it was started again early in the round."""
+    """What an edge has by its deadline counts, whoever else is silent, also where trouble was over early in the round."""
     witness, broken = fleet.witness, []
     if campaign.deadline_s is None or not witness.forwarded or any(each[2] for each in witness.forwarded):
         return []
@@ -139,12 +149,17 @@ def _gathered(
     for (client, number, _), edges in sorted(witness.forwarded.items()):
         early_s = witness.closed_s.get(number - 1, 0.0) + EARLY_SHARE * campaign.deadline_s
         for edge in sorted(edges):
-            hit = [fault for fault in campaign.faults if fault.node in (edge, CLOUD, OPERATOR)]
-            is_fair = all(fault.kind == "kill" and over_s.get(fault, 0.0) <= early_s for fault in hit)
+            hit = [fault for fault in campaign.faults if fault.node in (edge, CLOUD)]
+            is_fair = all(_leaves_time(fault) and over_s.get(fault, 0.0) <= early_s for fault in hit)
             counts = report.rounds[number - 1] if number <= len(report.rounds) else answered
             if is_fair and client not in counts:
                 broken.append(f"{edge} took the update of {client} in round {number} in time and it does not count")
     return broken
+
+
+def _leaves_time(fault: Fault) -> bool:
+    """Whether an edge or a cloud that it hits can do all the same when it is over: nothing is lost with it."""
+    return not FAULTS[fault.kind].loses_frames and fault.kind not in ("power", "leave")
 
 
 def check_model(campaign: Campaign, report: CampaignReport, same: CampaignReport) -> list[str]:

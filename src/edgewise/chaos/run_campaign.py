@@ -112,11 +112,11 @@ class _Scene:
             if fault.during:
                 self.aimed.setdefault(fault.node, {})[fault] = fault.moment
             else:
-                self.waiting.setdefault((fault.node, fault.moment), []).append(fault)
+                self.waiting.setdefault((fault.of or fault.node, fault.moment), []).append(fault)
         self.going_on: list[Fault] = []
         self.cells: Counter[str] = Counter()
         self.loses_frames = any(FAULTS[f.kind].loses_frames for f in campaign.faults)
-        self.last_over_s = 0.0
+        self.last_over_s = self.begun_s = 0.0
         self.over_s: dict[Fault, float] = {}
         self.repairs = Repairs(self.fleet)
         self.fleet.quorum = campaign.quorum
@@ -155,13 +155,19 @@ class _Scene:
         self.fleet.away.clear()
         end = self.loop.time() + SETTLING_S + (LOST_FRAME_S if self.loses_frames else 0.0)
         self.waiting.clear()
-        while (self.going_on or invariants.unsettled(self.fleet)) and self.loop.time() < end:
+        while (self.going_on or self._is_settling()) and self.loop.time() < end:
             await asyncio.sleep(_LOOK_EVERY_S)
             self._check_steps()
             if self.going_on:
                 end += _LOOK_EVERY_S
         if left := invariants.unsettled(self.fleet):
             raise _Broken(f"the run has ended, {left} has not heard of it after {SETTLING_S:.0f} s")
+        if left := invariants.unseen(self.fleet):
+            raise _Broken(f"all faults are over, {left} after {SETTLING_S:.0f} s")
+
+    def _is_settling(self) -> bool:
+        fleet = self.fleet
+        return bool(self.loop.time() < fleet.leases_end_s or invariants.unsettled(fleet) or invariants.unseen(fleet))
 
     async def _submit(self) -> None:
         request, files = _request(self.campaign)
@@ -183,13 +189,17 @@ class _Scene:
         if self.going_on:
             self.last_over_s = self.loop.time()
             return
-        still_s = self.loop.time() - self.last_over_s
+        live, rounds_s = self.fleet.live, self.campaign.rounds * (self.campaign.deadline_s or 0.0)
+        if live is None:
+            self.begun_s = self.loop.time()
+        still_s = self.loop.time() - max(self.last_over_s, self.begun_s)
+        # Who waits for a lost frame waits for its own time-out; no round waits for that beyond its deadline.
+        is_patient = self.loses_frames and (live is None or not rounds_s)
         if self.fleet.flipped and still_s > PATIENCE_S and (wrong := await self.repairs.help()) is not None:
             if wrong:
                 raise _Broken(wrong)
             self.last_over_s = self.loop.time()
-        elif still_s > (LOST_FRAME_S if self.loses_frames else LIVENESS_S):
-            live = self.fleet.live
+        elif still_s > (LOST_FRAME_S if is_patient else LIVENESS_S + rounds_s):
             why = "its coordinator does not know it" if live is None else live.status.cause
             raise _Broken(f"all faults are over for {still_s:.0f} s and the run goes on: {why}")
 

@@ -23,7 +23,7 @@ from edgewise.chaos.virtual_disk import VirtualDisk
 from edgewise.chaos.virtual_loop import LANE, Died, Lane, VirtualLoop
 from edgewise.chaos.witness import RememberingWorker, Witness, WitnessedNode
 from edgewise.core.files import watch_disk
-from edgewise.core.ids import ClientId, Digest, NodeId, RunId, Tier
+from edgewise.core.ids import ClientId, Digest, NodeId, RunId, Tier, digest_of
 from edgewise.fleet.coordinator import Coordinator
 from edgewise.fleet.messages.fleet_events import AnyEvent
 from edgewise.fleet.messages.message import INLINE_BYTES
@@ -83,6 +83,8 @@ class VirtualFleet(LoopbackFleet):
         witness: What really happened.
         links: Their frames.
         quorum: Updates that a round needs; 0 for all.
+        leases_end_s: When the last connection of a node that lost its power is given up.
+        torn: Nodes whose disk may hold torn files: their power was lost.
         away: Nodes that left and come back when the run is over.
         flipped: Blobs that were flipped on disk.
         is_cancelled: Whether the run was told to end.
@@ -114,6 +116,8 @@ class VirtualFleet(LoopbackFleet):
         self.valid_s: dict[str, float] = {}
         self.down: set[str] = set()
         self.quorum = 0
+        self.leases_end_s = 0.0
+        self.torn: set[str] = set()
         self.away: set[str] = set()
         self.on_moment: Callable[[str], None] = lambda _: None
         self.trace = hashlib.blake2b(digest_size=16)
@@ -258,7 +262,18 @@ class VirtualFleet(LoopbackFleet):
         for task in self.loop.tasks_of(lane):
             task._log_destroy_pending = False  # type: ignore[attr-defined]
             self._buried.append(task)
+        lasting = self._whole(name, self.witness.must_last(name))
         self.disks[name].crash(power=power)
+        if lost := lasting - self._whole(name, lasting):
+            self.witness.wrongs.append(f"{name} has lost blob {min(lost)[:12]} with its power, which a run of it names")
+        if power:
+            self.torn.add(name)
+        elif name not in self.torn:
+            named = {
+                Digest(file.name) for file in (self.disks[name].root / "blobs").glob("[0-9a-f]*") if not file.suffix
+            }
+            if torn := named - self._whole(name, named):
+                self.witness.wrongs.append(f"{name} was killed and left blob {min(torn)[:12]} in part under its name")
         training, worker = self.training.pop(NodeId(name), None), None
         self._buried.append((node, training, self.coordinator if name == CLOUD else None, worker))
         if node is None:
@@ -268,9 +283,16 @@ class VirtualFleet(LoopbackFleet):
             assert isinstance(transport, LoopbackTransport)
             transport._is_open = False
             if power:  # nobody closes its connections: they are given up when their lease has run out
+                self.leases_end_s = self.loop.time() + LEASE_S + 0.1
                 self.loop.call_later(LEASE_S, self.fabric.withdraw_all, transport, context=contextvars.Context())
-            else:
-                self.fabric.withdraw_all(transport)
+            else:  # its connections end after what was under way on them
+                end_s = self.links.last_due_s(node.name)
+                self.loop.call_at(end_s, self.fabric.withdraw_all, transport, context=contextvars.Context())
+
+    def _whole(self, name: str, digests: set[Digest]) -> set[Digest]:
+        """Those of some blobs that are on a node's disk as their names say."""
+        files = {digest: self.disks[name].root / "blobs" / digest for digest in digests}
+        return {d for d, file in files.items() if file.exists() and digest_of(file.read_bytes()) == d}
 
     def _count(self, node: Node) -> None:
         if any(node is other for other in self._counted_nodes):

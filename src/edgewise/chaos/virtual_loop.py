@@ -114,6 +114,9 @@ class VirtualLoop(base_events.BaseEventLoop):
 
     Args:
         rng: Draws the order of lanes and how long threads take.
+
+    Attributes:
+        slow_threads_s: How long the threads of some processes take at most, by name.
     """
 
     def __init__(self, rng: random.Random) -> None:
@@ -124,6 +127,7 @@ class VirtualLoop(base_events.BaseEventLoop):
         self._queues: dict[tuple[Lane, Any], deque[Callable[[], None]]] = {}
         self._clock_resolution = 1e-9
         self.num_steps = 0
+        self.slow_threads_s: dict[str, float] = {}
         self.on_step: Callable[[Lane], None] | None = None
         self.failures: list[str] = []
         self._made: list[asyncio.Task[Any]] = []
@@ -151,7 +155,7 @@ class VirtualLoop(base_events.BaseEventLoop):
             finally:
                 if executor is not None and not process.is_dead:
                     self._next_of(process, executor)
-            self.call_later(self._seconds(), tell, result, error, context=back)
+            self.call_later(self._seconds(process), tell, result, error, context=back)
 
         def tell(result: Any, error: Exception | None) -> None:
             if future.done():
@@ -162,7 +166,7 @@ class VirtualLoop(base_events.BaseEventLoop):
                 future.set_result(result)
 
         def begin() -> None:
-            self.call_later(self._seconds(), work, context=context)
+            self.call_later(self._seconds(process), work, context=context)
 
         if executor is None:
             begin()
@@ -179,9 +183,11 @@ class VirtualLoop(base_events.BaseEventLoop):
         if queue:
             queue[0]()
 
-    def _seconds(self) -> float:
+    def _seconds(self, process: Lane) -> float:
         """How long a thread takes to begin, or to be heard: mostly nothing, at times long enough to be overtaken."""
-        draw = self._rng.random()
+        draw, slow_s = self._rng.random(), self.slow_threads_s.get(process.name)
+        if slow_s is not None:
+            return slow_s * draw
         return 0.0 if draw < 0.5 else 0.02 * draw * draw
 
     def kill(self, process: Lane) -> None:

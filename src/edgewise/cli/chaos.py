@@ -79,16 +79,16 @@ def command(
 
 
 def _run_live(out: Output, seeds: Sequence[int], kept: Path | None) -> None:
-    from edgewise.chaos.live.live_campaign import run_kept, shown
+    from edgewise.chaos.live.live_campaign import run_kept
+    from edgewise.chaos.live.live_results import shown, summed_up
 
     with out.progress("campaign of real processes", len(seeds)) as advance:
         results = run_kept(seeds, kept, lambda result: advance("\n".join(shown(result)) if result.broken else ""))
     broken = [result for result in results if result.broken]
     for result in broken:
         out.line("\n".join(shown(result)))
-    seconds = sum(result.seconds for result in results)
-    out.line(f"{len(results)} campaigns of real processes in {seconds:.0f} s, {len(broken)} with a broken invariant")
-    out.result({"campaigns": len(results), "failed": [r.schedule.seed for r in broken], "results": results})
+    out.line("\n".join(summed_up(results)))
+    out.result({"campaigns": len(results), "failed": [r.seed for r in broken], "results": results})
     if broken:
         raise typer.Exit(1)
 

@@ -215,6 +215,7 @@ class Coordinator:
             {name: of.deploy.share for name, of in now.items()},
             tuple(PutInForce(line.task, line.number, line.time_s, line.note) for line in lines),
             self.registry.damaged,
+            self.deployments.changing(),
         )
 
     async def _graph(self, request: GraphRequest, *_: Any) -> GraphAnswer:

@@ -8,56 +8,22 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from edgewise.chaos.live.live_scene import CLIENTS, DEADLINE_S, LiveScene
-from edgewise.chaos.live.live_schedule import LiveSchedule
+from edgewise.chaos.live.live_requests import Request
+from edgewise.chaos.live.live_scene import CLIENTS, LiveScene
+from edgewise.chaos.live.live_schedule import CLOUD, DEVICES, EDGES, LiveSchedule
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.ids import digest_of
 from edgewise.fleet.messages import RunStatus
 
-SLACK_S = 0.5
-"""For the way from a device's answer to this process, on a busy machine."""
-REFUSED = (429, 503)
 MOST_MORE_DESCRIPTORS, MOST_MORE_THREADS = 24, 12
 """A process may have so many more than after its first campaign: connections to others come and go."""
 SETTLED_S = 20.0
 """Within so many seconds what was opened on account of faults is given back: threads that wait for work live ten."""
+SERVES_S = 60.0
+"""Within so many seconds after the last fault everybody serves what is in force."""
 DAMAGE_WORDS = ("damaged", "spoiled", "missing", "repair", "not in this node's store")
 """A run may end for one of these where a blob was flipped."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One request as its client saw it.
-
-    Attributes:
-        device: Who was asked.
-        began_s: On the monotonic clock.
-        latency_s: Until the answer, or the failure.
-        status: Of HTTP; 0 where nobody answered.
-        error: What was said; "" if answered.
-        is_down: Whether the device was killed or frozen meanwhile: it cannot answer then.
-        parameters: What the answer says of itself.
-    """
-
-    device: str
-    began_s: float
-    latency_s: float
-    status: int
-    error: str
-    is_down: bool
-    parameters: dict[str, Any]
-
-    @property
-    def outcome(self) -> str:
-        """In a word."""
-        if self.status == 200:
-            is_late = self.latency_s > DEADLINE_S + SLACK_S
-            return ("answered" if not is_late else "late") if not self.is_down else "answered by a device that was down"
-        if self.status in REFUSED:
-            return "refused"
-        return "device down" if self.is_down else "lost"
 
 
 async def broken_invariants(
@@ -78,6 +44,7 @@ async def broken_invariants(
         *_of_the_run(scene, schedule, status),
         *_of_requests(requests),
         *await _of_versions(scene, requests),
+        *await _of_what_serves(scene),
     ]
 
 
@@ -120,6 +87,31 @@ async def _of_versions(scene: LiveScene, requests: list[Request]) -> list[str]:
     found = [f"version {number} served, which the gate refused" for number in sorted(served & refused)]
     known = {version.number for version in versions}
     return found + [f"version {number} served, which nobody registered" for number in sorted(served - known)]
+
+
+async def _of_what_serves(scene: LiveScene) -> list[str]:
+    """Once the faults are over, every node soon has the deployment in force, whichever it missed."""
+    end = time.monotonic() + SERVES_S
+    found = "nobody answers"
+    while time.monotonic() < end:
+        with contextlib.suppress(EdgewiseError):
+            found = await _not_in_force(scene)
+        if not found:
+            return []
+        await asyncio.sleep(0.5)
+    return [f"not everybody serves what is in force: {found}"]
+
+
+async def _not_in_force(scene: LiveScene) -> str:
+    name = scene.task.name
+    version = (await scene.operator.versions()).in_force.get(name, 0)
+    rows = {str(row.info.node): row.info for row in (await scene.operator.nodes(fresh=True)).nodes}
+    served = {node: rows[node].models.get(name) for node in (CLOUD, *EDGES, *DEVICES) if node in rows}
+    if any(now is None or now.version != version for now in served.values()):
+        numbers = {node: now and now.version for node, now in served.items()}
+        return f"version {version} is, served are {numbers}"
+    digests = {now.digest for now in served.values() if now is not None}
+    return "" if len(digests) == 1 else f"of version {version} there are {len(digests)} deployments"
 
 
 @dataclass(slots=True)

@@ -14,11 +14,13 @@ import resource
 import signal
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from edgewise.chaos.live.live_schedule import CLOUD, DEVICES, EDGES, LINK_FAULTS, LiveFault, LiveRunKind
@@ -41,7 +43,9 @@ QUICK = LinkClass("1000 Mbit/s", "0 ms")
 CLIENTS = (ClientId("client-0"), ClientId("client-1"))
 DEADLINE_S = 2.0
 """Of every request."""
-READY_S = 60.0
+READY_S = 120.0
+_EXPECTED: dict[tuple[str, int, int], bytes] = {}
+"""Models of undisturbed runs by kind, rounds and seed: the same for every fleet of this file."""
 NEVER = 2.0
 """A threshold nobody reaches: every request crosses the cut."""
 
@@ -53,9 +57,9 @@ class LiveScene:
         fleet: Its processes and links.
         task: What is trained and served.
         operator: Speaks to the coordinator.
-        plans: In force on the devices: along the edge, then on the device alone.
         good: The version that is served.
         down: Nodes that are killed or frozen now; devices among them cannot answer.
+        times_down: How often each was: a request may have waited over all of a freeze.
     """
 
     operator: Operator
@@ -71,11 +75,10 @@ class LiveScene:
         self.task = DigitsTask(**file.task_settings)
         self.folder = folder
         self.fleet = EmulatedFleet(file, folder, holdout=_write_holdout(self.task, folder))
-        self.plans: tuple[Plan, ...] = ()
         self.good = 0
         self.down: set[str] = set()
+        self.times_down = Counter[str]()
         self._ports: dict[str, int] = {}
-        self._expected: dict[tuple[str, int, int], bytes] = {}
         self._stack = AsyncExitStack()
 
     @contextlib.asynccontextmanager
@@ -109,8 +112,8 @@ class LiveScene:
         self._ports[device] = self.fleet.children[device].ready.get("http_port", self._ports.get(device, 0))
         return self._ports[device]
 
-    async def submit(self, run: LiveRunKind, name: str, *, num_rounds: int, seed: int, register: bool = False) -> str:
-        """Submits a run, and returns its id."""
+    async def submit(self, run: LiveRunKind, name: str, *, num_rounds: int, seed: int, **fields: Any) -> str:
+        """Submits a run with other fields of `task_request`, and returns its id."""
         request, files = await asyncio.to_thread(
             task_request,
             self.task,
@@ -119,7 +122,7 @@ class LiveScene:
             seed=seed,
             protocol=run.protocol,
             name=name,
-            register=register,
+            **fields,
         )
         return str(await self.operator.submit(request, files))
 
@@ -131,19 +134,19 @@ class LiveScene:
                 while status is None or status.state == "running":
                     with contextlib.suppress(EdgewiseError):
                         status = await self.operator.status(run)  # type: ignore[arg-type]
-                    await asyncio.sleep(0.1)
+                    await asyncio.sleep(0.5)
         return status or RunStatus(run, "unknown", "the coordinator gave no answer")  # type: ignore[arg-type]
 
     def expected_model(self, run: LiveRunKind, num_rounds: int, seed: int) -> bytes:
         """The model of the same run in the simulator: what nobody disturbed."""
-        if (known := self._expected.get((run.name, num_rounds, seed))) is not None:
+        if (known := _EXPECTED.get((run.name, num_rounds, seed))) is not None:
             return known
         edge_of = dict(zip(CLIENTS, map(NodeId, EDGES), strict=True)) if run.protocol == "hierarchical" else None
         simulated = simulate_rounds(
             self.task, make_algorithm(run.algorithm), rounds=num_rounds, seed=seed, protocol=run.protocol,
             edge_of=edge_of, options=SimulationOptions("sequential"),
         )  # fmt: skip
-        found = self._expected[run.name, num_rounds, seed] = simulated.vector.tobytes()
+        found = _EXPECTED[run.name, num_rounds, seed] = simulated.vector.tobytes()
         return found
 
     async def apply(self, fault: LiveFault) -> None:
@@ -165,6 +168,7 @@ class LiveScene:
         while name in self.down:  # noqa: ASYNC110 - rare, and short
             await asyncio.sleep(0.05)
         self.down.add(name)
+        self.times_down[name] += 1
         try:
             yield
         finally:
@@ -221,16 +225,39 @@ class LiveScene:
         if status.state != "completed" or not status.version:
             raise EdgewiseError(f"the first version was not trained: {status.state}, {status.cause}")
         self.good = status.version
-        await self.deploy(self.good)
+        graph = await asyncio.to_thread(Graph.load, await self.operator.graph(self.good))
+        for plans in ((device_only_plan(graph),), ()):  # twice, so that there is something to roll back to
+            if refusal := await self.deploy(self.good, plans=plans):
+                raise EdgewiseError(f"the first version is not served: {refusal}")
 
-    async def deploy(self, version: int, *, staged: bool = False) -> bool:
-        """Puts a version in force along the edge, or on the device alone; whether that was accepted."""
-        graph = await asyncio.to_thread(Graph.load, await self.operator.graph(version))
-        plans = (split_plan(graph), device_only_plan(graph))
-        order = Deploy(version, plans, DEADLINE_S, staged=staged, min_requests=5 if staged else 0, ungated=True)
-        accepted = (await self.operator.deploy(order)).accepted
-        self.plans = plans if accepted else self.plans
-        return accepted
+    async def deploy(
+        self, version: int, *, plans: tuple[Plan, ...] = (), staged: bool = False, why: str = "", force: bool = False
+    ) -> str:
+        """Puts a version in force, split between device and edge, or on the device alone where no edge is there.
+
+        Args:
+            version: Which.
+            plans: Others than those.
+            staged: Whether stage by stage.
+            why: For the history.
+            force: Whether it serves whatever its gate says.
+
+        Returns:
+            Why it was refused; "" where it was not.
+        """
+        if not plans:
+            graph = await asyncio.to_thread(Graph.load, await self.operator.graph(version))
+            plans = (split_plan(graph), device_only_plan(graph))
+        order = Deploy(version, plans, DEADLINE_S, staged=staged, ungated=True, force=force, why=why)
+        ack = await self.operator.deploy(msgspec.structs.replace(order, min_requests=5 if staged else 0))
+        return "" if ack.accepted else ack.reason
+
+    async def serve_good(self) -> None:
+        """What serves before a campaign is the first version, whatever was rolled out in the last one."""
+        if (await self.operator.versions()).in_force.get(self.task.name) == self.good:
+            return
+        if refusal := await self.deploy(self.good, force=True):  # what was trained on a drift may beat it
+            raise EdgewiseError(f"version {self.good} does not serve again: {refusal}")
 
 
 def split_plan(graph: Graph, codec: str = "none") -> Plan:

@@ -55,8 +55,12 @@ LINK_FAULTS: dict[str, dict[str, Any]] = {
 """What each does to a link."""
 NODE_FAULTS = ("kill", "kill", "kill", "freeze", "store locked", "disk full", "blob flipped")
 """Of processes and their disks; the commonest is the likeliest."""
-BESIDE = ("serve", "serve", "roll out", "offer a bad version", "roll back")
+BESIDE = ("serve", "roll out", "offer a bad version", "roll back", "deploy other plans", "retrain", "retrain")
 """What goes on beside training; requests are sent in each."""
+RETRAINING_STRETCH = 3.0
+"""Faults of a campaign that retrains begin within so many times `WINDOW_S`: labels, a run and a rollout take that long."""
+DEGREES = (-30.0, 30.0)
+"""By which inputs of a drifted stream are rotated."""
 
 
 class LiveFault(msgspec.Struct, frozen=True):
@@ -88,6 +92,7 @@ class LiveSchedule(msgspec.Struct, frozen=True):
         training_seed: Of the run; few, so that a simulation of each is at hand.
         beside: A word of `BESIDE`.
         faults: In the order in which they begin.
+        degrees: By which the inputs of requests are rotated where a retraining is to follow; 0 leaves them.
     """
 
     seed: int
@@ -96,6 +101,7 @@ class LiveSchedule(msgspec.Struct, frozen=True):
     training_seed: int
     beside: str
     faults: tuple[LiveFault, ...]
+    degrees: float = 0.0
 
 
 def draw(seed: int) -> LiveSchedule:
@@ -112,7 +118,12 @@ def draw(seed: int) -> LiveSchedule:
     faults = sorted(
         (_fault(rng) for _ in range(rng.randint(1, MOST_FAULTS))), key=lambda fault: (fault.at_s, fault.target)
     )
-    return LiveSchedule(seed, run, rng.randint(2, 5), rng.randint(0, 3), rng.choice(BESIDE), tuple(faults))
+    num_rounds, training_seed, beside = rng.randint(2, 5), rng.randint(0, 3), rng.choice(BESIDE)
+    degrees = 0.0
+    if beside == "retrain":
+        degrees = rng.choice(DEGREES)
+        faults = [msgspec.structs.replace(f, at_s=round(f.at_s * RETRAINING_STRETCH, 2)) for f in faults]
+    return LiveSchedule(seed, run, num_rounds, training_seed, beside, tuple(faults), degrees)
 
 
 def _fault(rng: random.Random) -> LiveFault:

@@ -259,6 +259,7 @@ class Versions(Message, frozen=True):
         shares: Weight of a model in force where a node serves several.
         history: What came into force, oldest first.
         damaged: What is wrong with versions whose rows are not as they were written, by number; they are in no other field.
+        changing: Models that are being deployed, or rolled back, now.
     """
 
     versions: tuple[ModelVersion, ...]
@@ -267,6 +268,7 @@ class Versions(Message, frozen=True):
     shares: dict[str, float] = msgspec.field(default_factory=dict)
     history: tuple[PutInForce, ...] = ()
     damaged: dict[int, str] = msgspec.field(default_factory=dict)
+    changing: tuple[str, ...] = ()
 
 
 class GraphRequest(Message, frozen=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from typing import Protocol
 
@@ -27,6 +28,10 @@ ATTACH_RETRIES = 5
 LOOK_RETRY = Backoff(0.1, most_s=0.4)
 LOOKS = 3
 """How often a router is looked for among those linked, for a token that may have come a moment before."""
+DEAF = Backoff(5.0, most_s=60.0)
+"""How long an uplink may be linked to a router and see no parent behind it, before it is linked anew."""
+LOOKS_WHILE_DEAF = 4
+"""Looks within each such time; the router has to be there in each."""
 
 
 class OnParents(Protocol):
@@ -72,6 +77,7 @@ class Parents:
         self._beyond_away: dict[int, set[NodeId]] = {}
         self._moving = asyncio.Lock()
         self._is_renewing = False
+        self._deaf: set[int] = set()
 
     @property
     def edge(self) -> NodeId | None:
@@ -97,6 +103,29 @@ class Parents:
                 self._seen(index, transport, tier, name, generation, there)
 
         await transport.watch_presence(self._node.keys.alive("*", "*", "*"), seen)
+        self._mind(index, transport)
+
+    def _mind(self, index: int, transport: ZenohTransport) -> None:
+        if index not in self._deaf and not self._linked[index]:
+            self._deaf.add(index)
+            self._node.spawn(self._relink(index, transport), f"uplink {index} of {self._node.name} sees no parent")
+
+    async def _relink(self, index: int, transport: ZenohTransport) -> None:
+        """Links an uplink anew whose router is linked, but told nothing of itself.
+
+        Where a router that was frozen ends the old connection after it took the new one, Zenoh 1.10 may forget to declare
+        over it what it has: this node is seen there, sees nobody, and waits for a parent that is there.
+        """
+        for attempt in itertools.count():
+            is_linked = True
+            for _ in range(LOOKS_WHILE_DEAF):
+                await asyncio.sleep(DEAF.delay_s(attempt) / LOOKS_WHILE_DEAF)
+                is_linked = is_linked and bool(await transport.routers())
+                if self._linked[index]:
+                    self._deaf.discard(index)
+                    return
+            if is_linked:
+                await transport.relink("a router is there, and nobody is seen behind it.")
 
     def _seen(
         self, index: int, transport: ZenohTransport, tier: Tier, name: NodeId, generation: Generation, there: bool
@@ -113,6 +142,7 @@ class Parents:
                 self._linked[index].discard(generation)
                 if not self._linked[index]:  # else it is the end of a former incarnation
                     self._changed(index, name, False)
+                    self._mind(index, transport)
         if self._names.get(index, name) == name or tier is not Tier.CLOUD:
             return  # another edge is not on the way from here to the cloud
         if not there:

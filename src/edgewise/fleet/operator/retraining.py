@@ -33,6 +33,8 @@ COUNT_EVERY_S = 2.0
 ROLLOUT_S = 600.0
 """How long a rollout that was not answered in time may still take."""
 AGAIN_S = 1.0
+LOOKS_IDLE = 3
+"""So often in a row a coordinator is seen at no rollout of the model before it is taken to have none."""
 
 
 class RetrainingLoop:
@@ -216,9 +218,12 @@ class RetrainingLoop:
         return loop.RolloutEnded(candidate, True, "every device that is there has it", self._now())
 
     async def _comes_into_force(self, candidate: int) -> bool:
-        until_s = self._now() + ROLLOUT_S
-        while self._now() < until_s:
-            if await self._in_force() == candidate:
+        """Waits for a rollout as long as the coordinator is at it: one that was started again does not go on with it."""
+        until_s, looks_idle = self._now() + ROLLOUT_S, 0
+        while self._now() < until_s and looks_idle < LOOKS_IDLE:
+            known = await self._patiently(self._operator.versions)
+            if known.in_force.get(self._model, 0) == candidate:
                 return True
+            looks_idle = 0 if self._model in known.changing else looks_idle + 1
             await asyncio.sleep(AGAIN_S)
         return False

@@ -7,17 +7,17 @@ count over the whole fleet: one names one plan of one model.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgewise.core.errors import EdgewiseError, StoreUnavailable
+from edgewise.core.errors import DeadlineExceeded, EdgewiseError, StoreUnavailable, Unreachable
 from edgewise.core.ids import Digest, NodeId, Revision, Tier
 from edgewise.fleet.membership.watch import Watch
 from edgewise.fleet.messages import (
+    BLOB,
     SLOWEST_BYTES_PER_S,
     Ack,
     BlobRef,
@@ -48,12 +48,13 @@ from edgewise.lifecycle.health import HealthLimits
 from edgewise.models.model_choice import choose_model
 from edgewise.planning.plan import Site
 from edgewise.planning.policy import Policy
+from edgewise.transport.bulk.fetch import fetch_unsized
 
 log = logging.getLogger("edgewise.fleet")
 REVISIONS_PER_DEPLOYMENT = 64
 """A deployment's plans take consecutive revisions from a multiple of this."""
-STORE_AGAIN_S = 5.0
-"""Between attempts to install on a node whose store takes nothing."""
+AGAIN_S = {Unreachable.code: 1.0, DeadlineExceeded.code: 1.0, StoreUnavailable.code: 5.0}
+"""Between attempts to bring a node up to date that is here, by what came between: it gave no answer, its store took nothing."""
 INSTALL_TIMEOUT_S = 60.0
 """For an order to prepare a version, beside the time that its graph may take to get there."""
 
@@ -83,6 +84,7 @@ class Deployments:
     refusals: dict[tuple[NodeId, str], str] = field(default_factory=dict)
     _last_revision: int = 0
     _to_try_again: set[tuple[NodeId, str]] = field(default_factory=set)
+    _not_here: set[str] = field(default_factory=set)
     _log: DeploymentLog = field(init=False)
 
     def __post_init__(self) -> None:
@@ -118,6 +120,10 @@ class Deployments:
         """Versions by model that must not go: in force, the one to go back to, and on their way."""
         return {name: of.needed for name, of in self.models.items()}
 
+    def changing(self) -> tuple[str, ...]:
+        """Models that somebody is deploying, or rolling back; none right after a restart, which goes on with no rollout."""
+        return tuple(name for name, of in sorted(self.models.items()) if of.busy.locked())
+
     async def resume(self) -> None:
         """Prepares the coordinator's own stage host after a restart."""
         for name, now in self.in_force().items():
@@ -125,6 +131,7 @@ class Deployments:
                 await self.host_here(self._order(now, self.node.name, Tier.CLOUD))
             except EdgewiseError as error:  # the others are served
                 log.error("%s cannot serve version %d of %s: %s", self.node.name, now.deploy.version, name, error)
+                self._not_here.add(name)
 
     async def deploy(self, wanted: Deploy) -> DeployAck:
         """Serves a version along plans; other models are not touched.
@@ -241,11 +248,18 @@ class Deployments:
             first = int(serves) // REVISIONS_PER_DEPLOYMENT * REVISIONS_PER_DEPLOYMENT
             of.rollout.on_event(rollout.NodeReturned(info.node, first, time.monotonic()))
         async with of.busy:  # after a rollout in progress, which may or may not have reached it
-            with contextlib.suppress(EdgewiseError):  # gone again: it is welcomed when it returns
-                await self._catch_up(await self.node.info_of(info.node, fresh=True), name)
+            await self._catch_up_as_it_is(info.node, name)
+
+    async def _catch_up_as_it_is(self, node: NodeId, name: str) -> None:
+        try:
+            await self._catch_up(await self.node.info_of(node, fresh=True), name)
+        except EdgewiseError as error:  # it is seen before its doors can be found, or is gone again
+            self._again_later(node, name, error)
 
     async def _catch_up(self, info: NodeInfo, name: str) -> None:
         now, there = self._of(name).current, info.models.get(name, InForce(0, Revision(0)))
+        if now is not None and name in self._not_here and there.version == now.deploy.version:
+            await self._fetch_back(now, info.node)
         cause = ""
         if now is not None and there.digest != self._digest(now):
             cause = await self._install(info.node, now)
@@ -254,6 +268,32 @@ class Deployments:
         cause = f"does not serve {name}: {cause}" if cause else "" if now is None else self._beyond_its_grant(info, now)
         self.refusals.pop((info.node, name), None)
         self.refusals |= {(info.node, name): cause} if cause else {}
+
+    async def _fetch_back(self, now: Deployment, node: NodeId) -> None:
+        """What was damaged on the coordinator's disk is served by others, who have it still."""
+        key = self.node.keys.service(node, BLOB)
+        try:
+            await fetch_unsized(self.node.transport, key, self.versions.get(now.deploy.version).graph, self.node.blobs)
+            await self.host_here(self._order(now, self.node.name, Tier.CLOUD))
+        except EdgewiseError as error:
+            log.warning(
+                "%s does not get version %d of %s from %s: %s",
+                self.node.name,
+                now.deploy.version,
+                now.model,
+                node,
+                error,
+            )
+            self._again_later(node, now.model, error)
+            return
+        self._not_here.discard(now.model)
+        log.warning(
+            "%s serves version %d of %s again, with the graph of %s",
+            self.node.name,
+            now.deploy.version,
+            now.model,
+            node,
+        )
 
     def _beyond_its_grant(self, info: NodeInfo, now: Deployment) -> str:
         """Why a node answers by itself instead of along the plan in force; "" if it does not."""
@@ -277,6 +317,7 @@ class Deployments:
         ack = await self.host_here(self._order(now, self.node.name, Tier.CLOUD))
         if not ack.accepted:
             return ack.reason
+        self._not_here.discard(now.model)
         edges = [m.node for m in self.watch.members.alive(Tier.EDGE)]
         acks = await asyncio.gather(*(self._ask_to_install(edge, now) for edge in edges))
         return next((ack.reason for ack in acks if isinstance(ack, Ack) and not ack.accepted), "")
@@ -318,20 +359,22 @@ class Deployments:
             return await self.node.ask(node, "control", order, Ack, timeout_s=timeout_s)
         except EdgewiseError as error:
             log.warning("%s could not install version %d: %s", node, what.deploy.version, error)
-            is_passing = error.fields.get("remote_code", error.code) == StoreUnavailable.code
-            if is_passing and (node, what.model) not in self._to_try_again:
-                self._to_try_again.add((node, what.model))
-                self.node.spawn(self._try_again(node, what.model), f"install on {node} again")
+            self._again_later(node, what.model, error)
             return error
 
-    async def _try_again(self, node: NodeId, name: str) -> None:
-        """A node whose store took nothing gets what is in force when it may have room again."""
-        await asyncio.sleep(STORE_AGAIN_S)
+    def _again_later(self, node: NodeId, name: str, error: EdgewiseError) -> None:
+        wait_s = AGAIN_S.get(str(error.fields.get("remote_code", error.code)))
+        if wait_s is not None and (node, name) not in self._to_try_again:
+            self._to_try_again.add((node, name))
+            self.node.spawn(self._try_again(node, name, wait_s), f"install on {node} again")
+
+    async def _try_again(self, node: NodeId, name: str, wait_s: float) -> None:
+        """A node that could not be brought up to date gets what is in force when it may answer, or have room, again."""
+        await asyncio.sleep(wait_s)
         self._to_try_again.discard((node, name))
-        if any(member.node == node for member in self.watch.members.alive()):
-            async with self._of(name).busy:
-                with contextlib.suppress(EdgewiseError):
-                    await self._catch_up(await self.node.info_of(node, fresh=True), name)
+        async with self._of(name).busy:
+            if any(member.node == node for member in self.watch.members.alive()):  # else it is welcomed when it returns
+                await self._catch_up_as_it_is(node, name)
 
     async def _uninstall(self, node: NodeId, model: str) -> str:
         order: Message = UninstallOrder(model)
@@ -339,6 +382,7 @@ class Deployments:
             ack = await self.node.ask(node, "control", order, Ack, timeout_s=INSTALL_TIMEOUT_S)
         except EdgewiseError as error:
             log.warning("%s could not uninstall %s: %s", node, model, error)
+            self._again_later(node, model, error)
             return str(error)
         return "" if ack.accepted else ack.reason
 

@@ -423,8 +423,9 @@ class Serving:
                 and graph.holder == self.node.name
             ):
                 raise StoreError(
-                    f"the graph of {model!r} was damaged on the disk of {self.node.name}, which alone had it. Bring the "
-                    "model again, with `edgewise serve MODEL.onnx --connect …`, or deploy another version."
+                    f"the graph of {model!r} was damaged on the disk of {self.node.name}. It is fetched back from a node that "
+                    "serves it; if none does, bring the model again, with `edgewise serve MODEL.onnx --connect …`, or deploy "
+                    "another version."
                 )
             data = await self.node.fetch(graph)
             served = {_loaded_as(order.graph, order.hints) for order in self._installed.orders.values()}

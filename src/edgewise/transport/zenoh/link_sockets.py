@@ -18,7 +18,7 @@ import stat
 import struct
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +79,30 @@ class LinkSockets:
                         del self._connections[ends]
                     continue
             del self._connections[ends]  # closed
+
+    def end_to(self, nodes: Collection[str], reason: str) -> int:
+        """Ends the connections to some nodes, so that Zenoh opens them, and declares everything over them, anew.
+
+        Args:
+            nodes: Their Zenoh ids.
+            reason: Why, for the log.
+
+        Returns:
+            How many were ended; 0 where the system does not let it.
+        """
+        self._find(set(self._new()))
+        num = 0
+        for link in self._info.links():
+            ends = _ends_of(link)
+            known = self._connections.get(ends) if str(link.zid) in nodes else None
+            with contextlib.suppress(OSError):
+                if known is not None:
+                    with _opened(known.descriptor) as (found, ours):
+                        if found == ends:
+                            log.info("%s ends its connection to %s:%s: %s", self._settings.node, *ends[1], reason)
+                            ours.shutdown(socket.SHUT_RDWR)
+                            num += 1
+        return num
 
     def _reason(self, connection: socket.socket, unlisted_s: float) -> str:
         lease_s = self._settings.lease_s

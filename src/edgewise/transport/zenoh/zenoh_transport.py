@@ -178,9 +178,8 @@ class ZenohTransport(Transport):
         self._queries = Queries(session, settings, self._sender, lambda error: _mapped(error, settings))
         self._tasks: set[asyncio.Task[None]] = set()
         self._declared: set[_Declared] = set()
-        self._tasks.add(
-            self._loop.create_task(LinkSockets(session, settings).watch(), name=f"links of {settings.node}")
-        )
+        self._sockets = LinkSockets(session, settings)
+        self._tasks.add(self._loop.create_task(self._sockets.watch(), name=f"links of {settings.node}"))
         self._is_open = True
 
     async def linked_up(self) -> None:
@@ -320,6 +319,19 @@ class ZenohTransport(Transport):
     async def routers(self) -> list[str]:
         """Returns the Zenoh ids of the routers this session is linked to, as `zenoh_id` makes them."""
         return [str(zid) for zid in await asyncio.to_thread(self._session.info.routers_zid)]
+
+    async def relink(self, reason: str) -> int:
+        """Ends the connections to the routers this session is linked to; Zenoh opens them anew.
+
+        Args:
+            reason: Why, for the log.
+
+        Returns:
+            How many were ended; 0 where the system does not let it.
+        """
+        with contextlib.suppress(zenoh.ZError):  # the session is being closed
+            return await asyncio.to_thread(self._sockets.end_to, await self.routers(), reason)
+        return 0
 
     async def close(self) -> None:
         if not self._is_open:
