@@ -41,7 +41,10 @@ def aimed_faults(
     first = _bringing(rng, place, node, edge_of)
     moment = 1 + int(rng.random() ** 3 * _LAST_MOMENT)
     seconds = round(0.01 + rng.random() ** 3 * FAULTS[kind].longest_s, 3)
-    return (*first, Fault(kind, OPERATOR if FAULTS[kind].hits == "operator" else node, moment, seconds, str(place)))
+    return (
+        *first,
+        Fault(kind, OPERATOR if FAULTS[kind].hits == "operator" else node, moment, seconds, during=str(place)),
+    )
 
 
 def _nodes_in(place: Place, protocol: str, edge_of: Mapping[str, str]) -> list[str]:

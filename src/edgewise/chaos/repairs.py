@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 
-from edgewise.chaos.virtual_fleet import Flipped, VirtualFleet
+from edgewise.chaos.virtual_disk import Flipped
+from edgewise.chaos.virtual_fleet import VirtualFleet
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.ids import Digest
 from edgewise.fleet.operator.refetch import fetch_from_anybody

@@ -11,12 +11,28 @@ import os
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from edgewise.chaos.virtual_loop import LANE, Died, Lane
+from edgewise.core.ids import Digest
 
 _LOG = "-wal"
 """How SQLite names the write-ahead log of a database."""
 BLOB_FOLDERS = ("blobs", "kept")
+
+
+class Flipped(NamedTuple):
+    """A blob that was flipped on disk.
+
+    Attributes:
+        node: Whose.
+        folder: `blobs`, or `kept` for what a client keeps.
+        digest: Its name.
+    """
+
+    node: str
+    folder: str
+    digest: Digest
 
 
 def is_blob(path: Path) -> bool:

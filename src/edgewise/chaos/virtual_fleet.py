@@ -15,11 +15,11 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from edgewise.chaos.faulty_links import LEASE_S, FaultyLinks
 from edgewise.chaos.fixed_identities import BEGINNING, fixed_identity
-from edgewise.chaos.virtual_disk import VirtualDisk
+from edgewise.chaos.virtual_disk import Flipped, VirtualDisk
 from edgewise.chaos.virtual_loop import LANE, Died, Lane, VirtualLoop
 from edgewise.chaos.witness import RememberingWorker, Witness, WitnessedNode
 from edgewise.core.files import watch_disk
@@ -49,20 +49,6 @@ START_AGAIN_S = 1.0
 MOST_STARTS = 60
 FEW_SPARE = 3
 """Where blobs are pulled, what falls free goes at once, also in the middle of a run."""
-
-
-class Flipped(NamedTuple):
-    """A blob that was flipped on disk.
-
-    Attributes:
-        node: Whose.
-        folder: `blobs`, or `kept` for what a client keeps.
-        digest: Its name.
-    """
-
-    node: str
-    folder: str
-    digest: Digest
 
 
 class VirtualFleet(LoopbackFleet):
@@ -269,10 +255,9 @@ class VirtualFleet(LoopbackFleet):
         if power:
             self.torn.add(name)
         elif name not in self.torn:
-            named = {
-                Digest(file.name) for file in (self.disks[name].root / "blobs").glob("[0-9a-f]*") if not file.suffix
-            }
-            if torn := named - self._whole(name, named):
+            files = (self.disks[name].root / "blobs").glob("[0-9a-f]*")
+            named = {Digest(file.name) for file in files if not file.suffix}
+            if torn := named - self._whole(name, named) - {each.digest for each in self.flipped if each.node == name}:
                 self.witness.wrongs.append(f"{name} was killed and left blob {min(torn)[:12]} in part under its name")
         training, worker = self.training.pop(NodeId(name), None), None
         self._buried.append((node, training, self.coordinator if name == CLOUD else None, worker))
