@@ -153,17 +153,18 @@ class _Scene:
         for name in sorted(self.fleet.away):
             self.fleet.spawn(self.fleet.start_again(name), f"start {name} again")
         self.fleet.away.clear()
-        end = self.loop.time() + SETTLING_S + (LOST_FRAME_S if self.loses_frames else 0.0)
         self.waiting.clear()
+        patience_s = SETTLING_S + (LOST_FRAME_S if self.loses_frames else 0.0)
+        end = self.loop.time() + patience_s
         while (self.going_on or self._is_settling()) and self.loop.time() < end:
             await asyncio.sleep(_LOOK_EVERY_S)
             self._check_steps()
             if self.going_on:
-                end += _LOOK_EVERY_S
+                end = self.loop.time() + patience_s  # an aimed fault may begin late
         if left := invariants.unsettled(self.fleet):
-            raise _Broken(f"the run has ended, {left} has not heard of it after {SETTLING_S:.0f} s")
+            raise _Broken(f"the run has ended, {left} has not heard of it after {patience_s:.0f} s")
         if left := invariants.unseen(self.fleet):
-            raise _Broken(f"all faults are over, {left} after {SETTLING_S:.0f} s")
+            raise _Broken(f"all faults are over, {left} after {patience_s:.0f} s")
 
     def _is_settling(self) -> bool:
         fleet = self.fleet
