@@ -199,10 +199,9 @@ class VirtualFleet(LoopbackFleet):
         self._cut_later(name, lambda: lane.frozen > 0 and not lane.is_dead)
 
     def thaw(self, name: str, lane: Lane) -> None:
-        """Lets a process go on."""
+        """Lets a process go on; the links that were given up are back, also if another process uses them by now."""
         lane.frozen -= 1
-        if not lane.is_dead:
-            self.fabric.heal(name)
+        self.fabric.heal(name)
 
     def hush(self, name: str, *, deaf: bool) -> None:
         """Makes a link half-open: nothing arrives, or nothing leaves; it is given up when its lease has run out."""
