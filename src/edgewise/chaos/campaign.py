@@ -43,8 +43,8 @@ _EDGES = (
     {"a": "edge-1", "b": "edge-2"},
 )
 _MOST_FAULTS = 5
-DEADLINE_S = 120.0
-"""Of a round that has one: longer than all that faults do but silence."""
+DEADLINE_S = 24.0
+"""Of a round that has one: longer than all that faults do but silence, shorter than the time-out of a letter."""
 TOGETHER = 0.4
 """Share of campaigns with several faults in which they hit one node,"""
 SOON = 20

@@ -110,7 +110,7 @@ class _Scene:
         self.going_on: list[Fault] = []
         self.cells: Counter[str] = Counter()
         self.loses_frames = any(FAULTS[f.kind].loses_frames for f in campaign.faults)
-        self.last_over_s = self.begun_s = 0.0
+        self.last_over_s = 0.0
         self.over_s: dict[Fault, float] = {}
         self.fleet.can_spare = bool(campaign.quorum)
 
@@ -180,13 +180,9 @@ class _Scene:
         if self.going_on:
             self.last_over_s = self.loop.time()
             return
-        live, rounds_s = self.fleet.live, self.campaign.rounds * (self.campaign.deadline_s or 0.0)
-        if live is None:
-            self.begun_s = self.loop.time()
-        still_s = self.loop.time() - max(self.last_over_s, self.begun_s)
-        # Who waits for a lost frame waits for its own time-out; no round waits for that beyond its deadline.
-        is_patient = self.loses_frames and (live is None or not rounds_s)
-        if still_s > (LOST_FRAME_S if is_patient else LIVENESS_S + rounds_s):
+        still_s = self.loop.time() - self.last_over_s
+        if still_s > (LOST_FRAME_S if self.loses_frames else LIVENESS_S):
+            live = self.fleet.live
             why = "its coordinator does not know it" if live is None else live.status.cause
             raise _Broken(f"all faults are over for {still_s:.0f} s and the run goes on: {why}")
 
