@@ -39,7 +39,9 @@ LONG_FILES: dict[str, str] = {
     "fleet/training/runs.py": "one idea: a coordinator's runs, from the request to the version",
     "inference/model_server.py": "one idea: a model that serves, from its first plan over requests and streams to its end",
     "simulation/virtual_run.py": "one idea: every action of a role carried out in virtual time",
+    "training/protocols/buffered.py": "one idea: what each event does where rounds overlap, beside its table",
     "training/protocols/hierarchical/cloud.py": "one idea: what each event does on the cloud, beside its table",
+    "transport/bulk/blobs.py": "one idea: a blob's file, from its first byte to its check",
 }
 """Path below src/edgewise -> why it may be longer than 400 lines. Length alone is no reason to part a file with one idea."""
 MOST_UNFORMATTED = 20

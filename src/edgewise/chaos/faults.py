@@ -83,10 +83,13 @@ def _start_again(fleet: VirtualFleet, node: str) -> None:
 
 def _leave(fleet: VirtualFleet, fault: Fault) -> Undo:
     """The cloud goes down, and a device meanwhile: nobody sees it go. It stays away until the run is over."""
-    gone = [name for name in (CLOUD, fault.node) if not fleet.lanes[name].is_dead]
+    gone, is_spared = (
+        [name for name in (CLOUD, fault.node) if not fleet.lanes[name].is_dead],
+        fleet.can_spare(fault.node),
+    )
     for name in gone:
         fleet.crash(name, power=False)
-    if fleet.can_spare and fault.node in gone:
+    if is_spared and fault.node in gone:
         gone.remove(fault.node)
         fleet.away.add(fault.node)
 

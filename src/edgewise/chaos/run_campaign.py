@@ -112,7 +112,7 @@ class _Scene:
         self.loses_frames = any(FAULTS[f.kind].loses_frames for f in campaign.faults)
         self.last_over_s = 0.0
         self.over_s: dict[Fault, float] = {}
-        self.fleet.can_spare = bool(campaign.quorum)
+        self.fleet.quorum = campaign.quorum
 
     async def play(self) -> CampaignReport:
         broken: list[str] = []

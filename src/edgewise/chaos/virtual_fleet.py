@@ -37,6 +37,7 @@ from edgewise.ledger.entry import Direction
 from edgewise.security.verifier import Verifier
 from edgewise.testing.fleet import CLOUD, NOBODY, OPERATOR, LoopbackFleet
 from edgewise.training.protocols.run_spec import RunSpec
+from edgewise.training.protocols.run_state import Phase
 from edgewise.transport.loopback import LoopbackTransport, Parcel
 
 MALLORY = ClientId("m")
@@ -67,7 +68,7 @@ class VirtualFleet(LoopbackFleet):
         moments: How many things each node has done.
         witness: What really happened.
         links: Their frames.
-        can_spare: Whether the run can do without one of its clients.
+        quorum: Updates that a round needs; 0 for all.
         leases_end_s: When the last connection of a node that lost its power is given up.
         torn: Nodes whose disk may hold torn files: their power was lost.
         away: Nodes that left and come back when the run is over.
@@ -96,7 +97,7 @@ class VirtualFleet(LoopbackFleet):
         self.wall_jump_s: dict[str, float] = {}
         self.valid_s: dict[str, float] = {}
         self.down: set[str] = set()
-        self.can_spare = False
+        self.quorum = 0
         self.leases_end_s = 0.0
         self.torn: set[str] = set()
         self.away: set[str] = set()
@@ -152,6 +153,15 @@ class VirtualFleet(LoopbackFleet):
     def spec(self) -> RunSpec:
         """The run's spec, as far as it is known."""
         return self.live.submitted.config.spec if self.live is not None else RunSpec(run=self.run, algorithm={})
+
+    def can_spare(self, device: str) -> bool:
+        """Whether the run can do without a device for good: with others alone, an open round finds its quorum."""
+        state = None if self.live is None else self.live.driver.state
+        if not self.quorum or state is None:
+            return False
+        run = getattr(state, "run", state)  # an edge's tasks are beside the run
+        others = [client for client in run.collection.cohort if f"device-{client}" != device]
+        return run.phase is not Phase.OPEN or len(others) >= self.quorum
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Does something beside, in no node's process."""
