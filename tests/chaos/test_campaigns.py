@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
+from edgewise.chaos import many_campaigns
 from edgewise.chaos.campaign import Campaign, draw_campaign, load_campaign
 from edgewise.chaos.campaign_report import CampaignReport
 from edgewise.chaos.faults import Fault
-from edgewise.chaos.many_campaigns import run_many, run_one
+from edgewise.chaos.many_campaigns import Tally, run_many, run_one
 from edgewise.chaos.run_campaign import run_campaign
 from edgewise.chaos.shrink import shrink
+from edgewise.cli.main import run
 from edgewise.core.errors import InputError
 from tests.chaos.run_mutants import mutants, mutated
 
@@ -66,6 +69,39 @@ def test_a_campaign_is_read_back_as_it_was_printed_and_anything_else_refused(tmp
         InputError, match=r"is no campaign: .* Give a file that `edgewise chaos --json --seed N` has printed"
     ):
         load_campaign(file)
+
+
+def test_seeds_that_fail_are_printed_before_the_long_work_of_making_them_small(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed: list[str] = []
+
+    def fails(seeds: range, **_: Any) -> Tally:
+        tally = Tally()
+        for seed in seeds:
+            tally.add(CampaignReport(seed=seed, broken=("it stands still", "a file is left") if seed % 2 else ()))
+        return tally
+
+    def made_small(campaign: Campaign, *, is_to_shrink: bool) -> tuple[Campaign, CampaignReport]:
+        printed.append(capsys.readouterr().out)
+        return campaign, CampaignReport(seed=campaign.seed, broken=("it stands still",))
+
+    monkeypatch.setattr(many_campaigns, "run_many", fails)
+    monkeypatch.setattr(many_campaigns, "run_one", made_small)
+    assert run(["chaos", "--campaigns", "4", "--from", "10"]) == 1
+    tally, *seeds = printed[0].strip().splitlines()
+    assert "2 with a broken invariant" in tally
+    assert seeds == ["seed 11: it stands still", "seed 13: it stands still"]
+    assert len(printed) == 2
+
+
+@pytest.mark.slow
+def test_campaigns_go_on_in_new_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(many_campaigns, "PER_PROCESS", 1)
+    monkeypatch.setattr(many_campaigns, "CHUNK", 1)
+    seeds: list[int] = []
+    tally = run_many(range(27, 30), jobs=1, on_report=lambda report: seeds.append(report.seed))
+    assert (seeds, tally.num, tally.failed) == ([27, 28, 29], 3, [])
 
 
 @pytest.mark.slow

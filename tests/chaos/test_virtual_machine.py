@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import random
 from collections.abc import Callable
@@ -13,9 +14,9 @@ import pytest
 
 from edgewise.chaos.faulty_links import FaultyLinks, Weather
 from edgewise.chaos.virtual_disk import VirtualDisk
-from edgewise.chaos.virtual_loop import LANE, Lane, StandsStill, VirtualLoop
+from edgewise.chaos.virtual_loop import LANE, Died, Lane, StandsStill, VirtualLoop
 from edgewise.core.files import watch_disk
-from edgewise.core.ids import NodeId
+from edgewise.core.ids import NodeId, digest_of
 from edgewise.fleet.store.events import EventLog
 from edgewise.transport.bulk.blobs import FolderBlobs
 from edgewise.transport.loopback import Parcel
@@ -88,17 +89,23 @@ def test_a_killed_lane_does_nothing_more_and_waiting_for_nothing_is_told() -> No
         in_virtual_time(0, scene)
 
 
-def after_a_loss_of_power(folder: Path, seed: int, write: Callable[[Path], object]) -> VirtualDisk:
-    disk = VirtualDisk(folder, random.Random(seed), lambda *_: None)
+def after_a_loss_of_power(
+    folder: Path,
+    seed: int,
+    *lives: Callable[[Path], object],
+    is_killed: bool = False,
+    on_act: Callable[[str, Path], None] = lambda *_: None,
+) -> None:
+    """What is left of what some processes wrote, one after the other; each but the last is killed or loses its power, too."""
+    disk = VirtualDisk(folder, random.Random(seed), on_act)
 
-    def lived() -> None:
+    def lived(write: Callable[[Path], object]) -> None:
         watch_disk(disk)
         write(folder)
 
-    context = contextvars.Context()
-    context.run(lived)
-    disk.crash(power=True)
-    return disk
+    for write in lives:
+        contextvars.Context().run(lived, write)
+        disk.crash(power=write is lives[-1] or not is_killed)
 
 
 def test_a_synced_blob_stands_and_another_is_lost_torn_or_luckily_there(tmp_path: Path) -> None:
@@ -133,6 +140,75 @@ def test_a_log_keeps_what_was_durable_and_never_half_an_event(tmp_path: Path) ->
         log.close()
     assert lengths >= {1, 3}
     assert lengths <= {1, 3, 4}
+
+
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_what_lasted_once_lasts_over_a_second_loss_and_a_kill_makes_nothing_last(
+    tmp_path: Path, is_killed: bool
+) -> None:
+    events, blobs = set(), set()
+    for seed in range(DRAWS):
+        digests: list[Any] = []
+
+        def write(folder: Path, digests: list[Any] = digests) -> None:
+            log = EventLog.open(folder / "events.db")
+            log.append("run", "kept", b"1")
+            log.append("run", "kept", b"2")
+            for data in (b"3", b"4"):
+                log.append_many("run", [("maybe", data)], durable=False)
+            store = FolderBlobs(folder / "blobs")
+            digests.extend((store.put(b"kept"), store.put(b"maybe", durable=False)))
+
+        def later(folder: Path) -> None:
+            if not is_killed:
+                EventLog.open(folder / "events.db")
+
+        here = tmp_path / str(seed)
+        after_a_loss_of_power(here, seed, write, later, is_killed=is_killed)
+        log = EventLog.open(here / "events.db")
+        events.add(len(log.read("run")))
+        log.close()
+        assert FolderBlobs(here / "blobs").is_whole(digests[0])
+        blobs.add(FolderBlobs(here / "blobs").is_whole(digests[1]))
+    assert {2, 3} <= events <= {2, 3, 4}
+    assert blobs == {True, False}
+
+
+@pytest.mark.parametrize("act", ["commit", "rename"])
+def test_what_a_killed_process_had_not_synced_lasts_once_its_successor_has_seen_it(tmp_path: Path, act: str) -> None:
+    for seed in range(DRAWS):
+        here, deaths, found = tmp_path / str(seed), [act], []
+
+        def dies(what: str, path: Path, deaths: list[str] = deaths) -> None:
+            if deaths and what.startswith(deaths[0]) and what.endswith("done"):
+                deaths.clear()
+                raise Died
+
+        def write(folder: Path) -> None:
+            log, store = EventLog.open(folder / "events.db"), FolderBlobs(folder / "blobs")
+            with contextlib.suppress(Died):
+                store.put(b"a blob")
+                log.append("run", "kind", b"an event")
+
+        def see(folder: Path, found: list[tuple[int, bool]] = found) -> EventLog:
+            log = EventLog.open(folder / "events.db")
+            found.append((len(log.read("run")), FolderBlobs(folder / "blobs").is_whole(digest_of(b"a blob"))))
+            return log
+
+        after_a_loss_of_power(here, seed, write, see, is_killed=True, on_act=dies)
+        see(here).close()
+        assert found == [(int(act == "commit"), True)] * 2
+
+
+def test_a_blob_that_was_there_lasts_once_it_is_put_to_last(tmp_path: Path) -> None:
+    def write(folder: Path) -> None:
+        store = FolderBlobs(folder / "blobs")
+        store.put(b"a blob", durable=False)
+        store.put(b"a blob")
+
+    for seed in range(DRAWS):
+        after_a_loss_of_power(tmp_path / str(seed), seed, write)
+        assert FolderBlobs(tmp_path / str(seed) / "blobs").is_whole(digest_of(b"a blob"))
 
 
 def test_links_lose_and_repeat_by_their_weather_and_keep_the_order_of_the_rest() -> None:

@@ -24,7 +24,7 @@ from edgewise.service.json_process import LargeBodies
 from edgewise.service.json_tensors import TooManyValues, with_binary_tensors
 from edgewise.service.open_inference import OpenInferenceApp, serve_http
 from edgewise.service.open_inference_format import read_request
-from edgewise.service.request_body import BodyBudget
+from edgewise.service.request_body import INLINE_BYTES, BodyBudget, GatheredBody, Unpacking
 from tests.inference.tiny import images, two_exit_graph
 
 GRAPH = two_exit_graph()
@@ -283,6 +283,31 @@ def test_bodies_have_a_budget_in_which_small_ones_are_free() -> None:
         assert status == 503
 
     served(check, bodies_bytes=100_000)
+
+
+def test_a_large_body_is_never_moved_while_it_grows() -> None:
+    pieces = [os.urandom(size) for size in (10, INLINE_BYTES - 10, 1, 2**18, 2**20)]
+    body, places = GatheredBody(2**26), set()
+    for piece in pieces:
+        body.add(piece)
+        if body.size > INLINE_BYTES:
+            places.add(np.frombuffer(body.whole, np.uint8).ctypes.data)
+    assert bytes(body.whole) == b"".join(pieces)
+    assert len(places) == 1
+
+
+@pytest.mark.parametrize("plain", [os.urandom(3 * 2**20), bytes(3 * 2**20), b"", b"{}"], ids=["random", "0", "", "{}"])
+def test_what_is_unpacked_is_read_in_bounded_pieces(plain: bytes) -> None:
+    packed = gzip.compress(plain)
+    unpacking, given = Unpacking(packed, "gzip", 2**22), [0]
+    while not unpacking.is_done:
+        unpacking.go_on(2**16)
+        given.append(len(unpacking._reader.unconsumed_tail))  # copied each time, under the interpreter's lock
+    assert bytes(unpacking.plain.whole) == plain
+    assert max(given) <= 2**18
+    for cut in {len(packed) - 1, len(packed) // 2}:
+        with pytest.raises(InputError, match=r"is not gzip: it ends too early"):
+            Unpacking(packed[:cut], "gzip", 2**22).finish()
 
 
 def test_answers_of_one_connection_come_in_the_order_of_its_questions() -> None:

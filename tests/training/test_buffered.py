@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgewise.core.errors import InputError, MisfitError
-from edgewise.core.ids import ClientId
+from edgewise.core.ids import ClientId, Generation, RoundNumber
 from edgewise.simulation.costs import VirtualCosts
 from edgewise.simulation.virtual_node import Disturbance
 from edgewise.testing.quadratics import LeastSquaresEngine, quadratic
@@ -15,7 +15,7 @@ from edgewise.training.algorithms import dane, fed_avg, scaffold
 from edgewise.training.local import sgd
 from edgewise.training.protocols import buffered, check_carries, make_protocol
 from edgewise.training.protocols.letters import WorkOrder
-from edgewise.training.protocols.messages import AnnounceWaiting, OutcomeKind, Received, RunCancelled
+from edgewise.training.protocols.messages import AnnounceWaiting, LetterInvalid, OutcomeKind, Received, RunCancelled
 from tests.training.runs import virtual_run
 from tests.training.test_protocol_storms import SIZE, Quadratics, Storm, check_replays, controls, trained
 
@@ -93,6 +93,35 @@ def test_where_nobody_can_work_it_says_so():
     assert run.outcome is None
     assert isinstance(run.announced[-1], AnnounceWaiting)
     assert "dropped out of the simulation" in run.announced[-1].sentence
+
+
+def waits_for_c7():
+    run = run_of(num_rounds=1, quorum=8, how={"disturbance": Disturbance()})
+    run.nodes["client"]["c7"].is_up = False
+    run.start()
+    return run
+
+
+def invalid(run, client):
+    fields = {"run": run.config.run, "round": RoundNumber(0), "generation": Generation(1)}
+    run.feed(run.coordinator, LetterInvalid(client=ClientId(client), reason="it lies", **fields))
+
+
+def test_while_it_waits_for_its_quorum_a_liar_has_nobody_asked():
+    run = waits_for_c7()
+    invalid(run, "m")
+    assert run.view.outstanding == ()
+    run.bring_back(run.nodes["client"]["c7"])
+    assert len(run.view.outstanding) == 4
+    run.go()
+    assert run.outcome.kind is OutcomeKind.COMPLETED
+
+
+def test_a_quorum_that_can_never_come_ends_it_while_it_waits():
+    run = waits_for_c7()
+    invalid(run, "c0")
+    assert run.outcome.kind is OutcomeKind.TOO_FEW_CLIENTS
+    assert "c0 (in quarantine: it lies)" in run.outcome.sentence
 
 
 def test_at_the_deadline_what_is_there_is_folded():

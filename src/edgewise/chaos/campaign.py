@@ -34,6 +34,7 @@ CARRIED: dict[str, tuple[str, ...]] = {
     "gossip": ("fed_avg", "ditto"),
 }
 """What each protocol is tried with."""
+_DRAWN = sorted(kind for kind, of in FAULTS.items() if of.hits != "spared")
 _EDGES = (
     {"a": "", "b": ""},
     {"a": "", "b": "", "c": ""},
@@ -42,6 +43,8 @@ _EDGES = (
     {"a": "edge-1", "b": "edge-2"},
 )
 _MOST_FAULTS = 5
+DEADLINE_S = 120.0
+"""Of a round that has one: longer than all that faults do but silence."""
 _LAST_MOMENT = 260
 """By then the nodes of an undisturbed campaign have done most of what they do."""
 
@@ -58,6 +61,7 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
         quorum: Updates that a round needs; 0 for all.
         inline_bytes: Of blobs that travel inside a letter.
         long_work: Whether local work counts as long.
+        deadline_s: Of a round; None for none.
         faults: What happens.
         task: File of the task; "" for a tiny one.
         settings: Of the task.
@@ -71,6 +75,7 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
     quorum: int = 0
     inline_bytes: int = 65536
     long_work: bool = False
+    deadline_s: float | None = None
     faults: tuple[Fault, ...] = ()
     task: str = ""
     settings: dict[str, Any] = {}
@@ -96,7 +101,14 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
         """The same without faults, for any seed and way of sending."""
         edge_of = {client: self.edge_of[client] for client in self.clients}
         return msgspec.structs.replace(
-            self, seed=0, edge_of=edge_of, faults=(), inline_bytes=65536, long_work=False, quorum=0
+            self,
+            seed=0,
+            edge_of=edge_of,
+            faults=(),
+            inline_bytes=65536,
+            long_work=False,
+            quorum=0,
+            deadline_s=None,
         )
 
     def __str__(self) -> str:
@@ -106,6 +118,7 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
             + (f", quorum {self.quorum}" if self.quorum else "")
             + (f", blobs above {self.inline_bytes} bytes are pulled" if self.inline_bytes < 65536 else "")
             + (", long work" if self.long_work else "")
+            + (f", a round has {self.deadline_s:g} s" if self.deadline_s else "")
         ]
         return "\n".join([*lines, *(f"  {fault}" for fault in self.faults)])
 
@@ -132,7 +145,7 @@ def draw_campaign(seed: int, *, task: str = "", settings: dict[str, Any] | None 
     elif protocol == "gossip":
         spec |= {"mixing": 2}
     quorum = number - 1 if protocol in ("synchronous", "hierarchical") and rng.random() < 0.2 else 0
-    kinds = [rng.choice(sorted(FAULTS)) for _ in range(1 + int(rng.random() ** 2 * _MOST_FAULTS))]
+    kinds = [rng.choice(_DRAWN) for _ in range(1 + int(rng.random() ** 2 * _MOST_FAULTS))]
     if any(FAULTS[kind].hits == "operator" for kind in kinds):
         edge_of[MALLORY] = ""
     campaign = Campaign(
@@ -147,7 +160,21 @@ def draw_campaign(seed: int, *, task: str = "", settings: dict[str, Any] | None 
         task=task,
         settings=settings or {},
     )
-    return msgspec.structs.replace(campaign, faults=tuple(_fault(rng, kind, campaign) for kind in kinds))
+    campaign = msgspec.structs.replace(campaign, faults=tuple(_fault(rng, kind, campaign) for kind in kinds))
+    return _with_silence(random.Random(f"silence {seed}"), campaign)
+
+
+def _with_silence(rng: random.Random, campaign: Campaign) -> Campaign:
+    """Some rounds have a deadline and a device whose frames vanish; where a client can be spared, one may leave for good."""
+    if campaign.protocol["name"] not in ("synchronous", "hierarchical"):
+        return campaign
+    device, more, draw = f"device-{rng.choice(campaign.clients)}", list(campaign.faults), rng.random()
+    if draw < 0.2:
+        campaign = msgspec.structs.replace(campaign, deadline_s=DEADLINE_S)
+        more.append(Fault("lose", device, 1 + int(rng.random() * 40), round(1.0 + 7.0 * rng.random(), 3)))
+    elif campaign.quorum and draw < 0.5:
+        more.append(Fault("leave", device, 1 + int(rng.random() * 60), round(0.01 + 4.0 * rng.random(), 3)))
+    return msgspec.structs.replace(campaign, faults=tuple(more))
 
 
 def load_campaign(path: Path) -> Campaign:

@@ -18,7 +18,7 @@ from edgewise.fleet.messages import LetterAck, RunLetter
 from edgewise.fleet.node.node import Node
 from edgewise.ledger.entry import Purpose
 from edgewise.testing.fleet import CLOUD
-from edgewise.training.protocols.letters import Address, BlobName, RunEnded, UpdateReport, WorkOrder
+from edgewise.training.protocols.letters import Address, BlobName, RunEnded, UpdateReport, WorkFailed, WorkOrder
 from edgewise.training.protocols.protocol import CLIENT, COORDINATOR
 from edgewise.training.protocols.run_spec import RunSpec
 from edgewise.transport.loopback import LoopbackTransport
@@ -29,10 +29,18 @@ Craft = Callable[[VirtualFleet, int], Coroutine[Any, Any, None]]
 
 
 async def _forge(fleet: VirtualFleet, draw: int) -> None:
-    """Reports updates in the name of every client, as large as true ones, for this round and the next."""
+    """Reports updates and failures in the name of every client, as large as true ones, for this round and the next."""
     for client in sorted(fleet.clients):
         for number in (fleet.round, fleet.round + 1):
             await _report(fleet, client, number, 8)
+            failed = WorkFailed(
+                run=fleet.spec.run,
+                round=RoundNumber(number),
+                client=ClientId(client),
+                cause="it is said to",
+                has_diverged=True,
+            )
+            await _say(fleet, CLOUD, "report", Address(COORDINATOR), failed, {})
 
 
 async def _stale(fleet: VirtualFleet, draw: int) -> None:

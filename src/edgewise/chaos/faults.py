@@ -17,6 +17,7 @@ import msgspec
 from edgewise.chaos.crafted_peer import CRAFTED
 from edgewise.chaos.virtual_fleet import VirtualFleet
 from edgewise.chaos.virtual_loop import Lane
+from edgewise.testing.fleet import CLOUD
 
 Undo = Callable[[], object]
 
@@ -47,7 +48,8 @@ class FaultKind:
     Attributes:
         begin: Does it; what it returns is called when the fault is over.
         says: One line for people.
-        hits: Which nodes: `all`, `device`, or `operator` where it is an order of one.
+        hits: Which nodes: `all`, `device`, `operator` where it is an order of one, or `spared`: a device that the run can do
+            without.
         loses_frames: Whether a frame may vanish without anybody hearing of it: its sender then waits for its own time-out.
         longest_s: How long it lasts at most.
     """
@@ -72,6 +74,22 @@ def _crash(fleet: VirtualFleet, fault: Fault, *, power: bool) -> Undo:
 
 def _start_again(fleet: VirtualFleet, node: str) -> None:
     fleet.spawn(fleet.start_again(node), f"start {node} again")
+
+
+def _leave(fleet: VirtualFleet, fault: Fault) -> Undo:
+    """The cloud goes down, and a device meanwhile: nobody sees it go. It stays away until the run is over."""
+    gone = [name for name in (CLOUD, fault.node) if not fleet.lanes[name].is_dead]
+    for name in gone:
+        fleet.crash(name, power=False)
+    if fleet.can_spare and fault.node in gone:
+        gone.remove(fault.node)
+        fleet.away.add(fault.node)
+
+    def over() -> None:
+        for name in gone:
+            _start_again(fleet, name)
+
+    return over
 
 
 def _freeze(fleet: VirtualFleet, fault: Fault) -> Undo:
@@ -154,6 +172,7 @@ def _crafted(fleet: VirtualFleet, fault: Fault, *, kind: str) -> Undo:
 FAULTS: Mapping[str, FaultKind] = {
     "kill": FaultKind(partial(_crash, power=False), "the process is killed, also in the middle of a write"),
     "power": FaultKind(partial(_crash, power=True), "the power is lost: what was not synced is gone or torn"),
+    "leave": FaultKind(_leave, "a device leaves while the cloud is down, until the run is over", hits="spared"),
     "freeze": FaultKind(_freeze, "the process is stopped and goes on later"),
     "cut": FaultKind(_cut, "nobody reaches it, its connections break"),
     "deaf": FaultKind(partial(_hush, deaf=True), "half-open: nothing arrives at it", loses_frames=True),

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from edgewise.chaos.campaign import Campaign
 from edgewise.chaos.campaign_report import CampaignReport
+from edgewise.chaos.faults import Fault
 from edgewise.chaos.virtual_fleet import MALLORY, VirtualFleet
 from edgewise.core.ids import NodeId
 from edgewise.testing.fleet import CLOUD, OPERATOR
 
 LEDGER_SHARE = 0.02
+EARLY_SHARE = 0.1
+"""Of a round's deadline: an edge that is there again by then has time to forward what it has."""
 SPARE_FILES = 8
 """Blobs of letters that were still under way when the run ended: retention takes them later."""
-LEAVES_FILES = frozenset(("kill", "power", "expire"))
+LEAVES_FILES = frozenset(("kill", "power", "expire", "leave"))
 """Faults after which a blob may be left that nobody names: its process did not live to delete it."""
 
 
@@ -37,13 +41,16 @@ def unsettled(fleet: VirtualFleet) -> str:
     return next((node for node in sorted(fleet.training) if _drivers(fleet, node)), "")
 
 
-def check_run(campaign: Campaign, fleet: VirtualFleet, report: CampaignReport) -> list[str]:
+def check_run(
+    campaign: Campaign, fleet: VirtualFleet, report: CampaignReport, over_s: Mapping[Fault, float]
+) -> list[str]:
     """What the run came to.
 
     Args:
         campaign: What was done.
         fleet: Still up.
         report: How the run ended.
+        over_s: When each fault was over.
 
     Returns:
         Broken invariants.
@@ -51,9 +58,13 @@ def check_run(campaign: Campaign, fleet: VirtualFleet, report: CampaignReport) -
     broken = [*fleet.taken, *dict.fromkeys(fleet.witness.wrongs)]
     if fleet.live is None or report.state == "running":
         return broken
+    if campaign.deadline_s is not None:
+        broken += _gathered(campaign, fleet, report, over_s)
+        if report.state == "too_few_clients":  # who is silent for so long is missed
+            return broken
     if report.state != "completed":
         return [*broken, f"the run ended {report.state}: {fleet.live.status.cause}"]
-    return broken + _acknowledged(campaign, fleet, report)
+    return broken + _acknowledged(campaign, fleet, report) + _keeps(campaign, fleet)
 
 
 def files_of(fleet: VirtualFleet) -> dict[str, int]:
@@ -104,6 +115,45 @@ def _acknowledged(campaign: Campaign, fleet: VirtualFleet, report: CampaignRepor
     return broken
 
 
+def _keeps(campaign: Campaign, fleet: VirtualFleet) -> list[str]:
+    """What a client keeps at the end is what came of its last update that counted."""
+    live, broken = fleet.live, []
+    if live is None or any(
+        (fault.kind in LEAVES_FILES and fault.node == CLOUD) or fault.kind == "leave" for fault in campaign.faults
+    ):
+        return []  # what the state counted before a snapshot is not known
+    places = fleet.witness.counted.get(CLOUD, frozenset())
+    if any(exchange for _, _, exchange in places):
+        return []
+    for client in sorted({client for client, _, _ in places}):
+        last = max(place for place in places if place[0] == client)
+        training, expected = fleet.training.get(NodeId(f"device-{client}")), fleet.witness.kept.get(last, set())
+        kept = None if training is None else training.roles.kept(fleet.run)
+        if kept is not None and expected and set(kept) not in [{digest} - {None} for digest in expected]:
+            broken.append(f"{client} does not keep what came of its work of round {last[1]}, the last that counted")
+    return broken
+
+
+def _gathered(
+    campaign: Campaign, fleet: VirtualFleet, report: CampaignReport, over_s: Mapping[Fault, float]
+) -> list[str]:
+    """What an edge has by its deadline counts, whoever else is silent, also if it was started again early in the round."""
+    witness, broken = fleet.witness, []
+    if campaign.deadline_s is None or not witness.forwarded or any(each[2] for each in witness.forwarded):
+        return []
+    run = fleet.live.driver.state.run if fleet.live is not None else None
+    answered = () if run is None else run.collection.answers  # of a round that has not closed
+    for (client, number, _), edges in sorted(witness.forwarded.items()):
+        early_s = witness.closed_s.get(number - 1, 0.0) + EARLY_SHARE * campaign.deadline_s
+        for edge in sorted(edges):
+            hit = [fault for fault in campaign.faults if fault.node in (edge, CLOUD, OPERATOR)]
+            is_fair = all(fault.kind == "kill" and over_s.get(fault, 0.0) <= early_s for fault in hit)
+            counts = report.rounds[number - 1] if number <= len(report.rounds) else answered
+            if is_fair and client not in counts:
+                broken.append(f"{edge} took the update of {client} in round {number} in time and it does not count")
+    return broken
+
+
 def check_model(campaign: Campaign, report: CampaignReport, same: CampaignReport) -> list[str]:
     """Whether the model is the one it has to be.
 
@@ -127,6 +177,8 @@ def check_model(campaign: Campaign, report: CampaignReport, same: CampaignReport
     if all(clients == expected for clients in report.rounds):
         if report.model != same.model:
             return [f"the model is {report.model[:12]}, undisturbed it is {same.model[:12]}, with the same clients"]
+    elif campaign.quorum and any(len(clients) < campaign.quorum for clients in report.rounds):
+        return [f"a round needs {campaign.quorum} clients and has {report.rounds}"]
     elif not campaign.quorum and campaign.protocol["name"] != "gossip":
         return [f"a round needs all clients and has {report.rounds}"]
     return []

@@ -23,7 +23,7 @@ from edgewise.chaos.shrink import shrink
 
 CHUNK = 10
 PER_PROCESS = 100
-"""Chunks after which a process is replaced by a new one."""
+"""Chunks after which processes are replaced by new ones. CPython's pool can do that itself, and may hang then (gh-115634)."""
 
 
 @dataclass
@@ -83,25 +83,16 @@ def run_many(
         What they came to.
     """
     tally, left = Tally(), iter(seeds)
-    with _pool(jobs) as pool:
-        open_chunks = set()
-
-        def submit() -> None:
-            if chunk := list(islice(left, CHUNK)):
-                open_chunks.add(pool.submit(_run_chunk, chunk, task, settings or {}))
-
-        for _ in range(2 * jobs):
-            submit()
-        while open_chunks:
-            done = next(as_completed(open_chunks))
-            open_chunks.discard(done)
-            for report in done.result():
-                tally.add(report)
-                on_report(report)
-            if until_failures is not None and len(tally.failed) >= until_failures:
-                pool.shutdown(wait=False, cancel_futures=True)
-                break
-            submit()
+    chunks = iter(lambda: list(islice(left, CHUNK)), [])
+    while generation := list(islice(chunks, jobs * PER_PROCESS)):
+        with _pool(jobs) as pool:
+            for done in as_completed([pool.submit(_run_chunk, chunk, task, settings or {}) for chunk in generation]):
+                for report in done.result():
+                    tally.add(report)
+                    on_report(report)
+                if until_failures is not None and len(tally.failed) >= until_failures:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    return tally
     return tally
 
 
@@ -139,7 +130,7 @@ def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
     os.environ.update(own)
     try:
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=PER_PROCESS) as pool:
+        with ProcessPoolExecutor(jobs, mp_context=context) as pool:
             yield pool
     finally:
         for name, value in before.items():

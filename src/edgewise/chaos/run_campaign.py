@@ -13,7 +13,7 @@ import os
 import random
 import shutil
 import tempfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -39,7 +39,7 @@ RUN = RunId("campaign")
 JOB_SEED = 7
 LIVENESS_S = 120.0
 """When all faults are over, a run ends within so many virtual seconds,"""
-LOST_FRAME_S = 1300.0
+LOST_FRAME_S = 250.0
 """or so many where a frame may have vanished: its sender waits for its own time-out, and perhaps once more."""
 SETTLING_S = 60.0
 MOST_STEPS = 60_000
@@ -103,12 +103,16 @@ class _Scene:
             settings=_settings(campaign),
         )
         self.waiting: dict[tuple[str, int], list[Fault]] = {}
+        self.due: deque[Fault] = deque()
+        self.is_beginning = False
         for fault in campaign.faults:
             self.waiting.setdefault((fault.node, fault.moment), []).append(fault)
         self.going_on: list[Fault] = []
         self.cells: Counter[str] = Counter()
         self.loses_frames = any(FAULTS[f.kind].loses_frames for f in campaign.faults)
         self.last_over_s = 0.0
+        self.over_s: dict[Fault, float] = {}
+        self.fleet.can_spare = bool(campaign.quorum)
 
     async def play(self) -> CampaignReport:
         broken: list[str] = []
@@ -119,7 +123,7 @@ class _Scene:
                 except _Broken as error:
                     broken.append(str(error))
                 report = self._report(broken)
-                broken += invariants.check_run(self.campaign, self.fleet, report)
+                broken += invariants.check_run(self.campaign, self.fleet, report, self.over_s)
         except EdgewiseError as error:
             broken.append(f"the fleet does not start or stop: {error}")
             report = self._report(broken)
@@ -137,10 +141,14 @@ class _Scene:
                 self._check_goes_on()
         finally:
             submitting.cancel()
+        for name in sorted(self.fleet.away):
+            self.fleet.spawn(self.fleet.start_again(name), f"start {name} again")
+        self.fleet.away.clear()
         end = self.loop.time() + SETTLING_S + (LOST_FRAME_S if self.loses_frames else 0.0)
         self.waiting.clear()
         while (self.going_on or invariants.unsettled(self.fleet)) and self.loop.time() < end:
             await asyncio.sleep(_LOOK_EVERY_S)
+            self._check_steps()
             if self.going_on:
                 end += _LOOK_EVERY_S
         if left := invariants.unsettled(self.fleet):
@@ -162,8 +170,7 @@ class _Scene:
     def _check_goes_on(self) -> None:
         if self.fleet.unable:
             raise _Broken(self.fleet.unable[0])
-        if self.loop.num_steps > MOST_STEPS:
-            raise _Broken(f"{self.loop.num_steps} callbacks and the run goes on")
+        self._check_steps()
         if self.going_on:
             self.last_over_s = self.loop.time()
             return
@@ -173,17 +180,33 @@ class _Scene:
             why = "its coordinator does not know it" if live is None else live.status.cause
             raise _Broken(f"all faults are over for {still_s:.0f} s and the run goes on: {why}")
 
+    def _check_steps(self) -> None:
+        if self.loop.num_steps > MOST_STEPS:
+            going_on = "; ".join(map(str, self.going_on)) or "none"
+            raise _Broken(f"{self.loop.num_steps} callbacks and it goes on; faults that are not over: {going_on}")
+
     def _moment(self, node: str) -> None:
-        for fault in self.waiting.pop((node, self.fleet.moments[node]), ()):
-            self.fleet.tell(f"begin {fault}")
-            for phase in invariants.phases(self.fleet, fault.node):
-                self.cells[f"{phase}/{fault.kind}"] += 1
-            self.going_on.append(fault)
-            begin(self.fleet, fault, self._over)
+        self.due += self.waiting.pop((node, self.fleet.moments[node]), ())
+        if self.is_beginning:  # what a fault does to a node is a moment of that node, too: one begins after the other
+            return
+        self.is_beginning = True
+        try:
+            while self.due:
+                self._begin(self.due.popleft())
+        finally:
+            self.is_beginning = False
+
+    def _begin(self, fault: Fault) -> None:
+        self.fleet.tell(f"begin {fault}")
+        for phase in invariants.phases(self.fleet, fault.node):
+            self.cells[f"{phase}/{fault.kind}"] += 1
+        self.going_on.append(fault)
+        begin(self.fleet, fault, self._over)
 
     def _over(self, fault: Fault) -> None:
         self.fleet.tell(f"over {fault}")
         self.going_on.remove(fault)
+        self.over_s[fault] = self.loop.time()
 
     def _report(self, broken: list[str]) -> CampaignReport:
         live = self.fleet.live
@@ -218,6 +241,7 @@ def _request(campaign: Campaign) -> tuple[SubmitRun, RunFiles]:
         num_rounds=campaign.rounds,
         layout=msgspec.msgpack.encode(layout),
         quorum=campaign.quorum,
+        round_deadline_s=campaign.deadline_s,
         clients=tuple(map(ClientId, campaign.clients)),
         task_code=code_digest(task),
         register=False,

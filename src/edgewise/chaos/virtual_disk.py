@@ -14,6 +14,9 @@ from pathlib import Path
 
 from edgewise.chaos.virtual_loop import LANE, Died, Lane
 
+_LOG = "-wal"
+"""How SQLite names the write-ahead log of a database."""
+
 
 class VirtualDisk:
     """The disk of one node; outlives the node's processes.
@@ -59,23 +62,28 @@ class VirtualDisk:
                 self._unsynced[path] = self._unsynced.pop(source)
 
     def after(self, act: str, path: Path, *, synced: bool = False) -> None:
-        """As `DiskWatch.after`."""
+        """As `DiskWatch.after`; who ends here has written, and it has not reached the disk."""
+        self._on_act(f"{act} done", path)
+        self._check()
         if act == "sync":
             self._unsynced.pop(path, None)
         elif act == "sync folder":
             self._names = [(name, before) for name, before in self._names if name.parent != path]
         elif act == "commit" and synced:
-            log = _log_of(path)
-            self._logs[path] = log.stat().st_size if log.exists() else 0
-        self._on_act(f"{act} done", path)
-        self._check()
+            self._logs[path] = _size(_log_of(path))
+        if act == "sync" and path.name.endswith(_LOG):
+            self._logs[path.with_name(path.name.removesuffix(_LOG))] = _size(path)
 
     def opened(self, path: Path, close: Callable[[], None]) -> None:
         """As `DiskWatch.opened`."""
         self._open.append((path, close))
+        self._logs.setdefault(path, 0)
 
     def crash(self, *, power: bool) -> None:
         """The process is gone, and with `power` all that no sync had made last, as far as the draw says so.
+
+        What a killed process did not sync can still be lost: by the power, as long as no later process syncs it. What is there
+        after a loss of power stands.
 
         Args:
             power: Whether the power was lost, not only the process.
@@ -91,18 +99,18 @@ class VirtualDisk:
                 path.unlink(missing_ok=True)
             else:
                 path.write_bytes(data)
-        if power:
-            for path, _ in self._open:
-                self._tear_log(path)
-            self._tear_files()
         self._open.clear()
-        self._unsynced.clear()
-        self._names.clear()
-        self._logs.clear()
+        if power:
+            for path in self._logs:
+                self._logs[path] = self._tear_log(path)
+            self._tear_files()
+            self._unsynced.clear()
+            self._names.clear()
 
     def close(self) -> None:
-        """The process has ended in order."""
+        """The process has ended in order: SQLite has written its logs into the databases."""
         self._open.clear()
+        self._logs.clear()
 
     def flip(self, path: Path) -> None:
         """Flips a bit of a file."""
@@ -114,13 +122,16 @@ class VirtualDisk:
     def _last(self, path: Path) -> bytes | None:
         return path.read_bytes() if path.exists() else None
 
-    def _tear_log(self, path: Path) -> None:
+    def _tear_log(self, path: Path) -> int:
+        """Takes some of what no commit has synced; returns how many bytes are left."""
         log = _log_of(path)
         if not log.exists():
-            return
-        data, synced = log.read_bytes(), self._logs.get(path, 0)
+            return 0
+        data, synced = log.read_bytes(), self._logs[path]
         if len(data) > synced:
-            log.write_bytes(data[: synced + int(self._rng.random() * (len(data) - synced + 1))])
+            data = data[: synced + int(self._rng.random() * (len(data) - synced + 1))]
+            log.write_bytes(data)
+        return len(data)
 
     def _tear_files(self) -> None:
         for path, synced in self._unsynced.items():
@@ -148,7 +159,11 @@ class VirtualDisk:
 
 
 def _log_of(path: Path) -> Path:
-    return path.with_name(path.name + "-wal")
+    return path.with_name(path.name + _LOG)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _trouble(kind: str, path: Path) -> Exception:

@@ -26,11 +26,13 @@ from edgewise.core.files import watch_disk
 from edgewise.core.ids import ClientId, NodeId, RunId, Tier
 from edgewise.fleet.coordinator import Coordinator
 from edgewise.fleet.messages.fleet_events import AnyEvent
+from edgewise.fleet.messages.message import INLINE_BYTES
 from edgewise.fleet.node.node import Node
 from edgewise.fleet.node.settings import AgentSettings
 from edgewise.fleet.operator.operator import Operator
 from edgewise.fleet.training.live_run import LiveRun
 from edgewise.fleet.training.node_training import NodeTraining
+from edgewise.fleet.training.role_driver import MOST_SPARE
 from edgewise.ledger.entry import Direction
 from edgewise.security.verifier import Verifier
 from edgewise.testing.fleet import CLOUD, NOBODY, OPERATOR, LoopbackFleet
@@ -44,6 +46,8 @@ _PUBLISHED = frozenset(event.__struct_config__.tag for event in AnyEvent.__args_
 START_AGAIN_S = 1.0
 """A node that cannot start, as on a full disk, is tried again after so long."""
 MOST_STARTS = 60
+FEW_SPARE = 3
+"""Where blobs are pulled, what falls free goes at once, also in the middle of a run."""
 
 
 class VirtualFleet(LoopbackFleet):
@@ -63,6 +67,8 @@ class VirtualFleet(LoopbackFleet):
         moments: How many things each node has done.
         witness: What really happened.
         links: Their frames.
+        can_spare: Whether the run can do without one of its clients.
+        away: Nodes that left and come back when the run is over.
         unable: Why a node could not start again, as it was told.
     """
 
@@ -83,11 +89,13 @@ class VirtualFleet(LoopbackFleet):
         self.lanes: dict[str, Lane] = {}
         self.disks: dict[str, VirtualDisk] = {}
         self.moments: Counter[str] = Counter()
-        self.witness = Witness()
+        self.witness = Witness(loop.time)
         self.unable: list[str] = []
         self.wall_jump_s: dict[str, float] = {}
         self.valid_s: dict[str, float] = {}
         self.down: set[str] = set()
+        self.can_spare = False
+        self.away: set[str] = set()
         self.on_moment: Callable[[str], None] = lambda _: None
         self.trace = hashlib.blake2b(digest_size=16)
         self.taken: list[str] = []
@@ -95,6 +103,7 @@ class VirtualFleet(LoopbackFleet):
         self.counted: list[tuple[NodeId, int, int]] = []
         self._inline_bytes = inline_bytes
         self._long_work = long_work
+        self._most_spare = MOST_SPARE if inline_bytes >= INLINE_BYTES else FEW_SPARE
         self._deaths: dict[str, asyncio.Event] = {}
         self._buried: list[Any] = []
         self._counted_nodes: list[Node] = []
@@ -186,10 +195,9 @@ class VirtualFleet(LoopbackFleet):
         self._cut_later(name, lambda: lane.frozen > 0 and not lane.is_dead)
 
     def thaw(self, name: str, lane: Lane) -> None:
-        """Lets a process go on."""
+        """Lets a process go on; the links that were given up are back, also if another process uses them by now."""
         lane.frozen -= 1
-        if not lane.is_dead:
-            self.fabric.heal(name)
+        self.fabric.heal(name)
 
     def hush(self, name: str, *, deaf: bool) -> None:
         """Makes a link half-open: nothing arrives, or nothing leaves; it is given up when its lease has run out."""
@@ -300,12 +308,12 @@ class VirtualFleet(LoopbackFleet):
 
     def _make_coordinator(self, node: Node, settings: AgentSettings) -> Coordinator:
         coordinator = super()._make_coordinator(node, settings)
-        self.witness.watch_steps(coordinator.runs.roles, node.name)
+        self.witness.watch_steps(coordinator.runs.roles, node.name, most_spare=self._most_spare)
         return coordinator
 
     def _make_training(self, node: Node, **how: Any) -> NodeTraining:
         training = super()._make_training(node, **how)
-        self.witness.watch_steps(training.roles, node.name)
+        self.witness.watch_steps(training.roles, node.name, most_spare=self._most_spare)
         return training
 
     def _worker(self, node: Node, client: ClientId) -> RememberingWorker:

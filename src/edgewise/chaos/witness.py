@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ from edgewise.fleet.training.role_driver import RoleDriver
 from edgewise.fleet.training.run_roles import RunRoles
 from edgewise.training.client_update import ClientUpdate
 from edgewise.training.protocols.letters import UpdateReport
-from edgewise.training.protocols.messages import Accept, AnnounceRound, Work
+from edgewise.training.protocols.messages import Accept, AnnounceRound, EndRun, RunStarted, Work, WorkDone
 from edgewise.training.protocols.protocol import CLIENT, COORDINATOR
 from edgewise.transport.frame import Frame
 
@@ -32,30 +33,44 @@ class Witness:
     """Notes of one campaign.
 
     Attributes:
+        now: Virtual seconds.
         worked: Digests of what clients' work really came to, by place.
         acknowledged: Reports that a server said yes to, with the digest and who said it.
+        forwarded: Reports that an edge said yes to, with its name.
+        kept: What a client keeps if that work of its counts.
+        counted: What had counted by the end of the run, by the node that said so.
         wrongs: What must never happen, seen as it did.
         rounds: Who took part in each round, as its coordinator closed it.
+        closed_s: When that was; of round 0, when the run began.
     """
 
+    now: Callable[[], float] = field(default=lambda: 0.0)
     worked: dict[Place, set[Digest]] = field(default_factory=dict)
     acknowledged: dict[Place, set[tuple[Digest, str]]] = field(default_factory=dict)
+    forwarded: dict[Place, set[str]] = field(default_factory=dict)
+    kept: dict[Place, set[Digest | None]] = field(default_factory=dict)
+    counted: dict[str, frozenset[Place]] = field(default_factory=dict)
     wrongs: list[str] = field(default_factory=list)
     rounds: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    closed_s: dict[int, float] = field(default_factory=dict)
 
-    def watch_steps(self, roles: RunRoles, node: str) -> None:
+    def watch_steps(self, roles: RunRoles, node: str, *, most_spare: int) -> None:
         """Notes what servers of a node's runs accept.
 
         Args:
             roles: The node's.
             node: Its name.
+            most_spare: As of its `RoleDriver`s.
         """
         add = roles.add
 
         def watched(role_name: str, spec: Any) -> RoleDriver:
             driver = add(role_name, spec)
+            driver.most_spare = most_spare
             if role_name != CLIENT:
                 driver._step = self._counting(driver._step, node)
+            else:
+                driver._step = self._keeping(driver._step)
             return driver
 
         roles.add = watched  # type: ignore[method-assign]
@@ -73,8 +88,13 @@ class Witness:
                 if place in places:
                     self.wrongs.append(f"{node} counts the update of {letter.client} in round {letter.round} twice")
                 places = places | {place}
+            if isinstance(event, RunStarted):
+                self.closed_s.setdefault(0, self.now())
             for action in actions:
+                if isinstance(action, EndRun):
+                    self.counted[node] = places
                 if isinstance(action, AnnounceRound):
+                    self.closed_s.setdefault(int(action.summary.round), self.now())
                     self.rounds[int(action.summary.round)] = tuple(sorted(map(str, action.summary.participants)))
             if after is not state:
                 lines[id(after)] = (after, places)  # the state is kept: its id is not another's
@@ -83,6 +103,18 @@ class Witness:
             return after, actions
 
         return counted
+
+    def _keeping(self, step: Any) -> Any:
+        """A client's step that notes what comes of its work beside its update."""
+
+        def noted(state: Any, event: Any) -> Any:
+            order = getattr(state, "order", None)
+            if isinstance(event, WorkDone) and order is not None:
+                place = (str(order.client), int(event.round), event.exchange)
+                self.kept.setdefault(place, set()).add(event.kept)
+            return step(state, event)
+
+        return noted
 
 
 class WitnessedNode(Node):
@@ -109,6 +141,9 @@ class WitnessedNode(Node):
             if isinstance(letter, UpdateReport) and message.to.role == COORDINATOR:
                 place = (str(letter.client), int(letter.round), letter.exchange)
                 self.witness.acknowledged.setdefault(place, set()).add((letter.update.digest, str(node)))
+            elif isinstance(letter, UpdateReport):
+                place = (str(letter.client), int(letter.round), letter.exchange)
+                self.witness.forwarded.setdefault(place, set()).add(str(node))
         return found
 
 

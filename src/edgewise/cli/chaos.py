@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edgewise.chaos.many_campaigns import Tally
 
 MOST_SHRUNK = 3
-"""Failing campaigns that are made small at the end; of further ones the seeds are printed."""
+"""Failing campaigns that are made small at the end; the seeds of all are printed before."""
 
 
 def command(
@@ -66,9 +66,9 @@ def command(
         source = str(task.resolve()) if task is not None else ""
         tally = run_many(range(first, first + campaigns), jobs=jobs or _cores(), task=source, on_report=told)
     _print_tally(out, tally, time.monotonic() - start, table=table)
-    small = [_print_failure(out, report.seed, source) for report in tally.failed[:MOST_SHRUNK]]
-    for report in tally.failed[MOST_SHRUNK:]:
+    for report in tally.failed:  # before they are made small, which can take minutes
         out.line(f"seed {report.seed}: {report.broken[0]}")
+    small = [_print_failure(out, report.seed, source) for report in tally.failed[:MOST_SHRUNK]]
     seeds = [report.seed for report in tally.failed]
     out.result(
         {"campaigns": tally.num, "failed": seeds, "smallest": small, "cells": tally.cells, "states": tally.states}

@@ -34,7 +34,7 @@ from edgewise.service.request_body import (
     read_body,
 )
 from edgewise.service.served_model import Model, find_model
-from edgewise.service.tensor_data import datatype_of, to_json
+from edgewise.service.tensor_data import Body, datatype_of, to_json
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class InferRoute:
         name: str,
         model: Model,
         headers: Mapping[bytes, bytes],
-        body: bytearray,
+        body: Body,
         room: BodyRoom,
         arrived_s: float,
     ) -> tuple[bytes, int | None]:
@@ -148,16 +148,14 @@ class InferRoute:
             name, version, request, outputs, parameters, declared=declared, labels=labels, written=written
         )
 
-    async def _read(
-        self, headers: Mapping[bytes, bytes], body: bytearray, within_s: float, room: BodyRoom
-    ) -> InferRequest:
+    async def _read(self, headers: Mapping[bytes, bytes], body: Body, within_s: float, room: BodyRoom) -> InferRequest:
         encoding = headers.get(b"content-encoding", b"identity").decode("latin-1")
         if encoding != "identity":
             unpacking = Unpacking(body, encoding, self._limits.max_body_bytes)
             unpacking.go_on(INLINE_BYTES)
             if not unpacking.is_done:
                 await self.large.run(unpacking.finish, within_s)
-            body = unpacking.plain
+            body = unpacking.plain.whole
             room.take(len(body))
         length = header_length(headers)
         json_length = len(body) if length is None else length

@@ -16,9 +16,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+import numpy as np
+
 from edgewise.core.errors import Busy, DeadlineExceeded, InputError
 from edgewise.service.http_errors import BodyTooLarge
 from edgewise.service.json_tensors import receive, send
+from edgewise.service.tensor_data import Body
 
 R = TypeVar("R")
 IDLE_S = 30.0
@@ -70,7 +73,7 @@ class LargeBodies:
             del future  # its error knows this frame: a circle, and the body in it would wait for the collector
             self.num_waiting -= 1
 
-    async def with_binary_tensors(self, body: bytearray, json_length: int, within_s: float) -> tuple[bytearray, int]:
+    async def with_binary_tensors(self, body: Body, json_length: int, within_s: float) -> tuple[memoryview, int]:
         """Rewrites a JSON request as one with binary tensors.
 
         Args:
@@ -102,7 +105,7 @@ class LargeBodies:
         self._kill()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _exchange(self, body: bytearray, json_length: int, sent_s: float) -> tuple[bytearray, int]:
+    def _exchange(self, body: Body, json_length: int, sent_s: float) -> tuple[memoryview, int]:
         try:
             process = self._process = self._running() or _start()
             assert process.stdin is not None
@@ -110,7 +113,8 @@ class LargeBodies:
             waited_us = int(1e6 * (time.monotonic() - sent_s))
             send(process.stdin, (json_length, len(body), waited_us), (body,))
             is_right, length, head_length = receive(process.stdout, 3)
-            answer = bytearray(length)
+            # Its pages are made as they are written, while others hold the interpreter's lock.
+            answer = np.empty(length, np.uint8).data
             if process.stdout.readinto(answer) < length:  # type: ignore[attr-defined]
                 raise EOFError
         except (OSError, EOFError, ValueError) as error:
@@ -121,7 +125,7 @@ class LargeBodies:
                 retry_after_s=1.0,
             ) from error
         if is_right != 1:
-            raise (BodyTooLarge if is_right else InputError)(answer.decode())
+            raise (BodyTooLarge if is_right else InputError)(str(answer, "utf-8"))
         return answer, head_length
 
     def _running(self) -> subprocess.Popen[bytes] | None:

@@ -21,7 +21,7 @@ from typing import IO, Any
 import msgspec
 
 from edgewise.core.errors import EdgewiseError, InputError
-from edgewise.service.tensor_data import from_json, num_elements, to_bytes
+from edgewise.service.tensor_data import Body, from_json, num_elements, to_bytes
 
 MAX_VALUES = 2**22
 """Values of a JSON request: numbers, texts, lists and objects in all."""
@@ -62,7 +62,7 @@ class TooManyValues(InputError):
 
 
 def with_binary_tensors(
-    body: bytes | bytearray, json_length: int, on_deadline: Callable[[float], None] = lambda seconds: None
+    body: Body, json_length: int, on_deadline: Callable[[float], None] = lambda seconds: None
 ) -> tuple[bytes, list[bytes]]:
     """Rewrites a request.
 
@@ -117,7 +117,7 @@ def deadline_of(parameters: Any) -> float | None:
     return None
 
 
-def likely_deadline_s(body: bytes | bytearray, json_length: int) -> float | None:
+def likely_deadline_s(body: Body, json_length: int) -> float | None:
     """A request's deadline by how its JSON begins and ends, where clients write it; None if it is not seen there.
 
     What is wrong with it is said by whoever reads the whole. In a text the name cannot stand like this: its quotes are
@@ -195,7 +195,7 @@ def _as_bytes(item: _Input) -> bytes:
         ) from error
 
 
-def send(to: IO[bytes], head: Sequence[int], parts: Sequence[bytes | bytearray]) -> None:
+def send(to: IO[bytes], head: Sequence[int], parts: Sequence[Body]) -> None:
     """Writes one message: numbers of eight bytes each, then bytes whose lengths they say."""
     to.write(b"".join(n.to_bytes(_LENGTH_BYTES, "little") for n in head))
     for part in parts:

@@ -23,6 +23,7 @@ from edgewise.service.classification import best_classes
 from edgewise.service.json_tensors import check_num_inputs, deadline_of
 from edgewise.service.tensor_data import (
     DATATYPES,
+    Body,
     datatype_of,
     from_bytes,
     from_json,
@@ -86,7 +87,7 @@ class InferRequest:
     absent: tuple[str, ...] = ()
 
 
-def read_request(body: bytes | bytearray, header_length: int | None) -> InferRequest:
+def read_request(body: Body, header_length: int | None) -> InferRequest:
     """Reads the body of an `infer` call.
 
     Args:
@@ -185,7 +186,7 @@ def _stream(parameters: Mapping[str, Any]) -> StreamStep | None:
     return StreamStep(str(name), 0 if begins else 1, ends) if name else None
 
 
-def _read_input(item: _InputHeader, body: bytes | bytearray, offset: int) -> tuple[NDArray[Any], int]:
+def _read_input(item: _InputHeader, body: Body, offset: int) -> tuple[NDArray[Any], int]:
     if item.datatype not in _DATATYPES:
         raise InputError(f"input {item.name!r} has datatype {item.datatype!r}.{nearest(item.datatype, _DATATYPES)}")
     try:
@@ -297,7 +298,7 @@ class FeedbackBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     labels: dict[str, int]
 
 
-def read_feedback(body: bytes | bytearray) -> dict[str, int]:
+def read_feedback(body: Body) -> dict[str, int]:
     """Reads what was right.
 
     Args:

@@ -7,15 +7,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 from litestar.types import Receive
 
 from edgewise.core.errors import Busy, InputError
 from edgewise.service.http_errors import BodyTooLarge
+from edgewise.service.tensor_data import Body
 
 LENGTH = b"inference-header-content-length"
 INLINE_BYTES = 2**17
 """Up to so many bytes are read where they arrive; more would hold up other requests."""
 _FREE_BYTES = 2**16
+_PIECE_BYTES = 2**18
 
 
 @dataclass(slots=True)
@@ -71,7 +74,40 @@ class BodyRoom:
         self.budget.used_bytes += more
 
 
-async def read_body(receive: Receive, headers: Mapping[bytes, bytes], max_bytes: int, room: BodyRoom) -> bytearray:
+class GatheredBody:
+    """A body as its pieces come, in memory that is taken once: a large one that grew would be moved while nobody is answered.
+
+    Attributes:
+        size: Bytes so far.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes, self.size = max_bytes, 0
+        self._plain = memoryview(b"")
+        self._small = bytearray()
+
+    def add(self, piece: bytes) -> None:
+        """Takes more.
+
+        Args:
+            piece: What follows; in all at most `max_bytes`.
+        """
+        begun, self.size = self.size, self.size + len(piece)
+        if self.size <= INLINE_BYTES:
+            self._small += piece
+            return
+        if begun <= INLINE_BYTES:  # memory that is not written to costs nothing
+            self._plain = np.empty(self._max_bytes, np.uint8).data
+            self._plain[:begun] = self._small
+        self._plain[begun : self.size] = piece
+
+    @property
+    def whole(self) -> bytearray | memoryview:
+        """All of it."""
+        return self._small if self.size <= INLINE_BYTES else self._plain[: self.size]
+
+
+async def read_body(receive: Receive, headers: Mapping[bytes, bytes], max_bytes: int, room: BodyRoom) -> Body:
     """All of a request's body.
 
     Args:
@@ -88,18 +124,21 @@ async def read_body(receive: Receive, headers: Mapping[bytes, bytes], max_bytes:
         Busy: As `BodyRoom.take`.
         InputError: If the client leaves before the end.
     """
-    told = headers.get(b"content-length", b"0")
-    body = bytearray()
-    while True:
-        if len(body) > max_bytes or (told.isdigit() and int(told) > max_bytes):
-            raise BodyTooLarge(f"the request body has more than {max_bytes:,} bytes. Send less at once.")
+    told = headers.get(b"content-length", b"")
+    length = int(told) if told.isdigit() else max_bytes
+    body = GatheredBody(length)
+    while length <= max_bytes:
         message = await receive()
         if message["type"] != "http.request":
             raise InputError("the client closed the connection before its request was complete.")
-        body += message.get("body", b"")
-        room.take(len(body))
-        if not message.get("more_body", False) and len(body) <= max_bytes:
-            return body
+        piece = message.get("body", b"")
+        if body.size + len(piece) > length:
+            break
+        room.take(body.size + len(piece))
+        body.add(piece)
+        if not message.get("more_body", False):
+            return body.whole
+    raise BodyTooLarge(f"the request body has more than {min(length, max_bytes):,} bytes. Send less at once.")
 
 
 def header_length(headers: Mapping[bytes, bytes]) -> int | None:
@@ -120,12 +159,13 @@ class Unpacking:
         is_done: Whether that is all.
     """
 
-    def __init__(self, body: bytes | bytearray, encoding: str, max_bytes: int) -> None:
+    def __init__(self, body: Body, encoding: str, max_bytes: int) -> None:
         if encoding not in ("gzip", "deflate"):
             raise InputError(f"content-encoding {encoding[:40]!r} is not offered. Send gzip, deflate or plain bytes.")
         self._reader = zlib.decompressobj(zlib.MAX_WBITS | 32)
-        self._left, self._encoding, self._max_bytes = bytes(body), encoding, max_bytes
-        self.plain, self.is_done = bytearray(), False
+        self._packed, self._num_read = memoryview(body), 0
+        self._encoding, self._max_bytes = encoding, max_bytes
+        self.plain, self.is_done = GatheredBody(max_bytes), False
 
     def go_on(self, num_bytes: int) -> None:
         """Unpacks more; the interpreter's lock is free meanwhile.
@@ -137,15 +177,19 @@ class Unpacking:
             BodyTooLarge: If it unpacks to more than the bound.
             InputError: If it is not what its header says.
         """
+        # What the reader gives back of its input it copies: the whole body each time, if that was given.
+        given = self._reader.unconsumed_tail or self._packed[self._num_read : self._num_read + _PIECE_BYTES]
+        if not self._reader.unconsumed_tail:
+            self._num_read += len(given)
         try:
-            piece = self._reader.decompress(self._left, num_bytes)
+            piece = self._reader.decompress(given, num_bytes)
         except zlib.error as error:
             raise InputError(f"the body is not {self._encoding}: {error}.") from error
-        self.plain += piece
-        self._left, self.is_done = self._reader.unconsumed_tail, self._reader.eof
-        if len(self.plain) > self._max_bytes:
+        if self.plain.size + len(piece) > self._max_bytes:
             raise BodyTooLarge(f"the request body unpacks to more than {self._max_bytes:,} bytes. Send less at once.")
-        if not self.is_done and len(piece) < num_bytes:
+        self.plain.add(piece)
+        self.is_done = self._reader.eof
+        if not (self.is_done or given or piece):
             raise InputError(f"the body is not {self._encoding}: it ends too early.")
 
     def finish(self) -> None:

@@ -19,6 +19,8 @@ from edgewise.core.dtypes import DTYPES, dtype_name
 from edgewise.core.errors import InputError, nearest
 from edgewise.core.texts import pack_texts, unpack_texts
 
+Body = bytes | bytearray | memoryview
+"""Of a request, or a part of it."""
 DATATYPES = {
     "bool": "BOOL",
     "uint8": "UINT8",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from edgewise.core.errors import StoreDamaged, StoreError
-from edgewise.core.files import disk_watch, storing, unavailable
+from edgewise.core.files import disk_watch, storing, sync, sync_folder, unavailable
 from edgewise.core.private_files import make_private_folder, open_private
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ class Database:
             try:
                 if not read_only:
                     open_private(path, "ab").close()  # SQLite's own files take its permissions
+                    _make_last(path)
                 database = Database(path, _connect(path, read_only), lock_file)
             except BaseException:
                 if lock_file is not None:
@@ -211,6 +212,15 @@ def _connect(path: Path, read_only: bool) -> Connection:
         engine.dispose()
         raise
     return connection
+
+
+def _make_last(path: Path) -> None:
+    """Has what a killed process committed, and named beside, last from here on: it may have ended between write and sync."""
+    log = path.with_name(path.name + "-wal")
+    if log.exists():
+        with log.open("rb") as file:
+            sync(file.fileno(), log)
+    sync_folder(path.parent)
 
 
 def _take_lock(path: Path) -> IO[str]:

@@ -31,8 +31,11 @@ from edgewise.training.protocols.messages import Delivered, Refusal, Send
 from edgewise.training.protocols.protocol import CLIENT, EDGE
 
 log = logging.getLogger("edgewise.fleet")
-LETTER_TIMEOUT_S = 600.0
-"""Longest a receiver may take to fetch a letter's blobs and to judge it."""
+LETTER_TIMEOUT_S, MOST_S = 30.0, 600.0
+"""How long a receiver may take to judge a letter, and with all that it pulls; then it is sent again. No longer than it needs: Zenoh
+remembers a query until its time-out, also when it is answered."""
+INLINE_BYTES_PER_S, PULLED_BYTES_PER_S = 1_000.0, 10_000.0
+"""For what a letter carries and for what is pulled, which goes on where it was, there is time on links that are as slow."""
 
 Locate = Callable[[RoleDriver, Address, bool], Awaitable[NodeId | None]]
 """(driver, address, whether the place it told before was wrong) -> node; None while it is not there."""
@@ -187,7 +190,7 @@ class LetterDelivery:
             inline,
             purpose=Purpose.TRAINING,
             run=driver.run,
-            timeout_s=LETTER_TIMEOUT_S,
+            timeout_s=_timeout_s(letter, inline),
         )
         if said is not letter and ack.refusal is Refusal.RUN_UNKNOWN:  # it began anew since
             self._informed.get(driver.log, set()).discard(node)
@@ -204,3 +207,9 @@ class LetterDelivery:
                 tensors[str(place)] = np.frombuffer(data, np.uint8)
                 room -= blob.size_bytes
         return tensors
+
+
+def _timeout_s(letter: AnyLetter, inline: Inline) -> float:
+    carried = sum(data.nbytes for data in inline.values())
+    pulled = sum(blob.size_bytes for blob in letter.blobs) - carried
+    return min(LETTER_TIMEOUT_S + carried / INLINE_BYTES_PER_S + pulled / PULLED_BYTES_PER_S, MOST_S)

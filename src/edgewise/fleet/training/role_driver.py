@@ -95,6 +95,7 @@ class RoleDriver:
         private: Blobs that are given to nobody: what a client keeps.
         incoming: The node's blobs that no state names yet.
         is_closed: Whether nothing is sent or folded for it any more.
+        most_spare: Blobs that may lie about until the run is over, as long as they are small.
         has_carried_out: Whether all that `state` called for is on its way; not while it is ahead of its actions.
     """
 
@@ -119,6 +120,7 @@ class RoleDriver:
     incoming: Incoming = field(default_factory=Incoming)
     is_closed: bool = False
     has_carried_out: bool = True
+    most_spare: int = MOST_SPARE
     _step: Any = None
     _waiting: list[_Waiting] = field(default_factory=list)
     _folding: asyncio.Task[None] | None = None
@@ -474,7 +476,7 @@ class RoleDriver:
         return set() if self._is_little(spare) and not is_over else spare
 
     def _is_little(self, digests: set[Digest]) -> bool:
-        return len(digests) < MOST_SPARE and 4 * self.spec.num_entries * len(digests) < SPARE_BYTES
+        return len(digests) < self.most_spare and 4 * self.spec.num_entries * len(digests) < SPARE_BYTES
 
     def _snapshot(self, state: Any, moved: RunBytes) -> bytes:
         encoded, seen, mentioned = msgspec.Raw(msgspec.msgpack.encode(state)), sorted(self.seen), sorted(self.mentioned)

@@ -215,11 +215,11 @@ def _opened(parts: _BufferParts, state: BufferedState, actions: tuple[Action, ..
 
 
 def _filled(parts: _BufferParts, state: BufferedState, actions: tuple[Action, ...]) -> Result:
-    """Asks as many more as there is room for; who failed in this round is not asked again before the next."""
-    run, collection = state.run, state.run.collection
+    """Asks as many more as there is room for, once the run has begun; who failed in this round is not asked again before the next."""
+    run, collection, has_begun = state.run, state.run.collection, state.run.phase is Phase.OPEN
     busy = state.tickets.keys() | collection.answers.keys() | collection.missing.keys()
     free = [client for client in collection.able if client not in busy]
-    num = min(parts.concurrency - len(_at_work(state)), len(free))
+    num = min(parts.concurrency - len(_at_work(state)), len(free)) if has_begun else 0
     if num > 0:
         place = Seeds(run.config.seed).at("round", collection.round, "select", len(collection.answers), len(busy))
         rng = place.rng()
@@ -227,10 +227,11 @@ def _filled(parts: _BufferParts, state: BufferedState, actions: tuple[Action, ..
         asked = [chosen[i] for i in sorted(rng.permutation(len(chosen))[:num])]
         state, store = _asked(parts, state, asked, actions)
         return state, (*actions, *store, *_orders(state, asked))
-    if run.deadline_s is None and ending.cannot_close(run, parts.buffer_size):
-        run, end = ending.without_hope(run, parts.buffer_size)
+    needed = parts.buffer_size if has_begun else run.config.quorum
+    if run.deadline_s is None and ending.cannot_close(run, needed):
+        run, end = ending.without_hope(run, needed)
         return _ended(state, (run, actions + end))
-    return state, actions if _at_work(state) else (*actions, r.waiting(run))
+    return state, actions if _at_work(state) or not has_begun else (*actions, r.waiting(run))
 
 
 def _asked(

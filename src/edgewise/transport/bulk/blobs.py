@@ -50,11 +50,13 @@ class FolderBlobs:
     def __init__(self, folder: str | Path) -> None:
         with storing(Path(folder)):
             self.folder = make_private_folder(Path(folder))
+            sync_folder(self.folder)  # a name that is seen lasts, also of a process that was killed before it synced it
         self.transfers = Transfers()
         self._held: dict[Digest, bytes] = {}
         self._checked: dict[Digest, tuple[int, int, int]] = {}
         self._claims: dict[Digest, float] = {}
         self._claiming = threading.Lock()
+        self._unsynced: set[Digest] = set()
 
     def put(self, data: bytes | memoryview, *, durable: bool = True) -> Digest:
         """Stores a blob atomically.
@@ -84,6 +86,14 @@ class FolderBlobs:
             if not (path.exists() and self._is_as_named(digest)):
                 write_atomic(path, data, mode=PRIVATE, durable=durable)
                 self._trust(digest)
+                if not durable:
+                    self._unsynced.add(digest)
+            elif durable and digest in self._unsynced:
+                with path.open("rb") as file:
+                    sync(file.fileno(), path)
+                sync_folder(self.folder)
+            if durable:
+                self._unsynced.discard(digest)
         return digest
 
     def hold(self, data: bytes) -> Digest:
@@ -331,6 +341,7 @@ class FolderBlobs:
         self._held.pop(digest, None)
         self._claims.pop(digest, None)
         self._checked.pop(digest, None)
+        self._unsynced.discard(digest)
         with storing(self.folder):
             remove(self.path(digest))
             remove(self._partial(digest))
