@@ -86,7 +86,7 @@ async def _judged(scene: LiveScene, schedule: LiveSchedule, baseline: HeldBefore
         num_rounds=schedule.num_rounds,
         ended=ended,
         beside=schedule.beside,
-        did=did,
+        did=did.replace(f"{scene.folder}/", ""),  # where it ran says nothing to others
         num_faults=len(schedule.faults),
         requests=requests,
         seconds=round(time.monotonic() - start, 1),
