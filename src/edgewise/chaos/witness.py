@@ -132,7 +132,7 @@ class Witness:
 
     def _closed(self, node: str, summary: RoundSummary) -> None:
         number, clients = int(summary.round), sorted(map(str, summary.participants))
-        for client in set(self.rounds.get(number, ())) - set(clients):  # closed once before, and the store did not take it
+        for client in self.rounds.get(number, ()):  # closed once before, and the store did not take it
             self.last[client] = self.before[client]
         self.closed_s.setdefault(number, self.now())
         self.rounds[number] = tuple(clients)
