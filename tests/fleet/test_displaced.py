@@ -23,7 +23,7 @@ from edgewise.security.refusal import MOST_AHEAD_S
 from edgewise.transport.frame import Frame, make_frame
 from tests.fleet.test_sole_process import DEVICE, Machine
 
-WAIT_S = 60.0
+WAIT_S = 90.0
 
 
 @pytest.fixture
