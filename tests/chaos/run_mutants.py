@@ -187,7 +187,8 @@ def main() -> int:
             verdict = f"found by seed {row['seed']}" if row["seed"] is not None else "NOT FOUND"
             print(f"{row['mutant']:32} {row['campaigns']:5,} campaigns, {verdict:22} {row['says'][:90]}", flush=True)
     found = sum(row["seed"] is not None for row in rows.values())
-    score = {"score": [found, len(rows)], "mutants": [rows[name] for name in names]}
+    not_hunted = sorted(set(known) - set(rows))
+    score = {"score": [found, len(rows)], "not_hunted": not_hunted, "mutants": [rows[name] for name in names]}
     print(json.dumps(score, indent=1) if args.json else f"score {found} of {len(rows)}")
     return 0 if found == len(rows) else 1
 

@@ -73,11 +73,11 @@ def test_a_campaign_does_each_thing_an_operator_does_and_drifts_only_where_it_re
     assert all((schedule.beside == "retrain") == (schedule.degrees != 0.0) for schedule in drawn)
 
 
-def test_the_campaigns_in_this_repository_held_and_say_on_what_they_ran() -> None:
+def test_the_campaigns_in_this_repository_say_on_what_they_ran_whether_they_held_or_not() -> None:
     rows = read_results(KEPT)
     assert rows
     assert list(rows) == sorted(rows)
-    assert [row.seed for row in rows.values() if row.broken or not row.commit] == []
+    assert [row.seed for row in rows.values() if not row.commit] == []
     assert code_ran()
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import socket
 import weakref
@@ -15,7 +16,7 @@ from edgewise.core.ids import Generation, NodeId
 from edgewise.ledger.entry import Direction, Purpose
 from edgewise.simulation.links.link import LinkSpec, open_link
 from edgewise.transport.frame import Frame, encode_frame, make_frame
-from edgewise.transport.zenoh.session_config import resolved, split_endpoint, zenoh_config
+from edgewise.transport.zenoh.session_config import WATCHES_SOCKETS, resolved, split_endpoint, zenoh_config
 from edgewise.transport.zenoh.zenoh_transport import TlsFiles, ZenohSettings, open_zenoh
 
 
@@ -205,3 +206,43 @@ def test_an_answer_that_was_read_needs_no_collector_to_go() -> None:
 
 async def _answer(leaf: Any, query: Frame) -> Any:
     return (await leaf.query("ew/f/node/hub/blob", query, timeout_s=20.0)).array("x")
+
+
+@pytest.mark.skipif(not WATCHES_SOCKETS, reason="only Linux lets a connection be ended")
+@pytest.mark.parametrize("mode", ["client", "router"])
+def test_a_node_that_is_deaf_behind_its_router_is_linked_anew_until_it_sees_it(mode: Any) -> None:
+    """Between routers, Zenoh 1.10 takes a link that broke within its first tenth of a second, and declares nothing over it again."""
+
+    async def scene() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+
+            async def opened(name: str, **how: Any) -> Any:
+                transport = await open_zenoh(settings(name, **how))
+                stack.push_async_callback(transport.close)
+                return transport
+
+            hub = await opened("hub", mode="router", listen=("tcp/127.0.0.1:0",))
+            below = {"listen": ("tcp/127.0.0.1:0",)} if mode == "router" else {}
+            edge = await opened("edge", mode=mode, connect=hub.endpoints, **below)
+            leaf = await opened("leaf", connect=edge.endpoints) if below else edge
+            seen: asyncio.Queue[bool] = asyncio.Queue()
+            await hub.serve("ew/f/node/hub/info", echo)
+            await hub.declare_presence("ew/f/alive/cloud/hub/1")
+            await edge.watch_presence("ew/f/alive/cloud/hub/1", lambda _, there: seen.put_nowait(there))
+            assert await seen.get()
+            is_seen = False
+            while not is_seen:
+                await edge.relink("this test asks for it.")
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(2.0):
+                        while not is_seen:
+                            is_seen = await seen.get()
+            for asker in (edge, leaf):
+                with contextlib.suppress(Unreachable):  # its queries may go the new way a moment later
+                    await asker.query("ew/f/node/hub/info", make_frame("ask"), timeout_s=20.0)
+                    continue
+                await asyncio.sleep(0.5)
+                await asker.query("ew/f/node/hub/info", make_frame("ask"), timeout_s=20.0)
+            assert len(await leaf.routers()) == 1
+
+    asyncio.run(asyncio.wait_for(scene(), 60.0))

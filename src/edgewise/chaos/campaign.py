@@ -44,8 +44,8 @@ _EDGES = (
     {"a": "edge-1", "b": "edge-2"},
 )
 _MOST_FAULTS = 5
-DEADLINE_S = 120.0
-"""Of a round that has one: longer than all that faults do but silence."""
+DEADLINE_S = 24.0
+"""Of a round that has one: longer than all that faults do but silence, shorter than the time-out of a letter."""
 FLIPPED_SHARE = 0.15
 """Of campaigns in which a blob is flipped."""
 TOGETHER = 0.4

@@ -15,6 +15,7 @@ from functools import partial
 import msgspec
 
 from edgewise.chaos.crafted_peer import CRAFTED
+from edgewise.chaos.faulty_links import Weather
 from edgewise.chaos.virtual_fleet import VirtualFleet
 from edgewise.chaos.virtual_loop import Lane
 from edgewise.testing.fleet import CLOUD
@@ -129,13 +130,12 @@ def _hush(fleet: VirtualFleet, fault: Fault, *, deaf: bool) -> Undo:
 
 def _weather(fleet: VirtualFleet, fault: Fault, **changes: float) -> Undo:
     weather = fleet.links.of(fault.node)
-    before = {name: getattr(weather, name) for name in changes}
     for name, value in changes.items():
         setattr(weather, name, value)
 
     def over() -> None:
-        for name, value in before.items():
-            setattr(weather, name, value)
+        for name in changes:  # also where another such fault goes on: what it found was no fair weather
+            setattr(weather, name, getattr(Weather(), name))
 
     return over
 

@@ -20,6 +20,7 @@ from edgewise.transport.bulk.blobs import DAMAGED
 LEDGER_SHARE = 0.02
 EARLY_SHARE = 0.1
 """Of a round's deadline: an edge that is there again by then has time to forward what it has."""
+SPARE_S = 2.0
 SPARE_FILES = 8
 """Blobs of letters that were still under way when the run ended: retention takes them later."""
 LEAVES_FILES = frozenset(("kill", "power", "expire", "leave"))
@@ -66,7 +67,7 @@ def check_run(
     if fleet.live is None or report.state == "running":
         return broken
     if campaign.deadline_s is not None:
-        broken += _gathered(campaign, fleet, report, over_s)
+        broken += _gathered(campaign, fleet, report, over_s) + _in_time(campaign, fleet)
         if report.state == "too_few_clients":  # who is silent for so long is missed
             return broken
     if report.state == "cancelled" and fleet.is_cancelled and names_one(fleet.live.status.cause, fleet.flipped):
@@ -155,6 +156,16 @@ def _gathered(
             if is_fair and client not in counts:
                 broken.append(f"{edge} took the update of {client} in round {number} in time and it does not count")
     return broken
+
+
+def _in_time(campaign: Campaign, fleet: VirtualFleet) -> list[str]:
+    """A round is closed by its deadline, where nothing happens to who closes it."""
+    closed_s, deadline_s = fleet.witness.closed_s, campaign.deadline_s
+    if deadline_s is None or any(fault.node == CLOUD for fault in campaign.faults):
+        return []
+    took_s = {number: at - closed_s[number - 1] for number, at in closed_s.items() if number - 1 in closed_s}
+    late = [number for number, seconds in sorted(took_s.items()) if seconds > deadline_s + SPARE_S]
+    return [f"round {n} has {deadline_s:g} s and closes after {took_s[n]:.0f} s" for n in late]
 
 
 def _leaves_time(fault: Fault) -> bool:

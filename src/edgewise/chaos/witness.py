@@ -132,6 +132,8 @@ class Witness:
 
     def _closed(self, node: str, summary: RoundSummary) -> None:
         number, clients = int(summary.round), sorted(map(str, summary.participants))
+        for client in self.rounds.get(number, ()):  # closed once before, and the store did not take it
+            self.last[client] = self.before[client]
         self.closed_s.setdefault(number, self.now())
         self.rounds[number] = tuple(clients)
         for client in clients:

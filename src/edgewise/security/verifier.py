@@ -34,7 +34,7 @@ _MAX_COUNTED = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
+class _LearnedKey:
     subject: Subject
     certificate: x509.Certificate
     key: ec.EllipticCurvePublicKey
@@ -65,8 +65,8 @@ class Verifier:
         """
         self._ca = _read_certificate(ca_pem, "the authority")
         self._now = now
-        self._known: OrderedDict[str, _Known] = OrderedDict()
-        self._former: dict[str, _Known] = {}
+        self._known: OrderedDict[str, _LearnedKey] = OrderedDict()
+        self._former: dict[str, _LearnedKey] = {}
         self._windows = dict(windows or {})
         self._refused: Counter[tuple[str, str, str]] = Counter()
         self._lock = threading.RLock()
@@ -128,7 +128,7 @@ class Verifier:
             before = self._known.get(subject.node)
             if before is not None and before.certificate != certificate:
                 self._former[subject.node] = before
-            self._known[subject.node] = _Known(subject, certificate, key)
+            self._known[subject.node] = _LearnedKey(subject, certificate, key)
             self._known.move_to_end(subject.node)
         return subject.node, subject.tier
 
@@ -214,7 +214,7 @@ class Verifier:
         with self._lock:
             return dict(self._refused)
 
-    def _signed_by(self, sender: str, signature: bytes, signed_bytes: bytes) -> _Known | None:
+    def _signed_by(self, sender: str, signature: bytes, signed_bytes: bytes) -> _LearnedKey | None:
         """The certificate of a name that a frame is signed by, or the last learned of it."""
         with self._lock:
             known, former = self._known.get(sender), self._former.get(sender)
@@ -283,7 +283,7 @@ class Verifier:
             LOG.error("%s is not used, the former list stands: %s", self._list_file, error)
 
     def _judge_frame(
-        self, known: _Known | None, sender: str, signature: bytes, signed_bytes: bytes, tiers: Collection[Tier]
+        self, known: _LearnedKey | None, sender: str, signature: bytes, signed_bytes: bytes, tiers: Collection[Tier]
     ) -> tuple[IdentityRefused | None, str]:
         if not signature:
             return refusal(
@@ -347,7 +347,7 @@ class Verifier:
             LOG.warning("refused %s: claimed %r, proven %r, %d times: %s", key[2], claimed, proven, times, error)
 
 
-def _is_signed(known: _Known, signature: bytes, signed_bytes: bytes) -> bool:
+def _is_signed(known: _LearnedKey, signature: bytes, signed_bytes: bytes) -> bool:
     try:
         known.key.verify(signature, signed_bytes, SIGNATURE)
     except InvalidSignature:

@@ -20,7 +20,7 @@ import msgspec
 from edgewise.chaos.live.live_checks import HeldBefore, broken_invariants, unexpected_lines
 from edgewise.chaos.live.live_operator import BrokenPromise, act
 from edgewise.chaos.live.live_requests import make_stream
-from edgewise.chaos.live.live_results import LiveResult, add_result, code_ran, read_results
+from edgewise.chaos.live.live_results import LOGS, LiveResult, add_result, code_ran, read_results
 from edgewise.chaos.live.live_scene import LiveScene
 from edgewise.chaos.live.live_schedule import DEVICES, LiveSchedule, draw
 from edgewise.core.errors import EdgewiseError
@@ -63,7 +63,7 @@ async def _on_one_fleet(
             result = await _judged(scene, draw(seed), baseline, commit)
             if result.broken:
                 logs = (place / "logs").rename(folder / f"logs-of-seed-{seed}")
-                on_result(msgspec.structs.replace(result, broken=(*result.broken, f"its logs are in {logs}")))
+                on_result(msgspec.structs.replace(result, broken=(*result.broken, f"{LOGS}{logs}")))
                 return number + 1
             on_result(result)
     return len(seeds)
@@ -86,7 +86,7 @@ async def _judged(scene: LiveScene, schedule: LiveSchedule, baseline: HeldBefore
         num_rounds=schedule.num_rounds,
         ended=ended,
         beside=schedule.beside,
-        did=did,
+        did=did.replace(f"{scene.folder}/", ""),  # where it ran says nothing to others
         num_faults=len(schedule.faults),
         requests=requests,
         seconds=round(time.monotonic() - start, 1),

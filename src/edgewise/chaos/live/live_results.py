@@ -14,6 +14,7 @@ from edgewise import __version__
 from edgewise.chaos.live.live_schedule import draw
 from edgewise.core.files import write_atomic
 
+LOGS = "its logs are in "
 LONG_S = 60.0
 """A campaign is to take no longer, on a machine that has two cores for it."""
 
@@ -79,7 +80,8 @@ def read_results(path: Path) -> dict[int, LiveResult]:
 
 def add_result(path: Path, result: LiveResult) -> None:
     """Puts a result into a file, in the order of seeds, in place of a former one of its seed."""
-    rows = read_results(path) | {result.seed: result}
+    told = tuple(line for line in result.broken if not line.startswith(LOGS))  # a folder here says nothing elsewhere
+    rows = read_results(path) | {result.seed: msgspec.structs.replace(result, broken=told)}
     lines = (msgspec.json.encode(rows[seed]).decode() + "\n" for seed in sorted(rows))
     write_atomic(path, "".join(lines).encode())
 

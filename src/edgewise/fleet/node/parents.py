@@ -113,8 +113,9 @@ class Parents:
     async def _relink(self, index: int, transport: ZenohTransport) -> None:
         """Links an uplink anew whose router is linked, but told nothing of itself.
 
-        Where a router that was frozen ends the old connection after it took the new one, Zenoh 1.10 may forget to declare
-        over it what it has: this node is seen there, sees nobody, and waits for a parent that is there.
+        Between routers, Zenoh 1.10 takes a connection in place of one that broke within its first tenth of a second, or that a
+        frozen router ends only now, and may forget to declare over it what it has: this node sees nobody, and waits for a parent
+        that is there.
         """
         for attempt in itertools.count():
             is_linked = True

@@ -24,7 +24,7 @@ class _Withdrawn(msgspec.Struct, frozen=True):
     model: str
 
 
-class _Known(msgspec.Struct, frozen=True):
+class _Beginning(msgspec.Struct, frozen=True):
     """What the log begins with once entries before it are gone: the last revision, and each model's history."""
 
     last_revision: int
@@ -53,7 +53,7 @@ class DeploymentLog:
         self._num_entries = len(entries)
         for entry in entries:
             if entry.kind == _SNAPSHOT:
-                known = msgspec.msgpack.decode(entry.payload, type=_Known)
+                known = msgspec.msgpack.decode(entry.payload, type=_Beginning)
                 last, models = known.last_revision, {name: list(history) for name, history in known.models.items()}
             elif entry.kind == "begun":
                 last = max(last, msgspec.msgpack.decode(entry.payload, type=int))
@@ -87,7 +87,7 @@ class DeploymentLog:
         """
         if self._num_entries < MOST_ENTRIES:
             return
-        known = _Known(last_revision, {name: tuple(of.history[-HISTORY:]) for name, of in models.items()})
+        known = _Beginning(last_revision, {name: tuple(of.history[-HISTORY:]) for name, of in models.items()})
         self._events.compact(LOG, _SNAPSHOT, msgspec.msgpack.encode(known), num_events=0)
         self._num_entries = 1
         for of in models.values():

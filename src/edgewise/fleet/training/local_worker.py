@@ -84,7 +84,7 @@ class WorkCounter:
 
 
 @dataclass(slots=True)
-class _Job:
+class _ClientWork:
     """The newest work of a run.
 
     Attributes:
@@ -130,7 +130,7 @@ class LocalWorker:
     _engines: dict[tuple[Digest, ...], Any] = field(default_factory=dict)
     _examples: Examples | None = None
     _code: str = ""
-    _jobs: dict[str, _Job] = field(default_factory=dict)
+    _jobs: dict[str, _ClientWork] = field(default_factory=dict)
     _more: dict[str, Examples | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -191,7 +191,7 @@ class LocalWorker:
             work: As its step says.
         """
         self.stop(driver)
-        job = self._jobs[driver.log] = _Job()
+        job = self._jobs[driver.log] = _ClientWork()
         job.task = self.node.spawn(self._work(driver, work, job), f"train {driver.run} round {work.order.round}")
 
     def stop(self, driver: RoleDriver) -> None:
@@ -214,13 +214,13 @@ class LocalWorker:
             job.is_replaced = True
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    async def _work(self, driver: RoleDriver, work: Work, job: _Job) -> None:
+    async def _work(self, driver: RoleDriver, work: Work, job: _ClientWork) -> None:
         try:
             await self._done(driver, work, job)
         finally:
             driver.incoming.release(*job.digests)
 
-    async def _done(self, driver: RoleDriver, work: Work, job: _Job) -> None:
+    async def _done(self, driver: RoleDriver, work: Work, job: _ClientWork) -> None:
         order = work.order
         try:
             update, kept, num_examples, metrics = await self._result(driver, work, job)
@@ -242,7 +242,7 @@ class LocalWorker:
             )
         )
 
-    async def _result(self, driver: RoleDriver, work: Work, job: _Job) -> Result:
+    async def _result(self, driver: RoleDriver, work: Work, job: _ClientWork) -> Result:
         """What comes of an order, however long this node's store takes nothing or what came with it is sought again."""
         met, came, has_lost = partial(driver.met, driver), {str(b.digest) for b in work.order.blobs}, False
         for attempt in itertools.count():
@@ -308,7 +308,7 @@ class LocalWorker:
         if self.engine_name:  # a wrong name is told at once
             make_engine(self.engine_name, self._task)
 
-    def _train(self, driver: RoleDriver, work: Work, job: _Job) -> Result:
+    def _train(self, driver: RoleDriver, work: Work, job: _ClientWork) -> Result:
         """On the worker thread: trains, and stores what came of it."""
         if job.is_replaced:
             raise _Replaced
@@ -332,7 +332,7 @@ class LocalWorker:
         except StoreUnavailable as error:
             raise _NotKept(keep, error) from error
 
-    def _keep(self, driver: RoleDriver, job: _Job, update: ClientUpdate, seconds: float) -> Result:
+    def _keep(self, driver: RoleDriver, job: _ClientWork, update: ClientUpdate, seconds: float) -> Result:
         sent, keeps = bundle_to_bytes(update.coded), _bytes_of(update.kept) if update.kept else b""
         if not job.digests:
             job.digests = (digest_of(sent), digest_of(keeps)) if keeps else (digest_of(sent),)
@@ -341,7 +341,7 @@ class LocalWorker:
         sent_name = BlobName(driver.put(sent, must_last=bool(keeps) or is_long(seconds)), len(sent))
         return sent_name, kept, update.num_examples, {**update.metrics, "seconds": seconds}
 
-    def _update(self, driver: RoleDriver, work: Work, job: _Job) -> ClientUpdate:
+    def _update(self, driver: RoleDriver, work: Work, job: _ClientWork) -> ClientUpdate:
         from edgewise.training.client_update import client_seeds, client_update, keeps_on_clients, received_bundle
 
         assert self._task is not None

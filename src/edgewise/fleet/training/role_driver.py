@@ -95,6 +95,7 @@ class RoleDriver:
         private: Blobs that are given to nobody: what a client keeps.
         incoming: The node's blobs that no state names yet.
         is_closed: Whether nothing is sent or folded for it any more.
+        has_ended: Whether its log is being forgotten: an event that comes late would begin a new one, and be folded alone.
         most_spare: Blobs that may lie about until the run is over, as long as they are small.
         gave: After a replay, who gave blobs or was told of them, and may ask for them.
         has_carried_out: Whether all that `state` called for is on its way; not while it is ahead of its actions.
@@ -120,6 +121,7 @@ class RoleDriver:
     private: FolderBlobs | None = None
     incoming: Incoming = field(default_factory=Incoming)
     is_closed: bool = False
+    has_ended: bool = False
     has_carried_out: bool = True
     gave: dict[Digest, NodeId] = field(default_factory=dict)
     most_spare: int = MOST_SPARE
@@ -394,6 +396,8 @@ class RoleDriver:
         spare: set[Digest],
     ) -> None:
         """Makes events last; their log begins, with what came before, where they bring what nobody could give again."""
+        if self.has_ended:
+            return
         needs_log = self.role.needs_log
         begins = not self._is_logged and needs_log is not None and any(needs_log(event) for event, _ in folded)
         if not self._is_logged and not begins:

@@ -400,7 +400,7 @@ class RunRoles:
         is_done = driver.role_name != COORDINATOR and driver.is_over and not self._letters.has(driver)
         # A letter may be answered between an end being folded and its own letters being sent: those are still to come.
         if is_done and driver.has_carried_out and not driver.is_closed:
-            driver.is_closed = True
+            driver.is_closed = driver.has_ended = True
             former = self._kept_before(driver)  # now: what goes on with this run may end before its end is written
             self._node.spawn(self._end(driver, former), f"end of {driver.log}")
         self.expect()

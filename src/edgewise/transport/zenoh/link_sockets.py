@@ -38,7 +38,7 @@ _UNREAD = struct.Struct("@i")
 
 
 @dataclass(slots=True)
-class _Connection:
+class _WatchedSocket:
     """Remembers a link's connection: its descriptor, and since when Zenoh has listed no link for it."""
 
     descriptor: int
@@ -55,7 +55,7 @@ class LinkSockets:
 
     def __init__(self, session: Any, settings: ZenohSettings) -> None:
         self._info, self._settings = session.info, settings
-        self._connections: dict[Ends, _Connection] = {}
+        self._connections: dict[Ends, _WatchedSocket] = {}
         self._events = self._info.declare_link_events_listener(zenoh.handlers.RingChannel(_MOST_EVENTS), history=True)
 
     async def watch(self) -> None:
@@ -119,7 +119,7 @@ class LinkSockets:
                 if stat.S_ISSOCK(os.stat(int(name)).st_mode):
                     with _opened(int(name)) as (ends, _):
                         if ends is not None and ends in new:
-                            self._connections[ends] = _Connection(int(name))
+                            self._connections[ends] = _WatchedSocket(int(name))
 
     def _new(self) -> Iterator[Ends]:
         while (event := self._events.try_recv()) is not None:
