@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -377,6 +378,33 @@ def test_who_is_here_but_gives_no_answer_yet_is_asked_again(
         await fleet.until(lambda: fleet.node.installed(DEVICE) == [(model, 1 if model == "digits" else 0)])
 
     monkeypatch.setattr(deployments, "AGAIN_S", dict.fromkeys(deployments.AGAIN_S, 0.01))
+    asyncio.run(run())
+
+
+def test_an_edge_that_returns_before_a_rollout_begins_has_its_version_when_it_is_over() -> None:
+    async def run() -> None:
+        fleet, go_on = Fleet(), asyncio.Event()
+        await fleet.deploy(1)
+        known, former = fleet.made.watch.members.members, info(EDGE, Tier.EDGE, fleet.node.serves)
+
+        async def slowly(order: Any) -> Ack:
+            await go_on.wait()
+            return Ack()
+
+        async def as_it_was(node: NodeId, *, fresh: bool) -> NodeInfo:
+            return former
+
+        fleet.made.host_here, fleet.node.info_of = slowly, as_it_was  # type: ignore[method-assign]
+        known[EDGE] = dataclasses.replace(known[EDGE], state=NodeState.GONE)
+        deploying = asyncio.create_task(fleet.deploy(2))
+        await fleet.until(lambda: fleet.made.changing() == ("digits",))
+        returning = asyncio.create_task(fleet.made.returned(former))  # its hosts are being chosen: without it
+        await asyncio.sleep(0)
+        go_on.set()
+        assert (await deploying).accepted
+        await returning
+        assert fleet.node.installed(EDGE) == [("digits", 1), ("digits", 2)]
+
     asyncio.run(run())
 
 

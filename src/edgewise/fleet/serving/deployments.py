@@ -239,11 +239,13 @@ class Deployments:
     async def _returned(self, info: NodeInfo, name: str) -> None:
         of = self._of(name)
         if info.tier is not Tier.DEVICE:  # hosts keep many plans; what is in force is wanted at once
+            is_changing = of.busy.locked()
             await self._catch_up(info, name)
             if of.rolling_out is not None:
                 await self._install(info.node, of.rolling_out)
-            return
-        if of.rollout is not None:
+            if not (is_changing or of.busy.locked()):
+                return
+        elif of.rollout is not None:
             serves = info.models[name].revision if name in info.models else 0
             first = int(serves) // REVISIONS_PER_DEPLOYMENT * REVISIONS_PER_DEPLOYMENT
             of.rollout.on_event(rollout.NodeReturned(info.node, first, time.monotonic()))
