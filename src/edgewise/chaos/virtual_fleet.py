@@ -223,7 +223,9 @@ class VirtualFleet(LoopbackFleet):
         path = self.disks[name].flip_blob()
         if path is not None:
             self.tell(f"flip {name} {path.name}")
-            self.flipped.append(Flipped(name, path.parent.name, Digest(path.name)))
+            self.flipped.append(flipped := Flipped(name, path.parent.name, Digest(path.name)))
+            if flipped.folder == "kept":  # of nobody else: its client says so, and begins anew
+                self.witness.have_lost.add(name.removeprefix("device-"))
         return path is not None
 
     def hush(self, name: str, *, deaf: bool) -> None:

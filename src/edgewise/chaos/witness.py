@@ -50,7 +50,7 @@ class Witness:
         last: The last update of each client that counted, None for none; where a crash leaves in doubt which it is, both.
         before: The one before that, by client.
         accepted: The newest update of each client that a node accepted.
-        have_lost: Clients that said that what they kept is gone.
+        have_lost: Clients that said that what they kept is gone, or on whose disk it was damaged.
         wrongs: What must never happen, seen as it did.
         rounds: Who took part in each round, as its coordinator closed it.
         closed_s: When that was; of round 0, when the run began.
