@@ -394,16 +394,18 @@ def test_an_edge_that_returns_before_a_rollout_begins_has_its_version_when_it_is
         async def as_it_was(node: NodeId, *, fresh: bool) -> NodeInfo:
             return former
 
+        def here_again(number: int, *, note: str) -> None:
+            known[EDGE] = dataclasses.replace(known[EDGE], state=NodeState.ALIVE)
+
         fleet.made.host_here, fleet.node.info_of = slowly, as_it_was  # type: ignore[method-assign]
+        fleet.made.versions.promote = here_again  # type: ignore[method-assign]
         known[EDGE] = dataclasses.replace(known[EDGE], state=NodeState.GONE)
         deploying = asyncio.create_task(fleet.deploy(2))
         await fleet.until(lambda: fleet.made.changing() == ("digits",))
-        returning = asyncio.create_task(fleet.made.returned(former))  # its hosts are being chosen: without it
-        await asyncio.sleep(0)
+        await fleet.made.returned(former)  # the hosts are chosen without it
         go_on.set()
         assert (await deploying).accepted
-        await returning
-        assert fleet.node.installed(EDGE) == [("digits", 1), ("digits", 2)]
+        await fleet.until(lambda: fleet.node.installed(EDGE) == [("digits", 1), ("digits", 2)])
 
     asyncio.run(run())
 

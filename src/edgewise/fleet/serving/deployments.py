@@ -243,9 +243,10 @@ class Deployments:
             await self._catch_up(info, name)
             if of.rolling_out is not None:
                 await self._install(info.node, of.rolling_out)
-            if not (is_changing or of.busy.locked()):
-                return
-        elif of.rollout is not None:
+            if is_changing or of.busy.locked():  # its hosts may have been chosen, or told, without it
+                self._try_again_in(0.0, info.node, name)
+            return
+        if of.rollout is not None:
             serves = info.models[name].revision if name in info.models else 0
             first = int(serves) // REVISIONS_PER_DEPLOYMENT * REVISIONS_PER_DEPLOYMENT
             of.rollout.on_event(rollout.NodeReturned(info.node, first, time.monotonic()))
@@ -366,12 +367,16 @@ class Deployments:
 
     def _again_later(self, node: NodeId, name: str, error: EdgewiseError) -> None:
         wait_s = AGAIN_S.get(str(error.fields.get("remote_code", error.code)))
-        if wait_s is not None and (node, name) not in self._to_try_again:
+        if wait_s is not None:
+            self._try_again_in(wait_s, node, name)
+
+    def _try_again_in(self, wait_s: float, node: NodeId, name: str) -> None:
+        if (node, name) not in self._to_try_again:
             self._to_try_again.add((node, name))
             self.node.spawn(self._try_again(node, name, wait_s), f"install on {node} again")
 
     async def _try_again(self, node: NodeId, name: str, wait_s: float) -> None:
-        """A node that could not be brought up to date gets what is in force when it may answer, or have room, again."""
+        """A node that could not be brought up to date gets what is in force after a wait and what changes meanwhile."""
         await asyncio.sleep(wait_s)
         self._to_try_again.discard((node, name))
         async with self._of(name).busy:
