@@ -403,8 +403,10 @@ class RoleDriver:
         if not self._is_logged and not begins:
             return
         durable = self._is_durable(folded, spare)
-        # A log that has ended names nothing but what its state needs: what else it mentions may go at any time.
-        if spare or begins or (_has_ended(folded) and self.role.state is not None):
+        # A log that has ended names nothing but what its state needs: what else it mentions may go at any time. One that
+        # begins with another letter than an order (that waits for the store still) would not say which run it is of.
+        ends_or_is_nameless = _has_ended(folded) or (self.state is None and not _names_run(folded[0][0]))
+        if spare or begins or (ends_or_is_nameless and self.role.state is not None):
             encoded = self._snapshot(state, moved)
             self.events.compact(self.log, SNAPSHOT, encoded, num_events=len(rows), durable=durable)
         else:
@@ -412,8 +414,11 @@ class RoleDriver:
         self._is_logged = True
 
     def _is_durable(self, folded: list[tuple[Event, tuple[Action, ...]]], spare: set[Digest]) -> bool:
-        """Whether a loss of power may not undo some events: what a client keeps, and an end; a coordinator asks for the rest again."""
-        if self._must_last or _has_ended(folded):
+        """Whether a loss of power may not undo some events: what a client keeps, a part in a run, its end; the rest is asked for again."""
+        begins = (
+            self.state is None and self.role_name != CLIENT
+        )  # an edge that knows of no run hands its end on to nobody
+        if self._must_last or begins or _has_ended(folded):
             return True
         private = None if self.role_name != CLIENT else self.private
         keeps = any(isinstance(event, WorkDone) and event.kept is not None for event, _ in folded)
@@ -466,7 +471,9 @@ class RoleDriver:
             if isinstance(action, Store):
                 self.incoming.name(action.blobs, self.mentioned)
                 for digest, data in action.blobs.items():
-                    if not self.blobs.claim(digest):
+                    if not (
+                        self.blobs.claim(digest) and self.blobs.is_sound(digest)
+                    ):  # a loss of power may have torn it
                         self.put(data)
 
     def _note(self, event: Event | None, actions: Iterable[Action]) -> None:
@@ -525,6 +532,12 @@ class RoleDriver:
 
 def _has_ended(folded: Iterable[tuple[Event, tuple[Action, ...]]]) -> bool:
     return any(isinstance(action, EndRun) for _, actions in folded for action in actions)
+
+
+def _names_run(event: Event) -> bool:
+    """Whether a log that begins with an event can be replayed."""
+    spec: RunSpec | None = getattr(event.letter, "spec", None) if isinstance(event, Received) else None
+    return isinstance(event, RunStarted) or (spec is not None and not spec.is_brief)
 
 
 def _is_left(event: Event, result: tuple[Action, ...] | BaseException) -> bool:
