@@ -13,6 +13,7 @@ from edgewise.core.errors import (
     IdentityRefused,
     PolicyViolation,
     RemoteError,
+    TransportError,
     Unreachable,
 )
 from edgewise.fleet.messages import Ack
@@ -25,7 +26,9 @@ def remote(kind: type[EdgewiseError]) -> RemoteError:
 
 
 @pytest.mark.parametrize(
-    "error", [Unreachable("x"), DeadlineExceeded("x"), Busy("x"), IdentityRefused("forged"), remote(Unreachable)]
+    "error",
+    [Unreachable("x"), DeadlineExceeded("x"), Busy("x"), IdentityRefused("forged"), remote(Unreachable)]
+    + [TransportError("zenoh refused: x"), remote(TransportError)],
 )
 def test_what_a_lost_way_causes_passes(error: EdgewiseError) -> None:
     assert is_passing(error)

@@ -89,6 +89,7 @@ class Agent:
         self.status = NodeStatus(Path(settings.state), settings.name, settings.tier)
         self.stop_cause = ""
         self.is_displaced, self.displaced_by = False, Generation(0)
+        self.must_begin_anew = False
         self._log = RecentLog()
 
     @staticmethod
@@ -183,9 +184,11 @@ class Agent:
         await take_place_of(first, self.node)
 
     async def _open_node(self, generation: Generation) -> Node:
+        loop = asyncio.get_running_loop()
         return await open_node(
-            self.settings, self.describe, generation=generation, status=self.status, cannot=self._cannot_link
-        )
+            self.settings, self.describe, generation=generation, status=self.status, cannot=self._cannot_link,
+            panicked=lambda: loop.call_soon_threadsafe(self._begin_anew),
+        )  # fmt: skip
 
     async def _prepare(self) -> None:
         """Registers routes and roles, and serves what was served: all that needs nobody else."""
@@ -310,6 +313,11 @@ class Agent:
     def _fail(self, error: EdgewiseError) -> None:
         self.failure = self.failure or error
         self.stop_cause = self.stop_cause or error.message
+        self.stopped.set()
+
+    def _begin_anew(self) -> None:
+        """The network's library has panicked: this process can neither serve nor leave in order, one in its place can."""
+        self.must_begin_anew = True
         self.stopped.set()
 
     async def _keep_status(self) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import msgspec
 
 from edgewise.core.errors import InputError
-from edgewise.core.process import end_in_time, keep_for_good
+from edgewise.core.process import begin_anew, end_in_time, keep_for_good
 from edgewise.fleet.agent import Agent
 from edgewise.fleet.node.node_status import Phase
 from edgewise.fleet.node.settings import AgentSettings
@@ -24,6 +24,11 @@ from edgewise.fleet.serving.serving_role import OpenEndpoint
 from edgewise.security.access import log_refused_links
 
 Say = Callable[..., None]
+log = logging.getLogger("edgewise.fleet")
+LISTENED, LISTENED_HTTP = "EDGEWISE_LISTENED", "EDGEWISE_LISTENED_HTTP"
+"""Where a process listened that begins anew, if its settings leave the port open: others know it by that."""
+ANEW_S = 1.0
+"""Before a process begins anew: what made it do so, e.g. a full disk, may be there still."""
 STOP_S = 4.0
 """Longest a stopping process waits for its threads."""
 
@@ -48,6 +53,7 @@ async def run_agent(
     )
     log_refused_links()
     stopped, loop = asyncio.Event(), asyncio.get_running_loop()
+    settings = _where_it_listened(settings)
     agent = await Agent.open(settings, open_endpoint, stopped=stopped)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
@@ -85,6 +91,10 @@ async def _run_until_it_ends(agent: Agent, on_event: Say, stopped: asyncio.Event
             )
         await stopped.wait()
     finally:
+        if agent.must_begin_anew:
+            log.critical("%s begins anew: zenoh has panicked, and reaches nobody from this process", settings.name)
+            await asyncio.sleep(ANEW_S)
+            begin_anew({LISTENED: agent.endpoint, LISTENED_HTTP: str(agent.serving.http_port or "")})
         if not agent.is_displaced:
             end_in_time(STOP_S, 0)  # what must be on disk is there before it is acknowledged
         await agent.close()
@@ -94,6 +104,16 @@ async def _run_until_it_ends(agent: Agent, on_event: Say, stopped: asyncio.Event
         on_event(phase, node=settings.name, **cause)
     if agent.failure is not None:
         raise agent.failure
+
+
+def _where_it_listened(settings: AgentSettings) -> AgentSettings:
+    """The settings with the ports of the process that began anew as this one."""
+    endpoint, port = os.environ.pop(LISTENED, ""), os.environ.pop(LISTENED_HTTP, "")
+    listen = (endpoint,) if endpoint and len(settings.listen) == 1 else settings.listen
+    host, _, wanted = settings.http.rpartition(":")
+    return msgspec.structs.replace(
+        settings, listen=listen, http=f"{host}:{port}" if port and wanted == "0" else settings.http
+    )
 
 
 async def _first_of(*events: asyncio.Event) -> None:

@@ -37,6 +37,7 @@ async def open_node(
     generation: Generation | None = None,
     status: NodeStatus | None = None,
     cannot: Callable[[Unreachable], None] = lambda _: None,
+    panicked: Callable[[], object] = lambda: None,
 ) -> Node:
     """Opens a node's sessions; nothing is served yet.
 
@@ -46,6 +47,7 @@ async def open_node(
         generation: Its incarnation; None takes the time.
         status: Says what is waited for while no parent can be reached; None does not wait.
         cannot: Told once that waiting cannot help, e.g. of a wrong certificate; it is waited on.
+        panicked: Told, on any thread, that this process can reach nobody any more, whatever it does.
 
     Returns:
         The node; call `attach(0)` after its routes are registered, and once `linked` is set where there is a `status`.
@@ -85,6 +87,7 @@ async def open_node(
         sign=identity.sign,
         allow=node.allow,
         tap=tap,
+        panicked=panicked,
     )
     if settings.listen or (settings.tier is not Tier.DEVICE and not _is_operator(settings)):
         fence = _fence(settings)

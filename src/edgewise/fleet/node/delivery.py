@@ -17,6 +17,7 @@ from edgewise.core.errors import (
     RemoteError,
     StoreDamaged,
     StoreUnavailable,
+    TransportError,
     Unreachable,
 )
 from edgewise.fleet.node.blob_grants import NOT_NAMED
@@ -30,7 +31,9 @@ RETRY = Backoff(0.05, most_s=2.0)
 _DOUBTS = frozenset(
     (Reason.FORGED, Reason.EXPIRED, Reason.NOT_YET_VALID, Reason.MISSING, Reason.REPLAYED, Reason.TOO_LATE)
 )
-_PASSING = frozenset(kind.code for kind in (Unreachable, DeadlineExceeded, Busy, StoreUnavailable, StoreDamaged))
+_PASSING = frozenset(
+    kind.code for kind in (TransportError, Unreachable, DeadlineExceeded, Busy, StoreUnavailable, StoreDamaged)
+)
 
 
 class Waits:
@@ -64,7 +67,7 @@ def is_passing(error: EdgewiseError) -> bool:
         error: What `Node.ask` raised.
 
     Returns:
-        True where a way was lost, here or between the other node and a third, where a frame was damaged on its way, where a
+        True where a way was lost or the network's library failed, here or between the other node and a third, where a frame was damaged on its way, where a
         store takes nothing now, here or there, where the other node's was damaged, which it mends, where an answer was forged,
         where a blob was asked of a node that has not named it yet, and where the other node does not believe now who this one
         is: its clock is wrong, a certificate is to be renewed, that very frame had come before. False where it refused.
@@ -73,7 +76,10 @@ def is_passing(error: EdgewiseError) -> bool:
         return True
     if isinstance(error, RemoteError):
         return error.fields.get("remote_code") in _PASSING or error.fields.get("reason") == NOT_NAMED
-    return isinstance(error, Unreachable | DeadlineExceeded | Busy | IdentityRefused | StoreUnavailable)
+    is_of_the_network = type(error) is TransportError  # in the network's own words: it says nothing of the other node
+    return is_of_the_network or isinstance(
+        error, Unreachable | DeadlineExceeded | Busy | IdentityRefused | StoreUnavailable
+    )
 
 
 async def deliver(

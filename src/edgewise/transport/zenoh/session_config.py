@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -87,6 +87,7 @@ class ZenohSettings:
         sign: Signs control and training frames.
         allow: The data policy.
         tap: Receives the plain bytes of every outgoing frame.
+        panicked: Told, on any thread, that Zenoh has panicked: this process cannot use it any more.
     """
 
     node: NodeId
@@ -106,6 +107,7 @@ class ZenohSettings:
     sign: Sign | None = field(default=None, repr=False)
     allow: AllowOrigins | None = field(default=None, repr=False)
     tap: Tap | None = field(default=None, repr=False)
+    panicked: Callable[[], object] = field(default=lambda: None, repr=False)
 
 
 def resolved(settings: ZenohSettings) -> ZenohSettings:

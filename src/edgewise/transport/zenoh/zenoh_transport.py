@@ -44,6 +44,7 @@ from edgewise.transport.zenoh.lanes import Job, Sender
 from edgewise.transport.zenoh.link_sockets import LinkSockets
 from edgewise.transport.zenoh.queries import EXPRESS, PRIORITY, Queries, indirect
 from edgewise.transport.zenoh.session_config import TlsFiles, ZenohSettings, resolved, zenoh_config
+from edgewise.transport.zenoh.watched_session import WatchedSession
 
 __all__ = ["TlsFiles", "ZenohSettings", "ZenohTransport", "open_zenoh"]
 
@@ -84,7 +85,7 @@ async def open_zenoh(settings: ZenohSettings) -> ZenohTransport:
                     continue
                 mapped = _mapped(error, settings)
                 raise await _explained(diagnosis) if isinstance(mapped, Unreachable) else mapped from error
-        transport = ZenohTransport(fixed, session)
+        transport = ZenohTransport(fixed, WatchedSession(session, fixed.panicked))
         if settings.mode == "router" and settings.connect and settings.must_connect:
             try:
                 await asyncio.wait_for(transport.linked_up(), max(0.1, deadline - loop.time()))
