@@ -186,9 +186,13 @@ class Agent:
     async def _open_node(self, generation: Generation) -> Node:
         loop = asyncio.get_running_loop()
         return await open_node(
-            self.settings, self.describe, generation=generation, status=self.status, cannot=self._cannot_link,
+            self.settings,
+            self.describe,
+            generation=generation,
+            status=self.status,
+            cannot=self._cannot_link,
             panicked=lambda: loop.call_soon_threadsafe(self._begin_anew),
-        )  # fmt: skip
+        )
 
     async def _prepare(self) -> None:
         """Registers routes and roles, and serves what was served: all that needs nobody else."""
