@@ -145,6 +145,7 @@ class LiveRun:
             return
         self.num_done = len(view.rounds)
         self.packed, self.rounds = zlib.compress(msgspec.msgpack.encode(self.rounds)), []
+        self.driver.moved = RunBytes()  # it is in the records
         if view.outcome.kind is OutcomeKind.COMPLETED and not self.failure:
             self.driver.state = without_rounds(self.driver.state)
 
