@@ -27,8 +27,15 @@ def remote(kind: type[EdgewiseError]) -> RemoteError:
 
 @pytest.mark.parametrize(
     "error",
-    [Unreachable("x"), DeadlineExceeded("x"), Busy("x"), IdentityRefused("forged"), remote(Unreachable)]
-    + [TransportError("zenoh refused: x"), remote(TransportError)],
+    [
+        Unreachable("x"),
+        DeadlineExceeded("x"),
+        Busy("x"),
+        IdentityRefused("forged"),
+        TransportError("zenoh refused: x"),
+        remote(Unreachable),
+        remote(TransportError),
+    ],
 )
 def test_what_a_lost_way_causes_passes(error: EdgewiseError) -> None:
     assert is_passing(error)
