@@ -54,6 +54,7 @@ FOUND = {
     "objects in objects": ("reports", b'{"a":' * 5000 + b"1", "InputError"),
     "text that is no UTF-8": ("profiles", b'{"tier":"\xff"}', "DataError"),
     "an archive of what is no array": ("array files", _zipped(b"no array"), "DataError"),
+    "a host with a port that is none": ("http", b"GET /\nHost::a\r\n\r\n", "404"),
     "a header that goes on": ("array files", b"\x93NUMPY\x01\x00\x10\x00{'descr': ((((  \n", "DataError"),
 }
 """What fuzzing found, made small: the target, the input, how it is refused now."""

@@ -323,5 +323,5 @@ def _edgewise_error(request: Request[Any, Any, Any], error: EdgewiseError) -> Re
 
 
 def _http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[dict[str, str]]:
-    where = f"{request.method} {request.url.path[:200]}"
+    where = f"{request.method} {request.scope['path'][:200]}"
     return Response({"error": f"{where}: {error.detail}."}, status_code=error.status_code)
