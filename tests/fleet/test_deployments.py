@@ -410,6 +410,29 @@ def test_an_edge_that_returns_before_a_rollout_begins_has_its_version_when_it_is
     asyncio.run(run())
 
 
+def test_a_device_that_is_back_before_a_question_to_it_fails_is_not_taken_for_away() -> None:
+    async def run() -> None:
+        fleet = Fleet()
+        await fleet.deploy(1)
+        asked, answer = [], fleet.node.ask
+
+        async def ask(node: NodeId, service: str, message: Any, answer_type: Any, **how: Any) -> Any:
+            if isinstance(message, HealthRequest) and not asked:
+                fleet.made.lost(DEVICE)
+                asked.append(asyncio.create_task(fleet.made.returned(info(DEVICE, Tier.DEVICE, fleet.node.serves))))
+                await asyncio.sleep(0.01)
+                asyncio.get_running_loop().call_later(0.1, setattr, fleet.node, "requests", 9)
+                raise Unreachable("nobody answers on device-1/control.")
+            return await answer(node, service, message, answer_type, **how)
+
+        fleet.node.ask = ask  # type: ignore[method-assign]
+        async with asyncio.timeout(10.0):
+            assert (await fleet.deploy(2, min_requests=5)).accepted
+            await asked[0]
+
+    asyncio.run(run())
+
+
 def test_another_model_of_the_same_number_is_replaced() -> None:
     async def run() -> None:
         fleet = Fleet()

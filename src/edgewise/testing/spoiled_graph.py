@@ -12,13 +12,13 @@ BAD_NOISE = 0.5
 """Of a weight's own spread."""
 
 
-def spoiled(graph: bytes, seed: int) -> bytes:
-    """A graph with noise on every weight; the shape is kept."""
+def spoiled(graph: bytes, seed: int, *, noise: float = BAD_NOISE) -> bytes:
+    """A graph with noise on every weight, so many times as wide as the weights spread; the shape is kept."""
     model = onnx.load_from_string(graph)
     rng = Seeds(seed).at("spoiled").rng()
     for tensor in model.graph.initializer:
         array = numpy_helper.to_array(tensor)
         if array.dtype == np.float32 and array.size > 1:
-            noisy = array + BAD_NOISE * array.std() * rng.standard_normal(array.shape).astype(np.float32)
+            noisy = array + noise * array.std() * rng.standard_normal(array.shape).astype(np.float32)
             tensor.CopyFrom(numpy_helper.from_array(noisy.astype(np.float32), tensor.name))
     return bytes(model.SerializeToString())

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from edgewise.chaos.live.live_checks import HeldBefore, broken_invariants, unexpected_lines
+from edgewise.chaos.live.live_checks import HeldBefore, broken_invariants, names_damage, unexpected_lines
 from edgewise.chaos.live.live_operator import BrokenPromise, act
 from edgewise.chaos.live.live_requests import make_stream
 from edgewise.chaos.live.live_results import LOGS, LiveResult, add_result, code_ran, read_results
@@ -104,10 +104,14 @@ async def _campaign(scene: LiveScene, schedule: LiveSchedule, baseline: HeldBefo
     faults = [asyncio.create_task(_at(start, fault.at_s, scene.apply(fault))) for fault in schedule.faults]
     beside = asyncio.create_task(act(scene, schedule, faults_over))
     broken: list[str] = []
-    status = await scene.end_of(run, END_S)
+    status = await scene.end_of(
+        run, END_S, stands_still=lambda s: names_damage(schedule, s) and all(fault.done() for fault in faults)
+    )
     for fault, outcome in zip(schedule.faults, await asyncio.gather(*faults, return_exceptions=True), strict=True):
         broken += [f"a fault could not be brought about or healed, {fault}: {outcome}"] if outcome else []
     faults_over.set()
+    if status.state == "running" and names_damage(schedule, status):  # nobody has that blob: people decide
+        await scene.operator.cancel(run)  # type: ignore[arg-type]
     if status.state == "running":  # faults may have begun late
         status = await scene.end_of(run, END_S)
     did, failed = await _what_came_of(beside, schedule)

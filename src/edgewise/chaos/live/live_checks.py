@@ -48,12 +48,17 @@ async def broken_invariants(
     ]
 
 
+def names_damage(schedule: LiveSchedule, status: RunStatus) -> bool:
+    """Whether a run says that a damaged blob keeps it from going on, where one was damaged."""
+    was_flipped = any(fault.kind == "blob flipped" for fault in schedule.faults)
+    return was_flipped and any(word in status.cause for word in DAMAGE_WORDS)
+
+
 def _of_the_run(scene: LiveScene, schedule: LiveSchedule, status: RunStatus) -> list[str]:
     if status.state == "running":
         return [f"the run has not ended, though every fault is over; it says: {status.cause}"]
     if status.state != "completed":
-        was_flipped = any(fault.kind == "blob flipped" for fault in schedule.faults)
-        if was_flipped and any(word in status.cause for word in DAMAGE_WORDS):
+        if names_damage(schedule, status):
             return []
         return [f"the run ended {status.state}: {status.cause}"]
     if len(status.rounds) != schedule.num_rounds and schedule.run.protocol != "gossip":

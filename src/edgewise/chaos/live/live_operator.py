@@ -21,6 +21,8 @@ from edgewise.models.graph.graph import Graph
 from edgewise.testing.spoiled_graph import spoiled
 
 BETWEEN_DEPLOYMENTS_S = 1.0
+RUINOUS_NOISE = 3.0
+"""Of a version that nobody can take for a good one, as `spoiled` has it: where versions learn little, less may pass by luck."""
 MIN_LABELS = 20
 """Labelled hard examples on the devices before the drift is trained on."""
 RETRAINING_ROUNDS = 2
@@ -69,7 +71,9 @@ async def act(scene: LiveScene, schedule: LiveSchedule, faults_over: asyncio.Eve
 
 async def _offer_bad(scene: LiveScene, seed: int) -> str:
     good = await scene.operator.graph(scene.good)
-    ack = await scene.operator.register(spoiled(good, seed), task=scene.task.name, origin="spoiled")
+    ack = await scene.operator.register(
+        spoiled(good, seed, noise=RUINOUS_NOISE), task=scene.task.name, origin="spoiled"
+    )
     if ack.gate is None or ack.gate.passed:
         raise BrokenPromise(f"the gate let a spoiled version through: {ack.gate}")
     with contextlib.suppress(EdgewiseError):

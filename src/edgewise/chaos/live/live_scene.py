@@ -15,7 +15,7 @@ import signal
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ CLIENTS = (ClientId("client-0"), ClientId("client-1"))
 DEADLINE_S = 2.0
 """Of every request."""
 READY_S = 120.0
+LOOKS_STILL = 30
+"""A run stands still that is seen so for so many looks in a row, half a second each."""
 _EXPECTED: dict[tuple[str, int, int], bytes] = {}
 """Models of undisturbed runs by kind, rounds and seed: the same for every fleet of this file."""
 NEVER = 2.0
@@ -126,14 +128,18 @@ class LiveScene:
         )
         return str(await self.operator.submit(request, files))
 
-    async def end_of(self, run: str, timeout_s: float) -> RunStatus:
-        """Waits for a run's terminal state; the newest state is returned when the time is up."""
+    async def end_of(
+        self, run: str, timeout_s: float, *, stands_still: Callable[[RunStatus], bool] = lambda _: False
+    ) -> RunStatus:
+        """Waits for a run's terminal state; the newest state is returned when the time is up, or the run stands still for long."""
         status: RunStatus | None = None
+        num_still = 0
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                while status is None or status.state == "running":
+                while (status is None or status.state == "running") and num_still < LOOKS_STILL:
                     with contextlib.suppress(EdgewiseError):
                         status = await self.operator.status(run)  # type: ignore[arg-type]
+                    num_still = num_still + 1 if status is not None and stands_still(status) else 0
                     await asyncio.sleep(0.5)
         return status or RunStatus(run, "unknown", "the coordinator gave no answer")  # type: ignore[arg-type]
 

@@ -151,7 +151,7 @@ class Operator:
         return msgspec.structs.replace(answer, nodes=tuple(await asyncio.gather(*map(renewed, answer.nodes))))
 
     async def wait_for_nodes(self, ready: Callable[[list[NodeRow]], bool], timeout_s: float) -> list[NodeRow]:
-        """Waits until the fleet meets a condition.
+        """Waits until the fleet meets a condition, also while its coordinator is away.
 
         Args:
             ready: Tells from the rows.
@@ -165,10 +165,17 @@ class Operator:
         """
         end = asyncio.get_running_loop().time() + timeout_s
         while True:
-            rows = list((await self.nodes()).nodes)
+            is_late = asyncio.get_running_loop().time() > end
+            try:
+                rows = list((await self.nodes()).nodes)
+            except Unreachable:  # it may be starting
+                if is_late:
+                    raise
+                await asyncio.sleep(0.1)
+                continue
             if ready(rows):
                 return rows
-            if asyncio.get_running_loop().time() > end:
+            if is_late:
                 there = ", ".join(f"{r.info.node} ({r.state})" for r in rows) or "nobody"
                 raise Unreachable(
                     f"the fleet is not complete after {timeout_s:.0f} s; there: {there}. Look at the missing nodes' logs."

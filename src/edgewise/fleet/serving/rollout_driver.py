@@ -10,6 +10,7 @@ A rollout is told apart by its revision, for a version may be deployed again alo
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ from edgewise.fleet.messages import Health
 from edgewise.lifecycle import rollout
 from edgewise.lifecycle.health import HealthLimits, HealthObserved
 
+log = logging.getLogger("edgewise.fleet")
 HEALTH_EVERY_S = 0.1
 
 
@@ -131,8 +133,10 @@ class RolloutDriver:
         for device in devices:
             try:
                 self.on_event(self._news_of(device, await self._actions.health(device)))
-            except EdgewiseError:
-                self.on_event(rollout.InstalledNodeLost(device, time.monotonic()))
+            except (
+                EdgewiseError
+            ) as error:  # whether it is away the fleet's watch knows: it may be back before this fails
+                log.info("%s does not tell its health now: %s", device, error)
         await asyncio.sleep(HEALTH_EVERY_S)
         self.on_event(rollout.TimePassed(time.monotonic()))
 
