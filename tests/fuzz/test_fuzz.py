@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import tarfile
 import zipfile
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,6 +40,15 @@ def _zipped(data: bytes) -> bytes:
     return file.getvalue()
 
 
+def _tarred(**of: Any) -> bytes:
+    file, member = io.BytesIO(), tarfile.TarInfo("registry.db")
+    for name, value in of.items():
+        setattr(member, name, value)
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        archive.addfile(member)
+    return file.getvalue()
+
+
 def _with_fields(**fields: object) -> bytes:
     return encode_frame(make_frame("error", ErrorMessage("transport", "refused.", fields)))
 
@@ -54,6 +65,7 @@ FOUND = {
     "objects in objects": ("reports", b'{"a":' * 5000 + b"1", "InputError"),
     "text that is no UTF-8": ("profiles", b'{"tier":"\xff"}', "DataError"),
     "an archive of what is no array": ("array files", _zipped(b"no array"), "DataError"),
+    "a file of a time that no clock has": ("backups", _tarred(mtime=2**63), "InputError"),
     "a host with a port that is none": ("http", b"GET /\nHost::a\r\n\r\n", "404"),
     "a header that goes on": ("array files", b"\x93NUMPY\x01\x00\x10\x00{'descr': ((((  \n", "DataError"),
 }

@@ -32,6 +32,7 @@ FORMAT = 1
 _NO_BACKUP: tuple[type[Exception], ...] = (
     tarfile.TarError,
     ValueError,
+    OverflowError,  # times and sizes that no clock and no disk has
     KeyError,  # a link to nothing
     FileNotFoundError,  # these four: names that do not fit together
     FileExistsError,
