@@ -110,7 +110,7 @@ class _Scene:
         self.aimed: dict[str, dict[Fault, int]] = {}
         for fault in campaign.faults:
             if fault.during:
-                self.aimed.setdefault(fault.node, {})[fault] = fault.moment
+                self.aimed.setdefault(fault.of or fault.node, {})[fault] = fault.moment
             else:
                 self.waiting.setdefault((fault.of or fault.node, fault.moment), []).append(fault)
         self.going_on: list[Fault] = []
