@@ -336,7 +336,7 @@ def test_who_comes_back_while_the_absent_are_given_up_is_not_given_up(monkeypatc
     driver: Any = SimpleNamespace(seen={"a", "b"}, dispatch=dispatch, role_name="edge", state=None)
     node: Any = SimpleNamespace(name="edge-1")
     watch: Any = SimpleNamespace(members=SimpleNamespace(alive=lambda *_: there))
-    asyncio.run(Presence(node, watch, lambda: [driver]).miss_absent())
+    asyncio.run(Presence(node, watch, lambda: [driver]).miss_absent([driver]))
     assert given_up == ["a"]
 
 

@@ -227,7 +227,7 @@ def _with_flip(rng: random.Random, campaign: Campaign) -> Campaign:
 
 
 def _with_aim(rng: random.Random, campaign: Campaign) -> Campaign:
-    """Half of the campaigns have one more fault, aimed at a place."""
+    """Most campaigns have one or two more faults, each aimed at a place."""
     edge_of = {client: campaign.edge_of[client] for client in campaign.clients}
     more = aimed_faults(rng, campaign.protocol["name"], edge_of, has_quorum=bool(campaign.quorum))
     if any(FAULTS[fault.kind].hits == "operator" for fault in more):

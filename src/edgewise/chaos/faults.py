@@ -35,7 +35,7 @@ class Fault(msgspec.Struct, frozen=True):
         moment: When: after so many things that a node did since the run was submitted.
         seconds: How long it lasts.
         of: Whose moment it is; "" for its own.
-        during: A place, `client/working`: only what the node did while it was in that is counted. "" counts all.
+        during: A place, `client/working`: only what was done while the node that is met was in that is counted. "" counts all.
     """
 
     kind: str

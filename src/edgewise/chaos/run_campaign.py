@@ -110,7 +110,7 @@ class _Scene:
         self.aimed: dict[str, dict[Fault, int]] = {}
         for fault in campaign.faults:
             if fault.during:
-                self.aimed.setdefault(fault.node, {})[fault] = fault.moment
+                self.aimed.setdefault(fault.of or fault.node, {})[fault] = fault.moment
             else:
                 self.waiting.setdefault((fault.of or fault.node, fault.moment), []).append(fault)
         self.going_on: list[Fault] = []
@@ -129,6 +129,9 @@ class _Scene:
                     await self._run()
                 except _Broken as error:
                     broken.append(str(error))
+                self.fleet.on_moment = lambda _: (
+                    None
+                )  # nodes that are told to stop are not started again: no fault begins
                 report = self._report(broken)
                 broken += invariants.check_run(self.campaign, self.fleet, report, self.over_s)
         except EdgewiseError as error:
@@ -150,14 +153,13 @@ class _Scene:
                 await self._check_goes_on()
         finally:
             submitting.cancel()
-        for name in sorted(self.fleet.away):
-            self.fleet.spawn(self.fleet.start_again(name), f"start {name} again")
-        self.fleet.away.clear()
         self.waiting.clear()
         patience_s = SETTLING_S + (LOST_FRAME_S if self.loses_frames else 0.0)
         end = self.loop.time() + patience_s
+        self._bring_back()
         while (self.going_on or self._is_settling()) and self.loop.time() < end:
             await asyncio.sleep(_LOOK_EVERY_S)
+            self._bring_back()
             self._check_steps()
             if self.going_on:
                 end = self.loop.time() + patience_s  # an aimed fault may begin late
@@ -165,6 +167,12 @@ class _Scene:
             raise _Broken(f"the run has ended, {left} has not heard of it after {patience_s:.0f} s")
         if left := invariants.unseen(self.fleet):
             raise _Broken(f"all faults are over, {left} after {patience_s:.0f} s")
+
+    def _bring_back(self) -> None:
+        """Who left comes back when the run is over, also who left only then."""
+        for name in sorted(self.fleet.away):
+            self.fleet.spawn(self.fleet.start_again(name), f"start {name} again")
+        self.fleet.away.clear()
 
     def _is_settling(self) -> bool:
         fleet = self.fleet

@@ -82,12 +82,17 @@ class Presence:
                 elif member.state is NodeState.ALIVE and (is_missed or generation < member.info.generation):
                     await self._is_here(driver, member.info)
 
-    async def miss_absent(self) -> None:
-        """Gives up who was there before a restart and is not since: there was no token whose end could be seen."""
+    async def miss_absent(self, begun: Iterable[RoleDriver]) -> None:
+        """Gives up who was there before a restart and is not since: there was no token whose end could be seen.
+
+        Args:
+            begun: Roles that go on from their logs, at the start or later, when what they lacked is there again.
+        """
         await asyncio.sleep(RETURN_GRACE_S)
-        cause = f"not seen since {self._node.name} was started again {RETURN_GRACE_S:.0f} s ago"
+        cause = f"not seen since {self._node.name} went on with the run {RETURN_GRACE_S:.0f} s ago"
         async with self._in_turn:
-            for driver in tuple(self._drivers()):
+            going_on = tuple(self._drivers())
+            for driver in [each for each in begun if each in going_on]:
                 for client in sorted(driver.seen):
                     if client not in self.clients():
                         await driver.dispatch(ClientLost(client, cause))

@@ -222,17 +222,18 @@ class RunRoles:
         """After a replay: every role goes on where it was; whoever does not come back is given up after a while."""
         self._has_begun.set()
         begun = tuple(self._drivers.values())
-        for driver in begun:
-            self._resume(driver)
+        self.go_on(*begun)
         for lacking, error in tuple(self._lacking.values()):
             self._grant(lacking)
             self._node.spawn(self._mend(lacking, error), f"mend {lacking.log}")
-        if begun and self.presence is not None:
-            self._node.spawn(self.presence.miss_absent(), "whoever did not come back")
 
-    def _resume(self, driver: RoleDriver) -> None:
-        self._grant(driver)
-        driver.resume()
+    def go_on(self, *begun: RoleDriver) -> None:
+        """Has roles that were replayed go on, at once or when what they lacked is there; who is absent since then is missed."""
+        for driver in begun:
+            self._grant(driver)
+            driver.resume()
+        if begun and self.presence is not None:
+            self._node.spawn(self.presence.miss_absent(begun), "whoever did not come back")
 
     def _grant(self, driver: RoleDriver) -> None:
         """Who gave or was told of a blob before this process may have it again, if it is here: else it is named again first."""
@@ -264,7 +265,7 @@ class RunRoles:
                 self._lacks(driver, error)
                 self._grant(driver)
             else:
-                self._resume(driver)
+                self.go_on(driver)
                 return
 
     def node_ready(self, info: NodeInfo) -> None:

@@ -258,7 +258,7 @@ class Runs:
             self._replay(live)
             if live.damage and not live.lost:
                 return
-        live.driver.resume()
+        self.roles.go_on(live.driver)
         assert self.roles.presence is not None
         await self.roles.presence.catch_up(live.driver)
 
