@@ -56,6 +56,8 @@ SLOW_SHARE, EARLY_SHARE = 0.12, 0.12
 """Of campaigns in which a disk is slow, and in which something happens while the run is submitted:"""
 SUBMITTED = 40
 """within so many moments of the cloud."""
+PAIRED_SHARE = 0.25
+"""Of campaigns with two faults more that make each other worse."""
 _LAST_MOMENT = 260
 """By then the nodes of an undisturbed campaign have done most of what they do."""
 
@@ -176,6 +178,7 @@ def draw_campaign(seed: int, *, task: str = "", settings: dict[str, Any] | None 
     campaign = _with_silence(random.Random(f"silence {seed}"), campaign)
     campaign = _with_more(random.Random(f"more {seed}"), campaign)
     campaign = _with_flip(random.Random(f"flip {seed}"), campaign)
+    campaign = _with_pair(random.Random(f"pair {seed}"), campaign)
     return _with_aim(random.Random(f"aim {seed}"), campaign)
 
 
@@ -224,6 +227,31 @@ def _with_flip(rng: random.Random, campaign: Campaign) -> Campaign:
     if rng.random() >= FLIPPED_SHARE:
         return campaign
     return msgspec.structs.replace(campaign, faults=(*campaign.faults, _fault(rng, "blob flipped", campaign)))
+
+
+def _with_pair(rng: random.Random, campaign: Campaign) -> Campaign:
+    """In some campaigns one trouble has another in its wake."""
+    if rng.random() >= PAIRED_SHARE:
+        return campaign
+    device, other = (f"device-{client}" for client in rng.sample(campaign.clients, 2))
+    draw, is_led = rng.random(), campaign.protocol["name"] != "gossip"
+    if draw < 0.3:  # a device comes back while its run is still written down
+        pair = [Fault("slow disk", CLOUD, 0, 3.0), Fault("kill", device, 0, round(0.2 + 0.8 * rng.random(), 3))]
+    elif draw < 0.65 or not is_led:  # what a process sent last arrives after what its successor sent first
+        during = "client/working" if is_led else ""
+        kind, moment = rng.choice(("kill", "power", "expire")), 1 + int(rng.random() * 6)
+        pair = [
+            Fault("reorder", device, 1 + int(rng.random() * 4), round(0.02 + 0.1 * rng.random(), 3), during=during),
+            Fault(kind, device, moment, 0.01, during=during.replace("working", "reporting")),
+        ]
+    else:  # a report is taken and its sender does not hear of it; the round is held open, or goes on without it
+        held = Fault(
+            "kill", other, 1 + int(rng.random() * 3), round(5.0 + 3.0 * rng.random(), 3), during="client/working"
+        )
+        kind, moment = rng.choice(("deaf", "cut", "kill")), 1 + int(rng.random() * 6)
+        late = Fault(kind, device, moment, round(2.5 + 2.0 * rng.random(), 3), during="client/reporting")
+        pair = [late] if campaign.quorum else [held, late]
+    return msgspec.structs.replace(campaign, faults=(*campaign.faults, *pair))
 
 
 def _with_aim(rng: random.Random, campaign: Campaign) -> Campaign:

@@ -355,11 +355,14 @@ class VirtualFleet(LoopbackFleet):
     def _make_coordinator(self, node: Node, settings: AgentSettings) -> Coordinator:
         coordinator = super()._make_coordinator(node, settings)
         self.witness.watch_steps(coordinator.runs.roles, node.name, most_spare=self._most_spare)
+        self.witness.watch_absences(coordinator.watch, node.name)
         return coordinator
 
     def _make_training(self, node: Node, **how: Any) -> NodeTraining:
         training = super()._make_training(node, **how)
         self.witness.watch_steps(training.roles, node.name, most_spare=self._most_spare)
+        if training.watch is not None:
+            self.witness.watch_absences(training.watch, node.name)
         return training
 
     def _worker(self, node: Node, client: ClientId) -> RememberingWorker:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgewise.codecs.bundle import bundle_to_bytes
-from edgewise.core.ids import Digest, digest_of
+from edgewise.core.ids import Digest, NodeId, digest_of
+from edgewise.fleet.membership.watch import Watch
 from edgewise.fleet.messages import LetterAck, Message, NodeInfo, RunLetter
 from edgewise.fleet.node.node import Node, Route
 from edgewise.fleet.training.local_worker import LocalWorker
@@ -96,6 +97,23 @@ class Witness:
             return driver
 
         roles.add = watched  # type: ignore[method-assign]
+
+    def watch_absences(self, watch: Watch, node: str) -> None:
+        """Notes who is given up because its token is gone, and whose token is there as far as the watch itself was told.
+
+        Args:
+            watch: A server's.
+            node: The server's name.
+        """
+        tell = watch._lost
+
+        def lost(name: NodeId, cause: str) -> None:
+            member = watch.members.members[name]
+            if "token is gone" in cause and (member.tier, member.generation) in member.tokens:
+                self.wrongs.append(f"{node} takes {name} for gone, whose token is there")
+            tell(name, cause)
+
+        watch._lost = lost
 
     def must_last(self, node: str) -> set[Digest]:
         """What a node's roles name and nobody would give again: it outlives a loss of power, too."""
