@@ -19,7 +19,7 @@ from edgewise.simulation.links.link import Link, LinkSpec, open_link
 from edgewise.simulation.links.shape import Shape
 from edgewise.transport.bulk import fetch as bulk
 from edgewise.transport.bulk.blobs import FolderBlobs
-from edgewise.transport.bulk.fetch import ChunkRequest, fetch_blob, serve_blobs
+from edgewise.transport.bulk.fetch import ChunkRequest, fetch_blob, fetch_unsized, serve_blobs
 from edgewise.transport.frame import make_frame
 from edgewise.transport.loopback import LoopbackFabric
 from edgewise.transport.transport import Transport
@@ -61,6 +61,22 @@ def test_blob_arrives_whole_whatever_its_size(tmp_path: Path, size: int) -> None
         assert mine.read(digest) == theirs.read(digest)
         assert seen == sorted(seen)
         assert not size or seen[-1] == (size, size)
+
+    play(scene)
+
+
+@pytest.mark.parametrize("is_sized", [True, False])
+@pytest.mark.parametrize("torn", [b"\0" * 40, b"\0" * 1024, b"\0" * 5000])
+def test_what_is_here_of_a_blob_and_torn_is_fetched_anew(tmp_path: Path, torn: bytes, is_sized: bool) -> None:
+    async def scene() -> None:
+        fabric = LoopbackFabric()
+        hub, leaf = fabric.open("hub"), fabric.open("leaf")
+        theirs, mine = FolderBlobs(tmp_path / "a"), FolderBlobs(tmp_path / "b")
+        await serve_blobs(hub, KEY, theirs)
+        digest = theirs.put(os.urandom(1024))
+        mine.write_at(digest, 0, torn)
+        await (fetch_blob(leaf, KEY, digest, 1024, mine) if is_sized else fetch_unsized(leaf, KEY, digest, mine))
+        assert mine.read(digest) == theirs.read(digest)
 
     play(scene)
 

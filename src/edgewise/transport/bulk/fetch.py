@@ -15,6 +15,7 @@ is in `window.py`; no rate is configured.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ import msgspec
 import numpy as np
 
 from edgewise.core.backoff import Backoff
-from edgewise.core.errors import DeadlineExceeded, FrameRefused, InputError, Unreachable
+from edgewise.core.errors import DeadlineExceeded, FrameRefused, InputError, StoreError, StoreUnavailable, Unreachable
 from edgewise.core.ids import Digest
 from edgewise.ledger.entry import Purpose
 from edgewise.transport.bulk.blobs import FolderBlobs
@@ -30,6 +31,7 @@ from edgewise.transport.bulk.window import MAX_CHUNK_BYTES, Arrival, Window, arr
 from edgewise.transport.frame import CHUNK_REQUEST, Frame, make_frame
 from edgewise.transport.transport import Registration, Transport
 
+log = logging.getLogger("edgewise.transport")
 Progress = Callable[[int, int], object]
 """Takes (bytes here, bytes in all)."""
 Allow = Callable[[Frame, Digest], Awaitable[None]]
@@ -108,9 +110,10 @@ async def fetch_blob(
         StoreError: If what came has another digest.
     """
     async with blobs.transfers.one(digest):
-        if not blobs.claim(digest):
+        is_resumed = blobs.partial_size(digest) > 0
+        while not blobs.claim(digest):
             await _Fetch(transport, key, digest, size_bytes, blobs, run, progress).run()
-            await asyncio.to_thread(blobs.finish, digest)
+            is_resumed = await _finished(blobs, digest, is_resumed=is_resumed)
 
 
 async def fetch_unsized(transport: Transport, key: str, digest: Digest, blobs: FolderBlobs) -> None:
@@ -128,6 +131,7 @@ async def fetch_unsized(transport: Transport, key: str, digest: Digest, blobs: F
         StoreError: If what came has another digest.
     """
     async with blobs.transfers.one(digest):
+        is_resumed = blobs.partial_size(digest) > 0
         while not blobs.has(digest):
             offset = blobs.partial_size(digest)
             request = ChunkRequest(digest, offset, MAX_CHUNK_BYTES)
@@ -136,7 +140,23 @@ async def fetch_unsized(transport: Transport, key: str, digest: Digest, blobs: F
             if data:
                 await asyncio.to_thread(blobs.write_at, digest, offset, data)
             if len(data) < MAX_CHUNK_BYTES:
-                await asyncio.to_thread(blobs.finish, digest)
+                is_resumed = await _finished(blobs, digest, is_resumed=is_resumed)
+
+
+async def _finished(blobs: FolderBlobs, digest: Digest, *, is_resumed: bool) -> bool:
+    """Has a blob verified and stored; False also where it has to come anew.
+
+    What was here of it before may be torn by a loss of power: that says nothing of whoever gave the rest.
+    """
+    try:
+        await asyncio.to_thread(blobs.finish, digest)
+    except StoreUnavailable:
+        raise
+    except StoreError as error:
+        if not is_resumed:
+            raise
+        log.info("what was here of a blob was damaged, all of it is fetched anew: %s", error)
+    return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -181,8 +181,11 @@ def _tasked(parts: StepParts, state: EdgeState, event: Received) -> EdgeResult:
     letter = event.letter
     assert isinstance(letter, EdgeTask)
     known = state.tasks.get(letter.assignment)
-    if known is not None:
-        return state, (Accept(), *_outstanding(known, ask_anew=True))
+    if known is not None:  # it may have lost the sum, or refused it for its own sake: what it has not, it gets
+        if known.is_delivered:
+            known = msgspec.structs.replace(known, is_delivered=False)
+            state = _with(state, known)
+        return state, (Accept(), *_outstanding(known))
     newest = max((_place(task.letter) for task in state.tasks.values()), default=_place(letter))
     if newest > _place(letter):
         return state, (Refuse(Refusal.LATE, f"{letter.edge} works for round {newest[0]} already."),)
@@ -201,10 +204,10 @@ def _tasked(parts: StepParts, state: EdgeState, event: Received) -> EdgeResult:
     return _settled(parts, _with(EdgeState(kept), task), task, (Accept(), *_outstanding(task)))
 
 
-def _outstanding(task: OpenTask, ask_anew: bool = False) -> tuple[Action, ...]:
+def _outstanding(task: OpenTask) -> tuple[Action, ...]:
     letter = task.letter
     if task.report is not None:
-        return () if task.is_delivered and not ask_anew else (Send(COORDINATOR_ADDRESS, task.report),)
+        return () if task.is_delivered else (Send(COORDINATOR_ADDRESS, task.report),)
     timer = () if letter.deadline_s is None else (SetTimer(_timer_name(letter), letter.deadline_s),)
     return (*timer, *_orders(letter, task.collection.outstanding))
 
