@@ -13,9 +13,11 @@ from edgewise.fleet.messages import LetterAck, Message, NodeInfo, RunLetter
 from edgewise.fleet.node.node import Node, Route
 from edgewise.fleet.training.local_worker import LocalWorker
 from edgewise.fleet.training.role_driver import RoleDriver
+from edgewise.fleet.training.run_blobs import MappedBlobs
 from edgewise.fleet.training.run_roles import RunRoles
 from edgewise.training.client_update import ClientUpdate
 from edgewise.training.protocols.client_role import ClientState
+from edgewise.training.protocols.folding import blob
 from edgewise.training.protocols.letters import PeerShare, SumReport, UpdateReport
 from edgewise.training.protocols.messages import (
     Accept,
@@ -261,9 +263,9 @@ class RememberingWorker(LocalWorker):
         return update
 
     def _key(self, driver: RoleDriver, work: Work) -> tuple[Any, ...]:
-        order, held = work.order, {}
-        for section in order.sections:
-            held[section.name] = digest_of(self.node.blobs.read(section.blob.digest))
+        order, held, blobs = work.order, {}, MappedBlobs(self.node.blobs)
+        for section in order.sections:  # read as the worker does: what is missing is told as that
+            held[section.name] = digest_of(blob(blobs, section.blob.digest))
         kept = ""
         if work.kept is not None and self.private.has(work.kept):
             kept = digest_of(self.private.read(work.kept))
