@@ -19,6 +19,8 @@ from edgewise.transport.bulk.blobs import DAMAGED, FolderBlobs
 
 PATIENCE_S = 30.0
 """When all faults are over, an operator looks after so long why a run goes on."""
+TIMES_ASKED = 2
+"""How often an operator asks for what nobody answers."""
 NAMED_BY = 12
 """Characters of a digest by which people are told of a blob."""
 
@@ -52,11 +54,14 @@ class Repairs:
         if is_led and holders and not any(node in self._fleet.down for node in self._fleet.disks):
             return f"the run waits for a blob that {holders[0]} has: {cause}"
         self._fleet.is_cancelled = True
-        try:
-            await self._fleet.operator.cancel(self._fleet.run)
-        except EdgewiseError as error:
-            return f"a run that waits for a damaged blob cannot be cancelled: {error}"
-        return ""
+        cause = ""
+        for _ in range(TIMES_ASKED):  # a fault may begin with the answer
+            try:
+                await self._fleet.operator.cancel(self._fleet.run)
+                return ""
+            except EdgewiseError as error:
+                cause = error.message
+        return f"a run that waits for a damaged blob cannot be cancelled: {cause}"
 
     async def _repaired(self) -> str:
         for node in sorted(self._fleet.disks):
