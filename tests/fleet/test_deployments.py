@@ -410,6 +410,21 @@ def test_an_edge_that_returns_before_a_rollout_begins_has_its_version_when_it_is
     asyncio.run(run())
 
 
+def test_who_says_that_it_serves_something_else_gets_what_is_in_force() -> None:
+    async def run() -> None:
+        fleet = Fleet()
+        await fleet.deploy(1)
+        await fleet.made.returned(info(DEVICE, Tier.DEVICE, fleet.node.serves))
+        fleet.node.orders.clear()
+        fleet.made.proved(info(DEVICE, Tier.DEVICE, fleet.node.serves))
+        fleet.node.serves = {"digits": InForce(2, Revision(7), "of an order from before a crash")}  # type: ignore[dict-item]
+        fleet.made.proved(info(DEVICE, Tier.DEVICE, fleet.node.serves))
+        await fleet.until(lambda: fleet.node.installed(DEVICE) == [("digits", 1)])
+        assert fleet.node.serves["digits"].version == 1
+
+    asyncio.run(run())
+
+
 def test_a_device_that_is_back_before_a_question_to_it_fails_is_not_taken_for_away() -> None:
     async def run() -> None:
         fleet = Fleet()

@@ -92,7 +92,9 @@ class Coordinator:
             self.registry, node.blobs, load_holdouts(settings.holdout), load_judge(settings.judge)
         )
         node.grants.is_graph = self.versions.is_graph
-        self.watch = Watch(node, ready=self._ready, lost=self._lost, prove_every_s=PROVE_EVERY_S)
+        self.watch = Watch(
+            node, ready=self._ready, lost=self._lost, prove_every_s=PROVE_EVERY_S, proved=self._proved_again
+        )
         self.runs = Runs(node, self.events, self.versions, self.watch, self._on_event, worker)
         self.deployments = Deployments(node, self.versions, self.watch, self.events, host_here, self._on_event)
         self.drift: dict[str, DriftWatch] = {}
@@ -147,6 +149,10 @@ class Coordinator:
         self._on_event("node_ready", {"node": info.node, "tier": str(info.tier)})
         self.runs.roles.node_ready(info)
         self.node.spawn(self.deployments.returned(info), f"install on {info.node}")
+
+    def _proved_again(self, info: NodeInfo) -> None:
+        if not _is_operator(info):
+            self.deployments.proved(info)
 
     def _lost(self, node: NodeId, cause: str) -> None:
         info = self.watch.members.members[node].info

@@ -49,6 +49,7 @@ class Watch:
         tiers: Iterable[Tier] = tuple(Tier),
         ask_every_s: float = ASK_EVERY_S,
         prove_every_s: float | None = None,
+        proved: Callable[[NodeInfo], None] = lambda _: None,
     ) -> None:
         """Makes a watch; `start` begins.
 
@@ -59,11 +60,13 @@ class Watch:
             tiers: Tiers to watch.
             ask_every_s: How often an awaited worker's counter is asked.
             prove_every_s: How often those who are here prove it again; None never asks.
+            proved: Called with the info of each that does.
         """
         self.members = Membership()
         self._node = node
         self._ready = ready
         self._lost = lost
+        self._proved = proved
         self._tiers = frozenset(tiers)
         self._ask_every_s, self._prove_every_s = ask_every_s, prove_every_s
         self._claims: dict[NodeId, asyncio.Event] = {}
@@ -196,6 +199,7 @@ class Watch:
                 try:
                     for info in await self._node.proofs_of(node):
                         self._described(info)
+                        self._proved(info)
                 except EdgewiseError as error:
                     self._missed(node, MOST_SILENT, error)
 

@@ -230,6 +230,17 @@ class Deployments:
         names = dict.fromkeys([*self.models, *info.models])
         await asyncio.gather(*(self._returned(info, name) for name in names))
 
+    def proved(self, info: NodeInfo) -> None:
+        """A node has said again what it serves: where that is not what is in force, it gets it.
+
+        An order that was given before a restart of this node may be carried out after it, when nobody expects that any more.
+        """
+        for name, now in self.in_force().items():
+            is_settled = not self._of(name).busy.locked() and (info.node, name) not in self.refusals
+            there = info.models.get(name)
+            if info.node != self.node.name and is_settled and (there is None or there.digest != self._digest(now)):
+                self._try_again_in(0.0, info.node, name)
+
     def lost(self, node: NodeId) -> None:
         """A node is gone: rollouts in progress go on without it."""
         for of in self.models.values():
