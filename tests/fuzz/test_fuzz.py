@@ -66,6 +66,11 @@ FOUND = {
     "text that is no UTF-8": ("profiles", b'{"tier":"\xff"}', "DataError"),
     "an archive of what is no array": ("array files", _zipped(b"no array"), "DataError"),
     "a file of a time that no clock has": ("backups", _tarred(mtime=2**63), "InputError"),
+    "a time longer than any number": (
+        "json bodies",
+        b'{"inputs":[],"parameters":{"timeout":1%s}}' % (b"0" * 400),
+        "InputError",
+    ),
     "a host with a port that is none": ("http", b"GET /\nHost::a\r\n\r\n", "404"),
     "a header that goes on": ("array files", b"\x93NUMPY\x01\x00\x10\x00{'descr': ((((  \n", "DataError"),
 }

@@ -111,7 +111,7 @@ def deadline_of(parameters: Any) -> float | None:
         value = parameters.get(key) if isinstance(parameters, dict) else None
         if value is None or value == 0:
             continue
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value * scale < 3600:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 3600 / scale:
             raise InputError(f"parameters.{key} is {value!r}, it must be a positive time below one hour.")
         return float(value) * scale
     return None
