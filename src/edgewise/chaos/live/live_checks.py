@@ -22,7 +22,7 @@ SETTLED_S = 20.0
 """Within so many seconds what was opened on account of faults is given back: threads that wait for work live ten."""
 SERVES_S = 60.0
 """Within so many seconds after the last fault everybody serves what is in force."""
-DAMAGE_WORDS = ("damaged", "spoiled", "missing", "repair", "not in this node's store")
+DAMAGE_WORDS = ("damaged", "spoiled", "repair", "not in this node's store", "lacks what it needs")
 """A run may end for one of these where a blob was flipped."""
 
 
