@@ -242,10 +242,13 @@ def begin(fleet: VirtualFleet, fault: Fault, on_over: Callable[[Fault], None]) -
         fault: Which.
         on_over: Told when it is.
     """
-    undo = FAULTS[fault.kind].begin(fleet, fault)
+    undo: Undo = _nothing
 
     def over() -> None:
         undo()
         on_over(fault)
 
-    asyncio.get_running_loop().call_later(fault.seconds, over, context=contextvars.Context())
+    try:
+        undo = FAULTS[fault.kind].begin(fleet, fault)
+    finally:  # also where the node died of another one in that very moment
+        asyncio.get_running_loop().call_later(fault.seconds, over, context=contextvars.Context())

@@ -6,6 +6,7 @@ way it was said before which blob it is.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from functools import partial
 
@@ -19,8 +20,8 @@ from edgewise.transport.bulk.blobs import DAMAGED, FolderBlobs
 
 PATIENCE_S = 30.0
 """When all faults are over, an operator looks after so long why a run goes on."""
-TIMES_ASKED = 2
-"""How often an operator asks for what nobody answers."""
+TIMES_ASKED, ASKED_EVERY_S = 3, 5.0
+"""How often an operator asks for what nobody answers, and the seconds between."""
 NAMED_BY = 12
 """Characters of a digest by which people are told of a blob."""
 
@@ -61,6 +62,7 @@ class Repairs:
                 return ""
             except EdgewiseError as error:
                 cause = error.message
+                await asyncio.sleep(ASKED_EVERY_S)
         return f"a run that waits for a damaged blob cannot be cancelled: {cause}"
 
     async def _repaired(self) -> str:
