@@ -105,8 +105,9 @@ class Reception:
             FrameRefused: If a blob is not what its name says, of an edge or a server.
         """
         letter, run = message.letter, run_of(message.letter)
+        self._check_server(letter, sender)  # first: nobody else may begin a role here
         driver = await self._find(run, message.to, letter)
-        await self._check_author(driver, letter, frame, sender)
+        await self._check_client(driver, letter, frame, sender)
         if isinstance(driver, LetterAck):
             return driver
         letter = with_spec(letter, driver.spec)
@@ -179,7 +180,19 @@ class Reception:
             return LetterAck(False, Refusal.INVALID, event.reason)
         return answer
 
-    async def _check_author(
+    def _check_server(self, letter: AnyLetter, sender: NodeInfo) -> None:
+        author = letter.author
+        if author.role == EDGE and sender.node != author.name:
+            reason = f"{sender.node!r} forwards a sum in the name of {author.name!r}. Each edge forwards its own."
+            self._refuse(f"a sum of {sender.node} in the name of {author.name}", reason)
+            raise IdentityRefused(reason, node=sender.node)
+        allowed = {COORDINATOR: (Tier.CLOUD,), "server": (Tier.CLOUD, Tier.EDGE)}.get(author.role)
+        if allowed is not None and sender.tier not in allowed:
+            reason = f"{sender.node!r} is a {sender.tier}; {letter.key!r} is taken from {' or '.join(allowed)} only."
+            self._refuse(f"an order of {sender.node}, a {sender.tier}", reason)
+            raise IdentityRefused(reason, node=sender.node)
+
+    async def _check_client(
         self, driver: RoleDriver | LetterAck, letter: AnyLetter, frame: Frame, sender: NodeInfo
     ) -> None:
         author = letter.author
@@ -200,15 +213,6 @@ class Reception:
                         reason=reason,
                     )
                 )
-            raise IdentityRefused(reason, node=sender.node)
-        if author.role == EDGE and sender.node != author.name:
-            reason = f"{sender.node!r} forwards a sum in the name of {author.name!r}. Each edge forwards its own."
-            self._refuse(f"a sum of {sender.node} in the name of {author.name}", reason)
-            raise IdentityRefused(reason, node=sender.node)
-        allowed = {COORDINATOR: (Tier.CLOUD,), "server": (Tier.CLOUD, Tier.EDGE)}.get(author.role)
-        if allowed is not None and sender.tier not in allowed:
-            reason = f"{sender.node!r} is a {sender.tier}; {letter.key!r} is taken from {' or '.join(allowed)} only."
-            self._refuse(f"an order of {sender.node}, a {sender.tier}", reason)
             raise IdentityRefused(reason, node=sender.node)
 
     def _refuse(self, what: str, reason: str) -> None:
