@@ -189,7 +189,7 @@ class FolderBlobs:
             try:
                 is_whole = self._is_as_named(digest)
             except FileNotFoundError as error:
-                raise _missing(digest) from error
+                raise self._missing(digest) from error
             if not is_whole:
                 raise self._set_aside(digest)
 
@@ -214,7 +214,7 @@ class FolderBlobs:
         try:
             return self.path(digest).stat().st_size
         except FileNotFoundError as error:
-            raise _missing(digest) from error
+            raise self._missing(digest) from error
 
     def read(self, digest: Digest, offset: int = 0, size: int | None = None) -> bytes:
         """Reads a blob or a part of it.
@@ -240,7 +240,7 @@ class FolderBlobs:
                     file.seek(offset)
                     return file.read(-1 if size is None else size)
             except FileNotFoundError as error:
-                raise _missing(digest) from error
+                raise self._missing(digest) from error
 
     def find(self, digest: Digest) -> bytes | None:
         """Reads a small blob; None if it is not here."""
@@ -267,7 +267,7 @@ class FolderBlobs:
             if digest not in self.transfers:
                 there = self.partial_size(digest)
                 if not there:
-                    raise _missing(digest)
+                    raise self._missing(digest)
                 raise Unreachable(
                     f"only the first {there:,} bytes of blob {digest[:12]} are here yet. Ask again, or another holder."
                 )
@@ -387,6 +387,14 @@ class FolderBlobs:
             digest=str(digest),
         )
 
+    def _missing(self, digest: Digest) -> StoreError:
+        """Why a blob is not here: whoever asks for one that a disk has spoiled is not to take this node for a liar."""
+        text = f"blob {digest[:12]} is not in this node's store."
+        aside = self.path(digest).with_name(f"{digest}{DAMAGED}")
+        if aside.exists():
+            return StoreDamaged(f"{text} It was damaged on its disk.", path=str(aside), digest=str(digest))
+        return StoreError(f"{text} Fetch it from a node that announced it.")
+
     def _partial(self, digest: Digest) -> Path:
         path = self.path(digest)
         return path.with_name(path.name + ".part")
@@ -401,7 +409,3 @@ def _stamp(path: Path) -> tuple[int, int, int]:
 def _digest_of_file(path: Path) -> Digest:
     with path.open("rb") as file:
         return Digest(hashlib.file_digest(file, "sha256").hexdigest())
-
-
-def _missing(digest: Digest) -> StoreError:
-    return StoreError(f"blob {digest[:12]} is not in this node's store. Fetch it from a node that announced it.")
