@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import json
 import re
@@ -196,7 +197,8 @@ def _asked(port: int, data: bytes) -> str:
         answer = b""
         try:
             connection.sendall(data)
-            connection.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(OSError):  # the server has answered, and closed
+                connection.shutdown(socket.SHUT_WR)
             while piece := connection.recv(65536):
                 answer += piece
         except (ConnectionResetError, BrokenPipeError):
