@@ -321,8 +321,9 @@ class Agent:
 
     def _begin_anew(self) -> None:
         """The network's library has panicked: this process can neither serve nor leave in order, one in its place can."""
-        self.must_begin_anew = True
-        self.stopped.set()
+        if not self.stopped.is_set() and not self.must_begin_anew:  # who is told to stop, stops
+            self.must_begin_anew = True
+            self.stopped.set()
 
     async def _keep_status(self) -> None:
         while True:

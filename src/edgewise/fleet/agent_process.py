@@ -93,8 +93,11 @@ async def _run_until_it_ends(agent: Agent, on_event: Say, stopped: asyncio.Event
     finally:
         if agent.must_begin_anew:
             log.critical("%s begins anew: zenoh has panicked, and reaches nobody from this process", settings.name)
-            await asyncio.sleep(ANEW_S)
-            begin_anew({LISTENED: agent.endpoint, LISTENED_HTTP: str(agent.serving.http_port or "")})
+            stopped.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stopped.wait(), ANEW_S)
+            if not stopped.is_set():  # else it was told to stop meanwhile
+                begin_anew({LISTENED: agent.endpoint, LISTENED_HTTP: str(agent.serving.http_port or "")})
         if not agent.is_displaced:
             end_in_time(STOP_S, 0)  # what must be on disk is there before it is acknowledged
         await agent.close()
@@ -110,10 +113,9 @@ def _where_it_listened(settings: AgentSettings) -> AgentSettings:
     """The settings with the ports of the process that began anew as this one."""
     endpoint, port = os.environ.pop(LISTENED, ""), os.environ.pop(LISTENED_HTTP, "")
     listen = (endpoint,) if endpoint and len(settings.listen) == 1 else settings.listen
-    host, _, wanted = settings.http.rpartition(":")
-    return msgspec.structs.replace(
-        settings, listen=listen, http=f"{host}:{port}" if port and wanted == "0" else settings.http
-    )
+    host, colon, wanted = settings.http.rpartition(":")
+    http = f"{host}{colon}{port}" if port and wanted == "0" else settings.http
+    return msgspec.structs.replace(settings, listen=listen, http=http)
 
 
 async def _first_of(*events: asyncio.Event) -> None:

@@ -67,19 +67,19 @@ def is_passing(error: EdgewiseError) -> bool:
         error: What `Node.ask` raised.
 
     Returns:
-        True where a way was lost or the network's library failed, here or between the other node and a third, where a frame was damaged on its way, where a
-        store takes nothing now, here or there, where the other node's was damaged, which it mends, where an answer was forged,
-        where a blob was asked of a node that has not named it yet, and where the other node does not believe now who this one
-        is: its clock is wrong, a certificate is to be renewed, that very frame had come before. False where it refused.
+        True where a way was lost or the network's library failed, here or between the other node and a third, where a frame was
+        damaged on its way, where a store takes nothing now, here or there, where the other node's was damaged, which it mends,
+        where an answer was forged, where a blob was asked of a node that has not named it yet, and where the other node does not
+        believe now who this one is: its clock is wrong, a certificate is to be renewed, that very frame had come before. False
+        where it refused.
     """
     if error.fields.get("is_damaged") or error.fields.get("reason") in _DOUBTS:
         return True
     if isinstance(error, RemoteError):
         return error.fields.get("remote_code") in _PASSING or error.fields.get("reason") == NOT_NAMED
-    is_of_the_network = type(error) is TransportError  # in the network's own words: it says nothing of the other node
-    return is_of_the_network or isinstance(
-        error, Unreachable | DeadlineExceeded | Busy | IdentityRefused | StoreUnavailable
-    )
+    if type(error) is TransportError:  # the network's own: it says nothing of the other node
+        return True
+    return isinstance(error, Unreachable | DeadlineExceeded | Busy | IdentityRefused | StoreUnavailable)
 
 
 async def deliver(

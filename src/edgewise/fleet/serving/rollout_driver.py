@@ -133,9 +133,8 @@ class RolloutDriver:
         for device in devices:
             try:
                 self.on_event(self._news_of(device, await self._actions.health(device)))
-            except (
-                EdgewiseError
-            ) as error:  # whether it is away the fleet's watch knows: it may be back before this fails
+            except EdgewiseError as error:
+                # Whether it is away is for the fleet's watch to say: it may be back before this question fails.
                 log.info("%s does not tell its health now: %s", device, error)
         await asyncio.sleep(HEALTH_EVERY_S)
         self.on_event(rollout.TimePassed(time.monotonic()))

@@ -129,12 +129,9 @@ class Reception:
             driver.met(driver, error)
             raise
         except EdgewiseError as error:
-            has_lost = (
-                isinstance(letter, Order) and error.fields.get("remote_code") == StoreError.code
-            )  # its server sees to it
-            if isinstance(error, RemoteError) and (
-                is_passing(error) or has_lost
-            ):  # a third node's: not for the sender to judge
+            # A third node's refusal is not for the sender to judge; what a server has lost it sees to itself.
+            has_lost = isinstance(letter, Order) and error.fields.get("remote_code") == StoreError.code
+            if isinstance(error, RemoteError) and (is_passing(error) or has_lost):
                 raise Unreachable(error.message) from error
             if is_passing(error) or not isinstance(letter, UpdateReport):
                 raise

@@ -415,9 +415,8 @@ class RoleDriver:
 
     def _is_durable(self, folded: list[tuple[Event, tuple[Action, ...]]], spare: set[Digest]) -> bool:
         """Whether a loss of power may not undo some events: what a client keeps, a part in a run, its end; the rest is asked for again."""
-        begins = (
-            self.state is None and self.role_name != CLIENT
-        )  # an edge that knows of no run hands its end on to nobody
+        # An edge that knows of no run hands its end on to nobody.
+        begins = self.state is None and self.role_name != CLIENT
         if self._must_last or begins or _has_ended(folded):
             return True
         private = None if self.role_name != CLIENT else self.private
@@ -470,11 +469,8 @@ class RoleDriver:
         for action in actions:
             if isinstance(action, Store):
                 self.incoming.name(action.blobs, self.mentioned)
-                for digest, data in action.blobs.items():
-                    if not (
-                        self.blobs.claim(digest) and self.blobs.is_sound(digest)
-                    ):  # a loss of power may have torn it
-                        self.put(data)
+                for data in action.blobs.values():
+                    self.put(data)  # also where it is here: a loss of power may have torn it
 
     def _note(self, event: Event | None, actions: Iterable[Action]) -> None:
         """Keeps account of what the role's state does not say to everybody."""

@@ -323,7 +323,8 @@ class RunRoles:
         if found is not None:
             return found
         if run in self._lacking and role_name == CLIENT and isinstance(letter, RunEnded):
-            await self._end_without(*self._lacking.pop(run))
+            driver, _ = self._lacking.pop(run)
+            await self._end_without(driver)
             return LetterAck()
         if run in self._unreadable:
             raise StoreUnavailable(self._unreadable[run])
@@ -444,7 +445,7 @@ class RunRoles:
         self._node.spare.set()
         self.expect()
 
-    async def _end_without(self, driver: RoleDriver, _: StoreDamaged) -> None:
+    async def _end_without(self, driver: RoleDriver) -> None:
         """The run is over for a client that still lacks what it needed for it."""
         ended = self._ended[driver.log] = _Ended(driver.log, driver.spec.layout)
         self._unreadable.pop(driver.run, None)

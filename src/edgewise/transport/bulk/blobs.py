@@ -171,10 +171,6 @@ class FolderBlobs:
         path = self.path(digest)
         return path.exists() and _digest_of_file(path) == digest
 
-    def is_sound(self, digest: Digest) -> bool:
-        """As `is_whole`, for what may be held in memory too; reads it but once as long as its file does not change."""
-        return digest in self._held or (self.path(digest).exists() and self._is_as_named(digest))
-
     def check(self, digest: Digest) -> None:
         """Checks that a blob is what its name says; reads all of it, but once as long as its file does not change.
 
