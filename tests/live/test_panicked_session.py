@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -33,7 +34,8 @@ class Session:
     def __getattr__(self, name):
         if NAMED.exists() and NAMED.read_text() == str(os.getpid()) and NAMED.stat().st_mtime > STARTED:
             raise PanicException("called `Result::unwrap()` on an `Err` value: PoisonError { .. }")
-        return getattr(self.session, name)
+        found = getattr(self.session, name)
+        return Session(found) if name == "info" else found
 
 
 open_session = zenoh.open
@@ -76,5 +78,26 @@ def test_a_node_whose_zenoh_panics_in_mid_run_is_back_and_the_run_ends_with_the_
         assert rows[node].info.generation > before
         assert process.running
         assert "begins anew: zenoh has panicked" in world.log(node)
+
+    world.run(scene())
+
+
+def test_a_node_that_begins_anew_and_is_told_to_stop_stops(world: World) -> None:
+    async def scene() -> None:
+        await world.all_here()
+        process, before = world.fleet.children["device-2"], len(world.log("device-2"))
+        panic_in(world, process.pid)
+
+        async def begins_anew() -> bool | None:
+            return "begins anew" in world.log("device-2")[before:] or None
+
+        await world.eventually(begins_anew)
+        process.send_signal(signal.SIGTERM)
+
+        async def has_ended() -> bool | None:
+            return not process.running or None
+
+        await world.eventually(has_ended)
+        await world.restart("device-2")
 
     world.run(scene())

@@ -348,7 +348,7 @@ class ZenohTransport(Transport):
 
     def _close_session(self) -> None:
         self._sender.join(0.5)
-        with contextlib.suppress(zenoh.ZError):
+        with contextlib.suppress(zenoh.ZError, TransportError):  # one that has panicked is closed by the process's end
             self._session.close()
         self._sender.join(0.5)
 
